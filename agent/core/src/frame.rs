@@ -1,0 +1,1 @@
+//! The codec of the tunnel protocol `ambit/1`.

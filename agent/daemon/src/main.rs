@@ -1,0 +1,3 @@
+//! `ambit`, the node-level ambient tunnel daemon.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Keys and values shared by ambit's eBPF programs and its agent.

@@ -1,0 +1,2 @@
+//! ambit's eBPF programs.
+fn main() {}

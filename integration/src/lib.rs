@@ -1,0 +1,1 @@
+//! Nodes and pods as network namespaces, real clients and servers, load harness.

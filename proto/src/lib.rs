@@ -1,0 +1,1 @@
+//! ambit's protobuf definitions and the code generated from them.

@@ -1,0 +1,3 @@
+//! Set-up, build, demo, test, bench and lint of ambit.
+
+fn main() {}
