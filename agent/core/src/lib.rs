@@ -7,4 +7,5 @@ pub mod discovery;
 pub mod frame;
 pub mod model;
 pub mod policy;
+pub mod reason;
 pub mod rotation;

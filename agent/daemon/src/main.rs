@@ -1,3 +1,13 @@
 //! `ambit`, the node-level ambient tunnel daemon.
 
+mod admin;
+mod app;
+mod capture;
+mod cli;
+mod discovery;
+mod identity;
+mod proxy;
+mod telemetry;
+mod tunnel;
+
 fn main() {}

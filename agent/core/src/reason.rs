@@ -1,0 +1,110 @@
+//! Why a connection was refused or cut: one code for logs, metrics, `ambit status` and the tunnel's DENY frame.
+
+use std::fmt;
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $code:literal, $label:literal;)*) => {
+        /// A stable reason. Numbers and labels never change their meaning; new ones are added at the end.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u16)]
+        #[non_exhaustive]
+        pub enum Reason {
+            $($(#[$doc])* $name = $code,)*
+        }
+
+        impl Reason {
+            /// Every reason, in the order of the codes.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The number that the DENY and RESET frames carry.
+            pub fn code(self) -> u16 {
+                self as u16
+            }
+
+            /// The label of metrics and logs: lower case, words joined by `_`.
+            pub fn label(self) -> &'static str {
+                match self {
+                    $(Self::$name => $label,)*
+                }
+            }
+
+            /// The reason for a number from a peer; a number that this version does not know is [`Reason::Unknown`].
+            pub fn from_code(code: u16) -> Self {
+                match code {
+                    $($code => Self::$name,)*
+                    _ => Self::Unknown,
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// A peer gave a code that this version does not know.
+    Unknown = 0, "unknown";
+    /// PeerAuthentication demands mutual TLS and the client spoke plaintext.
+    MtlsRequired = 1, "mtls_required";
+    /// An authorization policy refused the connection.
+    PolicyDenied = 2, "policy_denied";
+    /// The peer presented no certificate.
+    CertificateMissing = 10, "certificate_missing";
+    /// The peer's certificate is past its not-after.
+    CertificateExpired = 11, "certificate_expired";
+    /// The peer's certificate is before its not-before: one of the clocks is off.
+    CertificateNotYetValid = 12, "certificate_not_yet_valid";
+    /// The peer's certificate leads to no trusted root.
+    CertificateUntrusted = 13, "certificate_untrusted";
+    /// The peer's certificate has not exactly one URI SAN with a workload identity in it.
+    CertificateIdentity = 14, "certificate_identity";
+    /// The peer's certificate is valid, but for another workload than the one expected at that address.
+    IdentityMismatch = 15, "identity_mismatch";
+    /// The peer's certificate cannot be used otherwise (bad signature, wrong key usage, unreadable).
+    CertificateInvalid = 16, "certificate_invalid";
+    /// The peer's trust domain is not one of ours.
+    TrustDomain = 17, "trust_domain";
+    /// No certificate of our own for the workload, or it has expired.
+    IdentityUnavailable = 20, "identity_unavailable";
+    /// The TLS handshake failed for another reason.
+    TlsHandshake = 21, "tls_handshake";
+    /// The peer broke the tunnel protocol.
+    ProtocolError = 22, "protocol_error";
+    /// The peer took too long.
+    Timeout = 23, "timeout";
+    /// The destination is known, but has no such port.
+    UnknownPort = 30, "unknown_port";
+    /// The service has no endpoint.
+    NoEndpoint = 31, "no_endpoint";
+    /// The destination could not be connected to.
+    Unreachable = 32, "unreachable";
+    /// The application refused the connection: nothing listens on that port.
+    ConnectionRefused = 33, "connection_refused";
+    /// A bound of the agent is reached.
+    Overloaded = 40, "overloaded";
+    /// The agent has not yet seen its first complete state.
+    NotReady = 41, "not_ready";
+    /// The pod is no longer in the mesh, or the agent is stopping.
+    Draining = 42, "draining";
+    /// The original destination of a captured connection is not known.
+    OriginalDstUnknown = 43, "original_dst_unknown";
+    /// The application or its peer reset the connection.
+    Reset = 50, "reset";
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.label())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Reason;
+
+    #[test]
+    fn codes_come_back() {
+        for reason in Reason::ALL {
+            assert_eq!(Reason::from_code(reason.code()), *reason);
+        }
+        assert_eq!(Reason::from_code(65_535), Reason::Unknown);
+    }
+}

@@ -1,0 +1,1 @@
+//! The command line: arguments, config file and environment become one configuration.

@@ -1,0 +1,1 @@
+//! Live connections, metrics and the access log. Watches, never decides.

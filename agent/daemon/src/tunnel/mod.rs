@@ -1,0 +1,1 @@
+//! The tunnel protocol `ambit/1`: TLS, frames, pool. Is told address and expected identity.
