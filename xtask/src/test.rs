@@ -32,6 +32,9 @@ pub(crate) struct Args {
     /// List the end-to-end tests and run nothing.
     #[arg(long)]
     list: bool,
+    /// Test this binary instead of building one.
+    #[arg(long)]
+    binary: Option<PathBuf>,
     /// Run only end-to-end tests whose name contains this.
     #[arg(default_value = "")]
     filter: String,
@@ -65,7 +68,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             lint::all()?;
             unit()?
         };
-        Ok(Prepared { binary: build::daemon(true)?, passed })
+        let binary = match &args.binary {
+            Some(binary) => binary.canonicalize().with_context(|| binary.display().to_string())?,
+            None => build::daemon(true)?,
+        };
+        Ok(Prepared { binary, passed })
     };
     sandbox::supervised(prepare, |sandbox, prepared| {
         let console = Console::new(false);

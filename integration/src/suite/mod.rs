@@ -4,6 +4,7 @@
 
 mod addresses;
 mod certificates;
+mod control;
 mod evasion;
 mod failure;
 mod load;
@@ -54,6 +55,7 @@ pub struct Summary {
 /// Every test, in the order in which they run.
 pub fn tests() -> Vec<Test> {
     [
+        control::TESTS,
         wire::TESTS,
         addresses::TESTS,
         routing::TESTS,
