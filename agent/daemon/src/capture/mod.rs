@@ -22,6 +22,7 @@ use ambit_ebpf_common::Counters;
 pub(crate) use self::{
     pod::{Accepted, PodNet},
     programs::uninstall,
+    socket::reset_on_drop,
 };
 use self::programs::Programs;
 
