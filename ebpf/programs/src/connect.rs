@@ -12,7 +12,10 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 
-use crate::maps::{COUNTERS, DESTINATIONS, PODS, SOCKETS};
+use crate::{
+    context::{read_v6, write_v6},
+    maps::{COUNTERS, DESTINATIONS, PODS, SOCKETS},
+};
 
 const IPPROTO_TCP: u32 = 6;
 const IPPROTO_MPTCP: u32 = 262;
@@ -185,27 +188,11 @@ fn set_user_port(ctx: &SockAddrContext, port: u16) {
 #[inline(always)]
 fn user_v6(ctx: &SockAddrContext) -> Addr {
     // SAFETY: as above.
-    let words = unsafe {
-        [
-            core::ptr::read_volatile(&raw const (*ctx.sock_addr).user_ip6[0]),
-            core::ptr::read_volatile(&raw const (*ctx.sock_addr).user_ip6[1]),
-            core::ptr::read_volatile(&raw const (*ctx.sock_addr).user_ip6[2]),
-            core::ptr::read_volatile(&raw const (*ctx.sock_addr).user_ip6[3]),
-        ]
-    };
-    // SAFETY: both are 16 bytes of integers.
-    unsafe { core::mem::transmute::<[u32; 4], Addr>(words) }
+    unsafe { read_v6(&raw const (*ctx.sock_addr).user_ip6) }
 }
 
 #[inline(always)]
 fn set_user_v6(ctx: &SockAddrContext, addr: &Addr) {
-    // SAFETY: both are 16 bytes of integers.
-    let words = unsafe { core::mem::transmute::<Addr, [u32; 4]>(*addr) };
     // SAFETY: as above.
-    unsafe {
-        core::ptr::write_volatile(&raw mut (*ctx.sock_addr).user_ip6[0], words[0]);
-        core::ptr::write_volatile(&raw mut (*ctx.sock_addr).user_ip6[1], words[1]);
-        core::ptr::write_volatile(&raw mut (*ctx.sock_addr).user_ip6[2], words[2]);
-        core::ptr::write_volatile(&raw mut (*ctx.sock_addr).user_ip6[3], words[3]);
-    }
+    unsafe { write_v6(&raw mut (*ctx.sock_addr).user_ip6, addr) }
 }

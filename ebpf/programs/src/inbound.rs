@@ -5,6 +5,7 @@ use aya_ebpf::{macros::sk_lookup, programs::SkLookupContext};
 
 use crate::{
     connect::count,
+    context::read_v6,
     maps::{BYPASS, LISTENERS},
 };
 
@@ -39,13 +40,9 @@ pub fn ambit_inbound(ctx: SkLookupContext) -> u32 {
         let (local, remote) = unsafe { ((*lookup).local_ip4, (*lookup).remote_ip4) };
         (mapped(local.to_ne_bytes()), mapped(remote.to_ne_bytes()), FAMILY_V4)
     } else {
-        // SAFETY: as above; both are 16 bytes of integers.
+        // SAFETY: as above.
         unsafe {
-            (
-                core::mem::transmute::<[u32; 4], Addr>((*lookup).local_ip6),
-                core::mem::transmute::<[u32; 4], Addr>((*lookup).remote_ip6),
-                FAMILY_V6,
-            )
+            (read_v6(&raw const (*lookup).local_ip6), read_v6(&raw const (*lookup).remote_ip6), FAMILY_V6)
         }
     };
     // The pod talking to itself. From outside, such a packet is dropped as martian before it gets here.

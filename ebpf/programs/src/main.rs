@@ -8,6 +8,7 @@
 #![no_main]
 
 mod connect;
+mod context;
 mod inbound;
 mod maps;
 mod sockops;

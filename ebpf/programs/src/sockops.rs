@@ -12,7 +12,10 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 
-use crate::maps::{BYPASS, ORIGINS, SOCKETS};
+use crate::{
+    context::read_v6,
+    maps::{BYPASS, ORIGINS, SOCKETS},
+};
 
 const AF_INET: u32 = 2;
 const TCP_ESTABLISHED: u32 = 1;
@@ -98,12 +101,12 @@ fn remote_v4(ctx: &SockOpsContext) -> Addr {
 
 #[inline(always)]
 fn local_v6(ctx: &SockOpsContext) -> Addr {
-    // SAFETY: both are 16 bytes of integers.
-    unsafe { core::mem::transmute::<[u32; 4], Addr>(ctx.local_ip6()) }
+    // SAFETY: the context is valid for the program's run; the verifier checks the accesses.
+    unsafe { read_v6(&raw const (*ctx.ops).local_ip6) }
 }
 
 #[inline(always)]
 fn remote_v6(ctx: &SockOpsContext) -> Addr {
-    // SAFETY: both are 16 bytes of integers.
-    unsafe { core::mem::transmute::<[u32; 4], Addr>(ctx.remote_ip6()) }
+    // SAFETY: as above.
+    unsafe { read_v6(&raw const (*ctx.ops).remote_ip6) }
 }

@@ -145,9 +145,18 @@ impl PodNet {
 
     /// Connects to the pod's application in the name of `client`.
     pub(crate) async fn deliver(&self, client: ClientAddr, app: PodAddr) -> io::Result<TcpStream> {
-        let socket = self.netns.run(|| socket::transparent(client.0.ip()))?;
-        self.mark(&socket, SOCKET_DELIVERY)?;
-        let stream = TcpSocket::from_std_stream(socket.into()).connect(app.0).await?;
+        let mut attempt = 0;
+        let stream = loop {
+            match self.try_deliver(client, app, attempt).await {
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
+                        && attempt < socket::DELIVERY_ATTEMPTS =>
+                {
+                    attempt += 1;
+                }
+                result => break result?,
+            }
+        };
         let local = canonical(stream.local_addr()?);
         let flow = Flow {
             netns: self.netns.cookie(),
@@ -158,6 +167,12 @@ impl PodNet {
         };
         self.maps.forget_bypass(&flow);
         Ok(stream)
+    }
+
+    async fn try_deliver(&self, client: ClientAddr, app: PodAddr, attempt: u32) -> io::Result<TcpStream> {
+        let socket = self.netns.run(|| socket::transparent(client.0.ip(), attempt))?;
+        self.mark(&socket, SOCKET_DELIVERY)?;
+        TcpSocket::from_std_stream(socket.into()).connect(app.0).await
     }
 
     /// Where the programs find the agent in this pod.

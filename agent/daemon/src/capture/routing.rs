@@ -19,15 +19,19 @@ const TABLE: u32 = 15_101;
 const PRIORITY: u32 = 32_101;
 const LOOPBACK: u32 = 1;
 
-/// (path under `/proc/sys/net/ipv4`, value while enrolled, value afterwards). `tcp_tw_reuse`: all captured connections of
-/// a pod share one destination, so the ports of those in TIME_WAIT must be usable again (RFC 6191).
-const SYSCTLS: [(&str, &str, &str); 2] = [("tcp_fwmark_accept", "1", "0"), ("tcp_tw_reuse", "1", "2")];
+/// (path under `/proc/sys/net`, value while enrolled, value afterwards). `fwmark_reflect` keeps the RST of a port on which
+/// nothing listens inside. `tcp_tw_reuse`: all captured connections of a pod share one destination, so the ports of those
+/// in TIME_WAIT must be usable again (RFC 6191).
+const SYSCTLS: [(&str, &str, &str); 4] = [
+    ("ipv4/tcp_fwmark_accept", "1", "0"),
+    ("ipv4/fwmark_reflect", "1", "0"),
+    ("ipv6/fwmark_reflect", "1", "0"),
+    ("ipv4/tcp_tw_reuse", "1", "2"),
+];
 
 /// Puts rule, route and sysctls in place; they may be there already.
 pub(super) async fn prepare(netns: &Netns, v4: bool, v6: bool) -> io::Result<()> {
-    netns.run(|| {
-        SYSCTLS.iter().try_for_each(|(name, on, _)| fs::write(sysctl_path(name), on))
-    })?;
+    netns.run(|| SYSCTLS.iter().try_for_each(|(name, on, _)| set_sysctl(name, on)))?;
     let handle = connect(netns)?;
     for family in families(v4, v6) {
         match handle_rule_add(&handle, family).await {
@@ -44,9 +48,8 @@ pub(super) async fn prepare(netns: &Netns, v4: bool, v6: bool) -> io::Result<()>
 
 /// Takes them off again. The namespace may be gone, or somebody else may have taken them off: nothing to complain of.
 pub(super) async fn restore(netns: &Netns, v4: bool, v6: bool) {
-    let _: io::Result<()> = netns.run(|| {
-        SYSCTLS.iter().try_for_each(|(name, _, off)| fs::write(sysctl_path(name), off))
-    });
+    let _: io::Result<()> =
+        netns.run(|| SYSCTLS.iter().try_for_each(|(name, _, off)| set_sysctl(name, off)));
     let Ok(handle) = connect(netns) else {
         return;
     };
@@ -64,8 +67,12 @@ fn families(v4: bool, v6: bool) -> impl Iterator<Item = AddressFamily> {
         .filter_map(|(wanted, family)| wanted.then_some(family))
 }
 
-fn sysctl_path(name: &str) -> String {
-    format!("/proc/sys/net/ipv4/{name}")
+/// A kernel without IPv6 has no settings for it.
+fn set_sysctl(name: &str, value: &str) -> io::Result<()> {
+    match fs::write(format!("/proc/sys/net/{name}"), value) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && name.starts_with("ipv6/") => Ok(()),
+        result => result,
+    }
 }
 
 /// A netlink connection inside the namespace; it ends when the handle is dropped.

@@ -13,9 +13,15 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 /// a rule then keeps inside the pod's namespace.
 pub(super) const DELIVERY_MARK: u32 = 0x0a3b_17ed;
 
-/// Source ports of dials in a client's name: below the ports that Linux hands out, so that they never meet a port which
-/// that same client has open to the same pod.
-const DELIVERY_PORTS: (u16, u16) = (1024, 32_767);
+/// Source ports of dials in a client's name, as the `attempt`-th try picks them: outside the range that Linux hands out
+/// by default (32,768 to 60,999), so that a dial never meets a port which that same client has open to the same pod; above
+/// it first, where servers seldom are.
+fn delivery_port(attempt: u32) -> u16 {
+    if attempt < 8 { rand::random_range(61_000..=65_535) } else { rand::random_range(16_384..=32_767) }
+}
+
+/// How many source ports to try for one dial.
+pub(super) const DELIVERY_ATTEMPTS: u32 = 24;
 
 /// A non-blocking TCP socket.
 pub(super) fn tcp(v6: bool) -> io::Result<Socket> {
@@ -34,8 +40,9 @@ pub(super) fn listen(ip: IpAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// A socket that connects in the name of `client`, whose address is not this host's.
-pub(super) fn transparent(client: IpAddr) -> io::Result<Socket> {
+/// A socket that connects in the name of `client`, whose address is not this host's, from a port of the `attempt`-th
+/// choice.
+pub(super) fn transparent(client: IpAddr, attempt: u32) -> io::Result<Socket> {
     let socket = tcp(client.is_ipv6())?;
     let (level, name) = match client {
         IpAddr::V4(_) => (libc::SOL_IP, libc::IP_TRANSPARENT),
@@ -44,24 +51,10 @@ pub(super) fn transparent(client: IpAddr) -> io::Result<Socket> {
     set(&socket, level, name, 1)?;
     socket.set_mark(DELIVERY_MARK)?;
     socket.set_tcp_nodelay(true)?;
-    set(&socket, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
-    const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
-    let range = u32::from(DELIVERY_PORTS.0) | u32::from(DELIVERY_PORTS.1) << 16;
-    if set(&socket, libc::SOL_IP, IP_LOCAL_PORT_RANGE, range).is_ok() {
-        socket.bind(&SocketAddr::new(client, 0).into())?;
-        return Ok(socket);
-    }
-    // Linux before 6.3 has no range per socket.
+    // A port may serve several dials to different destinations, and is no obstacle to a server that wants to listen on it.
     socket.set_reuse_address(true)?;
-    let mut last = io::Error::from(io::ErrorKind::AddrInUse);
-    for _ in 0..16 {
-        let port = rand::random_range(DELIVERY_PORTS.0..=DELIVERY_PORTS.1);
-        match socket.bind(&SocketAddr::new(client, port).into()) {
-            Ok(()) => return Ok(socket),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
+    socket.bind(&SocketAddr::new(client, delivery_port(attempt)).into())?;
+    Ok(socket)
 }
 
 /// Keep-alive of connections between agents: a peer that is gone is noticed after half an hour at most (spec/wire.md
