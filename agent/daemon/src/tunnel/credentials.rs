@@ -36,7 +36,7 @@ impl Wallet {
         // A panic while the lock is held cannot leave the map half changed.
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(credentials) = made.get(id)
-            && Arc::ptr_eq(credentials.svid(), &svid)
+            && credentials.svid().serial == svid.serial
         {
             return Ok(credentials.clone());
         }
