@@ -1,1 +1,18 @@
 //! Nodes and pods as network namespaces, real clients and servers, load harness.
+//!
+//! What stands on a machine for a test run is owned by a [`sandbox::Sandbox`] and swept from outside whatever happens to
+//! the process that made it. The daemon is used through its command line only.
+
+pub mod agent;
+pub mod capture;
+pub mod certs;
+pub mod console;
+pub mod load;
+pub mod manifests;
+pub mod netns;
+pub mod process;
+pub mod sandbox;
+pub mod suite;
+pub mod tools;
+pub mod topology;
+pub mod world;

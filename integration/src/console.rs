@@ -1,0 +1,56 @@
+//! Progress and results for a person at a terminal or in a log. Leaves machine-readable output to the verbs.
+
+use std::{
+    fmt::Display,
+    io::{IsTerminal as _, Write as _},
+};
+
+/// Where a verb talks to its user: on stdout, or on stderr when stdout carries JSON.
+#[derive(Clone, Copy, Debug)]
+pub struct Console {
+    to_stderr: bool,
+    colour: bool,
+}
+
+impl Console {
+    /// A console; with `json`, stdout is left alone.
+    pub fn new(json: bool) -> Self {
+        let terminal = if json { std::io::stderr().is_terminal() } else { std::io::stdout().is_terminal() };
+        Self { to_stderr: json, colour: terminal && std::env::var_os("NO_COLOR").is_none() }
+    }
+
+    /// A line.
+    pub fn line(&self, text: impl Display) {
+        self.write(format_args!("{text}\n"));
+    }
+
+    /// Text without a line end, shown at once.
+    pub fn partial(&self, text: impl Display) {
+        self.write(text);
+    }
+
+    /// The heading of a step.
+    pub fn heading(&self, text: impl Display) {
+        self.line(format_args!("\n{}", self.paint("1", text)));
+    }
+
+    /// Something that held.
+    pub fn good(&self, text: impl Display) {
+        self.line(format_args!("  {} {text}", self.paint("32", "✓")));
+    }
+
+    /// `text` in an ANSI style (`1` bold, `31` red, `32` green), plain where no terminal shows it.
+    pub fn paint(&self, style: &str, text: impl Display) -> String {
+        if self.colour { format!("\x1b[{style}m{text}\x1b[0m") } else { text.to_string() }
+    }
+
+    fn write(&self, text: impl Display) {
+        // A closed pipe is the reader's choice; the work goes on and cleans up after itself.
+        if self.to_stderr {
+            let _ = write!(std::io::stderr(), "{text}");
+        } else {
+            let mut stdout = std::io::stdout().lock();
+            let _ = write!(stdout, "{text}").and_then(|()| stdout.flush());
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! Load between two pods, and the figures of it, by the same programs whatever lies between them.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{
+    netns::Netns,
+    process::{self, Process},
+    tools::Latency,
+    topology::Pod,
+};
+
+/// Ports of the servers that [`Servers`] runs in a pod.
+pub mod ports {
+    /// HTTP.
+    pub const HTTP: u16 = 8080;
+    /// HTTP, a second one, behind the named port `admin`.
+    pub const ADMIN: u16 = 8081;
+    /// Echo.
+    pub const ECHO: u16 = 9000;
+    /// Speaks first, and says whom it sees.
+    pub const WHOAMI: u16 = 9001;
+    /// Answers at length after the client's FIN.
+    pub const HALF_CLOSE: u16 = 9002;
+    /// Resets.
+    pub const RESET: u16 = 9003;
+    /// iperf3.
+    pub const IPERF: u16 = 5201;
+}
+
+/// How long the answer of the half-close server is, without its first line.
+pub const HALF_CLOSE_BYTES: usize = 4_000_000;
+
+/// The figures of one way between two pods.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Figures {
+    /// One TCP stream, in Gbit/s.
+    pub one_stream_gbps: f64,
+    /// Eight TCP streams together, in Gbit/s.
+    pub eight_streams_gbps: f64,
+    /// A 128-byte round trip, median, in microseconds.
+    pub round_trip_p50_us: f64,
+    /// The same, 99th percentile.
+    pub round_trip_p99_us: f64,
+    /// HTTP requests a second over 32 connections kept alive.
+    pub http_requests_per_second: f64,
+    /// HTTP requests a second with a connection for each, 32 at a time.
+    pub connections_per_second: f64,
+}
+
+/// The servers of one pod, on every address it has.
+#[derive(Debug)]
+pub struct Servers {
+    _processes: Vec<Process>,
+}
+
+/// What a command of the harness's own tools needs: the program that has them.
+pub fn tool(netns: &Netns) -> Result<Command> {
+    let mut command = netns.command(std::env::current_exe().context("own executable")?);
+    command.arg("tool");
+    Ok(command)
+}
+
+impl Servers {
+    /// Starts all of them and waits until each takes connections.
+    pub fn start(pod: &Pod, folder: &Path) -> Result<Self> {
+        let bytes = HALF_CLOSE_BYTES.to_string();
+        let tools: [(&str, u16, &[&str]); 6] = [
+            ("http-server", ports::HTTP, &[]),
+            ("http-server", ports::ADMIN, &[]),
+            ("echo-server", ports::ECHO, &[]),
+            ("whoami-server", ports::WHOAMI, &[]),
+            ("answer-after-eof", ports::HALF_CLOSE, &["--bytes", &bytes]),
+            ("reset-server", ports::RESET, &[]),
+        ];
+        let mut processes = Vec::new();
+        for (name, port, extra) in tools {
+            let mut command = tool(&pod.netns)?;
+            command.args([name, "--listen", &format!("[::]:{port}")]).args(extra);
+            processes.push((Process::start(&mut command, &log(folder, pod, name, port))?, "ready"));
+        }
+        let mut iperf = pod.netns.command("iperf3");
+        iperf.args(["-s", "--forceflush", "-p", &ports::IPERF.to_string()]);
+        let log = log(folder, pod, "iperf3", ports::IPERF);
+        processes.push((Process::start(&mut iperf, &log)?, "Server listening"));
+        for (process, word) in &mut processes {
+            process.wait_for(word, Duration::from_secs(10))?;
+        }
+        Ok(Self { _processes: processes.into_iter().map(|(process, _)| process).collect() })
+    }
+}
+
+/// Measures from `client` to `server`, whose [`Servers`] run; each of the five loads takes `seconds`.
+pub fn measure(client: &Pod, server: &Pod, seconds: u32, mut progress: impl FnMut(&str)) -> Result<Figures> {
+    progress("one stream");
+    let one = iperf(client, server, seconds, &[])?;
+    progress("eight streams");
+    let eight = iperf(client, server, seconds, &["-P", "8"])?;
+    progress("round trip");
+    let latency = ping_pong(&client.netns, (server.v4, ports::ECHO).into(), seconds * 1000)?;
+    progress("HTTP keep-alive");
+    let keep_alive = wrk(client, server, seconds, false)?;
+    progress("HTTP close");
+    let close = wrk(client, server, seconds, true)?;
+    Ok(Figures {
+        one_stream_gbps: one.gbps(),
+        eight_streams_gbps: eight.gbps(),
+        round_trip_p50_us: latency.p50_us,
+        round_trip_p99_us: latency.p99_us,
+        http_requests_per_second: keep_alive,
+        connections_per_second: close,
+    })
+}
+
+/// What iperf3 measured.
+#[derive(Clone, Debug)]
+pub struct Iperf(Value);
+
+impl Iperf {
+    /// Gbit/s as the receiver counted them, in the direction of the test.
+    pub fn gbps(&self) -> f64 {
+        self.0["end"]["sum_received"]["bits_per_second"].as_f64().unwrap_or(0.0) / 1e9
+    }
+
+    /// The same for the way back of a `--bidir` test.
+    pub fn reverse_gbps(&self) -> f64 {
+        self.0["end"]["sum_received_bidir_reverse"]["bits_per_second"].as_f64().unwrap_or(0.0) / 1e9
+    }
+}
+
+/// Runs iperf3 for `seconds` with `extra` flags; an error of either end is an error.
+pub fn iperf(client: &Pod, server: &Pod, seconds: u32, extra: &[&str]) -> Result<Iperf> {
+    let mut command = client.netns.command("iperf3");
+    command.args([
+        "-J",
+        "-c",
+        &server.v4.to_string(),
+        "-p",
+        &ports::IPERF.to_string(),
+        "-t",
+        &seconds.to_string(),
+    ]);
+    command.args(extra);
+    let limit = Duration::from_secs(u64::from(seconds) + 20);
+    let done = process::run(&mut command, limit)?;
+    let report: Value = serde_json::from_str(&done.stdout).with_context(|| done.told())?;
+    ensure!(
+        report["error"].is_null() && done.status.success(),
+        "iperf3: {}: {}",
+        report["error"],
+        done.told()
+    );
+    Ok(Iperf(report))
+}
+
+/// Round trips with the tool `ping-pong`.
+pub fn ping_pong(client: &Netns, to: SocketAddr, milliseconds: u32) -> Result<Latency> {
+    let mut command = tool(client)?;
+    command.args(["ping-pong", "--to", &to.to_string(), "--for-ms", &milliseconds.to_string()]);
+    let limit = Duration::from_secs(u64::from(milliseconds) / 1000 + 25);
+    let text = process::run(&mut command, limit)?.ok()?;
+    serde_json::from_str(&text).context("ping-pong's answer")
+}
+
+/// HTTP requests a second with wrk over 32 connections, kept alive or closed after each request.
+pub fn wrk(client: &Pod, server: &Pod, seconds: u32, close: bool) -> Result<f64> {
+    let mut command = client.netns.command("wrk");
+    command.args(["-t", "2", "-c", "32", "-d", &format!("{seconds}s"), "--timeout", "5s"]);
+    if close {
+        command.args(["-H", "Connection: close"]);
+    }
+    command.arg(format!("http://{}:{}/", server.v4, ports::HTTP));
+    let text = process::run(&mut command, Duration::from_secs(u64::from(seconds) + 20))?.ok()?;
+    requests_per_second(&text)
+}
+
+/// The median of each figure over several rounds.
+pub fn median(rounds: &[Figures]) -> Figures {
+    let of = |field: fn(&Figures) -> f64| {
+        let mut values: Vec<f64> = rounds.iter().map(field).collect();
+        values.sort_by(f64::total_cmp);
+        let middle = values.len() / 2;
+        match values.len() {
+            0 => 0.0,
+            odd if odd % 2 == 1 => values[middle],
+            _ => f64::midpoint(values[middle - 1], values[middle]),
+        }
+    };
+    Figures {
+        one_stream_gbps: of(|f| f.one_stream_gbps),
+        eight_streams_gbps: of(|f| f.eight_streams_gbps),
+        round_trip_p50_us: of(|f| f.round_trip_p50_us),
+        round_trip_p99_us: of(|f| f.round_trip_p99_us),
+        http_requests_per_second: of(|f| f.http_requests_per_second),
+        connections_per_second: of(|f| f.connections_per_second),
+    }
+}
+
+fn requests_per_second(report: &str) -> Result<f64> {
+    let unclean = ["Socket errors:", "Non-2xx"];
+    ensure!(!unclean.iter().any(|word| report.contains(word)), "wrk met errors: {report}");
+    let line = report.lines().find_map(|line| line.strip_prefix("Requests/sec:"));
+    line.and_then(|rate| rate.trim().parse().ok()).with_context(|| format!("wrk told no rate: {report}"))
+}
+
+fn log(folder: &Path, pod: &Pod, name: &str, port: u16) -> PathBuf {
+    folder.join(format!("{}-{name}-{port}.log", pod.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrk_reports_are_read_and_errors_are_not_overlooked() {
+        assert_eq!(
+            requests_per_second("  Latency\nRequests/sec:  12345.67\nTransfer/sec: 1MB\n").unwrap(),
+            12_345.67
+        );
+        let errors = "  Socket errors: connect 0, read 3, write 0, timeout 0\nRequests/sec:  12345.67\n";
+        assert!(requests_per_second(errors).is_err());
+        assert!(requests_per_second("").is_err());
+    }
+
+    #[test]
+    fn medians_are_taken_figure_by_figure() {
+        let round =
+            |one, eight| Figures { one_stream_gbps: one, eight_streams_gbps: eight, ..Figures::default() };
+        let median = median(&[round(3.0, 1.0), round(1.0, 9.0), round(2.0, 5.0)]);
+        assert_eq!((median.one_stream_gbps, median.eight_streams_gbps), (2.0, 5.0));
+    }
+}

@@ -1,0 +1,223 @@
+//! Child processes with a bound on every wait: one that runs to its end, and one that stays until dropped.
+
+use std::{
+    fs::File,
+    io::Read,
+    os::unix::process::ExitStatusExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+const POLL: Duration = Duration::from_millis(5);
+
+/// What a finished command left.
+#[derive(Debug)]
+pub struct Finished {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+    /// The command line, for messages.
+    pub command: String,
+}
+
+impl Finished {
+    /// Its standard output, if it succeeded; otherwise an error with everything it said.
+    pub fn ok(self) -> Result<String> {
+        if self.status.success() {
+            return Ok(self.stdout);
+        }
+        bail!("{}", self.told())
+    }
+
+    /// Command, end and output in a few lines, for messages.
+    pub fn told(&self) -> String {
+        let end = match (self.status.code(), self.status.signal()) {
+            (Some(code), _) => format!("exit code {code}"),
+            (None, signal) => format!("signal {}", signal.unwrap_or_default()),
+        };
+        let shorten = |text: &str| text.trim_end().chars().take(2_000).collect::<String>();
+        format!("{}: {end}\n{}{}", self.command, shorten(&self.stdout), shorten(&self.stderr))
+    }
+}
+
+/// Runs `command` to its end; one that takes longer than `limit` is killed and is an error.
+pub fn run(command: &mut Command, limit: Duration) -> Result<Finished> {
+    run_with_input(command, "", limit)
+}
+
+/// As [`run`], with `input` on its standard input.
+pub fn run_with_input(command: &mut Command, input: &str, limit: Duration) -> Result<Finished> {
+    let line = shown(command);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start {line}"))?;
+    let stdout = reader(child.stdout.take());
+    let stderr = reader(child.stderr.take());
+    if let Some(mut stdin) = child.stdin.take() {
+        let input = input.to_owned();
+        // A child that ends without reading breaks the pipe; its exit status tells the story.
+        thread::spawn(move || {
+            let _ = std::io::Write::write_all(&mut stdin, input.as_bytes());
+        });
+    }
+    let status = match wait_until(&mut child, Instant::now() + limit)? {
+        Some(status) => status,
+        None => {
+            child.kill()?;
+            child.wait()?;
+            bail!("{line}: not done after {limit:?}; stderr: {}", join(stderr).trim_end());
+        }
+    };
+    Ok(Finished { status, stdout: join(stdout), stderr: join(stderr), command: line })
+}
+
+/// Runs `command` for at most ten seconds and demands success.
+pub fn must(command: &mut Command) -> Result<String> {
+    run(command, Duration::from_secs(10))?.ok()
+}
+
+/// A process in the background, its output in a file. Dropping kills it and waits for its end.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    log: PathBuf,
+    command: String,
+}
+
+impl Process {
+    /// Starts `command` with stdout and stderr appended to the file `log`.
+    pub fn start(command: &mut Command, log: &Path) -> Result<Self> {
+        let line = shown(command);
+        let file = File::options().create(true).append(true).open(log).with_context(|| format!("{log:?}"))?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .spawn()
+            .with_context(|| format!("cannot start {line}"))?;
+        Ok(Self { child, log: log.to_owned(), command: line })
+    }
+
+    /// The process id. `nsenter` executes its program in place, so it is the program's own.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has printed so far, on both streams.
+    pub fn output(&self) -> String {
+        std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    }
+
+    /// Waits until its output contains `text`.
+    pub fn wait_for(&mut self, text: &str, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let output = self.output();
+            if output.contains(text) {
+                return Ok(());
+            }
+            if let Some(status) = self.child.try_wait()? {
+                bail!("{} ended ({status}) before it said {text:?}: {}", self.command, tail(&output));
+            }
+            if Instant::now() > deadline {
+                bail!("{} has not said {text:?} within {limit:?}: {}", self.command, tail(&output));
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    /// Whether it still runs.
+    pub fn runs(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Sends `signal`; one that has ended already is no error.
+    pub fn signal(&mut self, signal: Signal) {
+        if self.runs() {
+            let _ = kill(Pid::from_raw(self.child.id().cast_signed()), signal);
+        }
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        wait_until(&mut self.child, Instant::now() + limit)?
+            .with_context(|| format!("{} has not ended within {limit:?}", self.command))
+    }
+
+    /// Sends SIGKILL and waits for its end.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The last lines of a text, for messages.
+pub fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    format!("\n{}", lines[lines.len().saturating_sub(25)..].join("\n"))
+}
+
+/// Tries `probe` until it yields a value; after `limit` its last error is the error.
+pub fn eventually<T>(limit: Duration, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match probe() {
+            Ok(value) => return Ok(value),
+            Err(error) if Instant::now() > deadline => {
+                return Err(error.context(format!("still so after {limit:?}")));
+            }
+            Err(_) => thread::sleep(4 * POLL),
+        }
+    }
+}
+
+fn wait_until(child: &mut Child, deadline: Instant) -> Result<Option<ExitStatus>> {
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if Instant::now() > deadline {
+            return Ok(None);
+        }
+        thread::sleep(POLL);
+    }
+}
+
+fn reader(stream: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut stream) = stream {
+            let _ = stream.read_to_end(&mut bytes);
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+fn join(reader: thread::JoinHandle<String>) -> String {
+    reader.join().unwrap_or_default()
+}
+
+fn shown(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}

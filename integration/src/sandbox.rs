@@ -1,0 +1,216 @@
+//! What a run leaves on the machine, named after the run, and its removal from outside.
+//!
+//! The work runs in a child process; the parent waits for its end, however it comes, and then sweeps every namespace,
+//! process, pin and file of the run. A lock tells a living run from one whose parent itself was killed.
+
+use std::{
+    env, fs,
+    os::unix::process::ExitStatusExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitCode},
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    sys::signal::{SigSet, Signal, kill},
+    unistd::{Pid, geteuid},
+};
+
+use crate::netns::Netns;
+
+const PREFIX: &str = "ambit-run";
+const ID: &str = "AMBIT_SANDBOX";
+const BINARY: &str = "ambit";
+const PINS: &str = "/sys/fs/bpf/ambit";
+
+/// The names and the folder of one run. Valid inside [`supervised`] work.
+#[derive(Clone, Debug)]
+pub struct Sandbox {
+    id: String,
+    folder: PathBuf,
+}
+
+/// Runs `work` as a child process of this one (the same program, called again with the same arguments) and sweeps
+/// behind it when it has ended, failed, been killed, or when this process is told to stop.
+pub fn supervised(work: impl FnOnce(&Sandbox) -> Result<()>) -> Result<ExitCode> {
+    if let Ok(id) = env::var(ID) {
+        signals().thread_unblock().context("cannot unblock signals")?;
+        work(&Sandbox { folder: folder(&id), id })?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !geteuid().is_root() {
+        bail!("this makes network namespaces and loads eBPF programs, and needs root: run it with sudo");
+    }
+    sweep_abandoned(Kept::Spare)?;
+    let id = std::process::id().to_string();
+    let folder = folder(&id);
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let _lock = lock(&folder)?.context("another run has this process id")?;
+    signals().thread_block().context("cannot block signals")?;
+    let executable = env::current_exe().context("own executable")?;
+    let mut child = Command::new(executable)
+        .args(env::args_os().skip(1))
+        .env(ID, &id)
+        .spawn()
+        .context("cannot start the work")?;
+    let outcome = watch(&mut child);
+    let swept = if is_kept(&folder) { Ok(()) } else { sweep(&id) };
+    let code = outcome?;
+    swept?;
+    Ok(code)
+}
+
+/// Whether sweeping takes runs that were left standing on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// It leaves them.
+    Spare,
+    /// It takes them too.
+    Sweep,
+}
+
+/// Sweeps every run whose supervisor is gone; returns how many there were.
+pub fn sweep_abandoned(kept: Kept) -> Result<usize> {
+    let mut swept = 0;
+    for entry in fs::read_dir(env::temp_dir()).context("temporary folder")? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if let Some(id) = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_prefix('-'))
+            && (kept == Kept::Sweep || !is_kept(&path))
+            && let Some(_lock) = lock(&path)?
+        {
+            sweep(id).with_context(|| format!("sweeping the abandoned run {id}"))?;
+            swept += 1;
+        }
+    }
+    Ok(swept)
+}
+
+impl Sandbox {
+    /// The prefix of every name that the run gives away on this machine.
+    pub fn prefix(&self) -> String {
+        prefix(&self.id)
+    }
+
+    /// The run's folder, for manifests, keys, logs and captures.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Keeps a copy of the daemon's path, so that sweeping can call `ambit uninstall`.
+    pub fn remember_binary(&self, binary: &Path) -> Result<()> {
+        let link = self.folder.join(BINARY);
+        match fs::remove_file(&link) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        std::os::unix::fs::symlink(binary, &link).with_context(|| link.display().to_string())
+    }
+
+    /// Leaves everything standing when the run ends; `cargo xtask clean` sweeps it.
+    pub fn keep(&self) -> Result<()> {
+        fs::write(self.folder.join("keep"), []).context("cannot mark the run as kept")
+    }
+}
+
+/// Where the programs and maps of `node` are pinned.
+pub fn pins(node: &str) -> PathBuf {
+    Path::new(PINS).join(node)
+}
+
+fn watch(child: &mut Child) -> Result<ExitCode> {
+    let pid = Pid::from_raw(child.id().cast_signed());
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(match (status.code(), status.signal()) {
+                (Some(code), _) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+                (None, signal) => {
+                    eprintln!("the run was ended by signal {}; cleaning up", signal.unwrap_or_default());
+                    ExitCode::from(128 + u8::try_from(signal.unwrap_or_default()).unwrap_or(0))
+                }
+            });
+        }
+        match signals().wait() {
+            Ok(Signal::SIGCHLD) | Err(Errno::EINTR) => {}
+            Ok(signal) => {
+                eprintln!("\nstopped by {signal}; cleaning up");
+                let _ = kill(pid, Signal::SIGKILL);
+                child.wait()?;
+                return Ok(ExitCode::from(130));
+            }
+            Err(error) => return Err(error).context("waiting for signals"),
+        }
+    }
+}
+
+fn sweep(id: &str) -> Result<()> {
+    let mut failures = Vec::new();
+    let folder = folder(id);
+    let mut note = |what: String, done: Result<()>| {
+        if let Err(error) = done {
+            failures.push(format!("{what}: {error:#}"));
+        }
+    };
+    for netns in Netns::with_prefix(&format!("{}-", prefix(id)))? {
+        note(format!("namespace {}", netns.name()), netns.delete());
+    }
+    for node in pinned_nodes(id) {
+        let name = node.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let binary = folder.join(BINARY);
+        if binary.exists() {
+            let _ = crate::process::must(Command::new(&binary).args(["uninstall", "--node", &name]));
+        }
+        // Programs detach with the last reference to their link, which is its pin.
+        note(format!("pins of {name}"), remove(&node));
+    }
+    note(folder.display().to_string(), remove(&folder));
+    if failures.is_empty() { Ok(()) } else { bail!("left behind: {}", failures.join("; ")) }
+}
+
+fn pinned_nodes(id: &str) -> Vec<PathBuf> {
+    let prefix = format!("{}-", prefix(id));
+    let entries = fs::read_dir(PINS).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+fn is_kept(folder: &Path) -> bool {
+    folder.join("keep").exists()
+}
+
+/// The lock of a run, or `None` while its supervisor is alive.
+fn lock(folder: &Path) -> Result<Option<Flock<fs::File>>> {
+    let file = match fs::File::create(folder.join("lock")) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| folder.display().to_string()),
+    };
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, error)) => Err(error).with_context(|| folder.display().to_string()),
+    }
+}
+
+fn signals() -> SigSet {
+    [Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect()
+}
+
+fn folder(id: &str) -> PathBuf {
+    env::temp_dir().join(prefix(id))
+}
+
+fn prefix(id: &str) -> String {
+    format!("{PREFIX}-{id}")
+}

@@ -1,0 +1,79 @@
+//! Many connections, long ones, short ones, and what they leave in the agent.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::{SECOND, Test, shared};
+use crate::{
+    load::{iperf, ports},
+    process::eventually,
+    world::World,
+};
+
+pub(super) const TESTS: &[Test] = &[
+    shared("load::iperf3_runs_clean_every_way", "-P 8, -R, --bidir", iperf_ways),
+    shared("load::a_thousand_connections_at_once", "all open, all exchange messages, none fails", thousand),
+    shared("load::twenty_thousand_short_connections", "no failure, no leak of files or memory", churn),
+];
+
+fn iperf_ways(world: &mut World) -> Result<()> {
+    let (a, b) = (world.pod("a"), world.pod("b"));
+    for flags in [&["-P", "8"][..], &["-R"], &["--bidir"], &["-P", "8", "-R"]] {
+        let report = iperf(a, b, 2, flags)?;
+        ensure!(report.gbps() > 0.05, "iperf3 {flags:?}: {} Gbit/s", report.gbps());
+        if flags.contains(&"--bidir") {
+            ensure!(report.reverse_gbps() > 0.05, "iperf3 {flags:?}: {} Gbit/s back", report.reverse_gbps());
+        }
+    }
+    Ok(())
+}
+
+fn thousand(world: &mut World) -> Result<()> {
+    let to = format!("{}:{}", world.pod("b").v4, ports::ECHO);
+    let tally = world.tool("a", &["many", "--to", &to, "--connections", "1000"], Duration::from_secs(90))?;
+    ensure!(tally["good"] == 1_000 && tally["failed"] == 0, "{tally}");
+    world.must_reach("a", "b")
+}
+
+/// Files that may stay open for connections kept for reuse.
+const FILES_KEPT: usize = 64;
+/// Resident memory that an allocator may keep after load, in KiB.
+const MEMORY_KEPT: u64 = 12 * 1024;
+
+fn churn(world: &mut World) -> Result<()> {
+    let to = format!("{}:{}", world.pod("b").v4, ports::ECHO);
+    let short = |world: &World, count: &str| -> Result<()> {
+        let tally = world.tool("a", &["churn", "--to", &to, "--count", count], Duration::from_secs(150))?;
+        ensure!(tally["failed"] == 0 && tally["good"].to_string() == count, "{tally}");
+        Ok(())
+    };
+    short(world, "2000")?;
+    let before = footprint(world)?;
+    short(world, "20000")?;
+    eventually(10 * SECOND, || {
+        let after = footprint(world)?;
+        for (node, ((files, memory), (files_before, memory_before))) in
+            after.into_iter().zip(before).enumerate()
+        {
+            let node = node + 1;
+            ensure!(
+                files <= files_before + FILES_KEPT,
+                "node{node}: {files} files open, {files_before} before"
+            );
+            ensure!(
+                memory <= memory_before + MEMORY_KEPT,
+                "node{node}: {memory} KiB resident, {memory_before} before"
+            );
+        }
+        Ok(())
+    })
+}
+
+/// Open files and resident KiB of both agents.
+fn footprint(world: &World) -> Result<[(usize, u64); 2]> {
+    let of = |node: usize| {
+        Ok::<_, anyhow::Error>((world.agents[node].open_files()?, world.agents[node].resident_kib()?))
+    };
+    Ok([of(0)?, of(1)?])
+}

@@ -1,0 +1,209 @@
+//! The end-to-end tests: what issue 3 promises, asked of the real binary and the real programs.
+//!
+//! A test takes the world it is given and leaves it as it was, or says that it needs one of its own.
+
+mod addresses;
+mod certificates;
+mod evasion;
+mod failure;
+mod load;
+mod manifests;
+mod operations;
+mod policy;
+mod routing;
+mod wire;
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+
+use crate::{console::Console, process, sandbox::Sandbox, world::World};
+
+/// One end-to-end test.
+#[derive(Clone, Copy)]
+pub struct Test {
+    /// `topic::what_holds`; filters match on any part of it.
+    pub name: &'static str,
+    /// What is being shown, in a line.
+    pub about: &'static str,
+    scene: Scene,
+}
+
+#[derive(Clone, Copy)]
+enum Scene {
+    /// The shared world, left as it was found.
+    Shared(fn(&mut World) -> Result<()>),
+    /// A world of its own that may be broken, its agents started with these flags.
+    Own(&'static [&'static str], fn(&mut World) -> Result<()>),
+    /// A world of its own whose agents are not started yet.
+    Unstarted(&'static [&'static str], fn(&mut World) -> Result<()>),
+}
+
+/// How a run of the suite went.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    /// How many tests held.
+    pub passed: usize,
+    /// The names of those that did not.
+    pub failed: Vec<String>,
+}
+
+/// Every test, in the order in which they run.
+pub fn tests() -> Vec<Test> {
+    [
+        wire::TESTS,
+        addresses::TESTS,
+        routing::TESTS,
+        policy::TESTS,
+        operations::TESTS,
+        manifests::TESTS,
+        certificates::TESTS,
+        evasion::TESTS,
+        load::TESTS,
+        failure::TESTS,
+    ]
+    .concat()
+}
+
+/// Runs the tests whose name contains `filter`, one after another, telling of each on `console`.
+pub fn run(sandbox: &Sandbox, binary: &Path, filter: &str, console: Console) -> Result<Summary> {
+    let mut stage = Stage { sandbox, binary, shared: None, worlds: 0 };
+    let mut summary = Summary::default();
+    for test in tests().iter().filter(|test| test.name.contains(filter)) {
+        console.partial(format_args!("  {:<58} ", test.name));
+        let start = Instant::now();
+        let done = stage.perform(test);
+        let took = start.elapsed().as_secs_f64();
+        match done {
+            Ok(()) => {
+                summary.passed += 1;
+                console.line(format_args!("{} {took:6.1} s", console.paint("32", "ok    ")));
+            }
+            Err(error) => {
+                summary.failed.push(test.name.to_owned());
+                console.line(format_args!("{} {took:6.1} s", console.paint("31", "FAILED")));
+                console.line(format_args!("      shows that: {}", test.about));
+                for line in format!("{error:#}").lines() {
+                    console.line(format_args!("      {line}"));
+                }
+            }
+        }
+    }
+    stage.end()?;
+    Ok(summary)
+}
+
+struct Stage<'a> {
+    sandbox: &'a Sandbox,
+    binary: &'a Path,
+    shared: Option<World>,
+    worlds: usize,
+}
+
+impl Stage<'_> {
+    fn perform(&mut self, test: &Test) -> Result<()> {
+        match test.scene {
+            Scene::Shared(work) => self.with_shared(work),
+            Scene::Own(flags, work) => {
+                let mut world = World::start(self.sandbox, &self.next_name(), self.binary, flags)?;
+                let done = work(&mut world).map_err(|error| with_logs(error, &world));
+                ended(done, world.remove())
+            }
+            Scene::Unstarted(flags, work) => {
+                let mut world = World::build(self.sandbox, &self.next_name(), self.binary, flags)?;
+                let done = work(&mut world).map_err(|error| with_logs(error, &world));
+                ended(done, world.remove())
+            }
+        }
+    }
+
+    fn with_shared(&mut self, work: fn(&mut World) -> Result<()>) -> Result<()> {
+        let mut world = match self.shared.take() {
+            Some(world) => world,
+            None => World::start(self.sandbox, &self.next_name(), self.binary, &[])?,
+        };
+        match work(&mut world).and_then(|()| world.reset_manifests()) {
+            Ok(()) => {
+                self.shared = Some(world);
+                Ok(())
+            }
+            // What a failed test leaves is nobody's fair start: the next one gets a new world.
+            Err(error) => {
+                let error = with_logs(error, &world);
+                ended(Err(error), world.remove())
+            }
+        }
+    }
+
+    fn next_name(&mut self) -> String {
+        self.worlds += 1;
+        format!("w{}", self.worlds)
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.shared.take().map_or(Ok(()), World::remove)
+    }
+}
+
+/// How a test ended, with its world removed: the test's own failure says more than that of the removal.
+fn ended(done: Result<()>, removed: Result<()>) -> Result<()> {
+    done.and(removed.map_err(|error| error.context("taking the world down")))
+}
+
+fn with_logs(error: anyhow::Error, world: &World) -> anyhow::Error {
+    let logs: String = world
+        .agents
+        .iter()
+        .enumerate()
+        .map(|(node, agent)| format!("\n-- agent of node{}{}", node + 1, process::tail(&agent.log())))
+        .collect();
+    anyhow::anyhow!("{error:#}{logs}")
+}
+
+/// A test in the shared world.
+const fn shared(name: &'static str, about: &'static str, work: fn(&mut World) -> Result<()>) -> Test {
+    Test { name, about, scene: Scene::Shared(work) }
+}
+
+/// A test in a world of its own, its agents started with `flags`.
+const fn own(
+    name: &'static str,
+    about: &'static str,
+    flags: &'static [&'static str],
+    work: fn(&mut World) -> Result<()>,
+) -> Test {
+    Test { name, about, scene: Scene::Own(flags, work) }
+}
+
+/// A test in a world of its own that starts the agents itself.
+const fn unstarted(
+    name: &'static str,
+    about: &'static str,
+    flags: &'static [&'static str],
+    work: fn(&mut World) -> Result<()>,
+) -> Test {
+    Test { name, about, scene: Scene::Unstarted(flags, work) }
+}
+
+/// A text that occurs nowhere else: to be sent, and looked for on the wire.
+fn marker(what: &str) -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    format!("MARKER-{what}-{:x}", now.as_nanos())
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    #[test]
+    fn names_are_unique_and_say_their_topic() {
+        let names: Vec<&str> = super::tests().iter().map(|test| test.name).collect();
+        assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len());
+        assert!(names.iter().all(|name| name.contains("::") && name.len() <= 58), "{names:?}");
+    }
+}

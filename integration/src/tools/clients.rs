@@ -1,0 +1,219 @@
+//! Clients: one connection in a particular way, and load in numbers.
+
+use std::{
+    io::{ErrorKind, Read as _, Write as _},
+    net::{Shutdown, SocketAddr, TcpStream},
+    sync::Barrier,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::{Churn, Connect, IO_LIMIT, MESSAGE, Many, PingPong};
+
+const MSG_FASTOPEN: i32 = 0x2000_0000;
+/// The most of an answer that is reported back.
+const ANSWER_LIMIT: u64 = 64 * 1024;
+
+/// What came of one attempt to connect.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// The connection came about.
+    pub connected: bool,
+    /// What `getpeername` showed.
+    pub peer: Option<SocketAddr>,
+    /// What `getsockname` showed.
+    pub local: Option<SocketAddr>,
+    /// What was received.
+    pub received: String,
+    /// The first error, by its kind as Rust names it: `ConnectionRefused`, `ConnectionReset`, `TimedOut`, …
+    pub error: Option<String>,
+    /// How long it all took, in milliseconds.
+    pub took_ms: u64,
+}
+
+/// Round trips of one connection.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Latency {
+    /// How many there were.
+    pub rounds: usize,
+    /// Half of them took at most this long, in microseconds.
+    pub p50_us: f64,
+    /// 99 % of them took at most this long, in microseconds.
+    pub p99_us: f64,
+}
+
+/// What came of many connections.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Tally {
+    /// Connections that did everything right.
+    pub good: usize,
+    /// Connections that did not.
+    pub failed: usize,
+    /// The first few errors.
+    pub errors: Vec<String>,
+    /// How long it all took, in milliseconds.
+    pub took_ms: u64,
+}
+
+impl Tally {
+    fn note(&mut self, done: std::io::Result<()>) {
+        match done {
+            Ok(()) => self.good += 1,
+            Err(error) => {
+                self.failed += 1;
+                if self.errors.len() < 5 {
+                    self.errors.push(error.to_string());
+                }
+            }
+        }
+    }
+}
+
+/// Connects as told; whatever goes wrong is part of the result.
+pub(super) fn connect(how: &Connect) -> Attempt {
+    let start = Instant::now();
+    let mut attempt = Attempt::default();
+    if let Err(error) = try_connect(how, &mut attempt) {
+        attempt.error = Some(match error.kind() {
+            ErrorKind::WouldBlock => "TimedOut".to_owned(),
+            kind => format!("{kind:?}"),
+        });
+    }
+    attempt.took_ms = start.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
+    attempt
+}
+
+fn try_connect(how: &Connect, attempt: &mut Attempt) -> std::io::Result<()> {
+    let limit = Duration::from_millis(how.limit_ms.max(1));
+    let protocol = if how.mptcp { Protocol::MPTCP } else { Protocol::TCP };
+    let socket = Socket::new(Domain::for_address(how.to), Type::STREAM, Some(protocol))?;
+    socket.set_read_timeout(Some(limit))?;
+    socket.set_write_timeout(Some(limit))?;
+    if let Some(mark) = how.mark {
+        socket.set_mark(mark)?;
+    }
+    if let Some(device) = &how.device {
+        socket.bind_device(Some(device.as_bytes()))?;
+    }
+    if let Some(source) = how.bind {
+        socket.bind(&source.into())?;
+    }
+    if how.fast_open {
+        socket.send_to_with_flags(how.send.as_bytes(), &how.to.into(), MSG_FASTOPEN)?;
+    } else {
+        // A blocking connect as applications make it; the send time-out bounds it.
+        socket.connect(&how.to.into())?;
+    }
+    let mut stream = TcpStream::from(socket);
+    attempt.connected = true;
+    attempt.peer = stream.peer_addr().ok();
+    attempt.local = stream.local_addr().ok();
+    if !how.fast_open {
+        stream.write_all(how.send.as_bytes())?;
+    }
+    if !how.no_fin {
+        stream.shutdown(Shutdown::Write)?;
+    }
+    let mut received = Vec::new();
+    let read = (&mut stream).take(ANSWER_LIMIT).read_to_end(&mut received);
+    attempt.received = String::from_utf8_lossy(&received).into_owned();
+    read.map(drop)
+}
+
+/// Plays 128-byte ping-pong; any error ends it.
+pub(super) fn ping_pong(how: &PingPong) -> Result<Latency> {
+    let mut stream = open(how.to).context("connect")?;
+    let deadline = Instant::now() + Duration::from_millis(how.for_ms);
+    let mut took = Vec::new();
+    for round in 0_usize.. {
+        let start = Instant::now();
+        if start >= deadline {
+            break;
+        }
+        exchange(&mut stream, round).with_context(|| format!("round {round}"))?;
+        took.push(start.elapsed());
+        if how.rest_ms > 0 {
+            thread::sleep(Duration::from_millis(how.rest_ms));
+        }
+    }
+    took.sort_unstable();
+    let at =
+        |share: f64| took.get((took.len() as f64 * share) as usize).map_or(0.0, |t| t.as_secs_f64() * 1e6);
+    Ok(Latency { rounds: took.len(), p50_us: at(0.5), p99_us: at(0.99) })
+}
+
+/// Opens all connections, and only when all are open exchanges messages on each and closes them.
+pub(super) fn many(how: &Many) -> Result<Tally> {
+    let start = Instant::now();
+    let barrier = Barrier::new(how.connections);
+    let mut tally = Tally::default();
+    thread::scope(|scope| -> Result<()> {
+        let mut threads = Vec::new();
+        for number in 0..how.connections {
+            let barrier = &barrier;
+            let work = move || {
+                let stream = open(how.to);
+                barrier.wait();
+                let mut stream = stream?;
+                (0..how.rounds).try_for_each(|round| exchange(&mut stream, number * 31 + round))?;
+                finish(stream)
+            };
+            threads.push(thread::Builder::new().stack_size(128 * 1024).spawn_scoped(scope, work)?);
+        }
+        for thread in threads {
+            tally.note(thread.join().unwrap_or_else(|_| Err(std::io::Error::other("panicked"))));
+        }
+        Ok(())
+    })?;
+    tally.took_ms = start.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
+    Ok(tally)
+}
+
+/// Connects, exchanges one message, closes, and again.
+pub(super) fn churn(how: &Churn) -> Tally {
+    let start = Instant::now();
+    let mut tally = Tally::default();
+    while tally.good + tally.failed < how.count && start.elapsed() < Duration::from_millis(how.for_ms) {
+        let number = tally.good + tally.failed;
+        tally.note(open(how.to).and_then(|mut stream| {
+            exchange(&mut stream, number)?;
+            finish(stream)
+        }));
+        if how.rest_ms > 0 {
+            thread::sleep(Duration::from_millis(how.rest_ms));
+        }
+    }
+    tally.took_ms = start.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
+    tally
+}
+
+fn open(to: SocketAddr) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&to, IO_LIMIT)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(IO_LIMIT))?;
+    stream.set_write_timeout(Some(IO_LIMIT))?;
+    Ok(stream)
+}
+
+/// Sends a message that depends on `number` and demands the same back.
+fn exchange(stream: &mut TcpStream, number: usize) -> std::io::Result<()> {
+    let mut message = [number.to_le_bytes()[0]; MESSAGE];
+    message[..8].copy_from_slice(&(number as u64).to_le_bytes());
+    stream.write_all(&message)?;
+    let mut answer = [0; MESSAGE];
+    stream.read_exact(&mut answer)?;
+    if answer == message { Ok(()) } else { Err(std::io::Error::other("another message came back")) }
+}
+
+/// Half-closes and demands the other half's end.
+fn finish(mut stream: TcpStream) -> std::io::Result<()> {
+    stream.shutdown(Shutdown::Write)?;
+    match stream.read(&mut [0; 16])? {
+        0 => Ok(()),
+        _ => Err(std::io::Error::other("bytes after the last message")),
+    }
+}

@@ -1,0 +1,165 @@
+//! Small clients and servers that run inside pods where curl, nc, iperf3 and wrk cannot ask or do what a test needs.
+//!
+//! They are a hidden verb of `cargo xtask`, so that one program is all a pod's namespace has to see. Each prints one JSON
+//! object a line; servers say `ready` first.
+
+mod clients;
+mod http;
+mod servers;
+
+use std::{net::SocketAddr, time::Duration};
+
+use anyhow::Result;
+use clap::Subcommand;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+pub use self::{
+    clients::{Attempt, Latency, Tally},
+    http::BODY as HTTP_BODY,
+};
+
+/// Which tool, and how.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Tool {
+    /// Sends back what comes, and FIN after FIN.
+    EchoServer(Listen),
+    /// Speaks first: `peer <address> local <address>` and a line end, then FIN.
+    WhoamiServer(Listen),
+    /// Reads to FIN, then answers with the number of bytes read, a line end, and `--bytes` bytes of `x`.
+    AnswerAfterEof(AnswerAfterEof),
+    /// Reads something, then resets the connection.
+    ResetServer(Listen),
+    /// Serves HTTP/1.1: a fixed body on any GET, the request's body on POST.
+    HttpServer(Listen),
+    /// Connects once in a particular way and tells what came of it.
+    Connect(Connect),
+    /// 128-byte messages to an echo server and back, one at a time.
+    PingPong(PingPong),
+    /// Many connections to an echo server at the same time.
+    Many(Many),
+    /// Short connections to an echo server, one after another.
+    Churn(Churn),
+}
+
+/// Where a server listens.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Listen {
+    /// Address and port.
+    #[arg(long)]
+    pub listen: SocketAddr,
+}
+
+/// How `answer-after-eof` answers.
+#[derive(Clone, Debug, clap::Args)]
+pub struct AnswerAfterEof {
+    /// Address and port.
+    #[arg(long)]
+    pub listen: SocketAddr,
+    /// Length of the answer behind its first line.
+    #[arg(long, default_value_t = 4_000_000)]
+    pub bytes: usize,
+}
+
+/// How `connect` connects.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Connect {
+    /// The destination; an IPv4-mapped IPv6 address makes an IPv6 socket.
+    #[arg(long)]
+    pub to: SocketAddr,
+    /// Bind to this source address first.
+    #[arg(long)]
+    pub bind: Option<SocketAddr>,
+    /// Bind to this interface (`SO_BINDTODEVICE`).
+    #[arg(long)]
+    pub device: Option<String>,
+    /// Set this `SO_MARK`.
+    #[arg(long)]
+    pub mark: Option<u32>,
+    /// Use an `IPPROTO_MPTCP` socket.
+    #[arg(long)]
+    pub mptcp: bool,
+    /// Open with `MSG_FASTOPEN`, the text in the SYN where the kernel has a cookie.
+    #[arg(long)]
+    pub fast_open: bool,
+    /// Send this text once connected.
+    #[arg(long, default_value = "")]
+    pub send: String,
+    /// Keep the sending side open while reading.
+    #[arg(long)]
+    pub no_fin: bool,
+    /// The most to wait for connection and answer, in milliseconds.
+    #[arg(long, default_value_t = 3_000)]
+    pub limit_ms: u64,
+}
+
+/// How `ping-pong` plays.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PingPong {
+    /// The echo server.
+    #[arg(long)]
+    pub to: SocketAddr,
+    /// Play for this long, in milliseconds.
+    #[arg(long, default_value_t = 2_000)]
+    pub for_ms: u64,
+    /// Rest between two messages, in milliseconds.
+    #[arg(long, default_value_t = 0)]
+    pub rest_ms: u64,
+}
+
+/// How `many` loads.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Many {
+    /// The echo server.
+    #[arg(long)]
+    pub to: SocketAddr,
+    /// How many connections.
+    #[arg(long, default_value_t = 1_000)]
+    pub connections: usize,
+    /// How many messages each sends while all are open.
+    #[arg(long, default_value_t = 5)]
+    pub rounds: usize,
+}
+
+/// How `churn` loads.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Churn {
+    /// The echo server.
+    #[arg(long)]
+    pub to: SocketAddr,
+    /// How many connections at most.
+    #[arg(long, default_value_t = 20_000)]
+    pub count: usize,
+    /// Stop after this long in any case, in milliseconds.
+    #[arg(long, default_value_t = 120_000)]
+    pub for_ms: u64,
+    /// Rest between two connections, in milliseconds.
+    #[arg(long, default_value_t = 0)]
+    pub rest_ms: u64,
+}
+
+/// Runs a tool to its end; a server has none.
+pub fn run(tool: &Tool) -> Result<()> {
+    // 1,000 connections need more than the usual soft limit of 1,024 files.
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    match tool {
+        Tool::EchoServer(listen) => servers::echo(listen.listen),
+        Tool::WhoamiServer(listen) => servers::whoami(listen.listen),
+        Tool::AnswerAfterEof(how) => servers::answer_after_eof(how.listen, how.bytes),
+        Tool::ResetServer(listen) => servers::reset(listen.listen),
+        Tool::HttpServer(listen) => http::serve(listen.listen),
+        Tool::Connect(how) => print(&clients::connect(how)),
+        Tool::PingPong(how) => print(&clients::ping_pong(how)?),
+        Tool::Many(how) => print(&clients::many(how)?),
+        Tool::Churn(how) => print(&clients::churn(how)),
+    }
+}
+
+#[allow(clippy::print_stdout, reason = "the tool's answer to the harness")]
+fn print(result: &impl serde::Serialize) -> Result<()> {
+    println!("{}", serde_json::to_string(result)?);
+    Ok(())
+}
+
+const MESSAGE: usize = 128;
+const IO_LIMIT: Duration = Duration::from_secs(20);

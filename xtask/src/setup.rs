@@ -1,0 +1,156 @@
+//! `cargo xtask setup`: whatever the other verbs need and a fresh Debian machine with rustup lacks.
+//!
+//! Does nothing, and asks for no network, where everything is there already.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::unistd::geteuid;
+
+use crate::workspace::{self, step};
+
+/// The release that builds against the LLVM inside rustc; later ones want a system LLVM.
+const BPF_LINKER: &str = "0.10.3";
+
+/// A program that tests, demo and bench call, and the Debian package that has it.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("curl", "curl"),
+    ("ip", "iproute2"),
+    ("iperf3", "iperf3"),
+    ("nc.openbsd", "netcat-openbsd"),
+    ("nft", "nftables"),
+    ("nsenter", "util-linux"),
+    ("openssl", "openssl"),
+    ("setpriv", "util-linux"),
+    ("socat", "socat"),
+    ("sysctl", "procps"),
+    ("tc", "iproute2"),
+    ("tcpdump", "tcpdump"),
+    ("wrk", "wrk"),
+];
+
+/// Install what the other verbs need: the BPF toolchain and the programs the tests use.
+///
+/// Every other verb calls it by itself. Run it alone to prepare an image or a cache.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  cargo xtask setup               everything\n  \
+    cargo xtask setup --build-only  only what building needs, no root")]
+pub(crate) struct Args {
+    /// Leave out the programs that only tests, demo and bench need (no root needed).
+    #[arg(long)]
+    build_only: bool,
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    bpf_toolchain()?;
+    if !args.build_only {
+        programs()?;
+    }
+    eprintln!("==> Set-up is complete");
+    Ok(())
+}
+
+/// Makes sure of a nightly toolchain with rust-src, and of bpf-linker in the target folder; returns the linker's path.
+pub(crate) fn bpf_toolchain() -> Result<PathBuf> {
+    let nightly = workspace::nightly();
+    let components = Command::new("rustup")
+        .args(["component", "list", "--installed", "--toolchain", &nightly])
+        .output()
+        .context("rustup is not installed; see https://rustup.rs")?;
+    let has = |name: &str| String::from_utf8_lossy(&components.stdout).lines().any(|l| l.starts_with(name));
+    if !components.status.success() || !has("rust-src") || !has("clippy") {
+        step(&format!("Installing the toolchain {nightly} with rust-src and clippy"), || {
+            workspace::run(Command::new("rustup").args([
+                "toolchain",
+                "install",
+                &nightly,
+                "--profile",
+                "minimal",
+                "--component",
+                "rust-src",
+                "--component",
+                "clippy",
+                "--no-self-update",
+            ]))
+        })?;
+    }
+    bpf_linker()
+}
+
+/// Makes sure of every program that tests, demo and bench call.
+pub(crate) fn programs() -> Result<()> {
+    let mut packages: Vec<&str> =
+        PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
+    packages.dedup();
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let list = packages.join(" ");
+    if !geteuid().is_root() {
+        bail!("these Debian packages are missing and installing them needs root: {list}");
+    }
+    if find("apt-get").is_none() {
+        bail!("these Debian packages are missing and there is no apt-get; install their like: {list}");
+    }
+    step(&format!("Installing Debian packages: {list}"), || {
+        let apt = |args: &[&str]| {
+            workspace::run(
+                Command::new("apt-get")
+                    .args(args)
+                    .env("DEBIAN_FRONTEND", "noninteractive")
+                    .env("LC_ALL", "C"),
+            )
+        };
+        let install: Vec<&str> = ["install", "-y", "--no-install-recommends"]
+            .into_iter()
+            .chain(packages.iter().copied())
+            .collect();
+        apt(&install).or_else(|_| apt(&["update"]).and_then(|()| apt(&install)))
+    })?;
+    match PROGRAMS.iter().find(|(program, _)| find(program).is_none()) {
+        Some((program, package)) => bail!("{package} is installed, but brought no program {program}"),
+        None => Ok(()),
+    }
+}
+
+/// The path of a program, also where only root's `PATH` would look.
+fn find(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
+}
+
+fn bpf_linker() -> Result<PathBuf> {
+    let tools = workspace::tools_dir()?;
+    let linker = tools.join("bin/bpf-linker");
+    if version(&linker).as_deref() == Some(BPF_LINKER) {
+        return Ok(linker);
+    }
+    step(&format!("Building bpf-linker {BPF_LINKER} (once, about two minutes)"), || {
+        let build = tools.join("build");
+        let mut install = workspace::nightly_cargo();
+        install
+            .args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked", "--force", "--root"])
+            .arg(&tools)
+            .env("CARGO_TARGET_DIR", &build);
+        workspace::run(&mut install)?;
+        std::fs::remove_dir_all(&build).or_else(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        })?;
+        Ok(())
+    })?;
+    Ok(linker)
+}
+
+fn version(linker: &Path) -> Option<String> {
+    let output = Command::new(linker).arg("--version").output().ok()?;
+    String::from_utf8_lossy(&output.stdout).split_whitespace().nth(1).map(str::to_owned)
+}
