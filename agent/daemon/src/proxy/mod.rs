@@ -31,10 +31,9 @@ use crate::{
 const PENDING: usize = 8192;
 
 /// Both directions for all pods of the node. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Proxy(Arc<Shared>);
 
-#[derive(Debug)]
 struct Shared {
     feed: Feed,
     wallet: Wallet,

@@ -14,7 +14,7 @@ use super::{
 use crate::identity::{Clock, KeyStore};
 
 /// Answers with the credentials of a local workload. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Wallet {
     keys: KeyStore,
     settings: Arc<TlsSettings>,

@@ -57,7 +57,7 @@ pub(crate) async fn accept(
 }
 
 async fn run<S: Side>(tcp: TcpStream, side: S, verify: impl Verify) -> Result<Link, TunnelError> {
-    let mut driver = Driver { tcp, side, input: Buffer::take(), filled: 0, output: Vec::new() };
+    let mut driver = Driver { tcp, side, input: Buffer::take(), filled: 0, shown: 0, output: Vec::new() };
     match timeout(PATIENCE, driver.drive()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
@@ -120,6 +120,8 @@ struct Driver<S> {
     side: S,
     input: Buffer,
     filled: usize,
+    /// How much of the input rustls is shown: whole records only, and one more each time it asks.
+    shown: usize,
     output: Vec<u8>,
 }
 
@@ -133,58 +135,55 @@ enum Next {
 
 impl<S: Side> Driver<S> {
     async fn drive(&mut self) -> Result<(), TunnelError> {
-        // How much of the input rustls is shown: whole records only, and one more each time it asks.
-        let mut shown = 0;
         loop {
-            let (discard, next) = self.step(shown)?;
-            self.input.copy_within(discard..self.filled, 0);
-            self.filled -= discard;
-            shown -= discard;
-            match next {
+            match self.step()? {
                 Next::Again => {}
                 Next::Done if !self.side.state().is_handshaking() => return Ok(()),
                 Next::Flush => {
                     self.tcp.write_all(&self.output).await?;
                     self.output.clear();
                 }
-                Next::Read | Next::Done => shown = self.read_record(shown).await?,
+                Next::Read | Next::Done => self.show_record().await?,
             }
         }
     }
 
-    fn step(&mut self, shown: usize) -> Result<(usize, Next), TunnelError> {
-        let UnbufferedStatus { discard, state, .. } = self.side.process(&mut self.input[..shown]);
-        let state = state.map_err(|error| {
-            let (reason, text) = tls::handshake_reason(&error);
-            TunnelError::Handshake { reason, text }
-        })?;
+    fn step(&mut self) -> Result<Next, TunnelError> {
+        let UnbufferedStatus { discard, state, .. } = self.side.process(&mut self.input[..self.shown]);
         let next = match state {
-            ConnectionState::EncodeTlsData(mut data) => {
-                encode(&mut self.output, |room| data.encode(room))?;
-                Next::Again
+            Ok(ConnectionState::EncodeTlsData(mut data)) => {
+                encode(&mut self.output, |room| data.encode(room)).map(|()| Next::Again)
             }
-            ConnectionState::TransmitTlsData(data) => {
+            Ok(ConnectionState::TransmitTlsData(data)) => {
                 data.done();
-                Next::Flush
+                Ok(Next::Flush)
             }
-            ConnectionState::BlockedHandshake => Next::Read,
-            ConnectionState::WriteTraffic(_) => Next::Done,
-            ConnectionState::PeerClosed | ConnectionState::Closed => return Err(TunnelError::Closed),
-            _ => return Err(TunnelError::Unexpected("data")),
+            Ok(ConnectionState::BlockedHandshake) => Ok(Next::Read),
+            Ok(ConnectionState::WriteTraffic(_)) => Ok(Next::Done),
+            Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => Err(TunnelError::Closed),
+            Ok(_) => Err(TunnelError::Unexpected("data")),
+            Err(error) => {
+                let (reason, text) = tls::handshake_reason(&error);
+                Err(TunnelError::Handshake { reason, text })
+            }
         };
-        Ok((discard, next))
+        self.input.copy_within(discard..self.filled, 0);
+        self.filled -= discard;
+        self.shown -= discard;
+        next
     }
 
-    /// Reads until there is one more whole record behind the first `shown` bytes; returns the new count of bytes.
-    async fn read_record(&mut self, shown: usize) -> Result<usize, TunnelError> {
+    /// Reads until there is one more whole record to show.
+    async fn show_record(&mut self) -> Result<(), TunnelError> {
         loop {
-            let rest = &self.input[shown..self.filled];
+            let rest = &self.input[self.shown..self.filled];
             if let Some(header) = rest.first_chunk::<HEADER_LEN>() {
                 let len = HEADER_LEN + usize::from(u16::from_be_bytes([header[3], header[4]]));
                 if rest.len() >= len {
-                    return Ok(shown + len);
+                    self.shown += len;
+                    return Ok(());
                 }
-                if shown + len > self.input.len() {
+                if self.shown + len > self.input.len() {
                     return Err(TunnelError::Record);
                 }
             }
@@ -201,11 +200,7 @@ impl<S: Side> Driver<S> {
 
     /// Sends the alert that rustls has ready after an error, if it has one.
     async fn send_alert(&mut self) -> Result<(), TunnelError> {
-        while let UnbufferedStatus { state: Ok(ConnectionState::EncodeTlsData(mut data)), .. } =
-            self.side.process(&mut [])
-        {
-            encode(&mut self.output, |room| data.encode(room))?;
-        }
+        while matches!(self.step(), Ok(Next::Again)) {}
         self.tcp.write_all(&self.output).await?;
         self.tcp.shutdown().await?;
         Ok(())

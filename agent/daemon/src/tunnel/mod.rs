@@ -73,3 +73,6 @@ impl TunnelError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,7 +26,7 @@ const PAYLOAD_LEN: usize = MAX_PLAINTEXT - frame::HEADER_LEN;
 const MAX_CIPHERTEXT: usize = MAX_PLAINTEXT + 256;
 
 /// Records under one key before a key update, well below AES-GCM's limit of 2^24.5 (RFC 8446 §5.5).
-const REKEY_AFTER: u64 = 1 << 23;
+const REKEY_AFTER: u64 = if cfg!(test) { 64 } else { 1 << 23 };
 
 /// The content type of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
