@@ -17,11 +17,13 @@ use nix::{
     sys::signal::{SigSet, Signal, kill},
     unistd::{Pid, geteuid},
 };
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::netns::Netns;
 
 const PREFIX: &str = "ambit-run";
 const ID: &str = "AMBIT_SANDBOX";
+const PREPARED: &str = "AMBIT_PREPARED";
 const BINARY: &str = "ambit";
 const PINS: &str = "/sys/fs/bpf/ambit";
 
@@ -33,29 +35,36 @@ pub struct Sandbox {
 }
 
 /// Runs `work` as a child process of this one (the same program, called again with the same arguments) and sweeps
-/// behind it when it has ended, failed, been killed, or when this process is told to stop.
-pub fn supervised(work: impl FnOnce(&Sandbox) -> Result<()>) -> Result<ExitCode> {
-    if let Ok(id) = env::var(ID) {
+/// behind it when it has ended, failed, been killed, or when this process is told to stop. `prepare` runs before, in
+/// this process; the child is given its result.
+pub fn supervised<T: Serialize + DeserializeOwned>(
+    prepare: impl FnOnce() -> Result<T>,
+    work: impl FnOnce(&Sandbox, T) -> Result<()>,
+) -> Result<ExitCode> {
+    if let (Ok(id), Ok(prepared)) = (env::var(ID), env::var(PREPARED)) {
         signals().thread_unblock().context("cannot unblock signals")?;
-        work(&Sandbox { folder: folder(&id), id })?;
+        let prepared = serde_json::from_str(&prepared).context(PREPARED)?;
+        work(&Sandbox { folder: folder(&id), id }, prepared)?;
         return Ok(ExitCode::SUCCESS);
     }
     if !geteuid().is_root() {
         bail!("this makes network namespaces and loads eBPF programs, and needs root: run it with sudo");
     }
     sweep_abandoned(Kept::Spare)?;
+    let prepared = serde_json::to_string(&prepare()?)?;
     let id = std::process::id().to_string();
     let folder = folder(&id);
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let _lock = lock(&folder)?.context("another run has this process id")?;
     signals().thread_block().context("cannot block signals")?;
     let executable = env::current_exe().context("own executable")?;
-    let mut child = Command::new(executable)
+    let child = Command::new(executable)
         .args(env::args_os().skip(1))
         .env(ID, &id)
+        .env(PREPARED, prepared)
         .spawn()
-        .context("cannot start the work")?;
-    let outcome = watch(&mut child);
+        .context("cannot start the work");
+    let outcome = child.and_then(|mut child| watch(&mut child));
     let swept = if is_kept(&folder) { Ok(()) } else { sweep(&id) };
     let code = outcome?;
     swept?;

@@ -4,13 +4,20 @@
 
 #![allow(clippy::print_stdout, reason = "a command line tool answers on its standard output")]
 
+mod bench;
 mod build;
+mod clean;
+mod demo;
 mod ebpf;
+mod lint;
+mod rooms;
 mod setup;
+mod test;
 mod workspace;
 
 use std::process::ExitCode;
 
+use ambit_integration::tools::{self, Tool};
 use clap::{Parser, Subcommand};
 
 /// Build, test and show ambit. Every verb does its own set-up.
@@ -26,19 +33,30 @@ enum Verb {
     Setup(setup::Args),
     Ebpf(ebpf::Args),
     Build(build::Args),
+    Lint(lint::Args),
+    Test(test::Args),
+    Demo(demo::Args),
+    Bench(bench::Args),
+    Clean(clean::Args),
+    /// A client or server of the end-to-end tests, run inside a pod's namespace.
+    #[command(hide = true, subcommand)]
+    Tool(Tool),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().verb {
-        Verb::Setup(args) => setup::run(&args),
-        Verb::Ebpf(args) => ebpf::run(&args),
-        Verb::Build(args) => build::run(&args),
+        Verb::Setup(args) => setup::run(&args).map(|()| ExitCode::SUCCESS),
+        Verb::Ebpf(args) => ebpf::run(&args).map(|()| ExitCode::SUCCESS),
+        Verb::Build(args) => build::run(&args).map(|()| ExitCode::SUCCESS),
+        Verb::Lint(args) => lint::run(&args).map(|()| ExitCode::SUCCESS),
+        Verb::Test(args) => test::run(&args),
+        Verb::Demo(args) => demo::run(&args),
+        Verb::Bench(args) => bench::run(&args),
+        Verb::Clean(args) => clean::run(&args).map(|()| ExitCode::SUCCESS),
+        Verb::Tool(tool) => tools::run(&tool).map(|()| ExitCode::SUCCESS),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
 }

@@ -43,14 +43,18 @@ const MEMORY_KEPT: u64 = 12 * 1024;
 
 fn churn(world: &mut World) -> Result<()> {
     let to = format!("{}:{}", world.pod("b").v4, ports::ECHO);
-    let short = |world: &World, count: &str| -> Result<()> {
-        let tally = world.tool("a", &["churn", "--to", &to, "--count", count], Duration::from_secs(150))?;
-        ensure!(tally["failed"] == 0 && tally["good"].to_string() == count, "{tally}");
+    let short = |world: &World, count: u64| -> Result<()> {
+        let tally = world.tool(
+            "a",
+            &["churn", "--to", &to, "--count", &count.to_string()],
+            Duration::from_secs(150),
+        )?;
+        ensure!(tally["failed"] == 0 && tally["good"] == count, "{tally}");
         Ok(())
     };
-    short(world, "2000")?;
+    short(world, 2_000)?;
     let before = footprint(world)?;
-    short(world, "20000")?;
+    short(world, 20_000)?;
     eventually(10 * SECOND, || {
         let after = footprint(world)?;
         for (node, ((files, memory), (files_before, memory_before))) in

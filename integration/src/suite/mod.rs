@@ -4,6 +4,7 @@
 
 mod addresses;
 mod certificates;
+mod control;
 mod evasion;
 mod failure;
 mod load;
@@ -54,6 +55,7 @@ pub struct Summary {
 /// Every test, in the order in which they run.
 pub fn tests() -> Vec<Test> {
     [
+        control::TESTS,
         wire::TESTS,
         addresses::TESTS,
         routing::TESTS,
@@ -109,12 +111,12 @@ impl Stage<'_> {
             Scene::Shared(work) => self.with_shared(work),
             Scene::Own(flags, work) => {
                 let mut world = World::start(self.sandbox, &self.next_name(), self.binary, flags)?;
-                let done = work(&mut world).map_err(|error| with_logs(error, &world));
+                let done = work(&mut world).map_err(|error| with_logs(&error, &world));
                 ended(done, world.remove())
             }
             Scene::Unstarted(flags, work) => {
                 let mut world = World::build(self.sandbox, &self.next_name(), self.binary, flags)?;
-                let done = work(&mut world).map_err(|error| with_logs(error, &world));
+                let done = work(&mut world).map_err(|error| with_logs(&error, &world));
                 ended(done, world.remove())
             }
         }
@@ -132,7 +134,7 @@ impl Stage<'_> {
             }
             // What a failed test leaves is nobody's fair start: the next one gets a new world.
             Err(error) => {
-                let error = with_logs(error, &world);
+                let error = with_logs(&error, &world);
                 ended(Err(error), world.remove())
             }
         }
@@ -153,7 +155,7 @@ fn ended(done: Result<()>, removed: Result<()>) -> Result<()> {
     done.and(removed.map_err(|error| error.context("taking the world down")))
 }
 
-fn with_logs(error: anyhow::Error, world: &World) -> anyhow::Error {
+fn with_logs(error: &anyhow::Error, world: &World) -> anyhow::Error {
     let logs: String = world
         .agents
         .iter()

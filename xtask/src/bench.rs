@@ -1,0 +1,77 @@
+//! `cargo xtask bench`: the demo's load at length, ambit and direct in turn, medians.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use ambit_integration::{
+    console::Console,
+    load::{Figures, measure, median},
+    sandbox,
+    world::World,
+};
+use anyhow::{Context as _, Result};
+use serde_json::json;
+
+use crate::{build, demo::table, setup};
+
+/// Measure throughput, round trip and rates through the tunnel against plaintext, in several rounds. Needs root.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  cargo xtask bench\n  cargo xtask bench --rounds 9 --seconds 10\n  \
+    cargo xtask bench --json > figures.json")]
+pub(crate) struct Args {
+    /// How many rounds; each measures both ways, and the median counts.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// How long each of the five loads lasts, in seconds.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=600))]
+    seconds: u32,
+    /// Print JSON on stdout, and progress on stderr.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let prepare = || {
+        setup::programs()?;
+        build::daemon(true)
+    };
+    sandbox::supervised(prepare, |sandbox, binary: PathBuf| {
+        let console = Console::new(args.json);
+        let world = World::start(sandbox, "bench", &binary, &[])?;
+        world.must_reach("a", "b")?;
+        let memory_idle = resident(&world)?;
+        let (mut direct, mut ambit): (Vec<Figures>, Vec<Figures>) = (Vec::new(), Vec::new());
+        for round in 1..=args.rounds {
+            for (name, from, to, figures) in
+                [("direct", "c", "d", &mut direct), ("ambit", "a", "b", &mut ambit)]
+            {
+                let progress =
+                    |load: &str| console.line(format_args!("round {round}/{}: {name}, {load}", args.rounds));
+                figures.push(measure(world.pod(from), world.pod(to), args.seconds, progress)?);
+            }
+        }
+        let memory_loaded = resident(&world)?;
+        if args.json {
+            let report = json!({
+                "rounds": args.rounds,
+                "seconds": args.seconds,
+                "direct": median(&direct),
+                "ambit": median(&ambit),
+                "all": { "direct": direct, "ambit": ambit },
+                "agent_resident_kib": { "idle": memory_idle, "after_load": memory_loaded },
+            });
+            println!("{report:#}");
+        } else {
+            console.line(format_args!("\n{}", table(&median(&direct), &median(&ambit))));
+            console.line(format_args!(
+                "agents' memory, KiB: {memory_idle:?} idle, {memory_loaded:?} after load"
+            ));
+        }
+        world.remove()
+    })
+}
+
+/// Resident KiB of both agents.
+fn resident(world: &World) -> Result<Vec<u64>> {
+    world.agents.iter().map(|agent| agent.resident_kib().context("the agent's memory")).collect()
+}

@@ -1,0 +1,50 @@
+//! `cargo xtask lint`: formatting, clippy with every warning an error, and the walls between rooms.
+
+use anyhow::{Result, bail};
+
+use crate::{
+    ebpf, rooms, setup,
+    workspace::{self, step},
+};
+
+/// Check formatting, lints and the walls between the rooms of the house.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  cargo xtask lint\n\n\
+    The rooms and what each may not touch are in docs/architecture.md.")]
+pub(crate) struct Args {}
+
+/// Runs the verb.
+pub(crate) fn run(_args: &Args) -> Result<()> {
+    all()
+}
+
+/// Runs every check.
+pub(crate) fn all() -> Result<()> {
+    setup::bpf_toolchain()?;
+    step("Checking the format", || workspace::run(workspace::cargo().args(["fmt", "--all", "--check"])))?;
+    step("Checking the walls between rooms", || {
+        let breaches = rooms::breaches(workspace::root())?;
+        if !breaches.is_empty() {
+            bail!("{} breaches of the walls between rooms:\n  {}", breaches.len(), breaches.join("\n  "));
+        }
+        Ok(())
+    })?;
+    step("Linting", || {
+        let mut clippy = workspace::cargo();
+        clippy.args([
+            "clippy",
+            "--workspace",
+            "--exclude",
+            "ambit-ebpf",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ]);
+        workspace::run(&mut clippy)
+    })?;
+    step("Linting the eBPF programs", || {
+        let mut clippy = ebpf::command("clippy")?;
+        workspace::run(clippy.args(["--release", "--", "-D", "warnings"]))
+    })
+}

@@ -1,0 +1,134 @@
+//! `cargo xtask test`: lints, unit tests, and the end-to-end tests with the real binary.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::PathBuf,
+    process::{ExitCode, Stdio},
+};
+
+use ambit_integration::{console::Console, sandbox, suite};
+use anyhow::{Context as _, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    build, ebpf, lint, setup,
+    workspace::{self, step},
+};
+
+/// Run lints, unit tests and end-to-end tests. Needs root for the latter.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  cargo xtask test                          everything, as CI does\n  \
+    cargo xtask test --unit-only              lints and unit tests, no root\n  \
+    cargo xtask test --e2e-only               the end-to-end tests\n  \
+    cargo xtask test --e2e-only policy::      those of one topic\n  \
+    cargo xtask test --list                   their names, and what each shows")]
+pub(crate) struct Args {
+    /// Leave out lints and unit tests.
+    #[arg(long, conflicts_with = "unit_only")]
+    e2e_only: bool,
+    /// Leave out the end-to-end tests.
+    #[arg(long)]
+    unit_only: bool,
+    /// List the end-to-end tests and run nothing.
+    #[arg(long)]
+    list: bool,
+    /// Test this binary instead of building one.
+    #[arg(long)]
+    binary: Option<PathBuf>,
+    /// Run only end-to-end tests whose name contains this.
+    #[arg(default_value = "")]
+    filter: String,
+}
+
+/// What is known before the end-to-end tests begin.
+#[derive(Serialize, Deserialize)]
+struct Prepared {
+    binary: PathBuf,
+    passed: usize,
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    if args.list {
+        for test in suite::tests() {
+            println!("{:<58} {}", test.name, test.about);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.unit_only {
+        lint::all()?;
+        println!("\n{} passed, 0 failed", unit()?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let prepare = || {
+        setup::programs()?;
+        let passed = if args.e2e_only {
+            0
+        } else {
+            lint::all()?;
+            unit()?
+        };
+        let binary = match &args.binary {
+            Some(binary) => binary.canonicalize().with_context(|| binary.display().to_string())?,
+            None => build::daemon(true)?,
+        };
+        Ok(Prepared { binary, passed })
+    };
+    sandbox::supervised(prepare, |sandbox, prepared| {
+        let console = Console::new(false);
+        console.heading("End-to-end tests");
+        let summary = suite::run(sandbox, &prepared.binary, &args.filter, console)?;
+        let (passed, failed) = (summary.passed + prepared.passed, summary.failed.len());
+        if !summary.failed.is_empty() {
+            console.line(format_args!("\nfailed:\n  {}", summary.failed.join("\n  ")));
+        }
+        console.line(format_args!("\n{passed} passed, {failed} failed"));
+        if failed > 0 || summary.passed == 0 {
+            bail!(
+                "{}",
+                if failed > 0 { "end-to-end tests failed" } else { "no end-to-end test has such a name" }
+            );
+        }
+        Ok(())
+    })
+}
+
+/// Runs the unit tests of every crate; returns how many passed. One that fails is an error.
+fn unit() -> Result<usize> {
+    let object = ebpf::object()?;
+    step("Running the unit tests", || {
+        let mut test = workspace::cargo();
+        test.args(["test", "--workspace", "--exclude", "ambit-ebpf"]).env("AMBIT_EBPF_OBJECT", object);
+        let mut child = test.stdout(Stdio::piped()).spawn().context("cannot start cargo test")?;
+        let stdout = child.stdout.take().context("its output")?;
+        let mut passed = 0;
+        for line in BufReader::new(stdout).lines() {
+            let line = line?;
+            eprintln!("{line}");
+            passed += passed_in(&line);
+        }
+        if !child.wait()?.success() {
+            bail!("unit tests failed");
+        }
+        Ok(passed)
+    })
+}
+
+/// The count in a line `test result: ok. 12 passed; 0 failed; …`, or 0.
+fn passed_in(line: &str) -> usize {
+    line.strip_prefix("test result: ok. ")
+        .and_then(|rest| rest.split_once(" passed"))
+        .and_then(|(count, _)| count.parse().ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::passed_in;
+
+    #[test]
+    fn counts_are_read_from_result_lines() {
+        assert_eq!(passed_in("test result: ok. 12 passed; 0 failed; 0 ignored"), 12);
+        assert_eq!(passed_in("test frame::tests::a ... ok"), 0);
+    }
+}
