@@ -1,1 +1,21 @@
 //! ambit's protobuf definitions and the code generated from them.
+//!
+//! The `.proto` files are the source; `src/gen` is written from them by `tests/generated.rs`, in Rust alone: nobody
+//! needs protoc. That test also fails when the two differ.
+
+/// The administrative API of an agent.
+pub mod admin {
+    /// Version 1: `ambit.admin.v1`.
+    #[allow(
+        missing_docs,
+        unreachable_pub,
+        unused_qualifications,
+        clippy::all,
+        clippy::allow_attributes_without_reason,
+        clippy::unwrap_used,
+        reason = "generated code follows the generator's taste, not ours"
+    )]
+    pub mod v1 {
+        include!("gen/ambit.admin.v1.rs");
+    }
+}

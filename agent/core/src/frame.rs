@@ -1,1 +1,311 @@
-//! The codec of the tunnel protocol `ambit/1`.
+//! The codec of the tunnel protocol `ambit/1` (DESIGN §4), inside TLS and without I/O.
+//!
+//! A frame is a 4-byte header — type, then the payload's length in 24 bits, big-endian — and a payload. One stream at a
+//! time runs on a connection: OPEN from the client, ACCEPT or DENY from the server, DATA both ways, one FIN each way.
+//! After both FINs the next OPEN may follow. RESET ends the stream and the connection. PING carries nothing and has no
+//! answer. All input is hostile: every length is bounded, and a frame out of place is an error.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use crate::reason::Reason;
+
+/// Bytes of a frame header.
+pub const HEADER_LEN: usize = 4;
+/// The longest payload of any frame but DATA, in bytes.
+pub const MAX_CONTROL: usize = 4096;
+/// The longest payload of a DATA frame: what 24 bits can say.
+pub const MAX_DATA: usize = (1 << 24) - 1;
+
+const MAX_TEXT: usize = 1024;
+
+/// The first byte of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FrameType {
+    /// Client to server: begin a stream.
+    Open = 1,
+    /// Server to client: the application has been connected.
+    Accept = 2,
+    /// Server to client: the stream is refused, with the reason.
+    Deny = 3,
+    /// Either way: bytes of the stream.
+    Data = 4,
+    /// Either way: no more DATA in this direction (half-close).
+    Fin = 5,
+    /// Either way: the stream is cut, with the reason.
+    Reset = 6,
+    /// Either way: keeps the path open.
+    Ping = 7,
+}
+
+impl FrameType {
+    fn from_byte(byte: u8) -> Option<Self> {
+        Some(match byte {
+            1 => Self::Open,
+            2 => Self::Accept,
+            3 => Self::Deny,
+            4 => Self::Data,
+            5 => Self::Fin,
+            6 => Self::Reset,
+            7 => Self::Ping,
+            _ => return None,
+        })
+    }
+}
+
+/// The header of a frame with `len` bytes of payload (at most [`MAX_DATA`]).
+pub fn header(frame: FrameType, len: usize) -> [u8; HEADER_LEN] {
+    debug_assert!(len <= MAX_DATA, "a frame's length has 24 bits");
+    let [_, a, b, c] = u32::try_from(len.min(MAX_DATA)).unwrap_or(0).to_be_bytes();
+    [frame as u8, a, b, c]
+}
+
+/// The payload of OPEN. All of it is the client agent's word: good for logs and metrics, never for a verdict.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Open {
+    /// What the application dialled.
+    pub original_dst: SocketAddr,
+    /// The service's host name, if a service was dialled; at most 1,024 bytes.
+    pub service: Option<String>,
+    /// W3C trace context (`traceparent`), if there is one.
+    pub trace: Option<String>,
+}
+
+/// The payload of DENY.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deny {
+    /// Why.
+    pub reason: Reason,
+    /// `namespace/name` of the policy that decided, if one did.
+    pub policy: Option<String>,
+    /// One sentence for an operator.
+    pub text: String,
+}
+
+/// A frame with no stream bytes in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// See [`FrameType::Open`].
+    Open(Open),
+    /// See [`FrameType::Accept`].
+    Accept,
+    /// See [`FrameType::Deny`].
+    Deny(Deny),
+    /// See [`FrameType::Fin`].
+    Fin,
+    /// See [`FrameType::Reset`].
+    Reset(Reason),
+    /// See [`FrameType::Ping`].
+    Ping,
+}
+
+impl Control {
+    /// The whole frame, header included. Texts beyond 1,024 bytes are cut.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut payload = Vec::new();
+        let frame = match self {
+            Self::Open(open) => {
+                put_addr(&mut payload, open.original_dst);
+                put_text(&mut payload, open.service.as_deref().unwrap_or(""));
+                put_text(&mut payload, open.trace.as_deref().unwrap_or(""));
+                FrameType::Open
+            }
+            Self::Accept => FrameType::Accept,
+            Self::Deny(deny) => {
+                payload.extend(deny.reason.code().to_be_bytes());
+                put_text(&mut payload, deny.policy.as_deref().unwrap_or(""));
+                put_text(&mut payload, &deny.text);
+                FrameType::Deny
+            }
+            Self::Fin => FrameType::Fin,
+            Self::Reset(reason) => {
+                payload.extend(reason.code().to_be_bytes());
+                FrameType::Reset
+            }
+            Self::Ping => FrameType::Ping,
+        };
+        let mut bytes = header(frame, payload.len()).to_vec();
+        bytes.append(&mut payload);
+        bytes
+    }
+
+    fn decode(frame: FrameType, payload: &[u8]) -> Result<Self, FrameError> {
+        let mut input = Payload { frame, bytes: payload };
+        Ok(match frame {
+            FrameType::Open => Self::Open(Open {
+                original_dst: input.addr()?,
+                service: input.text()?,
+                trace: input.text()?,
+            }),
+            FrameType::Accept => Self::Accept,
+            FrameType::Deny => Self::Deny(Deny {
+                reason: Reason::from_code(input.u16()?),
+                policy: input.text()?,
+                text: input.text()?.unwrap_or_default(),
+            }),
+            FrameType::Fin => Self::Fin,
+            FrameType::Reset => Self::Reset(Reason::from_code(input.u16()?)),
+            FrameType::Ping => Self::Ping,
+            FrameType::Data => return Err(FrameError::Malformed(frame)),
+        })
+    }
+}
+
+/// What a piece of input turned out to be.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// Bytes of the stream; one DATA frame may come as several of these.
+    Data(&'a [u8]),
+    /// A whole frame of another type.
+    Control(Control),
+}
+
+/// Why a peer's bytes are no frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// The first byte names no frame type.
+    #[error("the peer sent a frame of unknown type {0}")]
+    UnknownType(u8),
+    /// A frame other than DATA is longer than [`MAX_CONTROL`].
+    #[error("the peer sent a {0:?} frame of {1} bytes (at most {MAX_CONTROL})")]
+    TooLong(FrameType, usize),
+    /// The payload does not have the fields of its type.
+    #[error("the peer sent a malformed {0:?} frame")]
+    Malformed(FrameType),
+}
+
+/// Turns a peer's bytes into frames, however they are cut. Holds at most one control frame.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    header: [u8; HEADER_LEN],
+    header_len: usize,
+    /// Bytes of the current DATA frame still to come.
+    data_left: usize,
+    /// The control frame under way.
+    control: Option<(FrameType, usize, Vec<u8>)>,
+}
+
+impl Decoder {
+    /// The next event in `input`, which is moved past it; `None` once `input` is used up.
+    pub fn next<'a>(&mut self, input: &mut &'a [u8]) -> Result<Option<Event<'a>>, FrameError> {
+        loop {
+            if self.data_left > 0 {
+                if input.is_empty() {
+                    return Ok(None);
+                }
+                let (data, rest) = input.split_at(self.data_left.min(input.len()));
+                *input = rest;
+                self.data_left -= data.len();
+                return Ok(Some(Event::Data(data)));
+            }
+            if let Some((frame, len, payload)) = &mut self.control {
+                let (part, rest) = input.split_at((*len - payload.len()).min(input.len()));
+                payload.extend_from_slice(part);
+                *input = rest;
+                if payload.len() < *len {
+                    return Ok(None);
+                }
+                let control = Control::decode(*frame, payload)?;
+                self.control = None;
+                return Ok(Some(Event::Control(control)));
+            }
+            let (part, rest) = input.split_at((HEADER_LEN - self.header_len).min(input.len()));
+            self.header[self.header_len..self.header_len + part.len()].copy_from_slice(part);
+            self.header_len += part.len();
+            *input = rest;
+            if self.header_len < HEADER_LEN {
+                return Ok(None);
+            }
+            self.header_len = 0;
+            self.begin()?;
+        }
+    }
+
+    /// Whether no frame is cut in the middle.
+    pub fn between_frames(&self) -> bool {
+        self.header_len == 0 && self.data_left == 0 && self.control.is_none()
+    }
+
+    fn begin(&mut self) -> Result<(), FrameError> {
+        let [frame, a, b, c] = self.header;
+        let frame = FrameType::from_byte(frame).ok_or(FrameError::UnknownType(frame))?;
+        let len = u32::from_be_bytes([0, a, b, c]) as usize;
+        if frame == FrameType::Data {
+            self.data_left = len;
+        } else if len > MAX_CONTROL {
+            return Err(FrameError::TooLong(frame, len));
+        } else {
+            self.control = Some((frame, len, Vec::new()));
+        }
+        Ok(())
+    }
+}
+
+fn put_addr(out: &mut Vec<u8>, addr: SocketAddr) {
+    match addr.ip() {
+        IpAddr::V4(ip) => {
+            out.push(4);
+            out.extend(ip.octets());
+        }
+        IpAddr::V6(ip) => {
+            out.push(6);
+            out.extend(ip.octets());
+        }
+    }
+    out.extend(addr.port().to_be_bytes());
+}
+
+fn put_text(out: &mut Vec<u8>, text: &str) {
+    let text = &text[..text.floor_char_boundary(MAX_TEXT)];
+    out.extend((text.len() as u16).to_be_bytes());
+    out.extend(text.as_bytes());
+}
+
+/// Reads a payload front to back. Bytes behind the known fields are left for later versions.
+struct Payload<'a> {
+    frame: FrameType,
+    bytes: &'a [u8],
+}
+
+impl<'a> Payload<'a> {
+    fn take(&mut self, len: usize) -> Result<&'a [u8], FrameError> {
+        let (part, rest) = self.bytes.split_at_checked(len).ok_or(FrameError::Malformed(self.frame))?;
+        self.bytes = rest;
+        Ok(part)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], FrameError> {
+        let malformed = FrameError::Malformed(self.frame);
+        self.take(N)?.try_into().map_err(|_| malformed)
+    }
+
+    fn u16(&mut self) -> Result<u16, FrameError> {
+        Ok(u16::from_be_bytes(self.array()?))
+    }
+
+    fn addr(&mut self) -> Result<SocketAddr, FrameError> {
+        let ip = match self.array()? {
+            [4] => IpAddr::V4(Ipv4Addr::from(self.array::<4>()?)),
+            [6] => IpAddr::V6(Ipv6Addr::from(self.array::<16>()?)),
+            _ => return Err(FrameError::Malformed(self.frame)),
+        };
+        Ok(SocketAddr::new(ip, self.u16()?))
+    }
+
+    fn text(&mut self) -> Result<Option<String>, FrameError> {
+        let malformed = FrameError::Malformed(self.frame);
+        let len = usize::from(self.u16()?);
+        if len > MAX_TEXT {
+            return Err(malformed);
+        }
+        let text = str::from_utf8(self.take(len)?).map_err(|_| malformed)?;
+        // Texts go into logs: a peer must not write lines of its own there.
+        if text.chars().any(char::is_control) {
+            return Err(malformed);
+        }
+        Ok((!text.is_empty()).then(|| text.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests;

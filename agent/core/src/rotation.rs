@@ -1,16 +1,33 @@
-//! When a certificate is renewed and when a failed attempt is made again. `now` and jitter are arguments.
+//! When a certificate is renewed, when a failed attempt is made again, and who goes first.
+//!
+//! Owns the schedule of all identities of a node; knows no issuer and no timer: `now` and jitter are arguments.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::{HashMap, HashSet},
+    time::{Duration, SystemTime},
+};
 
-/// When to renew a certificate valid from `not_before` to `not_after`: at half-life, moved by up to ±5 % of the lifetime.
-/// `jitter` is a random number in 0.0..1.0.
-pub fn renew_at(not_before: SystemTime, not_after: SystemTime, jitter: f64) -> SystemTime {
-    let lifetime = not_after.duration_since(not_before).unwrap_or_default();
-    not_before + lifetime.mul_f64(0.5 + (jitter.clamp(0.0, 1.0) - 0.5) * 0.1)
+use crate::model::SpiffeId;
+
+/// When to renew a certificate that was issued at `issued` and ends at `not_after`: at half-life, moved by up to
+/// ±12.5 % of the lifetime, so that identities issued together do not renew together. `jitter` is a random number in
+/// 0.0..1.0.
+///
+/// `issued` is the time of the issue and not the certificate's not-before: issuers date that back by minutes
+/// (spec/wire.md §3.2), which for a short-lived certificate would put its half-life into the past.
+pub fn renew_at(issued: SystemTime, not_after: SystemTime, jitter: f64) -> SystemTime {
+    let lifetime = not_after.duration_since(issued).unwrap_or_default();
+    issued + lifetime.mul_f64(0.5 + (jitter.clamp(0.0, 1.0) - 0.5) * 0.25).max(MIN_INTERVAL)
 }
 
 /// The longest wait between two attempts to renew one identity (spec/wire.md §3.4).
 pub const BACKOFF_CAP: Duration = Duration::from_secs(150);
+
+/// No certificate is renewed sooner than this after its issue, however short its life.
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A clock that goes back by less than this changes nothing in the schedule.
+const CLOCK_STEP: Duration = Duration::from_secs(60);
 
 /// How long to wait after the `failures`-th failure in a row: from half a second, doubled each time, ±20 %, at most
 /// [`BACKOFF_CAP`]. `jitter` is a random number in 0.0..1.0.
@@ -19,24 +36,135 @@ pub fn backoff(failures: u32, jitter: f64) -> Duration {
     base.min(BACKOFF_CAP).mul_f64(0.8 + 0.4 * jitter.clamp(0.0, 1.0)).min(BACKOFF_CAP)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Which identity asks its issuer when. At most `limit` attempts run at a time; of those that are due, identities that a
+/// connection waits for go first, then those without a certificate, then renewals, soonest expiry first.
+#[derive(Debug)]
+pub struct Schedule {
+    entries: HashMap<SpiffeId, Entry>,
+    /// Attempts under way, also those of identities forgotten meanwhile.
+    running: HashSet<SpiffeId>,
+    limit: usize,
+}
 
-    #[test]
-    fn renewal_is_near_half_life() {
-        let start = SystemTime::UNIX_EPOCH;
-        let end = start + Duration::from_secs(1000);
-        for (jitter, expected) in [(0.0, 450), (0.5, 500), (1.0, 550)] {
-            let at = renew_at(start, end, jitter).duration_since(start).unwrap().as_secs_f64();
-            assert!((at - f64::from(expected)).abs() < 0.01, "{jitter}: {at}");
+#[derive(Debug)]
+struct Entry {
+    /// When the next attempt may start.
+    due: SystemTime,
+    /// When `due` was set, to notice a clock that was put back.
+    set: SystemTime,
+    /// End of the certificate in use.
+    expires: Option<SystemTime>,
+    /// Failures in a row.
+    failures: u32,
+    /// A connection waits.
+    demanded: bool,
+}
+
+/// What to do now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Ask the issuer for this identity; report the outcome with [`Schedule::issued`] or [`Schedule::failed`].
+    Start(SpiffeId),
+    /// Nothing until this time, until an attempt ends, or until the identities change.
+    Wait(Option<SystemTime>),
+}
+
+/// How an identity stands in the schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// An attempt is under way.
+    Running,
+    /// The next attempt starts at this time, or as soon as there is room after it.
+    Due(SystemTime),
+}
+
+impl Schedule {
+    /// An empty schedule that runs at most `limit` attempts at a time.
+    pub fn new(limit: usize) -> Self {
+        Self { entries: HashMap::new(), running: HashSet::new(), limit: limit.max(1) }
+    }
+
+    /// Makes `wanted` the identities to keep certificates for: new ones are due at once, the others are forgotten.
+    pub fn retain(&mut self, wanted: &HashSet<SpiffeId>, now: SystemTime) {
+        self.entries.retain(|id, _| wanted.contains(id));
+        for id in wanted {
+            self.entries.entry(id.clone()).or_insert(Entry {
+                due: now,
+                set: now,
+                expires: None,
+                failures: 0,
+                demanded: false,
+            });
         }
     }
 
-    #[test]
-    fn backoff_doubles_up_to_the_cap() {
-        let waits: Vec<u128> = (1..=4).map(|n| backoff(n, 0.5).as_millis()).collect();
-        assert_eq!(waits, [500, 1000, 2000, 4000]);
-        assert_eq!(backoff(40, 1.0), BACKOFF_CAP);
+    /// A connection waits for `id`: it goes before all others once it is due. Backoff is kept, so that connections
+    /// cannot make an agent hammer an issuer that is down. `None` if the identity is not scheduled.
+    pub fn demand(&mut self, id: &SpiffeId) -> Option<Progress> {
+        self.entries.get_mut(id)?.demanded = true;
+        self.progress(id)
+    }
+
+    /// How `id` stands; `None` if it is not scheduled.
+    pub fn progress(&self, id: &SpiffeId) -> Option<Progress> {
+        let entry = self.entries.get(id)?;
+        Some(if self.running.contains(id) { Progress::Running } else { Progress::Due(entry.due) })
+    }
+
+    /// The next thing to do at `now`. Call it again until it says [`Next::Wait`].
+    pub fn next(&mut self, now: SystemTime) -> Next {
+        let idle = || self.entries.iter().filter(|(id, _)| !self.running.contains(*id));
+        if self.running.len() >= self.limit {
+            return Next::Wait(None);
+        }
+        match idle().filter(|(_, entry)| entry.is_due(now)).min_by_key(|(_, entry)| entry.rank(now)) {
+            Some((id, _)) => {
+                let id = id.clone();
+                self.running.insert(id.clone());
+                Next::Start(id)
+            }
+            None => Next::Wait(idle().map(|(_, entry)| entry.due).min()),
+        }
+    }
+
+    /// An attempt gave a certificate that ends at `not_after`. Returns when it will be renewed; `None` if the identity was
+    /// forgotten meanwhile.
+    pub fn issued(
+        &mut self,
+        id: &SpiffeId,
+        now: SystemTime,
+        not_after: SystemTime,
+        jitter: f64,
+    ) -> Option<SystemTime> {
+        self.running.remove(id);
+        let entry = self.entries.get_mut(id)?;
+        let due = renew_at(now, not_after, jitter);
+        *entry = Entry { due, set: now, expires: Some(not_after), failures: 0, demanded: false };
+        Some(due)
+    }
+
+    /// An attempt failed. Returns when the next one will be made; `None` if the identity was forgotten meanwhile.
+    pub fn failed(&mut self, id: &SpiffeId, now: SystemTime, jitter: f64) -> Option<SystemTime> {
+        self.running.remove(id);
+        let entry = self.entries.get_mut(id)?;
+        entry.failures = entry.failures.saturating_add(1);
+        entry.due = now + backoff(entry.failures, jitter);
+        entry.set = now;
+        entry.demanded = false;
+        Some(entry.due)
     }
 }
+
+impl Entry {
+    fn is_due(&self, now: SystemTime) -> bool {
+        now >= self.due || now + CLOCK_STEP < self.set
+    }
+
+    fn rank(&self, now: SystemTime) -> (bool, bool, Option<SystemTime>, SystemTime) {
+        let valid = self.expires.filter(|expires| *expires > now);
+        (!self.demanded, valid.is_some(), valid, self.due)
+    }
+}
+
+#[cfg(test)]
+mod tests;

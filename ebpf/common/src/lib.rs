@@ -1,1 +1,184 @@
-//! Keys and values shared by ambit's eBPF programs and its agent.
+//! Keys and values shared by ambit's eBPF programs and its agent: one definition, sizes asserted.
+//!
+//! Addresses are 16 bytes, IPv4 mapped into IPv6 (RFC 4291 §2.5.5.2), in network byte order; ports are in host byte
+//! order. Every byte of padding is explicit and zero, as map keys are compared byte by byte.
+#![cfg_attr(not(feature = "user"), no_std)]
+
+/// An address: IPv6, or IPv4 mapped into it.
+pub type Addr = [u8; 16];
+
+/// Maps an IPv4 address given in network byte order.
+#[inline(always)]
+pub const fn mapped(v4: [u8; 4]) -> Addr {
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3]]
+}
+
+/// Whether `addr` stands for an IPv4 address.
+#[inline(always)]
+pub fn is_mapped(addr: &Addr) -> bool {
+    let mut index = 0;
+    while index < 10 {
+        if addr[index] != 0 {
+            return false;
+        }
+        index += 1;
+    }
+    addr[10] == 0xff && addr[11] == 0xff
+}
+
+/// Where the agent listens in an enrolled pod's network namespace. Keyed by the namespace's cookie.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pod {
+    /// The pod's IPv4 address, mapped; zero if it has none.
+    pub v4: Addr,
+    /// The pod's IPv6 address; zero if it has none.
+    pub v6: Addr,
+    /// The agent's port on the IPv4 address; 0 = none.
+    pub v4_port: u16,
+    /// The agent's port on the IPv6 address; 0 = none.
+    pub v6_port: u16,
+    /// Zero.
+    pub _pad: u32,
+}
+
+/// [`Socket::kind`]: nothing is known of the socket.
+pub const SOCKET_NONE: u32 = 0;
+/// [`Socket::kind`]: an application's socket whose connect was pointed at the agent.
+pub const SOCKET_CAPTURED: u32 = 1;
+/// [`Socket::kind`]: the agent's own, on its way to another pod's agent.
+pub const SOCKET_TUNNEL: u32 = 2;
+/// [`Socket::kind`]: the agent's own, on its way to the application in the same network namespace.
+pub const SOCKET_DELIVERY: u32 = 3;
+
+/// What is known of one socket; lives and dies with it (`BPF_MAP_TYPE_SK_STORAGE`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Socket {
+    /// One of the `SOCKET_*` constants.
+    pub kind: u32,
+    /// The port of the original destination, of a captured socket.
+    pub port: u32,
+    /// The address of the original destination, of a captured socket.
+    pub addr: Addr,
+}
+
+/// A captured connection as the agent sees it on accept: namespace cookie and source address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OriginKey {
+    /// Cookie of the pod's network namespace.
+    pub netns: u64,
+    /// The address that the application's socket got.
+    pub addr: Addr,
+    /// Its port.
+    pub port: u32,
+    /// Zero.
+    pub _pad: u32,
+}
+
+/// The original destination of a captured connection.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The address that the application dialled.
+    pub addr: Addr,
+    /// The port that it dialled.
+    pub port: u32,
+    /// Zero.
+    pub _pad: u32,
+}
+
+/// A connection that the inbound hook must let through to the application: the agent's own dial.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Flow {
+    /// Cookie of the pod's network namespace.
+    pub netns: u64,
+    /// Source address of the connection.
+    pub remote: Addr,
+    /// Destination address: the pod's own.
+    pub local: Addr,
+    /// Source port.
+    pub remote_port: u32,
+    /// Destination port.
+    pub local_port: u32,
+}
+
+/// Address family 4, in [`ListenerKey::family`].
+pub const FAMILY_V4: u32 = 4;
+/// Address family 6, in [`ListenerKey::family`].
+pub const FAMILY_V6: u32 = 6;
+
+/// The agent's listener of one family in one pod.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ListenerKey {
+    /// Cookie of the pod's network namespace.
+    pub netns: u64,
+    /// [`FAMILY_V4`] or [`FAMILY_V6`].
+    pub family: u32,
+    /// Zero.
+    pub _pad: u32,
+}
+
+/// What the programs did in one pod since it was enrolled, in connections.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Outbound, pointed at the agent.
+    pub captured: u64,
+    /// Outbound, left alone because the destination is not in the mesh.
+    pub passed: u64,
+    /// Inbound, handed to the agent.
+    pub received: u64,
+    /// Inbound, the agent's own way to the application.
+    pub bypassed: u64,
+    /// Either way, refused because the agent is away or the socket's kind cannot be carried.
+    pub refused: u64,
+}
+
+const _: () = {
+    assert!(size_of::<Pod>() == 40);
+    assert!(size_of::<Socket>() == 24);
+    assert!(size_of::<OriginKey>() == 32);
+    assert!(size_of::<Origin>() == 24);
+    assert!(size_of::<Flow>() == 48);
+    assert!(size_of::<ListenerKey>() == 16);
+    assert!(size_of::<Counters>() == 40);
+};
+
+#[cfg(feature = "user")]
+mod user {
+    use std::net::{IpAddr, Ipv6Addr};
+
+    use super::{Addr, Counters, Flow, ListenerKey, Origin, OriginKey, Pod, Socket};
+
+    macro_rules! plain {
+        ($($name:ident)*) => {
+            $(
+                // SAFETY: repr(C), only integers, padding explicit: every bit pattern is a value and all bytes are set.
+                #[expect(unsafe_code, reason = "aya's marker for plain old data is an unsafe trait")]
+                unsafe impl aya::Pod for $name {}
+            )*
+        };
+    }
+
+    plain!(Pod Socket OriginKey Origin Flow ListenerKey Counters);
+
+    /// The 16-byte form of an address.
+    pub fn addr(ip: IpAddr) -> Addr {
+        match ip {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+            IpAddr::V6(v6) => v6.octets(),
+        }
+    }
+
+    /// The address behind the 16-byte form; mapped IPv4 becomes IPv4 again.
+    pub fn ip(addr: Addr) -> IpAddr {
+        Ipv6Addr::from(addr).to_canonical()
+    }
+}
+
+#[cfg(feature = "user")]
+pub use user::{addr, ip};

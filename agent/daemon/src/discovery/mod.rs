@@ -1,1 +1,127 @@
 //! Feeds: the outside world's objects become one snapshot of mesh and policies.
+//!
+//! Promises that a snapshot is read without a lock, that a bad object is reported and changes nothing, and that a
+//! source's trouble never ends the feed. What to do with the state is left to others.
+
+mod convert;
+mod folder;
+mod ledger;
+mod manifest;
+mod tree;
+mod wire;
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use ambit_core::{
+    discovery::{Mesh, Settings},
+    policy::Policies,
+};
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+/// The state of the sources at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    /// Workloads, services and endpoints in force.
+    pub mesh: Mesh,
+    /// Policies in force.
+    pub policies: Policies,
+    /// What is wrong with the sources, in the order of the files.
+    pub problems: Vec<Problem>,
+    /// The first complete state has been read. Until then nothing may be decided by this world.
+    pub synced: bool,
+}
+
+/// Something wrong in a source, as an operator needs it to put it right. Displays as one line.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Problem {
+    /// The file, or the folder.
+    pub file: PathBuf,
+    /// Kind and name of the object, as in `PeerAuthentication shop/default`.
+    pub object: Option<String>,
+    /// The field, as in `spec.mtls.mode`.
+    pub field: Option<String>,
+    /// What is wrong, and what is done about it where that is not plain.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.file.display())?;
+        for part in [&self.object, &self.field].into_iter().flatten() {
+            write!(f, "{part}: ")?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+/// Why a feed cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum DiscoveryError {
+    /// The folder is missing, no folder, or not ours to read.
+    #[error("cannot read the manifest folder {}", .folder.display())]
+    Folder {
+        /// The folder.
+        folder: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// No thread to watch with.
+    #[error("cannot start watching {}", .folder.display())]
+    Thread {
+        /// The folder.
+        folder: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// A handle to the present state. The source is watched as long as one handle exists.
+#[derive(Clone, Debug)]
+pub struct Feed {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    world: ArcSwap<World>,
+    revision: watch::Sender<u64>,
+}
+
+impl Feed {
+    /// The present state; takes no lock.
+    pub fn world(&self) -> Arc<World> {
+        self.shared.world.load_full()
+    }
+
+    /// A number that grows with every new state, published after the state itself.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.shared.revision.subscribe()
+    }
+
+    fn new(world: World) -> Self {
+        Self {
+            shared: Arc::new(Shared { world: ArcSwap::from_pointee(world), revision: watch::Sender::new(1) }),
+        }
+    }
+}
+
+impl Shared {
+    fn publish(&self, world: World) {
+        self.world.store(Arc::new(world));
+        self.revision.send_modify(|revision| *revision += 1);
+    }
+}
+
+/// Reads the manifests in `dir` and goes on watching them. The first state is complete when this returns; what is wrong
+/// with single files is in [`World::problems`]. Changes are in force well within a second.
+///
+/// Takes `*.yaml`, `*.yml` and `*.json` in the folder itself, as `kubectl get -o yaml` prints them; hidden files are left
+/// alone. Fails only if the folder cannot be read at all.
+pub fn watch_folder(dir: &Path, settings: Settings) -> Result<Feed, DiscoveryError> {
+    folder::watch(dir, settings)
+}

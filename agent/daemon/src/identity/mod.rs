@@ -1,1 +1,20 @@
-//! Issuers and the key store: publishes one SVID per workload identity, keys in memory only.
+//! Issuers and the key store: publishes one SVID per workload identity on this node, keys in memory only.
+//!
+//! Promises that a certificate that is still valid is used whatever its issuer does, and that an expired one never is.
+//! Leaves to others: which identities there are (app), TLS (tunnel).
+
+mod builtin;
+mod certificate;
+mod clock;
+mod issuer;
+mod store;
+mod svid;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub(crate) use builtin::{BuiltinCa, CaError};
+pub(crate) use certificate::{Fault, Leaf};
+pub(crate) use clock::{Clock, SystemClock};
+pub(crate) use issuer::{Csr, IssueError, IssueFuture, Issued, Issuer};
+pub(crate) use store::{IdentityError, IdentityState, IdentityStatus, KeyStore};
+pub(crate) use svid::{PrivateKey, Svid, TrustBundle};

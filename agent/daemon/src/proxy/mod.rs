@@ -1,1 +1,223 @@
-//! The two directions of a connection and the relay between their two sockets.
+//! The two directions of a connection and the relay between their two sockets. Asks discovery where to, policy whether,
+//! and the tunnel for a connection; knows no TLS library and no maps.
+
+mod inbound;
+mod outbound;
+mod relay;
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use ambit_core::{
+    frame::Deny,
+    model::{ObjectName, PodAddr, Workload},
+    policy::{self, Denial, Facts, Verdict},
+    reason::Reason,
+};
+use tokio::sync::Semaphore;
+
+use crate::{
+    capture::{Accepted, PodNet, reset_on_drop},
+    discovery::{Feed, World},
+    telemetry::{Direction, Ending, Meta, Party, Refusal, Security, Telemetry},
+    tunnel::{Pool, PoolKey, TunnelError, Wallet},
+};
+
+/// Inbound connections that are not yet known to be a tunnel or plaintext, in all.
+const PENDING: usize = 8192;
+
+/// Both directions for all pods of the node. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Proxy(Arc<Shared>);
+
+struct Shared {
+    feed: Feed,
+    wallet: Wallet,
+    telemetry: Telemetry,
+    pool: Pool,
+    pending: Semaphore,
+}
+
+impl Proxy {
+    /// Over the snapshots and keys of this node.
+    pub(crate) fn new(feed: Feed, wallet: Wallet, telemetry: Telemetry) -> Self {
+        let pool = Pool::default();
+        Self(Arc::new(Shared { feed, wallet, telemetry, pool, pending: Semaphore::new(PENDING) }))
+    }
+
+    /// Takes connections of `pod` on its `listener`-th listener until it is dropped. One task per connection.
+    pub(crate) async fn serve(&self, pod: Arc<PodNet>, listener: usize) {
+        loop {
+            match pod.accept(listener).await {
+                Ok(accepted) => {
+                    let (proxy, pod) = (self.clone(), pod.clone());
+                    tokio::spawn(async move { proxy.carry(pod, accepted).await });
+                }
+                Err(error) => {
+                    // Out of descriptors or memory: what is open has to end before more is taken.
+                    tracing::warn!(%error, pod = %pod.uid(), "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    /// Closes idle connections between agents that are too old, or of pods that are not `local` any more.
+    pub(crate) fn sweep(&self, local: impl Fn(&str) -> bool) {
+        self.0.pool.sweep(|key: &PoolKey| local(&key.pod));
+    }
+
+    /// Idle connections between agents.
+    pub(crate) fn idle(&self) -> usize {
+        self.0.pool.len()
+    }
+
+    async fn carry(&self, pod: Arc<PodNet>, accepted: Accepted) {
+        let shared = &self.0;
+        match accepted {
+            Accepted::Outbound { stream, source, original_dst } => {
+                outbound::carry(shared, &pod, stream, source, original_dst).await;
+            }
+            Accepted::Inbound { stream, source, destination } => {
+                inbound::carry(shared, &pod, stream, source, destination).await;
+            }
+            Accepted::Stray { stream, source } => {
+                reset_on_drop(&stream);
+                tracing::debug!(%source, pod = %pod.uid(), "a connection to the agent's own port was reset");
+            }
+        }
+    }
+}
+
+/// Why a connection ended before its time, for everybody who wants to know.
+#[derive(Debug)]
+struct Failure {
+    reason: Reason,
+    policy: Option<ObjectName>,
+    text: String,
+    /// The peer's agent said so.
+    by_peer: bool,
+}
+
+impl Failure {
+    fn new(reason: Reason, text: impl Into<String>) -> Self {
+        Self { reason, policy: None, text: text.into(), by_peer: false }
+    }
+
+    fn denied_by_peer(deny: Deny) -> Self {
+        let policy = deny
+            .policy
+            .and_then(|policy| policy.split_once('/').map(|(namespace, name)| ObjectName::new(namespace, name)));
+        Self { reason: deny.reason, policy, text: deny.text, by_peer: true }
+    }
+
+    fn denial(denial: Denial, plaintext: bool) -> Self {
+        let reason = if plaintext { Reason::MtlsRequired } else { Reason::PolicyDenied };
+        Self { reason, policy: denial.policy, text: denial.text.to_string(), by_peer: false }
+    }
+
+    /// A failed connect to `what`.
+    fn connect(what: &str, addr: SocketAddr, error: &io::Error) -> Self {
+        let reason = match error.kind() {
+            io::ErrorKind::ConnectionRefused => Reason::ConnectionRefused,
+            io::ErrorKind::TimedOut => Reason::Timeout,
+            _ => Reason::Unreachable,
+        };
+        Self::new(reason, format!("cannot connect to {what} {addr}: {error}"))
+    }
+
+    fn deny_frame(&self) -> Deny {
+        Deny {
+            reason: self.reason,
+            policy: self.policy.as_ref().map(ToString::to_string),
+            text: self.text.clone(),
+        }
+    }
+
+    fn refusal(self) -> Refusal {
+        Refusal { reason: self.reason, policy: self.policy, text: self.text, by_peer: self.by_peer }
+    }
+
+    fn ending(self) -> Ending {
+        match self.reason {
+            Reason::Reset => Ending::Reset,
+            Reason::PolicyDenied | Reason::MtlsRequired => Ending::Refused(self.refusal()),
+            reason => Ending::Failed { reason, text: self.text },
+        }
+    }
+}
+
+impl From<TunnelError> for Failure {
+    fn from(error: TunnelError) -> Self {
+        Self::new(error.reason(), error.to_string())
+    }
+}
+
+/// The verdict on a connection from `source` (with identity `peer`, or in plaintext) to `port` of `destination`.
+fn verdict(
+    world: &World,
+    destination: &Workload,
+    port: u16,
+    source: IpAddr,
+    peer: Option<&ambit_core::model::SpiffeId>,
+) -> Result<(), Failure> {
+    let facts = Facts {
+        namespace: &destination.name.namespace,
+        labels: &destination.labels,
+        port,
+        peer,
+        source_ip: source,
+    };
+    match policy::decide(&world.policies, &facts) {
+        Verdict::Allow => Ok(()),
+        Verdict::Deny(denial) => Err(Failure::denial(denial, peer.is_none())),
+    }
+}
+
+impl Shared {
+    /// Ends once the verdict on a live connection has turned to a refusal.
+    async fn until_denied(
+        &self,
+        destination: PodAddr,
+        source: IpAddr,
+        peer: Option<&ambit_core::model::SpiffeId>,
+    ) -> Failure {
+        let mut revisions = self.feed.subscribe();
+        loop {
+            let world = self.feed.world();
+            // A pod that has left the mesh keeps what it has.
+            if let Some(workload) = world.mesh.workload_by_ip(destination.0.ip())
+                && workload.enrolled
+                && let Err(failure) = verdict(&world, workload, destination.0.port(), source, peer)
+            {
+                return failure;
+            }
+            if revisions.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
+/// What telemetry is told of a connection.
+fn meta(
+    direction: Direction,
+    (source, source_addr): (Party, SocketAddr),
+    (destination, destination_addr): (Party, SocketAddr),
+    security: Security,
+) -> Meta {
+    Meta {
+        direction,
+        source,
+        destination,
+        source_addr,
+        destination_addr,
+        original_dst: None,
+        service: None,
+        security,
+    }
+}

@@ -1,1 +1,278 @@
 //! Live connections, metrics and the access log. Watches, never decides.
+//!
+//! The data plane opens a [`Connection`] and adds bytes to it: two atomic additions, no lock. What it adds is in the
+//! metrics at once. Everything here is synchronous and bounded; nothing waits for a reader.
+
+mod access;
+mod live;
+mod logging;
+mod metrics;
+mod process;
+mod traffic;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::{Instant, SystemTime},
+};
+
+use ambit_core::{
+    model::{ObjectName, ServiceName, SpiffeId, Workload},
+    reason::Reason,
+};
+
+pub(crate) use logging::{LogFormat, LogGuard, LoggingError, init_logging};
+pub(crate) use metrics::OpenTunnel;
+
+use live::{Live, LiveTable};
+use metrics::Metrics;
+use traffic::{Flag, TrafficLabels};
+
+/// The cluster name in metrics and the access log: Istio's default, without which Kiali drops the series.
+pub(crate) const CLUSTER: &str = "Kubernetes";
+
+/// On which side of a connection the pod of this node is; the `reporter` label follows from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Direction {
+    /// The client is ours: reporter `source`.
+    Outbound,
+    /// The server is ours: reporter `destination`.
+    Inbound,
+}
+
+impl Direction {
+    /// The `reporter` label (spec/wire.md §7.1).
+    pub(crate) fn reporter(self) -> &'static str {
+        match self {
+            Self::Outbound => "source",
+            Self::Inbound => "destination",
+        }
+    }
+}
+
+/// One end of a connection, as far as it is known.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Party {
+    /// The pod.
+    pub(crate) workload: Option<Arc<Workload>>,
+    /// The identity that this end proved (the peer) or holds (our own pod); `None` in plaintext.
+    pub(crate) identity: Option<SpiffeId>,
+}
+
+/// How a connection is protected between the nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Security {
+    /// TLS with certificates at both ends.
+    MutualTls {
+        /// The key exchange group, such as `X25519MLKEM768`.
+        group: &'static str,
+        /// The tunnel was there already: no handshake for this connection.
+        reused: bool,
+    },
+    /// Not at all.
+    Plaintext,
+}
+
+/// What is known of a connection when it is opened or refused.
+#[derive(Clone, Debug)]
+pub(crate) struct Meta {
+    /// Which end is ours.
+    pub(crate) direction: Direction,
+    /// The client.
+    pub(crate) source: Party,
+    /// The server.
+    pub(crate) destination: Party,
+    /// The client's address.
+    pub(crate) source_addr: SocketAddr,
+    /// The server's address as it is on the wire: pod IP and target port.
+    pub(crate) destination_addr: SocketAddr,
+    /// What the client dialled, where known.
+    pub(crate) original_dst: Option<SocketAddr>,
+    /// The service that was addressed.
+    pub(crate) service: Option<ServiceName>,
+    /// The protection between the nodes.
+    pub(crate) security: Security,
+}
+
+/// A connection that was refused, by us or by the peer's agent.
+#[derive(Clone, Debug)]
+pub(crate) struct Refusal {
+    /// The code.
+    pub(crate) reason: Reason,
+    /// The policy that decided, if one did.
+    pub(crate) policy: Option<ObjectName>,
+    /// One sentence for an operator. A peer's text may hold anything; the log escapes it.
+    pub(crate) text: String,
+    /// The peer's agent refused, not this one.
+    pub(crate) by_peer: bool,
+}
+
+/// How a connection came to its end.
+#[derive(Clone, Debug)]
+pub(crate) enum Ending {
+    /// Both directions ended cleanly.
+    Closed,
+    /// The application at one end reset it.
+    Reset,
+    /// It was refused after all, or cut by a policy that came into force.
+    Refused(Refusal),
+    /// It broke.
+    Failed {
+        /// The code.
+        reason: Reason,
+        /// One sentence for an operator.
+        text: String,
+    },
+    /// The agent let go of it: it is stopping, or the task died.
+    Aborted,
+}
+
+/// One live connection as `ambit status` shows it.
+#[derive(Clone, Debug)]
+pub(crate) struct LiveConnection {
+    /// What was known when it was opened.
+    pub(crate) meta: Meta,
+    /// Payload bytes from client to server so far.
+    pub(crate) client_to_server: u64,
+    /// Payload bytes from server to client so far.
+    pub(crate) server_to_client: u64,
+    /// When it was opened.
+    pub(crate) opened: SystemTime,
+}
+
+/// The handle that rooms report to. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Telemetry(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    metrics: Metrics,
+    live: LiveTable,
+}
+
+impl Telemetry {
+    /// Starts with everything at zero.
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Shared { metrics: Metrics::new(), live: LiveTable::default() }))
+    }
+
+    /// Counts a connection as open until the value returned is finished or dropped.
+    pub(crate) fn open(&self, meta: Meta) -> Connection {
+        let metrics = &self.0.metrics;
+        let series = metrics.traffic.series(TrafficLabels::of(&meta));
+        series.opened.fetch_add(1, Ordering::Relaxed);
+        metrics.sockets_open(meta.direction).inc();
+        access::opened(&meta);
+        let live = self.0.live.insert(|id| Live::new(id, meta, series));
+        Connection { live, telemetry: self.clone(), finished: false }
+    }
+
+    /// Counts and logs a connection that was refused before it was opened.
+    pub(crate) fn refuse(&self, meta: &Meta, refusal: &Refusal) {
+        let metrics = &self.0.metrics;
+        metrics.traffic.series(TrafficLabels::of(meta)).fail(Flag::of(refusal.reason));
+        metrics.refused(meta.direction, refusal.reason);
+        access::refused(meta, refusal);
+    }
+
+    /// Counts a TLS handshake that failed; what becomes of the connection is reported apart.
+    pub(crate) fn tls_failure(&self, direction: Direction, reason: Reason) {
+        self.0.metrics.tls_failed(direction, reason);
+    }
+
+    /// Counts a TLS handshake that succeeded.
+    pub(crate) fn handshake(&self, direction: Direction, resumed: bool) {
+        self.0.metrics.handshake(direction, resumed);
+    }
+
+    /// Counts a tunnel as open until the value returned is dropped.
+    pub(crate) fn tunnel(&self) -> OpenTunnel {
+        self.0.metrics.tunnel()
+    }
+
+    /// Counts a connection that found a tunnel open and needed no handshake.
+    pub(crate) fn tunnel_reused(&self) {
+        self.0.metrics.tunnel_reuse.inc();
+    }
+
+    /// Sets how many pods are enrolled on this node.
+    pub(crate) fn enrolled_pods(&self, pods: usize) {
+        self.0.metrics.enrolled_pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
+    }
+
+    /// Sets when the certificate of `identity` ends; `None` once the agent holds none for it.
+    pub(crate) fn certificate(&self, identity: &SpiffeId, not_after: Option<SystemTime>) {
+        self.0.metrics.certificate(identity, not_after);
+    }
+
+    /// The connections that are open, oldest first.
+    pub(crate) fn live(&self) -> Vec<LiveConnection> {
+        self.0.live.snapshot()
+    }
+
+    /// All metrics as OpenMetrics text, ending in `# EOF`.
+    pub(crate) fn encode(&self) -> String {
+        self.0.metrics.encode()
+    }
+}
+
+/// One open connection. Dropped without [`finish`](Self::finish) it counts as [`Ending::Aborted`].
+#[derive(Debug)]
+pub(crate) struct Connection {
+    live: Arc<Live>,
+    telemetry: Telemetry,
+    finished: bool,
+}
+
+impl Connection {
+    /// Adds payload bytes that went from client to server.
+    pub(crate) fn client_to_server(&self, bytes: u64) {
+        self.live.client_to_server.fetch_add(bytes, Ordering::Relaxed);
+        self.live.series.received.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Adds payload bytes that went from server to client.
+    pub(crate) fn server_to_client(&self, bytes: u64) {
+        self.live.server_to_client.fetch_add(bytes, Ordering::Relaxed);
+        self.live.series.sent.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts and logs the end.
+    pub(crate) fn finish(mut self, ending: Ending) {
+        self.end(&ending);
+    }
+
+    fn end(&mut self, ending: &Ending) {
+        if std::mem::replace(&mut self.finished, true) {
+            return;
+        }
+        let Shared { metrics, live } = &*self.telemetry.0;
+        let direction = self.live.meta.direction;
+        self.live.series.closed.fetch_add(1, Ordering::Relaxed);
+        self.live.series.touch(Instant::now());
+        metrics.sockets_open(direction).dec();
+        match ending {
+            Ending::Closed | Ending::Reset => {}
+            Ending::Refused(refusal) => {
+                self.live.series.fail(Flag::of(refusal.reason));
+                metrics.refused(direction, refusal.reason);
+            }
+            Ending::Failed { reason, .. } => {
+                self.live.series.fail(Flag::of(*reason));
+                metrics.failed(direction, *reason);
+            }
+            Ending::Aborted => self.live.series.fail(Flag::None),
+        }
+        live.remove(self.live.id);
+        access::ended(&self.live, ending);
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.end(&Ending::Aborted);
+    }
+}

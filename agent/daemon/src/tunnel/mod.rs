@@ -1,1 +1,78 @@
-//! The tunnel protocol `ambit/1`: TLS, frames, pool. Is told address and expected identity.
+//! The tunnel protocol `ambit/1`: TLS, frames, pool. Is told address and expected identity; knows neither discovery nor
+//! policy. rustls does handshakes and verification; records are sealed and opened here, in place and in batches.
+
+mod buffer;
+mod credentials;
+mod detect;
+mod handshake;
+mod link;
+mod pool;
+mod record;
+pub(crate) mod tls;
+
+use std::io;
+
+use ambit_core::{frame::FrameError, reason::Reason};
+
+pub(crate) use self::{
+    buffer::Buffer,
+    credentials::Wallet,
+    detect::{First, first_bytes},
+    handshake::{accept, connect},
+    link::{Link, MoveError, Received},
+    pool::{Pool, PoolKey},
+};
+
+/// Why a tunnel could not be made or ended before its streams did.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TunnelError {
+    /// The handshake failed, on either side.
+    #[error("{text}")]
+    Handshake {
+        /// Whose fault, as a code.
+        reason: Reason,
+        /// For an operator.
+        text: String,
+    },
+    /// The peer took longer than it may.
+    #[error("the peer did not {0} in time")]
+    Timeout(&'static str),
+    /// The network failed.
+    #[error("the connection between the agents failed: {0}")]
+    Io(#[from] io::Error),
+    /// The peer closed the connection in the middle of a stream.
+    #[error("the peer agent closed the connection in the middle of a stream")]
+    Closed,
+    /// A record could not be opened: tampered with, or not TLS.
+    #[error("the peer sent a TLS record that is not authentic or not well-formed")]
+    Record,
+    /// The peer ended TLS with an alert.
+    #[error("the peer ended TLS with alert {0}")]
+    Alert(u8),
+    /// The peer's frames make no sense.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The peer's frame is well-formed, but not where it may be.
+    #[error("the peer sent a {0} frame where none may be")]
+    Unexpected(&'static str),
+    /// rustls refused something after the handshake.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+impl TunnelError {
+    /// The reason for logs, metrics and the peer.
+    pub(crate) fn reason(&self) -> Reason {
+        match self {
+            Self::Handshake { reason, .. } => *reason,
+            Self::Timeout(_) => Reason::Timeout,
+            Self::Io(_) | Self::Closed => Reason::Reset,
+            Self::Record | Self::Alert(_) | Self::Frame(_) | Self::Unexpected(_) | Self::Tls(_) => {
+                Reason::ProtocolError
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

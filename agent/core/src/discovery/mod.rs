@@ -1,0 +1,318 @@
+//! Workloads, services and endpoints, and the way from an original destination to an endpoint.
+//!
+//! Promises that a look-up costs the same in a large cluster as in a small one and that a snapshot never changes. Objects
+//! arrive validated; reading them, and policy, are left to others.
+
+mod objects;
+mod routing;
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    ops::Bound,
+    sync::{Arc, OnceLock},
+};
+
+pub use objects::{
+    Change, EndpointSlice, Namespace, Pod, Protocol, Service, ServicePort, Settings, SliceEndpoint,
+    SlicePort, TargetPort,
+};
+pub use routing::{Endpoint, Route, RouteError};
+
+use crate::model::{Labels, ObjectName, ServiceName, Workload};
+use routing::Backends;
+
+/// What is known of the cluster. Cheap to clone (shared maps of `Arc`s); readers take a snapshot.
+#[derive(Clone, Debug, Default)]
+pub struct Mesh {
+    settings: Arc<Settings>,
+    namespaces: Arc<HashMap<Arc<str>, Arc<Namespace>>>,
+    pods: Arc<BTreeMap<ObjectName, Arc<PodRecord>>>,
+    services: Arc<BTreeMap<ObjectName, Arc<ServiceRecord>>>,
+    /// Slices by the service they belong to, then by name.
+    slices: Arc<HashMap<ObjectName, BTreeMap<ObjectName, Arc<EndpointSlice>>>>,
+    /// The service of each slice, to find it again when the slice changes or goes.
+    slice_owners: Arc<HashMap<ObjectName, ObjectName>>,
+    /// The pods that claim an address; the first one has it.
+    by_ip: Arc<HashMap<IpAddr, Vec<Arc<PodRecord>>>>,
+    by_node: Arc<HashMap<Arc<str>, BTreeMap<ObjectName, Arc<Workload>>>>,
+    /// The services that claim a cluster IP, oldest first.
+    by_vip: Arc<HashMap<IpAddr, Vec<Arc<ServiceName>>>>,
+}
+
+#[derive(Debug)]
+struct PodRecord {
+    pod: Arc<Pod>,
+    workload: Arc<Workload>,
+}
+
+#[derive(Debug)]
+struct ServiceRecord {
+    service: Arc<Service>,
+    name: Arc<ServiceName>,
+    /// Worked out when first asked for; a change to what it is made of starts a new record.
+    backends: OnceLock<Backends>,
+}
+
+impl Mesh {
+    /// A mesh without objects.
+    pub fn new(settings: Settings) -> Self {
+        Self { settings: Arc::new(settings), ..Self::default() }
+    }
+
+    /// Takes in one change. An object replaces the one of the same kind and name; removing what is not there does
+    /// nothing.
+    pub fn apply(&mut self, change: Change) {
+        match change {
+            Change::Namespace(namespace) => {
+                let name = Arc::clone(&namespace.name);
+                Arc::make_mut(&mut self.namespaces).insert(Arc::clone(&name), namespace);
+                self.reconsider_namespace(&name);
+            }
+            Change::NamespaceGone(name) => {
+                if self.namespaces.contains_key(&name) {
+                    Arc::make_mut(&mut self.namespaces).remove(&name);
+                    self.reconsider_namespace(&name);
+                }
+            }
+            Change::Pod(pod) => self.upsert_pod(pod),
+            Change::PodGone(name) => self.remove_pod(&name),
+            Change::Service(service) => self.upsert_service(service),
+            Change::ServiceGone(name) => self.remove_service(&name),
+            Change::EndpointSlice(slice) => self.upsert_slice(slice),
+            Change::EndpointSliceGone(name) => self.remove_slice(&name),
+        }
+    }
+
+    /// The pod that owns `ip`; pods on the host network and terminated pods are never found by address.
+    ///
+    /// Where several pods claim one address (it was reused before the old pod was removed) the newest has it; a pod
+    /// without timestamp counts as newer than any with one, and of equals an enrolled one goes first, then the name.
+    pub fn workload_by_ip(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
+        Some(&self.by_ip.get(&ip.to_canonical())?.first()?.workload)
+    }
+
+    /// The pods scheduled on `node`, by name; terminated and host-network pods too (they are not enrolled).
+    pub fn pods_on<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a Arc<Workload>> + 'a {
+        self.by_node.get(node).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// Every address whose traffic enrolled pods must have captured: IPs of enrolled pods, and cluster IPs of services
+    /// with an enrolled endpoint, ready or not. Each address comes once.
+    pub fn captured_destinations(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let enrolled = |ip: &IpAddr| self.workload_by_ip(*ip).is_some_and(|workload| workload.enrolled);
+        let pods = self.by_ip.keys().copied().filter(move |ip| enrolled(ip));
+        let services = self.by_vip.iter().filter(move |(ip, claimants)| {
+            !enrolled(ip) && claimants.iter().any(|name| self.has_enrolled_endpoint(&name.name))
+        });
+        pods.chain(services.map(|(ip, _)| *ip))
+    }
+
+    fn has_enrolled_endpoint(&self, service: &ObjectName) -> bool {
+        let Some(record) = self.services.get(service) else { return false };
+        self.backends(record)
+            .addresses()
+            .any(|ip| self.workload_by_ip(ip).is_some_and(|workload| workload.enrolled))
+    }
+
+    fn reconsider_namespace(&mut self, namespace: &str) {
+        let pods: Vec<_> = self
+            .pods_in(namespace)
+            .filter(|record| self.enrolled(&record.pod) != record.workload.enrolled)
+            .map(|record| Arc::clone(&record.pod))
+            .collect();
+        for pod in pods {
+            self.upsert_pod(pod);
+        }
+    }
+
+    /// spec/policy.md §8, on the label that the settings name.
+    fn enrolled(&self, pod: &Pod) -> bool {
+        let Settings { label, enabled, disabled, .. } = &*self.settings;
+        let value = |labels: &Labels| labels.get(&**label).cloned();
+        let on_pod = value(&pod.labels);
+        let on_namespace =
+            self.namespaces.get(&pod.name.namespace).and_then(|namespace| value(&namespace.labels));
+        let opted_in = on_pod.as_deref() == Some(&**enabled)
+            || (on_namespace.as_deref() == Some(&**enabled) && on_pod.as_deref() != Some(&**disabled));
+        opted_in && !pod.host_network && !pod.terminal && !pod.ips.is_empty()
+    }
+
+    fn upsert_pod(&mut self, pod: Arc<Pod>) {
+        self.forget_pod(&pod.name);
+        let workload = Arc::new(Workload {
+            name: pod.name.clone(),
+            uid: Arc::clone(&pod.uid),
+            identity: pod.identity.clone(),
+            node: Arc::clone(&pod.node),
+            ips: pod.ips.clone(),
+            labels: pod.labels.clone(),
+            named_ports: pod.named_ports.clone(),
+            host_network: pod.host_network,
+            enrolled: self.enrolled(&pod),
+            netns: pod.netns.clone(),
+        });
+        let record = Arc::new(PodRecord { pod, workload });
+        if !record.pod.host_network && !record.pod.terminal {
+            let by_ip = Arc::make_mut(&mut self.by_ip);
+            for ip in &record.pod.ips {
+                let claimants = by_ip.entry(*ip).or_default();
+                claimants.push(Arc::clone(&record));
+                claimants.sort_by(|a, b| a.claim().cmp(&b.claim()));
+            }
+        }
+        Arc::make_mut(&mut self.by_node)
+            .entry(Arc::clone(&record.pod.node))
+            .or_default()
+            .insert(record.pod.name.clone(), Arc::clone(&record.workload));
+        self.reset_selecting_services(&record.pod.name.namespace);
+        Arc::make_mut(&mut self.pods).insert(record.pod.name.clone(), record);
+    }
+
+    fn remove_pod(&mut self, name: &ObjectName) {
+        self.forget_pod(name);
+        self.reset_selecting_services(&name.namespace);
+    }
+
+    fn forget_pod(&mut self, name: &ObjectName) {
+        if !self.pods.contains_key(name) {
+            return;
+        }
+        let Some(old) = Arc::make_mut(&mut self.pods).remove(name) else { return };
+        let by_ip = Arc::make_mut(&mut self.by_ip);
+        for ip in &old.pod.ips {
+            if let Some(claimants) = by_ip.get_mut(ip) {
+                claimants.retain(|record| record.pod.name != *name);
+                if claimants.is_empty() {
+                    by_ip.remove(ip);
+                }
+            }
+        }
+        let by_node = Arc::make_mut(&mut self.by_node);
+        if let Some(pods) = by_node.get_mut(&old.pod.node) {
+            pods.remove(name);
+            if pods.is_empty() {
+                by_node.remove(&old.pod.node);
+            }
+        }
+    }
+
+    fn pods_in<'a>(&'a self, namespace: &str) -> impl Iterator<Item = &'a Arc<PodRecord>> + use<'a> {
+        in_namespace(&self.pods, namespace).map(|(_, record)| record)
+    }
+
+    fn upsert_service(&mut self, service: Arc<Service>) {
+        self.remove_service(&service.name);
+        let ObjectName { namespace, name } = &service.name;
+        let host = format!("{name}.{namespace}.svc.{}", self.settings.cluster_domain);
+        let name = Arc::new(ServiceName { name: service.name.clone(), host: host.into() });
+        let vips: Vec<IpAddr> = service.cluster_ips.clone();
+        let record = Arc::new(ServiceRecord { service, name: Arc::clone(&name), backends: OnceLock::new() });
+        Arc::make_mut(&mut self.services).insert(name.name.clone(), record);
+        for vip in vips {
+            let services = &self.services;
+            let age = |name: &ServiceName| {
+                let created = services.get(&name.name).and_then(|record| record.service.created);
+                (created.unwrap_or(i64::MAX), name.name.clone())
+            };
+            let claimants = Arc::make_mut(&mut self.by_vip).entry(vip).or_default();
+            claimants.push(Arc::clone(&name));
+            claimants.sort_by_cached_key(|name| age(name));
+        }
+    }
+
+    fn remove_service(&mut self, name: &ObjectName) {
+        if !self.services.contains_key(name) {
+            return;
+        }
+        let Some(old) = Arc::make_mut(&mut self.services).remove(name) else { return };
+        let by_vip = Arc::make_mut(&mut self.by_vip);
+        for vip in &old.service.cluster_ips {
+            if let Some(claimants) = by_vip.get_mut(vip) {
+                claimants.retain(|claimant| claimant.name != *name);
+                if claimants.is_empty() {
+                    by_vip.remove(vip);
+                }
+            }
+        }
+    }
+
+    fn upsert_slice(&mut self, slice: Arc<EndpointSlice>) {
+        self.remove_slice(&slice.name);
+        let Some(service) = slice.service.clone() else { return };
+        Arc::make_mut(&mut self.slice_owners).insert(slice.name.clone(), service.clone());
+        Arc::make_mut(&mut self.slices).entry(service.clone()).or_default().insert(slice.name.clone(), slice);
+        self.reset_service(&service);
+    }
+
+    fn remove_slice(&mut self, name: &ObjectName) {
+        if !self.slice_owners.contains_key(name) {
+            return;
+        }
+        let Some(service) = Arc::make_mut(&mut self.slice_owners).remove(name) else { return };
+        let slices = Arc::make_mut(&mut self.slices);
+        if let Some(of_service) = slices.get_mut(&service) {
+            of_service.remove(name);
+            if of_service.is_empty() {
+                slices.remove(&service);
+            }
+        }
+        self.reset_service(&service);
+    }
+
+    fn backends<'a>(&'a self, record: &'a ServiceRecord) -> &'a Backends {
+        record.backends.get_or_init(|| match self.slices.get(&record.service.name) {
+            Some(slices) => Backends::from_slices(&record.service, slices.values()),
+            None => Backends::from_pods(
+                &record.service,
+                self.pods_in(&record.service.name.namespace).map(|pod| &*pod.pod),
+            ),
+        })
+    }
+
+    /// Drops what was worked out for the services of a namespace that take their endpoints from its pods.
+    fn reset_selecting_services(&mut self, namespace: &str) {
+        let stale: Vec<ObjectName> = in_namespace(&self.services, namespace)
+            .filter(|(name, record)| record.backends.get().is_some() && !self.slices.contains_key(name))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for service in &stale {
+            self.reset_service(service);
+        }
+    }
+
+    fn reset_service(&mut self, name: &ObjectName) {
+        if self.services.get(name).is_none_or(|record| record.backends.get().is_none()) {
+            return;
+        }
+        if let Some(record) = Arc::make_mut(&mut self.services).get_mut(name) {
+            *record = Arc::new(ServiceRecord {
+                service: Arc::clone(&record.service),
+                name: Arc::clone(&record.name),
+                backends: OnceLock::new(),
+            });
+        }
+    }
+}
+
+impl PodRecord {
+    /// Orders the pods that claim one address, the rightful one first.
+    fn claim(&self) -> (Reverse<i64>, Reverse<bool>, &ObjectName) {
+        (Reverse(self.pod.created.unwrap_or(i64::MAX)), Reverse(self.workload.enrolled), &self.pod.name)
+    }
+}
+
+/// The part of a map by name that lies in one namespace.
+fn in_namespace<'a, T>(
+    map: &'a BTreeMap<ObjectName, T>,
+    namespace: &str,
+) -> impl Iterator<Item = (&'a ObjectName, &'a T)> + use<'a, T> {
+    let start = ObjectName::new(namespace, "");
+    let namespace = Arc::clone(&start.namespace);
+    map.range((Bound::Included(start), Bound::Unbounded))
+        .take_while(move |(name, _)| name.namespace == namespace)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,187 @@
+//! The objects that discovery is fed, as the domain sees them: validated, defaults filled in, addresses canonical.
+//!
+//! Sources convert their wire types into these; nothing here knows JSON, YAML or an API server.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use crate::model::{DATAPLANE_LABEL, Labels, ObjectName, SpiffeId, TrustDomain};
+
+/// What an installation may choose.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The trust domain of every identity; `cluster.local`.
+    pub trust_domain: TrustDomain,
+    /// The DNS domain of services; `cluster.local`.
+    pub cluster_domain: Arc<str>,
+    /// The namespace whose policies speak for the whole mesh; `ambit-system`.
+    pub root_namespace: Arc<str>,
+    /// The key of the opt-in label; `ambit.dev/dataplane`.
+    pub label: Arc<str>,
+    /// The label's value that opts a namespace or pod in; `enabled`.
+    pub enabled: Arc<str>,
+    /// The label's value that opts a pod out; `disabled`.
+    pub disabled: Arc<str>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            trust_domain: TrustDomain::default(),
+            cluster_domain: "cluster.local".into(),
+            root_namespace: "ambit-system".into(),
+            label: DATAPLANE_LABEL.into(),
+            enabled: "enabled".into(),
+            disabled: "disabled".into(),
+        }
+    }
+}
+
+/// One step from a source: an object as it is now, or the name of one that is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A namespace as it is now.
+    Namespace(Arc<Namespace>),
+    /// A namespace is gone.
+    NamespaceGone(Arc<str>),
+    /// A pod as it is now.
+    Pod(Arc<Pod>),
+    /// A pod is gone.
+    PodGone(ObjectName),
+    /// A service as it is now.
+    Service(Arc<Service>),
+    /// A service is gone.
+    ServiceGone(ObjectName),
+    /// An endpoint slice as it is now.
+    EndpointSlice(Arc<EndpointSlice>),
+    /// An endpoint slice is gone.
+    EndpointSliceGone(ObjectName),
+}
+
+/// A namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its labels.
+    pub labels: Labels,
+}
+
+/// What discovery needs of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// `metadata.uid`; where a manifest has none, `namespace/name`.
+    pub uid: Arc<str>,
+    /// `metadata.creationTimestamp` in seconds since 1970.
+    pub created: Option<i64>,
+    /// The identity its service account gives it (`default` where none is named).
+    pub identity: SpiffeId,
+    /// `spec.nodeName`; empty while unscheduled.
+    pub node: Arc<str>,
+    /// `status.podIPs`, primary first, canonical.
+    pub ips: Vec<IpAddr>,
+    /// Labels.
+    pub labels: Labels,
+    /// `spec.hostNetwork`.
+    pub host_network: bool,
+    /// Phase Succeeded or Failed: it runs no more and its address may be another's.
+    pub terminal: bool,
+    /// The Ready condition; a pod that states none counts as ready.
+    pub ready: bool,
+    /// Named TCP ports of its containers.
+    pub named_ports: BTreeMap<String, u16>,
+    /// The network namespace that the annotation names: a path, or a name under `/run/netns`.
+    pub netns: Option<Arc<str>>,
+}
+
+/// A transport protocol of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// TCP, also where none is stated.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+/// What discovery needs of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// `metadata.creationTimestamp` in seconds since 1970.
+    pub created: Option<i64>,
+    /// Its virtual addresses, canonical; none for headless and external-name services.
+    pub cluster_ips: Vec<IpAddr>,
+    /// Its ports.
+    pub ports: Vec<ServicePort>,
+    /// The pods behind it, where no endpoint slice says so; empty selects none.
+    pub selector: Labels,
+    /// `sessionAffinity: ClientIP`.
+    pub session_affinity: bool,
+    /// `internalTrafficPolicy: Local`: only endpoints on the client's node.
+    pub local_only: bool,
+    /// `publishNotReadyAddresses`.
+    pub publish_not_ready: bool,
+}
+
+/// A port of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Its name; empty where it has none.
+    pub name: String,
+    /// The port that clients dial.
+    pub port: u16,
+    /// The port on the pods.
+    pub target: TargetPort,
+    /// Its protocol.
+    pub protocol: Protocol,
+}
+
+/// A port on the pods of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetPort {
+    /// The same number on every pod.
+    Number(u16),
+    /// The port of that name, which may differ between pods.
+    Name(String),
+}
+
+/// What discovery needs of an endpoint slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSlice {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// The service it belongs to (label `kubernetes.io/service-name`); without one it has no effect.
+    pub service: Option<ObjectName>,
+    /// The pods' ports by the name of the service's port.
+    pub ports: Vec<SlicePort>,
+    /// The endpoints; none where the slice holds host names.
+    pub endpoints: Vec<SliceEndpoint>,
+}
+
+/// A port of an endpoint slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlicePort {
+    /// The name of the service's port; empty where that has none.
+    pub name: String,
+    /// The port on the endpoints.
+    pub port: u16,
+    /// Its protocol.
+    pub protocol: Protocol,
+}
+
+/// An endpoint of a slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SliceEndpoint {
+    /// Its addresses, canonical, all of one family.
+    pub addresses: Vec<IpAddr>,
+    /// The ready condition; absent counts as ready.
+    pub ready: bool,
+    /// The pod it stands for.
+    pub pod: Option<ObjectName>,
+    /// The node it is on.
+    pub node: Option<Arc<str>>,
+}

@@ -1,0 +1,282 @@
+//! From an original destination to an endpoint (spec/policy.md §5), and the endpoints of a service.
+//!
+//! Promises that an endpoint known to be in the mesh is never reached in plaintext. Connecting is left to others.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use super::{EndpointSlice, Mesh, Pod, Protocol, Service, ServiceRecord, TargetPort};
+use crate::model::{Labels, ObjectName, OriginalDst, PodAddr, ServiceName, SpiffeId, Workload};
+
+/// Where a captured connection goes.
+#[derive(Clone, Debug)]
+pub enum Route {
+    /// To a pod that is in the mesh: mutual TLS, never anything less.
+    Tunnel(Endpoint),
+    /// To a pod outside the mesh, in plaintext, at its own address.
+    Plain(Endpoint),
+    /// To the original destination as it is; nothing is known of it.
+    Passthrough,
+    /// Nowhere.
+    Refuse(RouteError),
+}
+
+/// The pod chosen for a connection.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// Pod IP and target port.
+    pub addr: PodAddr,
+    /// The pod. An endpoint of a service that is no known pod (an address outside the cluster) gets a workload named
+    /// `unknown`, never enrolled.
+    pub workload: Arc<Workload>,
+    /// The service by which it was addressed, if it was.
+    pub service: Option<ServiceName>,
+}
+
+/// Why a destination that is known leads nowhere.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RouteError {
+    /// The service has no such port (spec/policy.md §5: close, no fallback).
+    #[error("service {service} has no port {port}")]
+    UnknownPort {
+        /// `namespace/name`.
+        service: String,
+        /// The port that was dialled.
+        port: u16,
+    },
+    /// The service has no endpoint that could take the connection.
+    #[error("service {service} has no ready endpoint for port {port}")]
+    NoEndpoint {
+        /// `namespace/name`.
+        service: String,
+        /// The port that was dialled.
+        port: u16,
+    },
+}
+
+impl Mesh {
+    /// Where a connection from `client` to `dst` goes. `random` picks among equal endpoints; a service with session
+    /// affinity goes by the client instead.
+    pub fn route(&self, client: &Workload, dst: OriginalDst, random: u64) -> Route {
+        let dst = SocketAddr::new(dst.0.ip().to_canonical(), dst.0.port());
+        if let Some(service) = self.service_by_vip(dst.ip(), &client.name.namespace) {
+            return self.route_to_service(service, client, dst, random);
+        }
+        match self.workload_by_ip(dst.ip()) {
+            Some(workload) => {
+                route_to(Endpoint { addr: PodAddr(dst), workload: Arc::clone(workload), service: None })
+            }
+            None => Route::Passthrough,
+        }
+    }
+
+    /// The service that owns a cluster IP; where several claim it, one in the client's namespace, else the oldest.
+    fn service_by_vip(&self, vip: IpAddr, namespace: &str) -> Option<&ServiceRecord> {
+        let claimants = self.by_vip.get(&vip)?;
+        let near = claimants.iter().find(|name| &*name.name.namespace == namespace);
+        self.services.get(&near.or_else(|| claimants.first())?.name).map(|record| &**record)
+    }
+
+    fn route_to_service(
+        &self,
+        record: &ServiceRecord,
+        client: &Workload,
+        dst: SocketAddr,
+        random: u64,
+    ) -> Route {
+        let Service { name, ports, session_affinity, local_only, .. } = &*record.service;
+        if !ports.iter().any(|port| port.port == dst.port() && port.protocol == Protocol::Tcp) {
+            return Route::Refuse(RouteError::UnknownPort { service: name.to_string(), port: dst.port() });
+        }
+        let ready = self.backends(record).ready(dst.port(), dst.is_ipv6());
+        let usable = |backend: &&Backend| {
+            (!*local_only || backend.node.as_ref() == Some(&client.node)) && self.stands(backend)
+        };
+        let chosen = if *session_affinity {
+            ready.iter().filter(usable).max_by_key(|backend| affinity(client, backend.addr))
+        } else {
+            // From a random place on, round the list once: no copy of the list where, as ever, nearly all are usable.
+            let start = random.checked_rem(ready.len() as u64).unwrap_or(0) as usize;
+            ready[start..].iter().chain(&ready[..start]).find(usable)
+        };
+        match chosen.and_then(|backend| self.endpoint(record, backend)) {
+            Some(endpoint) => route_to(endpoint),
+            None => Route::Refuse(RouteError::NoEndpoint { service: name.to_string(), port: dst.port() }),
+        }
+    }
+
+    /// Whether an endpoint is what it says. One that names a known pod must be at an address of that pod: the pod may
+    /// be in the mesh, and its slice out of date.
+    fn stands(&self, backend: &Backend) -> bool {
+        let ip = backend.addr.ip();
+        match backend.pod.as_ref().and_then(|name| self.pods.get(name)) {
+            Some(record) => !record.pod.terminal && record.pod.ips.contains(&ip),
+            None => true,
+        }
+    }
+
+    fn endpoint(&self, record: &ServiceRecord, backend: &Backend) -> Option<Endpoint> {
+        let ip = backend.addr.ip();
+        let named = || Some(&self.pods.get(backend.pod.as_ref()?)?.workload);
+        // The owner of the address before all else; only host-network pods own none.
+        let workload = match self.workload_by_ip(ip).or_else(named) {
+            Some(workload) => Arc::clone(workload),
+            None => Arc::new(self.unknown_workload(&record.service.name.namespace, backend)?),
+        };
+        Some(Endpoint { addr: PodAddr(backend.addr), workload, service: Some((*record.name).clone()) })
+    }
+
+    fn unknown_workload(&self, namespace: &Arc<str>, backend: &Backend) -> Option<Workload> {
+        let ip = backend.addr.ip();
+        Some(Workload {
+            name: ObjectName::new(Arc::clone(namespace), "unknown"),
+            uid: ip.to_string().into(),
+            identity: SpiffeId::new(self.settings.trust_domain.clone(), namespace, "unknown").ok()?,
+            node: backend.node.clone().unwrap_or_default(),
+            ips: vec![ip],
+            labels: Labels::new(),
+            named_ports: BTreeMap::new(),
+            host_network: false,
+            enrolled: false,
+            netns: None,
+        })
+    }
+}
+
+fn route_to(endpoint: Endpoint) -> Route {
+    if endpoint.workload.enrolled { Route::Tunnel(endpoint) } else { Route::Plain(endpoint) }
+}
+
+/// Which endpoint a client keeps to: the one with the highest weight, so that few clients move when endpoints come and
+/// go. FNV-1a, because agents of all versions must agree.
+fn affinity(client: &Workload, endpoint: SocketAddr) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut feed = |ip: IpAddr| {
+        let (v4, v6);
+        let octets: &[u8] = match ip {
+            IpAddr::V4(ip) => {
+                v4 = ip.octets();
+                &v4
+            }
+            IpAddr::V6(ip) => {
+                v6 = ip.octets();
+                &v6
+            }
+        };
+        for octet in octets {
+            hash = (hash ^ u64::from(*octet)).wrapping_mul(0x0100_0000_01b3);
+        }
+    };
+    client.ips.first().copied().into_iter().for_each(&mut feed);
+    feed(endpoint.ip());
+    // The last octets alone would hardly reach the high bits that decide.
+    (hash ^ (hash >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// The endpoints of one service, ready for look-up.
+#[derive(Debug, Default)]
+pub(super) struct Backends {
+    /// Ready endpoints by (service port, IPv6).
+    ready: HashMap<(u16, bool), Vec<Backend>>,
+    /// Addresses of all endpoints, ready or not, on any TCP port.
+    addresses: Vec<IpAddr>,
+}
+
+#[derive(Clone, Debug)]
+struct Backend {
+    addr: SocketAddr,
+    node: Option<Arc<str>>,
+    pod: Option<ObjectName>,
+}
+
+impl Backends {
+    /// The endpoints as endpoint slices state them.
+    pub(super) fn from_slices<'a>(
+        service: &Service,
+        slices: impl Iterator<Item = &'a Arc<EndpointSlice>>,
+    ) -> Self {
+        let mut backends = Self::default();
+        for slice in slices {
+            for port in tcp_ports(service) {
+                let target = slice
+                    .ports
+                    .iter()
+                    .find(|target| target.protocol == Protocol::Tcp && target.name == port.name);
+                let Some(target) = target else { continue };
+                for endpoint in &slice.endpoints {
+                    for ip in &endpoint.addresses {
+                        let backend = Backend {
+                            addr: SocketAddr::new(*ip, target.port),
+                            node: endpoint.node.clone(),
+                            pod: endpoint.pod.clone(),
+                        };
+                        backends.add(port.port, backend, endpoint.ready || service.publish_not_ready);
+                    }
+                }
+            }
+        }
+        backends.finish()
+    }
+
+    /// The endpoints of a service without slices, from the pods that its selector matches.
+    pub(super) fn from_pods<'a>(service: &Service, pods: impl Iterator<Item = &'a Pod>) -> Self {
+        let mut backends = Self::default();
+        if service.selector.is_empty() {
+            return backends;
+        }
+        let selected = |pod: &&Pod| {
+            !pod.terminal && service.selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value))
+        };
+        for pod in pods.filter(selected) {
+            for port in tcp_ports(service) {
+                let target = match &port.target {
+                    TargetPort::Number(number) => Some(*number),
+                    TargetPort::Name(name) => pod.named_ports.get(name).copied(),
+                };
+                let Some(target) = target else { continue };
+                for ip in &pod.ips {
+                    let backend = Backend {
+                        addr: SocketAddr::new(*ip, target),
+                        node: Some(Arc::clone(&pod.node)),
+                        pod: Some(pod.name.clone()),
+                    };
+                    backends.add(port.port, backend, pod.ready || service.publish_not_ready);
+                }
+            }
+        }
+        backends.finish()
+    }
+
+    fn add(&mut self, port: u16, backend: Backend, ready: bool) {
+        self.addresses.push(backend.addr.ip());
+        if ready {
+            self.ready.entry((port, backend.addr.is_ipv6())).or_default().push(backend);
+        }
+    }
+
+    /// An endpoint may stand in two slices while it moves between them: it counts once.
+    fn finish(mut self) -> Self {
+        for list in self.ready.values_mut() {
+            list.sort_by_key(|backend| backend.addr);
+            list.dedup_by_key(|backend| backend.addr);
+        }
+        self.addresses.sort_unstable();
+        self.addresses.dedup();
+        self
+    }
+
+    fn ready(&self, port: u16, ipv6: bool) -> &[Backend] {
+        self.ready.get(&(port, ipv6)).map_or(&[], Vec::as_slice)
+    }
+
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.addresses.iter().copied()
+    }
+}
+
+fn tcp_ports(service: &Service) -> impl Iterator<Item = &super::ServicePort> {
+    service.ports.iter().filter(|port| port.protocol == Protocol::Tcp)
+}

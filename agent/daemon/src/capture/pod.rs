@@ -1,0 +1,219 @@
+//! One enrolled pod: its namespace, the agent's listeners in it, and dials from inside it.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::AsRawFd,
+    sync::Arc,
+};
+
+use ambit_core::model::{ClientAddr, OriginalDst, PodAddr};
+use ambit_ebpf_common::{
+    Flow, OriginKey, Pod, SOCKET_DELIVERY, SOCKET_TUNNEL, Socket as SocketState, addr, ip,
+};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+use super::{
+    CaptureError, PodSpec,
+    netns::Netns,
+    programs::Maps,
+    routing, socket,
+};
+
+/// A connection that the programs handed to the agent.
+#[derive(Debug)]
+pub(crate) enum Accepted {
+    /// From an application in the pod.
+    Outbound {
+        /// The application's connection.
+        stream: TcpStream,
+        /// The application's own address.
+        source: SocketAddr,
+        /// Where it wanted to go.
+        original_dst: OriginalDst,
+    },
+    /// From outside, to an application in the pod.
+    Inbound {
+        /// The client's connection: a tunnel, or plaintext.
+        stream: TcpStream,
+        /// Who connects.
+        source: ClientAddr,
+        /// The pod's address and the application's port.
+        destination: PodAddr,
+    },
+    /// To the agent's own port, by nobody who was captured: refuse it.
+    Stray {
+        /// The connection.
+        stream: TcpStream,
+        /// Who connects.
+        source: SocketAddr,
+    },
+}
+
+/// An enrolled pod's network.
+#[derive(Debug)]
+pub(crate) struct PodNet {
+    uid: Arc<str>,
+    netns: Netns,
+    maps: Arc<Maps>,
+    listeners: Vec<(SocketAddr, TcpListener)>,
+}
+
+impl PodNet {
+    pub(super) async fn open(spec: &PodSpec, maps: Arc<Maps>) -> Result<Self, CaptureError> {
+        let failed = |step: String| {
+            move |source| CaptureError::Netns { netns: spec.netns.clone(), step, source }
+        };
+        let netns = Netns::open(&spec.netns).map_err(failed("open".into()))?;
+        routing::prepare(&netns, spec.v4.is_some(), spec.v6.is_some())
+            .await
+            .map_err(failed("set the rule, route and sysctls of capture".into()))?;
+        let mut listeners = Vec::new();
+        for address in [spec.v4.map(IpAddr::from), spec.v6.map(IpAddr::from)].into_iter().flatten() {
+            let bound = netns
+                .run(|| socket::listen(address))
+                .and_then(|socket| TcpListener::from_std(socket.into()))
+                .and_then(|listener| Ok((listener.local_addr()?, listener)))
+                .map_err(failed(format!("listen on the pod's address {address}")))?;
+            listeners.push(bound);
+        }
+        Ok(Self { uid: spec.uid.clone(), netns, maps, listeners })
+    }
+
+    pub(super) async fn close(&self) {
+        let has = |v6| self.listeners.iter().any(|(addr, _)| addr.is_ipv6() == v6);
+        routing::restore(&self.netns, has(false), has(true)).await;
+    }
+
+    /// The pod's UID.
+    pub(crate) fn uid(&self) -> &Arc<str> {
+        &self.uid
+    }
+
+    /// The cookie of its network namespace.
+    pub(crate) fn cookie(&self) -> u64 {
+        self.netns.cookie()
+    }
+
+    /// How many listeners there are, one an address family.
+    pub(crate) fn listeners(&self) -> usize {
+        self.listeners.len()
+    }
+
+    /// The next connection on the `index`-th listener. Errors are those of the host (file descriptors, memory), worth a
+    /// pause.
+    pub(crate) async fn accept(&self, index: usize) -> io::Result<Accepted> {
+        let (own, listener) = &self.listeners[index];
+        loop {
+            let (stream, source) = listener.accept().await?;
+            // A client that has gone again has no address.
+            let Ok(local) = stream.local_addr() else {
+                continue;
+            };
+            let (source, local) = (canonical(source), canonical(local));
+            let _: io::Result<()> = stream.set_nodelay(true);
+            if local != *own {
+                return Ok(Accepted::Inbound {
+                    stream,
+                    source: ClientAddr(source),
+                    destination: PodAddr(local),
+                });
+            }
+            return Ok(match self.original_dst(source) {
+                Some(original_dst) => Accepted::Outbound { stream, source, original_dst },
+                None => Accepted::Stray { stream, source },
+            });
+        }
+    }
+
+    /// Connects to another pod's agent from `source`, an address of this pod's.
+    pub(crate) async fn dial_tunnel(&self, source: IpAddr, dst: PodAddr) -> io::Result<TcpStream> {
+        let socket = self.netns.run(|| {
+            let socket = socket::tcp(dst.0.is_ipv6())?;
+            socket::tune_tunnel(&socket)?;
+            socket.bind(&SocketAddr::new(source, 0).into())?;
+            Ok(socket)
+        })?;
+        self.mark(&socket, SOCKET_TUNNEL)?;
+        TcpSocket::from_std_stream(socket.into()).connect(dst.0).await
+    }
+
+    /// Connects to `dst` in plaintext from inside the pod, as the application itself would have.
+    pub(crate) async fn dial_plain(&self, source: IpAddr, dst: SocketAddr) -> io::Result<TcpStream> {
+        self.dial_tunnel(source, PodAddr(dst)).await
+    }
+
+    /// Connects to the pod's application in the name of `client`.
+    pub(crate) async fn deliver(&self, client: ClientAddr, app: PodAddr) -> io::Result<TcpStream> {
+        let mut attempt = 0;
+        let stream = loop {
+            match self.try_deliver(client, app, attempt).await {
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
+                        && attempt < socket::DELIVERY_ATTEMPTS =>
+                {
+                    attempt += 1;
+                }
+                result => break result?,
+            }
+        };
+        let local = canonical(stream.local_addr()?);
+        let flow = Flow {
+            netns: self.netns.cookie(),
+            remote: addr(local.ip()),
+            local: addr(app.0.ip()),
+            remote_port: u32::from(local.port()),
+            local_port: u32::from(app.0.port()),
+        };
+        self.maps.forget_bypass(&flow);
+        Ok(stream)
+    }
+
+    async fn try_deliver(&self, client: ClientAddr, app: PodAddr, attempt: u32) -> io::Result<TcpStream> {
+        let socket = self.netns.run(|| socket::transparent(client.0.ip(), attempt))?;
+        self.mark(&socket, SOCKET_DELIVERY)?;
+        TcpSocket::from_std_stream(socket.into()).connect(app.0).await
+    }
+
+    /// Where the programs find the agent in this pod.
+    pub(super) fn entry(&self) -> Pod {
+        let mut entry = Pod::default();
+        for (own, _) in &self.listeners {
+            let (ip, port) = match own {
+                SocketAddr::V4(_) => (&mut entry.v4, &mut entry.v4_port),
+                SocketAddr::V6(_) => (&mut entry.v6, &mut entry.v6_port),
+            };
+            *ip = addr(own.ip());
+            *port = own.port();
+        }
+        entry
+    }
+
+    pub(super) fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    pub(super) fn listener_fds(&self) -> impl Iterator<Item = (bool, i32)> + '_ {
+        self.listeners.iter().map(|(own, listener)| (own.is_ipv6(), listener.as_raw_fd()))
+    }
+
+    fn original_dst(&self, source: SocketAddr) -> Option<OriginalDst> {
+        let key = OriginKey {
+            netns: self.netns.cookie(),
+            addr: addr(source.ip()),
+            port: u32::from(source.port()),
+            _pad: 0,
+        };
+        let origin = self.maps.origin(&key)?;
+        Some(OriginalDst(SocketAddr::new(ip(origin.addr), u16::try_from(origin.port).ok()?)))
+    }
+
+    fn mark(&self, socket: &socket2::Socket, kind: u32) -> io::Result<()> {
+        let state = SocketState { kind, ..SocketState::default() };
+        self.maps.mark(socket, state).map_err(|error| io::Error::other(error.to_string()))
+    }
+}
+
+fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}

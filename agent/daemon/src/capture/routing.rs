@@ -1,0 +1,119 @@
+//! What a pod's namespace needs so that the application's answers to the agent's dials stay inside: one rule and one
+//! local route per family, and two sysctls (DESIGN §3).
+
+use std::{fs, io, net::Ipv4Addr};
+
+use rtnetlink::{
+    Handle, RouteMessageBuilder,
+    packet_route::{
+        AddressFamily,
+        route::{RouteScope, RouteType},
+        rule::{RuleAction, RuleAttribute, RuleMessage},
+    },
+};
+
+use super::{netns::Netns, socket::DELIVERY_MARK};
+
+/// The routing table of the local default route, and the priority of the rule that leads there.
+const TABLE: u32 = 15_101;
+const PRIORITY: u32 = 32_101;
+const LOOPBACK: u32 = 1;
+
+/// (path under `/proc/sys/net`, value while enrolled, value afterwards). `fwmark_reflect` keeps the RST of a port on which
+/// nothing listens inside. `tcp_tw_reuse`: all captured connections of a pod share one destination, so the ports of those
+/// in TIME_WAIT must be usable again (RFC 6191).
+const SYSCTLS: [(&str, &str, &str); 4] = [
+    ("ipv4/tcp_fwmark_accept", "1", "0"),
+    ("ipv4/fwmark_reflect", "1", "0"),
+    ("ipv6/fwmark_reflect", "1", "0"),
+    ("ipv4/tcp_tw_reuse", "1", "2"),
+];
+
+/// Puts rule, route and sysctls in place; they may be there already.
+pub(super) async fn prepare(netns: &Netns, v4: bool, v6: bool) -> io::Result<()> {
+    netns.run(|| SYSCTLS.iter().try_for_each(|(name, on, _)| set_sysctl(name, on)))?;
+    let handle = connect(netns)?;
+    for family in families(v4, v6) {
+        match handle_rule_add(&handle, family).await {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        match handle.route().add(route(family)).replace().execute().await.map_err(into_io) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Takes them off again. The namespace may be gone, or somebody else may have taken them off: nothing to complain of.
+pub(super) async fn restore(netns: &Netns, v4: bool, v6: bool) {
+    let _: io::Result<()> =
+        netns.run(|| SYSCTLS.iter().try_for_each(|(name, _, off)| set_sysctl(name, off)));
+    let Ok(handle) = connect(netns) else {
+        return;
+    };
+    for family in families(v4, v6) {
+        let removed = handle.rule().del(rule(family)).execute().await;
+        tracing::trace!(?removed, ?family, netns = %netns.path().display(), "rule");
+        let removed = handle.route().del(route(family)).execute().await;
+        tracing::trace!(?removed, ?family, netns = %netns.path().display(), "route");
+    }
+}
+
+fn families(v4: bool, v6: bool) -> impl Iterator<Item = AddressFamily> {
+    [(v4, AddressFamily::Inet), (v6, AddressFamily::Inet6)]
+        .into_iter()
+        .filter_map(|(wanted, family)| wanted.then_some(family))
+}
+
+/// A kernel without IPv6 has no settings for it.
+fn set_sysctl(name: &str, value: &str) -> io::Result<()> {
+    match fs::write(format!("/proc/sys/net/{name}"), value) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && name.starts_with("ipv6/") => Ok(()),
+        result => result,
+    }
+}
+
+/// A netlink connection inside the namespace; it ends when the handle is dropped.
+fn connect(netns: &Netns) -> io::Result<Handle> {
+    let (connection, handle, _) = netns.run(rtnetlink::new_connection)?;
+    tokio::spawn(connection);
+    Ok(handle)
+}
+
+async fn handle_rule_add(handle: &Handle, family: AddressFamily) -> io::Result<()> {
+    let mut request = handle.rule().add();
+    *request.message_mut() = rule(family);
+    request.execute().await.map_err(into_io)
+}
+
+fn rule(family: AddressFamily) -> RuleMessage {
+    let mut rule = RuleMessage::default();
+    rule.header.family = family;
+    rule.header.action = RuleAction::ToTable;
+    rule.attributes = vec![
+        RuleAttribute::Priority(PRIORITY),
+        RuleAttribute::FwMark(DELIVERY_MARK),
+        RuleAttribute::Table(TABLE),
+    ];
+    rule
+}
+
+fn route(family: AddressFamily) -> rtnetlink::packet_route::route::RouteMessage {
+    let mut route = RouteMessageBuilder::<Ipv4Addr>::new()
+        .output_interface(LOOPBACK)
+        .table_id(TABLE)
+        .scope(RouteScope::Host)
+        .kind(RouteType::Local)
+        .build();
+    route.header.address_family = family;
+    route
+}
+
+fn into_io(error: rtnetlink::Error) -> io::Error {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.to_io(),
+        other => io::Error::other(other.to_string()),
+    }
+}

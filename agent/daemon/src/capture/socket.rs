@@ -1,0 +1,106 @@
+//! Sockets with the options that capture needs.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsFd, AsRawFd},
+};
+
+use nix::libc;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+/// The mark of the agent's dials to applications; `tcp_fwmark_accept` gives it to the application's end, whose packets
+/// a rule then keeps inside the pod's namespace.
+pub(super) const DELIVERY_MARK: u32 = 0x0a3b_17ed;
+
+/// Source ports of dials in a client's name, as the `attempt`-th try picks them: outside the range that Linux hands out
+/// by default (32,768 to 60,999), so that a dial never meets a port which that same client has open to the same pod; above
+/// it first, where servers seldom are.
+fn delivery_port(attempt: u32) -> u16 {
+    if attempt < 8 { rand::random_range(61_000..=65_535) } else { rand::random_range(16_384..=32_767) }
+}
+
+/// How many source ports to try for one dial.
+pub(super) const DELIVERY_ATTEMPTS: u32 = 24;
+
+/// A non-blocking TCP socket.
+pub(super) fn tcp(v6: bool) -> io::Result<Socket> {
+    let domain = if v6 { Domain::IPV6 } else { Domain::IPV4 };
+    Socket::new(domain, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))
+}
+
+/// A listener on the pod's own address, at a port that the kernel picks.
+pub(super) fn listen(ip: IpAddr) -> io::Result<Socket> {
+    let socket = tcp(ip.is_ipv6())?;
+    if ip.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&SocketAddr::new(ip, 0).into())?;
+    socket.listen(4096)?;
+    Ok(socket)
+}
+
+/// A socket that connects in the name of `client`, whose address is not this host's, from a port of the `attempt`-th
+/// choice.
+pub(super) fn transparent(client: IpAddr, attempt: u32) -> io::Result<Socket> {
+    let socket = tcp(client.is_ipv6())?;
+    let (level, name) = match client {
+        IpAddr::V4(_) => (libc::SOL_IP, libc::IP_TRANSPARENT),
+        IpAddr::V6(_) => (libc::SOL_IPV6, libc::IPV6_TRANSPARENT),
+    };
+    set(&socket, level, name, 1)?;
+    socket.set_mark(DELIVERY_MARK)?;
+    socket.set_tcp_nodelay(true)?;
+    // A port may serve several dials to different destinations, and is no obstacle to a server that wants to listen on it.
+    socket.set_reuse_address(true)?;
+    socket.bind(&SocketAddr::new(client, delivery_port(attempt)).into())?;
+    Ok(socket)
+}
+
+/// Keep-alive of connections between agents: a peer that is gone is noticed after half an hour at most (spec/wire.md
+/// §1.1 has the numbers), and small frames are not held back.
+pub(super) fn tune_tunnel(socket: &Socket) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    let minutes = std::time::Duration::from_secs(180);
+    socket.set_tcp_keepalive(
+        &socket2::TcpKeepalive::new().with_time(minutes).with_interval(minutes).with_retries(9),
+    )
+}
+
+/// Closes `stream` with a RST instead of a FIN when it is dropped.
+pub(crate) fn reset_on_drop(stream: &impl AsFd) {
+    // It fails only for what is no socket.
+    let _: io::Result<()> = SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
+}
+
+/// The cookie of the network namespace that `socket` belongs to.
+pub(super) fn netns_cookie(socket: &Socket) -> io::Result<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let mut cookie = 0_u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: `cookie` and `len` outlive the call and `len` is the size of `cookie`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+fn set(socket: &Socket, level: libc::c_int, name: libc::c_int, value: u32) -> io::Result<()> {
+    // SAFETY: `value` outlives the call and its size is given.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of::<u32>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

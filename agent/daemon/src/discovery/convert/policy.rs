@@ -1,0 +1,89 @@
+//! PeerAuthentication from the wire, with the rules that Istio's admission webhook has (spec/policy.md §2.4): no API
+//! server stands before a folder, and a webhook may be off.
+
+use std::collections::BTreeMap;
+
+use ambit_core::{
+    model::Labels,
+    policy::{Mode, PeerAuthentication},
+};
+
+use super::{FieldError, choice, cut, labels, namespaced, timestamp};
+use crate::discovery::wire;
+
+/// A PeerAuthentication, and what an operator should know of it although it is valid.
+pub(in crate::discovery) fn peer_authentication(
+    wire: wire::PeerAuthentication,
+    root_namespace: &str,
+) -> Result<(PeerAuthentication, Option<FieldError>), FieldError> {
+    let mut metadata = wire.metadata.unwrap_or_default();
+    let spec = wire.spec.unwrap_or_default();
+    let name = namespaced(&mut metadata)?;
+    let named_selector = spec.selector.is_some();
+    let selector = labels(spec.selector.and_then(|selector| selector.match_labels));
+    check_selector(&selector)?;
+    let mode = mode("spec.mtls.mode", spec.mtls)?;
+    let port_modes = match spec.port_level_mtls {
+        None => BTreeMap::new(),
+        Some(_) if selector.is_empty() => {
+            let message = "needs a selector with matchLabels: it cannot speak for a whole namespace";
+            return Err(FieldError::new("spec.portLevelMtls", message));
+        }
+        Some(ports) if ports.is_empty() => {
+            return Err(FieldError::new("spec.portLevelMtls", "is empty"));
+        }
+        Some(ports) => port_modes(ports)?,
+    };
+    let notice = if &*name.namespace == root_namespace && !selector.is_empty() {
+        Some("has no effect: in the root namespace an object with a selector is ignored")
+    } else if named_selector && selector.is_empty() {
+        Some("has no labels: the object speaks for the whole namespace")
+    } else {
+        None
+    };
+    let created = timestamp(metadata.creation_timestamp)?;
+    let policy = PeerAuthentication { name, created, selector, mode, port_modes };
+    Ok((policy, notice.map(|message| FieldError::new("spec.selector", message))))
+}
+
+fn check_selector(selector: &Labels) -> Result<(), FieldError> {
+    for (key, value) in selector {
+        let complaint = if key.is_empty() {
+            "an empty key"
+        } else if key.contains('*') || value.contains('*') {
+            "no wildcards are allowed"
+        } else if value.len() > 63 {
+            "a label value has 63 characters at most"
+        } else {
+            continue;
+        };
+        let pair = cut(&format!("{key}: {value}"));
+        return Err(FieldError::new("spec.selector.matchLabels", format_args!("{pair:?}: {complaint}")));
+    }
+    Ok(())
+}
+
+fn port_modes(ports: BTreeMap<String, Option<wire::MutualTls>>) -> Result<BTreeMap<u16, Mode>, FieldError> {
+    let mut modes = BTreeMap::new();
+    for (key, mtls) in ports {
+        let field = format!("spec.portLevelMtls.{key}");
+        // `parse` alone would take "+80" and "080", and so two spellings of one port.
+        let port = key.parse().ok().filter(|port: &u16| *port != 0 && port.to_string() == key);
+        let port = port.ok_or_else(|| {
+            FieldError::new(&*field, format_args!("{:?} is not a port (1 to 65535)", cut(&key)))
+        })?;
+        if let Some(mode) = mode(&format!("{field}.mode"), mtls)? {
+            modes.insert(port, mode);
+        }
+    }
+    Ok(modes)
+}
+
+fn mode(field: &str, mtls: Option<wire::MutualTls>) -> Result<Option<Mode>, FieldError> {
+    const ALL: [Option<Mode>; 4] = [None, Some(Mode::Disable), Some(Mode::Permissive), Some(Mode::Strict)];
+    let Some(text) = mtls.and_then(|mtls| mtls.mode) else { return Ok(None) };
+    if text.is_empty() {
+        return Err(FieldError::new(field, "is empty"));
+    }
+    Ok(ALL[choice(field, Some(text), ["UNSET", "DISABLE", "PERMISSIVE", "STRICT"])?])
+}

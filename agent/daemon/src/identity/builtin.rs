@@ -1,0 +1,329 @@
+//! The built-in CA: signs certificates for workloads of one trust domain with a CA kept in a directory.
+//!
+//! Owns that directory's layout (spec/wire.md §3.5). Promises to sign nothing but the identity that was asked for.
+//! Leaves to its callers who may ask for which identity.
+
+mod files;
+
+use std::{
+    future,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use ambit_core::model::{SpiffeId, TrustDomain};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+};
+use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, pem::PemObject};
+use time::OffsetDateTime;
+
+use self::files::{CA_CERT, CA_KEY, CERT_CHAIN, CaFiles, ROOT_CERT};
+use super::{
+    Clock, Csr, IssueError, IssueFuture, Issued, Issuer, Svid,
+    certificate::{parse, system_time, uri_names},
+    svid::PendingKey,
+};
+
+/// Lifetime of a CA made here.
+const CA_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
+/// How far a certificate's not-before is dated back, for clocks that are behind (spec/wire.md §3.2).
+const BACKDATE: Duration = Duration::from_secs(120);
+/// A larger request is not parsed.
+const MAX_CSR: usize = 16 * 1024;
+
+/// A certificate authority loaded from a directory. Its key stays in memory for as long as it lives.
+pub(crate) struct BuiltinCa {
+    trust_domain: TrustDomain,
+    clock: Arc<dyn Clock>,
+    issuer: rcgen::Issuer<'static, KeyPair>,
+    not_before: SystemTime,
+    not_after: SystemTime,
+    /// What follows the leaf in every chain: this CA and those above it, without the roots.
+    intermediates: Vec<CertificateDer<'static>>,
+    roots: Vec<CertificateDer<'static>>,
+}
+
+/// Why there is no CA. Every text names the file and says what to do.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CaError {
+    /// The directory or a file in it cannot be used.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Another process holds the directory's lock.
+    #[error("{} is held by another process for more than {} s; stop it, then try again", path.display(), waited.as_secs())]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// Some of the files are there, others are not.
+    #[error(
+        "{} holds only a part of a CA: {missing} missing; restore it, or empty the directory to have a new CA made",
+        dir.display()
+    )]
+    Incomplete {
+        /// The directory.
+        dir: PathBuf,
+        /// The names that are missing.
+        missing: String,
+    },
+    /// A file's content cannot serve.
+    #[error("{}: {problem}; {advice}", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do about it.
+        advice: &'static str,
+    },
+    /// A new CA could not be made.
+    #[error("cannot make a CA in {}", dir.display())]
+    Make {
+        /// The directory.
+        dir: PathBuf,
+        /// The cause.
+        #[source]
+        source: rcgen::Error,
+    },
+}
+
+impl BuiltinCa {
+    /// Loads the CA in `dir` (`ca-cert.pem`, `ca-key.pem`, `cert-chain.pem`, `root-cert.pem`); where there is none, makes a
+    /// self-signed one for ten years. Several processes may open one directory at once: all get the same CA. Blocks,
+    /// at most some seconds, while another makes it.
+    pub(crate) fn open(
+        dir: &Path,
+        trust_domain: TrustDomain,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, CaError> {
+        let files = files::open(dir, || {
+            make(&trust_domain, clock.now()).map_err(|source| CaError::Make { dir: dir.to_owned(), source })
+        })?;
+        let ca = Self::load(dir, &files, trust_domain, clock)?;
+        ca.try_out(dir)?;
+        Ok(ca)
+    }
+
+    /// The trust bundle that goes out with every certificate.
+    pub(crate) fn roots(&self) -> &[CertificateDer<'static>] {
+        &self.roots
+    }
+
+    /// Signs a certificate for `id` and the key in `csr`, for `ttl` or until the CA's own end. The request must ask for
+    /// exactly that identity and for nothing else; identities of other trust domains are refused.
+    pub(crate) fn sign(
+        &self,
+        csr: &CertificateSigningRequestDer<'_>,
+        id: &SpiffeId,
+        ttl: Duration,
+    ) -> Result<Issued, IssueError> {
+        if id.trust_domain() != &self.trust_domain {
+            return Err(IssueError::Refused(format!(
+                "{id} is not in this CA's trust domain {}",
+                self.trust_domain
+            )));
+        }
+        let request = read_request(csr, id)?;
+        let now = self.clock.now();
+        let not_after = now.checked_add(ttl).unwrap_or(self.not_after).min(self.not_after);
+        if not_after <= now {
+            return Err(IssueError::Refused(match ttl.is_zero() {
+                true => "a lifetime of nothing was asked for".into(),
+                false => "the CA certificate has expired; replace the CA".into(),
+            }));
+        }
+        let uri = id.to_string().try_into().map_err(IssueError::Signing)?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.subject_alt_names = vec![SanType::URI(uri)];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.serial_number = Some(random_serial());
+        params.use_authority_key_identifier_extension = true;
+        params.not_before = OffsetDateTime::from((now - BACKDATE).max(self.not_before));
+        params.not_after = OffsetDateTime::from(not_after);
+        let leaf = params.signed_by(&request.public_key, &self.issuer).map_err(IssueError::Signing)?;
+        let chain = std::iter::once(leaf.der().clone()).chain(self.intermediates.iter().cloned()).collect();
+        Ok(Issued { chain, roots: self.roots.clone(), key: None })
+    }
+
+    fn load(
+        dir: &Path,
+        files: &CaFiles,
+        trust_domain: TrustDomain,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, CaError> {
+        let bad =
+            |file: &str, problem: String, advice| CaError::Content { path: dir.join(file), problem, advice };
+        let ca = certificates(dir, CA_CERT, &files.ca_cert)?.swap_remove(0);
+        let chain = certificates(dir, CERT_CHAIN, &files.cert_chain)?;
+        let roots = certificates(dir, ROOT_CERT, &files.root_cert)?;
+        let key = PrivateKeyDer::from_pem_slice(&files.ca_key)
+            .map_err(|error| error.to_string())
+            .and_then(|key| KeyPair::try_from(&key).map_err(|error| error.to_string()))
+            .map_err(|error| bad(CA_KEY, format!("no usable private key: {error}"), ADVICE_KEY))?;
+
+        let parsed = parse(&ca).map_err(|fault| bad(CA_CERT, fault.to_string(), ADVICE_PEM))?;
+        if !parsed.is_ca() {
+            return Err(bad(CA_CERT, "not a CA certificate (basicConstraints)".into(), ADVICE_PEM));
+        }
+        if parsed.public_key().raw != key.subject_public_key_info() {
+            return Err(bad(CA_KEY, format!("does not belong to {CA_CERT}"), ADVICE_KEY));
+        }
+        let (not_before, not_after) =
+            (system_time(parsed.validity().not_before), system_time(parsed.validity().not_after));
+        let now = clock.now();
+        if not_after <= now {
+            let end = parsed.validity().not_after;
+            return Err(bad(CA_CERT, format!("expired at {end}"), ADVICE_EXPIRED));
+        }
+        if not_before > now {
+            let start = parsed.validity().not_before;
+            return Err(bad(CA_CERT, format!("not valid before {start}"), "set this node's clock"));
+        }
+        let own = format!("spiffe://{trust_domain}");
+        let uris = uri_names(&parsed).map_err(|fault| bad(CA_CERT, fault.to_string(), ADVICE_PEM))?;
+        if let Some(other) = uris.iter().find(|uri| uri.starts_with("spiffe://") && **uri != own) {
+            let problem = format!("the CA of another trust domain, {other:?}, not of {own}");
+            return Err(bad(CA_CERT, problem, "set the trust domain, or give another CA directory"));
+        }
+        if !chain.contains(&ca) && !roots.contains(&ca) {
+            return Err(bad(CERT_CHAIN, format!("does not hold {CA_CERT}"), ADVICE_CHAIN));
+        }
+        let intermediates = chain.into_iter().filter(|certificate| !roots.contains(certificate)).collect();
+        let issuer = rcgen::Issuer::from_ca_cert_der(&ca, key)
+            .map_err(|error| bad(CA_CERT, error.to_string(), ADVICE_PEM))?;
+        Ok(Self { trust_domain, clock, issuer, not_before, not_after, intermediates, roots })
+    }
+
+    /// Signs one certificate for nobody and verifies it as a peer would, so that files that do not fit together are
+    /// found at start and not on the first connection.
+    fn try_out(&self, dir: &Path) -> Result<(), CaError> {
+        let trial = || {
+            let id = SpiffeId::new(self.trust_domain.clone(), "ambit-system", "self-test")
+                .map_err(|error| IssueError::Refused(error.to_string()))?;
+            let pending = PendingKey::generate(id, BACKDATE).map_err(IssueError::Request)?;
+            let issued = self.sign(&pending.csr.der, &pending.csr.id, pending.csr.ttl)?;
+            Svid::accept(pending, issued, self.clock.now())
+        };
+        trial().map(drop).map_err(|error: IssueError| CaError::Content {
+            path: dir.join(ROOT_CERT),
+            problem: format!("a certificate signed with this CA would not be believed: {error}"),
+            advice: ADVICE_CHAIN,
+        })
+    }
+}
+
+impl Issuer for BuiltinCa {
+    fn name(&self) -> &str {
+        "builtin"
+    }
+
+    fn issue(&self, csr: Csr) -> IssueFuture<'_> {
+        Box::pin(future::ready(self.sign(&csr.der, &csr.id, csr.ttl)))
+    }
+}
+
+const ADVICE_PEM: &str = "restore the file, or empty the directory to have a new CA made";
+const ADVICE_KEY: &str = "restore the unencrypted PEM key that belongs to ca-cert.pem";
+const ADVICE_CHAIN: &str =
+    "it must hold the certificates from ca-cert.pem up to a root that is in root-cert.pem";
+const ADVICE_EXPIRED: &str =
+    "put a new CA in its place, with the old root kept in root-cert.pem while old certificates live";
+
+/// All certificates of a PEM file; at least one.
+fn certificates(dir: &Path, file: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, CaError> {
+    let bad = |problem| CaError::Content { path: dir.join(file), problem, advice: ADVICE_PEM };
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| bad(format!("not readable as PEM: {error}")))?;
+    match certificates.iter().find_map(|certificate| parse(certificate).err()) {
+        Some(fault) => Err(bad(fault.to_string())),
+        None if certificates.is_empty() => Err(bad("holds no PEM certificate".into())),
+        None => Ok(certificates),
+    }
+}
+
+/// Reads a request, verifies its signature, and refuses all but one URI SAN with the identity asked for.
+fn read_request(
+    csr: &CertificateSigningRequestDer<'_>,
+    id: &SpiffeId,
+) -> Result<CertificateSigningRequestParams, IssueError> {
+    let refuse = |text: String| Err(IssueError::Refused(text));
+    if csr.len() > MAX_CSR {
+        return refuse(format!("a certificate request of {} bytes", csr.len()));
+    }
+    let request = match CertificateSigningRequestParams::from_der(csr) {
+        Ok(request) => request,
+        Err(error) => return refuse(format!("the certificate request: {error}")),
+    };
+    let params = &request.params;
+    match params.subject_alt_names.as_slice() {
+        [SanType::URI(uri)] if uri.as_str() == id.to_string() => {}
+        names => {
+            return refuse(format!(
+                "the certificate request has {} subject alternative names where {id} alone is allowed",
+                names.len()
+            ));
+        }
+    }
+    if params.distinguished_name.iter().next().is_some()
+        || !matches!(params.is_ca, IsCa::NoCa | IsCa::ExplicitNoCa)
+    {
+        return refuse("the certificate request has a subject name or asks for a CA".into());
+    }
+    let algorithm = request.public_key.algorithm();
+    if algorithm != &rcgen::PKCS_ECDSA_P256_SHA256 && algorithm != &rcgen::PKCS_ECDSA_P384_SHA384 {
+        return refuse("the certificate request's key is not ECDSA P-256 or P-384".into());
+    }
+    Ok(request)
+}
+
+/// A new self-signed CA for `trust_domain`.
+fn make(trust_domain: &TrustDomain, now: SystemTime) -> Result<CaFiles, rcgen::Error> {
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+    let serial = random_serial();
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, "ambit");
+    let mark: String = serial.to_bytes().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    params.distinguished_name.push(DnType::CommonName, format!("ambit CA {mark}"));
+    params.subject_alt_names = vec![SanType::URI(format!("spiffe://{trust_domain}").try_into()?)];
+    params.serial_number = Some(serial);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.not_before = OffsetDateTime::from(now - BACKDATE);
+    params.not_after = OffsetDateTime::from(now + CA_LIFETIME);
+    let certificate = params.self_signed(&key)?.pem();
+    Ok(CaFiles {
+        ca_cert: certificate.clone().into(),
+        ca_key: key.serialize_pem().into_bytes().into(),
+        cert_chain: certificate.clone().into(),
+        root_cert: certificate.into(),
+    })
+}
+
+/// 127 random bits, never zero in the first byte (RFC 5280 §4.1.2.2).
+fn random_serial() -> SerialNumber {
+    let mut bytes: [u8; 16] = rand::random();
+    bytes[0] = bytes[0] & 0x7f | 0x40;
+    SerialNumber::from_slice(&bytes)
+}
+
+#[cfg(test)]
+mod tests;

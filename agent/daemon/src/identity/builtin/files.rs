@@ -1,0 +1,212 @@
+//! The four files of a CA in one directory: read as a whole, made as a whole.
+//!
+//! Promises that processes which start at once agree on one CA, and that a crash leaves either none or a complete one. Leaves
+//! to its parent what is in the files.
+//!
+//! A new CA is written and synced under `.incoming.tmp`, which is renamed to `.incoming`: from then on it exists. Its
+//! files are then moved to their places; whoever opens the directory next, under the lock, ends what a crash cut short.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    io::{self, ErrorKind, Read, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::libc::O_NONBLOCK;
+use zeroize::Zeroizing;
+
+use super::CaError;
+
+pub(super) const CA_CERT: &str = "ca-cert.pem";
+pub(super) const CA_KEY: &str = "ca-key.pem";
+pub(super) const CERT_CHAIN: &str = "cert-chain.pem";
+pub(super) const ROOT_CERT: &str = "root-cert.pem";
+const NAMES: [&str; 4] = [CA_KEY, CA_CERT, CERT_CHAIN, ROOT_CERT];
+
+const LOCK: &str = ".lock";
+const INCOMING: &str = ".incoming";
+const UNFINISHED: &str = ".incoming.tmp";
+
+/// How long to wait for another process that makes the CA; that takes milliseconds.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+const LOCK_POLL: Duration = Duration::from_millis(20);
+/// No file of a CA is larger.
+const MAX_FILE: u64 = 1024 * 1024;
+
+/// The contents of the four files, PEM.
+pub(super) struct CaFiles {
+    pub(super) ca_cert: Vec<u8>,
+    pub(super) ca_key: Zeroizing<Vec<u8>>,
+    pub(super) cert_chain: Vec<u8>,
+    pub(super) root_cert: Vec<u8>,
+}
+
+/// Reads the CA in `dir`; where there is none, writes the one that `make` gives. The directory itself is made too.
+pub(super) fn open(dir: &Path, make: impl FnOnce() -> Result<CaFiles, CaError>) -> Result<CaFiles, CaError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_error("make directory", dir))?;
+    let mode = fs::metadata(dir).map_err(io_error("read", dir))?.mode();
+    if mode & 0o002 != 0 {
+        return Err(CaError::Content {
+            path: dir.to_owned(),
+            problem: "everyone may write to this directory".into(),
+            advice: "a CA needs one of its own: chmod 700",
+        });
+    }
+    let _lock = match lock(&dir.join(LOCK), LOCK_WAIT) {
+        // A CA mounted read-only is complete, or it is none.
+        Err(CaError::Io { source, .. }) if is_read_only(&source) && missing(dir)?.is_empty() => None,
+        outcome => {
+            let lock = outcome?;
+            recover(dir)?;
+            Some(lock)
+        }
+    };
+    let missing = missing(dir)?;
+    if missing.len() == NAMES.len() {
+        write(dir, &make()?)?;
+    } else if !missing.is_empty() {
+        return Err(CaError::Incomplete { dir: dir.to_owned(), missing: missing.join(", ") });
+    }
+    Ok(CaFiles {
+        ca_key: read(&dir.join(CA_KEY))?,
+        ca_cert: read(&dir.join(CA_CERT))?.to_vec(),
+        cert_chain: read(&dir.join(CERT_CHAIN))?.to_vec(),
+        root_cert: read(&dir.join(ROOT_CERT))?.to_vec(),
+    })
+}
+
+/// Takes the lock at `path`; it is given back when the file is dropped, also by a crash.
+fn lock(path: &Path, wait: Duration) -> Result<File, CaError> {
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(io_error("open the lock file", path))?;
+    let start = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if start.elapsed() < wait => thread::sleep(LOCK_POLL),
+            Err(TryLockError::WouldBlock) => {
+                return Err(CaError::Locked { path: path.to_owned(), waited: wait });
+            }
+            Err(TryLockError::Error(source)) => return Err(io_error("lock", path)(source)),
+        }
+    }
+}
+
+/// Ends or undoes what a crash left.
+fn recover(dir: &Path) -> Result<(), CaError> {
+    let (unfinished, incoming) = (dir.join(UNFINISHED), dir.join(INCOMING));
+    if exists(&unfinished)? {
+        fs::remove_dir_all(&unfinished).map_err(io_error("remove", &unfinished))?;
+    }
+    if exists(&incoming)? {
+        install(dir)?;
+    }
+    Ok(())
+}
+
+fn write(dir: &Path, files: &CaFiles) -> Result<(), CaError> {
+    let (unfinished, incoming) = (dir.join(UNFINISHED), dir.join(INCOMING));
+    DirBuilder::new().mode(0o700).create(&unfinished).map_err(io_error("make directory", &unfinished))?;
+    for (name, content, mode) in [
+        (CA_KEY, files.ca_key.as_slice(), 0o600),
+        (CA_CERT, &files.ca_cert, 0o644),
+        (CERT_CHAIN, &files.cert_chain, 0o644),
+        (ROOT_CERT, &files.root_cert, 0o644),
+    ] {
+        let path = unfinished.join(name);
+        OpenOptions::new()
+            .create_new(true)
+            .write(true)
+            .mode(mode)
+            .open(&path)
+            .and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()))
+            .map_err(io_error("write", &path))?;
+    }
+    sync(&unfinished)?;
+    fs::rename(&unfinished, &incoming).map_err(io_error("rename", &unfinished))?;
+    sync(dir)?;
+    install(dir)
+}
+
+/// Moves the files of a complete new CA to their places. Never replaces a file that somebody else put there.
+fn install(dir: &Path) -> Result<(), CaError> {
+    let incoming = dir.join(INCOMING);
+    for name in NAMES {
+        let (from, to) = (incoming.join(name), dir.join(name));
+        if !exists(&from)? {
+            continue;
+        }
+        if exists(&to)? {
+            return Err(CaError::Content {
+                path: to,
+                problem: format!("appeared while a new CA was being made in {INCOMING}"),
+                advice: "keep one of the two and remove the other",
+            });
+        }
+        fs::rename(&from, &to).map_err(io_error("rename", &from))?;
+    }
+    sync(dir)?;
+    fs::remove_dir(&incoming).map_err(io_error("remove", &incoming))?;
+    sync(dir)
+}
+
+/// Reads one regular file of bounded size; never blocks on a FIFO.
+fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, CaError> {
+    let unfit = |problem: String| CaError::Content {
+        path: path.to_owned(),
+        problem,
+        advice: "put the PEM file in its place",
+    };
+    let file =
+        OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path).map_err(io_error("open", path))?;
+    let metadata = file.metadata().map_err(io_error("read", path))?;
+    if !metadata.is_file() {
+        return Err(unfit("not a regular file".into()));
+    }
+    let mut content = Zeroizing::new(Vec::with_capacity(metadata.len().min(MAX_FILE) as usize + 1));
+    file.take(MAX_FILE + 1).read_to_end(&mut content).map_err(io_error("read", path))?;
+    if content.len() as u64 > MAX_FILE {
+        return Err(unfit(format!("larger than {MAX_FILE} bytes")));
+    }
+    Ok(content)
+}
+
+fn missing(dir: &Path) -> Result<Vec<&'static str>, CaError> {
+    let mut missing = Vec::new();
+    for name in NAMES {
+        if !exists(&dir.join(name))? {
+            missing.push(name);
+        }
+    }
+    Ok(missing)
+}
+
+/// Whether there is anything of that name, a dangling link included.
+fn exists(path: &Path) -> Result<bool, CaError> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(io_error("read", path)(error)),
+    }
+}
+
+fn sync(dir: &Path) -> Result<(), CaError> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(io_error("sync", dir))
+}
+
+fn is_read_only(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied)
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CaError + use<> {
+    let path = PathBuf::from(path);
+    move |source| CaError::Io { action, path, source }
+}

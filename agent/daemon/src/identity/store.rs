@@ -1,0 +1,341 @@
+//! The key store: keeps a valid SVID for every workload identity on this node.
+//!
+//! Makes the keys, asks the issuer when the schedule says so, and swaps new credentials in without a lock on the reader's
+//! side. Leaves to others which identities there are, and what a connection does with its credentials.
+
+use std::{
+    collections::{HashMap, HashSet},
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use ambit_core::{
+    model::SpiffeId,
+    rotation::{Next, Progress, Schedule},
+};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::{
+    sync::Notify,
+    task::{AbortHandle, Id, JoinError, JoinSet},
+    time::{Instant, sleep, timeout, timeout_at},
+};
+use tracing::{info, warn};
+
+use super::{Clock, IssueError, Issuer, Svid, svid::PendingKey};
+
+/// Attempts under way at a time (spec/wire.md §3.4).
+const CONCURRENCY: usize = 8;
+/// One attempt may take this long.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a connection waits for its workload's first certificate.
+const WAIT: Duration = Duration::from_secs(5);
+/// The driver looks at the clock at least this often: a clock may be set, and a suspended machine's timers stand still.
+const MAX_SLEEP: Duration = Duration::from_secs(30);
+
+/// The credentials of this node's workloads. Clones share one store; it stops asking when the last one is dropped.
+#[derive(Clone)]
+pub(crate) struct KeyStore(Arc<Handle>);
+
+/// How one identity stands, for status and metrics.
+#[derive(Clone, Debug)]
+pub(crate) struct IdentityStatus {
+    /// The identity.
+    pub(crate) id: SpiffeId,
+    /// Serial of the certificate in use.
+    pub(crate) serial: Option<String>,
+    /// Start of its validity.
+    pub(crate) not_before: Option<SystemTime>,
+    /// End of its validity.
+    pub(crate) not_after: Option<SystemTime>,
+    /// When the issuer will be asked next; `None` while it is being asked.
+    pub(crate) next_renewal: Option<SystemTime>,
+    /// Why the last attempt failed, causes included; cleared by success.
+    pub(crate) last_error: Option<String>,
+    /// Whether connections can be made.
+    pub(crate) state: IdentityState,
+}
+
+/// Whether an identity can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum IdentityState {
+    /// No certificate yet.
+    Pending,
+    /// A valid certificate is in use.
+    Valid,
+    /// The certificate has expired and could not be renewed.
+    Expired,
+}
+
+/// Why a connection gets no credentials.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum IdentityError {
+    /// No pod with this identity runs on this node.
+    #[error("no pod on this node has the identity {0}")]
+    NotOnNode(SpiffeId),
+    /// The issuer has given no valid certificate.
+    #[error("no valid certificate for {id}")]
+    Unavailable {
+        /// The identity.
+        id: SpiffeId,
+        /// The last failure.
+        #[source]
+        source: Arc<IssueError>,
+    },
+    /// The certificate has expired.
+    #[error("the certificate of {id} has expired and could not be renewed")]
+    Expired {
+        /// The identity.
+        id: SpiffeId,
+        /// The last failure.
+        #[source]
+        source: Option<Arc<IssueError>>,
+    },
+    /// The issuer has not answered yet.
+    #[error("no certificate for {0} yet: the issuer has not answered")]
+    Pending(SpiffeId),
+}
+
+struct Handle {
+    shared: Arc<Shared>,
+    driver: AbortHandle,
+}
+
+struct Shared {
+    issuer: Arc<dyn Issuer>,
+    clock: Arc<dyn Clock>,
+    ttl: Duration,
+    slots: ArcSwap<HashMap<SpiffeId, Arc<Slot>>>,
+    schedule: Mutex<Schedule>,
+    /// The schedule changed from outside.
+    wake: Notify,
+}
+
+#[derive(Default)]
+struct Slot {
+    svid: ArcSwapOption<Svid>,
+    last_error: ArcSwapOption<IssueError>,
+    /// An attempt ended, or the identity was forgotten.
+    changed: Notify,
+}
+
+impl KeyStore {
+    /// A store without identities that asks `issuer` for certificates of lifetime `ttl`. Must be called in a tokio runtime.
+    pub(crate) fn new(issuer: Arc<dyn Issuer>, clock: Arc<dyn Clock>, ttl: Duration) -> Self {
+        let shared = Arc::new(Shared {
+            issuer,
+            clock,
+            ttl,
+            slots: ArcSwap::default(),
+            schedule: Mutex::new(Schedule::new(CONCURRENCY)),
+            wake: Notify::new(),
+        });
+        let driver = tokio::spawn(drive(shared.clone())).abort_handle();
+        Self(Arc::new(Handle { shared, driver }))
+    }
+
+    /// Makes `ids` the identities of pods on this node: begins to fetch new ones, and forgets the keys of all others.
+    pub(crate) fn retain(&self, ids: impl IntoIterator<Item = SpiffeId>) {
+        let shared = &self.0.shared;
+        let wanted: HashSet<SpiffeId> = ids.into_iter().collect();
+        let mut schedule = shared.schedule();
+        let old = shared.slots.load_full();
+        if old.len() == wanted.len() && old.keys().all(|id| wanted.contains(id)) {
+            return;
+        }
+        schedule.retain(&wanted, shared.clock.now());
+        let slots = wanted.into_iter().map(|id| {
+            let slot = old.get(&id).cloned().unwrap_or_default();
+            (id, slot)
+        });
+        let slots: HashMap<_, _> = slots.collect();
+        let forgotten = old.iter().filter(|(id, _)| !slots.contains_key(*id)).map(|(_, slot)| slot.clone());
+        let forgotten: Vec<_> = forgotten.collect();
+        shared.slots.store(Arc::new(slots));
+        drop(schedule);
+        forgotten.iter().for_each(|slot| slot.changed.notify_waiters());
+        shared.wake.notify_one();
+    }
+
+    /// The valid credentials of `id`; where there are none yet, waits up to five seconds for the issuer. Fails at once if the
+    /// next attempt is further away than that.
+    pub(crate) async fn svid(&self, id: &SpiffeId) -> Result<Arc<Svid>, IdentityError> {
+        let shared = &self.0.shared;
+        if let Some(svid) = self.current(id) {
+            return Ok(svid);
+        }
+        let deadline = Instant::now() + WAIT;
+        loop {
+            let slot = shared.slot(id).ok_or_else(|| IdentityError::NotOnNode(id.clone()))?;
+            let mut changed = pin!(slot.changed.notified());
+            changed.as_mut().enable();
+            if let Some(svid) = shared.usable(&slot) {
+                return Ok(svid);
+            }
+            let Some(progress) = shared.schedule().demand(id) else {
+                return Err(IdentityError::NotOnNode(id.clone()));
+            };
+            shared.wake.notify_one();
+            let left = deadline.saturating_duration_since(Instant::now());
+            let hopeless = matches!(progress, Progress::Due(at) if at > shared.clock.now() + left);
+            if hopeless || timeout_at(deadline, changed).await.is_err() {
+                return shared.usable(&slot).ok_or_else(|| slot.failure(id));
+            }
+        }
+    }
+
+    /// The credentials of `id` if they are there and valid now. Takes no lock and never waits.
+    pub(crate) fn current(&self, id: &SpiffeId) -> Option<Arc<Svid>> {
+        let shared = &self.0.shared;
+        shared.slots.load().get(id).and_then(|slot| shared.usable(slot))
+    }
+
+    /// How every identity stands, in order of their names.
+    pub(crate) fn status(&self) -> Vec<IdentityStatus> {
+        let shared = &self.0.shared;
+        let now = shared.clock.now();
+        let slots = shared.slots.load_full();
+        let schedule = shared.schedule();
+        let mut all: Vec<_> = slots
+            .iter()
+            .map(|(id, slot)| {
+                let svid = slot.svid.load_full();
+                IdentityStatus {
+                    id: id.clone(),
+                    serial: svid.as_ref().map(|svid| svid.serial.clone()),
+                    not_before: svid.as_ref().map(|svid| svid.not_before),
+                    not_after: svid.as_ref().map(|svid| svid.not_after),
+                    next_renewal: match schedule.progress(id) {
+                        Some(Progress::Due(at)) => Some(at),
+                        Some(Progress::Running) | None => None,
+                    },
+                    last_error: slot.last_error.load().as_ref().map(|error| with_causes(&**error)),
+                    state: match svid {
+                        None => IdentityState::Pending,
+                        Some(svid) if svid.is_usable(now) => IdentityState::Valid,
+                        Some(_) => IdentityState::Expired,
+                    },
+                }
+            })
+            .collect();
+        drop(schedule);
+        all.sort_by(|a, b| a.id.cmp(&b.id));
+        all
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl Shared {
+    fn schedule(&self) -> MutexGuard<'_, Schedule> {
+        self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn slot(&self, id: &SpiffeId) -> Option<Arc<Slot>> {
+        self.slots.load().get(id).cloned()
+    }
+
+    fn usable(&self, slot: &Slot) -> Option<Arc<Svid>> {
+        slot.svid.load_full().filter(|svid| svid.is_usable(self.clock.now()))
+    }
+
+    /// One attempt for `id`, from key to believed certificate.
+    async fn attempt(&self, id: SpiffeId) -> Result<Svid, IssueError> {
+        let pending = PendingKey::generate(id, self.ttl).map_err(IssueError::Request)?;
+        let issued = timeout(ATTEMPT_TIMEOUT, self.issuer.issue(pending.csr.clone()))
+            .await
+            .unwrap_or(Err(IssueError::Timeout(ATTEMPT_TIMEOUT)))?;
+        Svid::accept(pending, issued, self.clock.now())
+    }
+
+    fn record(&self, id: &SpiffeId, outcome: Result<Svid, IssueError>) {
+        let now = self.clock.now();
+        let mut schedule = self.schedule();
+        let next = match &outcome {
+            Ok(svid) => schedule.issued(id, now, svid.not_after, rand::random()),
+            Err(_) => schedule.failed(id, now, rand::random()),
+        };
+        let (Some(next), Some(slot)) = (next, self.slot(id)) else {
+            return;
+        };
+        let issuer = self.issuer.name();
+        let wait = next.duration_since(now).unwrap_or_default().as_secs_f64();
+        match outcome {
+            Ok(svid) => {
+                info!(%id, issuer, serial = svid.serial, renewal_in_s = wait.round(), "certificate issued");
+                slot.svid.store(Some(Arc::new(svid)));
+                slot.last_error.store(None);
+            }
+            Err(error) => {
+                let valid = slot.svid.load().as_ref().is_some_and(|svid| svid.is_usable(now));
+                let text = with_causes(&error);
+                warn!(%id, issuer, error = text, retry_in_s = wait, still_valid = valid, "no new certificate");
+                slot.last_error.store(Some(Arc::new(error)));
+            }
+        }
+        drop(schedule);
+        slot.changed.notify_waiters();
+    }
+}
+
+impl Slot {
+    fn failure(&self, id: &SpiffeId) -> IdentityError {
+        match (self.svid.load().is_some(), self.last_error.load_full()) {
+            (true, source) => IdentityError::Expired { id: id.clone(), source },
+            (false, Some(source)) => IdentityError::Unavailable { id: id.clone(), source },
+            (false, None) => IdentityError::Pending(id.clone()),
+        }
+    }
+}
+
+/// Starts attempts when they are due and records how they end. Dropped with the store, and its attempts with it.
+async fn drive(shared: Arc<Shared>) {
+    let mut attempts: JoinSet<Result<Svid, IssueError>> = JoinSet::new();
+    let mut identities: HashMap<Id, SpiffeId> = HashMap::new();
+    loop {
+        let now = shared.clock.now();
+        let next = shared.schedule().next(now);
+        let pause = match next {
+            Next::Start(id) => {
+                let (worker, identity) = (shared.clone(), id.clone());
+                let task = attempts.spawn(async move { worker.attempt(identity).await });
+                identities.insert(task.id(), id);
+                continue;
+            }
+            Next::Wait(None) => MAX_SLEEP,
+            Next::Wait(Some(at)) => at.duration_since(now).unwrap_or_default().min(MAX_SLEEP),
+        };
+        tokio::select! {
+            () = shared.wake.notified() => {}
+            Some(ended) = attempts.join_next_with_id() => {
+                let (task, outcome) = match ended {
+                    Ok((task, outcome)) => (task, outcome),
+                    Err(error) => (JoinError::id(&error), Err(IssueError::Internal)),
+                };
+                if let Some(id) = identities.remove(&task) {
+                    shared.record(&id, outcome);
+                }
+            }
+            () = sleep(pause) => {}
+        }
+    }
+}
+
+/// An error and its causes in one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

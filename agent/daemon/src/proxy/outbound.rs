@@ -1,0 +1,282 @@
+//! From an application in a pod to wherever it wants to go: route, then a tunnel to a meshed pod or a plain connection.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use ambit_core::{
+    discovery::{Endpoint, Route},
+    frame::{Control, Open},
+    model::{OriginalDst, Workload},
+    reason::Reason,
+};
+use tokio::{net::TcpStream, time::timeout};
+
+use super::{
+    Failure, Shared, meta,
+    relay::{self, Meter, RelayError},
+    verdict,
+};
+use crate::{
+    capture::{PodNet, reset_on_drop},
+    telemetry::{Connection, Direction, Ending, Meta, Party, Security},
+    tunnel::{self, Link, PoolKey, tls},
+};
+
+/// How long a connect to another pod may take (spec/wire.md §1.1).
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// Carries one connection to its end.
+pub(super) async fn carry(
+    shared: &Shared,
+    pod: &Arc<PodNet>,
+    mut app: TcpStream,
+    source: SocketAddr,
+    original_dst: OriginalDst,
+) {
+    let world = shared.feed.world();
+    let client = world.mesh.workload_by_ip(source.ip()).filter(|client| client.uid == *pod.uid());
+    let outcome = match client {
+        None => Err((
+            Party::default(),
+            Failure::new(Reason::NotReady, "the calling pod is not known at the address that it calls from"),
+        )),
+        Some(client) => match world.mesh.route(client, original_dst, rand::random()) {
+            Route::Tunnel(endpoint) => {
+                let mut call = Call { shared, pod, client: client.clone(), source, original_dst, endpoint };
+                return call.tunnel(&mut app).await;
+            }
+            Route::Plain(endpoint) => {
+                let destination = party(Some(&endpoint));
+                return plain(shared, pod, client, &mut app, source, original_dst, endpoint.addr.0, destination)
+                    .await;
+            }
+            Route::Passthrough => {
+                return plain(
+                    shared,
+                    pod,
+                    client,
+                    &mut app,
+                    source,
+                    original_dst,
+                    original_dst.0,
+                    Party::default(),
+                )
+                .await;
+            }
+            Route::Refuse(error) => {
+                let reason = match error {
+                    ambit_core::discovery::RouteError::UnknownPort { .. } => Reason::UnknownPort,
+                    ambit_core::discovery::RouteError::NoEndpoint { .. } => Reason::NoEndpoint,
+                };
+                let client = Party { workload: Some(client.clone()), identity: None };
+                Err((client, Failure::new(reason, error.to_string())))
+            }
+        },
+    };
+    if let Err((client, failure)) = outcome {
+        reset_on_drop(&app);
+        let mut meta = meta(
+            Direction::Outbound,
+            (client, source),
+            (Party::default(), original_dst.0),
+            Security::Plaintext,
+        );
+        meta.original_dst = Some(original_dst.0);
+        shared.telemetry.refuse(meta, failure.refusal());
+    }
+}
+
+/// One call from an enrolled pod to another.
+struct Call<'a> {
+    shared: &'a Shared,
+    pod: &'a Arc<PodNet>,
+    client: Arc<Workload>,
+    source: SocketAddr,
+    original_dst: OriginalDst,
+    endpoint: Endpoint,
+}
+
+impl Call<'_> {
+    async fn tunnel(&mut self, app: &mut TcpStream) {
+        if self.endpoint.workload.uid == self.client.uid {
+            return self.to_itself(app).await;
+        }
+        let (key, mut link, reused) = match self.link().await {
+            Ok(found) => found,
+            Err(failure) => {
+                reset_on_drop(app);
+                if !failure.by_peer {
+                    self.shared.telemetry.tls_failure(Direction::Outbound, failure.reason);
+                }
+                let meta = self.meta(Security::Plaintext);
+                return self.shared.telemetry.refuse(meta, failure.refusal());
+            }
+        };
+        let security = Security::MutualTls { group: link.group(), reused };
+        let connection = self.shared.telemetry.open(self.meta(security));
+        let open = Control::Open(Open {
+            original_dst: self.original_dst.0,
+            service: self.endpoint.service.as_ref().map(|service| service.host.to_string()),
+            trace: None,
+        });
+        match relay::stream(app, &mut link, &open, &Outbound(&connection)).await {
+            Ok(()) => {
+                connection.finish(Ending::Closed);
+                self.shared.pool.put(key, link);
+            }
+            Err(error) => {
+                reset_on_drop(app);
+                let (failure, last) = failed(error);
+                connection.finish(if failure.by_peer && failure.reason != Reason::Reset {
+                    Ending::Refused(failure.refusal())
+                } else {
+                    failure.ending()
+                });
+                tokio::spawn(link.close_with(last));
+            }
+        }
+    }
+
+    /// A connection that has waited in the pool, or a new one.
+    async fn link(&self) -> Result<(PoolKey, Link, bool), Failure> {
+        let expected = &self.endpoint.workload.identity;
+        let key = PoolKey {
+            pod: self.client.uid.clone(),
+            source: self.source.ip(),
+            destination: self.endpoint.addr,
+            own: self.client.identity.clone(),
+            expected: expected.clone(),
+        };
+        if let Some(link) = self.shared.pool.take(&key) {
+            return Ok((key, link, true));
+        }
+        let wallet = &self.shared.wallet;
+        let credentials = wallet.credentials(&self.client.identity).await?;
+        let destination = self.endpoint.addr;
+        let tcp = timeout(CONNECT, self.pod.dial_tunnel(self.source.ip(), destination))
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+            .map_err(|error| Failure::connect("the peer's agent at", destination.0, &error))?;
+        let link = tunnel::connect(tcp, credentials.client_config(expected), |certificates| {
+            tls::peer_identity(certificates, Some(expected), wallet.settings(), wallet.now())
+        })
+        .await?;
+        Ok((key, link, false))
+    }
+
+    /// A pod that calls its own service: its own policy applies, with itself as the source (spec/policy.md §12.46).
+    async fn to_itself(&self, app: &mut TcpStream) {
+        let addr = self.endpoint.addr.0;
+        let world = self.shared.feed.world();
+        let allowed = verdict(&world, &self.client, addr.port(), addr.ip(), Some(&self.client.identity));
+        let dialled = match allowed {
+            Ok(()) => self
+                .pod
+                .dial_plain(self.source.ip(), addr)
+                .await
+                .map_err(|error| Failure::connect("the application at", addr, &error)),
+            Err(failure) => Err(failure),
+        };
+        let meta = self.meta(Security::Plaintext);
+        match dialled {
+            Ok(mut server) => relay_plain(self.shared, app, &mut server, meta).await,
+            Err(failure) => {
+                reset_on_drop(app);
+                self.shared.telemetry.refuse(meta, failure.refusal());
+            }
+        }
+    }
+
+    fn meta(&self, security: Security) -> Meta {
+        let client = Party {
+            workload: Some(self.client.clone()),
+            identity: Some(self.client.identity.clone()),
+        };
+        let mut meta = meta(
+            Direction::Outbound,
+            (client, self.source),
+            (party(Some(&self.endpoint)), self.endpoint.addr.0),
+            security,
+        );
+        meta.original_dst = Some(self.original_dst.0);
+        meta.service.clone_from(&self.endpoint.service);
+        meta
+    }
+}
+
+/// To where no agent is: a plain connection from the pod's own address.
+#[expect(clippy::too_many_arguments, reason = "the parts of one connection, used once")]
+async fn plain(
+    shared: &Shared,
+    pod: &PodNet,
+    client: &Arc<Workload>,
+    app: &mut TcpStream,
+    source: SocketAddr,
+    original_dst: OriginalDst,
+    destination: SocketAddr,
+    server: Party,
+) {
+    let client = Party { workload: Some(client.clone()), identity: None };
+    let mut meta =
+        meta(Direction::Outbound, (client, source), (server, destination), Security::Plaintext);
+    meta.original_dst = Some(original_dst.0);
+    match timeout(CONNECT, pod.dial_plain(source.ip(), destination))
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    {
+        Ok(mut server) => relay_plain(shared, app, &mut server, meta).await,
+        Err(error) => {
+            reset_on_drop(app);
+            let failure = Failure::connect("the destination", destination, &error);
+            shared.telemetry.refuse(meta, failure.refusal());
+        }
+    }
+}
+
+async fn relay_plain(shared: &Shared, app: &mut TcpStream, server: &mut TcpStream, meta: Meta) {
+    let connection = shared.telemetry.open(meta);
+    match relay::plain(app, server, &Outbound(&connection)).await {
+        Ok(()) => connection.finish(Ending::Closed),
+        Err(_) => {
+            reset_on_drop(app);
+            reset_on_drop(server);
+            connection.finish(Ending::Reset);
+        }
+    }
+}
+
+/// The cause for us, and the last word to the peer.
+fn failed(error: RelayError) -> (Failure, Option<Control>) {
+    match error {
+        RelayError::App(error) => (
+            Failure::new(Reason::Reset, format!("the application reset the connection: {error}")),
+            Some(Control::Reset(Reason::Reset)),
+        ),
+        RelayError::Reset(reason) => {
+            let mut failure = Failure::new(reason, "the other end reset the connection");
+            failure.by_peer = true;
+            (failure, None)
+        }
+        RelayError::Denied(deny) => (Failure::denied_by_peer(deny), None),
+        RelayError::Tunnel(error) => (error.into(), None),
+    }
+}
+
+fn party(endpoint: Option<&Endpoint>) -> Party {
+    endpoint.map_or_else(Party::default, |endpoint| Party {
+        workload: Some(endpoint.workload.clone()),
+        identity: endpoint.workload.enrolled.then(|| endpoint.workload.identity.clone()),
+    })
+}
+
+/// The application is the client.
+struct Outbound<'a>(&'a Connection);
+
+impl Meter for Outbound<'_> {
+    fn from_app(&self, bytes: u64) {
+        self.0.client_to_server(bytes);
+    }
+
+    fn to_app(&self, bytes: u64) {
+        self.0.server_to_client(bytes);
+    }
+}

@@ -1,0 +1,130 @@
+//! Moves bytes between an application and a tunnel, or between two plaintext sockets, each direction until its own end:
+//! half-close and reset stay what they are.
+
+use std::io;
+
+use ambit_core::{
+    frame::{Control, Deny},
+    reason::Reason,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{
+        TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
+};
+
+use crate::tunnel::{Buffer, Link, MoveError, Received, TunnelError};
+
+/// Counts bytes as they pass.
+pub(super) trait Meter {
+    /// Bytes from the application's socket.
+    fn from_app(&self, bytes: u64);
+    /// Bytes to the application's socket.
+    fn to_app(&self, bytes: u64);
+}
+
+/// Why a relay ended before both directions had.
+#[derive(Debug)]
+pub(super) enum RelayError {
+    /// The application, or whoever is at its end, reset the connection.
+    App(io::Error),
+    /// The peer reset the stream.
+    Reset(Reason),
+    /// The peer refused the stream.
+    Denied(Deny),
+    /// The tunnel failed.
+    Tunnel(TunnelError),
+}
+
+impl From<TunnelError> for RelayError {
+    fn from(error: TunnelError) -> Self {
+        Self::Tunnel(error)
+    }
+}
+
+impl From<MoveError> for RelayError {
+    fn from(error: MoveError) -> Self {
+        match error {
+            MoveError::Source(error) => Self::App(error),
+            MoveError::Tunnel(error) => Self::Tunnel(error),
+        }
+    }
+}
+
+/// Runs one stream: says `hello` (OPEN or ACCEPT) and relays until both directions have ended. The client's side waits
+/// for ACCEPT while its first bytes are already on the way.
+pub(super) async fn stream(
+    app: &mut TcpStream,
+    link: &mut Link,
+    hello: &Control,
+    meter: &impl Meter,
+) -> Result<(), RelayError> {
+    let mut awaits_accept = matches!(hello, Control::Open(_));
+    let (mut app_read, mut app_write) = app.split();
+    let (mut reader, mut writer) = link.split();
+    writer.control(hello).await?;
+    let up = async {
+        loop {
+            match writer.send_from(&mut app_read).await? {
+                0 => break,
+                bytes => meter.from_app(bytes as u64),
+            }
+        }
+        writer.control(&Control::Fin).await?;
+        Ok(())
+    };
+    let down = async {
+        loop {
+            match reader.receive().await? {
+                Received::Data(_) if awaits_accept => return Err(TunnelError::Unexpected("DATA").into()),
+                Received::Data(pieces) => {
+                    pieces.write_to(&mut app_write).await.map_err(RelayError::App)?;
+                    meter.to_app(pieces.len() as u64);
+                }
+                Received::Control(Control::Accept) if awaits_accept => awaits_accept = false,
+                Received::Control(Control::Deny(deny)) if awaits_accept => {
+                    return Err(RelayError::Denied(deny));
+                }
+                Received::Control(Control::Fin) if !awaits_accept => break,
+                Received::Control(Control::Reset(reason)) => return Err(RelayError::Reset(reason)),
+                Received::Control(Control::Ping) => {}
+                Received::Control(_) => return Err(TunnelError::Unexpected("control").into()),
+            }
+        }
+        finish(&mut app_write).await.map_err(RelayError::App)
+    };
+    tokio::try_join!(up, down).map(|_| ())
+}
+
+/// Relays between two plaintext sockets; `app` is the metered one.
+pub(super) async fn plain(app: &mut TcpStream, other: &mut TcpStream, meter: &impl Meter) -> io::Result<()> {
+    let (mut app_read, mut app_write) = app.split();
+    let (mut other_read, mut other_write) = other.split();
+    let up = copy(&mut app_read, &mut other_write, |bytes| meter.from_app(bytes));
+    let down = copy(&mut other_read, &mut app_write, |bytes| meter.to_app(bytes));
+    tokio::try_join!(up, down).map(|_| ())
+}
+
+async fn copy(from: &mut ReadHalf<'_>, to: &mut WriteHalf<'_>, count: impl Fn(u64)) -> io::Result<()> {
+    loop {
+        // An idle connection holds no buffer.
+        from.readable().await?;
+        let mut buffer = Buffer::take();
+        let read = from.read(&mut buffer).await?;
+        if read == 0 {
+            return finish(to).await;
+        }
+        to.write_all(&buffer[..read]).await?;
+        count(read as u64);
+    }
+}
+
+async fn finish(to: &mut WriteHalf<'_>) -> io::Result<()> {
+    match to.shutdown().await {
+        // The other end has closed both ways already.
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+        result => result,
+    }
+}

@@ -1,0 +1,188 @@
+//! The access log (spec/wire.md §7.3): one line for each connection, at its end, target `access`.
+//!
+//! Field names and their order are ztunnel's; `reason`, `policy`, `security` and `dst.original_addr` are ours and come
+//! last. Byte counts are from our own pod's view, unlike the metrics: `bytes_sent` is what our pod sent.
+
+use std::sync::atomic::Ordering;
+
+use ambit_core::reason::Reason;
+use tracing::{Level, enabled, event};
+
+use super::{CLUSTER, Direction, Ending, Meta, Party, Refusal, Security, live::Live};
+
+const TARGET: &str = "access";
+
+/// `connection opened`, for those who follow connections live.
+pub(super) fn opened(meta: &Meta) {
+    if !enabled!(target: TARGET, Level::DEBUG) {
+        return;
+    }
+    let (source, destination) =
+        (PartyFields::of(&meta.source, meta), PartyFields::of(&meta.destination, meta));
+    event!(
+        target: TARGET,
+        Level::DEBUG,
+        src.addr = %meta.source_addr,
+        src.workload = source.workload,
+        src.namespace = source.namespace,
+        src.identity = source.identity,
+        dst.addr = %meta.destination_addr,
+        dst.service = service(meta),
+        dst.workload = destination.workload,
+        dst.namespace = destination.namespace,
+        dst.identity = destination.identity,
+        direction = direction(meta),
+        "connection opened"
+    );
+}
+
+/// `connection failed`: refused before it was opened.
+pub(super) fn refused(meta: &Meta, refusal: &Refusal) {
+    if !enabled!(target: TARGET, Level::WARN) {
+        return;
+    }
+    let (source, destination) =
+        (PartyFields::of(&meta.source, meta), PartyFields::of(&meta.destination, meta));
+    event!(
+        target: TARGET,
+        Level::WARN,
+        src.addr = %meta.source_addr,
+        src.workload = source.workload,
+        src.namespace = source.namespace,
+        src.identity = source.identity,
+        dst.addr = %meta.destination_addr,
+        dst.service = service(meta),
+        dst.workload = destination.workload,
+        dst.namespace = destination.namespace,
+        dst.identity = destination.identity,
+        direction = direction(meta),
+        error = refusal.sentence(),
+        reason = refusal.reason.label(),
+        policy = refusal.policy.as_ref().map(ToString::to_string),
+        security = security(meta),
+        dst.original_addr = meta.original_dst.map(tracing::field::display),
+        "connection failed"
+    );
+}
+
+/// `connection complete`: an error line if the connection broke or was cut.
+pub(super) fn ended(live: &Live, ending: &Ending) {
+    let outcome = Outcome::of(ending);
+    // The level of an event is fixed at its place in the code, hence two places.
+    macro_rules! complete {
+        ($level:expr) => {
+            if enabled!(target: TARGET, $level) {
+                let meta = &live.meta;
+                let source = PartyFields::of(&meta.source, meta);
+                let destination = PartyFields::of(&meta.destination, meta);
+                let (bytes_sent, bytes_recv) = own_view(live);
+                event!(
+                    target: TARGET,
+                    $level,
+                    src.addr = %meta.source_addr,
+                    src.workload = source.workload,
+                    src.namespace = source.namespace,
+                    src.identity = source.identity,
+                    src.cluster = source.cluster,
+                    dst.addr = %meta.destination_addr,
+                    dst.service = service(meta),
+                    dst.workload = destination.workload,
+                    dst.namespace = destination.namespace,
+                    dst.identity = destination.identity,
+                    dst.cluster = destination.cluster,
+                    direction = direction(meta),
+                    bytes_sent,
+                    bytes_recv,
+                    duration = format!("{}ms", live.since.elapsed().as_millis()),
+                    error = outcome.error,
+                    reason = outcome.reason.map(Reason::label),
+                    policy = outcome.policy,
+                    security = security(meta),
+                    dst.original_addr = meta.original_dst.map(tracing::field::display),
+                    "connection complete"
+                );
+            }
+        };
+    }
+    if outcome.error.is_some() { complete!(Level::ERROR) } else { complete!(Level::INFO) }
+}
+
+struct Outcome {
+    error: Option<String>,
+    reason: Option<Reason>,
+    policy: Option<String>,
+}
+
+impl Outcome {
+    fn of(ending: &Ending) -> Self {
+        match ending {
+            Ending::Closed => Self { error: None, reason: None, policy: None },
+            Ending::Reset => Self { error: None, reason: Some(Reason::Reset), policy: None },
+            Ending::Refused(refusal) => Self {
+                error: Some(refusal.sentence()),
+                reason: Some(refusal.reason),
+                policy: refusal.policy.as_ref().map(ToString::to_string),
+            },
+            Ending::Failed { reason, text } => {
+                Self { error: Some(text.clone()), reason: Some(*reason), policy: None }
+            }
+            Ending::Aborted => {
+                Self { error: Some("given up by the agent".to_owned()), reason: None, policy: None }
+            }
+        }
+    }
+}
+
+impl Refusal {
+    fn sentence(&self) -> String {
+        if self.by_peer { format!("refused by the peer: {}", self.text) } else { self.text.clone() }
+    }
+}
+
+struct PartyFields<'a> {
+    workload: Option<&'a str>,
+    namespace: Option<&'a str>,
+    cluster: Option<&'static str>,
+    identity: Option<String>,
+}
+
+impl<'a> PartyFields<'a> {
+    fn of(party: &'a Party, meta: &Meta) -> Self {
+        let name = party.workload.as_ref().map(|workload| &workload.name);
+        let mutual_tls = matches!(meta.security, Security::MutualTls { .. });
+        Self {
+            workload: name.map(|name| &*name.name),
+            namespace: name.map(|name| &*name.namespace),
+            cluster: name.map(|_| CLUSTER),
+            identity: party.identity.as_ref().filter(|_| mutual_tls).map(ToString::to_string),
+        }
+    }
+}
+
+/// Bytes sent and received by our own pod.
+fn own_view(live: &Live) -> (u64, u64) {
+    let client_to_server = live.client_to_server.load(Ordering::Relaxed);
+    let server_to_client = live.server_to_client.load(Ordering::Relaxed);
+    match live.meta.direction {
+        Direction::Outbound => (client_to_server, server_to_client),
+        Direction::Inbound => (server_to_client, client_to_server),
+    }
+}
+
+fn service(meta: &Meta) -> Option<&str> {
+    meta.service.as_ref().map(|service| &*service.host)
+}
+
+fn direction(meta: &Meta) -> &'static str {
+    match meta.direction {
+        Direction::Outbound => "outbound",
+        Direction::Inbound => "inbound",
+    }
+}
+
+fn security(meta: &Meta) -> &'static str {
+    match meta.security {
+        Security::MutualTls { .. } => "mutual_tls",
+        Security::Plaintext => "plaintext",
+    }
+}

@@ -1,0 +1,189 @@
+//! The registry: Istio's TCP metrics, ambit's own, and the process's.
+
+use std::{sync::Arc, time::SystemTime};
+
+use ambit_core::{model::SpiffeId, reason::Reason};
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use super::{Direction, process::Process, traffic::Traffic};
+
+#[derive(Debug)]
+pub(super) struct Metrics {
+    registry: Registry,
+    pub(super) traffic: Arc<Traffic>,
+    sockets_open: [Gauge; 2],
+    refusals: Family<ReasonLabels, Counter>,
+    failures: Family<ReasonLabels, Counter>,
+    tls_failures: Family<ReasonLabels, Counter>,
+    handshakes: Family<HandshakeLabels, Counter>,
+    tunnels_open: Gauge,
+    pub(super) tunnel_reuse: Counter,
+    pub(super) enrolled_pods: Gauge,
+    certificate_expiry: Family<IdentityLabels, Gauge>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BuildLabels {
+    component: &'static str,
+    tag: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReporterLabels {
+    reporter: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reporter: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HandshakeLabels {
+    reporter: &'static str,
+    resumed: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct IdentityLabels {
+    identity: String,
+}
+
+impl Metrics {
+    pub(super) fn new() -> Self {
+        let mut registry = Registry::default();
+        let traffic = Arc::new(Traffic::new());
+        registry.register_collector(Box::new(traffic.clone()));
+        registry.register_collector(Box::new(Process));
+
+        let build = Family::<BuildLabels, Gauge>::default();
+        build.get_or_create(&BuildLabels { component: "ambit", tag: env!("CARGO_PKG_VERSION") }).set(1);
+        registry.register("istio_build", "The version that runs", build);
+
+        let sockets = Family::<ReporterLabels, Gauge>::default();
+        let sockets_open = [Direction::Outbound, Direction::Inbound]
+            .map(|direction| sockets.get_or_create_owned(&ReporterLabels { reporter: direction.reporter() }));
+        registry.register("istio_tcp_sockets_open", "Connections that are open now", sockets);
+
+        let metrics = Self {
+            traffic,
+            sockets_open,
+            refusals: Family::default(),
+            failures: Family::default(),
+            tls_failures: Family::default(),
+            handshakes: Family::default(),
+            tunnels_open: Gauge::default(),
+            tunnel_reuse: Counter::default(),
+            enrolled_pods: Gauge::default(),
+            certificate_expiry: Family::default(),
+            registry,
+        };
+        metrics.registered()
+    }
+
+    fn registered(mut self) -> Self {
+        let registry = &mut self.registry;
+        registry.register(
+            "ambit_refusals",
+            "Connections refused by this agent or by the peer's, by reason",
+            self.refusals.clone(),
+        );
+        registry.register(
+            "ambit_connection_failures",
+            "Connections that were opened and broke, by reason",
+            self.failures.clone(),
+        );
+        registry.register(
+            "ambit_tls_failures",
+            "TLS handshakes that failed, by reason",
+            self.tls_failures.clone(),
+        );
+        registry.register("ambit_handshakes", "TLS handshakes that succeeded", self.handshakes.clone());
+        registry.register(
+            "ambit_tunnels_open",
+            "Tunnels to and from other agents",
+            self.tunnels_open.clone(),
+        );
+        registry.register(
+            "ambit_tunnel_reuse",
+            "Connections that went over a tunnel that was open already",
+            self.tunnel_reuse.clone(),
+        );
+        registry.register("ambit_enrolled_pods", "Pods of this node in the mesh", self.enrolled_pods.clone());
+        registry.register(
+            "ambit_certificate_expiry_timestamp_seconds",
+            "When the certificate held for an identity ends, in seconds since 1970",
+            self.certificate_expiry.clone(),
+        );
+        self
+    }
+
+    pub(super) fn sockets_open(&self, direction: Direction) -> &Gauge {
+        &self.sockets_open[direction as usize]
+    }
+
+    pub(super) fn refused(&self, direction: Direction, reason: Reason) {
+        self.refusals.get_or_create(&ReasonLabels::of(direction, reason)).inc();
+    }
+
+    pub(super) fn failed(&self, direction: Direction, reason: Reason) {
+        self.failures.get_or_create(&ReasonLabels::of(direction, reason)).inc();
+    }
+
+    pub(super) fn tls_failed(&self, direction: Direction, reason: Reason) {
+        self.tls_failures.get_or_create(&ReasonLabels::of(direction, reason)).inc();
+    }
+
+    pub(super) fn handshake(&self, direction: Direction, resumed: bool) {
+        self.handshakes.get_or_create(&HandshakeLabels { reporter: direction.reporter(), resumed }).inc();
+    }
+
+    pub(super) fn tunnel(&self) -> OpenTunnel {
+        self.tunnels_open.inc();
+        OpenTunnel(self.tunnels_open.clone())
+    }
+
+    pub(super) fn certificate(&self, identity: &SpiffeId, not_after: Option<SystemTime>) {
+        let labels = IdentityLabels { identity: identity.to_string() };
+        match not_after {
+            Some(not_after) => {
+                let since_epoch = not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+                let seconds = i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX);
+                self.certificate_expiry.get_or_create(&labels).set(seconds);
+            }
+            None => {
+                self.certificate_expiry.remove(&labels);
+            }
+        }
+    }
+
+    pub(super) fn encode(&self) -> String {
+        let mut text = String::with_capacity(16 * 1024);
+        // Writing into a String does not fail, and nothing registered refuses to be encoded.
+        if let Err(error) = text::encode(&mut text, &self.registry) {
+            tracing::error!(%error, "metrics could not be encoded");
+        }
+        text
+    }
+}
+
+impl ReasonLabels {
+    fn of(direction: Direction, reason: Reason) -> Self {
+        Self { reporter: direction.reporter(), reason: reason.label() }
+    }
+}
+
+/// Counts one tunnel as open for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct OpenTunnel(Gauge);
+
+impl Drop for OpenTunnel {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

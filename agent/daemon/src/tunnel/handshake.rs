@@ -1,0 +1,262 @@
+//! The TLS handshake, driven record by record so that not one byte behind it is read by rustls; then its traffic keys go
+//! to the record layer.
+
+use std::{sync::Arc, time::Duration};
+
+use ambit_core::reason::Reason;
+use rustls::{
+    ClientConfig, CommonState, ServerConfig,
+    client::{ClientConnectionData, UnbufferedClientConnection},
+    kernel::KernelConnection,
+    pki_types::{CertificateDer, ServerName},
+    server::{ServerConnectionData, UnbufferedServerConnection},
+    unbuffered::{ConnectionState, EncodeError, UnbufferedStatus},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+
+use super::{
+    Buffer, TunnelError,
+    link::Link,
+    record::{ContentType, HEADER_LEN, Opener, Sealer, TRAILER_LEN},
+    tls::{self, ALPN, PeerIdentity},
+};
+
+/// How long a peer may take for a handshake (spec/wire.md §9).
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the record layer keeps of rustls: new keys, and session tickets.
+pub(super) enum Kernel {
+    Client(KernelConnection<ClientConnectionData>),
+    Server(KernelConnection<ServerConnectionData>),
+}
+
+/// What the peer must show beyond a good chain: answers with its identity, or why not.
+pub(crate) trait Verify: Fn(&[CertificateDer<'_>]) -> Result<PeerIdentity, (Reason, String)> {}
+impl<F: Fn(&[CertificateDer<'_>]) -> Result<PeerIdentity, (Reason, String)>> Verify for F {}
+
+/// The client's side. `verify` sees the peer's certificates after every handshake, resumed or not.
+pub(crate) async fn connect(
+    tcp: TcpStream,
+    (config, name): (Arc<ClientConfig>, ServerName<'static>),
+    verify: impl Verify,
+) -> Result<Link, TunnelError> {
+    run(tcp, UnbufferedClientConnection::new(config, name)?, verify).await
+}
+
+/// The server's side.
+pub(crate) async fn accept(
+    tcp: TcpStream,
+    config: Arc<ServerConfig>,
+    verify: impl Verify,
+) -> Result<Link, TunnelError> {
+    run(tcp, UnbufferedServerConnection::new(config)?, verify).await
+}
+
+async fn run<S: Side>(tcp: TcpStream, side: S, verify: impl Verify) -> Result<Link, TunnelError> {
+    let mut driver = Driver { tcp, side, input: Buffer::take(), filled: 0, shown: 0, output: Vec::new() };
+    match timeout(PATIENCE, driver.drive()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            // The alert tells the peer why, if it still listens.
+            let _: Result<_, _> = timeout(Duration::from_secs(1), driver.send_alert()).await;
+            return Err(error);
+        }
+        Err(_) => return Err(TunnelError::Timeout("finish the TLS handshake")),
+    }
+    driver.into_link(verify).await
+}
+
+/// One side of rustls' unbuffered API.
+trait Side {
+    type Data;
+
+    fn process<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
+    fn state(&self) -> &CommonState;
+    fn keys(self) -> Result<(Sealer, Opener, Kernel), TunnelError>;
+}
+
+impl Side for UnbufferedClientConnection {
+    type Data = ClientConnectionData;
+
+    fn process<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(input)
+    }
+
+    fn state(&self) -> &CommonState {
+        self
+    }
+
+    fn keys(self) -> Result<(Sealer, Opener, Kernel), TunnelError> {
+        let (secrets, kernel) = self.dangerous_into_kernel_connection()?;
+        let (tx, rx) = (secrets.tx, secrets.rx);
+        Ok((Sealer::new(tx.0, &tx.1)?, Opener::new(rx.0, &rx.1)?, Kernel::Client(kernel)))
+    }
+}
+
+impl Side for UnbufferedServerConnection {
+    type Data = ServerConnectionData;
+
+    fn process<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(input)
+    }
+
+    fn state(&self) -> &CommonState {
+        self
+    }
+
+    fn keys(self) -> Result<(Sealer, Opener, Kernel), TunnelError> {
+        let (secrets, kernel) = self.dangerous_into_kernel_connection()?;
+        let (tx, rx) = (secrets.tx, secrets.rx);
+        Ok((Sealer::new(tx.0, &tx.1)?, Opener::new(rx.0, &rx.1)?, Kernel::Server(kernel)))
+    }
+}
+
+struct Driver<S> {
+    tcp: TcpStream,
+    side: S,
+    input: Buffer,
+    filled: usize,
+    /// How much of the input rustls is shown: whole records only, and one more each time it asks.
+    shown: usize,
+    output: Vec<u8>,
+}
+
+/// What rustls wants next.
+enum Next {
+    Again,
+    Flush,
+    Read,
+    Done,
+}
+
+impl<S: Side> Driver<S> {
+    async fn drive(&mut self) -> Result<(), TunnelError> {
+        loop {
+            match self.step()? {
+                Next::Again => {}
+                Next::Done if !self.side.state().is_handshaking() => return Ok(()),
+                Next::Flush => {
+                    self.tcp.write_all(&self.output).await?;
+                    self.output.clear();
+                }
+                Next::Read | Next::Done => self.show_record().await?,
+            }
+        }
+    }
+
+    fn step(&mut self) -> Result<Next, TunnelError> {
+        let UnbufferedStatus { discard, state, .. } = self.side.process(&mut self.input[..self.shown]);
+        let next = match state {
+            Ok(ConnectionState::EncodeTlsData(mut data)) => {
+                encode(&mut self.output, |room| data.encode(room)).map(|()| Next::Again)
+            }
+            Ok(ConnectionState::TransmitTlsData(data)) => {
+                data.done();
+                Ok(Next::Flush)
+            }
+            Ok(ConnectionState::BlockedHandshake) => Ok(Next::Read),
+            Ok(ConnectionState::WriteTraffic(_)) => Ok(Next::Done),
+            Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => Err(TunnelError::Closed),
+            Ok(_) => Err(TunnelError::Unexpected("data")),
+            Err(error) => {
+                let (reason, text) = tls::handshake_reason(&error);
+                Err(TunnelError::Handshake { reason, text })
+            }
+        };
+        self.input.copy_within(discard..self.filled, 0);
+        self.filled -= discard;
+        self.shown -= discard;
+        next
+    }
+
+    /// Reads until there is one more whole record to show.
+    async fn show_record(&mut self) -> Result<(), TunnelError> {
+        loop {
+            let rest = &self.input[self.shown..self.filled];
+            if let Some(header) = rest.first_chunk::<HEADER_LEN>() {
+                let len = HEADER_LEN + usize::from(u16::from_be_bytes([header[3], header[4]]));
+                if rest.len() >= len {
+                    self.shown += len;
+                    return Ok(());
+                }
+                if self.shown + len > self.input.len() {
+                    return Err(TunnelError::Record);
+                }
+            }
+            let read = self.tcp.read(&mut self.input[self.filled..]).await?;
+            if read == 0 {
+                return Err(TunnelError::Handshake {
+                    reason: Reason::TlsHandshake,
+                    text: "the peer closed the connection in the middle of the TLS handshake".into(),
+                });
+            }
+            self.filled += read;
+        }
+    }
+
+    /// Sends the alert that rustls has ready after an error, if it has one.
+    async fn send_alert(&mut self) -> Result<(), TunnelError> {
+        while matches!(self.step(), Ok(Next::Again)) {}
+        self.tcp.write_all(&self.output).await?;
+        self.tcp.shutdown().await?;
+        Ok(())
+    }
+
+    async fn into_link(mut self, verify: impl Verify) -> Result<Link, TunnelError> {
+        let state = self.side.state();
+        let group = state.negotiated_key_exchange_group().map_or("unknown", |group| {
+            group.name().as_str().unwrap_or("unknown")
+        });
+        let resumed = state.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
+        let verified = match state.alpn_protocol() {
+            Some(protocol) if protocol == ALPN => verify(state.peer_certificates().unwrap_or_default()),
+            _ => Err((Reason::TlsHandshake, "the peer does not speak ambit/1".to_owned())),
+        };
+        let (mut sealer, opener, kernel) = self.side.keys()?;
+        match verified {
+            Ok(peer) => Ok(Link::new(
+                self.tcp,
+                sealer,
+                opener,
+                kernel,
+                peer,
+                (group, resumed),
+                &self.input[..self.filled],
+            )),
+            Err((reason, text)) => {
+                const BAD_CERTIFICATE: u8 = 42;
+                const FATAL: u8 = 2;
+                let mut alert = [0; HEADER_LEN + 2 + TRAILER_LEN];
+                alert[HEADER_LEN..HEADER_LEN + 2].copy_from_slice(&[FATAL, BAD_CERTIFICATE]);
+                sealer.seal(&mut alert, 2, ContentType::Alert)?;
+                let _: Result<_, _> = timeout(Duration::from_secs(1), self.tcp.write_all(&alert)).await;
+                Err(TunnelError::Handshake { reason, text })
+            }
+        }
+    }
+}
+
+fn encode(
+    output: &mut Vec<u8>,
+    mut write: impl FnMut(&mut [u8]) -> Result<usize, EncodeError>,
+) -> Result<(), TunnelError> {
+    let start = output.len();
+    let mut room = 4096;
+    loop {
+        output.resize(start + room, 0);
+        match write(&mut output[start..]) {
+            Ok(written) => {
+                output.truncate(start + written);
+                return Ok(());
+            }
+            Err(EncodeError::InsufficientSize(needed)) if needed.required_size > room => {
+                room = needed.required_size;
+            }
+            Err(error) => return Err(rustls::Error::General(error.to_string()).into()),
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! TLS 1.3 records (RFC 8446 §5), sealed and opened in place with the traffic keys that rustls negotiated.
+
+use std::io::IoSliceMut;
+
+use ambit_core::frame::{self, FrameType};
+use aws_lc_rs::aead::{
+    AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey,
+};
+use rustls::ConnectionTrafficSecrets;
+
+use super::TunnelError;
+
+/// Bytes of a record's header.
+pub(super) const HEADER_LEN: usize = 5;
+/// Bytes of plaintext that a record carries at most.
+pub(super) const MAX_PLAINTEXT: usize = 1 << 14;
+/// Bytes behind the plaintext: the content type, and the AEAD's tag.
+pub(super) const TRAILER_LEN: usize = 1 + 16;
+/// Bytes of a full record.
+pub(super) const RECORD_LEN: usize = HEADER_LEN + MAX_PLAINTEXT + TRAILER_LEN;
+/// Records in a batch: one system call each way moves up to this many.
+pub(super) const RECORDS: usize = 8;
+/// Bytes of a stream that a full record with one DATA frame carries.
+const PAYLOAD_LEN: usize = MAX_PLAINTEXT - frame::HEADER_LEN;
+/// The longest record that a peer may send: RFC 8446 §5.2 allows 256 bytes of expansion.
+const MAX_CIPHERTEXT: usize = MAX_PLAINTEXT + 256;
+
+/// Records under one key before a key update, well below AES-GCM's limit of 2^24.5 (RFC 8446 §5.5).
+const REKEY_AFTER: u64 = if cfg!(test) { 64 } else { 1 << 23 };
+
+/// The content type of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum ContentType {
+    Alert = 21,
+    Handshake = 22,
+    Data = 23,
+}
+
+/// One direction's key and sequence number.
+#[derive(Debug)]
+struct Keys {
+    key: LessSafeKey,
+    iv: [u8; NONCE_LEN],
+    sequence: u64,
+}
+
+impl Keys {
+    fn new(sequence: u64, secrets: &ConnectionTrafficSecrets) -> Result<Self, TunnelError> {
+        let (algorithm, key, iv) = match secrets {
+            ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
+            ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
+            ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => (&CHACHA20_POLY1305, key, iv),
+            _ => return Err(rustls::Error::General("a cipher suite without known keys".into()).into()),
+        };
+        let key = UnboundKey::new(algorithm, key.as_ref()).map_err(|_| TunnelError::Record)?;
+        let iv = iv.as_ref().try_into().map_err(|_| TunnelError::Record)?;
+        Ok(Self { key: LessSafeKey::new(key), iv, sequence })
+    }
+
+    /// The nonce of the next record (RFC 8446 §5.3).
+    fn next_nonce(&mut self) -> Nonce {
+        let mut nonce = self.iv;
+        for (byte, mask) in nonce[4..].iter_mut().zip(self.sequence.to_be_bytes()) {
+            *byte ^= mask;
+        }
+        self.sequence += 1;
+        Nonce::assume_unique_for_key(nonce)
+    }
+}
+
+/// Seals what is sent.
+#[derive(Debug)]
+pub(super) struct Sealer(Keys);
+
+impl Sealer {
+    pub(super) fn new(sequence: u64, secrets: &ConnectionTrafficSecrets) -> Result<Self, TunnelError> {
+        Keys::new(sequence, secrets).map(Self)
+    }
+
+    /// Whether the peer has to be told new keys before more is sealed.
+    pub(super) fn is_worn(&self) -> bool {
+        self.0.sequence >= REKEY_AFTER
+    }
+
+    /// Seals the `len` bytes of plaintext that stand behind the room for a header in `record`; returns the record's
+    /// length.
+    pub(super) fn seal(
+        &mut self,
+        record: &mut [u8],
+        len: usize,
+        content: ContentType,
+    ) -> Result<usize, TunnelError> {
+        let total = HEADER_LEN + len + TRAILER_LEN;
+        let (header, body) = record[..total].split_at_mut(HEADER_LEN);
+        header.copy_from_slice(&record_header(len + TRAILER_LEN));
+        let (plaintext, tag_room) = body.split_at_mut(len + 1);
+        plaintext[len] = content as u8;
+        let nonce = self.0.next_nonce();
+        let tag = self
+            .0
+            .key
+            .seal_in_place_separate_tag(nonce, Aad::from(&*header), plaintext)
+            .map_err(|_| TunnelError::Record)?;
+        tag_room.copy_from_slice(tag.as_ref());
+        Ok(total)
+    }
+}
+
+/// Opens what is received.
+#[derive(Debug)]
+pub(super) struct Opener(Keys);
+
+impl Opener {
+    pub(super) fn new(sequence: u64, secrets: &ConnectionTrafficSecrets) -> Result<Self, TunnelError> {
+        Keys::new(sequence, secrets).map(Self)
+    }
+
+    /// Opens one whole record in place; returns its content type and the length of its plaintext, which stands right
+    /// behind the header.
+    pub(super) fn open(&mut self, record: &mut [u8]) -> Result<(ContentType, usize), TunnelError> {
+        let (header, body) = record.split_at_mut(HEADER_LEN);
+        let nonce = self.0.next_nonce();
+        let inner =
+            self.0.key.open_in_place(nonce, Aad::from(&*header), body).map_err(|_| TunnelError::Record)?;
+        // Zeros behind the content type are padding.
+        let end = inner.iter().rposition(|byte| *byte != 0).ok_or(TunnelError::Record)?;
+        let content = match inner[end] {
+            21 => ContentType::Alert,
+            22 => ContentType::Handshake,
+            23 => ContentType::Data,
+            _ => return Err(TunnelError::Record),
+        };
+        if end > MAX_PLAINTEXT {
+            return Err(TunnelError::Record);
+        }
+        Ok((content, end))
+    }
+}
+
+/// The length of the record at the start of `bytes`, header included; `None` while the header is not there.
+pub(super) fn record_len(bytes: &[u8]) -> Result<Option<usize>, TunnelError> {
+    let Some(header) = bytes.first_chunk::<HEADER_LEN>() else {
+        return Ok(None);
+    };
+    let len = usize::from(u16::from_be_bytes([header[3], header[4]]));
+    if header[0] != ContentType::Data as u8 || len > MAX_CIPHERTEXT || len < TRAILER_LEN {
+        return Err(TunnelError::Record);
+    }
+    Ok(Some(HEADER_LEN + len))
+}
+
+/// A buffer laid out as records with one DATA frame each, with gaps for all that is not payload.
+#[derive(Debug)]
+pub(super) struct Batch<'a>(pub(super) &'a mut [u8]);
+
+impl Batch<'_> {
+    /// Room for the first record's payload.
+    pub(super) fn first(&mut self) -> &mut [u8] {
+        &mut self.0[PAYLOAD_AT..PAYLOAD_AT + PAYLOAD_LEN]
+    }
+
+    /// Room for the payloads of the records behind the first.
+    pub(super) fn rest(&mut self) -> [IoSliceMut<'_>; RECORDS - 1] {
+        let mut records = self.0[RECORD_LEN..].chunks_exact_mut(RECORD_LEN);
+        std::array::from_fn(|_| match records.next() {
+            Some(record) => IoSliceMut::new(&mut record[PAYLOAD_AT..PAYLOAD_AT + PAYLOAD_LEN]),
+            None => IoSliceMut::new(&mut []),
+        })
+    }
+
+    /// Whether `len` bytes fill the first record.
+    pub(super) fn fills_first(len: usize) -> bool {
+        len == PAYLOAD_LEN
+    }
+}
+
+const PAYLOAD_AT: usize = HEADER_LEN + frame::HEADER_LEN;
+
+/// Seals the `len` bytes of payload that stand in `buffer` as [`Batch`] lays them out; returns how many bytes of
+/// `buffer` are for the wire now.
+pub(super) fn seal_batch(buffer: &mut [u8], sealer: &mut Sealer, len: usize) -> Result<usize, TunnelError> {
+    let (mut left, mut wire) = (len, 0);
+    for record in buffer.chunks_exact_mut(RECORD_LEN) {
+        if left == 0 {
+            break;
+        }
+        let payload = left.min(PAYLOAD_LEN);
+        record[HEADER_LEN..PAYLOAD_AT].copy_from_slice(&frame::header(FrameType::Data, payload));
+        wire += sealer.seal(record, frame::HEADER_LEN + payload, ContentType::Data)?;
+        left -= payload;
+    }
+    Ok(wire)
+}
+
+fn record_header(len: usize) -> [u8; HEADER_LEN] {
+    let [high, low] = (len as u16).to_be_bytes();
+    [ContentType::Data as u8, 3, 3, high, low]
+}

@@ -1,0 +1,228 @@
+//! Who may be on the other side: chain first, then exactly one workload identity.
+//!
+//! Every refusal carries our own reason inside rustls' error. Leaves chains and signatures to rustls.
+
+use std::{fmt, sync::Arc, time::SystemTime};
+
+use ambit_core::{
+    model::{SpiffeId, TrustDomain},
+    reason::Reason,
+};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, PeerMisbehaved,
+    RootCertStore, SignatureScheme,
+    client::{
+        VerifierBuilderError,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        verify_server_cert_signed_by_trust_anchor,
+    },
+    crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature},
+    server::{
+        ParsedCertificate, WebPkiClientVerifier,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+use crate::identity::{Fault, Leaf};
+
+/// Verifies a server: chain, use as server, and that it is the workload expected at that address.
+#[derive(Debug)]
+pub(super) struct ServerVerifier {
+    pub(super) roots: Arc<RootCertStore>,
+    pub(super) algorithms: WebPkiSupportedAlgorithms,
+    pub(super) expected: SpiffeId,
+    pub(super) trust_domains: Arc<[TrustDomain]>,
+}
+
+/// Verifies a client: chain, use as client, and that it is a workload of our trust domains.
+#[derive(Debug)]
+pub(super) struct ClientVerifier {
+    chain: Arc<dyn ClientCertVerifier>,
+    trust_domains: Arc<[TrustDomain]>,
+}
+
+/// A refusal of ours, as it travels inside [`CertificateError::Other`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) reason: Reason,
+    /// One sentence for an operator.
+    pub(super) text: String,
+}
+
+/// Whether the certificate is for a workload of our trust domains, and for `expected` where one is given.
+pub(super) fn check_identity(
+    leaf: &Leaf,
+    expected: Option<&SpiffeId>,
+    trust_domains: &[TrustDomain],
+) -> Result<(), Refusal> {
+    if !trust_domains.contains(leaf.id.trust_domain()) {
+        let text = format!("the peer is {}, whose trust domain is not one of ours", leaf.id);
+        return Err(Refusal { reason: Reason::TrustDomain, text });
+    }
+    match expected {
+        Some(expected) if expected != &leaf.id => {
+            let text = format!("the peer is {}, expected was {expected}", leaf.id);
+            Err(Refusal { reason: Reason::IdentityMismatch, text })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether the certificate is valid at `now`, both ends included.
+pub(super) fn check_validity(leaf: &Leaf, now: SystemTime) -> Result<(), Refusal> {
+    if let Ok(over) = now.duration_since(leaf.not_after)
+        && !over.is_zero()
+    {
+        let text = format!("the certificate of {} expired {} s ago", leaf.id, over.as_secs());
+        return Err(Refusal { reason: Reason::CertificateExpired, text });
+    }
+    if let Ok(ahead) = leaf.not_before.duration_since(now)
+        && !ahead.is_zero()
+    {
+        let text = format!("the certificate of {} becomes valid only in {} s", leaf.id, ahead.as_secs());
+        return Err(Refusal { reason: Reason::CertificateNotYetValid, text });
+    }
+    Ok(())
+}
+
+impl ServerCertVerifier for ServerVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let parsed = ParsedCertificate::try_from(end_entity)?;
+        verify_server_cert_signed_by_trust_anchor(
+            &parsed,
+            &self.roots,
+            intermediates,
+            now,
+            self.algorithms.all,
+        )
+        .map_err(chain_error)?;
+        let leaf = Leaf::read(end_entity).map_err(Refusal::from)?;
+        check_identity(&leaf, Some(&self.expected), &self.trust_domains)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+impl ClientVerifier {
+    pub(super) fn new(
+        roots: &Arc<RootCertStore>,
+        provider: &Arc<CryptoProvider>,
+        trust_domains: Arc<[TrustDomain]>,
+    ) -> Result<Self, VerifierBuilderError> {
+        let chain = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
+            .clear_root_hint_subjects()
+            .build()?;
+        Ok(Self { chain, trust_domains })
+    }
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        true
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.chain.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verified = self.chain.verify_client_cert(end_entity, intermediates, now).map_err(chain_error)?;
+        let leaf = Leaf::read(end_entity).map_err(Refusal::from)?;
+        check_identity(&leaf, None, &self.trust_domains)?;
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chain.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain.supported_verify_schemes()
+    }
+}
+
+/// A certificate under the name of a trusted CA, but not signed by its key, leads to no trusted root either.
+fn chain_error(error: Error) -> Error {
+    match error {
+        Error::InvalidCertificate(CertificateError::BadSignature) => CertificateError::UnknownIssuer.into(),
+        error => error,
+    }
+}
+
+impl Refusal {
+    pub(super) fn missing() -> Self {
+        Self { reason: Reason::CertificateMissing, text: "the peer presented no certificate".into() }
+    }
+}
+
+impl From<Fault> for Refusal {
+    fn from(fault: Fault) -> Self {
+        let reason = match fault {
+            Fault::Unreadable(_) => Reason::CertificateInvalid,
+            Fault::Identity(_) => Reason::CertificateIdentity,
+        };
+        Self { reason, text: fault.to_string() }
+    }
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        CertificateError::Other(OtherError(Arc::new(refusal))).into()
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Refusal {}

@@ -1,0 +1,198 @@
+//! Outbound: a connect of an enrolled pod to a meshed destination goes to the agent's listener in the pod's own network
+//! namespace; the socket remembers where it was going, and `getpeername` answers with that.
+
+use ambit_ebpf_common::{
+    Addr, Counters, Pod, SOCKET_CAPTURED, SOCKET_DELIVERY, SOCKET_NONE, SOCKET_TUNNEL, Socket, is_mapped, mapped,
+};
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::generated::{bpf_get_netns_cookie, bpf_set_retval},
+    macros::{cgroup_sock, cgroup_sock_addr},
+    programs::{SockAddrContext, SockContext},
+};
+use aya_log_ebpf::debug;
+
+use crate::{
+    context::{read_v6, write_v6},
+    maps::{COUNTERS, DESTINATIONS, PODS, SOCKETS},
+};
+
+const IPPROTO_TCP: u32 = 6;
+const IPPROTO_MPTCP: u32 = 262;
+const ALLOW: i32 = 1;
+const REFUSE: i32 = 0;
+const EPROTONOSUPPORT: i32 = 93;
+const ECONNREFUSED: i32 = 111;
+
+/// `connect(2)` of IPv4 sockets.
+#[cgroup_sock_addr(connect4)]
+pub fn ambit_connect4(ctx: SockAddrContext) -> i32 {
+    let dst = mapped(user_v4(&ctx).to_ne_bytes());
+    connect(&ctx, dst, |pod| {
+        set_user_v4(&ctx, tail(&pod.v4));
+        set_user_port(&ctx, pod.v4_port);
+    })
+}
+
+/// `connect(2)` of IPv6 sockets, mapped IPv4 destinations included: those are IPv4 on the wire.
+#[cgroup_sock_addr(connect6)]
+pub fn ambit_connect6(ctx: SockAddrContext) -> i32 {
+    let dst = user_v6(&ctx);
+    connect(&ctx, dst, |pod| {
+        let (addr, port) = if is_mapped(&dst) { (&pod.v4, pod.v4_port) } else { (&pod.v6, pod.v6_port) };
+        set_user_v6(&ctx, addr);
+        set_user_port(&ctx, port);
+    })
+}
+
+/// `getpeername(2)` of IPv4 sockets.
+#[cgroup_sock_addr(getpeername4)]
+pub fn ambit_getpeername4(ctx: SockAddrContext) -> i32 {
+    if let Some(socket) = captured(&ctx) {
+        set_user_v4(&ctx, tail(&socket.addr));
+        set_user_port(&ctx, socket.port as u16);
+    }
+    ALLOW
+}
+
+/// `getpeername(2)` of IPv6 sockets.
+#[cgroup_sock_addr(getpeername6)]
+pub fn ambit_getpeername6(ctx: SockAddrContext) -> i32 {
+    if let Some(socket) = captured(&ctx) {
+        set_user_v6(&ctx, &socket.addr);
+        set_user_port(&ctx, socket.port as u16);
+    }
+    ALLOW
+}
+
+/// `socket(2)`: MPTCP is answered in enrolled pods as by a kernel without it, so that programs fall back to TCP. The
+/// subflows of an MPTCP socket are sockets of their own, which could not be tied to it.
+#[cgroup_sock(sock_create)]
+pub fn ambit_sock_create(ctx: SockContext) -> i32 {
+    // SAFETY: the context is valid for the program's run; the verifier checks the access.
+    let protocol = unsafe { (*ctx.sock).protocol };
+    if protocol != IPPROTO_MPTCP {
+        return ALLOW;
+    }
+    // SAFETY: the context is this program's own.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    if PODS.get_ptr(&netns).is_none() {
+        return ALLOW;
+    }
+    count(netns, |counters| counters.refused += 1);
+    debug!(&ctx, "MPTCP socket refused in pod netns {}: TCP is carried instead", netns);
+    // SAFETY: no pointers are passed.
+    unsafe { bpf_set_retval(-EPROTONOSUPPORT) };
+    REFUSE
+}
+
+#[inline(always)]
+fn connect(ctx: &SockAddrContext, dst: Addr, redirect: impl FnOnce(&Pod)) -> i32 {
+    // SAFETY: the context is valid for the program's run; the verifier checks the access.
+    let protocol = unsafe { (*ctx.sock_addr).protocol };
+    if protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP {
+        return ALLOW;
+    }
+    // SAFETY: the context is this program's own.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    // SAFETY: the agent replaces entries as a whole; a torn read is not possible for values it never edits in place.
+    let Some(pod) = (unsafe { PODS.get(netns) }) else {
+        return ALLOW;
+    };
+    // SAFETY: the returned pointer is null or valid for the program's run.
+    let known = unsafe { SOCKETS.get_ptr_mut(ctx).as_mut() };
+    if let Some(socket) = known {
+        if socket.kind == SOCKET_TUNNEL || socket.kind == SOCKET_DELIVERY {
+            return ALLOW;
+        }
+        // A socket that connects once more, elsewhere.
+        socket.kind = SOCKET_NONE;
+    }
+    if DESTINATIONS.get_ptr(&dst).is_none() || dst == pod.v4 || dst == pod.v6 {
+        count(netns, |counters| counters.passed += 1);
+        return ALLOW;
+    }
+    let port = if is_mapped(&dst) { pod.v4_port } else { pod.v6_port };
+    if protocol == IPPROTO_MPTCP || port == 0 || !remember(ctx, dst) {
+        count(netns, |counters| counters.refused += 1);
+        debug!(ctx, "connect refused in pod netns {}: protocol {}, agent port {}", netns, protocol, port);
+        // SAFETY: no pointers are passed.
+        unsafe { bpf_set_retval(-ECONNREFUSED) };
+        return REFUSE;
+    }
+    count(netns, |counters| counters.captured += 1);
+    redirect(pod);
+    ALLOW
+}
+
+#[inline(always)]
+fn remember(ctx: &SockAddrContext, dst: Addr) -> bool {
+    let mut socket = Socket { kind: SOCKET_CAPTURED, port: u32::from(user_port(ctx)), addr: dst };
+    // SAFETY: the returned pointer is null or valid for the program's run.
+    match unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, Some(&mut socket)).as_mut() } {
+        Some(stored) => {
+            *stored = socket;
+            true
+        }
+        None => false,
+    }
+}
+
+#[inline(always)]
+fn captured(ctx: &SockAddrContext) -> Option<&Socket> {
+    // SAFETY: the returned pointer is null or valid for the program's run.
+    let socket = unsafe { SOCKETS.get_ptr_mut(ctx).as_ref() }?;
+    (socket.kind == SOCKET_CAPTURED).then_some(socket)
+}
+
+/// Counts in the pod's own entry; a pod without one is not counted.
+#[inline(always)]
+pub fn count(netns: u64, change: impl FnOnce(&mut Counters)) {
+    if let Some(counters) = COUNTERS.get_ptr_mut(&netns) {
+        // SAFETY: the entry is this CPU's own, and programs are not interrupted by themselves.
+        change(unsafe { &mut *counters });
+    }
+}
+
+#[inline(always)]
+fn tail(addr: &Addr) -> u32 {
+    u32::from_ne_bytes([addr[12], addr[13], addr[14], addr[15]])
+}
+
+// The verifier wants each field of the context read and written by itself, in its own width.
+
+#[inline(always)]
+fn user_v4(ctx: &SockAddrContext) -> u32 {
+    // SAFETY: as above.
+    unsafe { core::ptr::read_volatile(&raw const (*ctx.sock_addr).user_ip4) }
+}
+
+#[inline(always)]
+fn set_user_v4(ctx: &SockAddrContext, v4: u32) {
+    // SAFETY: as above.
+    unsafe { core::ptr::write_volatile(&raw mut (*ctx.sock_addr).user_ip4, v4) }
+}
+
+#[inline(always)]
+fn user_port(ctx: &SockAddrContext) -> u16 {
+    // SAFETY: as above.
+    u16::from_be(unsafe { core::ptr::read_volatile(&raw const (*ctx.sock_addr).user_port) } as u16)
+}
+
+#[inline(always)]
+fn set_user_port(ctx: &SockAddrContext, port: u16) {
+    // SAFETY: as above.
+    unsafe { core::ptr::write_volatile(&raw mut (*ctx.sock_addr).user_port, u32::from(port.to_be())) }
+}
+
+#[inline(always)]
+fn user_v6(ctx: &SockAddrContext) -> Addr {
+    // SAFETY: as above.
+    unsafe { read_v6(&raw const (*ctx.sock_addr).user_ip6) }
+}
+
+#[inline(always)]
+fn set_user_v6(ctx: &SockAddrContext, addr: &Addr) {
+    // SAFETY: as above.
+    unsafe { write_v6(&raw mut (*ctx.sock_addr).user_ip6, addr) }
+}

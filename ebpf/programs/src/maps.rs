@@ -1,0 +1,36 @@
+//! The maps that the programs and the agent share. The agent pins them, so they outlive it.
+
+use ambit_ebpf_common::{Addr, Counters, Flow, ListenerKey, Origin, OriginKey, Pod, Socket};
+use aya_ebpf::{
+    btf_maps::SkStorage,
+    macros::{btf_map, map},
+    maps::{HashMap, LruHashMap, PerCpuHashMap, SockHash},
+};
+
+/// Enrolled pods by the cookie of their network namespace.
+#[map]
+pub static PODS: HashMap<u64, Pod> = HashMap::with_max_entries(4096, 0);
+
+/// Addresses whose connections are captured: enrolled pods and services with one.
+#[map]
+pub static DESTINATIONS: HashMap<Addr, u32> = HashMap::with_max_entries(262_144, 1 /* BPF_F_NO_PREALLOC */);
+
+/// Per socket: captured from where to where, or the agent's own. A pod cannot write it.
+#[btf_map]
+pub static SOCKETS: SkStorage<Socket> = SkStorage::new();
+
+/// Original destinations of captured connections on their way to the agent's accept.
+#[map]
+pub static ORIGINS: LruHashMap<OriginKey, Origin> = LruHashMap::with_max_entries(131_072, 0);
+
+/// The agent's own dials to applications, while they connect.
+#[map]
+pub static BYPASS: HashMap<Flow, u32> = HashMap::with_max_entries(65_536, 1 /* BPF_F_NO_PREALLOC */);
+
+/// The agent's listeners. A listener that dies leaves the map by itself.
+#[map]
+pub static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(8192, 0);
+
+/// What happened, per pod.
+#[map]
+pub static COUNTERS: PerCpuHashMap<u64, Counters> = PerCpuHashMap::with_max_entries(4096, 1 /* BPF_F_NO_PREALLOC */);

@@ -1,0 +1,112 @@
+//! Ties sockets to addresses once the kernel has chosen the source port: the original destination for the agent's
+//! accept, and the 4-tuple of the agent's own dials for the inbound hook.
+
+use ambit_ebpf_common::{
+    Addr, Flow, Origin, OriginKey, SOCKET_CAPTURED, SOCKET_DELIVERY, Socket, is_mapped, mapped,
+};
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB},
+    helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_get},
+    macros::sock_ops,
+    programs::SockOpsContext,
+};
+
+use crate::{
+    context::read_v6,
+    maps::{BYPASS, ORIGINS, SOCKETS},
+};
+
+const AF_INET: u32 = 2;
+const TCP_ESTABLISHED: u32 = 1;
+const TCP_SYN_SENT: u32 = 2;
+
+/// Runs at every connect's SYN, and at state changes of the sockets that asked for it.
+#[sock_ops]
+pub fn ambit_sock_ops(ctx: SockOpsContext) -> u32 {
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx),
+        BPF_SOCK_OPS_STATE_CB => state_changed(&ctx),
+        _ => {}
+    }
+    0
+}
+
+#[inline(always)]
+fn connecting(ctx: &SockOpsContext) {
+    let Some(socket) = socket(ctx) else {
+        return;
+    };
+    if socket.kind == SOCKET_CAPTURED {
+        // SAFETY: the context is this program's own.
+        let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+        let local = if is_mapped(&socket.addr) { local_v4(ctx) } else { local_v6(ctx) };
+        let key = OriginKey { netns, addr: local, port: ctx.local_port(), _pad: 0 };
+        let origin = Origin { addr: socket.addr, port: socket.port, _pad: 0 };
+        // A full map means that the agent finds no original destination and refuses.
+        let _: Result<(), i32> = ORIGINS.insert(&key, &origin, 0);
+    } else if socket.kind == SOCKET_DELIVERY {
+        // A full map means that the dial meets the agent's own listener, which refuses it.
+        let _: Result<(), i32> = BYPASS.insert(&flow(ctx), &0, 0);
+        let _: Result<(), i32> = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+    }
+}
+
+/// The agent takes a flow off when its connect returns. This is for an agent that dies in between.
+#[inline(always)]
+fn state_changed(ctx: &SockOpsContext) {
+    let state = ctx.arg(1);
+    if state == TCP_ESTABLISHED || state == TCP_SYN_SENT {
+        return;
+    }
+    if socket(ctx).is_some_and(|socket| socket.kind == SOCKET_DELIVERY) {
+        let _: Result<(), i32> = BYPASS.remove(&flow(ctx));
+    }
+}
+
+#[inline(always)]
+fn socket(ctx: &SockOpsContext) -> Option<&Socket> {
+    // SAFETY: the context is valid for the program's run; the verifier checks the access.
+    let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return None;
+    }
+    // SAFETY: `sk` is not null; the returned pointer is null or valid for the program's run.
+    unsafe {
+        bpf_sk_storage_get((&raw const SOCKETS).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), 0)
+            .cast::<Socket>()
+            .as_ref()
+    }
+}
+
+/// The flow of a dial as the inbound hook will see it: our local end is its remote.
+#[inline(always)]
+fn flow(ctx: &SockOpsContext) -> Flow {
+    // SAFETY: the context is this program's own.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    let (remote, local) =
+        if ctx.family() == AF_INET { (local_v4(ctx), remote_v4(ctx)) } else { (local_v6(ctx), remote_v6(ctx)) };
+    Flow { netns, remote, local, remote_port: ctx.local_port(), local_port: u32::from_be(ctx.remote_port()) }
+}
+
+#[inline(always)]
+fn local_v4(ctx: &SockOpsContext) -> Addr {
+    mapped(ctx.local_ip4().to_ne_bytes())
+}
+
+#[inline(always)]
+fn remote_v4(ctx: &SockOpsContext) -> Addr {
+    mapped(ctx.remote_ip4().to_ne_bytes())
+}
+
+#[inline(always)]
+fn local_v6(ctx: &SockOpsContext) -> Addr {
+    // SAFETY: the context is valid for the program's run; the verifier checks the accesses.
+    unsafe { read_v6(&raw const (*ctx.ops).local_ip6) }
+}
+
+#[inline(always)]
+fn remote_v6(ctx: &SockOpsContext) -> Addr {
+    // SAFETY: as above.
+    unsafe { read_v6(&raw const (*ctx.ops).remote_ip6) }
+}
