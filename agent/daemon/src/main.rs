@@ -10,4 +10,5 @@ mod proxy;
 mod telemetry;
 mod tunnel;
 
-fn main() {}
+#[tokio::main]
+async fn main() -> anyhow::Result<()> { app::run().await }

@@ -52,7 +52,7 @@ pub(super) async fn carry(
             (Party::default(), destination.0),
             Security::Plaintext,
         );
-        return shared.telemetry.refuse(meta, Failure::new(Reason::NotReady, text).refusal());
+        return shared.telemetry.refuse(&meta, &Failure::new(Reason::NotReady, text).refusal());
     };
     let caller = world.mesh.workload_by_ip(source.0.ip()).cloned();
     let mut call = Call { shared, pod, source, destination, workload, caller };
@@ -60,7 +60,7 @@ pub(super) async fn carry(
         reset_on_drop(&client);
         let text = "too many connections wait to be recognised as tunnel or plaintext";
         let meta = call.meta(None, Security::Plaintext);
-        return shared.telemetry.refuse(meta, Failure::new(Reason::Overloaded, text).refusal());
+        return shared.telemetry.refuse(&meta, &Failure::new(Reason::Overloaded, text).refusal());
     };
     match call.recognise(client).await {
         Ok(Recognised::Tunnel(client)) => call.tunnel(client, pending).await,
@@ -71,7 +71,7 @@ pub(super) async fn carry(
         Ok(Recognised::Gone) => {}
         Err((client, failure)) => {
             reset_on_drop(&client);
-            shared.telemetry.refuse(call.meta(None, Security::Plaintext), failure.refusal());
+            shared.telemetry.refuse(&call.meta(None, Security::Plaintext), &failure.refusal());
         }
     }
 }
@@ -157,9 +157,10 @@ impl Call<'_> {
             Err(failure) => {
                 let Shared { telemetry, .. } = self.shared;
                 telemetry.tls_failure(Direction::Inbound, failure.reason);
-                return telemetry.refuse(self.meta(None, Security::Plaintext), failure.refusal());
+                return telemetry.refuse(&self.meta(None, Security::Plaintext), &failure.refusal());
             }
         };
+        let _open = self.shared.telemetry.tunnel();
         let mut reused = false;
         let last = loop {
             match link.next_open(TUNNEL_IDLE).await {
@@ -174,7 +175,7 @@ impl Call<'_> {
                     let failure = Failure::from(error);
                     let last = Control::Reset(failure.reason);
                     let meta = self.meta(Some(&link), Security::MutualTls { group: link.group(), reused });
-                    self.shared.telemetry.refuse(meta, failure.refusal());
+                    self.shared.telemetry.refuse(&meta, &failure.refusal());
                     break Some(last);
                 }
             }
@@ -191,6 +192,7 @@ impl Call<'_> {
             tls::peer_identity(certificates, expected, wallet.settings(), wallet.now())
         })
         .await?;
+        self.shared.telemetry.handshake(Direction::Inbound, link.is_resumed());
         Ok(link)
     }
 
@@ -208,7 +210,7 @@ impl Call<'_> {
             Ok(app) => app,
             Err(failure) => {
                 let deny = failure.deny_frame();
-                self.shared.telemetry.refuse(meta, failure.refusal());
+                self.shared.telemetry.refuse(&meta, &failure.refusal());
                 return Err(Some(Control::Deny(deny)));
             }
         };

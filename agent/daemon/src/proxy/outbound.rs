@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use ambit_core::{
-    discovery::{Endpoint, Route},
+    discovery::{Endpoint, Route, RouteError},
     frame::{Control, Open},
     model::{OriginalDst, Workload},
     reason::Reason,
@@ -33,55 +33,37 @@ pub(super) async fn carry(
     original_dst: OriginalDst,
 ) {
     let world = shared.feed.world();
-    let client = world.mesh.workload_by_ip(source.ip()).filter(|client| client.uid == *pod.uid());
-    let outcome = match client {
-        None => Err((
-            Party::default(),
-            Failure::new(Reason::NotReady, "the calling pod is not known at the address that it calls from"),
-        )),
-        Some(client) => match world.mesh.route(client, original_dst, rand::random()) {
-            Route::Tunnel(endpoint) => {
-                let mut call = Call { shared, pod, client: client.clone(), source, original_dst, endpoint };
-                return call.tunnel(&mut app).await;
-            }
-            Route::Plain(endpoint) => {
-                let destination = party(Some(&endpoint));
-                return plain(shared, pod, client, &mut app, source, original_dst, endpoint.addr.0, destination)
-                    .await;
-            }
-            Route::Passthrough => {
-                return plain(
-                    shared,
-                    pod,
-                    client,
-                    &mut app,
-                    source,
-                    original_dst,
-                    original_dst.0,
-                    Party::default(),
-                )
-                .await;
-            }
-            Route::Refuse(error) => {
-                let reason = match error {
-                    ambit_core::discovery::RouteError::UnknownPort { .. } => Reason::UnknownPort,
-                    ambit_core::discovery::RouteError::NoEndpoint { .. } => Reason::NoEndpoint,
-                };
-                let client = Party { workload: Some(client.clone()), identity: None };
-                Err((client, Failure::new(reason, error.to_string())))
-            }
-        },
-    };
-    if let Err((client, failure)) = outcome {
+    let Some(client) = world.mesh.workload_by_ip(source.ip()).filter(|client| client.uid == *pod.uid()) else {
+        let text = "the calling pod is not known at the address that it calls from";
+        let meta = unrouted(Party::default(), source, original_dst);
         reset_on_drop(&app);
-        let mut meta = meta(
-            Direction::Outbound,
-            (client, source),
-            (Party::default(), original_dst.0),
-            Security::Plaintext,
-        );
-        meta.original_dst = Some(original_dst.0);
-        shared.telemetry.refuse(meta, failure.refusal());
+        return shared.telemetry.refuse(&meta, &Failure::new(Reason::NotReady, text).refusal());
+    };
+    match world.mesh.route(client, original_dst, rand::random()) {
+        Route::Tunnel(endpoint) => {
+            let call = Call { shared, pod, client: client.clone(), source, original_dst, endpoint };
+            call.tunnel(&mut app).await;
+        }
+        Route::Plain(endpoint) => {
+            let mut meta = unrouted(party(client), source, original_dst);
+            meta.destination = party(&endpoint.workload);
+            meta.destination_addr = endpoint.addr.0;
+            meta.service = endpoint.service;
+            plain(shared, pod, &mut app, meta).await;
+        }
+        Route::Passthrough => {
+            plain(shared, pod, &mut app, unrouted(party(client), source, original_dst)).await;
+        }
+        Route::Refuse(error) => {
+            reset_on_drop(&app);
+            let reason = match error {
+                RouteError::UnknownPort { .. } => Reason::UnknownPort,
+                RouteError::NoEndpoint { .. } => Reason::NoEndpoint,
+            };
+            let failure = Failure::new(reason, error.to_string());
+            let meta = unrouted(party(client), source, original_dst);
+            shared.telemetry.refuse(&meta, &failure.refusal());
+        }
     }
 }
 
@@ -96,7 +78,7 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    async fn tunnel(&mut self, app: &mut TcpStream) {
+    async fn tunnel(&self, app: &mut TcpStream) {
         if self.endpoint.workload.uid == self.client.uid {
             return self.to_itself(app).await;
         }
@@ -108,7 +90,7 @@ impl Call<'_> {
                     self.shared.telemetry.tls_failure(Direction::Outbound, failure.reason);
                 }
                 let meta = self.meta(Security::Plaintext);
-                return self.shared.telemetry.refuse(meta, failure.refusal());
+                return self.shared.telemetry.refuse(&meta, &failure.refusal());
             }
         };
         let security = Security::MutualTls { group: link.group(), reused };
@@ -147,6 +129,7 @@ impl Call<'_> {
             expected: expected.clone(),
         };
         if let Some(link) = self.shared.pool.take(&key) {
+            self.shared.telemetry.tunnel_reused();
             return Ok((key, link, true));
         }
         let wallet = &self.shared.wallet;
@@ -156,10 +139,13 @@ impl Call<'_> {
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
             .map_err(|error| Failure::connect("the peer's agent at", destination.0, &error))?;
-        let link = tunnel::connect(tcp, credentials.client_config(expected), |certificates| {
+        // Tickets are kept by address: the agents of two nodes cannot read each other's.
+        let (config, _) = credentials.client_config(expected);
+        let link = tunnel::connect(tcp, (config, destination.0.ip().into()), |certificates| {
             tls::peer_identity(certificates, Some(expected), wallet.settings(), wallet.now())
         })
         .await?;
+        self.shared.telemetry.handshake(Direction::Outbound, link.is_resumed());
         Ok((key, link, false))
     }
 
@@ -181,20 +167,21 @@ impl Call<'_> {
             Ok(mut server) => relay_plain(self.shared, app, &mut server, meta).await,
             Err(failure) => {
                 reset_on_drop(app);
-                self.shared.telemetry.refuse(meta, failure.refusal());
+                self.shared.telemetry.refuse(&meta, &failure.refusal());
             }
         }
     }
 
     fn meta(&self, security: Security) -> Meta {
-        let client = Party {
-            workload: Some(self.client.clone()),
-            identity: Some(self.client.identity.clone()),
+        let proven = |workload: &Arc<Workload>| Party {
+            workload: Some(workload.clone()),
+            identity: matches!(security, Security::MutualTls { .. }).then(|| workload.identity.clone()),
         };
+        let (client, server) = (proven(&self.client), proven(&self.endpoint.workload));
         let mut meta = meta(
             Direction::Outbound,
             (client, self.source),
-            (party(Some(&self.endpoint)), self.endpoint.addr.0),
+            (server, self.endpoint.addr.0),
             security,
         );
         meta.original_dst = Some(self.original_dst.0);
@@ -204,30 +191,17 @@ impl Call<'_> {
 }
 
 /// To where no agent is: a plain connection from the pod's own address.
-#[expect(clippy::too_many_arguments, reason = "the parts of one connection, used once")]
-async fn plain(
-    shared: &Shared,
-    pod: &PodNet,
-    client: &Arc<Workload>,
-    app: &mut TcpStream,
-    source: SocketAddr,
-    original_dst: OriginalDst,
-    destination: SocketAddr,
-    server: Party,
-) {
-    let client = Party { workload: Some(client.clone()), identity: None };
-    let mut meta =
-        meta(Direction::Outbound, (client, source), (server, destination), Security::Plaintext);
-    meta.original_dst = Some(original_dst.0);
-    match timeout(CONNECT, pod.dial_plain(source.ip(), destination))
+async fn plain(shared: &Shared, pod: &PodNet, app: &mut TcpStream, meta: Meta) {
+    let destination = meta.destination_addr;
+    let dialled = timeout(CONNECT, pod.dial_plain(meta.source_addr.ip(), destination))
         .await
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-    {
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    match dialled {
         Ok(mut server) => relay_plain(shared, app, &mut server, meta).await,
         Err(error) => {
             reset_on_drop(app);
             let failure = Failure::connect("the destination", destination, &error);
-            shared.telemetry.refuse(meta, failure.refusal());
+            shared.telemetry.refuse(&meta, &failure.refusal());
         }
     }
 }
@@ -261,11 +235,21 @@ fn failed(error: RelayError) -> (Failure, Option<Control>) {
     }
 }
 
-fn party(endpoint: Option<&Endpoint>) -> Party {
-    endpoint.map_or_else(Party::default, |endpoint| Party {
-        workload: Some(endpoint.workload.clone()),
-        identity: endpoint.workload.enrolled.then(|| endpoint.workload.identity.clone()),
-    })
+/// What is known before there is an endpoint.
+fn unrouted(client: Party, source: SocketAddr, original_dst: OriginalDst) -> Meta {
+    let mut meta = meta(
+        Direction::Outbound,
+        (client, source),
+        (Party::default(), original_dst.0),
+        Security::Plaintext,
+    );
+    meta.original_dst = Some(original_dst.0);
+    meta
+}
+
+/// A pod without a proof of who it is.
+fn party(workload: &Arc<Workload>) -> Party {
+    Party { workload: Some(workload.clone()), identity: None }
 }
 
 /// The application is the client.

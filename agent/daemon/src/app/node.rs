@@ -1,0 +1,241 @@
+//! Keeps the pods of this node as the world says: enrolled, released, with their identities and listeners.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use ambit_core::model::Workload;
+use arc_swap::ArcSwap;
+use tokio::{
+    task::{AbortHandle, JoinSet},
+    time::{MissedTickBehavior, interval},
+};
+
+use crate::{
+    capture::{Capture, CaptureError, PodNet, PodSpec, netns_path},
+    discovery::{Feed, World},
+    identity::KeyStore,
+    proxy::Proxy,
+    telemetry::Telemetry,
+    tunnel::Wallet,
+};
+
+/// How often what has failed is tried again, and what may have changed unseen is looked at.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How a pod of this node stands, for `ambit status`.
+#[derive(Clone, Debug)]
+pub(super) struct PodStatus {
+    pub(super) workload: Arc<Workload>,
+    /// Its network namespace's cookie once it is enrolled, else why it is not.
+    pub(super) state: Result<u64, String>,
+    pub(super) counters: ambit_ebpf_common::Counters,
+}
+
+/// The pods of this node as of the last look; read without a lock.
+pub(super) type Pods = Arc<ArcSwap<Vec<PodStatus>>>;
+
+/// The node's desired and actual state.
+pub(super) struct Node {
+    pub(super) name: String,
+    pub(super) capture: Capture,
+    pub(super) feed: Feed,
+    pub(super) keys: KeyStore,
+    pub(super) wallet: Wallet,
+    pub(super) proxy: Proxy,
+    pub(super) telemetry: Telemetry,
+    pub(super) pods: Pods,
+    pub(super) enrolled: HashMap<Arc<str>, Enrolled>,
+    pub(super) serving: JoinSet<()>,
+}
+
+/// One enrolled pod.
+pub(super) struct Enrolled {
+    spec: PodSpec,
+    /// Device and inode of its namespace: the same path may become another one's.
+    namespace: (u64, u64),
+    net: Arc<PodNet>,
+    tasks: Vec<AbortHandle>,
+}
+
+/// A pod as it should be.
+struct Desired {
+    workload: Arc<Workload>,
+    spec: PodSpec,
+}
+
+impl Node {
+    /// Follows the world for ever. `synced` is called after the first round.
+    pub(super) async fn run(mut self, synced: impl FnOnce()) {
+        let mut revisions = self.feed.subscribe();
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut synced = Some(synced);
+        loop {
+            let world = self.feed.world();
+            if world.synced {
+                self.reconcile(&world, synced.is_some()).await;
+                if let Some(synced) = synced.take() {
+                    synced();
+                }
+            }
+            tokio::select! {
+                _ = tick.tick() => {}
+                changed = revisions.changed() => if changed.is_err() { return },
+            }
+            while self.serving.try_join_next().is_some() {}
+        }
+    }
+
+    async fn reconcile(&mut self, world: &World, first: bool) {
+        let mut failures = HashMap::new();
+        let desired = self.desired(world, &mut failures);
+        self.keys.retain(desired.values().map(|pod| pod.workload.identity.clone()));
+        if first {
+            self.sweep(&desired);
+        }
+        if let Err(error) = self.capture.set_destinations(world.mesh.captured_destinations().collect()) {
+            tracing::error!(%error, "the list of meshed destinations could not be updated");
+        }
+        let gone: Vec<Arc<str>> =
+            self.enrolled.keys().filter(|uid| !desired.contains_key(*uid)).cloned().collect();
+        for uid in gone {
+            self.release(&uid).await;
+        }
+        for (uid, pod) in &desired {
+            if let Err(error) = self.enroll(pod).await {
+                failures.insert(uid.clone(), (pod.workload.clone(), error.to_string()));
+            }
+        }
+        self.publish(&desired, &failures);
+        let local: HashSet<&str> = desired.keys().map(|uid| &**uid).collect();
+        self.proxy.sweep(|uid| local.contains(uid));
+        self.wallet.retain(|id| desired.values().any(|pod| pod.workload.identity == *id));
+    }
+
+    /// The pods that should be enrolled here. One whose namespace is not known is a failure.
+    fn desired(
+        &self,
+        world: &World,
+        failures: &mut HashMap<Arc<str>, (Arc<Workload>, String)>,
+    ) -> HashMap<Arc<str>, Desired> {
+        let mut desired = HashMap::new();
+        for workload in world.mesh.pods_on(&self.name).filter(|pod| pod.enrolled) {
+            let Some(netns) = &workload.netns else {
+                let text = format!(
+                    "the pod's network namespace is not known: annotate it with {}",
+                    ambit_core::model::NETNS_ANNOTATION
+                );
+                failures.insert(workload.uid.clone(), (workload.clone(), text));
+                continue;
+            };
+            let spec = PodSpec {
+                uid: workload.uid.clone(),
+                netns: netns_path(netns),
+                v4: workload.ips.iter().find_map(|ip| match ip {
+                    std::net::IpAddr::V4(v4) => Some(*v4),
+                    std::net::IpAddr::V6(_) => None,
+                }),
+                v6: workload.ips.iter().find_map(|ip| match ip {
+                    std::net::IpAddr::V4(_) => None,
+                    std::net::IpAddr::V6(v6) => Some(*v6),
+                }),
+            };
+            desired.insert(workload.uid.clone(), Desired { workload: workload.clone(), spec });
+        }
+        desired
+    }
+
+    fn sweep(&self, desired: &HashMap<Arc<str>, Desired>) {
+        match self.capture.sweep(&desired.keys().cloned().collect()) {
+            Ok(removed) if removed.is_empty() => {}
+            Ok(removed) => tracing::info!(?removed, "pods that have left the mesh meanwhile were released"),
+            Err(error) => tracing::warn!(%error, "what an earlier agent left could not be looked through"),
+        }
+    }
+
+    async fn enroll(&mut self, pod: &Desired) -> Result<(), CaptureError> {
+        let namespace = inode(&pod.spec.netns);
+        if let Some(enrolled) = self.enrolled.get(&pod.spec.uid)
+            && enrolled.spec == pod.spec
+            && Some(enrolled.namespace) == namespace
+        {
+            return Ok(());
+        }
+        let net = self.capture.enroll(&pod.spec).await?;
+        let tasks = (0..net.listeners())
+            .map(|listener| {
+                let (proxy, net) = (self.proxy.clone(), net.clone());
+                self.serving.spawn(async move { proxy.serve(net, listener).await })
+            })
+            .collect();
+        tracing::info!(
+            pod = %pod.workload.name,
+            identity = %pod.workload.identity,
+            netns = %pod.spec.netns.display(),
+            "pod enrolled"
+        );
+        let enrolled =
+            Enrolled { spec: pod.spec.clone(), namespace: namespace.unwrap_or_default(), net, tasks };
+        if let Some(old) = self.enrolled.insert(pod.spec.uid.clone(), enrolled) {
+            old.tasks.iter().for_each(AbortHandle::abort);
+        }
+        Ok(())
+    }
+
+    async fn release(&mut self, uid: &str) {
+        if let Some(enrolled) = self.enrolled.remove(uid) {
+            self.capture.release(uid).await;
+            enrolled.tasks.iter().for_each(AbortHandle::abort);
+            tracing::info!(%uid, netns = %enrolled.spec.netns.display(), "pod released");
+        }
+    }
+
+    fn publish(
+        &self,
+        desired: &HashMap<Arc<str>, Desired>,
+        failures: &HashMap<Arc<str>, (Arc<Workload>, String)>,
+    ) {
+        let before = self.pods.load();
+        let known = |workload: &Workload, text: &str| {
+            before.iter().any(|pod| {
+                pod.workload.uid == workload.uid && pod.state.as_ref().err().is_some_and(|old| old == text)
+            })
+        };
+        let failed = failures.values().map(|(workload, text)| {
+            if !known(workload, text) {
+                tracing::warn!(pod = %workload.name, error = %text, "pod cannot be enrolled; trying again every second");
+            }
+            PodStatus {
+                workload: workload.clone(),
+                state: Err(text.clone()),
+                counters: Default::default(),
+            }
+        });
+        let enrolled = desired.values().filter_map(|pod| {
+            let enrolled = self.enrolled.get(&pod.spec.uid)?;
+            (!failures.contains_key(&pod.spec.uid)).then(|| PodStatus {
+                workload: pod.workload.clone(),
+                state: Ok(enrolled.net.cookie()),
+                counters: self.capture.counters(&pod.spec.uid),
+            })
+        });
+        let mut pods: Vec<PodStatus> = failed.chain(enrolled).collect();
+        pods.sort_by(|a, b| a.workload.name.cmp(&b.workload.name));
+        self.telemetry.enrolled_pods(pods.iter().filter(|pod| pod.state.is_ok()).count());
+        self.pods.store(Arc::new(pods));
+        for identity in self.keys.status() {
+            self.telemetry.certificate(&identity.id, identity.not_after);
+        }
+    }
+}
+
+/// What makes a namespace itself and not another at the same path.
+fn inode(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}
