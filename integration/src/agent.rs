@@ -181,7 +181,8 @@ impl Agent {
     /// `ambit uninstall` for its node.
     pub fn uninstall(&self) -> Result<Finished> {
         let mut command = Command::new(&self.paths.binary);
-        process::run(command.args(["uninstall", "--node", &self.node.name]), Duration::from_secs(20))
+        command.args(["uninstall", "--node", &self.node.name, "--run-dir"]).arg(self.run_dir());
+        process::run(&mut command, Duration::from_secs(20))
     }
 
     /// How many file descriptors it has open.
