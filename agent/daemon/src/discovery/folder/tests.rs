@@ -330,7 +330,7 @@ fn a_file_without_permission_is_reported() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("a.yaml");
     fs::write(&path, policy("p", "STRICT")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o0)).unwrap();
     let world = start(dir.path()).world();
     // Root reads it all the same.
     let root = nix::unistd::geteuid().is_root();
