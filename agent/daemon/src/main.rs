@@ -10,4 +10,6 @@ mod proxy;
 mod telemetry;
 mod tunnel;
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    cli::main()
+}
