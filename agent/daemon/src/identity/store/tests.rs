@@ -9,7 +9,8 @@ use tokio::time::advance;
 
 use super::*;
 use crate::identity::{
-    BuiltinCa, Csr, IssueFuture, Issued, PrivateKey,
+    BuiltinCa, Csr, IssueFuture, Issued,
+    svid::PrivateKey,
     testing::{TestCa, TokioClock, id},
 };
 
@@ -26,8 +27,10 @@ enum Script {
     Hang,
     Panic,
     /// Hands this out, whatever was asked.
-    Answer(fn(&Scripted, &Csr) -> Issued),
+    Answer(Answer),
 }
+
+type Answer = fn(&Scripted, &Csr) -> Issued;
 
 struct Scripted {
     ca: BuiltinCa,
@@ -247,7 +250,7 @@ async fn identities_without_pods_are_forgotten() {
     store.retain(ids.clone());
     store.svid(&ids[0]).await.unwrap();
     let kept = store.svid(&ids[1]).await.unwrap();
-    store.retain([ids[1].clone()]);
+    store.retain(std::iter::once(ids[1].clone()));
     assert!(store.current(&ids[0]).is_none());
     assert!(Arc::ptr_eq(&kept, &store.current(&ids[1]).unwrap()), "the others keep theirs");
     assert_eq!(store.status().len(), 1);
@@ -270,7 +273,7 @@ async fn identities_without_pods_are_forgotten() {
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_is_not_believed_unless_it_fits() {
-    let cases: [(&str, fn(&Scripted, &Csr) -> Issued, &str); 8] = [
+    let cases: [(&str, Answer, &str); 8] = [
         ("nothing", |_, _| Issued { chain: vec![], roots: vec![], key: None }, "0 certificates"),
         ("noise", |s, csr| Issued { chain: vec![vec![1, 2, 3].into()], ..s.sign(csr) }, "cannot be read"),
         ("another identity", |s, _| s.sign(&request_of("other")), "got a certificate for"),
@@ -320,7 +323,7 @@ async fn issuers_may_bring_keys_of_their_own() {
     issuer.follow(Script::Answer(|issuer, csr| foreign(issuer, csr, 30, 3600)));
     store.retain([web()]);
     let svid = store.svid(&web()).await.unwrap();
-    assert_eq!(svid.trust.roots, [issuer.foreign.certificate.clone()]);
+    assert_eq!(svid.trust.roots, std::slice::from_ref(&issuer.foreign.certificate));
     assert!(svid.not_before > issuer.clock.now(), "half a minute of skew is tolerated");
 }
 
