@@ -1,7 +1,7 @@
 //! What a run leaves on the machine, named after the run, and its removal from outside.
 //!
 //! The work runs in a child process; the parent waits for its end, however it comes, and then sweeps every namespace,
-//! process, pin and file of the run. A lock tells a living run from one whose parent itself was killed.
+//! process, pin and file of the run. Locks tell a living run from one whose processes were killed.
 
 use std::{
     env, fs,
@@ -25,6 +25,9 @@ const PREFIX: &str = "ambit-run";
 const ID: &str = "AMBIT_SANDBOX";
 const PREPARED: &str = "AMBIT_PREPARED";
 const BINARY: &str = "ambit";
+/// Held by the supervisor, and by the process that does its work: a run is over when both are gone.
+const SUPERVISOR: &str = "supervisor.lock";
+const WORK: &str = "work.lock";
 const PINS: &str = "/sys/fs/bpf/ambit";
 
 /// The names and the folder of one run. Valid inside [`supervised`] work.
@@ -44,6 +47,7 @@ pub fn supervised<T: Serialize + DeserializeOwned>(
     if let (Ok(id), Ok(prepared)) = (env::var(ID), env::var(PREPARED)) {
         signals().thread_unblock().context("cannot unblock signals")?;
         let prepared = serde_json::from_str(&prepared).context(PREPARED)?;
+        let _lock = lock(&folder(&id), WORK)?.context("another process does this run's work")?;
         work(&Sandbox { folder: folder(&id), id }, prepared)?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -55,7 +59,7 @@ pub fn supervised<T: Serialize + DeserializeOwned>(
     let id = std::process::id().to_string();
     let folder = folder(&id);
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let _lock = lock(&folder)?.context("another run has this process id")?;
+    let _lock = lock(&folder, SUPERVISOR)?.context("another run has this process id")?;
     signals().thread_block().context("cannot block signals")?;
     let executable = env::current_exe().context("own executable")?;
     let child = Command::new(executable)
@@ -88,7 +92,7 @@ pub fn sweep_abandoned(kept: Kept) -> Result<usize> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if let Some(id) = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_prefix('-'))
             && (kept == Kept::Sweep || !is_kept(&path))
-            && let Some(_lock) = lock(&path)?
+            && let (Some(_supervisor), Some(_work)) = (lock(&path, SUPERVISOR)?, lock(&path, WORK)?)
         {
             sweep(id).with_context(|| format!("sweeping the abandoned run {id}"))?;
             swept += 1;
@@ -198,9 +202,9 @@ fn is_kept(folder: &Path) -> bool {
     folder.join("keep").exists()
 }
 
-/// The lock of a run, or `None` while its supervisor is alive.
-fn lock(folder: &Path) -> Result<Option<Flock<fs::File>>> {
-    let file = match fs::File::create(folder.join("lock")) {
+/// The lock `name` of a run, or `None` while its holder is alive.
+fn lock(folder: &Path, name: &str) -> Result<Option<Flock<fs::File>>> {
+    let file = match fs::File::create(folder.join(name)) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).with_context(|| folder.display().to_string()),

@@ -113,9 +113,9 @@ impl World {
         serde_json::from_str(&text).context("the answer of the tool connect")
     }
 
-    /// One connection from `pod` to the server of `to` that says whom it sees.
+    /// One connection from `pod`, with a word sent, to the server of `to` that says whom it sees.
     pub fn whoami(&self, pod: &str, to: &str) -> Result<Attempt> {
-        self.connect(pod, (self.pod(to).v4, ports::WHOAMI), &[])
+        self.connect(pod, (self.pod(to).v4, ports::WHOAMI), &["--send", "hello"])
     }
 
     /// Demands that `from` reaches `to`, and that `to` sees the address of `from`.

@@ -10,6 +10,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+const KNOWN_NIGHTLY: &str = "nightly-2026-05-20";
+
 /// The root of the workspace this xtask was built from.
 pub(crate) fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
@@ -41,9 +43,15 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// The nightly toolchain that builds the eBPF programs; `AMBIT_NIGHTLY` names another one.
+/// The toolchain that builds the eBPF programs: what `AMBIT_NIGHTLY` names, else the nightly that is installed, else one
+/// that is known to go with our bpf-linker.
 pub(crate) fn nightly() -> String {
-    env::var("AMBIT_NIGHTLY").unwrap_or_else(|_| "nightly".into())
+    if let Ok(name) = env::var("AMBIT_NIGHTLY") {
+        return name;
+    }
+    let installed = Command::new("rustup").args(["run", "nightly", "rustc", "--version"]).output();
+    let name = if installed.is_ok_and(|output| output.status.success()) { "nightly" } else { KNOWN_NIGHTLY };
+    name.to_owned()
 }
 
 /// The nightly toolchain's cargo, run from the root, free of what `cargo run` and the user's shell set for the stable one.
