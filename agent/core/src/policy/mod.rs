@@ -109,6 +109,16 @@ pub fn decide(policies: &Policies, facts: &Facts<'_>) -> Verdict {
 }
 
 impl Policies {
+    /// How many policy objects are in force.
+    pub fn len(&self) -> usize {
+        self.objects.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.objects.is_empty()
+    }
+
     /// An empty set; objects in `root_namespace` speak for the whole mesh.
     pub fn new(root_namespace: impl Into<Arc<str>>) -> Self {
         Self { root_namespace: root_namespace.into(), ..Self::default() }

@@ -426,7 +426,8 @@ fn log(ebpf: &mut Ebpf) -> Option<tokio::task::JoinHandle<()>> {
     let logger = aya_log::EbpfLogger::init_with_logger(ebpf, TracingLogger)
         .inspect_err(|error| tracing::warn!(%error, "the eBPF programs' log cannot be read"))
         .ok()?;
-    let mut logger = AsyncFd::with_interest(logger, Interest::READABLE).ok()?;
+    // SAFETY: the logger owns its descriptor and keeps it open for as long as it is registered.
+    let mut logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) }.ok()?;
     Some(tokio::spawn(async move {
         while let Ok(mut guard) = logger.readable_mut().await {
             guard.get_inner_mut().flush();
