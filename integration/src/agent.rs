@@ -235,7 +235,7 @@ impl Metrics {
                 (rest.is_empty() || rest.starts_with('{')) && labels.iter().all(|label| rest.contains(label));
             if all { value.parse::<f64>().ok() } else { None }
         });
-        samples.sum()
+        samples.fold(0.0, |sum, value| sum + value)
     }
 
     /// The sum of all counters of which some label has the value `value`.
@@ -250,7 +250,7 @@ impl Metrics {
                 None
             }
         });
-        samples.sum()
+        samples.fold(0.0, |sum, value| sum + value)
     }
 }
 

@@ -53,10 +53,12 @@ pub fn issue(ca: &Path, folder: &Path, recipe: &Recipe<'_>) -> Result<Certificat
     ]);
     process::must(command.arg("-keyout").arg(&key).arg("-out").arg(&request))?;
     fs::write(file("index"), "")?;
-    fs::write(file("cnf"), authority(&file("index"), folder)).context("openssl's configuration")?;
+    fs::write(file("serial"), "4711\n")?;
+    fs::write(file("cnf"), authority(&file("index"), &file("serial"), folder))
+        .context("openssl's configuration")?;
     fs::write(file("ext"), extensions(recipe.uris)).context("openssl's extensions")?;
     let mut command = Command::new("openssl");
-    command.args(["ca", "-batch", "-notext", "-md", "sha256", "-rand_serial"]);
+    command.args(["ca", "-batch", "-notext", "-md", "sha256"]);
     command.args(["-startdate", recipe.validity.0, "-enddate", recipe.validity.1]);
     command.arg("-config").arg(file("cnf")).arg("-extfile").arg(file("ext"));
     command.arg("-cert").arg(ca.join("ca-cert.pem")).arg("-keyfile").arg(ca.join("ca-key.pem"));
@@ -86,11 +88,12 @@ pub fn strange_authority(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn authority(index: &Path, folder: &Path) -> String {
+fn authority(index: &Path, serial: &Path, folder: &Path) -> String {
     format!(
-        "[ca]\ndefault_ca = one\n[one]\ndatabase = {}\nnew_certs_dir = {}\ndefault_md = sha256\npolicy = any\n\
+        "[ca]\ndefault_ca = one\n[one]\ndatabase = {}\nserial = {}\nnew_certs_dir = {}\ndefault_md = sha256\npolicy = any\n\
          unique_subject = no\n[any]\ncommonName = optional\n",
         index.display(),
+        serial.display(),
         folder.display()
     )
 }

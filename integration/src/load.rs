@@ -1,9 +1,9 @@
 //! Load between two pods, and the figures of it, by the same programs whatever lies between them.
 
 use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
+    sync::atomic::{AtomicU16, Ordering},
     time::Duration,
 };
 
@@ -32,7 +32,7 @@ pub mod ports {
     pub const HALF_CLOSE: u16 = 9002;
     /// Resets.
     pub const RESET: u16 = 9003;
-    /// iperf3.
+    /// The first of those that iperf3 servers take in turn.
     pub const IPERF: u16 = 5201;
 }
 
@@ -85,39 +85,95 @@ impl Servers {
         for (name, port, extra) in tools {
             let mut command = tool(&pod.netns)?;
             command.args([name, "--listen", &format!("[::]:{port}")]).args(extra);
-            processes.push((Process::start(&mut command, &log(folder, pod, name, port))?, "ready"));
+            let log = folder.join(format!("{}-{name}-{port}.log", pod.name));
+            processes.push(Process::start(&mut command, &log)?);
         }
-        let mut iperf = pod.netns.command("iperf3");
-        iperf.args(["-s", "--forceflush", "-p", &ports::IPERF.to_string()]);
-        let log = log(folder, pod, "iperf3", ports::IPERF);
-        processes.push((Process::start(&mut iperf, &log)?, "Server listening"));
-        for (process, word) in &mut processes {
-            process.wait_for(word, Duration::from_secs(10))?;
+        for process in &mut processes {
+            process.wait_for("ready", Duration::from_secs(10))?;
         }
-        Ok(Self { _processes: processes.into_iter().map(|(process, _)| process).collect() })
+        Ok(Self { _processes: processes })
     }
 }
 
-/// Measures from `client` to `server`, whose [`Servers`] run; each of the five loads takes `seconds`.
-pub fn measure(client: &Pod, server: &Pod, seconds: u32, mut progress: impl FnMut(&str)) -> Result<Figures> {
-    progress("one stream");
-    let one = iperf(client, server, seconds, &[])?;
-    progress("eight streams");
-    let eight = iperf(client, server, seconds, &["-P", "8"])?;
-    progress("round trip");
-    let latency = ping_pong(&client.netns, (server.v4, ports::ECHO).into(), seconds * 1000)?;
-    progress("HTTP keep-alive");
-    let keep_alive = wrk(client, server, seconds, false)?;
-    progress("HTTP close");
-    let close = wrk(client, server, seconds, true)?;
-    Ok(Figures {
-        one_stream_gbps: one.gbps(),
-        eight_streams_gbps: eight.gbps(),
-        round_trip_p50_us: latency.p50_us,
-        round_trip_p99_us: latency.p99_us,
-        http_requests_per_second: keep_alive,
-        connections_per_second: close,
-    })
+/// A way to be loaded: from one pod to another, whose [`Servers`] run.
+#[derive(Clone, Copy, Debug)]
+pub struct Lane<'a> {
+    /// Where clients run.
+    pub client: &'a Pod,
+    /// Where servers run.
+    pub server: &'a Pod,
+    /// For logs.
+    pub scratch: &'a Path,
+}
+
+impl Lane<'_> {
+    /// Measures everything; each of the five loads takes `seconds`.
+    pub fn measure(&self, seconds: u32, mut progress: impl FnMut(&str)) -> Result<Figures> {
+        progress("one stream");
+        let one = self.iperf(seconds, &[])?;
+        progress("eight streams");
+        let eight = self.iperf(seconds, &["-P", "8"])?;
+        progress("round trip");
+        let latency = self.ping_pong(seconds * 1000)?;
+        progress("HTTP keep-alive");
+        let keep_alive = self.wrk(seconds, false)?;
+        progress("HTTP close");
+        let close = self.wrk(seconds, true)?;
+        Ok(Figures {
+            one_stream_gbps: one.gbps(),
+            eight_streams_gbps: eight.gbps(),
+            round_trip_p50_us: latency.p50_us,
+            round_trip_p99_us: latency.p99_us,
+            http_requests_per_second: keep_alive,
+            connections_per_second: close,
+        })
+    }
+
+    /// Runs iperf3 for `seconds` with `extra` flags; an error of either end is an error. The server is a fresh one: after
+    /// a test, iperf3 stops listening for a moment.
+    pub fn iperf(&self, seconds: u32, extra: &[&str]) -> Result<Iperf> {
+        static RUNS: AtomicU16 = AtomicU16::new(0);
+        let port = (ports::IPERF + RUNS.fetch_add(1, Ordering::Relaxed) % 500).to_string();
+        let log = self.scratch.join(format!("{}-iperf3-{port}.log", self.server.name));
+        let _ = std::fs::remove_file(&log);
+        let mut server = self.server.netns.command("iperf3");
+        let mut server = Process::start(server.args(["-s", "-1", "--forceflush", "-p", &port]), &log)?;
+        server.wait_for("Server listening", Duration::from_secs(10))?;
+        let mut command = self.client.netns.command("iperf3");
+        command.args(["-J", "-c", &self.server.v4.to_string(), "-p", &port, "-t", &seconds.to_string()]);
+        let limit = Duration::from_secs(u64::from(seconds) + 20);
+        let done = process::run(command.args(extra), limit)?;
+        let report: Value = serde_json::from_str(&done.stdout).with_context(|| done.told())?;
+        ensure!(
+            report["error"].is_null() && done.status.success(),
+            "iperf3: {}: {}",
+            report["error"],
+            done.told()
+        );
+        Ok(Iperf(report))
+    }
+
+    /// Round trips with the tool `ping-pong`.
+    pub fn ping_pong(&self, milliseconds: u32) -> Result<Latency> {
+        let to = format!("{}:{}", self.server.v4, ports::ECHO);
+        let mut command = tool(&self.client.netns)?;
+        command.args(["ping-pong", "--to", &to, "--for-ms", &milliseconds.to_string()]);
+        let limit = Duration::from_secs(u64::from(milliseconds) / 1000 + 25);
+        let text = process::run(&mut command, limit)?.ok()?;
+        serde_json::from_str(&text).context("ping-pong's answer")
+    }
+
+    /// HTTP requests a second with wrk over 32 connections, kept alive or closed after each request.
+    pub fn wrk(&self, seconds: u32, close: bool) -> Result<f64> {
+        let mut command = self.client.netns.command("wrk");
+        command.args(["-t", "2", "-c", "32", "-d", &format!("{seconds}s"), "--timeout", "5s"]);
+        if close {
+            command.args(["-H", "Connection: close"]);
+        }
+        command.arg(format!("http://{}:{}/", self.server.v4, ports::HTTP));
+        let text = process::run(&mut command, Duration::from_secs(u64::from(seconds) + 20))?.ok()?;
+        requests_per_second(&text)
+    }
 }
 
 /// What iperf3 measured.
@@ -134,52 +190,6 @@ impl Iperf {
     pub fn reverse_gbps(&self) -> f64 {
         self.0["end"]["sum_received_bidir_reverse"]["bits_per_second"].as_f64().unwrap_or(0.0) / 1e9
     }
-}
-
-/// Runs iperf3 for `seconds` with `extra` flags; an error of either end is an error.
-pub fn iperf(client: &Pod, server: &Pod, seconds: u32, extra: &[&str]) -> Result<Iperf> {
-    let mut command = client.netns.command("iperf3");
-    command.args([
-        "-J",
-        "-c",
-        &server.v4.to_string(),
-        "-p",
-        &ports::IPERF.to_string(),
-        "-t",
-        &seconds.to_string(),
-    ]);
-    command.args(extra);
-    let limit = Duration::from_secs(u64::from(seconds) + 20);
-    let done = process::run(&mut command, limit)?;
-    let report: Value = serde_json::from_str(&done.stdout).with_context(|| done.told())?;
-    ensure!(
-        report["error"].is_null() && done.status.success(),
-        "iperf3: {}: {}",
-        report["error"],
-        done.told()
-    );
-    Ok(Iperf(report))
-}
-
-/// Round trips with the tool `ping-pong`.
-pub fn ping_pong(client: &Netns, to: SocketAddr, milliseconds: u32) -> Result<Latency> {
-    let mut command = tool(client)?;
-    command.args(["ping-pong", "--to", &to.to_string(), "--for-ms", &milliseconds.to_string()]);
-    let limit = Duration::from_secs(u64::from(milliseconds) / 1000 + 25);
-    let text = process::run(&mut command, limit)?.ok()?;
-    serde_json::from_str(&text).context("ping-pong's answer")
-}
-
-/// HTTP requests a second with wrk over 32 connections, kept alive or closed after each request.
-pub fn wrk(client: &Pod, server: &Pod, seconds: u32, close: bool) -> Result<f64> {
-    let mut command = client.netns.command("wrk");
-    command.args(["-t", "2", "-c", "32", "-d", &format!("{seconds}s"), "--timeout", "5s"]);
-    if close {
-        command.args(["-H", "Connection: close"]);
-    }
-    command.arg(format!("http://{}:{}/", server.v4, ports::HTTP));
-    let text = process::run(&mut command, Duration::from_secs(u64::from(seconds) + 20))?.ok()?;
-    requests_per_second(&text)
 }
 
 /// The median of each figure over several rounds.
@@ -209,10 +219,6 @@ fn requests_per_second(report: &str) -> Result<f64> {
     ensure!(!unclean.iter().any(|word| report.contains(word)), "wrk met errors: {report}");
     let line = report.lines().find_map(|line| line.strip_prefix("Requests/sec:"));
     line.and_then(|rate| rate.trim().parse().ok()).with_context(|| format!("wrk told no rate: {report}"))
-}
-
-fn log(folder: &Path, pod: &Pod, name: &str, port: u16) -> PathBuf {
-    folder.join(format!("{}-{name}-{port}.log", pod.name))
 }
 
 #[cfg(test)]

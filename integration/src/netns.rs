@@ -28,6 +28,8 @@ impl Netns {
     pub fn create(name: &str) -> Result<Self> {
         process::must(ip().args(["netns", "add", name]))?;
         let netns = Self { name: name.to_owned() };
+        // Addresses are usable at once, not after a second of duplicate address detection.
+        netns.sysctl(&["net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0"])?;
         netns.ip(&["link", "set", "lo", "up"])?;
         Ok(netns)
     }

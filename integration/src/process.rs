@@ -103,8 +103,9 @@ impl Process {
     pub fn start(command: &mut Command, log: &Path) -> Result<Self> {
         let line = shown(command);
         let file = File::options().create(true).append(true).open(log).with_context(|| format!("{log:?}"))?;
+        // An open standard input that nothing comes from: some servers leave when theirs ends.
         let child = command
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(file.try_clone()?)
             .stderr(file)
             .spawn()
@@ -171,10 +172,11 @@ impl Drop for Process {
     }
 }
 
-/// The last lines of a text, for messages.
+/// The last lines of a text, each cut where it gets too long for a message.
 pub fn tail(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
-    format!("\n{}", lines[lines.len().saturating_sub(25)..].join("\n"))
+    let last = &lines[lines.len().saturating_sub(15)..];
+    last.iter().map(|line| format!("\n{}", line.chars().take(400).collect::<String>())).collect()
 }
 
 /// Tries `probe` until it yields a value; after `limit` its last error is the error.

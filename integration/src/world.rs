@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::{
     agent::{self, Agent},
     capture::{Capture, Captured},
-    load::{self, Servers, ports},
+    load::{self, Lane, Servers, ports},
     manifests::Manifests,
     process::{self, Finished},
     sandbox::{self, Sandbox},
@@ -140,6 +140,11 @@ impl World {
             attempt.took_ms
         );
         Ok(attempt)
+    }
+
+    /// The way from `client` to `server`, to be loaded.
+    pub fn lane(&self, client: &str, server: &str) -> Lane<'_> {
+        Lane { client: self.pod(client), server: self.pod(server), scratch: &self.folder }
     }
 
     /// Runs a tool in `pod` to its end; returns its JSON.

@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use ambit_integration::{
     console::Console,
-    load::{Figures, measure, median},
+    load::{Figures, median},
     sandbox,
     world::World,
 };
@@ -47,7 +47,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             {
                 let progress =
                     |load: &str| console.line(format_args!("round {round}/{}: {name}, {load}", args.rounds));
-                figures.push(measure(world.pod(from), world.pod(to), args.seconds, progress)?);
+                figures.push(world.lane(from, to).measure(args.seconds, progress)?);
             }
         }
         let memory_loaded = resident(&world)?;

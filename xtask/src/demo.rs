@@ -6,7 +6,7 @@ use ambit_integration::{
     agent::IN_FORCE,
     capture::is_client_hello,
     console::Console,
-    load::{Figures, measure, ports},
+    load::{Figures, ports},
     process::eventually,
     sandbox::{self, Sandbox},
     tools::HTTP_BODY,
@@ -187,8 +187,8 @@ fn figures(world: &World, seconds: u32, console: Console) -> Result<(Figures, Fi
     console.heading(format_args!("6. What it costs ({seconds} s each, on this machine, now)"));
     let progress =
         |name: &'static str| move |load: &str| console.line(format_args!("  measuring {name}: {load}"));
-    let direct = measure(world.pod("c"), world.pod("d"), seconds, progress("plaintext, pod c to pod d"))?;
-    let ambit = measure(world.pod("a"), world.pod("b"), seconds, progress("ambit, pod a to pod b"))?;
+    let direct = world.lane("c", "d").measure(seconds, progress("plaintext, pod c to pod d"))?;
+    let ambit = world.lane("a", "b").measure(seconds, progress("ambit, pod a to pod b"))?;
     console.line(format_args!("\n{}", table(&direct, &ambit)));
     Ok((direct, ambit))
 }

@@ -77,7 +77,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     sandbox::supervised(prepare, |sandbox, prepared| {
         let console = Console::new(false);
         console.heading("End-to-end tests");
-        let summary = suite::run(sandbox, &prepared.binary, &args.filter, console)?;
+        let logs = workspace::target_dir()?.join("e2e-logs");
+        let summary = suite::run(sandbox, &prepared.binary, &args.filter, &logs, console)?;
         let (passed, failed) = (summary.passed + prepared.passed, summary.failed.len());
         if !summary.failed.is_empty() {
             console.line(format_args!("\nfailed:\n  {}", summary.failed.join("\n  ")));

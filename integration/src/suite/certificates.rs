@@ -120,7 +120,7 @@ fn servers(world: &mut World) -> Result<()> {
 
 fn dial_refused(world: &mut World, reason: &str, certificate: &Certificate) -> Result<()> {
     let d = world.pod("d").clone();
-    let log = key_folder(world)?.join(format!("server-{reason}.log"));
+    let log = certificate.certificate.with_extension("log");
     let mut server = d.netns.command("openssl");
     server.args(["s_server", "-accept", &FALSE_SERVER.to_string(), "-alpn", ALPN, "-tls1_3", "-Verify", "1"]);
     server.arg("-cert").arg(&certificate.certificate).arg("-key").arg(&certificate.key);

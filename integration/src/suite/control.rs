@@ -3,11 +3,7 @@
 use anyhow::{Result, ensure};
 
 use super::{SECOND, Test, marker, unstarted};
-use crate::{
-    load::{self, ports},
-    tools::HTTP_BODY,
-    world::World,
-};
+use crate::{load::ports, tools::HTTP_BODY, world::World};
 
 pub(super) const TESTS: &[Test] = &[unstarted(
     "control::without_agents_the_wire_is_readable",
@@ -47,7 +43,7 @@ fn readable(world: &mut World) -> Result<()> {
         let tally = world.tool("a", &arguments, 30 * SECOND)?;
         ensure!(tally["good"] == 200 && tally["failed"] == 0, "{arguments:?}: {tally}");
     }
-    let figures = load::measure(world.pod("a"), world.pod("b"), 1, |_| {})?;
+    let figures = world.lane("a", "b").measure(1, |_| {})?;
     ensure!(figures.one_stream_gbps > 0.1 && figures.http_requests_per_second > 100.0, "{figures:?}");
     Ok(())
 }

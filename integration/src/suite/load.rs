@@ -5,11 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::{SECOND, Test, shared};
-use crate::{
-    load::{iperf, ports},
-    process::eventually,
-    world::World,
-};
+use crate::{load::ports, process::eventually, world::World};
 
 pub(super) const TESTS: &[Test] = &[
     shared("load::iperf3_runs_clean_every_way", "-P 8, -R, --bidir", iperf_ways),
@@ -18,9 +14,9 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 fn iperf_ways(world: &mut World) -> Result<()> {
-    let (a, b) = (world.pod("a"), world.pod("b"));
+    let lane = world.lane("a", "b");
     for flags in [&["-P", "8"][..], &["-R"], &["--bidir"], &["-P", "8", "-R"]] {
-        let report = iperf(a, b, 2, flags)?;
+        let report = lane.iperf(2, flags)?;
         ensure!(report.gbps() > 0.05, "iperf3 {flags:?}: {} Gbit/s", report.gbps());
         if flags.contains(&"--bidir") {
             ensure!(report.reverse_gbps() > 0.05, "iperf3 {flags:?}: {} Gbit/s back", report.reverse_gbps());

@@ -70,9 +70,10 @@ pub fn tests() -> Vec<Test> {
     .concat()
 }
 
-/// Runs the tests whose name contains `filter`, one after another, telling of each on `console`.
-pub fn run(sandbox: &Sandbox, binary: &Path, filter: &str, console: Console) -> Result<Summary> {
-    let mut stage = Stage { sandbox, binary, shared: None, worlds: 0 };
+/// Runs the tests whose name contains `filter`, one after another, telling of each on `console`. What the agents logged
+/// in tests that fail is kept in the folder `logs`.
+pub fn run(sandbox: &Sandbox, binary: &Path, filter: &str, logs: &Path, console: Console) -> Result<Summary> {
+    let mut stage = Stage { sandbox, binary, logs, shared: None, worlds: 0 };
     let mut summary = Summary::default();
     for test in tests().iter().filter(|test| test.name.contains(filter)) {
         console.partial(format_args!("  {:<58} ", test.name));
@@ -101,6 +102,7 @@ pub fn run(sandbox: &Sandbox, binary: &Path, filter: &str, console: Console) -> 
 struct Stage<'a> {
     sandbox: &'a Sandbox,
     binary: &'a Path,
+    logs: &'a Path,
     shared: Option<World>,
     worlds: usize,
 }
@@ -108,21 +110,21 @@ struct Stage<'a> {
 impl Stage<'_> {
     fn perform(&mut self, test: &Test) -> Result<()> {
         match test.scene {
-            Scene::Shared(work) => self.with_shared(work),
+            Scene::Shared(work) => self.with_shared(test.name, work),
             Scene::Own(flags, work) => {
                 let mut world = World::start(self.sandbox, &self.next_name(), self.binary, flags)?;
-                let done = work(&mut world).map_err(|error| with_logs(&error, &world));
+                let done = work(&mut world).map_err(|error| self.with_logs(test.name, &error, &world));
                 ended(done, world.remove())
             }
             Scene::Unstarted(flags, work) => {
                 let mut world = World::build(self.sandbox, &self.next_name(), self.binary, flags)?;
-                let done = work(&mut world).map_err(|error| with_logs(&error, &world));
+                let done = work(&mut world).map_err(|error| self.with_logs(test.name, &error, &world));
                 ended(done, world.remove())
             }
         }
     }
 
-    fn with_shared(&mut self, work: fn(&mut World) -> Result<()>) -> Result<()> {
+    fn with_shared(&mut self, name: &str, work: fn(&mut World) -> Result<()>) -> Result<()> {
         let mut world = match self.shared.take() {
             Some(world) => world,
             None => World::start(self.sandbox, &self.next_name(), self.binary, &[])?,
@@ -134,10 +136,24 @@ impl Stage<'_> {
             }
             // What a failed test leaves is nobody's fair start: the next one gets a new world.
             Err(error) => {
-                let error = with_logs(&error, &world);
+                let error = self.with_logs(name, &error, &world);
                 ended(Err(error), world.remove())
             }
         }
+    }
+
+    /// The error with the end of both agents' logs, which are kept as a whole.
+    fn with_logs(&self, test: &str, error: &anyhow::Error, world: &World) -> anyhow::Error {
+        let mut text = format!("{error:#}");
+        for (node, agent) in world.agents.iter().enumerate() {
+            let log = agent.log();
+            let file = self.logs.join(format!("{}-node{}.log", test.replace("::", "-"), node + 1));
+            let kept = std::fs::create_dir_all(self.logs).and_then(|()| std::fs::write(&file, &log));
+            let place =
+                kept.map_or_else(|error| format!("not kept: {error}"), |()| file.display().to_string());
+            text += &format!("\n-- agent of node{} ({place}){}", node + 1, process::tail(&log));
+        }
+        anyhow::anyhow!(text)
     }
 
     fn next_name(&mut self) -> String {
@@ -153,16 +169,6 @@ impl Stage<'_> {
 /// How a test ended, with its world removed: the test's own failure says more than that of the removal.
 fn ended(done: Result<()>, removed: Result<()>) -> Result<()> {
     done.and(removed.map_err(|error| error.context("taking the world down")))
-}
-
-fn with_logs(error: &anyhow::Error, world: &World) -> anyhow::Error {
-    let logs: String = world
-        .agents
-        .iter()
-        .enumerate()
-        .map(|(node, agent)| format!("\n-- agent of node{}{}", node + 1, process::tail(&agent.log())))
-        .collect();
-    anyhow::anyhow!("{error:#}{logs}")
 }
 
 /// A test in the shared world.
