@@ -10,5 +10,6 @@ mod proxy;
 mod telemetry;
 mod tunnel;
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> { app::run().await }
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -23,20 +23,23 @@ pub use routing::{Endpoint, Route, RouteError};
 use crate::model::{Labels, ObjectName, ServiceName, Workload};
 use routing::Backends;
 
+/// Objects by name, which puts those of one namespace side by side.
+type ByName<T> = BTreeMap<ObjectName, Arc<T>>;
+
 /// What is known of the cluster. Cheap to clone (shared maps of `Arc`s); readers take a snapshot.
 #[derive(Clone, Debug, Default)]
 pub struct Mesh {
     settings: Arc<Settings>,
     namespaces: Arc<HashMap<Arc<str>, Arc<Namespace>>>,
-    pods: Arc<BTreeMap<ObjectName, Arc<PodRecord>>>,
-    services: Arc<BTreeMap<ObjectName, Arc<ServiceRecord>>>,
+    pods: Arc<ByName<PodRecord>>,
+    services: Arc<ByName<ServiceRecord>>,
     /// Slices by the service they belong to, then by name.
-    slices: Arc<HashMap<ObjectName, BTreeMap<ObjectName, Arc<EndpointSlice>>>>,
+    slices: Arc<HashMap<ObjectName, ByName<EndpointSlice>>>,
     /// The service of each slice, to find it again when the slice changes or goes.
     slice_owners: Arc<HashMap<ObjectName, ObjectName>>,
     /// The pods that claim an address; the first one has it.
     by_ip: Arc<HashMap<IpAddr, Vec<Arc<PodRecord>>>>,
-    by_node: Arc<HashMap<Arc<str>, BTreeMap<ObjectName, Arc<Workload>>>>,
+    by_node: Arc<HashMap<Arc<str>, ByName<Workload>>>,
     /// The services that claim a cluster IP, oldest first.
     by_vip: Arc<HashMap<IpAddr, Vec<Arc<ServiceName>>>>,
 }
@@ -158,8 +161,8 @@ impl Mesh {
             let by_ip = Arc::make_mut(&mut self.by_ip);
             for ip in &record.pod.ips {
                 let claimants = by_ip.entry(*ip).or_default();
-                claimants.push(Arc::clone(&record));
-                claimants.sort_by(|a, b| a.claim().cmp(&b.claim()));
+                let at = claimants.partition_point(|other| other.claim() < record.claim());
+                claimants.insert(at, Arc::clone(&record));
             }
         }
         Arc::make_mut(&mut self.by_node)

@@ -17,6 +17,7 @@ use crate::model::{Labels, ObjectName, SpiffeId};
 #[derive(Clone, Debug, Default)]
 pub struct Policies {
     root_namespace: Arc<str>,
+    objects: Arc<HashMap<ObjectName, Arc<PeerAuthentication>>>,
     namespaces: Arc<HashMap<Arc<str>, Scope>>,
 }
 
@@ -108,30 +109,40 @@ pub fn decide(policies: &Policies, facts: &Facts<'_>) -> Verdict {
 }
 
 impl Policies {
+    /// How many policy objects are in force.
+    pub fn len(&self) -> usize {
+        self.objects.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.objects.is_empty()
+    }
+
     /// An empty set; objects in `root_namespace` speak for the whole mesh.
     pub fn new(root_namespace: impl Into<Arc<str>>) -> Self {
-        Self { root_namespace: root_namespace.into(), namespaces: Arc::default() }
+        Self { root_namespace: root_namespace.into(), ..Self::default() }
     }
 
     /// Takes an object into force, in place of the one of the same name.
     pub fn upsert(&mut self, policy: Arc<PeerAuthentication>) {
         self.remove(&policy.name);
-        let scope =
-            Arc::make_mut(&mut self.namespaces).entry(Arc::clone(&policy.name.namespace)).or_default();
-        let list = if policy.selector.is_empty() { &mut scope.wide } else { &mut scope.selecting };
-        let at = list.partition_point(|other| other.precedence() < policy.precedence());
-        list.insert(at, policy);
+        let namespaces = Arc::make_mut(&mut self.namespaces);
+        let list = namespaces.entry(Arc::clone(&policy.name.namespace)).or_default().list_of(&policy);
+        list.insert(position(list, &policy), Arc::clone(&policy));
+        Arc::make_mut(&mut self.objects).insert(policy.name.clone(), policy);
     }
 
     /// Takes the object of that name out of force, if there is one.
     pub fn remove(&mut self, name: &ObjectName) {
-        if !self.namespaces.contains_key(&name.namespace) {
+        if !self.objects.contains_key(name) {
             return;
         }
+        let Some(policy) = Arc::make_mut(&mut self.objects).remove(name) else { return };
         let namespaces = Arc::make_mut(&mut self.namespaces);
         if let Some(scope) = namespaces.get_mut(&name.namespace) {
-            scope.wide.retain(|policy| policy.name != *name);
-            scope.selecting.retain(|policy| policy.name != *name);
+            let list = scope.list_of(&policy);
+            list.remove(position(list, &policy));
             if scope.wide.is_empty() && scope.selecting.is_empty() {
                 namespaces.remove(&name.namespace);
             }
@@ -157,6 +168,17 @@ impl Policies {
             }
         }
     }
+}
+
+impl Scope {
+    fn list_of(&mut self, policy: &PeerAuthentication) -> &mut Vec<Arc<PeerAuthentication>> {
+        if policy.selector.is_empty() { &mut self.wide } else { &mut self.selecting }
+    }
+}
+
+/// Where the object is in the list, or belongs.
+fn position(list: &[Arc<PeerAuthentication>], policy: &PeerAuthentication) -> usize {
+    list.partition_point(|other| other.precedence() < policy.precedence())
 }
 
 impl PeerAuthentication {

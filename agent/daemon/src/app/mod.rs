@@ -1,34 +1,143 @@
 //! Wiring: the only room that knows everyone. Builds the rooms, hands each what it needs, and ends them.
 
 mod node;
+mod status;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, path::Path, sync::Arc, time::SystemTime};
 
 use ambit_core::discovery::Settings;
+use anyhow::Context as _;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
 
-use self::node::Node;
+use self::{
+    node::{Node, Pods},
+    status::Status,
+};
 use crate::{
-    capture::{Capture, CaptureSettings},
+    admin::{self, Readiness, RunDir},
+    capture::{self, Capture, CaptureSettings},
+    cli::{self, AgentConfig},
     discovery,
     identity::{BuiltinCa, Clock, KeyStore, SystemClock},
     proxy::Proxy,
     telemetry::Telemetry,
-    tunnel::{Wallet, tls::{PostQuantum, TlsSettings}},
+    tunnel::{Wallet, tls},
 };
 
-pub(crate) async fn run() -> anyhow::Result<()> {
-    let env = |name: &str| std::env::var(name).unwrap_or_default();
-    let _guard = crate::telemetry::init_logging(&env("LOG"), crate::telemetry::LogFormat::Text)?;
+/// Runs the agent of one node until SIGTERM or SIGINT. Enrolled pods stay closed after it: the next agent, or
+/// `ambit uninstall`, opens them.
+pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
+    let run_dir = RunDir::claim(&config.run_dir)?;
+    let readiness = Readiness::default();
+    let (manifests, pods_enrolled) = (readiness.gate("manifests"), readiness.gate("pods"));
     let telemetry = Telemetry::new();
-    let settings = Settings::default();
-    let feed = discovery::watch_folder(std::path::Path::new(&env("MANIFESTS")), settings.clone())?;
+    let (stop, stopped) = watch::channel(false);
+
+    let settings = mesh_settings(&config);
+    let trust_domain = settings.trust_domain.clone();
+    let feed = discovery::watch_folder(&config.manifests, settings)?;
+    drop(manifests);
+
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let ca = BuiltinCa::open(std::path::Path::new(&env("CA")), settings.trust_domain.clone(), clock.clone())?;
-    let keys = KeyStore::new(Arc::new(ca), clock.clone(), Duration::from_secs(86400));
-    let wallet = Wallet::new(keys.clone(), TlsSettings { post_quantum: PostQuantum::Offer, trust_domains: vec![settings.trust_domain.clone()] }, clock);
+    let (ca_dir, ca_domain, ca_clock) = (config.ca_dir.clone(), trust_domain.clone(), clock.clone());
+    let ca = tokio::task::spawn_blocking(move || BuiltinCa::open(&ca_dir, ca_domain, ca_clock))
+        .await
+        .context("the built-in CA could not be opened")??;
+    let keys = KeyStore::new(Arc::new(ca), clock.clone(), config.svid_ttl);
+    let tls = tls::TlsSettings {
+        post_quantum: match config.post_quantum {
+            cli::PostQuantum::Off => tls::PostQuantum::Off,
+            cli::PostQuantum::Offer => tls::PostQuantum::Offer,
+            cli::PostQuantum::Prefer => tls::PostQuantum::Prefer,
+        },
+        trust_domains: vec![trust_domain],
+    };
+    let wallet = Wallet::new(keys.clone(), tls, clock);
     let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone());
-    let capture = Capture::new(CaptureSettings { node: env("NODE"), bpf_root: "/sys/fs/bpf".into(), cgroup_root: None })?;
-    let node = Node { name: env("NODE"), capture, feed, keys, wallet, proxy, telemetry, pods: Default::default(), enrolled: HashMap::new(), serving: Default::default() };
-    node.run(|| tracing::info!("ready")).await;
+    let capture = Capture::new(CaptureSettings {
+        node: config.node.clone(),
+        bpf_root: config.bpf_root.clone(),
+        cgroup_root: config.cgroup_root.clone(),
+    })?;
+
+    let pods = Pods::default();
+    let status = Status {
+        node: config.node.clone(),
+        started: SystemTime::now(),
+        readiness: readiness.clone(),
+        pods: pods.clone(),
+        feed: feed.clone(),
+        keys: keys.clone(),
+        telemetry: telemetry.clone(),
+    };
+    let mut serving = tokio::task::JoinSet::new();
+    let until = |mut stopped: watch::Receiver<bool>| async move {
+        // An error means that the sender is gone, which is a stop as well.
+        let _ = stopped.wait_for(|stop| *stop).await;
+    };
+    serving.spawn(admin::serve_status(run_dir, Arc::new(status), until(stopped.clone())));
+    if let Some(addr) = config.metrics_addr {
+        serving.spawn(admin::serve_http(addr, telemetry.clone(), readiness, until(stopped)));
+    }
+    let node = Node {
+        name: config.node.clone(),
+        capture,
+        feed,
+        keys,
+        wallet,
+        proxy,
+        telemetry,
+        pods,
+        enrolled: HashMap::new(),
+        serving: tokio::task::JoinSet::new(),
+    };
+    let name = config.node;
+    tracing::info!(node = name, version = env!("CARGO_PKG_VERSION"), "agent started");
+    let ended = tokio::select! {
+        () = node.run(|| drop(pods_enrolled)) => Err(anyhow::anyhow!("the sources of manifests have ended")),
+        Some(served) = serving.join_next() => match served {
+            Ok(Ok(())) => Err(anyhow::anyhow!("a server of the agent has ended")),
+            Ok(Err(error)) => Err(error.into()),
+            Err(error) => Err(error.into()),
+        },
+        signal = terminated() => signal,
+    };
+    // The receivers may be gone with their servers.
+    let _ = stop.send(true);
+    while serving.join_next().await.is_some() {}
+    if ended.is_ok() {
+        tracing::info!(node = name, "agent stopped; enrolled pods stay closed until the next one starts");
+    }
+    ended
+}
+
+/// Takes off what the agents of `node`, or of all nodes, left in the kernel; says what that was.
+pub(crate) fn uninstall(bpf_root: &Path, node: Option<&str>) -> anyhow::Result<Vec<String>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime
+        .block_on(capture::uninstall(bpf_root, node))
+        .with_context(|| format!("cannot look through {}", bpf_root.display()))
+}
+
+fn mesh_settings(config: &AgentConfig) -> Settings {
+    Settings {
+        trust_domain: config.trust_domain.clone(),
+        cluster_domain: config.cluster_domain.as_str().into(),
+        root_namespace: config.root_namespace.as_str().into(),
+        label: config.dataplane_label.key.as_str().into(),
+        enabled: config.dataplane_label.enabled.as_str().into(),
+        disabled: config.dataplane_label.disabled.as_str().into(),
+    }
+}
+
+async fn terminated() -> anyhow::Result<()> {
+    let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = interrupt.recv() => {}
+    }
     Ok(())
 }

@@ -97,7 +97,7 @@ impl Node {
         let desired = self.desired(world, &mut failures);
         self.keys.retain(desired.values().map(|pod| pod.workload.identity.clone()));
         if first {
-            self.sweep(&desired);
+            self.sweep(&desired).await;
         }
         if let Err(error) = self.capture.set_destinations(world.mesh.captured_destinations().collect()) {
             tracing::error!(%error, "the list of meshed destinations could not be updated");
@@ -151,11 +151,10 @@ impl Node {
         desired
     }
 
-    fn sweep(&self, desired: &HashMap<Arc<str>, Desired>) {
-        match self.capture.sweep(&desired.keys().cloned().collect()) {
-            Ok(removed) if removed.is_empty() => {}
-            Ok(removed) => tracing::info!(?removed, "pods that have left the mesh meanwhile were released"),
-            Err(error) => tracing::warn!(%error, "what an earlier agent left could not be looked through"),
+    async fn sweep(&self, desired: &HashMap<Arc<str>, Desired>) {
+        let released = self.capture.sweep(&desired.keys().cloned().collect()).await;
+        if released > 0 {
+            tracing::info!(released, "pods that left the mesh while no agent ran were released");
         }
     }
 

@@ -21,7 +21,6 @@ use ambit_ebpf_common::Counters;
 
 pub(crate) use self::{
     pod::{Accepted, PodNet},
-    programs::uninstall,
     socket::reset_on_drop,
 };
 use self::programs::Programs;
@@ -168,9 +167,12 @@ impl Capture {
     }
 
     /// Takes off what an earlier agent left for pods that are not in `expected` (UIDs), and everything if none is.
-    pub(crate) fn sweep(&self, expected: &HashSet<Arc<str>>) -> Result<Vec<String>, CaptureError> {
+    /// Answers how many pods were released.
+    pub(crate) async fn sweep(&self, expected: &HashSet<Arc<str>>) -> usize {
         let node = programs::node_dir(&self.settings.bpf_root, &self.settings.node);
-        programs::sweep(&node, expected)
+        let gone = programs::sweep(&node, expected);
+        restore(gone.iter().map(|pin| pin.cookie).collect()).await;
+        gone.len()
     }
 
     /// What the programs did in a pod so far.
@@ -178,6 +180,24 @@ impl Capture {
         match (&self.programs, self.pods.get(uid)) {
             (Some(programs), Some(pod)) => programs.counters(pod.cookie()),
             _ => Counters::default(),
+        }
+    }
+}
+
+/// Takes off everything that agents of `node` (of all nodes, if `None`) left on this kernel; what was removed is named.
+pub(crate) async fn uninstall(bpf_root: &Path, node: Option<&str>) -> io::Result<Vec<String>> {
+    let nodes = programs::node_dirs(bpf_root, node)?;
+    let cookies = nodes.iter().flat_map(|node| programs::pinned_pods(node)).map(|pin| pin.cookie).collect();
+    let removed = nodes.iter().flat_map(|node| programs::remove_node(node)).collect();
+    restore(cookies).await;
+    Ok(removed)
+}
+
+/// Takes rules, routes and sysctls off the network namespaces with these cookies, as far as they can be found.
+async fn restore(cookies: HashSet<u64>) {
+    if !cookies.is_empty() {
+        for netns in netns::Netns::find(&cookies) {
+            routing::restore(&netns).await;
         }
     }
 }

@@ -1,9 +1,13 @@
 //! Network namespaces: opening them, and running short pieces of code inside.
 
 use std::{
-    fs::File,
+    collections::HashSet,
+    fs::{self, File},
     io,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
     sync::OnceLock,
 };
@@ -29,6 +33,29 @@ impl Netns {
             socket::netns_cookie(&probe)
         })?;
         Ok(netns)
+    }
+
+    /// The namespaces whose cookies are among `cookies`, as far as a name under `/run/netns` or a process leads to them.
+    pub(super) fn find(cookies: &HashSet<u64>) -> Vec<Self> {
+        let named = fs::read_dir("/run/netns").into_iter().flatten().flatten().map(|entry| entry.path());
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
+            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+            Some(PathBuf::from(format!("/proc/{pid}/ns/net")))
+        });
+        let mut seen = HashSet::new();
+        let mut found = Vec::new();
+        for path in named.chain(processes) {
+            let Ok(metadata) = fs::metadata(&path) else {
+                continue;
+            };
+            if seen.insert((metadata.dev(), metadata.ino()))
+                && let Ok(netns) = Self::open(&path)
+                && cookies.contains(&netns.cookie)
+            {
+                found.push(netns);
+            }
+        }
+        found
     }
 
     /// The kernel's number for it, never used twice until the next boot (`SO_NETNS_COOKIE`).

@@ -81,8 +81,7 @@ impl PodNet {
     }
 
     pub(super) async fn close(&self) {
-        let has = |v6| self.listeners.iter().any(|(addr, _)| addr.is_ipv6() == v6);
-        routing::restore(&self.netns, has(false), has(true)).await;
+        routing::restore(&self.netns).await;
     }
 
     /// The pod's UID.

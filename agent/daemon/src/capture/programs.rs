@@ -151,15 +151,10 @@ impl Programs {
     /// Removes what is left of the same pod in a network namespace that it no longer has.
     fn forget_older(&self, pod: &PodNet) {
         let uid = pin_name(pod.uid());
-        for pin in fs::read_dir(self.node_dir.join("pods")).into_iter().flatten().flatten() {
-            let name = pin.file_name().to_string_lossy().into_owned();
-            if let Some((owner, cookie)) = name.rsplit_once('_')
-                && owner == uid
-                && let Ok(cookie) = cookie.parse::<u64>()
-                && cookie != pod.cookie()
-            {
-                let _: Result<(), MapError> = lock(&self.maps.pods).remove(&cookie);
-                unpin(&pin.path());
+        for pin in pinned_pods(&self.node_dir) {
+            if pin.uid == uid && pin.cookie != pod.cookie() {
+                let _: Result<(), MapError> = lock(&self.maps.pods).remove(&pin.cookie);
+                unpin(&pin.path);
             }
         }
     }
@@ -268,52 +263,54 @@ pub(super) fn node_dir(bpf_root: &Path, node: &str) -> PathBuf {
     bpf_root.join("ambit").join(node.replace(['.', '/'], "_"))
 }
 
-/// Removes the pins of pods that are not in `expected`; with none expected, everything of the node.
-pub(super) fn sweep(node_dir: &Path, expected: &HashSet<Arc<str>>) -> Result<Vec<String>, CaptureError> {
-    let mut removed = Vec::new();
-    let expected: HashSet<String> = expected.iter().map(|uid| pin_name(uid)).collect();
-    let Ok(pods) = fs::read_dir(node_dir.join("pods")) else {
-        return Ok(removed);
-    };
-    let mut left = 0;
-    for pod in pods.flatten() {
-        let name = pod.file_name().to_string_lossy().into_owned();
-        let (uid, cookie) = name.rsplit_once('_').unwrap_or((&name, ""));
-        if expected.contains(uid) {
-            left += 1;
-            continue;
-        }
-        if let Ok(cookie) = cookie.parse::<u64>() {
-            remove_pod_entry(node_dir, cookie);
-        }
-        unpin(&pod.path());
-        removed.push(name);
-    }
-    if left == 0 {
-        remove_node(node_dir);
-    }
-    Ok(removed)
+/// What a pod's pin tells.
+pub(super) struct PodPin {
+    path: PathBuf,
+    /// The pod's UID as [`pin_name`] writes it.
+    uid: String,
+    /// Cookie of the network namespace that it had.
+    pub(super) cookie: u64,
 }
 
-/// Takes off everything that agents of `node` (of all nodes, if `None`) left on this kernel; what was removed is named.
-pub(crate) fn uninstall(bpf_root: &Path, node: Option<&str>) -> io::Result<Vec<String>> {
-    let root = bpf_root.join("ambit");
-    let nodes = match node {
-        Some(node) => vec![node_dir(bpf_root, node)],
-        None => match fs::read_dir(&root) {
-            Ok(nodes) => nodes.flatten().map(|node| node.path()).collect(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => vec![],
-            Err(error) => return Err(error),
-        },
-    };
-    let removed = nodes.iter().flat_map(|node| remove_node(node)).collect();
-    // Fails while another node's pins are in it.
-    let _: io::Result<()> = fs::remove_dir(&root);
-    Ok(removed)
+/// The pods that agents of the node at `node_dir` have enrolled.
+pub(super) fn pinned_pods(node_dir: &Path) -> Vec<PodPin> {
+    let pods = fs::read_dir(node_dir.join("pods")).into_iter().flatten().flatten();
+    pods.filter_map(|pin| {
+        let name = pin.file_name().to_string_lossy().into_owned();
+        let (uid, cookie) = name.rsplit_once('_')?;
+        Some(PodPin { path: pin.path(), uid: uid.to_owned(), cookie: cookie.parse().ok()? })
+    })
+    .collect()
+}
+
+/// Removes the pins of pods that are not in `expected`, and answers with them; with none expected, everything of the node
+/// goes.
+pub(super) fn sweep(node_dir: &Path, expected: &HashSet<Arc<str>>) -> Vec<PodPin> {
+    let expected: HashSet<String> = expected.iter().map(|uid| pin_name(uid)).collect();
+    let (left, gone): (Vec<_>, Vec<_>) =
+        pinned_pods(node_dir).into_iter().partition(|pin| expected.contains(&pin.uid));
+    for pin in &gone {
+        remove_pod_entry(node_dir, pin.cookie);
+        unpin(&pin.path);
+    }
+    if left.is_empty() {
+        remove_node(node_dir);
+    }
+    gone
+}
+
+/// The directories of `node`, or of all nodes.
+pub(super) fn node_dirs(bpf_root: &Path, node: Option<&str>) -> io::Result<Vec<PathBuf>> {
+    match (node, fs::read_dir(bpf_root.join("ambit"))) {
+        (Some(node), _) => Ok(vec![node_dir(bpf_root, node)]),
+        (None, Ok(nodes)) => Ok(nodes.flatten().map(|node| node.path()).collect()),
+        (None, Err(error)) if error.kind() == io::ErrorKind::NotFound => Ok(vec![]),
+        (None, Err(error)) => Err(error),
+    }
 }
 
 /// Removes a node's pins, the ones that send traffic to the agent first.
-fn remove_node(node_dir: &Path) -> Vec<String> {
+pub(super) fn remove_node(node_dir: &Path) -> Vec<String> {
     let mut removed = Vec::new();
     for dir in ["links", "pods", "maps"] {
         let dir = node_dir.join(dir);
@@ -429,7 +426,8 @@ fn log(ebpf: &mut Ebpf) -> Option<tokio::task::JoinHandle<()>> {
     let logger = aya_log::EbpfLogger::init_with_logger(ebpf, TracingLogger)
         .inspect_err(|error| tracing::warn!(%error, "the eBPF programs' log cannot be read"))
         .ok()?;
-    let mut logger = AsyncFd::with_interest(logger, Interest::READABLE).ok()?;
+    // SAFETY: the logger owns its descriptor and keeps it open for as long as it is registered.
+    let mut logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) }.ok()?;
     Some(tokio::spawn(async move {
         while let Ok(mut guard) = logger.readable_mut().await {
             guard.get_inner_mut().flush();

@@ -47,13 +47,13 @@ pub(super) async fn prepare(netns: &Netns, v4: bool, v6: bool) -> io::Result<()>
 }
 
 /// Takes them off again. The namespace may be gone, or somebody else may have taken them off: nothing to complain of.
-pub(super) async fn restore(netns: &Netns, v4: bool, v6: bool) {
+pub(super) async fn restore(netns: &Netns) {
     let _: io::Result<()> =
         netns.run(|| SYSCTLS.iter().try_for_each(|(name, _, off)| set_sysctl(name, off)));
     let Ok(handle) = connect(netns) else {
         return;
     };
-    for family in families(v4, v6) {
+    for family in families(true, true) {
         let removed = handle.rule().del(rule(family)).execute().await;
         tracing::trace!(?removed, ?family, netns = %netns.path().display(), "rule");
         let removed = handle.route().del(route(family)).execute().await;

@@ -35,6 +35,9 @@ pub(super) fn listen(ip: IpAddr) -> io::Result<Socket> {
     if ip.is_ipv6() {
         socket.set_only_v6(true)?;
     }
+    // Accepted connections inherit it. They sit on the application's port, which must not keep an application from
+    // listening there.
+    socket.set_reuse_address(true)?;
     socket.bind(&SocketAddr::new(ip, 0).into())?;
     socket.listen(4096)?;
     Ok(socket)

@@ -1,1 +1,134 @@
 //! The command line: arguments, config file and environment become one configuration.
+//!
+//! Every command ends in one exit code: 0, 1 for what went wrong, 2 for what was asked wrongly. Output goes through a
+//! writer; a reader that goes away early is no error.
+
+mod agent;
+mod config;
+mod output;
+mod settings;
+mod status;
+mod uninstall;
+mod values;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+pub(crate) use config::{AgentConfig, ConfigError};
+pub(crate) use values::{DataplaneLabel, PostQuantum};
+
+/// What was asked for is not possible as asked: the code that clap ends with as well.
+const USAGE: u8 = 2;
+
+/// Node-level ambient tunnel for Kubernetes: pods talk under mutual TLS and know nothing of it.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ambit",
+    version,
+    arg_required_else_help = true,
+    after_help = "\
+Examples:
+  ambit agent --node worker-1 --manifests ./manifests --ca-dir /var/lib/ambit/ca
+  ambit status
+  ambit uninstall --all
+
+Every command has its own examples: ambit <COMMAND> --help"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent of one node
+    Agent(Box<agent::AgentArgs>),
+    /// Show what the agent of this node does
+    Status(status::StatusArgs),
+    /// Take everything off this node that agents left in the kernel
+    Uninstall(uninstall::UninstallArgs),
+    /// Print the version
+    Version,
+}
+
+/// Runs the program with the arguments and the environment of the process.
+pub(crate) fn main() -> ExitCode {
+    run(std::env::args_os())
+}
+
+fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(asked) => {
+            // Help and version come this way too. Nobody may be left to read them.
+            let _ = asked.print();
+            return ExitCode::from(u8::try_from(asked.exit_code()).unwrap_or(USAGE));
+        }
+    };
+    let done = match cli.command {
+        Command::Agent(args) => agent::run(*args),
+        Command::Status(args) => status::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Uninstall(args) => uninstall::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Version => {
+            output::emit(&format!("ambit {}\n", env!("CARGO_PKG_VERSION"))).map(|()| ExitCode::SUCCESS)
+        }
+    };
+    done.unwrap_or_else(|error| {
+        output::complain(&format!("error: {error:#}\n"));
+        if error.is::<ConfigError>() { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_commands_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_help_shows_examples() {
+        let mut root = Cli::command();
+        assert!(root.render_long_help().to_string().contains("Examples:"));
+        for name in ["agent", "status", "uninstall"] {
+            let help = root.find_subcommand_mut(name).unwrap().render_long_help().to_string();
+            assert!(help.contains(&format!("Examples:\n  ambit {name}")), "{name}: {help}");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_a_word_about_it() {
+        for (line, expected) in [
+            ("ambit agnet", "unrecognized subcommand 'agnet'"),
+            ("ambit agent --nodes a", "unexpected argument '--nodes'"),
+            ("ambit agent --node a --node b", "cannot be used multiple times"),
+            ("ambit agent --node Worker_1", "lower-case letters"),
+            ("ambit agent --metrics-addr 15020", "IP:port"),
+            ("ambit agent --metrics-addr localhost:15020", "IP:port"),
+            ("ambit agent --metrics-addr 1.2.3.4:99999", "IP:port"),
+            ("ambit agent --svid-ttl 24", "unit"),
+            ("ambit agent --svid-ttl 5s", "at least 10s"),
+            ("ambit agent --svid-ttl 91d", "at most 90d"),
+            ("ambit agent --trust-domain Cluster.Local", "trust domain"),
+            ("ambit agent --workers 0", "1 to 256"),
+            ("ambit agent --log info,=", "log filter"),
+            ("ambit agent --log-format xml", "text or json"),
+            ("ambit agent --post-quantum yes", "off, offer or prefer"),
+            ("ambit agent --dataplane-label enabled", "KEY=ENABLED"),
+            ("ambit agent --root-namespace a.b", "namespace"),
+            ("ambit agent --run-dir= --node a", "empty"),
+            ("ambit status -o xml", "possible values: table, json, yaml"),
+            ("ambit status nodes", "possible values: pods, certs, connections, problems"),
+            ("ambit uninstall", "required"),
+            ("ambit uninstall --all --node a", "cannot be used with"),
+        ] {
+            let error = Cli::try_parse_from(line.split(' ')).expect_err(line).to_string();
+            assert!(error.contains(expected), "{line}: {error}");
+        }
+    }
+}

@@ -25,28 +25,28 @@ use tokio::sync::watch;
 
 /// The state of the sources at one moment.
 #[derive(Clone, Debug, Default)]
-pub struct World {
+pub(crate) struct World {
     /// Workloads, services and endpoints in force.
-    pub mesh: Mesh,
+    pub(crate) mesh: Mesh,
     /// Policies in force.
-    pub policies: Policies,
+    pub(crate) policies: Policies,
     /// What is wrong with the sources, in the order of the files.
-    pub problems: Vec<Problem>,
+    pub(crate) problems: Vec<Problem>,
     /// The first complete state has been read. Until then nothing may be decided by this world.
-    pub synced: bool,
+    pub(crate) synced: bool,
 }
 
 /// Something wrong in a source, as an operator needs it to put it right. Displays as one line.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Problem {
+pub(crate) struct Problem {
     /// The file, or the folder.
-    pub file: PathBuf,
+    pub(crate) file: PathBuf,
     /// Kind and name of the object, as in `PeerAuthentication shop/default`.
-    pub object: Option<String>,
+    pub(crate) object: Option<String>,
     /// The field, as in `spec.mtls.mode`.
-    pub field: Option<String>,
+    pub(crate) field: Option<String>,
     /// What is wrong, and what is done about it where that is not plain.
-    pub message: String,
+    pub(crate) message: String,
 }
 
 impl fmt::Display for Problem {
@@ -61,7 +61,7 @@ impl fmt::Display for Problem {
 
 /// Why a feed cannot start.
 #[derive(Debug, thiserror::Error)]
-pub enum DiscoveryError {
+pub(crate) enum DiscoveryError {
     /// The folder is missing, no folder, or not ours to read.
     #[error("cannot read the manifest folder {}", .folder.display())]
     Folder {
@@ -82,7 +82,7 @@ pub enum DiscoveryError {
 
 /// A handle to the present state. The source is watched as long as one handle exists.
 #[derive(Clone, Debug)]
-pub struct Feed {
+pub(crate) struct Feed {
     shared: Arc<Shared>,
 }
 
@@ -94,12 +94,12 @@ struct Shared {
 
 impl Feed {
     /// The present state; takes no lock.
-    pub fn world(&self) -> Arc<World> {
+    pub(crate) fn world(&self) -> Arc<World> {
         self.shared.world.load_full()
     }
 
     /// A number that grows with every new state, published after the state itself.
-    pub fn subscribe(&self) -> watch::Receiver<u64> {
+    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
         self.shared.revision.subscribe()
     }
 
@@ -122,6 +122,6 @@ impl Shared {
 ///
 /// Takes `*.yaml`, `*.yml` and `*.json` in the folder itself, as `kubectl get -o yaml` prints them; hidden files are left
 /// alone. Fails only if the folder cannot be read at all.
-pub fn watch_folder(dir: &Path, settings: Settings) -> Result<Feed, DiscoveryError> {
+pub(crate) fn watch_folder(dir: &Path, settings: Settings) -> Result<Feed, DiscoveryError> {
     folder::watch(dir, settings)
 }

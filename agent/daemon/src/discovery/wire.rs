@@ -7,14 +7,14 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{
     Deserialize,
-    de::{Deserializer, Error, Visitor},
+    de::{Deserializer, Error, MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
 /// Labels, annotations, selectors: a null value is an empty one.
 pub(super) type Pairs = BTreeMap<String, Option<String>>;
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub(super) struct Metadata {
     pub(super) name: Option<String>,
     pub(super) namespace: Option<String>,
@@ -25,11 +25,13 @@ pub(super) struct Metadata {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(remote = "Self")]
 pub(super) struct Namespace {
     pub(super) metadata: Option<Metadata>,
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(remote = "Self")]
 pub(super) struct Pod {
     pub(super) metadata: Option<Metadata>,
     pub(super) spec: Option<PodSpec>,
@@ -37,7 +39,7 @@ pub(super) struct Pod {
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub(super) struct PodSpec {
     pub(super) node_name: Option<String>,
     pub(super) service_account_name: Option<String>,
@@ -49,14 +51,14 @@ pub(super) struct PodSpec {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub(super) struct Container {
     pub(super) ports: Option<Vec<ContainerPort>>,
     pub(super) restart_policy: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub(super) struct ContainerPort {
     pub(super) name: Option<String>,
     pub(super) container_port: Option<i64>,
@@ -64,7 +66,7 @@ pub(super) struct ContainerPort {
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub(super) struct PodStatus {
     pub(super) phase: Option<String>,
     #[serde(rename = "podIP")]
@@ -75,11 +77,13 @@ pub(super) struct PodStatus {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(remote = "Self")]
 pub(super) struct PodIp {
     pub(super) ip: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(remote = "Self")]
 pub(super) struct Condition {
     #[serde(rename = "type")]
     pub(super) kind: Option<String>,
@@ -87,13 +91,14 @@ pub(super) struct Condition {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(remote = "Self")]
 pub(super) struct Service {
     pub(super) metadata: Option<Metadata>,
     pub(super) spec: Option<ServiceSpec>,
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub(super) struct ServiceSpec {
     #[serde(rename = "type")]
     pub(super) kind: Option<String>,
@@ -109,7 +114,7 @@ pub(super) struct ServiceSpec {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub(super) struct ServicePort {
     pub(super) name: Option<String>,
     pub(super) port: Option<i64>,
@@ -118,7 +123,7 @@ pub(super) struct ServicePort {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub(super) struct EndpointSlice {
     pub(super) metadata: Option<Metadata>,
     pub(super) address_type: Option<String>,
@@ -127,7 +132,7 @@ pub(super) struct EndpointSlice {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub(super) struct Endpoint {
     pub(super) addresses: Option<Vec<String>>,
     pub(super) conditions: Option<EndpointConditions>,
@@ -136,11 +141,13 @@ pub(super) struct Endpoint {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(remote = "Self")]
 pub(super) struct EndpointConditions {
     pub(super) ready: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(remote = "Self")]
 pub(super) struct ObjectReference {
     pub(super) kind: Option<String>,
     pub(super) namespace: Option<String>,
@@ -148,6 +155,7 @@ pub(super) struct ObjectReference {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(remote = "Self")]
 pub(super) struct EndpointPort {
     pub(super) name: Option<String>,
     pub(super) port: Option<i64>,
@@ -155,13 +163,14 @@ pub(super) struct EndpointPort {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(remote = "Self")]
 pub(super) struct PeerAuthentication {
     pub(super) metadata: Option<Metadata>,
     pub(super) spec: Option<PeerAuthenticationSpec>,
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub(super) struct PeerAuthenticationSpec {
     pub(super) selector: Option<Selector>,
     pub(super) mtls: Option<MutualTls>,
@@ -169,14 +178,45 @@ pub(super) struct PeerAuthenticationSpec {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub(super) struct Selector {
     pub(super) match_labels: Option<Pairs>,
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(remote = "Self")]
 pub(super) struct MutualTls {
     pub(super) mode: Option<String>,
+}
+
+/// Reads each type from an object only: what serde derives would take a list of the fields' values as well, and a list
+/// in place of a `spec` is a mistake.
+macro_rules! from_objects {
+    ($($name:ident),* $(,)?) => {$(
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Fields;
+
+                impl<'de> Visitor<'de> for Fields {
+                    type Value = $name;
+
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str("an object")
+                    }
+
+                    fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<$name, A::Error> {
+                        $name::deserialize(MapAccessDeserializer::new(fields))
+                    }
+                }
+
+                deserializer.deserialize_map(Fields)
+            }
+        }
+    )*};
+}
+
+from_objects! {
+    Metadata, Namespace, Pod, PodSpec, Container, ContainerPort, PodStatus, PodIp, Condition, Service, ServiceSpec, ServicePort, EndpointSlice, Endpoint, EndpointConditions, ObjectReference, EndpointPort, PeerAuthentication, PeerAuthenticationSpec, Selector, MutualTls
 }
 
 /// A number or a text, as Kubernetes has it in `targetPort`.

@@ -318,7 +318,7 @@ fn make(trust_domain: &TrustDomain, now: SystemTime) -> Result<CaFiles, rcgen::E
     })
 }
 
-/// 127 random bits, never zero in the first byte (RFC 5280 §4.1.2.2).
+/// 126 random bits; positive, and always of 16 bytes (RFC 5280 §4.1.2.2).
 fn random_serial() -> SerialNumber {
     let mut bytes: [u8; 16] = rand::random();
     bytes[0] = bytes[0] & 0x7f | 0x40;

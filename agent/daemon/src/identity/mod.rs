@@ -12,9 +12,9 @@ mod svid;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub(crate) use builtin::{BuiltinCa, CaError};
+pub(crate) use builtin::BuiltinCa;
 pub(crate) use certificate::{Fault, Leaf};
 pub(crate) use clock::{Clock, SystemClock};
 pub(crate) use issuer::{Csr, IssueError, IssueFuture, Issued, Issuer};
 pub(crate) use store::{IdentityError, IdentityState, IdentityStatus, KeyStore};
-pub(crate) use svid::{PrivateKey, Svid, TrustBundle};
+pub(crate) use svid::Svid;

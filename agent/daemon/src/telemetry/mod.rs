@@ -24,7 +24,7 @@ use ambit_core::{
     reason::Reason,
 };
 
-pub(crate) use logging::{LogFormat, LogGuard, LoggingError, init_logging};
+pub(crate) use logging::{LogFormat, LogGuard, LoggingError, init_logging, parse_filter};
 pub(crate) use metrics::OpenTunnel;
 
 use live::{Live, LiveTable};

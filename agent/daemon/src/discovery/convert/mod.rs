@@ -5,7 +5,12 @@
 
 mod policy;
 
-use std::{collections::BTreeMap, fmt::Display, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt::Display,
+    net::IpAddr,
+    sync::Arc,
+};
 
 use ambit_core::{
     discovery::{
@@ -86,7 +91,7 @@ pub(super) fn service(wire: wire::Service) -> Result<Service, FieldError> {
     let cluster_ips = if spec.kind.as_deref() == Some("ExternalName") {
         Vec::new()
     } else {
-        cluster_ips(spec.cluster_ip, spec.cluster_ips)?
+        cluster_ips(spec.cluster_ip.as_deref(), spec.cluster_ips.as_deref())?
     };
     let ports = spec.ports.into_iter().flatten().enumerate();
     let ports = ports.map(|(at, port)| service_port(port, &format!("spec.ports[{at}]")));
@@ -183,27 +188,22 @@ fn pod_ips(single: Option<String>, list: Option<Vec<wire::PodIp>>) -> Result<Vec
     Ok(ips)
 }
 
-fn cluster_ips(single: Option<String>, list: Option<Vec<String>>) -> Result<Vec<IpAddr>, FieldError> {
-    let stated = |text: &String| !text.is_empty() && text != "None";
+fn cluster_ips(single: Option<&str>, list: Option<&[String]>) -> Result<Vec<IpAddr>, FieldError> {
+    let stated = |text: &str| !text.is_empty() && text != "None";
     let mut ips = Vec::new();
-    for (at, ip) in list.iter().flatten().enumerate().filter(|(_, ip)| stated(ip)) {
+    for (at, ip) in list.into_iter().flatten().enumerate().filter(|(_, ip)| stated(ip)) {
         ips.push(address(&format!("spec.clusterIPs[{at}]"), ip)?);
     }
-    if let Some(ip) = single.filter(stated) {
-        ips.push(address("spec.clusterIP", &ip)?);
+    if let Some(ip) = single.filter(|ip| stated(ip)) {
+        ips.push(address("spec.clusterIP", ip)?);
     }
     dedup(&mut ips);
     Ok(ips)
 }
 
 fn dedup(ips: &mut Vec<IpAddr>) {
-    let mut seen = Vec::new();
-    ips.retain(|ip| {
-        !seen.contains(ip) && {
-            seen.push(*ip);
-            true
-        }
-    });
+    let mut seen = HashSet::new();
+    ips.retain(|ip| seen.insert(*ip));
 }
 
 fn service_port(port: wire::ServicePort, path: &str) -> Result<ServicePort, FieldError> {

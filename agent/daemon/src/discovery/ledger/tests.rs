@@ -1,1 +1,158 @@
+use ambit_core::{model::Labels, policy::MtlsMode};
 
+use super::*;
+use crate::discovery::tree::{self, Syntax};
+
+struct Bench(Ledger);
+
+impl Bench {
+    fn new() -> Self {
+        Self(Ledger::new(Path::new("/m"), Settings::default()))
+    }
+
+    fn put(&mut self, file: &str, text: &str) {
+        self.0.take(Path::new(file), tree::documents(text.as_bytes(), Syntax::Yaml));
+        self.0.settle();
+    }
+
+    fn drop(&mut self, file: &str) {
+        self.0.forget(Path::new(file));
+        self.0.settle();
+    }
+
+    fn mode(&self) -> MtlsMode {
+        self.0.policies.mtls_mode("shop", &Labels::new(), 80).0
+    }
+
+    fn problems(&self) -> Vec<String> {
+        self.0.problems.iter().map(ToString::to_string).collect()
+    }
+}
+
+fn policy(name: &str, mode: &str) -> String {
+    format!(
+        "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: {name}, namespace: shop}}\n\
+         spec: {{mtls: {{mode: {mode}}}}}\n"
+    )
+}
+
+fn namespace(label: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, labels: {{ambit.dev/dataplane: {label}}}}}\n"
+    )
+}
+
+#[test]
+fn an_invalid_object_keeps_its_last_good_version() {
+    let mut bench = Bench::new();
+    bench.put("a", &(policy("p", "STRICT") + &namespace("enabled")));
+    assert_eq!((bench.mode(), bench.problems().len()), (MtlsMode::Strict, 0));
+    bench.put("a", &(policy("p", "STRIKT") + &namespace("x")));
+    assert_eq!(bench.mode(), MtlsMode::Strict);
+    assert_eq!(
+        bench.problems(),
+        [
+            r#"a: PeerAuthentication shop/p: spec.mtls.mode: "STRIKT" is not one of UNSET, DISABLE, PERMISSIVE, STRICT"#
+        ]
+    );
+    bench.put("a", &policy("p", "PERMISSIVE"));
+    assert_eq!((bench.mode(), bench.problems().len()), (MtlsMode::Permissive, 0));
+    bench.put("a", &policy("p", "STRIKT"));
+    assert_eq!(bench.mode(), MtlsMode::Permissive);
+    bench.drop("a");
+    assert_eq!((bench.mode(), bench.problems().len()), (MtlsMode::Permissive, 0));
+    bench.put("a", &policy("p", "STRIKT"));
+    assert_eq!(bench.0.in_force.len(), 0, "an object that never was good is in force");
+}
+
+#[test]
+fn a_file_that_breaks_keeps_what_it_held() {
+    let mut bench = Bench::new();
+    bench.put("a", &policy("p", "STRICT"));
+    for broken in [policy("p", "STRICT") + "---\na: [", String::new(), "# all gone\n".into(), "text".into()] {
+        bench.put("a", &broken);
+        assert_eq!((bench.mode(), bench.problems().len()), (MtlsMode::Strict, 1), "{broken:?}");
+    }
+    bench.put("a", &policy("q", "PERMISSIVE"));
+    assert_eq!((bench.mode(), bench.problems().len()), (MtlsMode::Permissive, 0));
+}
+
+#[test]
+fn the_documents_before_an_error_count_in_a_new_file() {
+    let mut bench = Bench::new();
+    bench.put("a", &(policy("p", "STRICT") + "---\na: ["));
+    assert_eq!((bench.mode(), bench.problems().len()), (MtlsMode::Strict, 1));
+}
+
+#[test]
+fn a_nameless_object_takes_nothing_out_of_force() {
+    let mut bench = Bench::new();
+    bench.put("a", &policy("p", "STRICT"));
+    // The name has become a number: this might be `p`, and `p` must not be lost.
+    bench.put("a", &policy("5", "PERMISSIVE"));
+    assert_eq!((bench.mode(), bench.problems().len()), (MtlsMode::Strict, 1));
+    bench.put("a", &policy("5", "DISABLE"));
+    assert_eq!(bench.mode(), MtlsMode::Strict, "kept once, lost at the next change");
+    bench.put("a", &policy("q", "PERMISSIVE"));
+    assert_eq!((bench.mode(), bench.problems().len()), (MtlsMode::Permissive, 0));
+}
+
+#[test]
+fn of_two_claims_the_first_file_counts() {
+    let mut bench = Bench::new();
+    bench.put("b", &policy("p", "PERMISSIVE"));
+    bench.put("c", &policy("p", "STRICT"));
+    assert_eq!(bench.mode(), MtlsMode::Permissive);
+    assert_eq!(
+        bench.problems(),
+        ["c: PeerAuthentication shop/p: metadata.name: stands in b too, which comes first and is in force"]
+    );
+    bench.put("a", &(policy("p", "STRICT") + &policy("p", "PERMISSIVE")));
+    assert_eq!((bench.mode(), bench.problems().len()), (MtlsMode::Strict, 3));
+    assert!(bench.problems()[0].contains("stands twice in this file"));
+    // The claim holds while the object is bad.
+    bench.put("a", &policy("p", "BAD"));
+    assert_eq!(bench.mode(), MtlsMode::Strict);
+    bench.drop("a");
+    assert_eq!(bench.mode(), MtlsMode::Permissive);
+    bench.drop("b");
+    assert_eq!((bench.mode(), bench.problems().len()), (MtlsMode::Strict, 0));
+}
+
+#[test]
+fn a_bad_claim_does_not_hold_up_a_good_one() {
+    let mut bench = Bench::new();
+    bench.put("a", &policy("p", "BAD"));
+    bench.put("b", &policy("p", "STRICT"));
+    assert_eq!(bench.mode(), MtlsMode::Strict);
+    bench.put("b", &policy("p", "PERMISSIVE"));
+    assert_eq!(bench.mode(), MtlsMode::Permissive);
+    // But an object that moves and breaks in one step keeps its last good version.
+    bench.drop("b");
+    assert_eq!(bench.0.in_force.len(), 1);
+}
+
+#[test]
+fn problems_of_one_file_are_bounded_and_only_news_makes_a_world() {
+    let mut bench = Bench::new();
+    let many: String = (0..500).map(|n| policy(&format!("p{n}"), "BAD")).collect();
+    bench.put("a", &many);
+    assert_eq!(bench.problems().len(), MAX_PROBLEMS + 1);
+    assert_eq!(bench.problems()[MAX_PROBLEMS], "a: 400 more problems in this file");
+    assert!(bench.0.settle().is_none());
+    bench.0.folder_problem(Some("is gone".into()));
+    let world = bench.0.settle().unwrap();
+    assert_eq!(world.problems[0].to_string(), "/m: is gone");
+    assert!(world.synced);
+}
+
+#[test]
+fn the_number_of_objects_is_bounded() {
+    let mut bench = Bench::new();
+    bench.put("a", &policy("p", "STRICT"));
+    bench.0.objects = MAX_OBJECTS;
+    bench.put("b", &policy("q", "STRICT"));
+    assert_eq!(bench.problems(), ["b: makes more than 200000 objects in the folder"]);
+    bench.put("a", &policy("p", "PERMISSIVE"));
+    assert_eq!(bench.mode(), MtlsMode::Permissive, "a file of the old size was refused");
+}

@@ -1,1 +1,460 @@
+use std::net::IpAddr;
 
+use ambit_core::{
+    discovery::{Protocol, TargetPort},
+    policy::Mode,
+};
+
+use super::*;
+use crate::discovery::tree::{self, Syntax};
+
+fn read(text: &str) -> Manifest {
+    let documents = tree::documents(text.as_bytes(), Syntax::Yaml);
+    assert_eq!(documents.error, None, "{text}");
+    Manifest::read(documents.values, &Settings::default())
+}
+
+/// The one object of a text that must be good.
+fn one(text: &str) -> Object {
+    let mut manifest = read(text);
+    assert!(manifest.complaints.is_empty(), "{text}: {:?}", manifest.complaints);
+    assert_eq!(manifest.entries.len(), 1, "{text}");
+    manifest.entries.remove(0).object.unwrap()
+}
+
+/// `object: field: message` of the one complaint.
+fn complaint(text: &str) -> String {
+    let manifest = read(text);
+    assert_eq!(manifest.complaints.len(), 1, "{text}: {:?}", manifest.complaints);
+    let (object, error) = &manifest.complaints[0];
+    let parts = [object.as_deref(), error.field.as_deref(), Some(&*error.message)];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(": ")
+}
+
+fn peer_authentication(spec: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: p, namespace: shop}}\nspec: {spec}\n"
+    )
+}
+
+fn ips(list: &[&str]) -> Vec<IpAddr> {
+    list.iter().map(|ip| ip.parse().unwrap()).collect()
+}
+
+#[test]
+fn a_pod_as_kubectl_prints_it() {
+    let Object::Pod(pod) = one(r#"
+apiVersion: v1
+kind: Pod
+metadata:
+  annotations:
+    ambit.dev/netns: pod-a
+  creationTimestamp: "2026-01-31T12:00:00Z"
+  generateName: web-5d4f-
+  labels: {app: web, pod-template-hash: 5d4f}
+  managedFields:
+  - apiVersion: v1
+    fieldsV1: {"f:metadata": {}}
+  name: web-5d4f-x7k2p
+  namespace: shop
+  ownerReferences: null
+  uid: 0b5c
+spec:
+  containers:
+  - image: nginx
+    name: web
+    ports:
+    - {containerPort: 8080, name: http, protocol: TCP}
+    - {containerPort: 8081, name: http}
+    - {containerPort: 53, name: dns, protocol: UDP}
+    - {containerPort: 9000}
+  - name: side
+    ports: null
+  initContainers:
+  - {name: once, ports: [{name: once, containerPort: 1}]}
+  - {name: proxy, restartPolicy: Always, ports: [{name: admin, containerPort: 15000}]}
+  nodeName: n1
+  serviceAccountName: web
+status:
+  conditions:
+  - {lastProbeTime: null, status: "True", type: Initialized}
+  - {lastProbeTime: null, status: "False", type: Ready}
+  hostIP: 192.0.2.1
+  phase: Running
+  podIP: 10.0.0.1
+  podIPs:
+  - ip: 10.0.0.1
+  - ip: fd00::1
+"#)
+    else {
+        panic!("no pod")
+    };
+    assert_eq!(pod.name, ObjectName::new("shop", "web-5d4f-x7k2p"));
+    assert_eq!((&*pod.uid, pod.created), ("0b5c", Some(1_769_860_800)));
+    assert_eq!(pod.identity.to_string(), "spiffe://cluster.local/ns/shop/sa/web");
+    assert_eq!((&*pod.node, pod.netns.as_deref()), ("n1", Some("pod-a")));
+    assert_eq!(pod.ips, ips(&["10.0.0.1", "fd00::1"]));
+    assert_eq!(pod.labels["app"], "web");
+    assert!(!pod.ready && !pod.terminal && !pod.host_network);
+    let ports: Vec<_> = pod.named_ports.iter().map(|(name, port)| (&**name, *port)).collect();
+    assert_eq!(ports, [("admin", 15000), ("http", 8080)]);
+}
+
+#[test]
+fn a_pod_with_next_to_nothing() {
+    for text in [
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\n",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: null, labels: null, uid: '', creationTimestamp: null}\n\
+         spec: {containers: null, nodeName: null, serviceAccountName: '', hostNetwork: null}\n\
+         status: {podIPs: [], podIP: '', conditions: null, phase: null}\n",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: null\nstatus: null\n",
+    ] {
+        let Object::Pod(pod) = one(text) else { panic!("no pod") };
+        assert_eq!((&*pod.uid, &*pod.node, pod.ips.len()), ("default/a", "", 0));
+        assert_eq!(pod.identity.to_string(), "spiffe://cluster.local/ns/default/sa/default");
+        assert!(pod.ready && !pod.terminal);
+    }
+}
+
+#[test]
+fn pods_that_have_ended_or_moved() {
+    for (phase, terminal) in [("Running", false), ("Pending", false), ("Succeeded", true), ("Failed", true)] {
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\nstatus: {{phase: {phase}, podIP: '::ffff:10.0.0.1'}}\n"
+        );
+        let Object::Pod(pod) = one(&text) else { panic!("no pod") };
+        assert_eq!((pod.terminal, &pod.ips), (terminal, &ips(&["10.0.0.1"])), "{phase}");
+    }
+}
+
+#[test]
+fn a_service_with_all_kinds_of_ports() {
+    let Object::Service(service) = one(r#"
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop, creationTimestamp: null}
+spec:
+  clusterIP: 10.96.0.1
+  clusterIPs: [10.96.0.1, "fd96::1"]
+  internalTrafficPolicy: Local
+  ports:
+  - {name: http, port: 80, protocol: TCP, targetPort: web}
+  - {name: raw, port: 81, targetPort: 8081}
+  - {name: same, port: 82}
+  - {name: text, port: 83, targetPort: "8083"}
+  - {name: dns, port: 53, protocol: UDP}
+  selector: {app: web}
+  sessionAffinity: ClientIP
+  type: ClusterIP
+status: {loadBalancer: {}}
+"#)
+    else {
+        panic!("no service")
+    };
+    assert_eq!(service.cluster_ips, ips(&["10.96.0.1", "fd96::1"]));
+    assert!(service.session_affinity && service.local_only && !service.publish_not_ready);
+    let ports: Vec<_> =
+        service.ports.iter().map(|port| (port.port, port.target.clone(), port.protocol)).collect();
+    assert_eq!(
+        ports,
+        [
+            (80, TargetPort::Name("web".into()), Protocol::Tcp),
+            (81, TargetPort::Number(8081), Protocol::Tcp),
+            (82, TargetPort::Number(82), Protocol::Tcp),
+            (83, TargetPort::Number(8083), Protocol::Tcp),
+            (53, TargetPort::Number(53), Protocol::Udp),
+        ]
+    );
+}
+
+#[test]
+fn services_without_an_address_of_their_own() {
+    for spec in [
+        "{clusterIP: None, clusterIPs: [None]}",
+        "{type: ExternalName, externalName: x.org}",
+        "{clusterIP: ''}",
+    ] {
+        let text = format!("apiVersion: v1\nkind: Service\nmetadata: {{name: s}}\nspec: {spec}\n");
+        let Object::Service(service) = one(&text) else { panic!("no service") };
+        assert!(service.cluster_ips.is_empty(), "{spec}");
+    }
+}
+
+#[test]
+fn an_endpoint_slice() {
+    let Object::EndpointSlice(slice) = one(r#"
+addressType: IPv4
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-abc, namespace: shop, labels: {kubernetes.io/service-name: web}}
+endpoints:
+- addresses: [10.0.0.1]
+  conditions: {ready: true, serving: true, terminating: false}
+  nodeName: n1
+  targetRef: {kind: Pod, name: web-1, namespace: shop, uid: x}
+- {addresses: [10.0.0.2], conditions: {ready: false}}
+- {addresses: [10.0.0.3], conditions: {ready: null}}
+- {addresses: [10.0.0.4]}
+ports:
+- {name: http, port: 8080, protocol: TCP}
+- {name: "", port: null}
+- {name: null, port: 1}
+"#)
+    else {
+        panic!("no slice")
+    };
+    assert_eq!(slice.service, Some(ObjectName::new("shop", "web")));
+    let ready: Vec<_> = slice.endpoints.iter().map(|endpoint| endpoint.ready).collect();
+    assert_eq!(ready, [true, false, true, true]);
+    assert_eq!(slice.endpoints[0].pod, Some(ObjectName::new("shop", "web-1")));
+    let ports: Vec<_> = slice.ports.iter().map(|port| (&*port.name, port.port)).collect();
+    assert_eq!(ports, [("http", 8080), ("", 1)]);
+    let fqdn = "addressType: FQDN\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: x}\nendpoints: [{addresses: [a.org]}]\n";
+    let Object::EndpointSlice(slice) = one(fqdn) else { panic!("no slice") };
+    assert!(slice.endpoints.is_empty() && slice.service.is_none());
+}
+
+#[test]
+fn a_peer_authentication() {
+    let spec = "{selector: {matchLabels: {app: web}}, mtls: {mode: STRICT}, portLevelMtls: {8080: {mode: DISABLE}, '9090': {mode: UNSET}, 1: null}}";
+    for version in ["v1", "v1beta1"] {
+        let text = peer_authentication(spec).replace("istio.io/v1", &format!("istio.io/{version}"));
+        let Object::PeerAuthentication(policy) = one(&text) else { panic!("no policy") };
+        assert_eq!((policy.mode, policy.created), (Some(Mode::Strict), None));
+        assert_eq!(policy.port_modes.iter().collect::<Vec<_>>(), [(&8080, &Mode::Disable)]);
+        assert_eq!(policy.selector["app"], "web");
+    }
+    for inherits in [
+        "null",
+        "{}",
+        "{mtls: null}",
+        "{mtls: {}}",
+        "{mtls: {mode: null}}",
+        "{mtls: {mode: UNSET}}",
+        "{selector: null}",
+    ] {
+        let Object::PeerAuthentication(policy) = one(&peer_authentication(inherits)) else {
+            panic!("no policy")
+        };
+        assert_eq!(policy.mode, None, "{inherits}");
+    }
+}
+
+/// spec/policy.md §2.4, and every type that may be wrong.
+#[test]
+fn bad_peer_authentications() {
+    for (spec, expected) in [
+        (
+            "{mtls: {mode: STRIKT}}",
+            r#"spec.mtls.mode: "STRIKT" is not one of UNSET, DISABLE, PERMISSIVE, STRICT"#,
+        ),
+        (
+            "{mtls: {mode: strict}}",
+            r#"spec.mtls.mode: "strict" is not one of UNSET, DISABLE, PERMISSIVE, STRICT"#,
+        ),
+        ("{mtls: {mode: ''}}", "spec.mtls.mode: is empty"),
+        ("{mtls: {mode: 3}}", "spec.mtls.mode: invalid type: integer `3`, expected a string"),
+        ("{mtls: STRICT}", r#"spec.mtls: invalid type: string "STRICT", expected an object"#),
+        ("[]", "spec: invalid type: sequence, expected an object"),
+        (
+            "{selector: {matchLabels: {app: 1}}}",
+            "spec.selector.matchLabels.app: invalid type: integer `1`, expected a string",
+        ),
+        (
+            "{selector: {matchLabels: {'a*': b}}}",
+            r#"spec.selector.matchLabels: "a*: b": no wildcards are allowed"#,
+        ),
+        (
+            "{selector: {matchLabels: {a: 'b*'}}}",
+            r#"spec.selector.matchLabels: "a: b*": no wildcards are allowed"#,
+        ),
+        ("{selector: {matchLabels: {'': b}}}", r#"spec.selector.matchLabels: ": b": an empty key"#),
+        (
+            "{portLevelMtls: {80: {mode: STRICT}}}",
+            "spec.portLevelMtls: needs a selector with matchLabels: it cannot speak for a whole namespace",
+        ),
+        (
+            "{selector: {matchLabels: {}}, portLevelMtls: {80: {mode: STRICT}}}",
+            "spec.portLevelMtls: needs a selector with matchLabels: it cannot speak for a whole namespace",
+        ),
+        ("{selector: {matchLabels: {a: b}}, portLevelMtls: {}}", "spec.portLevelMtls: is empty"),
+        (
+            "{selector: {matchLabels: {a: b}}, portLevelMtls: {0: {mode: STRICT}}}",
+            r#"spec.portLevelMtls.0: "0" is not a port (1 to 65535)"#,
+        ),
+        (
+            "{selector: {matchLabels: {a: b}}, portLevelMtls: {65536: {mode: STRICT}}}",
+            r#"spec.portLevelMtls.65536: "65536" is not a port (1 to 65535)"#,
+        ),
+        (
+            "{selector: {matchLabels: {a: b}}, portLevelMtls: {http: {mode: STRICT}}}",
+            r#"spec.portLevelMtls.http: "http" is not a port (1 to 65535)"#,
+        ),
+        (
+            "{selector: {matchLabels: {a: b}}, portLevelMtls: {'080': {mode: STRICT}}}",
+            r#"spec.portLevelMtls.080: "080" is not a port (1 to 65535)"#,
+        ),
+        (
+            "{selector: {matchLabels: {a: b}}, portLevelMtls: {80: {mode: ON}}}",
+            r#"spec.portLevelMtls.80.mode: "ON" is not one of UNSET, DISABLE, PERMISSIVE, STRICT"#,
+        ),
+    ] {
+        let text = peer_authentication(spec);
+        assert_eq!(complaint(&text), format!("PeerAuthentication shop/p: {expected}"));
+        let manifest = read(&text);
+        assert!(manifest.entries[0].object.is_none() && !manifest.unidentified, "{spec} was taken");
+    }
+}
+
+#[test]
+fn a_selector_without_effect_is_pointed_out_but_valid() {
+    for (text, expected) in [
+        (peer_authentication("{selector: {}}"), "has no labels"),
+        (
+            peer_authentication("{selector: {matchLabels: {a: b}}}").replace("shop", "ambit-system"),
+            "has no effect",
+        ),
+    ] {
+        assert!(complaint(&text).contains(&format!("spec.selector: {expected}")), "{text}");
+        assert!(read(&text).entries[0].object.is_some());
+    }
+}
+
+#[test]
+fn bad_objects_are_named_with_the_field() {
+    for (text, expected) in [
+        (
+            "{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {nodeName: [n]}}",
+            "Pod default/a: spec.nodeName: invalid type: sequence, expected a string",
+        ),
+        (
+            "{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {hostNetwork: 'yes'}}",
+            "Pod default/a: spec.hostNetwork: invalid type: string \"yes\", expected a boolean",
+        ),
+        (
+            "{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {serviceAccountName: 'a/b'}}",
+            "Pod default/a: spec.serviceAccountName: \"a/b\" is not a namespace or service account name",
+        ),
+        (
+            "{apiVersion: v1, kind: Pod, metadata: {name: a}, status: {podIPs: [{ip: 10.0.0.256}]}}",
+            "Pod default/a: status.podIPs[0].ip: \"10.0.0.256\" is not an IP address",
+        ),
+        (
+            "{apiVersion: v1, kind: Pod, metadata: {name: a}, status: {podIP: 127.0.0.1}}",
+            "Pod default/a: status.podIP: 127.0.0.1 cannot be the address of a pod or service",
+        ),
+        (
+            "{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {containers: [{}, {ports: [{name: x, containerPort: 70000}]}]}}",
+            "Pod default/a: spec.containers[1].ports[0].containerPort: 70000 is not a port (1 to 65535)",
+        ),
+        (
+            "{apiVersion: v1, kind: Pod, metadata: {name: a, creationTimestamp: yesterday}}",
+            "Pod default/a: metadata.creationTimestamp: \"yesterday\" is not a time of the form 2026-01-31T12:00:00Z",
+        ),
+        (
+            "{apiVersion: v1, kind: Pod, metadata: {name: a, labels: [x]}}",
+            "Pod default/a: metadata.labels: invalid type: sequence, expected a map",
+        ),
+        (
+            "{apiVersion: v1, kind: Service, metadata: {name: s}, spec: {ports: [{port: 80}, {port: '81'}]}}",
+            "Service default/s: spec.ports[1].port: invalid type: string \"81\", expected i64",
+        ),
+        (
+            "{apiVersion: v1, kind: Service, metadata: {name: s}, spec: {ports: [{targetPort: 80}]}}",
+            "Service default/s: spec.ports[0].port: is missing",
+        ),
+        (
+            "{apiVersion: v1, kind: Service, metadata: {name: s}, spec: {ports: [{port: 80, protocol: tcp}]}}",
+            "Service default/s: spec.ports[0].protocol: \"tcp\" is not one of TCP, UDP, SCTP",
+        ),
+        (
+            "{apiVersion: v1, kind: Service, metadata: {name: s}, spec: {clusterIPs: [x]}}",
+            "Service default/s: spec.clusterIPs[0]: \"x\" is not an IP address",
+        ),
+        (
+            "{apiVersion: v1, kind: Service, metadata: {name: s}, spec: {ports: [{port: 80, targetPort: 1.5}]}}",
+            "Service default/s: spec.ports[0].targetPort: invalid type: floating point `1.5`, expected a whole number or a text",
+        ),
+        (
+            "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: e}, addressType: IPv6, endpoints: [{addresses: [10.0.0.1]}]}",
+            "EndpointSlice default/e: endpoints[0].addresses[0]: 10.0.0.1 is not of the slice's addressType",
+        ),
+        ("{apiVersion: v2, kind: Pod, metadata: {name: a}}", "Pod default/a: apiVersion: \"v2\" is not v1"),
+        (
+            "{apiVersion: security.istio.io/v1alpha1, kind: PeerAuthentication, metadata: {name: a}}",
+            "PeerAuthentication default/a: apiVersion: \"security.istio.io/v1alpha1\" is not security.istio.io/v1 or security.istio.io/v1beta1",
+        ),
+        ("{kind: Namespace, metadata: {name: a}}", "Namespace a: apiVersion: \"\" is not v1"),
+    ] {
+        assert_eq!(complaint(text), expected);
+        let manifest = read(text);
+        assert!(manifest.entries[0].object.is_none() && !manifest.unidentified, "{text}");
+    }
+}
+
+#[test]
+fn what_cannot_be_named_is_reported_and_remembered() {
+    for (text, expected) in [
+        ("just a text", "holds a value that is no object"),
+        ("[1]", "holds a value that is no object"),
+        ("{a: 1}", "kind: is missing"),
+        ("{kind: [Pod]}", "kind: is not a text"),
+        ("{apiVersion: v1, kind: Pod}", "Pod: metadata.name: is missing"),
+        ("{apiVersion: v1, kind: Pod, metadata: 1}", "Pod: metadata.name: is missing"),
+        ("{apiVersion: v1, kind: Pod, metadata: {name: 5}}", "Pod: metadata.name: is not a text"),
+        (
+            "{apiVersion: v1, kind: Pod, metadata: {name: a/b}}",
+            "Pod: metadata.name: \"a/b\" is not a Kubernetes name",
+        ),
+        (
+            "{apiVersion: v1, kind: Pod, metadata: {name: a, namespace: [x]}}",
+            "Pod: metadata.namespace: is not a text",
+        ),
+        ("{kind: List, items: {}}", "List: items: is not a list"),
+        (
+            "{apiVersion: security.istio.io/v1, kind: PeerAuthentcation, metadata: {name: p, namespace: shop}}",
+            "PeerAuthentcation shop/p: kind: is of an unknown kind",
+        ),
+    ] {
+        assert_eq!(complaint(text), expected);
+        assert!(read(text).unidentified, "{text}");
+    }
+}
+
+#[test]
+fn other_kinds_are_passed_over() {
+    let manifest = read(
+        "{apiVersion: apps/v1, kind: Deployment, metadata: {name: 5}}\n---\n\
+         {apiVersion: serving.knative.dev/v1, kind: Service, metadata: {name: s}}\n---\n\
+         {apiVersion: example.org/v1, kind: AccessList, spec: {}}\n",
+    );
+    assert!(manifest.entries.is_empty() && manifest.complaints.is_empty() && !manifest.unidentified);
+    // Policies that would restrict access are never passed over in silence.
+    let text =
+        "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: p, namespace: shop}}";
+    assert_eq!(complaint(text), "AuthorizationPolicy shop/p: kind: is not enforced by this version");
+    assert!(!read(text).unidentified);
+}
+
+#[test]
+fn lists_are_unrolled() {
+    let manifest = read(
+        "apiVersion: v1\nkind: List\nmetadata: {resourceVersion: ''}\nitems:\n\
+         - {apiVersion: v1, kind: Namespace, metadata: {name: shop}}\n\
+         - {apiVersion: v1, kind: PodList, items: [{metadata: {name: a, namespace: shop}}, {metadata: {name: b}}]}\n\
+         - {apiVersion: security.istio.io/v1, kind: PeerAuthenticationList, items: [{metadata: {name: p}}]}\n\
+         ---\n{apiVersion: v1, kind: List, items: null}\n---\n{apiVersion: v1, kind: List}\n",
+    );
+    assert!(manifest.complaints.is_empty(), "{:?}", manifest.complaints);
+    let names: Vec<_> = manifest.entries.iter().map(|entry| entry.key.to_string()).collect();
+    assert_eq!(names, ["Namespace shop", "Pod shop/a", "Pod default/b", "PeerAuthentication default/p"]);
+}
+
+#[test]
+fn texts_from_a_manifest_are_cut_in_messages() {
+    let text = peer_authentication(&format!("{{mtls: {{mode: {}}}}}", "x".repeat(100_000)));
+    assert!(complaint(&text).len() < 1_000);
+    let text =
+        peer_authentication(&format!("{{portLevelMtls: {{? '{0}' : {{mode: [1]}}}}}}", "x".repeat(100_000)));
+    assert!(complaint(&text).len() < 1_000);
+}

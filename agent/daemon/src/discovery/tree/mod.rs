@@ -12,6 +12,10 @@ const MAX_NODES: usize = 1_000_000;
 /// Bytes of text in one file's values, aliases spelled out.
 const MAX_TEXT: usize = 16 << 20;
 
+/// Brackets open at one time, counted by character. The YAML scanner takes time in proportion to size × depth, before the
+/// first value comes of it; this keeps an accident (a binary, a dump) from holding up discovery.
+const MAX_OPEN_BRACKETS: usize = 500;
+
 /// How a file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Syntax {
@@ -48,6 +52,17 @@ pub(super) fn documents(bytes: &[u8], syntax: Syntax) -> Documents {
 }
 
 fn yaml(text: &str, budget: &Budget, values: &mut Vec<Value>) -> Result<(), String> {
+    let mut open = 0usize;
+    for byte in text.bytes() {
+        match byte {
+            b'[' | b'{' => open += 1,
+            b']' | b'}' => open = open.saturating_sub(1),
+            _ => {}
+        }
+        if open > MAX_OPEN_BRACKETS {
+            return Err(format!("has more than {MAX_OPEN_BRACKETS} brackets open at once"));
+        }
+    }
     for document in serde_yaml_ng::Deserializer::from_str(text) {
         let tree = Tree { budget, merge_keys: true };
         values.push(tree.deserialize(document).map_err(|error| format!("is not valid YAML: {error}"))?);

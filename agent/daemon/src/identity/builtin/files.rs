@@ -79,7 +79,7 @@ pub(super) fn open(dir: &Path, make: impl FnOnce() -> Result<CaFiles, CaError>) 
 }
 
 /// Takes the lock at `path`; it is given back when the file is dropped, also by a crash.
-fn lock(path: &Path, wait: Duration) -> Result<File, CaError> {
+pub(super) fn lock(path: &Path, wait: Duration) -> Result<File, CaError> {
     let file = OpenOptions::new()
         .create(true)
         .truncate(false)

@@ -1,0 +1,122 @@
+//! What `ambit status` shows, gathered from the rooms when asked.
+
+use std::time::SystemTime;
+
+use ambit_proto::admin::v1 as proto;
+
+use super::node::{PodStatus, Pods};
+use crate::{
+    admin::{Readiness, StatusProvider},
+    discovery::Feed,
+    identity::{IdentityState, IdentityStatus, KeyStore},
+    telemetry::{Direction, LiveConnection, Security, Telemetry},
+};
+
+/// Handles to the rooms that are looked at.
+pub(super) struct Status {
+    pub(super) node: String,
+    pub(super) started: SystemTime,
+    pub(super) readiness: Readiness,
+    pub(super) pods: Pods,
+    pub(super) feed: Feed,
+    pub(super) keys: KeyStore,
+    pub(super) telemetry: Telemetry,
+}
+
+impl StatusProvider for Status {
+    fn status(&self) -> proto::StatusResponse {
+        let world = self.feed.world();
+        let pending = self.readiness.pending();
+        let problems = world.problems.iter().map(|problem| proto::Problem {
+            file: problem.file.display().to_string(),
+            object: problem.object.clone().unwrap_or_default(),
+            field: problem.field.clone().unwrap_or_default(),
+            message: problem.message.clone(),
+        });
+        let connections: Vec<_> = self.telemetry.live().iter().map(connection).collect();
+        proto::StatusResponse {
+            node: self.node.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started: Some(self.started.into()),
+            ready: pending.is_empty(),
+            pending: pending.into_iter().map(str::to_owned).collect(),
+            pods: self.pods.load().iter().map(pod).collect(),
+            certificates: self.keys.status().iter().map(certificate).collect(),
+            connections_total: connections.len() as u64,
+            connections,
+            problems: problems.collect(),
+            policies: u32::try_from(world.policies.len()).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+fn pod(pod: &PodStatus) -> proto::Pod {
+    let (state, netns_cookie, error) = match &pod.state {
+        Ok(cookie) => (proto::PodState::Enrolled, *cookie, String::new()),
+        Err(error) => (proto::PodState::Failed, 0, error.clone()),
+    };
+    proto::Pod {
+        namespace: pod.workload.name.namespace.to_string(),
+        name: pod.workload.name.name.to_string(),
+        uid: pod.workload.uid.to_string(),
+        identity: pod.workload.identity.to_string(),
+        ips: pod.workload.ips.iter().map(ToString::to_string).collect(),
+        netns_cookie,
+        state: state.into(),
+        error,
+        counters: Some(proto::CaptureCounters {
+            captured: pod.counters.captured,
+            passed: pod.counters.passed,
+            bypassed: pod.counters.bypassed,
+            refused: pod.counters.refused,
+        }),
+    }
+}
+
+fn certificate(identity: &IdentityStatus) -> proto::Certificate {
+    let state = match identity.state {
+        IdentityState::Pending => proto::CertificateState::Pending,
+        IdentityState::Valid => proto::CertificateState::Valid,
+        IdentityState::Expired => proto::CertificateState::Expired,
+    };
+    proto::Certificate {
+        identity: identity.id.to_string(),
+        serial: identity.serial.clone().unwrap_or_default(),
+        not_before: identity.not_before.map(Into::into),
+        not_after: identity.not_after.map(Into::into),
+        next_renewal: identity.next_renewal.map(Into::into),
+        last_error: identity.last_error.clone().unwrap_or_default(),
+        state: state.into(),
+    }
+}
+
+fn connection(live: &LiveConnection) -> proto::Connection {
+    let meta = &live.meta;
+    let (direction, peer) = match meta.direction {
+        Direction::Outbound => (proto::Direction::Outbound, &meta.destination),
+        Direction::Inbound => (proto::Direction::Inbound, &meta.source),
+    };
+    let (security, group, reused) = match meta.security {
+        Security::MutualTls { group, reused } => (proto::Security::MutualTls, group, reused),
+        Security::Plaintext => (proto::Security::Plaintext, "", false),
+    };
+    let workload = |party: &crate::telemetry::Party| {
+        party.workload.as_ref().map(|workload| workload.name.to_string()).unwrap_or_default()
+    };
+    proto::Connection {
+        direction: direction.into(),
+        source_addr: meta.source_addr.to_string(),
+        destination_addr: meta.destination_addr.to_string(),
+        original_dst: meta.original_dst.map(|addr| addr.to_string()).unwrap_or_default(),
+        service: meta.service.as_ref().map(|service| service.host.to_string()).unwrap_or_default(),
+        source_workload: workload(&meta.source),
+        destination_workload: workload(&meta.destination),
+        peer_identity: peer.identity.as_ref().map(ToString::to_string).unwrap_or_default(),
+        security: security.into(),
+        group: group.to_owned(),
+        reused,
+        client_to_server_bytes: live.client_to_server,
+        server_to_client_bytes: live.server_to_client,
+        opened: Some(live.opened.into()),
+    }
+}

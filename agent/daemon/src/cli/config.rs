@@ -1,0 +1,181 @@
+//! The configuration of the agent, complete and checked: what the composition root is built from.
+
+use std::{
+    fs::{self, DirBuilder},
+    io,
+    net::SocketAddr,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use ambit_core::model::TrustDomain;
+
+use super::{
+    settings::Settings,
+    values::{DataplaneLabel, PostQuantum},
+};
+use crate::telemetry::LogFormat;
+
+pub(super) const DEFAULT_RUN_DIR: &str = "/run/ambit";
+pub(super) const DEFAULT_BPF_ROOT: &str = "/sys/fs/bpf";
+const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
+const DEFAULT_MAX_WORKERS: usize = 8;
+
+/// The configuration of one agent. Paths are absolute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct AgentConfig {
+    /// The node served: `spec.nodeName` of its pods.
+    pub(crate) node: String,
+    /// The folder of manifests to watch; it exists.
+    pub(crate) manifests: PathBuf,
+    /// The folder of the built-in CA; it exists and only this user can write to it.
+    pub(crate) ca_dir: PathBuf,
+    /// The folder of the status socket and the lock; it exists and only this user can write to it.
+    pub(crate) run_dir: PathBuf,
+    /// Where metrics and health are served over HTTP; nowhere if `None`.
+    pub(crate) metrics_addr: Option<SocketAddr>,
+    /// What to log, in the form of RUST_LOG.
+    pub(crate) log_filter: String,
+    /// How log lines look.
+    pub(crate) log_format: LogFormat,
+    /// The lifetime of workload certificates: 10 seconds to 90 days.
+    pub(crate) svid_ttl: Duration,
+    /// The trust domain of all identities.
+    pub(crate) trust_domain: TrustDomain,
+    /// The DNS domain of services: `<name>.<namespace>.svc.<cluster domain>`.
+    pub(crate) cluster_domain: String,
+    /// The namespace whose policies hold for the whole mesh.
+    pub(crate) root_namespace: String,
+    /// The label that opts in and out.
+    pub(crate) dataplane_label: DataplaneLabel,
+    /// Where cgroup v2 is mounted; to be found in /proc/mounts if `None`.
+    pub(crate) cgroup_root: Option<PathBuf>,
+    /// The BPF file system.
+    pub(crate) bpf_root: PathBuf,
+    /// Threads of the runtime that carries traffic, 1 to 256.
+    pub(crate) workers: usize,
+    /// Use of the hybrid post-quantum key exchange.
+    pub(crate) post_quantum: PostQuantum,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// The config file cannot be read.
+    #[error("cannot read the config file {path}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Something in the config file is no setting.
+    #[error("config file {path}: {key}")]
+    Setting {
+        /// The file.
+        path: PathBuf,
+        /// The key as written.
+        key: String,
+        /// What is wrong with it.
+        source: serde_yaml_ng::Error,
+    },
+    /// A setting without a default is not set.
+    #[error("--{flag} is needed: pass the flag, set {variable}, or put `{flag}:` into the config file")]
+    Missing {
+        /// The flag without dashes, which is the key as well.
+        flag: &'static str,
+        /// The environment variable.
+        variable: &'static str,
+    },
+    /// A folder cannot be used.
+    #[error("cannot use --{flag} {path}")]
+    Folder {
+        /// The flag that names it, without dashes.
+        flag: &'static str,
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A folder that holds secrets is open to others.
+    #[error("--{flag} {path} is not safe: {why}")]
+    Unsafe {
+        /// The flag that names it, without dashes.
+        flag: &'static str,
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong, and how to mend it.
+        why: String,
+    },
+}
+
+impl AgentConfig {
+    /// Completes settings with the defaults.
+    pub(super) fn resolve(settings: Settings) -> Result<Self, ConfigError> {
+        let missing = |flag, variable| move || ConfigError::Missing { flag, variable };
+        let domain = || TrustDomain::default().as_str().to_owned();
+        Ok(Self {
+            node: settings.node.ok_or_else(missing("node", "AMBIT_NODE"))?.0,
+            manifests: settings.manifests.ok_or_else(missing("manifests", "AMBIT_MANIFESTS"))?.0,
+            ca_dir: settings.ca_dir.ok_or_else(missing("ca-dir", "AMBIT_CA_DIR"))?.0,
+            run_dir: settings.run_dir.map_or_else(|| DEFAULT_RUN_DIR.into(), |path| path.0),
+            metrics_addr: settings.metrics_addr.map(|addr| addr.0),
+            log_filter: settings.log.map_or_else(|| "info".to_owned(), |filter| filter.0),
+            log_format: settings.log_format.unwrap_or_default(),
+            svid_ttl: settings.svid_ttl.map_or(DEFAULT_TTL, |ttl| ttl.0),
+            trust_domain: settings.trust_domain.unwrap_or_default(),
+            cluster_domain: settings.cluster_domain.map_or_else(domain, |name| name.0),
+            root_namespace: settings.root_namespace.map_or_else(|| "ambit-system".to_owned(), |name| name.0),
+            dataplane_label: settings.dataplane_label.unwrap_or_default(),
+            cgroup_root: settings.cgroup_root.map(|path| path.0),
+            bpf_root: settings.bpf_root.map_or_else(|| DEFAULT_BPF_ROOT.into(), |path| path.0),
+            workers: settings.workers.map_or_else(default_workers, |workers| workers.0.get()),
+            post_quantum: settings.post_quantum.unwrap_or_default(),
+        })
+    }
+
+    /// Checks that the manifests are there and makes the private folders.
+    pub(super) fn prepare_folders(&self) -> Result<(), ConfigError> {
+        let unusable =
+            |source| ConfigError::Folder { flag: "manifests", path: self.manifests.clone(), source };
+        // Reading it once finds what is missing, not a folder, or not ours to read.
+        fs::read_dir(&self.manifests).map_err(unusable)?;
+        private_folder("ca-dir", &self.ca_dir)?;
+        private_folder("run-dir", &self.run_dir)
+    }
+}
+
+fn default_workers() -> usize {
+    thread::available_parallelism().map_or(1, |cores| cores.get().min(DEFAULT_MAX_WORKERS))
+}
+
+fn private_folder(flag: &'static str, path: &Path) -> Result<(), ConfigError> {
+    let unusable = |source| ConfigError::Folder { flag, path: path.to_owned(), source };
+    let not_safe = |why| ConfigError::Unsafe { flag, path: path.to_owned(), why };
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(unusable)?;
+    }
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(unusable(error)),
+        _ => {}
+    }
+    let found = fs::metadata(path).map_err(unusable)?;
+    if !found.is_dir() {
+        return Err(unusable(io::ErrorKind::NotADirectory.into()));
+    }
+    let owner = found.uid();
+    if owner != 0 && owner != nix::unistd::geteuid().as_raw() {
+        return Err(not_safe(format!("it belongs to user {owner}, who could exchange what is in it")));
+    }
+    if found.mode() & 0o022 != 0 {
+        let mode = found.mode() & 0o7777;
+        let path = path.display();
+        return Err(not_safe(format!("others may write to it (mode {mode:04o}); run: chmod go-w {path}")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,166 @@
+use std::{os::unix::fs::PermissionsExt, time::Duration};
+
+use clap::Parser;
+
+use super::*;
+use crate::cli::agent::AgentArgs;
+
+#[derive(Debug, Parser)]
+struct Line {
+    #[command(flatten)]
+    args: AgentArgs,
+}
+
+fn resolve(line: &[&str]) -> Result<AgentConfig, ConfigError> {
+    let args = Line::try_parse_from(["agent"].iter().chain(line)).unwrap().args;
+    args.resolve()
+}
+
+/// The whole message, causes included.
+fn message(error: ConfigError) -> String {
+    format!("{:#}", anyhow::Error::from(error))
+}
+
+fn file(text: &str) -> (tempfile::TempDir, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("agent.yaml");
+    fs::write(&path, text).unwrap();
+    (dir, path.to_str().unwrap().to_owned())
+}
+
+const NEEDED: [&str; 6] = ["--node", "n1", "--manifests", "/m", "--ca-dir", "/ca"];
+
+#[test]
+fn defaults_are_those_of_the_help() {
+    let config = resolve(&NEEDED).unwrap();
+    assert_eq!(
+        config,
+        AgentConfig {
+            node: "n1".to_owned(),
+            manifests: "/m".into(),
+            ca_dir: "/ca".into(),
+            run_dir: "/run/ambit".into(),
+            metrics_addr: None,
+            log_filter: "info".to_owned(),
+            log_format: LogFormat::Text,
+            svid_ttl: Duration::from_secs(86_400),
+            trust_domain: TrustDomain::default(),
+            cluster_domain: "cluster.local".to_owned(),
+            root_namespace: "ambit-system".to_owned(),
+            dataplane_label: "ambit.dev/dataplane=enabled,disabled".parse().unwrap(),
+            cgroup_root: None,
+            bpf_root: "/sys/fs/bpf".into(),
+            workers: default_workers(),
+            post_quantum: PostQuantum::Offer,
+        }
+    );
+}
+
+#[test]
+fn a_file_sets_everything_and_a_flag_goes_above_it() {
+    let (_dir, path) = file(
+        "# all of it\nnode: n2\nmanifests: /srv/m\nca-dir: /srv/ca\nrun-dir: /srv/run\n\
+         metrics-addr: '[::]:15020'\nlog: info,access=warn\nlog-format: json\nsvid-ttl: 90s\n\
+         trust-domain: td1\ncluster-domain: k8s.test\nroot-namespace: mesh\n\
+         dataplane-label: istio.io/dataplane-mode=ambient,none\ncgroup-root: /cg\nbpf-root: /bpf\n\
+         workers: 3\npost-quantum: off\n",
+    );
+    let config = resolve(&["--config", &path, "--node", "n9", "--workers", "5"]).unwrap();
+    assert_eq!((config.node.as_str(), config.workers), ("n9", 5));
+    assert_eq!(config.manifests, Path::new("/srv/m"));
+    assert_eq!(config.run_dir, Path::new("/srv/run"));
+    assert_eq!(config.metrics_addr, Some("[::]:15020".parse().unwrap()));
+    assert_eq!((config.log_filter.as_str(), config.log_format), ("info,access=warn", LogFormat::Json));
+    assert_eq!(config.svid_ttl, Duration::from_secs(90));
+    assert_eq!(config.trust_domain.as_str(), "td1");
+    assert_eq!((&*config.cluster_domain, &*config.root_namespace), ("k8s.test", "mesh"));
+    assert_eq!(config.dataplane_label.disabled, "none");
+    assert_eq!(config.cgroup_root.as_deref(), Some(Path::new("/cg")));
+    assert_eq!(config.post_quantum, PostQuantum::Off);
+    assert_eq!(resolve(&["--config", &path]).unwrap().workers, 3);
+}
+
+#[test]
+fn what_is_needed_is_asked_for_by_all_its_names() {
+    let error = message(resolve(&NEEDED[2..]).unwrap_err());
+    assert_eq!(error, "--node is needed: pass the flag, set AMBIT_NODE, or put `node:` into the config file");
+    assert!(message(resolve(&NEEDED[..4]).unwrap_err()).contains("set AMBIT_CA_DIR"));
+}
+
+#[test]
+fn mistakes_in_the_file_name_the_file_and_the_key() {
+    for (text, expected) in [
+        ("nodes: n1\n", &["nodes", "unknown field `nodes`", "expected one of `node`, `manifests`"][..]),
+        ("workers: lots\n", &["workers", "\"lots\"", "1 to 256"]),
+        ("workers: -1\n", &["workers", "invalid type: integer `-1`"]),
+        ("node: [n1]\n", &["node", "invalid type: sequence"]),
+        ("node: true\n", &["node", "invalid type: boolean"]),
+        ("node:\n", &["node", "invalid type: unit"]),
+        ("metrics-addr: 15020\n", &["metrics-addr", "IP:port"]),
+        ("svid-ttl: 10\n", &["svid-ttl", "unit"]),
+        ("node: a\nnode: b\n", &["duplicate"]),
+        ("- node\n", &["not a list of settings", "invalid type: sequence"]),
+        ("node: a\n---\nnode: b\n", &["more than one document"]),
+        ("node: {\n", &["node"]),
+    ] {
+        let (_dir, path) = file(text);
+        let error = message(resolve(&["--config", &path]).unwrap_err());
+        assert!(error.starts_with(&format!("config file {path}: ")), "{error}");
+        for part in expected {
+            assert!(error.contains(part), "{text:?}: {error}");
+        }
+    }
+}
+
+#[test]
+fn an_empty_file_sets_nothing() {
+    for text in ["", "# later\n", "---\n", "{}\n"] {
+        let (_dir, path) = file(text);
+        let line: Vec<&str> = NEEDED.into_iter().chain(["--config", &path]).collect();
+        assert_eq!(resolve(&line).unwrap().node, "n1", "{text:?}");
+    }
+}
+
+#[test]
+fn only_a_regular_file_of_bounded_size_is_read() {
+    let (dir, large) = file(&"#".repeat(1024 * 1024 + 1));
+    let fifo = dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for (path, expected) in [
+        (large.as_str(), "larger than 1 MiB"),
+        (fifo.to_str().unwrap(), "not a regular file"),
+        ("/dev/zero", "not a regular file"),
+        ("/nowhere/agent.yaml", "No such file"),
+    ] {
+        let error = message(resolve(&["--config", path]).unwrap_err());
+        assert!(error.starts_with(&format!("cannot read the config file {path}: ")), "{error}");
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn private_folders_are_made_private_or_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = dir.path().join("var/lib/ca");
+    private_folder("ca-dir", &made).unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&made), 0o700);
+    private_folder("ca-dir", &made).unwrap();
+
+    fs::set_permissions(&made, fs::Permissions::from_mode(0o770)).unwrap();
+    let error = message(private_folder("ca-dir", &made).unwrap_err());
+    assert!(error.contains("mode 0770") && error.contains("chmod go-w"), "{error}");
+
+    let plain = dir.path().join("file");
+    fs::write(&plain, "").unwrap();
+    let error = message(private_folder("run-dir", &plain).unwrap_err());
+    assert!(error.starts_with("cannot use --run-dir "), "{error}");
+}
+
+#[test]
+fn manifests_must_be_there() {
+    let mut config = resolve(&NEEDED).unwrap();
+    config.manifests = "/nowhere/manifests".into();
+    let error = message(config.prepare_folders().unwrap_err());
+    assert!(error.starts_with("cannot use --manifests /nowhere/manifests: No such file"), "{error}");
+}

@@ -1,0 +1,144 @@
+//! The settings of the agent: one list that flags, environment and config file share.
+
+use std::{
+    fmt,
+    fs::OpenOptions,
+    io::{self, Read},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    str::FromStr,
+};
+
+use ambit_core::model::TrustDomain;
+use nix::fcntl::OFlag;
+use serde::{Deserialize, Deserializer, de};
+
+use super::{
+    config::ConfigError,
+    values::{
+        DataplaneLabel, DnsName, ListenAddr, Location, LogFilter, Namespace, PostQuantum, Ttl, Workers,
+    },
+};
+use crate::telemetry::LogFormat;
+
+/// The longest config file read, in bytes.
+const MAX_FILE: u64 = 1024 * 1024;
+
+/// Declares [`Settings`] and how two of them are laid over each other.
+macro_rules! settings {
+    ($($(#[$meta:meta])* $name:ident: $kind:ty, $env:literal, $value:literal;)*) => {
+        /// Everything that can be set; what is not set is `None`.
+        #[derive(Debug, Default, clap::Args, Deserialize)]
+        #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+        pub(super) struct Settings {
+            $(
+                $(#[$meta])*
+                #[arg(long, env = $env, value_name = $value, hide_env_values = true)]
+                #[serde(deserialize_with = "from_text")]
+                pub(super) $name: Option<$kind>,
+            )*
+        }
+
+        impl Settings {
+            /// Fills what is not set here from `below`.
+            pub(super) fn over(self, below: Self) -> Self {
+                Self { $($name: self.$name.or(below.$name),)* }
+            }
+        }
+    };
+}
+
+settings! {
+    /// The node that this agent serves, as in spec.nodeName of its pods
+    node: DnsName, "AMBIT_NODE", "NAME";
+    /// The folder of Kubernetes manifests to watch
+    manifests: Location, "AMBIT_MANIFESTS", "DIR";
+    /// The folder of the built-in CA; made on first use
+    ca_dir: Location, "AMBIT_CA_DIR", "DIR";
+    /// The folder for the status socket and the lock of this agent [default: /run/ambit]
+    run_dir: Location, "AMBIT_RUN_DIR", "DIR";
+    /// Where to serve /metrics and /healthz over HTTP; without it nothing is served
+    metrics_addr: ListenAddr, "AMBIT_METRICS_ADDR", "ADDR";
+    /// What to log, in the form of RUST_LOG, such as info,access=warn [default: info]
+    log: LogFilter, "AMBIT_LOG", "FILTER";
+    /// How to log: text or json [default: text]
+    log_format: LogFormat, "AMBIT_LOG_FORMAT", "FORMAT";
+    /// The lifetime of workload certificates, 10s to 90d [default: 24h]
+    svid_ttl: Ttl, "AMBIT_SVID_TTL", "DURATION";
+    /// The SPIFFE trust domain of all identities [default: cluster.local]
+    trust_domain: TrustDomain, "AMBIT_TRUST_DOMAIN", "DOMAIN";
+    /// The DNS domain of the cluster's services [default: cluster.local]
+    cluster_domain: DnsName, "AMBIT_CLUSTER_DOMAIN", "DOMAIN";
+    /// The namespace whose policies hold for the whole mesh [default: ambit-system]
+    root_namespace: Namespace, "AMBIT_ROOT_NAMESPACE", "NAMESPACE";
+    /// The label that opts namespaces and pods in, and pods out [default: ambit.dev/dataplane=enabled,disabled]
+    dataplane_label: DataplaneLabel, "AMBIT_DATAPLANE_LABEL", "KEY=ENABLED[,DISABLED]";
+    /// Where cgroup v2 is mounted [default: found in /proc/mounts]
+    cgroup_root: Location, "AMBIT_CGROUP_ROOT", "PATH";
+    /// The BPF file system, mounted there if it is not [default: /sys/fs/bpf]
+    bpf_root: Location, "AMBIT_BPF_ROOT", "PATH";
+    /// How many threads carry traffic [default: one for each processor, at most 8]
+    workers: Workers, "AMBIT_WORKERS", "N";
+    /// Whether tunnels use the hybrid key exchange X25519MLKEM768: off, offer or prefer [default: offer]
+    post_quantum: PostQuantum, "AMBIT_POST_QUANTUM", "WHEN";
+}
+
+impl Settings {
+    /// Reads a config file: YAML whose keys are the flags without the dashes.
+    pub(super) fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            read_bounded(path).map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
+        let document = serde_yaml_ng::Deserializer::from_str(&text);
+        // A file of comments only is an empty document, not an empty mapping.
+        let read: Result<Option<Self>, _> = serde_path_to_error::deserialize(document);
+        read.map(Option::unwrap_or_default).map_err(|error| {
+            let key = error.path().to_string();
+            ConfigError::Setting {
+                path: path.to_owned(),
+                key: if key == "." { "not a list of settings".to_owned() } else { key },
+                source: error.into_inner(),
+            }
+        })
+    }
+}
+
+fn read_bounded(path: &Path) -> io::Result<String> {
+    // Opening a FIFO must not wait for somebody to write into it.
+    let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut text = String::new();
+    if file.take(MAX_FILE + 1).read_to_string(&mut text)? as u64 > MAX_FILE {
+        return Err(io::Error::other("it is larger than 1 MiB"));
+    }
+    Ok(text)
+}
+
+/// Reads a text or a whole number and parses it as a flag's value would be.
+fn from_text<'de, D: Deserializer<'de>, T>(value: D) -> Result<Option<T>, D::Error>
+where
+    T: FromStr<Err: fmt::Display>,
+{
+    struct Text;
+
+    impl de::Visitor<'_> for Text {
+        type Value = String;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("one value, as the flag of this name takes it")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<String, E> {
+            Ok(text.to_owned())
+        }
+
+        fn visit_u64<E: de::Error>(self, number: u64) -> Result<String, E> {
+            Ok(number.to_string())
+        }
+    }
+
+    let text = value.deserialize_any(Text)?;
+    let parsed = text.parse().map_err(|error| de::Error::custom(format!("invalid value {text:?}: {error}")));
+    parsed.map(Some)
+}

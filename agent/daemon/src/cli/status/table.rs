@@ -1,0 +1,256 @@
+//! The status for people: aligned columns, times as distances from now. Nothing in a value can move the cursor.
+
+use std::{
+    fmt::Write,
+    time::{Duration, SystemTime},
+};
+
+use super::view::{CertificateView, ConnectionView, Moment, PodView, ProblemView, StatusView};
+
+/// Draws everything that `view` has.
+pub(super) fn render(view: &StatusView, now: SystemTime) -> String {
+    let mut out = String::new();
+    heading(&mut out, view, now);
+    if let Some(pods) = &view.pods {
+        section(&mut out, "PODS", pods_table(pods));
+    }
+    if let Some(certificates) = &view.certificates {
+        section(&mut out, "CERTIFICATES", certificates_table(certificates, now));
+    }
+    if let Some(connections) = &view.connections {
+        let listed = connections.len() as u64;
+        let title = match view.connections_total {
+            total if total > listed => {
+                format!("CONNECTIONS, the oldest {listed} of {total} (all: ambit status connections)")
+            }
+            _ => "CONNECTIONS".to_owned(),
+        };
+        section(&mut out, &title, connections_table(connections, now));
+    }
+    if let Some(problems) = &view.problems {
+        out.push_str("\nPROBLEMS\n");
+        if problems.is_empty() {
+            out.push_str("  none\n");
+        }
+        for problem in problems {
+            line(&mut out, &format!("  {}", sentence(problem)));
+        }
+    }
+    out
+}
+
+fn heading(out: &mut String, view: &StatusView, now: SystemTime) {
+    let ready = match (view.ready, &view.pending[..]) {
+        (true, _) => "ready".to_owned(),
+        (false, []) => "not ready".to_owned(),
+        (false, pending) => format!("not ready, pending: {}", pending.join(", ")),
+    };
+    let age = view.started.map(|started| format!(", up {}", age(started, now))).unwrap_or_default();
+    line(out, &format!("Node      {}", view.node));
+    line(out, &format!("Agent     ambit {}, {ready}{age}", view.version));
+    line(out, &format!("Policies  {} in force", view.policies));
+}
+
+fn section(out: &mut String, title: &str, table: Table) {
+    let _ = write!(out, "\n{title}\n");
+    table.draw(out);
+}
+
+fn pods_table(pods: &[PodView]) -> Table {
+    let mut table =
+        Table::new(["NAMESPACE", "NAME", "STATE", "IDENTITY", "IP", "CAPTURED", "PASSED", "REFUSED"]);
+    for pod in pods {
+        let state =
+            if pod.error.is_empty() { pod.state.to_owned() } else { format!("{}: {}", pod.state, pod.error) };
+        table.row([
+            pod.namespace.clone(),
+            pod.name.clone(),
+            state,
+            pod.identity.clone(),
+            pod.ips.join(","),
+            pod.counters.captured.to_string(),
+            pod.counters.passed.to_string(),
+            pod.counters.refused.to_string(),
+        ]);
+    }
+    table
+}
+
+fn certificates_table(certificates: &[CertificateView], now: SystemTime) -> Table {
+    let mut table = Table::new(["IDENTITY", "STATE", "EXPIRES", "RENEWAL", "SERIAL", "LAST ERROR"]);
+    for certificate in certificates {
+        table.row([
+            certificate.identity.clone(),
+            certificate.state.to_owned(),
+            until(certificate.not_after, now),
+            until(certificate.next_renewal, now),
+            certificate.serial.clone(),
+            certificate.last_error.clone(),
+        ]);
+    }
+    table
+}
+
+fn connections_table(connections: &[ConnectionView], now: SystemTime) -> Table {
+    let mut table = Table::new([
+        "DIRECTION",
+        "CLIENT",
+        "SERVER",
+        "SERVICE",
+        "MTLS",
+        "PEER IDENTITY",
+        "TO SERVER",
+        "TO CLIENT",
+        "AGE",
+    ]);
+    for connection in connections {
+        let mtls = match connection.security {
+            "mutual_tls" => "yes",
+            "plaintext" => "no",
+            other => other,
+        };
+        table.row([
+            connection.direction.to_owned(),
+            party(&connection.source_workload, &connection.source_addr),
+            party(&connection.destination_workload, &connection.destination_addr),
+            connection.service.clone(),
+            mtls.to_owned(),
+            connection.peer_identity.clone(),
+            bytes(connection.client_to_server_bytes),
+            bytes(connection.server_to_client_bytes),
+            connection.opened.map(|opened| age(opened, now)).unwrap_or_default(),
+        ]);
+    }
+    table
+}
+
+fn party(workload: &str, addr: &str) -> String {
+    if workload.is_empty() { addr.to_owned() } else { format!("{workload} ({addr})") }
+}
+
+fn sentence(problem: &ProblemView) -> String {
+    let ProblemView { file, object, field, message } = problem;
+    let place: Vec<&str> =
+        [file, object, field].into_iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
+    if place.is_empty() { message.clone() } else { format!("{}: {message}", place.join(": ")) }
+}
+
+/// `in 11h 59m`, `2m 3s ago`, or `-`.
+fn until(moment: Option<Moment>, now: SystemTime) -> String {
+    let Some(Moment(moment)) = moment else { return "-".to_owned() };
+    match moment.duration_since(now) {
+        Ok(ahead) => format!("in {}", span(ahead)),
+        Err(past) => format!("{} ago", span(past.duration())),
+    }
+}
+
+fn age(moment: Moment, now: SystemTime) -> String {
+    span(now.duration_since(moment.0).unwrap_or_default())
+}
+
+/// A duration in its two largest units.
+fn span(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m {}s", seconds % 60),
+        (0, ..) => format!("{hours}h {}m", minutes % 60),
+        _ => format!("{days}d {}h", hours % 24),
+    }
+}
+
+/// A byte count with three digits or so: `17 B`, `1.5 KiB`.
+fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if count < 1024 {
+        return format!("{count} B");
+    }
+    let mut value = count as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    fn new<const N: usize>(head: [&str; N]) -> Self {
+        Self { rows: vec![head.map(str::to_owned).into()] }
+    }
+
+    fn row<const N: usize>(&mut self, cells: [String; N]) {
+        self.rows.push(cells.map(|cell| printable(if cell.is_empty() { "-" } else { &cell })).into());
+    }
+
+    fn draw(&self, out: &mut String) {
+        if self.rows.len() == 1 {
+            out.push_str("  none\n");
+            return;
+        }
+        let columns = self.rows[0].len();
+        let width =
+            |column: usize| self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..columns).map(width).collect();
+        for row in &self.rows {
+            let cells: Vec<String> =
+                row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+            line(out, &format!("  {}", cells.join("  ")));
+        }
+    }
+}
+
+fn line(out: &mut String, text: &str) {
+    out.push_str(printable(text).trim_end());
+    out.push('\n');
+}
+
+/// Names and messages come from manifests and peers: control characters in them are shown, not obeyed.
+fn printable(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
+        if c.is_control() {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+        shown
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_show_two_units() {
+        for (seconds, expected) in [
+            (0, "0s"),
+            (59, "59s"),
+            (61, "1m 1s"),
+            (43_140, "11h 59m"),
+            (90_000, "1d 1h"),
+            (7_776_000, "90d 0h"),
+        ] {
+            assert_eq!(span(Duration::from_secs(seconds)), expected);
+        }
+    }
+
+    #[test]
+    fn bytes_stay_short() {
+        for (count, expected) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1536, "1.5 KiB"),
+            (1024 * 1024 - 1, "1.0 MiB"),
+            (5 << 30, "5.0 GiB"),
+            (u64::MAX, "16384.0 PiB"),
+        ] {
+            assert_eq!(bytes(count), expected);
+        }
+    }
+}

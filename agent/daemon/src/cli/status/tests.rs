@@ -1,0 +1,189 @@
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use ambit_proto::admin::v1::{
+    CaptureCounters, Certificate, CertificateState, Connection, Direction, Pod, PodState, Problem, Security,
+};
+use prost_types::Timestamp;
+
+use super::*;
+use crate::admin::{StatusProvider, serve_status};
+
+const NOW: i64 = 1_900_000_000;
+
+fn at(offset: i64) -> Option<Timestamp> {
+    Some(Timestamp { seconds: NOW + offset, nanos: 0 })
+}
+
+fn now() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(NOW.unsigned_abs())
+}
+
+fn status() -> StatusResponse {
+    StatusResponse {
+        node: "n1".to_owned(),
+        version: "0.1.0".to_owned(),
+        started: at(-11_000),
+        ready: false,
+        pending: vec!["certificates".to_owned(), "manifests".to_owned()],
+        pods: vec![Pod {
+            namespace: "shop".to_owned(),
+            name: "web".to_owned(),
+            uid: "u1".to_owned(),
+            identity: "spiffe://td1/ns/shop/sa/web".to_owned(),
+            ips: vec!["10.0.1.5".to_owned(), "fd00::5".to_owned()],
+            netns_cookie: 4242,
+            state: PodState::Enrolled.into(),
+            counters: Some(CaptureCounters { captured: 12, passed: 3, bypassed: 4, refused: 0 }),
+            ..Pod::default()
+        }],
+        certificates: vec![Certificate {
+            identity: "spiffe://td1/ns/shop/sa/web".to_owned(),
+            serial: "1f2e".to_owned(),
+            not_before: at(-100),
+            not_after: at(43_140),
+            next_renewal: at(-7),
+            state: CertificateState::Valid.into(),
+            ..Certificate::default()
+        }],
+        connections: vec![Connection {
+            direction: Direction::Outbound.into(),
+            source_addr: "10.0.1.5:40000".to_owned(),
+            destination_addr: "10.0.2.7:8080".to_owned(),
+            source_workload: "shop/web".to_owned(),
+            peer_identity: "spiffe://td1/ns/stock/sa/cart".to_owned(),
+            security: Security::MutualTls.into(),
+            group: "X25519MLKEM768".to_owned(),
+            client_to_server_bytes: 1536,
+            server_to_client_bytes: 7,
+            opened: at(-65),
+            ..Connection::default()
+        }],
+        connections_total: 250,
+        problems: vec![Problem {
+            file: "pa.yaml".to_owned(),
+            object: "PeerAuthentication shop/all".to_owned(),
+            field: "spec.mtls.mode".to_owned(),
+            message: "\"ST\u{1b}[31mRICT\" is no mode".to_owned(),
+        }],
+        policies: 2,
+    }
+}
+
+#[test]
+fn the_table_says_it_all_at_a_glance() {
+    let text = table::render(&StatusView::new(status(), &[]), now());
+    assert_eq!(
+        text,
+        "\
+Node      n1
+Agent     ambit 0.1.0, not ready, pending: certificates, manifests, up 3h 3m
+Policies  2 in force
+
+PODS
+  NAMESPACE  NAME  STATE     IDENTITY                     IP                CAPTURED  PASSED  REFUSED
+  shop       web   enrolled  spiffe://td1/ns/shop/sa/web  10.0.1.5,fd00::5  12        3       0
+
+CERTIFICATES
+  IDENTITY                     STATE  EXPIRES     RENEWAL  SERIAL  LAST ERROR
+  spiffe://td1/ns/shop/sa/web  valid  in 11h 59m  7s ago   1f2e    -
+
+CONNECTIONS, the oldest 1 of 250 (all: ambit status connections)
+  DIRECTION  CLIENT                     SERVER         SERVICE  MTLS  PEER IDENTITY                  TO SERVER  TO CLIENT  AGE
+  outbound   shop/web (10.0.1.5:40000)  10.0.2.7:8080  -        yes   spiffe://td1/ns/stock/sa/cart  1.5 KiB    7 B        1m 5s
+
+PROBLEMS
+  pa.yaml: PeerAuthentication shop/all: spec.mtls.mode: \"ST\\u{1b}[31mRICT\" is no mode
+"
+    );
+}
+
+#[test]
+fn sections_narrow_it_down() {
+    let empty = StatusResponse { ready: true, connections: Vec::new(), connections_total: 0, ..status() };
+    let text = table::render(&StatusView::new(empty, &[Section::Connections]), now());
+    assert!(text.contains("ambit 0.1.0, ready, up"), "{text}");
+    assert!(text.ends_with("\nCONNECTIONS\n  none\n") && !text.contains("PODS"), "{text}");
+}
+
+#[test]
+fn machines_get_stable_keys_and_times() {
+    let view = StatusView::new(status(), &[]);
+    let json: serde_json::Value = serde_json::from_str(&render(&view, Format::Json).unwrap()).unwrap();
+    assert_eq!(json["started"], "2030-03-17T14:43:20Z");
+    assert_eq!(json["pods"][0]["netnsCookie"], 4242);
+    assert_eq!(json["pods"][0]["counters"]["bypassed"], 4);
+    assert_eq!(json["certificates"][0]["state"], "valid");
+    assert_eq!(json["connections"][0]["security"], "mutual_tls");
+    assert_eq!(json["connections"][0]["clientToServerBytes"], 1536);
+    assert_eq!(json["connectionsTotal"], 250);
+    let yaml: serde_json::Value = serde_yaml_ng::from_str(&render(&view, Format::Yaml).unwrap()).unwrap();
+    assert_eq!(json, yaml);
+    let pods_only = StatusView::new(status(), &[Section::Pods]);
+    let json: serde_json::Value = serde_json::from_str(&render(&pods_only, Format::Json).unwrap()).unwrap();
+    assert!(json.get("connections").is_none() && json.get("pods").is_some());
+}
+
+#[test]
+fn times_beyond_any_clock_are_left_out() {
+    let odd = |seconds, nanos| StatusResponse { started: Some(Timestamp { seconds, nanos }), ..status() };
+    for bad in [odd(-1, 0), odd(NOW, -1), odd(i64::MAX, 0)] {
+        let view = StatusView::new(bad, &[]);
+        assert_eq!(view.started, None);
+        assert!(render(&view, Format::Json).unwrap().contains("\"started\": null"));
+    }
+    let ahead = StatusView::new(odd(NOW + 60, 0), &[]);
+    assert!(table::render(&ahead, now()).contains("up 0s"), "the clocks of agent and user may differ");
+}
+
+struct Fixed;
+
+impl StatusProvider for Fixed {
+    fn status(&self) -> StatusResponse {
+        StatusResponse { connections: vec![status().connections[0].clone(); 20_000], ..status() }
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_runs_is_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = RunDir::claim(dir.path()).unwrap();
+    let server = tokio::spawn(serve_status(run_dir, Arc::new(Fixed), std::future::pending()));
+    while !RunDir::socket_path(dir.path()).exists() {
+        tokio::task::yield_now().await;
+    }
+    let answer = ask(dir.path(), FEW_CONNECTIONS).await.unwrap();
+    assert_eq!((answer.connections.len(), answer.connections_total), (10, 20_000));
+    let answer = ask(dir.path(), ALL_CONNECTIONS).await.unwrap();
+    assert_eq!((answer.node.as_str(), answer.connections.len()), ("n1", 20_000));
+    server.abort();
+}
+
+#[tokio::test]
+async fn where_no_agent_runs_the_error_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let expected = format!("no agent runs with --run-dir {}: start one", dir.path().display());
+    let error = ask(dir.path(), 0).await.unwrap_err().to_string();
+    assert!(error.starts_with(&expected), "{error}");
+    drop(std::os::unix::net::UnixListener::bind(RunDir::socket_path(dir.path())).unwrap());
+    let error = ask(dir.path(), 0).await.unwrap_err().to_string();
+    assert!(error.starts_with(&expected), "{error}");
+}
+
+#[test]
+fn an_agent_that_hangs_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let _silent = std::os::unix::net::UnixListener::bind(RunDir::socket_path(dir.path())).unwrap();
+    let args = StatusArgs {
+        sections: Vec::new(),
+        run_dir: dir.path().to_str().unwrap().parse().unwrap(),
+        output: Format::Table,
+        connections: false,
+    };
+    let started = std::time::Instant::now();
+    let error = run(&args).unwrap_err().to_string();
+    assert!(error.contains("did not answer within 5s"), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(8));
+}
