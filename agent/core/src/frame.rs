@@ -132,11 +132,9 @@ impl Control {
     fn decode(frame: FrameType, payload: &[u8]) -> Result<Self, FrameError> {
         let mut input = Payload { frame, bytes: payload };
         Ok(match frame {
-            FrameType::Open => Self::Open(Open {
-                original_dst: input.addr()?,
-                service: input.text()?,
-                trace: input.text()?,
-            }),
+            FrameType::Open => {
+                Self::Open(Open { original_dst: input.addr()?, service: input.text()?, trace: input.text()? })
+            }
             FrameType::Accept => Self::Accept,
             FrameType::Deny => Self::Deny(Deny {
                 reason: Reason::from_code(input.u16()?),

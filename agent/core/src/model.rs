@@ -68,7 +68,8 @@ impl SpiffeId {
     ) -> Result<Self, ParseSpiffeIdError> {
         for part in [namespace, service_account] {
             let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-            if part.is_empty() || part == "." || part == ".." || part.len() > 253 || !part.chars().all(legal) {
+            if part.is_empty() || part == "." || part == ".." || part.len() > 253 || !part.chars().all(legal)
+            {
                 return Err(ParseSpiffeIdError::Segment(part.chars().take(256).collect()));
             }
         }

@@ -2,7 +2,8 @@
 //! namespace; the socket remembers where it was going, and `getpeername` answers with that.
 
 use ambit_ebpf_common::{
-    Addr, Counters, Pod, SOCKET_CAPTURED, SOCKET_DELIVERY, SOCKET_NONE, SOCKET_TUNNEL, Socket, is_mapped, mapped,
+    Addr, Counters, Pod, SOCKET_CAPTURED, SOCKET_DELIVERY, SOCKET_NONE, SOCKET_TUNNEL, Socket, is_mapped,
+    mapped,
 };
 use aya_ebpf::{
     EbpfContext as _,

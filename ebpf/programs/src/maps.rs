@@ -13,7 +13,8 @@ pub static PODS: HashMap<u64, Pod> = HashMap::with_max_entries(4096, 0);
 
 /// Addresses whose connections are captured: enrolled pods and services with one.
 #[map]
-pub static DESTINATIONS: HashMap<Addr, u32> = HashMap::with_max_entries(262_144, 1 /* BPF_F_NO_PREALLOC */);
+pub static DESTINATIONS: HashMap<Addr, u32> =
+    HashMap::with_max_entries(262_144, 1 /* BPF_F_NO_PREALLOC */);
 
 /// Per socket: captured from where to where, or the agent's own. A pod cannot write it.
 #[btf_map]
@@ -33,4 +34,5 @@ pub static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(8192, 0
 
 /// What happened, per pod.
 #[map]
-pub static COUNTERS: PerCpuHashMap<u64, Counters> = PerCpuHashMap::with_max_entries(4096, 1 /* BPF_F_NO_PREALLOC */);
+pub static COUNTERS: PerCpuHashMap<u64, Counters> =
+    PerCpuHashMap::with_max_entries(4096, 1 /* BPF_F_NO_PREALLOC */);

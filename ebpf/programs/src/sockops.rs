@@ -84,8 +84,11 @@ fn socket(ctx: &SockOpsContext) -> Option<&Socket> {
 fn flow(ctx: &SockOpsContext) -> Flow {
     // SAFETY: the context is this program's own.
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    let (remote, local) =
-        if ctx.family() == AF_INET { (local_v4(ctx), remote_v4(ctx)) } else { (local_v6(ctx), remote_v6(ctx)) };
+    let (remote, local) = if ctx.family() == AF_INET {
+        (local_v4(ctx), remote_v4(ctx))
+    } else {
+        (local_v6(ctx), remote_v6(ctx))
+    };
     Flow { netns, remote, local, remote_port: ctx.local_port(), local_port: u32::from_be(ctx.remote_port()) }
 }
 

@@ -52,6 +52,7 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
             cli::PostQuantum::Off => tls::PostQuantum::Off,
             cli::PostQuantum::Offer => tls::PostQuantum::Offer,
             cli::PostQuantum::Prefer => tls::PostQuantum::Prefer,
+            cli::PostQuantum::Require => tls::PostQuantum::Require,
         },
         trust_domains: vec![trust_domain],
     };

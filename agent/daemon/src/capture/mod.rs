@@ -3,7 +3,9 @@
 #![expect(unsafe_code, reason = "socket options and netlink that nix and socket2 do not have")]
 
 mod filesystem;
+mod maps;
 mod netns;
+mod pins;
 mod pod;
 mod programs;
 mod routing;
@@ -19,11 +21,11 @@ use std::{
 
 use ambit_ebpf_common::Counters;
 
+use self::programs::Programs;
 pub(crate) use self::{
     pod::{Accepted, PodNet},
     socket::reset_on_drop,
 };
-use self::programs::Programs;
 
 /// Where the kernel's file systems are.
 #[derive(Clone, Debug)]
@@ -69,7 +71,9 @@ pub(crate) enum CaptureError {
         source: io::Error,
     },
     /// The kernel did not take the programs or maps.
-    #[error("cannot load the eBPF programs: {0} (root, or CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN, and Linux 5.18 or later are needed)")]
+    #[error(
+        "cannot load the eBPF programs: {0} (root, or CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN, and Linux 5.18 or later are needed)"
+    )]
     Load(#[from] aya::EbpfError),
     /// The kernel did not take one program.
     #[error("cannot attach the eBPF program {program}: {source}")]
@@ -128,7 +132,7 @@ impl Capture {
     /// The addresses whose connections are captured from now on.
     pub(crate) fn set_destinations(&mut self, destinations: HashSet<IpAddr>) -> Result<(), CaptureError> {
         if let Some(programs) = &self.programs {
-            programs.set_destinations(&destinations)?;
+            programs.maps().set_destinations(&destinations)?;
         }
         self.destinations = destinations;
         Ok(())
@@ -141,11 +145,11 @@ impl Capture {
             Some(programs) => programs,
             None => {
                 let programs = Programs::attach(&self.settings)?;
-                programs.set_destinations(&self.destinations)?;
+                programs.maps().set_destinations(&self.destinations)?;
                 self.programs.insert(programs)
             }
         };
-        let pod = PodNet::open(spec, programs.maps()).await?;
+        let pod = PodNet::open(spec, programs.maps().clone()).await?;
         programs.admit(&pod)?;
         let pod = Arc::new(pod);
         self.pods.insert(spec.uid.clone(), pod.clone());
@@ -169,8 +173,8 @@ impl Capture {
     /// Takes off what an earlier agent left for pods that are not in `expected` (UIDs), and everything if none is.
     /// Answers how many pods were released.
     pub(crate) async fn sweep(&self, expected: &HashSet<Arc<str>>) -> usize {
-        let node = programs::node_dir(&self.settings.bpf_root, &self.settings.node);
-        let gone = programs::sweep(&node, expected);
+        let node = pins::node_dir(&self.settings.bpf_root, &self.settings.node);
+        let gone = pins::sweep(&node, expected);
         restore(gone.iter().map(|pin| pin.cookie).collect()).await;
         gone.len()
     }
@@ -178,7 +182,7 @@ impl Capture {
     /// What the programs did in a pod so far.
     pub(crate) fn counters(&self, uid: &str) -> Counters {
         match (&self.programs, self.pods.get(uid)) {
-            (Some(programs), Some(pod)) => programs.counters(pod.cookie()),
+            (Some(programs), Some(pod)) => programs.maps().counters(pod.cookie()),
             _ => Counters::default(),
         }
     }
@@ -186,9 +190,9 @@ impl Capture {
 
 /// Takes off everything that agents of `node` (of all nodes, if `None`) left on this kernel; what was removed is named.
 pub(crate) async fn uninstall(bpf_root: &Path, node: Option<&str>) -> io::Result<Vec<String>> {
-    let nodes = programs::node_dirs(bpf_root, node)?;
-    let cookies = nodes.iter().flat_map(|node| programs::pinned_pods(node)).map(|pin| pin.cookie).collect();
-    let removed = nodes.iter().flat_map(|node| programs::remove_node(node)).collect();
+    let nodes = pins::node_dirs(bpf_root, node)?;
+    let cookies = nodes.iter().flat_map(|node| pins::pinned_pods(node)).map(|pin| pin.cookie).collect();
+    let removed = nodes.iter().flat_map(|node| pins::remove_node(node)).collect();
     restore(cookies).await;
     Ok(removed)
 }

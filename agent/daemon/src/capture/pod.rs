@@ -13,12 +13,7 @@ use ambit_ebpf_common::{
 };
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-use super::{
-    CaptureError, PodSpec,
-    netns::Netns,
-    programs::Maps,
-    routing, socket,
-};
+use super::{CaptureError, PodSpec, netns::Netns, programs::Maps, routing, socket};
 
 /// A connection that the programs handed to the agent.
 #[derive(Debug)]
@@ -61,9 +56,8 @@ pub(crate) struct PodNet {
 
 impl PodNet {
     pub(super) async fn open(spec: &PodSpec, maps: Arc<Maps>) -> Result<Self, CaptureError> {
-        let failed = |step: String| {
-            move |source| CaptureError::Netns { netns: spec.netns.clone(), step, source }
-        };
+        let failed =
+            |step: String| move |source| CaptureError::Netns { netns: spec.netns.clone(), step, source };
         let netns = Netns::open(&spec.netns).map_err(failed("open".into()))?;
         routing::prepare(&netns, spec.v4.is_some(), spec.v6.is_some())
             .await

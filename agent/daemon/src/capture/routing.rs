@@ -48,8 +48,7 @@ pub(super) async fn prepare(netns: &Netns, v4: bool, v6: bool) -> io::Result<()>
 
 /// Takes them off again. The namespace may be gone, or somebody else may have taken them off: nothing to complain of.
 pub(super) async fn restore(netns: &Netns) {
-    let _: io::Result<()> =
-        netns.run(|| SYSCTLS.iter().try_for_each(|(name, _, off)| set_sysctl(name, off)));
+    let _: io::Result<()> = netns.run(|| SYSCTLS.iter().try_for_each(|(name, _, off)| set_sysctl(name, off)));
     let Ok(handle) = connect(netns) else {
         return;
     };

@@ -16,7 +16,7 @@ use std::{ffi::OsString, process::ExitCode};
 use clap::{Parser, Subcommand};
 
 pub(crate) use config::{AgentConfig, ConfigError};
-pub(crate) use values::{DataplaneLabel, PostQuantum};
+pub(crate) use values::PostQuantum;
 
 /// What was asked for is not possible as asked: the code that clap ends with as well.
 const USAGE: u8 = 2;
@@ -118,7 +118,7 @@ mod tests {
             ("ambit agent --workers 0", "1 to 256"),
             ("ambit agent --log info,=", "log filter"),
             ("ambit agent --log-format xml", "text or json"),
-            ("ambit agent --post-quantum yes", "off, offer or prefer"),
+            ("ambit agent --post-quantum yes", "off, offer, prefer or require"),
             ("ambit agent --dataplane-label enabled", "KEY=ENABLED"),
             ("ambit agent --root-namespace a.b", "namespace"),
             ("ambit agent --run-dir= --node a", "empty"),

@@ -211,6 +211,8 @@ pub(crate) enum PostQuantum {
     Offer,
     /// Offered first.
     Prefer,
+    /// Nothing else: a peer without it is refused.
+    Require,
 }
 
 impl FromStr for PostQuantum {
@@ -221,7 +223,8 @@ impl FromStr for PostQuantum {
             "off" => Ok(Self::Off),
             "offer" => Ok(Self::Offer),
             "prefer" => Ok(Self::Prefer),
-            _ => Err("use off, offer or prefer".to_owned()),
+            "require" => Ok(Self::Require),
+            _ => Err("use off, offer, prefer or require".to_owned()),
         }
     }
 }
@@ -232,6 +235,7 @@ impl fmt::Display for PostQuantum {
             Self::Off => "off",
             Self::Offer => "offer",
             Self::Prefer => "prefer",
+            Self::Require => "require",
         })
     }
 }

@@ -117,11 +117,6 @@ impl BuiltinCa {
         Ok(ca)
     }
 
-    /// The trust bundle that goes out with every certificate.
-    pub(crate) fn roots(&self) -> &[CertificateDer<'static>] {
-        &self.roots
-    }
-
     /// Signs a certificate for `id` and the key in `csr`, for `ttl` or until the CA's own end. The request must ask for
     /// exactly that identity and for nothing else; identities of other trust domains are refused.
     pub(crate) fn sign(

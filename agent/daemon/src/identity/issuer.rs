@@ -51,9 +51,6 @@ pub(crate) enum IssueError {
     /// The issuer was too slow.
     #[error("the issuer did not answer within {} s", .0.as_secs())]
     Timeout(Duration),
-    /// The issuer cannot be reached, or the call failed on the way.
-    #[error("the issuer cannot be reached")]
-    Unreachable(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The issuer answered and will not sign.
     #[error("the issuer refuses: {0}")]
     Refused(String),

@@ -16,5 +16,5 @@ pub(crate) use builtin::BuiltinCa;
 pub(crate) use certificate::{Fault, Leaf};
 pub(crate) use clock::{Clock, SystemClock};
 pub(crate) use issuer::{Csr, IssueError, IssueFuture, Issued, Issuer};
-pub(crate) use store::{IdentityError, IdentityState, IdentityStatus, KeyStore};
+pub(crate) use store::{IdentityState, IdentityStatus, KeyStore};
 pub(crate) use svid::Svid;

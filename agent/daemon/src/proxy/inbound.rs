@@ -140,11 +140,11 @@ impl Call<'_> {
             failure = self.shared.until_denied(self.destination, self.source.0.ip(), None) => Err(failure),
         };
         match ended {
-            Ok(()) => connection.finish(Ending::Closed),
+            Ok(()) => connection.finish(&Ending::Closed),
             Err(failure) => {
                 reset_on_drop(&client);
                 reset_on_drop(&app);
-                connection.finish(failure.ending());
+                connection.finish(&failure.ending());
             }
         }
     }
@@ -225,12 +225,12 @@ impl Call<'_> {
         };
         match ended {
             Ok(()) => {
-                connection.finish(Ending::Closed);
+                connection.finish(&Ending::Closed);
                 Ok(())
             }
             Err((failure, last)) => {
                 reset_on_drop(&app);
-                connection.finish(failure.ending());
+                connection.finish(&failure.ending());
                 Err(last)
             }
         }
@@ -278,11 +278,11 @@ fn failed(error: RelayError) -> (Failure, Option<Control>) {
 struct Inbound<'a>(&'a Connection);
 
 impl Meter for Inbound<'_> {
-    fn from_app(&self, bytes: u64) {
+    fn app_sent(&self, bytes: u64) {
         self.0.server_to_client(bytes);
     }
 
-    fn to_app(&self, bytes: u64) {
+    fn app_got(&self, bytes: u64) {
         self.0.client_to_server(bytes);
     }
 }

@@ -71,11 +71,6 @@ impl Proxy {
         self.0.pool.sweep(|key: &PoolKey| local(&key.pod));
     }
 
-    /// Idle connections between agents.
-    pub(crate) fn idle(&self) -> usize {
-        self.0.pool.len()
-    }
-
     async fn carry(&self, pod: Arc<PodNet>, accepted: Accepted) {
         let shared = &self.0;
         match accepted {
@@ -109,9 +104,9 @@ impl Failure {
     }
 
     fn denied_by_peer(deny: Deny) -> Self {
-        let policy = deny
-            .policy
-            .and_then(|policy| policy.split_once('/').map(|(namespace, name)| ObjectName::new(namespace, name)));
+        let policy = deny.policy.and_then(|policy| {
+            policy.split_once('/').map(|(namespace, name)| ObjectName::new(namespace, name))
+        });
         Self { reason: deny.reason, policy, text: deny.text, by_peer: true }
     }
 

@@ -33,7 +33,8 @@ pub(super) async fn carry(
     original_dst: OriginalDst,
 ) {
     let world = shared.feed.world();
-    let Some(client) = world.mesh.workload_by_ip(source.ip()).filter(|client| client.uid == *pod.uid()) else {
+    let Some(client) = world.mesh.workload_by_ip(source.ip()).filter(|client| client.uid == *pod.uid())
+    else {
         let text = "the calling pod is not known at the address that it calls from";
         let meta = unrouted(Party::default(), source, original_dst);
         reset_on_drop(&app);
@@ -102,13 +103,13 @@ impl Call<'_> {
         });
         match relay::stream(app, &mut link, &open, &Outbound(&connection)).await {
             Ok(()) => {
-                connection.finish(Ending::Closed);
+                connection.finish(&Ending::Closed);
                 self.shared.pool.put(key, link);
             }
             Err(error) => {
                 reset_on_drop(app);
                 let (failure, last) = failed(error);
-                connection.finish(if failure.by_peer && failure.reason != Reason::Reset {
+                connection.finish(&if failure.by_peer && failure.reason != Reason::Reset {
                     Ending::Refused(failure.refusal())
                 } else {
                     failure.ending()
@@ -178,12 +179,8 @@ impl Call<'_> {
             identity: matches!(security, Security::MutualTls { .. }).then(|| workload.identity.clone()),
         };
         let (client, server) = (proven(&self.client), proven(&self.endpoint.workload));
-        let mut meta = meta(
-            Direction::Outbound,
-            (client, self.source),
-            (server, self.endpoint.addr.0),
-            security,
-        );
+        let mut meta =
+            meta(Direction::Outbound, (client, self.source), (server, self.endpoint.addr.0), security);
         meta.original_dst = Some(self.original_dst.0);
         meta.service.clone_from(&self.endpoint.service);
         meta
@@ -209,11 +206,11 @@ async fn plain(shared: &Shared, pod: &PodNet, app: &mut TcpStream, meta: Meta) {
 async fn relay_plain(shared: &Shared, app: &mut TcpStream, server: &mut TcpStream, meta: Meta) {
     let connection = shared.telemetry.open(meta);
     match relay::plain(app, server, &Outbound(&connection)).await {
-        Ok(()) => connection.finish(Ending::Closed),
+        Ok(()) => connection.finish(&Ending::Closed),
         Err(_) => {
             reset_on_drop(app);
             reset_on_drop(server);
-            connection.finish(Ending::Reset);
+            connection.finish(&Ending::Reset);
         }
     }
 }
@@ -237,12 +234,8 @@ fn failed(error: RelayError) -> (Failure, Option<Control>) {
 
 /// What is known before there is an endpoint.
 fn unrouted(client: Party, source: SocketAddr, original_dst: OriginalDst) -> Meta {
-    let mut meta = meta(
-        Direction::Outbound,
-        (client, source),
-        (Party::default(), original_dst.0),
-        Security::Plaintext,
-    );
+    let mut meta =
+        meta(Direction::Outbound, (client, source), (Party::default(), original_dst.0), Security::Plaintext);
     meta.original_dst = Some(original_dst.0);
     meta
 }
@@ -256,11 +249,11 @@ fn party(workload: &Arc<Workload>) -> Party {
 struct Outbound<'a>(&'a Connection);
 
 impl Meter for Outbound<'_> {
-    fn from_app(&self, bytes: u64) {
+    fn app_sent(&self, bytes: u64) {
         self.0.client_to_server(bytes);
     }
 
-    fn to_app(&self, bytes: u64) {
+    fn app_got(&self, bytes: u64) {
         self.0.server_to_client(bytes);
     }
 }

@@ -20,9 +20,9 @@ use crate::tunnel::{Buffer, Link, MoveError, Received, TunnelError};
 /// Counts bytes as they pass.
 pub(super) trait Meter {
     /// Bytes from the application's socket.
-    fn from_app(&self, bytes: u64);
+    fn app_sent(&self, bytes: u64);
     /// Bytes to the application's socket.
-    fn to_app(&self, bytes: u64);
+    fn app_got(&self, bytes: u64);
 }
 
 /// Why a relay ended before both directions had.
@@ -69,7 +69,7 @@ pub(super) async fn stream(
         loop {
             match writer.send_from(&mut app_read).await? {
                 0 => break,
-                bytes => meter.from_app(bytes as u64),
+                bytes => meter.app_sent(bytes as u64),
             }
         }
         writer.control(&Control::Fin).await?;
@@ -81,7 +81,7 @@ pub(super) async fn stream(
                 Received::Data(_) if awaits_accept => return Err(TunnelError::Unexpected("DATA").into()),
                 Received::Data(pieces) => {
                     pieces.write_to(&mut app_write).await.map_err(RelayError::App)?;
-                    meter.to_app(pieces.len() as u64);
+                    meter.app_got(pieces.len() as u64);
                 }
                 Received::Control(Control::Accept) if awaits_accept => awaits_accept = false,
                 Received::Control(Control::Deny(deny)) if awaits_accept => {
@@ -102,8 +102,8 @@ pub(super) async fn stream(
 pub(super) async fn plain(app: &mut TcpStream, other: &mut TcpStream, meter: &impl Meter) -> io::Result<()> {
     let (mut app_read, mut app_write) = app.split();
     let (mut other_read, mut other_write) = other.split();
-    let up = copy(&mut app_read, &mut other_write, |bytes| meter.from_app(bytes));
-    let down = copy(&mut other_read, &mut app_write, |bytes| meter.to_app(bytes));
+    let up = copy(&mut app_read, &mut other_write, |bytes| meter.app_sent(bytes));
+    let down = copy(&mut other_read, &mut app_write, |bytes| meter.app_got(bytes));
     tokio::try_join!(up, down).map(|_| ())
 }
 

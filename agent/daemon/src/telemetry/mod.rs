@@ -24,7 +24,7 @@ use ambit_core::{
     reason::Reason,
 };
 
-pub(crate) use logging::{LogFormat, LogGuard, LoggingError, init_logging, parse_filter};
+pub(crate) use logging::{LogFormat, LoggingError, init_logging, parse_filter};
 pub(crate) use metrics::OpenTunnel;
 
 use live::{Live, LiveTable};
@@ -241,8 +241,8 @@ impl Connection {
     }
 
     /// Counts and logs the end.
-    pub(crate) fn finish(mut self, ending: Ending) {
-        self.end(&ending);
+    pub(crate) fn finish(mut self, ending: &Ending) {
+        self.end(ending);
     }
 
     fn end(&mut self, ending: &Ending) {

@@ -5,7 +5,7 @@ use std::{
     ops::{Deref, DerefMut},
 };
 
-use super::record::{RECORDS, RECORD_LEN};
+use super::record::{RECORD_LEN, RECORDS};
 
 /// Bytes of a buffer: a batch of full records.
 pub(crate) const LEN: usize = RECORDS * RECORD_LEN;

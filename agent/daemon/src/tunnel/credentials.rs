@@ -30,8 +30,7 @@ impl Wallet {
 
     /// The credentials of `id`, waiting a moment if its first certificate is on the way.
     pub(crate) async fn credentials(&self, id: &SpiffeId) -> Result<Arc<Credentials>, TunnelError> {
-        let unavailable =
-            |text: String| TunnelError::Handshake { reason: Reason::IdentityUnavailable, text };
+        let unavailable = |text: String| TunnelError::Handshake { reason: Reason::IdentityUnavailable, text };
         let svid = self.keys.svid(id).await.map_err(|error| unavailable(error.to_string()))?;
         // A panic while the lock is held cannot leave the map half changed.
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);

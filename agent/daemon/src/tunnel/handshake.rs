@@ -208,9 +208,9 @@ impl<S: Side> Driver<S> {
 
     async fn into_link(mut self, verify: impl Verify) -> Result<Link, TunnelError> {
         let state = self.side.state();
-        let group = state.negotiated_key_exchange_group().map_or("unknown", |group| {
-            group.name().as_str().unwrap_or("unknown")
-        });
+        let group = state
+            .negotiated_key_exchange_group()
+            .map_or("unknown", |group| group.name().as_str().unwrap_or("unknown"));
         let resumed = state.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
         let verified = match state.alpn_protocol() {
             Some(protocol) if protocol == ALPN => verify(state.peer_certificates().unwrap_or_default()),

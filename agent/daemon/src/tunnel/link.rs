@@ -28,9 +28,7 @@ use tokio::{
 use super::{
     Buffer, TunnelError,
     handshake::Kernel,
-    record::{
-        self, Batch, ContentType, HEADER_LEN, Opener, RECORD_LEN, Sealer, TRAILER_LEN,
-    },
+    record::{self, Batch, ContentType, HEADER_LEN, Opener, RECORD_LEN, Sealer, TRAILER_LEN},
     tls::{self, PeerIdentity},
 };
 
@@ -489,11 +487,8 @@ impl Writer<'_> {
         let mut batch = Batch(&mut buffer);
         let mut len = source.read(batch.first()).await.map_err(MoveError::Source)?;
         if Batch::fills_first(len) {
-            match source.try_read_vectored(&mut batch.rest()) {
-                Ok(more) => len += more,
-                // An error comes back with the next read.
-                Err(_) => {}
-            }
+            // An error comes back with the next read.
+            len += source.try_read_vectored(&mut batch.rest()).unwrap_or(0);
         }
         if len == 0 {
             return Ok(0);

@@ -98,11 +98,6 @@ impl Pool {
         }
     }
 
-    /// How many connections wait.
-    pub(crate) fn len(&self) -> usize {
-        self.len.load(Ordering::Relaxed)
-    }
-
     fn lock(&self) -> MutexGuard<'_, HashMap<PoolKey, Vec<Idle>>> {
         // A panic cannot leave the map half changed: nothing in the critical sections panics between two steps.
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)

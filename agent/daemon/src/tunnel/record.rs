@@ -144,7 +144,7 @@ pub(super) fn record_len(bytes: &[u8]) -> Result<Option<usize>, TunnelError> {
         return Ok(None);
     };
     let len = usize::from(u16::from_be_bytes([header[3], header[4]]));
-    if header[0] != ContentType::Data as u8 || len > MAX_CIPHERTEXT || len < TRAILER_LEN {
+    if header[0] != ContentType::Data as u8 || !(TRAILER_LEN..=MAX_CIPHERTEXT).contains(&len) {
         return Err(TunnelError::Record);
     }
     Ok(Some(HEADER_LEN + len))

@@ -33,8 +33,10 @@ struct Sides {
 impl Sides {
     fn new() -> Self {
         let ca = TestCa::new("test");
-        let settings =
-            TlsSettings { post_quantum: Default::default(), trust_domains: vec!["cluster.local".parse().unwrap()] };
+        let settings = TlsSettings {
+            post_quantum: Default::default(),
+            trust_domains: vec!["cluster.local".parse().unwrap()],
+        };
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let make = |uri| {
             let now = clock.now();
@@ -67,7 +69,8 @@ impl Sides {
 
 async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (client, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+    let (client, accepted) =
+        tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
     (client.unwrap(), accepted.unwrap().0)
 }
 
@@ -206,7 +209,6 @@ async fn the_pool_gives_back_what_is_alive_and_only_for_the_same_pair() {
     server.close_with(None).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(pool.take(&key(&id(CLIENT))).is_none(), "its peer has closed it");
-    assert_eq!(pool.len(), 0);
 }
 
 #[tokio::test]

@@ -32,7 +32,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-pub(crate) use self::reason::{alert_reason, handshake_reason};
+pub(crate) use self::reason::handshake_reason;
 use self::verify::{ClientVerifier, Refusal, ServerVerifier};
 use crate::identity::{Clock, Leaf, Svid};
 

@@ -51,7 +51,7 @@ fn heading(out: &mut String, view: &StatusView, now: SystemTime) {
     line(out, &format!("Policies  {} in force", view.policies));
 }
 
-fn section(out: &mut String, title: &str, table: Table) {
+fn section(out: &mut String, title: &str, table: &Table) {
     let _ = write!(out, "\n{title}\n");
     table.draw(out);
 }

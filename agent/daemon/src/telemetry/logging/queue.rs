@@ -121,7 +121,10 @@ mod tests {
 
     /// A log file whose reader stalls until told to go on.
     #[derive(Clone, Default)]
-    struct Slow(Arc<(Mutex<(bool, Vec<u8>)>, Condvar)>);
+    struct Slow(Arc<(Mutex<Gate>, Condvar)>);
+
+    /// Whether the reader goes on, and what it has read.
+    type Gate = (bool, Vec<u8>);
 
     impl Slow {
         fn open(&self) {
