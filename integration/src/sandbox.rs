@@ -173,7 +173,8 @@ fn sweep(id: &str) -> Result<()> {
         let name = node.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let binary = folder.join(BINARY);
         if binary.exists() {
-            let _ = crate::process::must(Command::new(&binary).args(["uninstall", "--force", "--node", &name]));
+            let _ =
+                crate::process::must(Command::new(&binary).args(["uninstall", "--force", "--node", &name]));
         }
         // Programs detach with the last reference to their link, which is its pin.
         note(format!("pins of {name}"), remove(&node));
