@@ -121,7 +121,7 @@ fn encryption(world: &mut World, console: Console) -> Result<()> {
     console.good(format_args!("and begin with {:02x?}…: a TLS ClientHello", &first[..6]));
     let line = world.agents[1].wait_log(0, &["access", &world.pod("a").identity()])?;
     console.good("the agent of node2 knows who called, and proved it by certificate:");
-    console.line(format_args!("      {}", line.replace('\t', ' ')));
+    console.line(format_args!("      {}", line.replace('\t', " ")));
     Ok(())
 }
 
@@ -157,7 +157,7 @@ fn policy(world: &mut World, console: Console) -> Result<()> {
     world.must_reach("a", "b")?;
     console.good("STRICT: pod a still reaches pod b, by mutual TLS");
     let line = world.agents[1].wait_log(0, &["mtls_required"])?;
-    console.line(format_args!("      {}", line.replace('\t', ' ')));
+    console.line(format_args!("      {}", line.replace('\t', " ")));
     world.manifests.no_peer_authentication(MESHED)?;
     eventually(IN_FORCE, || world.must_reach("c", "b"))?;
     console.good("policy removed: pod c is taken again");
