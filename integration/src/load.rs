@@ -186,6 +186,11 @@ impl Iperf {
         self.0["end"]["sum_received"]["bits_per_second"].as_f64().unwrap_or(0.0) / 1e9
     }
 
+    /// The sums at the end of the report, for messages.
+    pub fn end(&self) -> &Value {
+        &self.0["end"]
+    }
+
     /// The same for the way back of a `--bidir` test.
     pub fn reverse_gbps(&self) -> f64 {
         self.0["end"]["sum_received_bidir_reverse"]["bits_per_second"].as_f64().unwrap_or(0.0) / 1e9

@@ -27,13 +27,16 @@ pub(crate) struct Args {
     /// Print JSON on stdout, and progress on stderr.
     #[arg(long)]
     json: bool,
+    /// Use this binary instead of building one.
+    #[arg(long)]
+    binary: Option<PathBuf>,
 }
 
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let prepare = || {
         setup::programs()?;
-        build::daemon(true)
+        build::daemon_or(args.binary.as_deref())
     };
     sandbox::supervised(prepare, |sandbox, binary: PathBuf| {
         let console = Console::new(args.json);

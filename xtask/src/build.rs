@@ -1,6 +1,6 @@
 //! `cargo xtask build`: the finished daemon, eBPF object inside.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
@@ -25,6 +25,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let size = std::fs::metadata(&binary)?.len();
     println!("{} ({:.1} MB)", binary.display(), size as f64 / 1e6);
     Ok(())
+}
+
+/// The binary at `given`, or the release build that tests, demo and bench use.
+pub(crate) fn daemon_or(given: Option<&Path>) -> Result<PathBuf> {
+    match given {
+        Some(binary) => binary.canonicalize().with_context(|| binary.display().to_string()),
+        None => daemon(true),
+    }
 }
 
 /// Builds programs and daemon; returns the binary's path.

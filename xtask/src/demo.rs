@@ -31,6 +31,9 @@ pub(crate) struct Args {
     /// Print the figures as JSON on stdout, and everything else on stderr.
     #[arg(long)]
     json: bool,
+    /// Use this binary instead of building one.
+    #[arg(long)]
+    binary: Option<PathBuf>,
     /// How long each of the five loads lasts, in seconds.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: u32,
@@ -49,7 +52,7 @@ const PICTURE: &str = "
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let prepare = || {
         setup::programs()?;
-        build::daemon(true)
+        build::daemon_or(args.binary.as_deref())
     };
     sandbox::supervised(prepare, |sandbox, binary: PathBuf| {
         let console = Console::new(args.json);
@@ -118,7 +121,7 @@ fn encryption(world: &mut World, console: Console) -> Result<()> {
     console.good(format_args!("and begin with {:02x?}…: a TLS ClientHello", &first[..6]));
     let line = world.agents[1].wait_log(0, &["access", &world.pod("a").identity()])?;
     console.good("the agent of node2 knows who called, and proved it by certificate:");
-    console.line(format_args!("      {line}"));
+    console.line(format_args!("      {}", line.replace('\t', " ")));
     Ok(())
 }
 
@@ -154,7 +157,7 @@ fn policy(world: &mut World, console: Console) -> Result<()> {
     world.must_reach("a", "b")?;
     console.good("STRICT: pod a still reaches pod b, by mutual TLS");
     let line = world.agents[1].wait_log(0, &["mtls_required"])?;
-    console.line(format_args!("      {line}"));
+    console.line(format_args!("      {}", line.replace('\t', " ")));
     world.manifests.no_peer_authentication(MESHED)?;
     eventually(IN_FORCE, || world.must_reach("c", "b"))?;
     console.good("policy removed: pod c is taken again");

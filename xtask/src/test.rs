@@ -32,7 +32,7 @@ pub(crate) struct Args {
     /// List the end-to-end tests and run nothing.
     #[arg(long)]
     list: bool,
-    /// Test this binary instead of building one.
+    /// Use this binary instead of building one.
     #[arg(long)]
     binary: Option<PathBuf>,
     /// Run only end-to-end tests whose name contains this.
@@ -68,10 +68,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             lint::all()?;
             unit()?
         };
-        let binary = match &args.binary {
-            Some(binary) => binary.canonicalize().with_context(|| binary.display().to_string())?,
-            None => build::daemon(true)?,
-        };
+        let binary = build::daemon_or(args.binary.as_deref())?;
         Ok(Prepared { binary, passed })
     };
     sandbox::supervised(prepare, |sandbox, prepared| {

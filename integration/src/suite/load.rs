@@ -17,7 +17,7 @@ fn iperf_ways(world: &mut World) -> Result<()> {
     let lane = world.lane("a", "b");
     for flags in [&["-P", "8"][..], &["-R"], &["--bidir"], &["-P", "8", "-R"]] {
         let report = lane.iperf(2, flags)?;
-        ensure!(report.gbps() > 0.05, "iperf3 {flags:?}: {} Gbit/s", report.gbps());
+        ensure!(report.gbps() > 0.05, "iperf3 {flags:?}: {} Gbit/s: {}", report.gbps(), report.end());
         if flags.contains(&"--bidir") {
             ensure!(report.reverse_gbps() > 0.05, "iperf3 {flags:?}: {} Gbit/s back", report.reverse_gbps());
         }
