@@ -89,8 +89,8 @@ pub(super) fn pin(link: FdLink, path: &Path) -> Result<(), CaptureError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let fresh = path.with_file_name(format!("{name}-new"));
     unpin(&fresh);
-    let pinned: PinnedLink = link.pin(&fresh).map_err(|error| error(&fresh, &error))?;
-    fs::rename(&fresh, path).map_err(|error| error(path, &error))?;
+    let pinned: PinnedLink = link.pin(&fresh).map_err(|cause| error(&fresh, &cause))?;
+    fs::rename(&fresh, path).map_err(|cause| error(path, &cause))?;
     drop(pinned);
     Ok(())
 }

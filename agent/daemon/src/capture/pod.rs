@@ -13,7 +13,7 @@ use ambit_ebpf_common::{
 };
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-use super::{CaptureError, PodSpec, netns::Netns, programs::Maps, routing, socket};
+use super::{CaptureError, PodSpec, maps::Maps, netns::Netns, routing, socket};
 
 /// A connection that the programs handed to the agent.
 #[derive(Debug)]

@@ -91,7 +91,7 @@ fn sample(text: &str, name: &str, labels: &[&str]) -> Option<f64> {
 #[test]
 fn a_series_carries_every_label_of_istio() {
     let telemetry = Telemetry::new();
-    telemetry.open(web_to_cart(Direction::Outbound)).finish(Ending::Closed);
+    telemetry.open(web_to_cart(Direction::Outbound)).finish(&Ending::Closed);
     let text = telemetry.encode();
     let line = text.lines().find(|line| line.starts_with("istio_tcp_connections_opened_total")).unwrap();
     assert_eq!(
@@ -149,7 +149,7 @@ fn bytes_show_while_the_connection_lives() {
         [(100, 7), (11, 0)]
     );
 
-    first.finish(Ending::Closed);
+    first.finish(&Ending::Closed);
     drop(second);
     let text = telemetry.encode();
     assert_eq!(sample(&text, "istio_tcp_connections_closed_total", &[]), Some(2.0));
@@ -170,13 +170,13 @@ fn failures_carry_istio_flags_and_our_reasons() {
     ] {
         telemetry
             .open(web_to_cart(Direction::Outbound))
-            .finish(Ending::Failed { reason, text: "it broke".to_owned() });
+            .finish(&Ending::Failed { reason, text: "it broke".to_owned() });
         let text = telemetry.encode();
         assert_eq!(sample(&text, "istio_tcp_connections_failed_total", &["\"source\"", flag]), Some(1.0));
         let labels = [&format!("reason=\"{reason}\"") as &str, "reporter=\"source\""];
         assert_eq!(sample(&text, "ambit_connection_failures_total", &labels), Some(1.0));
     }
-    telemetry.open(web_to_cart(Direction::Inbound)).finish(Ending::Refused(denial()));
+    telemetry.open(web_to_cart(Direction::Inbound)).finish(&Ending::Refused(denial()));
     let text = telemetry.encode();
     let denied = ["reporter=\"destination\"", "reason=\"policy_denied\""];
     assert_eq!(sample(&text, "ambit_refusals_total", &denied), Some(2.0));
@@ -286,7 +286,7 @@ fn the_access_log_shows_our_own_pods_view() {
             let connection = telemetry.open(web_to_cart(direction));
             connection.client_to_server(100);
             connection.server_to_client(7);
-            connection.finish(Ending::Closed);
+            connection.finish(&Ending::Closed);
         }
     };
     let lines = logged(LogFormat::Text, report(Direction::Outbound));
@@ -320,8 +320,8 @@ fn a_refusal_is_logged_with_reason_and_policy() {
     );
     let lines = logged(LogFormat::Text, |telemetry| {
         let refusal = Refusal { by_peer: true, ..denial() };
-        telemetry.open(web_to_cart(Direction::Outbound)).finish(Ending::Refused(refusal));
-        telemetry.open(web_to_cart(Direction::Outbound)).finish(Ending::Reset);
+        telemetry.open(web_to_cart(Direction::Outbound)).finish(&Ending::Refused(refusal));
+        telemetry.open(web_to_cart(Direction::Outbound)).finish(&Ending::Reset);
         drop(telemetry.open(web_to_cart(Direction::Outbound)));
     });
     assert!(lines[0].starts_with("error\taccess\tconnection complete\t"), "{lines:?}");
@@ -350,7 +350,7 @@ fn json_lines_keep_the_order_and_the_numbers() {
         let _entered = span.enter();
         let connection = telemetry.open(web_to_cart(Direction::Outbound));
         connection.client_to_server(100);
-        connection.finish(Ending::Closed);
+        connection.finish(&Ending::Closed);
     });
     let value: serde_json::Value = serde_json::from_str(&lines[0]).unwrap();
     assert_eq!(value["message"], "connection complete");

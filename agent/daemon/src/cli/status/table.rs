@@ -12,10 +12,10 @@ pub(super) fn render(view: &StatusView, now: SystemTime) -> String {
     let mut out = String::new();
     heading(&mut out, view, now);
     if let Some(pods) = &view.pods {
-        section(&mut out, "PODS", pods_table(pods));
+        section(&mut out, "PODS", &pods_table(pods));
     }
     if let Some(certificates) = &view.certificates {
-        section(&mut out, "CERTIFICATES", certificates_table(certificates, now));
+        section(&mut out, "CERTIFICATES", &certificates_table(certificates, now));
     }
     if let Some(connections) = &view.connections {
         let listed = connections.len() as u64;
@@ -25,7 +25,7 @@ pub(super) fn render(view: &StatusView, now: SystemTime) -> String {
             }
             _ => "CONNECTIONS".to_owned(),
         };
-        section(&mut out, &title, connections_table(connections, now));
+        section(&mut out, &title, &connections_table(connections, now));
     }
     if let Some(problems) = &view.problems {
         out.push_str("\nPROBLEMS\n");

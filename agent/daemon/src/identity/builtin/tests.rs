@@ -66,8 +66,8 @@ fn a_new_ca_is_private_complete_and_found_again() {
     names.sort();
     assert_eq!(names, [".lock", CA_CERT, CA_KEY, CERT_CHAIN, ROOT_CERT]);
     let second = open(&path).unwrap();
-    assert_eq!(first.roots(), second.roots());
-    let root = parse(&first.roots()[0]).unwrap();
+    assert_eq!(first.roots, second.roots);
+    let root = parse(&first.roots[0]).unwrap();
     assert_eq!(uri_names(&root).unwrap(), ["spiffe://td1"]);
     assert_eq!(root.basic_constraints().unwrap().unwrap().value.path_len_constraint, Some(0));
     assert_eq!(system_time(root.validity().not_after), now() + CA_LIFETIME);
@@ -77,7 +77,7 @@ fn a_new_ca_is_private_complete_and_found_again() {
 fn a_leaf_is_what_the_spec_says() {
     let (_dir, ca) = fresh();
     let issued = ca.sign(&request(&[WEB], |_| ()), &id(WEB), DAY).unwrap();
-    assert_eq!((issued.chain.len(), &*issued.roots), (1, ca.roots()), "no root in the chain");
+    assert_eq!((issued.chain.len(), &issued.roots), (1, &ca.roots), "no root in the chain");
     let leaf = Leaf::read(&issued.chain[0]).unwrap();
     assert_eq!((leaf.id, leaf.not_before, leaf.not_after), (id(WEB), now() - BACKDATE, now() + DAY));
     let parsed = parse(&issued.chain[0]).unwrap();
@@ -154,7 +154,7 @@ fn many_that_start_at_once_agree() {
     let starters: Vec<_> = (0..8)
         .map(|_| {
             let path = path.clone();
-            thread::spawn(move || open(&path).unwrap().roots().to_vec())
+            thread::spawn(move || open(&path).unwrap().roots.to_vec())
         })
         .collect();
     let roots: Vec<_> = starters.into_iter().map(|starter| starter.join().unwrap()).collect();
@@ -173,7 +173,7 @@ fn a_crash_leaves_none_or_a_complete_ca() {
             let to = if index < moved { path.join(name) } else { incoming.join(name) };
             fs::copy(done.join(name), to).unwrap();
         }
-        assert_eq!(open(&path).unwrap().roots(), ca.roots(), "after {moved} files");
+        assert_eq!(open(&path).unwrap().roots, ca.roots, "after {moved} files");
         assert!(!incoming.exists());
     }
     for written in 0..=NAMES.len() {
@@ -183,7 +183,7 @@ fn a_crash_leaves_none_or_a_complete_ca() {
         for name in &NAMES[..written] {
             fs::write(unfinished.join(name), "half").unwrap();
         }
-        assert_ne!(open(&path).unwrap().roots(), ca.roots(), "a new one after {written} files");
+        assert_ne!(open(&path).unwrap().roots, ca.roots, "a new one after {written} files");
         assert!(!unfinished.exists());
     }
 }

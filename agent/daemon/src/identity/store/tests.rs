@@ -103,7 +103,7 @@ impl Issuer for Scripted {
                     sleep(wait).await;
                     Ok(self.sign(&csr))
                 }
-                Script::Fail => Err(IssueError::Unreachable("the line is cut".into())),
+                Script::Fail => Err(IssueError::Refused("the line is cut".into())),
                 Script::Hang => std::future::pending().await,
                 Script::Panic => panic!("a bug in the issuer"),
                 Script::Answer(answer) => Ok(answer(self, &csr)),

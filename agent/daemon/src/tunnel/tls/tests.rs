@@ -274,8 +274,8 @@ fn alerts_tell_the_refused_side_what_tls_can() {
         assert_eq!(reason, expected, "{text}");
         assert!(text.contains("our certificate"), "{text}");
     }
-    assert_eq!(alert_reason(AlertDescription::AccessDenied).0, Reason::IdentityMismatch);
-    assert_eq!(alert_reason(AlertDescription::Unknown(200)).0, Reason::TlsHandshake);
+    assert_eq!(reason::alert_reason(AlertDescription::AccessDenied).0, Reason::IdentityMismatch);
+    assert_eq!(reason::alert_reason(AlertDescription::Unknown(200)).0, Reason::TlsHandshake);
     assert_eq!(handshake_reason(&Error::DecryptError).0, Reason::TlsHandshake);
 }
 
