@@ -69,6 +69,17 @@ pub struct Open {
     pub service: Option<String>,
     /// W3C trace context (`traceparent`), if there is one.
     pub trace: Option<String>,
+    /// The place of the connection among those of the same client to the same destination.
+    pub order: Order,
+}
+
+/// Where a connection stands among others that were numbered in the same place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Order {
+    /// A random number for the place and time of numbering.
+    pub epoch: u64,
+    /// 0, 1, 2, …
+    pub number: u64,
 }
 
 /// The payload of DENY.
@@ -108,6 +119,8 @@ impl Control {
                 put_addr(&mut payload, open.original_dst);
                 put_text(&mut payload, open.service.as_deref().unwrap_or(""));
                 put_text(&mut payload, open.trace.as_deref().unwrap_or(""));
+                payload.extend(open.order.epoch.to_be_bytes());
+                payload.extend(open.order.number.to_be_bytes());
                 FrameType::Open
             }
             Self::Accept => FrameType::Accept,
@@ -132,9 +145,15 @@ impl Control {
     fn decode(frame: FrameType, payload: &[u8]) -> Result<Self, FrameError> {
         let mut input = Payload { frame, bytes: payload };
         Ok(match frame {
-            FrameType::Open => {
-                Self::Open(Open { original_dst: input.addr()?, service: input.text()?, trace: input.text()? })
-            }
+            FrameType::Open => Self::Open(Open {
+                original_dst: input.addr()?,
+                service: input.text()?,
+                trace: input.text()?,
+                order: Order {
+                    epoch: u64::from_be_bytes(input.array()?),
+                    number: u64::from_be_bytes(input.array()?),
+                },
+            }),
             FrameType::Accept => Self::Accept,
             FrameType::Deny => Self::Deny(Deny {
                 reason: Reason::from_code(input.u16()?),

@@ -6,11 +6,13 @@ fn examples() -> Vec<Control> {
             original_dst: "198.19.0.7:443".parse().unwrap(),
             service: Some("web.shop.svc.cluster.local".into()),
             trace: None,
+            order: Order::default(),
         }),
         Control::Open(Open {
             original_dst: "[fd00:198::7]:80".parse().unwrap(),
             service: None,
             trace: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00".into()),
+            order: Order { epoch: u64::MAX, number: 1 },
         }),
         Control::Accept,
         Control::Deny(Deny {

@@ -152,7 +152,9 @@ impl Capture {
         let pod = PodNet::open(spec, programs.maps().clone()).await?;
         programs.admit(&pod)?;
         let pod = Arc::new(pod);
-        self.pods.insert(spec.uid.clone(), pod.clone());
+        if let Some(old) = self.pods.insert(spec.uid.clone(), pod.clone()) {
+            old.retire();
+        }
         Ok(pod)
     }
 

@@ -11,7 +11,10 @@ use ambit_core::model::{ClientAddr, OriginalDst, PodAddr};
 use ambit_ebpf_common::{
     Flow, OriginKey, Pod, SOCKET_DELIVERY, SOCKET_TUNNEL, Socket as SocketState, addr, ip,
 };
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::watch,
+};
 
 use super::{CaptureError, PodSpec, maps::Maps, netns::Netns, routing, socket};
 
@@ -52,6 +55,7 @@ pub(crate) struct PodNet {
     netns: Netns,
     maps: Arc<Maps>,
     listeners: Vec<(SocketAddr, TcpListener)>,
+    released: watch::Sender<bool>,
 }
 
 impl PodNet {
@@ -71,10 +75,22 @@ impl PodNet {
                 .map_err(failed(format!("listen on the pod's address {address}")))?;
             listeners.push(bound);
         }
-        Ok(Self { uid: spec.uid.clone(), netns, maps, listeners })
+        Ok(Self { uid: spec.uid.clone(), netns, maps, listeners, released: watch::Sender::new(false) })
+    }
+
+    /// Ends once the pod has been let go, or enrolled anew in another network namespace: what runs may finish, and nothing
+    /// begins here any more.
+    pub(crate) async fn until_released(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.released.subscribe().wait_for(|released| *released).await;
+    }
+
+    pub(super) fn retire(&self) {
+        self.released.send_replace(true);
     }
 
     pub(super) async fn close(&self) {
+        self.retire();
         routing::restore(&self.netns).await;
     }
 

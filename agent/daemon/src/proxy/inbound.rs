@@ -4,7 +4,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use ambit_core::{
-    frame::{Control, Open},
+    frame::{Control, Open, Order},
     model::{ClientAddr, PodAddr, SpiffeId, Workload},
     reason::Reason,
 };
@@ -12,6 +12,7 @@ use tokio::{net::TcpStream, select, time::timeout};
 
 use super::{
     Failure, Shared, meta,
+    order::{Arrivals, Turn},
     relay::{self, Meter, RelayError},
     verdict,
 };
@@ -35,11 +36,13 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// Carries one connection, or all streams of one tunnel, to the end.
 pub(super) async fn carry(
     shared: &Shared,
-    pod: &Arc<PodNet>,
+    pod: &PodNet,
     client: TcpStream,
-    source: ClientAddr,
-    destination: PodAddr,
+    (source, destination): (ClientAddr, PodAddr),
+    (arrivals, order): (&Arrivals, Order),
 ) {
+    // Plaintext keeps the order of connections; streams of a tunnel have numbers of their own.
+    let turn = arrivals.turn(source.0.ip(), destination.0.port(), order);
     let world = shared.feed.world();
     let Some(workload) =
         world.mesh.workload_by_ip(destination.0.ip()).filter(|workload| workload.uid == *pod.uid()).cloned()
@@ -55,14 +58,14 @@ pub(super) async fn carry(
         return shared.telemetry.refuse(&meta, &Failure::new(Reason::NotReady, text).refusal());
     };
     let caller = world.mesh.workload_by_ip(source.0.ip()).cloned();
-    let mut call = Call { shared, pod, source, destination, workload, caller };
+    let mut call = Call { shared, pod, arrivals, source, destination, workload, caller };
     let Ok(pending) = shared.pending.try_acquire() else {
         reset_on_drop(&client);
         let text = "too many connections wait to be recognised as tunnel or plaintext";
         let meta = call.meta(None, Security::Plaintext);
         return shared.telemetry.refuse(&meta, &Failure::new(Reason::Overloaded, text).refusal());
     };
-    match call.recognise(client).await {
+    match call.recognise(client, turn).await {
         Ok(Recognised::Tunnel(client)) => call.tunnel(client, pending).await,
         Ok(Recognised::Plaintext(client, app)) => {
             drop(pending);
@@ -87,7 +90,8 @@ enum Recognised {
 
 struct Call<'a> {
     shared: &'a Shared,
-    pod: &'a Arc<PodNet>,
+    pod: &'a PodNet,
+    arrivals: &'a Arrivals,
     source: ClientAddr,
     destination: PodAddr,
     workload: Arc<Workload>,
@@ -97,21 +101,21 @@ struct Call<'a> {
 impl Call<'_> {
     /// First bytes decide. Where plaintext is allowed nobody waits for them: the application is connected at once, so
     /// that protocols in which the server speaks first run as without us.
-    async fn recognise(&self, client: TcpStream) -> Result<Recognised, (TcpStream, Failure)> {
+    async fn recognise(&self, client: TcpStream, turn: Turn) -> Result<Recognised, (TcpStream, Failure)> {
         let meshed = self.caller.as_ref().is_some_and(|caller| caller.enrolled);
         let allowed = self.verdict(None);
         if meshed || allowed.is_err() {
             let patience = if meshed { MESHED_PATIENCE } else { STRICT_PATIENCE };
             match first_bytes(&client, patience).await {
                 Ok(First::Tunnel) => return Ok(Recognised::Tunnel(client)),
-                Ok(First::Closed) | Err(_) => return Ok(Recognised::Gone),
-                Ok(First::Plaintext | First::Silence) => {}
+                Err(_) => return Ok(Recognised::Gone),
+                Ok(First::Plaintext | First::Silence | First::Closed) => {}
             }
         }
         if let Err(failure) = allowed {
             return Err((client, failure));
         }
-        let app = match self.deliver().await {
+        let app = match self.deliver(turn).await {
             Ok(app) => app,
             Err(failure) => return Err((client, failure)),
         };
@@ -163,7 +167,12 @@ impl Call<'_> {
         let _open = self.shared.telemetry.tunnel();
         let mut reused = false;
         let last = loop {
-            match link.next_open(TUNNEL_IDLE).await {
+            let next = select! {
+                biased;
+                () = self.pod.until_released() => break None,
+                next = link.next_open(TUNNEL_IDLE) => next,
+            };
+            match next {
                 Ok(Some(open)) => {
                     if let Err(last) = self.stream(&mut link, open, reused).await {
                         break last;
@@ -203,7 +212,10 @@ impl Call<'_> {
         let mut meta = self.meta(Some(link), security);
         meta.original_dst = Some(open.original_dst);
         let delivered = match self.verdict(Some(&peer)) {
-            Ok(()) => self.deliver().await,
+            Ok(()) => {
+                let turn = self.arrivals.turn(self.source.0.ip(), self.destination.0.port(), open.order);
+                self.deliver(turn).await
+            }
             Err(failure) => Err(failure),
         };
         let mut app = match delivered {
@@ -243,7 +255,9 @@ impl Call<'_> {
         verdict(&world, workload, self.destination.0.port(), self.source.0.ip(), peer)
     }
 
-    async fn deliver(&self) -> Result<TcpStream, Failure> {
+    /// Connects to the application when it is the connection's turn.
+    async fn deliver(&self, turn: Turn) -> Result<TcpStream, Failure> {
+        turn.wait().await;
         timeout(CONNECT, self.pod.deliver(self.source, self.destination))
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))

@@ -2,6 +2,7 @@
 //! and the tunnel for a connection; knows no TLS library and no maps.
 
 mod inbound;
+mod order;
 mod outbound;
 mod relay;
 
@@ -20,6 +21,7 @@ use ambit_core::{
 };
 use tokio::sync::Semaphore;
 
+use self::order::{Arrivals, Numbers};
 use crate::{
     capture::{Accepted, PodNet, reset_on_drop},
     discovery::{Feed, World},
@@ -51,12 +53,11 @@ impl Proxy {
 
     /// Takes connections of `pod` on its `listener`-th listener until it is dropped. One task per connection.
     pub(crate) async fn serve(&self, pod: Arc<PodNet>, listener: usize) {
+        let mut numbers =
+            Serving { arrivals: Arc::default(), outbound: Numbers::new(), inbound: Numbers::new() };
         loop {
             match pod.accept(listener).await {
-                Ok(accepted) => {
-                    let (proxy, pod) = (self.clone(), pod.clone());
-                    tokio::spawn(async move { proxy.carry(pod, accepted).await });
-                }
+                Ok(accepted) => self.carry(&pod, accepted, &mut numbers),
                 Err(error) => {
                     // Out of descriptors or memory: what is open has to end before more is taken.
                     tracing::warn!(%error, pod = %pod.uid(), "cannot accept a connection");
@@ -71,14 +72,20 @@ impl Proxy {
         self.0.pool.sweep(|key: &PoolKey| local(&key.pod));
     }
 
-    async fn carry(&self, pod: Arc<PodNet>, accepted: Accepted) {
-        let shared = &self.0;
+    /// Numbers the connection while it is known in which order it came, and leaves the rest to a task.
+    fn carry(&self, pod: &Arc<PodNet>, accepted: Accepted, serving: &mut Serving) {
+        let (shared, pod) = (self.0.clone(), pod.clone());
         match accepted {
             Accepted::Outbound { stream, source, original_dst } => {
-                outbound::carry(shared, &pod, stream, source, original_dst).await;
+                let routed = outbound::route(&shared, &pod, source, original_dst, &mut serving.outbound);
+                tokio::spawn(async move { outbound::carry(&shared, &pod, stream, routed).await });
             }
             Accepted::Inbound { stream, source, destination } => {
-                inbound::carry(shared, &pod, stream, source, destination).await;
+                let order = serving.inbound.next((source.0.ip(), destination.0.port()));
+                let arrivals = serving.arrivals.clone();
+                tokio::spawn(async move {
+                    inbound::carry(&shared, &pod, stream, (source, destination), (&arrivals, order)).await;
+                });
             }
             Accepted::Stray { stream, source } => {
                 reset_on_drop(&stream);
@@ -86,6 +93,13 @@ impl Proxy {
             }
         }
     }
+}
+
+/// What one listener keeps count of.
+struct Serving {
+    arrivals: Arc<Arrivals>,
+    outbound: Numbers<PodAddr>,
+    inbound: Numbers<(IpAddr, u16)>,
 }
 
 /// Why a connection ended before its time, for everybody who wants to know.

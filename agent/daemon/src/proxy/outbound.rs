@@ -4,14 +4,15 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use ambit_core::{
     discovery::{Endpoint, Route, RouteError},
-    frame::{Control, Open},
-    model::{OriginalDst, Workload},
+    frame::{Control, Open, Order},
+    model::{OriginalDst, PodAddr, Workload},
     reason::Reason,
 };
 use tokio::{net::TcpStream, time::timeout};
 
 use super::{
     Failure, Shared, meta,
+    order::Numbers,
     relay::{self, Meter, RelayError},
     verdict,
 };
@@ -24,63 +25,85 @@ use crate::{
 /// How long a connect to another pod may take (spec/wire.md §1.1).
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// Carries one connection to its end.
-pub(super) async fn carry(
-    shared: &Shared,
-    pod: &Arc<PodNet>,
-    mut app: TcpStream,
+/// What is to become of one connection.
+pub(super) enum Routed {
+    /// To a pod in the mesh.
+    Tunnel(Box<Call>),
+    /// To where no agent is.
+    Plain(Meta),
+    /// Nowhere.
+    Refused(Meta, Failure),
+}
+
+/// A call from an enrolled pod to another.
+pub(super) struct Call {
+    client: Arc<Workload>,
     source: SocketAddr,
     original_dst: OriginalDst,
-) {
+    endpoint: Endpoint,
+    order: Order,
+}
+
+/// Where a connection goes, and its number among those that go there.
+pub(super) fn route(
+    shared: &Shared,
+    pod: &PodNet,
+    source: SocketAddr,
+    original_dst: OriginalDst,
+    numbers: &mut Numbers<PodAddr>,
+) -> Routed {
     let world = shared.feed.world();
     let Some(client) = world.mesh.workload_by_ip(source.ip()).filter(|client| client.uid == *pod.uid())
     else {
         let text = "the calling pod is not known at the address that it calls from";
         let meta = unrouted(Party::default(), source, original_dst);
-        reset_on_drop(&app);
-        return shared.telemetry.refuse(&meta, &Failure::new(Reason::NotReady, text).refusal());
+        return Routed::Refused(meta, Failure::new(Reason::NotReady, text));
     };
     match world.mesh.route(client, original_dst, rand::random()) {
         Route::Tunnel(endpoint) => {
-            let call = Call { shared, pod, client: client.clone(), source, original_dst, endpoint };
-            call.tunnel(&mut app).await;
+            let order = numbers.next(endpoint.addr);
+            Routed::Tunnel(Box::new(Call { client: client.clone(), source, original_dst, endpoint, order }))
         }
         Route::Plain(endpoint) => {
             let mut meta = unrouted(party(client), source, original_dst);
             meta.destination = party(&endpoint.workload);
             meta.destination_addr = endpoint.addr.0;
             meta.service = endpoint.service;
-            plain(shared, pod, &mut app, meta).await;
+            Routed::Plain(meta)
         }
-        Route::Passthrough => {
-            plain(shared, pod, &mut app, unrouted(party(client), source, original_dst)).await;
-        }
+        Route::Passthrough => Routed::Plain(unrouted(party(client), source, original_dst)),
         Route::Refuse(error) => {
-            reset_on_drop(&app);
             let reason = match error {
                 RouteError::UnknownPort { .. } => Reason::UnknownPort,
                 RouteError::NoEndpoint { .. } => Reason::NoEndpoint,
             };
-            let failure = Failure::new(reason, error.to_string());
             let meta = unrouted(party(client), source, original_dst);
+            Routed::Refused(meta, Failure::new(reason, error.to_string()))
+        }
+    }
+}
+
+/// Carries one connection to its end.
+pub(super) async fn carry(shared: &Shared, pod: &PodNet, mut app: TcpStream, routed: Routed) {
+    match routed {
+        Routed::Tunnel(call) => Calling { shared, pod, call: *call }.tunnel(&mut app).await,
+        Routed::Plain(meta) => plain(shared, pod, &mut app, meta).await,
+        Routed::Refused(meta, failure) => {
+            reset_on_drop(&app);
             shared.telemetry.refuse(&meta, &failure.refusal());
         }
     }
 }
 
-/// One call from an enrolled pod to another.
-struct Call<'a> {
+struct Calling<'a> {
     shared: &'a Shared,
-    pod: &'a Arc<PodNet>,
-    client: Arc<Workload>,
-    source: SocketAddr,
-    original_dst: OriginalDst,
-    endpoint: Endpoint,
+    pod: &'a PodNet,
+    call: Call,
 }
 
-impl Call<'_> {
+impl Calling<'_> {
     async fn tunnel(&self, app: &mut TcpStream) {
-        if self.endpoint.workload.uid == self.client.uid {
+        if self.call.endpoint.workload.uid == self.call.client.uid {
             return self.to_itself(app).await;
         }
         let (key, mut link, reused) = match self.link().await {
@@ -97,9 +120,10 @@ impl Call<'_> {
         let security = Security::MutualTls { group: link.group(), reused };
         let connection = self.shared.telemetry.open(self.meta(security));
         let open = Control::Open(Open {
-            original_dst: self.original_dst.0,
-            service: self.endpoint.service.as_ref().map(|service| service.host.to_string()),
+            original_dst: self.call.original_dst.0,
+            service: self.call.endpoint.service.as_ref().map(|service| service.host.to_string()),
             trace: None,
+            order: self.call.order,
         });
         match relay::stream(app, &mut link, &open, &Outbound(&connection)).await {
             Ok(()) => {
@@ -121,12 +145,12 @@ impl Call<'_> {
 
     /// A connection that has waited in the pool, or a new one.
     async fn link(&self) -> Result<(PoolKey, Link, bool), Failure> {
-        let expected = &self.endpoint.workload.identity;
+        let expected = &self.call.endpoint.workload.identity;
         let key = PoolKey {
-            pod: self.client.uid.clone(),
-            source: self.source.ip(),
-            destination: self.endpoint.addr,
-            own: self.client.identity.clone(),
+            pod: self.call.client.uid.clone(),
+            source: self.call.source.ip(),
+            destination: self.call.endpoint.addr,
+            own: self.call.client.identity.clone(),
             expected: expected.clone(),
         };
         if let Some(link) = self.shared.pool.take(&key) {
@@ -134,9 +158,9 @@ impl Call<'_> {
             return Ok((key, link, true));
         }
         let wallet = &self.shared.wallet;
-        let credentials = wallet.credentials(&self.client.identity).await?;
-        let destination = self.endpoint.addr;
-        let tcp = timeout(CONNECT, self.pod.dial_tunnel(self.source.ip(), destination))
+        let credentials = wallet.credentials(&self.call.client.identity).await?;
+        let destination = self.call.endpoint.addr;
+        let tcp = timeout(CONNECT, self.pod.dial_tunnel(self.call.source.ip(), destination))
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
             .map_err(|error| Failure::connect("the peer's agent at", destination.0, &error))?;
@@ -152,13 +176,14 @@ impl Call<'_> {
 
     /// A pod that calls its own service: its own policy applies, with itself as the source (spec/policy.md §12.46).
     async fn to_itself(&self, app: &mut TcpStream) {
-        let addr = self.endpoint.addr.0;
+        let addr = self.call.endpoint.addr.0;
         let world = self.shared.feed.world();
-        let allowed = verdict(&world, &self.client, addr.port(), addr.ip(), Some(&self.client.identity));
+        let allowed =
+            verdict(&world, &self.call.client, addr.port(), addr.ip(), Some(&self.call.client.identity));
         let dialled = match allowed {
             Ok(()) => self
                 .pod
-                .dial_plain(self.source.ip(), addr)
+                .dial_plain(self.call.source.ip(), addr)
                 .await
                 .map_err(|error| Failure::connect("the application at", addr, &error)),
             Err(failure) => Err(failure),
@@ -178,11 +203,15 @@ impl Call<'_> {
             workload: Some(workload.clone()),
             identity: matches!(security, Security::MutualTls { .. }).then(|| workload.identity.clone()),
         };
-        let (client, server) = (proven(&self.client), proven(&self.endpoint.workload));
-        let mut meta =
-            meta(Direction::Outbound, (client, self.source), (server, self.endpoint.addr.0), security);
-        meta.original_dst = Some(self.original_dst.0);
-        meta.service.clone_from(&self.endpoint.service);
+        let (client, server) = (proven(&self.call.client), proven(&self.call.endpoint.workload));
+        let mut meta = meta(
+            Direction::Outbound,
+            (client, self.call.source),
+            (server, self.call.endpoint.addr.0),
+            security,
+        );
+        meta.original_dst = Some(self.call.original_dst.0);
+        meta.service.clone_from(&self.call.endpoint.service);
         meta
     }
 }

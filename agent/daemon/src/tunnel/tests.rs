@@ -75,7 +75,12 @@ async fn pair() -> (TcpStream, TcpStream) {
 }
 
 fn open() -> Open {
-    Open { original_dst: "198.19.0.1:80".parse().unwrap(), service: None, trace: None }
+    Open {
+        original_dst: "198.19.0.1:80".parse().unwrap(),
+        service: None,
+        trace: None,
+        order: Default::default(),
+    }
 }
 
 /// All that arrives until FIN or RESET.
