@@ -116,7 +116,11 @@ fn try_connect(how: &Connect, attempt: &mut Attempt) -> std::io::Result<()> {
         stream.write_all(how.send.as_bytes())?;
     }
     if !how.no_fin {
-        stream.shutdown(Shutdown::Write)?;
+        match stream.shutdown(Shutdown::Write) {
+            // Reset already: reading tells that.
+            Err(error) if error.kind() == std::io::ErrorKind::NotConnected => {}
+            done => done?,
+        }
     }
     let mut received = Vec::new();
     let read = (&mut stream).take(ANSWER_LIMIT).read_to_end(&mut received);

@@ -26,8 +26,8 @@ use crate::{
 const MESHED_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a client that may not speak plaintext may keep silent before it is refused.
 const STRICT_PATIENCE: Duration = Duration::from_secs(1);
-/// How long a client may take to end its silence while the application is silent too.
-const BOTH_SILENT: Duration = Duration::from_secs(3600);
+/// How long both ends may be silent before the connection counts as plaintext: a tunnel says hello at once.
+const BOTH_SILENT: Duration = Duration::from_secs(1);
 /// How long a tunnel may rest. Longer than clients keep theirs, so that none is closed under their hands.
 const TUNNEL_IDLE: Duration = Duration::from_secs(90);
 /// How long the application may take to accept.
@@ -128,7 +128,10 @@ impl Call<'_> {
                     Ok(Recognised::Tunnel(client))
                 }
                 Ok(_) => Ok(Recognised::Plaintext(client, app)),
-                Err(_) => Ok(Recognised::Gone),
+                Err(_) => {
+                    reset_on_drop(&app);
+                    Ok(Recognised::Gone)
+                }
             },
             _ = app.readable() => Ok(Recognised::Plaintext(client, app)),
         }
