@@ -24,7 +24,7 @@ use ambit_ebpf_common::Counters;
 use self::programs::Programs;
 pub(crate) use self::{
     pod::{Accepted, PodNet},
-    socket::reset_on_drop,
+    socket::end_cleanly,
 };
 
 /// Where the kernel's file systems are.

@@ -18,7 +18,8 @@ use tokio::{
 
 use super::{CaptureError, PodSpec, maps::Maps, netns::Netns, routing, socket};
 
-/// A connection that the programs handed to the agent.
+/// A connection that the programs handed to the agent. Dropping its stream resets it until
+/// [`end_cleanly`](super::end_cleanly).
 #[derive(Debug)]
 pub(crate) enum Accepted {
     /// From an application in the pod.
@@ -39,11 +40,9 @@ pub(crate) enum Accepted {
         /// The pod's address and the application's port.
         destination: PodAddr,
     },
-    /// To the agent's own port, by nobody who was captured: refuse it.
+    /// To the agent's own port, by nobody who was captured.
     Stray {
-        /// The connection.
-        stream: TcpStream,
-        /// Who connects.
+        /// Who connected; it has been reset.
         source: SocketAddr,
     },
 }
@@ -120,7 +119,7 @@ impl PodNet {
                 continue;
             };
             let (source, local) = (canonical(source), canonical(local));
-            let _: io::Result<()> = stream.set_nodelay(true);
+            socket::reset_on_drop(&stream);
             if local != *own {
                 return Ok(Accepted::Inbound {
                     stream,
@@ -130,7 +129,7 @@ impl PodNet {
             }
             return Ok(match self.original_dst(source) {
                 Some(original_dst) => Accepted::Outbound { stream, source, original_dst },
-                None => Accepted::Stray { stream, source },
+                None => Accepted::Stray { source },
             });
         }
     }
@@ -147,12 +146,16 @@ impl PodNet {
         TcpSocket::from_std_stream(socket.into()).connect(dst.0).await
     }
 
-    /// Connects to `dst` in plaintext from inside the pod, as the application itself would have.
+    /// Connects to `dst` in plaintext from inside the pod, as the application itself would have. Dropping the connection
+    /// resets it until [`end_cleanly`](super::end_cleanly).
     pub(crate) async fn dial_plain(&self, source: IpAddr, dst: SocketAddr) -> io::Result<TcpStream> {
-        self.dial_tunnel(source, PodAddr(dst)).await
+        let stream = self.dial_tunnel(source, PodAddr(dst)).await?;
+        socket::reset_on_drop(&stream);
+        Ok(stream)
     }
 
-    /// Connects to the pod's application in the name of `client`.
+    /// Connects to the pod's application in the name of `client`. Dropping the connection resets it until
+    /// [`end_cleanly`](super::end_cleanly).
     pub(crate) async fn deliver(&self, client: ClientAddr, app: PodAddr) -> io::Result<TcpStream> {
         let mut attempt = 0;
         let stream = loop {
@@ -175,6 +178,7 @@ impl PodNet {
             local_port: u32::from(app.0.port()),
         };
         self.maps.forget_bypass(&flow);
+        socket::reset_on_drop(&stream);
         Ok(stream)
     }
 

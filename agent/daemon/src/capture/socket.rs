@@ -35,9 +35,10 @@ pub(super) fn listen(ip: IpAddr) -> io::Result<Socket> {
     if ip.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    // Accepted connections inherit it. They sit on the application's port, which must not keep an application from
-    // listening there.
+    // Accepted connections inherit both options. They sit on the application's port, which must not keep an application
+    // from listening there.
     socket.set_reuse_address(true)?;
+    socket.set_tcp_nodelay(true)?;
     socket.bind(&SocketAddr::new(ip, 0).into())?;
     socket.listen(4096)?;
     Ok(socket)
@@ -70,10 +71,16 @@ pub(super) fn tune_tunnel(socket: &Socket) -> io::Result<()> {
     )
 }
 
-/// Closes `stream` with a RST instead of a FIN when it is dropped.
-pub(crate) fn reset_on_drop(stream: &impl AsFd) {
+/// Has `stream` closed with a RST, whoever closes it: a stream that was cut, be it by the agent's death, must not look
+/// like one that has ended.
+pub(super) fn reset_on_drop(stream: &impl AsFd) {
     // It fails only for what is no socket.
     let _: io::Result<()> = SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
+}
+
+/// Takes back that dropping an application's or client's connection resets it: both directions have ended.
+pub(crate) fn end_cleanly(stream: &impl AsFd) {
+    let _: io::Result<()> = SockRef::from(stream).set_linger(None);
 }
 
 /// The cookie of the network namespace that `socket` belongs to.

@@ -17,7 +17,7 @@ use super::{
     verdict,
 };
 use crate::{
-    capture::{PodNet, reset_on_drop},
+    capture::{PodNet, end_cleanly},
     telemetry::{Connection, Direction, Ending, Meta, Party, Security},
     tunnel::{self, First, Link, first_bytes, tls},
 };
@@ -47,7 +47,6 @@ pub(super) async fn carry(
     let Some(workload) =
         world.mesh.workload_by_ip(destination.0.ip()).filter(|workload| workload.uid == *pod.uid()).cloned()
     else {
-        reset_on_drop(&client);
         let text = "the called pod is not known at the address that was called";
         let meta = meta(
             Direction::Inbound,
@@ -60,7 +59,6 @@ pub(super) async fn carry(
     let caller = world.mesh.workload_by_ip(source.0.ip()).cloned();
     let mut call = Call { shared, pod, arrivals, source, destination, workload, caller };
     let Ok(pending) = shared.pending.try_acquire() else {
-        reset_on_drop(&client);
         let text = "too many connections wait to be recognised as tunnel or plaintext";
         let meta = call.meta(None, Security::Plaintext);
         return shared.telemetry.refuse(&meta, &Failure::new(Reason::Overloaded, text).refusal());
@@ -72,8 +70,7 @@ pub(super) async fn carry(
             call.plaintext(client, app).await;
         }
         Ok(Recognised::Gone) => {}
-        Err((client, failure)) => {
-            reset_on_drop(&client);
+        Err(failure) => {
             shared.telemetry.refuse(&call.meta(None, Security::Plaintext), &failure.refusal());
         }
     }
@@ -101,7 +98,7 @@ struct Call<'a> {
 impl Call<'_> {
     /// First bytes decide. Where plaintext is allowed nobody waits for them: the application is connected at once, so
     /// that protocols in which the server speaks first run as without us.
-    async fn recognise(&self, client: TcpStream, turn: Turn) -> Result<Recognised, (TcpStream, Failure)> {
+    async fn recognise(&self, client: TcpStream, turn: Turn) -> Result<Recognised, Failure> {
         let meshed = self.caller.as_ref().is_some_and(|caller| caller.enrolled);
         let allowed = self.verdict(None);
         if meshed || allowed.is_err() {
@@ -112,26 +109,15 @@ impl Call<'_> {
                 Ok(First::Plaintext | First::Silence | First::Closed) => {}
             }
         }
-        if let Err(failure) = allowed {
-            return Err((client, failure));
-        }
-        let app = match self.deliver(turn).await {
-            Ok(app) => app,
-            Err(failure) => return Err((client, failure)),
-        };
+        allowed?;
+        let app = self.deliver(turn).await?;
         select! {
             biased;
             first = first_bytes(&client, BOTH_SILENT) => match first {
                 // A pod that has joined the mesh a moment ago.
-                Ok(First::Tunnel) => {
-                    reset_on_drop(&app);
-                    Ok(Recognised::Tunnel(client))
-                }
+                Ok(First::Tunnel) => Ok(Recognised::Tunnel(client)),
                 Ok(_) => Ok(Recognised::Plaintext(client, app)),
-                Err(_) => {
-                    reset_on_drop(&app);
-                    Ok(Recognised::Gone)
-                }
+                Err(_) => Ok(Recognised::Gone),
             },
             _ = app.readable() => Ok(Recognised::Plaintext(client, app)),
         }
@@ -149,8 +135,6 @@ impl Call<'_> {
         match ended {
             Ok(()) => connection.finish(&Ending::Closed),
             Err(failure) => {
-                reset_on_drop(&client);
-                reset_on_drop(&app);
                 connection.finish(&failure.ending());
             }
         }
@@ -196,6 +180,8 @@ impl Call<'_> {
     }
 
     async fn handshake(&self, client: TcpStream) -> Result<Link, Failure> {
+        // Frames and alerts say how a tunnel ends; a RST could overtake them.
+        end_cleanly(&client);
         let wallet = &self.shared.wallet;
         let credentials = wallet.credentials(&self.workload.identity).await?;
         // Whoever calls from a known pod's address must be that pod.
@@ -244,7 +230,6 @@ impl Call<'_> {
                 Ok(())
             }
             Err((failure, last)) => {
-                reset_on_drop(&app);
                 connection.finish(&failure.ending());
                 Err(last)
             }

@@ -23,7 +23,7 @@ use tokio::sync::Semaphore;
 
 use self::order::{Arrivals, Numbers};
 use crate::{
-    capture::{Accepted, PodNet, reset_on_drop},
+    capture::{Accepted, PodNet},
     discovery::{Feed, World},
     telemetry::{Direction, Ending, Meta, Party, Refusal, Security, Telemetry},
     tunnel::{Pool, PoolKey, TunnelError, Wallet},
@@ -87,8 +87,7 @@ impl Proxy {
                     inbound::carry(&shared, &pod, stream, (source, destination), (&arrivals, order)).await;
                 });
             }
-            Accepted::Stray { stream, source } => {
-                reset_on_drop(&stream);
+            Accepted::Stray { source } => {
                 tracing::debug!(%source, pod = %pod.uid(), "a connection to the agent's own port was reset");
             }
         }

@@ -17,7 +17,7 @@ use super::{
     verdict,
 };
 use crate::{
-    capture::{PodNet, reset_on_drop},
+    capture::PodNet,
     telemetry::{Connection, Direction, Ending, Meta, Party, Security},
     tunnel::{self, Link, PoolKey, tls},
 };
@@ -89,7 +89,6 @@ pub(super) async fn carry(shared: &Shared, pod: &PodNet, mut app: TcpStream, rou
         Routed::Tunnel(call) => Calling { shared, pod, call: *call }.tunnel(&mut app).await,
         Routed::Plain(meta) => plain(shared, pod, &mut app, meta).await,
         Routed::Refused(meta, failure) => {
-            reset_on_drop(&app);
             shared.telemetry.refuse(&meta, &failure.refusal());
         }
     }
@@ -109,7 +108,6 @@ impl Calling<'_> {
         let (key, mut link, reused) = match self.link().await {
             Ok(found) => found,
             Err(failure) => {
-                reset_on_drop(app);
                 if !failure.by_peer {
                     self.shared.telemetry.tls_failure(Direction::Outbound, failure.reason);
                 }
@@ -131,7 +129,6 @@ impl Calling<'_> {
                 self.shared.pool.put(key, link);
             }
             Err(error) => {
-                reset_on_drop(app);
                 let (failure, last) = failed(error);
                 connection.finish(&if failure.by_peer && failure.reason != Reason::Reset {
                     Ending::Refused(failure.refusal())
@@ -192,7 +189,6 @@ impl Calling<'_> {
         match dialled {
             Ok(mut server) => relay_plain(self.shared, app, &mut server, meta).await,
             Err(failure) => {
-                reset_on_drop(app);
                 self.shared.telemetry.refuse(&meta, &failure.refusal());
             }
         }
@@ -225,7 +221,6 @@ async fn plain(shared: &Shared, pod: &PodNet, app: &mut TcpStream, meta: Meta) {
     match dialled {
         Ok(mut server) => relay_plain(shared, app, &mut server, meta).await,
         Err(error) => {
-            reset_on_drop(app);
             let failure = Failure::connect("the destination", destination, &error);
             shared.telemetry.refuse(&meta, &failure.refusal());
         }
@@ -237,8 +232,6 @@ async fn relay_plain(shared: &Shared, app: &mut TcpStream, server: &mut TcpStrea
     match relay::plain(app, server, &Outbound(&connection)).await {
         Ok(()) => connection.finish(&Ending::Closed),
         Err(_) => {
-            reset_on_drop(app);
-            reset_on_drop(server);
             connection.finish(&Ending::Reset);
         }
     }

@@ -15,6 +15,7 @@ use tokio::{
     },
 };
 
+use crate::capture::end_cleanly;
 use crate::tunnel::{Buffer, Link, MoveError, Received, TunnelError};
 
 /// Counts bytes as they pass.
@@ -95,7 +96,9 @@ pub(super) async fn stream(
         }
         finish(&mut app_write).await.map_err(RelayError::App)
     };
-    tokio::try_join!(up, down).map(|_| ())
+    tokio::try_join!(up, down)?;
+    end_cleanly(app);
+    Ok(())
 }
 
 /// Relays between two plaintext sockets; `app` is the metered one.
@@ -104,7 +107,10 @@ pub(super) async fn plain(app: &mut TcpStream, other: &mut TcpStream, meter: &im
     let (mut other_read, mut other_write) = other.split();
     let up = copy(&mut app_read, &mut other_write, |bytes| meter.app_sent(bytes));
     let down = copy(&mut other_read, &mut app_write, |bytes| meter.app_got(bytes));
-    tokio::try_join!(up, down).map(|_| ())
+    tokio::try_join!(up, down)?;
+    end_cleanly(app);
+    end_cleanly(other);
+    Ok(())
 }
 
 async fn copy(from: &mut ReadHalf<'_>, to: &mut WriteHalf<'_>, count: impl Fn(u64)) -> io::Result<()> {
