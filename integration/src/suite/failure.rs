@@ -61,6 +61,8 @@ pub(super) const TESTS: &[Test] = &[
 fn killed(world: &mut World, node: usize) -> Result<()> {
     world.must_reach("a", "b")?;
     world.must_reach("c", "b")?;
+    // The first packet of a pair of IPv6 neighbours may wait for a second.
+    world.connect("a", (world.pod("b").ip(true), ports::WHOAMI), &["--send", "hello"])?;
     let secret = marker("while-away");
     let capture = world.capture_link("killed")?;
     world.agents[node].kill();

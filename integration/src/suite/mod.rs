@@ -129,7 +129,12 @@ impl Stage<'_> {
             Some(world) => world,
             None => World::start(self.sandbox, &self.next_name(), self.binary, &[])?,
         };
-        match work(&mut world).and_then(|()| world.reset_manifests()) {
+        // As found means in force again, not only written.
+        let restored = |world: &World| {
+            world.reset_manifests()?;
+            process::eventually(Duration::from_secs(3), || world.must_reach("c", "b"))
+        };
+        match work(&mut world).and_then(|()| restored(&world)) {
             Ok(()) => {
                 self.shared = Some(world);
                 Ok(())

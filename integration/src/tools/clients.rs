@@ -118,7 +118,7 @@ fn try_connect(how: &Connect, attempt: &mut Attempt) -> std::io::Result<()> {
     if !how.no_fin {
         match stream.shutdown(Shutdown::Write) {
             // Reset already: reading tells that.
-            Err(error) if error.kind() == std::io::ErrorKind::NotConnected => {}
+            Err(error) if error.kind() == ErrorKind::NotConnected => {}
             done => done?,
         }
     }
