@@ -77,7 +77,7 @@ pub fn ambit_sock_create(ctx: SockContext) -> i32 {
     }
     // SAFETY: the context is this program's own.
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    if PODS.get_ptr(&netns).is_none() {
+    if PODS.get_ptr(netns).is_none() {
         return ALLOW;
     }
     count(netns, |counters| counters.refused += 1);
@@ -109,7 +109,7 @@ fn connect(ctx: &SockAddrContext, dst: Addr, redirect: impl FnOnce(&Pod)) -> i32
         // A socket that connects once more, elsewhere.
         socket.kind = SOCKET_NONE;
     }
-    if DESTINATIONS.get_ptr(&dst).is_none() || dst == pod.v4 || dst == pod.v6 {
+    if DESTINATIONS.get_ptr(dst).is_none() || dst == pod.v4 || dst == pod.v6 {
         count(netns, |counters| counters.passed += 1);
         return ALLOW;
     }
@@ -149,7 +149,7 @@ fn captured(ctx: &SockAddrContext) -> Option<&Socket> {
 /// Counts in the pod's own entry; a pod without one is not counted.
 #[inline(always)]
 pub fn count(netns: u64, change: impl FnOnce(&mut Counters)) {
-    if let Some(counters) = COUNTERS.get_ptr_mut(&netns) {
+    if let Some(counters) = COUNTERS.get_ptr_mut(netns) {
         // SAFETY: the entry is this CPU's own, and programs are not interrupted by themselves.
         change(unsafe { &mut *counters });
     }

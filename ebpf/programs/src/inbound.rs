@@ -52,7 +52,7 @@ pub fn ambit_inbound(ctx: SkLookupContext) -> u32 {
     // SAFETY: a plain read; volatile, because the value is written into the object before it is loaded.
     let netns = unsafe { core::ptr::read_volatile(&raw const NETNS) };
     let flow = Flow { netns, remote, local, remote_port, local_port };
-    if BYPASS.get_ptr(&flow).is_some() {
+    if BYPASS.get_ptr(flow).is_some() {
         count(netns, |counters| counters.bypassed += 1);
         return SK_PASS;
     }

@@ -4,6 +4,7 @@
 //! per connect.
 #![no_std]
 #![expect(unsafe_code, reason = "contexts, helpers and map values are raw pointers that the verifier checks")]
+#![expect(clippy::needless_pass_by_value, reason = "the program macros hand contexts over by value")]
 #![expect(unreachable_pub, reason = "programs and maps are found by their symbols")]
 #![no_main]
 

@@ -44,10 +44,10 @@ fn connecting(ctx: &SockOpsContext) {
         let key = OriginKey { netns, addr: local, port: ctx.local_port(), _pad: 0 };
         let origin = Origin { addr: socket.addr, port: socket.port, _pad: 0 };
         // A full map means that the agent finds no original destination and refuses.
-        let _: Result<(), i32> = ORIGINS.insert(&key, &origin, 0);
+        let _: Result<(), i32> = ORIGINS.insert(key, origin, 0);
     } else if socket.kind == SOCKET_DELIVERY {
         // A full map means that the dial meets the agent's own listener, which refuses it.
-        let _: Result<(), i32> = BYPASS.insert(&flow(ctx), &0, 0);
+        let _: Result<(), i32> = BYPASS.insert(flow(ctx), 0, 0);
         let _: Result<(), i32> = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
     }
 }
@@ -60,7 +60,7 @@ fn state_changed(ctx: &SockOpsContext) {
         return;
     }
     if socket(ctx).is_some_and(|socket| socket.kind == SOCKET_DELIVERY) {
-        let _: Result<(), i32> = BYPASS.remove(&flow(ctx));
+        let _: Result<(), i32> = BYPASS.remove(flow(ctx));
     }
 }
 
