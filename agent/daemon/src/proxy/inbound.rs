@@ -146,9 +146,10 @@ impl Call<'_> {
         let mut link = match link {
             Ok(link) => link,
             Err(failure) => {
-                let Shared { telemetry, .. } = self.shared;
-                telemetry.tls_failure(Direction::Inbound, failure.reason);
-                return telemetry.refuse(&self.meta(None, Security::Plaintext), &failure.refusal());
+                return self
+                    .shared
+                    .telemetry
+                    .refuse(&self.meta(None, Security::Plaintext), &failure.refusal());
             }
         };
         let _open = self.shared.telemetry.tunnel();
@@ -189,7 +190,8 @@ impl Call<'_> {
         let link = tunnel::accept(client, credentials.server_config(), |certificates| {
             tls::peer_identity(certificates, expected, wallet.settings(), wallet.now())
         })
-        .await?;
+        .await
+        .inspect_err(|error| self.shared.telemetry.tls_failure(Direction::Inbound, error.reason()))?;
         self.shared.telemetry.handshake(Direction::Inbound, link.is_resumed());
         Ok(link)
     }

@@ -108,9 +108,6 @@ impl Calling<'_> {
         let (key, mut link, reused) = match self.link().await {
             Ok(found) => found,
             Err(failure) => {
-                if !failure.by_peer {
-                    self.shared.telemetry.tls_failure(Direction::Outbound, failure.reason);
-                }
                 let meta = self.meta(Security::Plaintext);
                 return self.shared.telemetry.refuse(&meta, &failure.refusal());
             }
@@ -166,7 +163,8 @@ impl Calling<'_> {
         let link = tunnel::connect(tcp, (config, destination.0.ip().into()), |certificates| {
             tls::peer_identity(certificates, Some(expected), wallet.settings(), wallet.now())
         })
-        .await?;
+        .await
+        .inspect_err(|error| self.shared.telemetry.tls_failure(Direction::Outbound, error.reason()))?;
         self.shared.telemetry.handshake(Direction::Outbound, link.is_resumed());
         Ok((key, link, false))
     }
