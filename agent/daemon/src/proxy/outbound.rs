@@ -8,7 +8,7 @@ use ambit_core::{
     model::{OriginalDst, Workload},
     reason::Reason,
 };
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{net::TcpStream, select, time::timeout};
 
 use super::{
     Failure, Shared, meta,
@@ -18,7 +18,7 @@ use super::{
 use crate::{
     capture::{PodNet, reset_on_drop},
     telemetry::{Connection, Direction, Ending, Meta, Party, Security},
-    tunnel::{self, Link, PoolKey, tls},
+    tunnel::{self, Link, PoolKey},
 };
 
 /// How long a connect to another pod may take (spec/wire.md §1.1).
@@ -101,14 +101,21 @@ impl Call<'_> {
             service: self.endpoint.service.as_ref().map(|service| service.host.to_string()),
             trace: None,
         });
-        match relay::stream(app, &mut link, &open, &Outbound(&connection)).await {
+        let peer = link.peer().clone();
+        let meter = Outbound(&connection);
+        let ended = select! {
+            ended = relay::stream(app, &mut link, &open, &meter) => ended.map_err(failed),
+            (reason, text) = self.shared.wallet.until_distrusted(&self.client.identity, &peer) => {
+                Err((Failure::new(reason, text), Some(Control::Reset(reason))))
+            }
+        };
+        match ended {
             Ok(()) => {
                 connection.finish(&Ending::Closed);
                 self.shared.pool.put(key, link);
             }
-            Err(error) => {
+            Err((failure, last)) => {
                 reset_on_drop(app);
-                let (failure, last) = failed(error);
                 connection.finish(&if failure.by_peer && failure.reason != Reason::Reset {
                     Ending::Refused(failure.refusal())
                 } else {
@@ -129,11 +136,13 @@ impl Call<'_> {
             own: self.client.identity.clone(),
             expected: expected.clone(),
         };
-        if let Some(link) = self.shared.pool.take(&key) {
-            self.shared.telemetry.tunnel_reused();
-            return Ok((key, link, true));
-        }
         let wallet = &self.shared.wallet;
+        while let Some(link) = self.shared.pool.take(&key) {
+            if wallet.recheck(&self.client.identity, link.peer()).is_ok() {
+                self.shared.telemetry.tunnel_reused();
+                return Ok((key, link, true));
+            }
+        }
         let credentials = wallet.credentials(&self.client.identity).await?;
         let destination = self.endpoint.addr;
         let tcp = timeout(CONNECT, self.pod.dial_tunnel(self.source.ip(), destination))
@@ -143,9 +152,12 @@ impl Call<'_> {
         // Tickets are kept by address: the agents of two nodes cannot read each other's.
         let (config, _) = credentials.client_config(expected);
         let link = tunnel::connect(tcp, (config, destination.0.ip().into()), |certificates| {
-            tls::peer_identity(certificates, Some(expected), wallet.settings(), wallet.now())
+            wallet.peer(&credentials, certificates, Some(expected))
         })
         .await?;
+        wallet
+            .recheck(&self.client.identity, link.peer())
+            .map_err(|(reason, text)| Failure::new(reason, text))?;
         self.shared.telemetry.handshake(Direction::Outbound, link.is_resumed());
         Ok((key, link, false))
     }
