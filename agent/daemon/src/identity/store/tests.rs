@@ -378,5 +378,4 @@ async fn many_short_lived_identities_never_lapse_and_spread() {
     let mean = rate[..300].iter().sum::<usize>() as f64 / 300.0;
     assert!(peak <= 3.0 * mean, "{peak} renewals in a second, {mean} on average");
     assert!((13.0..22.0).contains(&mean), "{mean}");
-}");
 }
