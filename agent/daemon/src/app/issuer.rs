@@ -20,9 +20,9 @@ pub(super) async fn issuer(
     Ok(match &config.issuer {
         IssuerConfig::Builtin { ca_dir } => Arc::new(LiveCa::open(ca_dir, trust_domain, clock).await?),
         IssuerConfig::Files { dir } => Arc::new(FilesIssuer::new(dir.clone())),
-        IssuerConfig::Vault(vault) => Arc::new(VaultIssuer::new(vault.clone())),
+        IssuerConfig::Vault(vault) => Arc::new(VaultIssuer::new(*vault.clone())),
         IssuerConfig::Spire { socket } => {
-            Arc::new(SpireIssuer::new(socket.clone(), trust_domain, selectors(feed, &config.node)))
+            Arc::new(SpireIssuer::new(socket, trust_domain, selectors(feed, &config.node)))
         }
     })
 }

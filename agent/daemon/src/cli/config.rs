@@ -83,7 +83,7 @@ pub(crate) enum IssuerConfig {
         dir: PathBuf,
     },
     /// Vault's PKI engine.
-    Vault(VaultConfig),
+    Vault(Box<VaultConfig>),
     /// A SPIRE agent.
     Spire {
         /// Its admin socket.
@@ -206,13 +206,13 @@ fn issuer(settings: &Settings) -> Result<IssuerConfig, ConfigError> {
                 (None, None) => return Err(missing("vault-token-file", "AMBIT_VAULT_TOKEN_FILE")()),
             };
             let addr = settings.vault_addr.as_ref().map(|url| url.0.clone());
-            IssuerConfig::Vault(VaultConfig {
+            IssuerConfig::Vault(Box::new(VaultConfig {
                 addr: addr.ok_or_else(missing("vault-addr", "AMBIT_VAULT_ADDR"))?,
                 ca_file: path(&settings.vault_ca_file),
                 mount: name(&settings.vault_mount).unwrap_or_else(|| "pki".into()),
                 role: name(&settings.vault_role).unwrap_or_else(|| "ambit".into()),
                 login,
-            })
+            }))
         }
         IssuerKind::Spire => IssuerConfig::Spire {
             socket: path(&settings.spire_socket)

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    fmt::Display,
     fs::OpenOptions,
     io::{self, Read},
     os::unix::fs::OpenOptionsExt,
@@ -136,10 +137,10 @@ fn content(path: &Path) -> Result<Zeroizing<Vec<u8>>, IssueError> {
         }
         Ok(content)
     };
-    read().map_err(|error| unusable(path, error.to_string()))
+    read().map_err(|error| unusable(path, error))
 }
 
-fn unusable(path: &Path, problem: String) -> IssueError {
+fn unusable(path: &Path, problem: impl Display) -> IssueError {
     IssueError::Unusable(format!("{}: {problem}", path.display()))
 }
 

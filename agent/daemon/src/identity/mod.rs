@@ -16,7 +16,9 @@ pub(crate) mod testing;
 mod vault;
 mod watched;
 
-pub(crate) use builtin::{BuiltinCa, LiveCa};
+#[cfg(test)]
+pub(crate) use builtin::BuiltinCa;
+pub(crate) use builtin::LiveCa;
 pub(crate) use certificate::{Fault, Leaf, Root, issuer_name, roots};
 pub(crate) use clock::{Clock, SystemClock};
 pub(crate) use files::FilesIssuer;

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -84,10 +84,10 @@ impl Drop for Svid {
 
 impl SpireIssuer {
     /// Over the agent's admin socket; it need not be there yet. Must be called in a tokio runtime.
-    pub(crate) fn new(socket: PathBuf, trust_domain: TrustDomain, selectors: Selectors) -> Self {
+    pub(crate) fn new(socket: &Path, trust_domain: TrustDomain, selectors: Selectors) -> Self {
         let trust = watch::Sender::new(Arc::new(TrustBundle { roots: Vec::new() }));
         let shared = Arc::new(Shared {
-            channel: channel(&socket),
+            channel: channel(socket),
             selectors,
             trust,
             renewed: Arc::default(),

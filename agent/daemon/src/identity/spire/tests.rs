@@ -101,7 +101,7 @@ async fn svids_and_bundles_arrive_and_what_spire_rotates_is_in_use_at_once() {
         FaithfulSpire { svids: svids.subscribe(), bundles: bundles.subscribe(), asked: asked.clone() };
 
     let selectors: Selectors = Arc::new(|id| vec![("k8s".into(), format!("sa:{}", id.service_account()))]);
-    let issuer = SpireIssuer::new(socket.clone(), "td1".parse().unwrap(), selectors);
+    let issuer = SpireIssuer::new(&socket, "td1".parse().unwrap(), selectors);
     let store = KeyStore::new(Arc::new(issuer), Arc::new(SystemClock), Duration::from_secs(3600));
     store.retain([id(WEB)]);
     // The agent of SPIRE comes later than ours.
