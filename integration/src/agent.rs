@@ -168,6 +168,13 @@ impl Agent {
         serde_json::from_str(&process::must(&mut command)?).context("ambit status -o json printed no JSON")
     }
 
+    /// `ambit certs -o json`.
+    pub fn certs(&self) -> Result<Value> {
+        let mut command = Command::new(&self.paths.binary);
+        command.args(["certs", "-o", "json", "--run-dir"]).arg(self.run_dir());
+        serde_json::from_str(&process::must(&mut command)?).context("ambit certs -o json printed no JSON")
+    }
+
     /// `ambit status` as a person reads it.
     pub fn status_text(&self) -> Result<String> {
         process::must(Command::new(&self.paths.binary).args(["status", "--run-dir"]).arg(self.run_dir()))

@@ -19,3 +19,20 @@ pub mod admin {
         include!("gen/ambit.admin.v1.rs");
     }
 }
+
+/// SPIRE's APIs.
+pub mod spire {
+    /// The Delegated Identity API: `spire.api.agent.delegatedidentity.v1`.
+    #[allow(
+        missing_docs,
+        unreachable_pub,
+        unused_qualifications,
+        clippy::all,
+        clippy::allow_attributes_without_reason,
+        clippy::unwrap_used,
+        reason = "generated code follows the generator's taste, not ours"
+    )]
+    pub mod delegatedidentity {
+        include!("gen/spire.api.agent.delegatedidentity.v1.rs");
+    }
+}

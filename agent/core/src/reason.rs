@@ -62,6 +62,10 @@ reasons! {
     CertificateInvalid = 16, "certificate_invalid";
     /// The peer's trust domain is not one of ours.
     TrustDomain = 17, "trust_domain";
+    /// The root under which the peer's certificate was believed is trusted no more.
+    RootWithdrawn = 18, "root_withdrawn";
+    /// The peer's certificate, or one above it, is on a certificate revocation list.
+    CertificateRevoked = 19, "certificate_revoked";
     /// No certificate of our own for the workload, or it has expired.
     IdentityUnavailable = 20, "identity_unavailable";
     /// The TLS handshake failed for another reason.

@@ -105,6 +105,16 @@ impl Schedule {
         self.progress(id)
     }
 
+    /// Makes the next attempt for `id` due at once, unless one failed and waits for its backoff: its certificate is of
+    /// no use any more, or its issuer has a new one.
+    pub fn expedite(&mut self, id: &SpiffeId, now: SystemTime) {
+        if let Some(entry) = self.entries.get_mut(id)
+            && entry.failures == 0
+        {
+            (entry.due, entry.set) = (entry.due.min(now), now);
+        }
+    }
+
     /// How `id` stands; `None` if it is not scheduled.
     pub fn progress(&self, id: &SpiffeId) -> Option<Progress> {
         let entry = self.entries.get(id)?;

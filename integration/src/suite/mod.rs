@@ -12,6 +12,7 @@ mod manifests;
 mod operations;
 mod policy;
 mod routing;
+mod trust;
 mod wire;
 
 use std::{
@@ -63,6 +64,7 @@ pub fn tests() -> Vec<Test> {
         operations::TESTS,
         manifests::TESTS,
         certificates::TESTS,
+        trust::TESTS,
         evasion::TESTS,
         load::TESTS,
         failure::TESTS,

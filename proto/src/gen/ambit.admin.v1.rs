@@ -42,6 +42,9 @@ pub struct StatusResponse {
     /// How many policy objects are in force.
     #[prost(uint32, tag = "11")]
     pub policies: u32,
+    /// The roots that the pods' identities trust.
+    #[prost(message, repeated, tag = "12")]
+    pub roots: ::prost::alloc::vec::Vec<Root>,
 }
 /// One pod of the node.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -114,6 +117,34 @@ pub struct Certificate {
     /// Whether connections can be made with it.
     #[prost(enumeration = "CertificateState", tag = "7")]
     pub state: i32,
+    /// The name of who signed it; empty while there is no certificate.
+    #[prost(string, tag = "8")]
+    pub issuer: ::prost::alloc::string::String,
+    /// The certificate and those between it and the root, leaf first, PEM; never a key.
+    #[prost(string, tag = "9")]
+    pub chain_pem: ::prost::alloc::string::String,
+}
+/// A root of a trust bundle.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Root {
+    /// Its own name.
+    #[prost(string, tag = "1")]
+    pub subject: ::prost::alloc::string::String,
+    /// SHA-256 of its DER in lower-case hexadecimal.
+    #[prost(string, tag = "2")]
+    pub fingerprint: ::prost::alloc::string::String,
+    /// From when it is valid.
+    #[prost(message, optional, tag = "3")]
+    pub not_before: ::core::option::Option<::prost_types::Timestamp>,
+    /// Until when it is valid.
+    #[prost(message, optional, tag = "4")]
+    pub not_after: ::core::option::Option<::prost_types::Timestamp>,
+    /// How many identities of this node trust it.
+    #[prost(uint32, tag = "5")]
+    pub identities: u32,
+    /// The certificate, PEM.
+    #[prost(string, tag = "6")]
+    pub pem: ::prost::alloc::string::String,
 }
 /// One live connection as this agent sees it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -115,3 +115,16 @@ fn a_clock_put_back_does_not_stop_renewal() {
     assert_eq!(drain(&mut schedule, at(99_990.0)).0, [], "a small step is nothing");
     assert_eq!(drain(&mut schedule, at(50_000.0)).0, [id("a")]);
 }
+
+#[test]
+fn what_is_expedited_is_due_at_once_but_keeps_its_backoff() {
+    let mut schedule = Schedule::new(8);
+    schedule.retain(&ids(&["a"]), START);
+    drain(&mut schedule, START);
+    schedule.issued(&id("a"), START, at(100.0), 0.5);
+    schedule.expedite(&id("a"), at(10.0));
+    assert_eq!(drain(&mut schedule, at(10.0)).0, [id("a")]);
+    let next = schedule.failed(&id("a"), at(10.0), 0.5);
+    schedule.expedite(&id("a"), at(10.0));
+    assert_eq!(drain(&mut schedule, at(10.0)), (vec![], next));
+}

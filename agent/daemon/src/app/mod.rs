@@ -1,6 +1,8 @@
 //! Wiring: the only room that knows everyone. Builds the rooms, hands each what it needs, and ends them.
 
+mod issuer;
 mod node;
+mod revocation;
 mod status;
 
 use std::{collections::HashMap, path::Path, sync::Arc, time::SystemTime};
@@ -21,7 +23,7 @@ use crate::{
     capture::{self, Capture, CaptureSettings},
     cli::{self, AgentConfig},
     discovery,
-    identity::{BuiltinCa, Clock, KeyStore, SystemClock},
+    identity::{Clock, KeyStore, SystemClock},
     proxy::Proxy,
     telemetry::Telemetry,
     tunnel::{Wallet, tls},
@@ -42,11 +44,8 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
     drop(manifests);
 
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let (ca_dir, ca_domain, ca_clock) = (config.ca_dir.clone(), trust_domain.clone(), clock.clone());
-    let ca = tokio::task::spawn_blocking(move || BuiltinCa::open(&ca_dir, ca_domain, ca_clock))
-        .await
-        .context("the built-in CA could not be opened")??;
-    let keys = KeyStore::new(Arc::new(ca), clock.clone(), config.svid_ttl);
+    let issuer = issuer::issuer(&config, &feed, clock.clone()).await?;
+    let keys = KeyStore::new(issuer, clock.clone(), config.svid_ttl);
     let tls = tls::TlsSettings {
         post_quantum: match config.post_quantum {
             cli::PostQuantum::Off => tls::PostQuantum::Off,
@@ -54,9 +53,13 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
             cli::PostQuantum::Prefer => tls::PostQuantum::Prefer,
             cli::PostQuantum::Require => tls::PostQuantum::Require,
         },
-        trust_domains: vec![trust_domain],
+        trust_domains: [trust_domain].into_iter().chain(config.trust_domain_aliases.clone()).collect(),
     };
     let wallet = Wallet::new(keys.clone(), tls, clock);
+    let revocations = match config.crl_file.clone() {
+        Some(file) => Some(revocation::follow(file, wallet.clone(), telemetry.clone()).await?),
+        None => None,
+    };
     let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone());
     let capture = Capture::new(CaptureSettings {
         node: config.node.clone(),
@@ -81,8 +84,16 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
     };
     serving.spawn(admin::serve_status(run_dir, Arc::new(status), until(stopped.clone())));
     if let Some(addr) = config.metrics_addr {
-        serving.spawn(admin::serve_http(addr, telemetry.clone(), readiness, until(stopped)));
+        serving.spawn(admin::serve_http(addr, telemetry.clone(), readiness.clone(), until(stopped)));
     }
+    let mut following = tokio::task::JoinSet::new();
+    if let Some(revocations) = revocations {
+        following.spawn(revocations);
+    }
+    following.spawn({
+        let proxy = proxy.clone();
+        async move { proxy.follow_trust().await }
+    });
     let node = Node {
         name: config.node.clone(),
         capture,
@@ -93,6 +104,9 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         telemetry,
         pods,
         enrolled: HashMap::new(),
+        readiness: readiness.clone(),
+        certificates_late: None,
+        expiries: Default::default(),
         serving: tokio::task::JoinSet::new(),
     };
     let name = config.node;

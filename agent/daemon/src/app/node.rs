@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use ambit_core::model::Workload;
+use ambit_core::model::{SpiffeId, Workload};
 use arc_swap::ArcSwap;
 use tokio::{
     task::{AbortHandle, JoinSet},
@@ -17,9 +17,10 @@ use tokio::{
 };
 
 use crate::{
+    admin::{Gate, Readiness},
     capture::{Capture, CaptureError, PodNet, PodSpec, netns_path},
     discovery::{Feed, World},
-    identity::KeyStore,
+    identity::{KeyStore, Root, roots},
     proxy::Proxy,
     telemetry::Telemetry,
     tunnel::Wallet,
@@ -51,7 +52,18 @@ pub(super) struct Node {
     pub(super) telemetry: Telemetry,
     pub(super) pods: Pods,
     pub(super) enrolled: HashMap<Arc<str>, Enrolled>,
+    pub(super) readiness: Readiness,
+    /// Held while a certificate is about to end, or has, without being renewed.
+    pub(super) certificates_late: Option<Gate>,
+    pub(super) expiries: Expiries,
     pub(super) serving: JoinSet<()>,
+}
+
+/// What telemetry was last told of, to take back what is gone.
+#[derive(Default)]
+pub(super) struct Expiries {
+    identities: HashSet<SpiffeId>,
+    roots: HashSet<String>,
 }
 
 /// One enrolled pod.
@@ -113,6 +125,7 @@ impl Node {
             }
         }
         self.publish(&desired, &failures);
+        self.watch_expiries();
         let local: HashSet<&str> = desired.keys().map(|uid| &**uid).collect();
         self.proxy.sweep(|uid| local.contains(uid));
         self.wallet.retain(|id| desired.values().any(|pod| pod.workload.identity == *id));
@@ -228,9 +241,42 @@ impl Node {
         pods.sort_by(|a, b| a.workload.name.cmp(&b.workload.name));
         self.telemetry.enrolled_pods(pods.iter().filter(|pod| pod.state.is_ok()).count());
         self.pods.store(Arc::new(pods));
-        for identity in self.keys.status() {
+    }
+
+    /// Metrics and readiness of certificates and roots.
+    fn watch_expiries(&mut self) {
+        let identities = self.keys.status();
+        let counts = self.keys.counts();
+        self.telemetry.renewals(counts.issued, counts.failed, counts.skewed);
+        let late = identities.iter().filter(|identity| identity.late).count();
+        self.telemetry.late_certificates(late);
+        match (late, &self.certificates_late) {
+            (0, Some(_)) => self.certificates_late = None,
+            (1.., None) => {
+                tracing::error!(
+                    late,
+                    "certificates are past 90 % of their life and not renewed; see ambit certs"
+                );
+                self.certificates_late = Some(self.readiness.gate("certificates"));
+            }
+            _ => {}
+        }
+        let roots: HashMap<String, Root> =
+            roots(&identities).into_iter().map(|root| (root.fingerprint.clone(), root)).collect();
+        for gone in self.expiries.roots.iter().filter(|root| !roots.contains_key(*root)) {
+            self.telemetry.root(gone, None);
+        }
+        for root in roots.values() {
+            self.telemetry.root(&root.fingerprint, Some(root.not_after));
+        }
+        let held: HashSet<SpiffeId> = identities.iter().map(|identity| identity.id.clone()).collect();
+        for gone in self.expiries.identities.difference(&held) {
+            self.telemetry.certificate(gone, None);
+        }
+        for identity in &identities {
             self.telemetry.certificate(&identity.id, identity.not_after);
         }
+        self.expiries = Expiries { identities: held, roots: roots.into_keys().collect() };
     }
 }
 

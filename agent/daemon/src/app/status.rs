@@ -8,7 +8,7 @@ use super::node::{PodStatus, Pods};
 use crate::{
     admin::{Readiness, StatusProvider},
     discovery::Feed,
-    identity::{IdentityState, IdentityStatus, KeyStore},
+    identity::{IdentityState, IdentityStatus, KeyStore, Root, issuer_name, roots},
     telemetry::{Direction, LiveConnection, Security, Telemetry},
 };
 
@@ -33,6 +33,7 @@ impl StatusProvider for Status {
             field: problem.field.clone().unwrap_or_default(),
             message: problem.message.clone(),
         });
+        let identities = self.keys.status();
         let connections: Vec<_> = self.telemetry.live().iter().map(connection).collect();
         proto::StatusResponse {
             node: self.node.clone(),
@@ -41,7 +42,8 @@ impl StatusProvider for Status {
             ready: pending.is_empty(),
             pending: pending.into_iter().map(str::to_owned).collect(),
             pods: self.pods.load().iter().map(pod).collect(),
-            certificates: self.keys.status().iter().map(certificate).collect(),
+            certificates: identities.iter().map(certificate).collect(),
+            roots: roots(&identities).iter().map(root).collect(),
             connections_total: connections.len() as u64,
             connections,
             problems: problems.collect(),
@@ -87,7 +89,30 @@ fn certificate(identity: &IdentityStatus) -> proto::Certificate {
         next_renewal: identity.next_renewal.map(Into::into),
         last_error: identity.last_error.clone().unwrap_or_default(),
         state: state.into(),
+        issuer: identity
+            .svid
+            .as_ref()
+            .and_then(|svid| svid.chain.first())
+            .map(|leaf| issuer_name(leaf))
+            .unwrap_or_default(),
+        chain_pem: identity.svid.iter().flat_map(|svid| &svid.chain).map(|link| pem(link)).collect(),
     }
+}
+
+fn root(root: &Root) -> proto::Root {
+    proto::Root {
+        subject: root.subject.clone(),
+        fingerprint: root.fingerprint.clone(),
+        not_before: Some(root.not_before.into()),
+        not_after: Some(root.not_after.into()),
+        identities: u32::try_from(root.identities).unwrap_or(u32::MAX),
+        pem: pem(&root.der),
+    }
+}
+
+fn pem(der: &[u8]) -> String {
+    let unix = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    pem::encode_config(&pem::Pem::new("CERTIFICATE", der), unix)
 }
 
 fn connection(live: &LiveConnection) -> proto::Connection {

@@ -14,13 +14,18 @@ use ambit_core::model::TrustDomain;
 
 use super::{
     settings::Settings,
-    values::{DataplaneLabel, PostQuantum},
+    values::{DataplaneLabel, IssuerKind, Location, PostQuantum, VaultPath},
 };
-use crate::telemetry::LogFormat;
+use crate::{
+    identity::{VaultConfig, VaultLogin},
+    telemetry::LogFormat,
+};
 
 pub(super) const DEFAULT_RUN_DIR: &str = "/run/ambit";
 pub(super) const DEFAULT_BPF_ROOT: &str = "/sys/fs/bpf";
 const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
+/// Where Kubernetes mounts a pod's own token.
+const POD_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 const DEFAULT_MAX_WORKERS: usize = 8;
 
 /// The configuration of one agent. Paths are absolute.
@@ -30,8 +35,6 @@ pub(crate) struct AgentConfig {
     pub(crate) node: String,
     /// The folder of manifests to watch; it exists.
     pub(crate) manifests: PathBuf,
-    /// The folder of the built-in CA; it exists and only this user can write to it.
-    pub(crate) ca_dir: PathBuf,
     /// The folder of the status socket and the lock; it exists and only this user can write to it.
     pub(crate) run_dir: PathBuf,
     /// Where metrics and health are served over HTTP; nowhere if `None`.
@@ -58,6 +61,34 @@ pub(crate) struct AgentConfig {
     pub(crate) workers: usize,
     /// Use of the hybrid post-quantum key exchange.
     pub(crate) post_quantum: PostQuantum,
+    /// The file of certificate revocation lists.
+    pub(crate) crl_file: Option<PathBuf>,
+    /// Trust domains beside our own whose identities are accepted.
+    pub(crate) trust_domain_aliases: Vec<TrustDomain>,
+    /// Where certificates come from.
+    pub(crate) issuer: IssuerConfig,
+}
+
+/// Where certificates come from, with all that is needed for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum IssuerConfig {
+    /// The CA in a folder; it exists and only this user can write to it.
+    Builtin {
+        /// The folder.
+        ca_dir: PathBuf,
+    },
+    /// Certificates that others put into a folder.
+    Files {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// Vault's PKI engine.
+    Vault(Box<VaultConfig>),
+    /// A SPIRE agent.
+    Spire {
+        /// Its admin socket.
+        socket: PathBuf,
+    },
 }
 
 /// Why there is no configuration.
@@ -115,11 +146,11 @@ impl AgentConfig {
     /// Completes settings with the defaults.
     pub(super) fn resolve(settings: Settings) -> Result<Self, ConfigError> {
         let missing = |flag, variable| move || ConfigError::Missing { flag, variable };
+        let issuer = issuer(&settings)?;
         let domain = || TrustDomain::default().as_str().to_owned();
         Ok(Self {
             node: settings.node.ok_or_else(missing("node", "AMBIT_NODE"))?.0,
             manifests: settings.manifests.ok_or_else(missing("manifests", "AMBIT_MANIFESTS"))?.0,
-            ca_dir: settings.ca_dir.ok_or_else(missing("ca-dir", "AMBIT_CA_DIR"))?.0,
             run_dir: settings.run_dir.map_or_else(|| DEFAULT_RUN_DIR.into(), |path| path.0),
             metrics_addr: settings.metrics_addr.map(|addr| addr.0),
             log_filter: settings.log.map_or_else(|| "info".to_owned(), |filter| filter.0),
@@ -133,6 +164,9 @@ impl AgentConfig {
             bpf_root: settings.bpf_root.map_or_else(|| DEFAULT_BPF_ROOT.into(), |path| path.0),
             workers: settings.workers.map_or_else(default_workers, |workers| workers.0.get()),
             post_quantum: settings.post_quantum.unwrap_or_default(),
+            crl_file: settings.crl_file.map(|path| path.0),
+            trust_domain_aliases: settings.trust_domain_aliases.map_or_else(Vec::new, |domains| domains.0),
+            issuer,
         })
     }
 
@@ -142,9 +176,49 @@ impl AgentConfig {
             |source| ConfigError::Folder { flag: "manifests", path: self.manifests.clone(), source };
         // Reading it once finds what is missing, not a folder, or not ours to read.
         fs::read_dir(&self.manifests).map_err(unusable)?;
-        private_folder("ca-dir", &self.ca_dir)?;
+        if let IssuerConfig::Builtin { ca_dir } = &self.issuer {
+            private_folder("ca-dir", ca_dir)?;
+        }
         private_folder("run-dir", &self.run_dir)
     }
+}
+
+/// The issuer chosen; what it cannot do without must be set.
+fn issuer(settings: &Settings) -> Result<IssuerConfig, ConfigError> {
+    let path = |setting: &Option<Location>| setting.as_ref().map(|path| path.0.clone());
+    let name = |setting: &Option<VaultPath>| setting.as_ref().map(|name| name.0.clone());
+    let missing = |flag, variable| move || ConfigError::Missing { flag, variable };
+    Ok(match settings.issuer.unwrap_or_default() {
+        IssuerKind::Builtin => IssuerConfig::Builtin {
+            ca_dir: path(&settings.ca_dir).ok_or_else(missing("ca-dir", "AMBIT_CA_DIR"))?,
+        },
+        IssuerKind::Files => IssuerConfig::Files {
+            dir: path(&settings.cert_dir).ok_or_else(missing("cert-dir", "AMBIT_CERT_DIR"))?,
+        },
+        IssuerKind::Vault => {
+            let login = match (path(&settings.vault_token_file), name(&settings.vault_login_role)) {
+                (Some(file), _) => VaultLogin::Token { file },
+                (None, Some(role)) => VaultLogin::Kubernetes {
+                    mount: name(&settings.vault_login_mount).unwrap_or_else(|| "kubernetes".into()),
+                    role,
+                    jwt: path(&settings.vault_jwt_file).unwrap_or_else(|| POD_TOKEN.into()),
+                },
+                (None, None) => return Err(missing("vault-token-file", "AMBIT_VAULT_TOKEN_FILE")()),
+            };
+            let addr = settings.vault_addr.as_ref().map(|url| url.0.clone());
+            IssuerConfig::Vault(Box::new(VaultConfig {
+                addr: addr.ok_or_else(missing("vault-addr", "AMBIT_VAULT_ADDR"))?,
+                ca_file: path(&settings.vault_ca_file),
+                mount: name(&settings.vault_mount).unwrap_or_else(|| "pki".into()),
+                role: name(&settings.vault_role).unwrap_or_else(|| "ambit".into()),
+                login,
+            }))
+        }
+        IssuerKind::Spire => IssuerConfig::Spire {
+            socket: path(&settings.spire_socket)
+                .unwrap_or_else(|| "/tmp/spire-agent/private/admin.sock".into()),
+        },
+    })
 }
 
 fn default_workers() -> usize {

@@ -4,6 +4,7 @@
 //! writer; a reader that goes away early is no error.
 
 mod agent;
+mod certs;
 mod config;
 mod output;
 mod settings;
@@ -15,7 +16,7 @@ use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-pub(crate) use config::{AgentConfig, ConfigError};
+pub(crate) use config::{AgentConfig, ConfigError, IssuerConfig};
 pub(crate) use values::PostQuantum;
 
 /// What was asked for is not possible as asked: the code that clap ends with as well.
@@ -46,6 +47,8 @@ enum Command {
     Agent(Box<agent::AgentArgs>),
     /// Show what the agent of this node does
     Status(status::StatusArgs),
+    /// Show the certificates and roots that the agent of this node holds
+    Certs(certs::CertsArgs),
     /// Take everything off this node that agents left in the kernel
     Uninstall(uninstall::UninstallArgs),
     /// Print the version
@@ -69,6 +72,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let done = match cli.command {
         Command::Agent(args) => agent::run(*args),
         Command::Status(args) => status::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Certs(args) => certs::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Uninstall(args) => uninstall::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Version => {
             output::emit(&format!("ambit {}\n", env!("CARGO_PKG_VERSION"))).map(|()| ExitCode::SUCCESS)
@@ -95,7 +99,7 @@ mod tests {
     fn every_help_shows_examples() {
         let mut root = Cli::command();
         assert!(root.render_long_help().to_string().contains("Examples:"));
-        for name in ["agent", "status", "uninstall"] {
+        for name in ["agent", "status", "certs", "uninstall"] {
             let help = root.find_subcommand_mut(name).unwrap().render_long_help().to_string();
             assert!(help.contains(&format!("Examples:\n  ambit {name}")), "{name}: {help}");
         }
@@ -118,6 +122,9 @@ mod tests {
             ("ambit agent --workers 0", "1 to 256"),
             ("ambit agent --log info,=", "log filter"),
             ("ambit agent --log-format xml", "text or json"),
+            ("ambit agent --issuer acme", "use builtin, files"),
+            ("ambit agent --vault-addr vault:8200", "https://HOST"),
+            ("ambit agent --trust-domain-aliases A", "trust domain"),
             ("ambit agent --post-quantum yes", "off, offer, prefer or require"),
             ("ambit agent --dataplane-label enabled", "KEY=ENABLED"),
             ("ambit agent --root-namespace a.b", "namespace"),

@@ -16,7 +16,8 @@ use serde::{Deserialize, Deserializer, de};
 use super::{
     config::ConfigError,
     values::{
-        DataplaneLabel, DnsName, ListenAddr, Location, LogFilter, Namespace, PostQuantum, Ttl, Workers,
+        DataplaneLabel, DnsName, IssuerKind, ListenAddr, Location, LogFilter, Namespace, PostQuantum,
+        TrustDomains, Ttl, Url, VaultPath, Workers,
     },
 };
 use crate::telemetry::LogFormat;
@@ -79,8 +80,34 @@ settings! {
     bpf_root: Location, "AMBIT_BPF_ROOT", "PATH";
     /// How many threads carry traffic [default: one for each processor, at most 8]
     workers: Workers, "AMBIT_WORKERS", "N";
-    /// Whether tunnels use the hybrid key exchange X25519MLKEM768: off, offer or prefer [default: offer]
+    /// Whether tunnels use the hybrid key exchange X25519MLKEM768: off, offer, prefer or require [default: offer]
     post_quantum: PostQuantum, "AMBIT_POST_QUANTUM", "WHEN";
+    /// A file of certificate revocation lists, PEM or DER; watched
+    crl_file: Location, "AMBIT_CRL_FILE", "FILE";
+    /// Trust domains beside our own whose identities are accepted, joined by commas
+    trust_domain_aliases: TrustDomains, "AMBIT_TRUST_DOMAIN_ALIASES", "DOMAIN[,DOMAIN]";
+    /// Where certificates come from: builtin, files, vault or spire [default: builtin]
+    issuer: IssuerKind, "AMBIT_ISSUER", "ISSUER";
+    /// Issuer files: the folder with <namespace>/<service account>/{tls.crt,tls.key,ca.crt}; watched
+    cert_dir: Location, "AMBIT_CERT_DIR", "DIR";
+    /// Issuer vault: its address, such as https://vault.example:8200
+    vault_addr: Url, "AMBIT_VAULT_ADDR", "URL";
+    /// Issuer vault: the roots that its own certificate leads to, PEM
+    vault_ca_file: Location, "AMBIT_VAULT_CA_FILE", "FILE";
+    /// Issuer vault: where its PKI engine is mounted [default: pki]
+    vault_mount: VaultPath, "AMBIT_VAULT_MOUNT", "PATH";
+    /// Issuer vault: the role of the PKI engine to sign under [default: ambit]
+    vault_role: VaultPath, "AMBIT_VAULT_ROLE", "NAME";
+    /// Issuer vault: a file with a token, read again when it changes; or log in with --vault-login-role
+    vault_token_file: Location, "AMBIT_VAULT_TOKEN_FILE", "FILE";
+    /// Issuer vault: the role of the Kubernetes login
+    vault_login_role: VaultPath, "AMBIT_VAULT_LOGIN_ROLE", "NAME";
+    /// Issuer vault: where the Kubernetes login is mounted [default: kubernetes]
+    vault_login_mount: VaultPath, "AMBIT_VAULT_LOGIN_MOUNT", "PATH";
+    /// Issuer vault: the service account token of the Kubernetes login [default: the pod's own]
+    vault_jwt_file: Location, "AMBIT_VAULT_JWT_FILE", "FILE";
+    /// Issuer spire: the admin socket of the SPIRE agent [default: /tmp/spire-agent/private/admin.sock]
+    spire_socket: Location, "AMBIT_SPIRE_SOCKET", "PATH";
 }
 
 impl Settings {

@@ -3,6 +3,8 @@
 
 use std::{fmt, net::SocketAddr, num::NonZeroUsize, path::PathBuf, str::FromStr, time::Duration};
 
+use ambit_core::model::TrustDomain;
+
 use crate::telemetry;
 
 const MIN_TTL: Duration = Duration::from_secs(10);
@@ -237,6 +239,81 @@ impl fmt::Display for PostQuantum {
             Self::Prefer => "prefer",
             Self::Require => "require",
         })
+    }
+}
+
+/// Trust domains joined by commas.
+#[derive(Clone, Debug)]
+pub(super) struct TrustDomains(pub(super) Vec<TrustDomain>);
+
+impl FromStr for TrustDomains {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let domains: Result<Vec<TrustDomain>, _> = text.split(',').map(str::parse).collect();
+        domains.map(Self).map_err(|error| error.to_string())
+    }
+}
+
+/// Where certificates come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum IssuerKind {
+    /// A CA in a folder.
+    #[default]
+    Builtin,
+    /// Certificates that others put into a folder.
+    Files,
+    /// HashiCorp Vault's PKI engine.
+    Vault,
+    /// A SPIRE agent's Delegated Identity API.
+    Spire,
+}
+
+impl FromStr for IssuerKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "builtin" => Ok(Self::Builtin),
+            "files" => Ok(Self::Files),
+            "vault" => Ok(Self::Vault),
+            "spire" => Ok(Self::Spire),
+            _ => Err("use builtin, files, vault or spire".to_owned()),
+        }
+    }
+}
+
+/// An http or https address without a path.
+#[derive(Clone, Debug)]
+pub(super) struct Url(pub(super) hyper::Uri);
+
+impl FromStr for Url {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse::<hyper::Uri>()
+            .ok()
+            .filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some())
+            .filter(|uri| matches!(uri.path(), "" | "/") && uri.query().is_none())
+            .map(Self)
+            .ok_or_else(|| "use https://HOST[:PORT] without a path".to_owned())
+    }
+}
+
+/// A path or name in Vault, without slashes at its ends.
+#[derive(Clone, Debug)]
+pub(super) struct VaultPath(pub(super) String);
+
+impl FromStr for VaultPath {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim_matches('/');
+        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if text.split('/').all(|part| !part.is_empty() && part != ".." && part.chars().all(legal)) {
+            return Ok(Self(text.to_owned()));
+        }
+        Err("use letters, digits, '-', '_', '.' and '/'".to_owned())
     }
 }
 

@@ -4,6 +4,7 @@
 //! Leaves to its callers who may ask for which identity.
 
 mod files;
+mod live;
 
 use std::{
     future,
@@ -21,8 +22,9 @@ use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyD
 use time::OffsetDateTime;
 
 use self::files::{CA_CERT, CA_KEY, CERT_CHAIN, CaFiles, ROOT_CERT};
+pub(crate) use self::live::LiveCa;
 use super::{
-    Clock, Csr, IssueError, IssueFuture, Issued, Issuer, Svid,
+    Clock, Csr, IssueError, IssueFuture, Issued, Issuer, Svid, TrustBundle,
     certificate::{parse, system_time, uri_names},
     svid::PendingKey,
 };
@@ -155,6 +157,11 @@ impl BuiltinCa {
         let leaf = params.signed_by(&request.public_key, &self.issuer).map_err(IssueError::Signing)?;
         let chain = std::iter::once(leaf.der().clone()).chain(self.intermediates.iter().cloned()).collect();
         Ok(Issued { chain, roots: self.roots.clone(), key: None })
+    }
+
+    /// The roots that those who believe this CA trust.
+    pub(crate) fn trust(&self) -> TrustBundle {
+        TrustBundle { roots: self.roots.clone() }
     }
 
     fn load(

@@ -1,11 +1,18 @@
 //! What every issuer of certificates looks like to the key store.
 
-use std::{future::Future, pin::Pin, time::Duration};
+use std::{
+    collections::HashSet,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use ambit_core::model::SpiffeId;
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
+use tokio::sync::{Notify, watch};
 
-use super::svid::PrivateKey;
+use super::svid::{PrivateKey, TrustBundle};
 
 /// A source of workload certificates: the built-in CA, or a service on the network.
 ///
@@ -17,6 +24,46 @@ pub(crate) trait Issuer: Send + Sync + 'static {
 
     /// Asks for one certificate.
     fn issue(&self, csr: Csr) -> IssueFuture<'_>;
+
+    /// The trust bundle of all identities and its changes, from issuers that learn of it apart from certificates. It
+    /// then stands above the bundles that come with certificates, and changes reach all identities at once.
+    fn trust(&self) -> Option<watch::Receiver<Arc<TrustBundle>>> {
+        None
+    }
+
+    /// Nobody will ask for identities but these until it is told otherwise.
+    fn retain(&self, _ids: &HashSet<SpiffeId>) {}
+
+    /// Identities for which there is something new before their renewal is due, from issuers that are told.
+    fn renewed(&self) -> Option<Arc<Renewed>> {
+        None
+    }
+}
+
+/// Identities that an issuer has new certificates for; bounded by the number of identities.
+#[derive(Debug, Default)]
+pub(crate) struct Renewed {
+    ids: Mutex<HashSet<SpiffeId>>,
+    notify: Notify,
+}
+
+impl Renewed {
+    /// Tells the store that there is something new for `id`.
+    pub(crate) fn tell(&self, id: SpiffeId) {
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+        self.notify.notify_one();
+    }
+
+    /// Waits until something was told, and takes it. Cancel safe.
+    pub(super) async fn take(&self) -> HashSet<SpiffeId> {
+        loop {
+            let ids = std::mem::take(&mut *self.ids.lock().unwrap_or_else(PoisonError::into_inner));
+            if !ids.is_empty() {
+                return ids;
+            }
+            self.notify.notified().await;
+        }
+    }
 }
 
 /// The outcome of one attempt, boxed so that issuers can be chosen at run time.
@@ -65,6 +112,17 @@ pub(crate) enum IssueError {
         /// Seconds.
         ahead: u64,
     },
+    /// The certificate is past its end by this node's clock.
+    #[error(
+        "the certificate has already expired by this node's clock, {ago} s ago: this node's clock is ahead, or the issuer hands out old ones"
+    )]
+    Expired {
+        /// Seconds.
+        ago: u64,
+    },
+    /// The issuer could not be reached, or broke off.
+    #[error("the issuer cannot be reached: {0}")]
+    Unreachable(String),
     /// The key pair or the request could not be made here.
     #[error("cannot make a key pair and request")]
     Request(#[source] rcgen::Error),

@@ -6,15 +6,37 @@
 mod builtin;
 mod certificate;
 mod clock;
+mod files;
 mod issuer;
+mod spire;
 mod store;
 mod svid;
 #[cfg(test)]
 pub(crate) mod testing;
+mod vault;
+mod watched;
 
+#[cfg(test)]
 pub(crate) use builtin::BuiltinCa;
-pub(crate) use certificate::{Fault, Leaf};
+pub(crate) use builtin::LiveCa;
+pub(crate) use certificate::{Fault, Leaf, Root, issuer_name, roots};
 pub(crate) use clock::{Clock, SystemClock};
-pub(crate) use issuer::{Csr, IssueError, IssueFuture, Issued, Issuer};
+pub(crate) use files::FilesIssuer;
+pub(crate) use issuer::{Csr, IssueError, IssueFuture, Issued, Issuer, Renewed};
+pub(crate) use spire::{Selectors, SpireIssuer};
 pub(crate) use store::{IdentityState, IdentityStatus, KeyStore};
-pub(crate) use svid::Svid;
+pub(crate) use svid::{Svid, TrustBundle};
+pub(crate) use vault::{VaultConfig, VaultIssuer, VaultLogin};
+pub(crate) use watched::Watched;
+
+/// An error and its causes in one line.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

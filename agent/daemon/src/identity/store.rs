@@ -6,7 +6,10 @@
 use std::{
     collections::{HashMap, HashSet},
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -16,13 +19,13 @@ use ambit_core::{
 };
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::{
-    sync::Notify,
+    sync::{Notify, watch},
     task::{AbortHandle, Id, JoinError, JoinSet},
     time::{Instant, sleep, timeout, timeout_at},
 };
 use tracing::{info, warn};
 
-use super::{Clock, IssueError, Issuer, Svid, svid::PendingKey};
+use super::{Clock, IssueError, Issuer, Renewed, Svid, TrustBundle, svid::PendingKey, with_causes};
 
 /// Attempts under way at a time (spec/wire.md §3.4).
 const CONCURRENCY: usize = 8;
@@ -54,6 +57,21 @@ pub(crate) struct IdentityStatus {
     pub(crate) last_error: Option<String>,
     /// Whether connections can be made.
     pub(crate) state: IdentityState,
+    /// The certificate is past 90 % of its life, or expired, and was not renewed.
+    pub(crate) late: bool,
+    /// The credentials in use, expired ones too.
+    pub(crate) svid: Option<Arc<Svid>>,
+}
+
+/// How attempts have ended since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    /// New certificates taken into use.
+    pub(crate) issued: u64,
+    /// Attempts that gave none.
+    pub(crate) failed: u64,
+    /// Those of the failed ones that showed this node's clock and the issuer's to differ.
+    pub(crate) skewed: u64,
 }
 
 /// Whether an identity can be used.
@@ -109,6 +127,11 @@ struct Shared {
     schedule: Mutex<Schedule>,
     /// The schedule changed from outside.
     wake: Notify,
+    /// Grows when the trust bundle of an identity has changed.
+    trust: watch::Sender<u64>,
+    issued: AtomicU64,
+    failed: AtomicU64,
+    skewed: AtomicU64,
 }
 
 #[derive(Default)]
@@ -129,6 +152,10 @@ impl KeyStore {
             slots: ArcSwap::default(),
             schedule: Mutex::new(Schedule::new(CONCURRENCY)),
             wake: Notify::new(),
+            trust: watch::Sender::new(1),
+            issued: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            skewed: AtomicU64::new(0),
         });
         let driver = tokio::spawn(drive(shared.clone())).abort_handle();
         Self(Arc::new(Handle { shared, driver }))
@@ -144,6 +171,7 @@ impl KeyStore {
             return;
         }
         schedule.retain(&wanted, shared.clock.now());
+        shared.issuer.retain(&wanted);
         let slots = wanted.into_iter().map(|id| {
             let slot = old.get(&id).cloned().unwrap_or_default();
             (id, slot)
@@ -190,6 +218,24 @@ impl KeyStore {
         shared.slots.load().get(id).and_then(|slot| shared.usable(slot))
     }
 
+    /// The roots that `id` trusts, also while its own certificate has expired; `None` before its first one.
+    pub(crate) fn trust(&self, id: &SpiffeId) -> Option<Arc<TrustBundle>> {
+        let slot = self.0.shared.slot(id)?;
+        slot.svid.load().as_ref().map(|svid| svid.trust.clone())
+    }
+
+    /// A number that grows whenever an identity trusts other roots than before, published after the roots themselves.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.0.shared.trust.subscribe()
+    }
+
+    /// How attempts have ended since the start.
+    pub(crate) fn counts(&self) -> Counts {
+        let Shared { issued, failed, skewed, .. } = &*self.0.shared;
+        let [issued, failed, skewed] = [issued, failed, skewed].map(|count| count.load(Ordering::Relaxed));
+        Counts { issued, failed, skewed }
+    }
+
     /// How every identity stands, in order of their names.
     pub(crate) fn status(&self) -> Vec<IdentityStatus> {
         let shared = &self.0.shared;
@@ -210,11 +256,13 @@ impl KeyStore {
                         Some(Progress::Running) | None => None,
                     },
                     last_error: slot.last_error.load().as_ref().map(|error| with_causes(&**error)),
-                    state: match svid {
+                    state: match &svid {
                         None => IdentityState::Pending,
                         Some(svid) if svid.is_usable(now) => IdentityState::Valid,
                         Some(_) => IdentityState::Expired,
                     },
+                    late: svid.as_ref().is_some_and(|svid| svid.is_late(now)),
+                    svid,
                 }
             })
             .collect();
@@ -266,11 +314,16 @@ impl Shared {
         let wait = next.duration_since(now).unwrap_or_default().as_secs_f64();
         match outcome {
             Ok(svid) => {
-                info!(%id, issuer, serial = svid.serial, renewal_in_s = wait.round(), "certificate issued");
-                slot.svid.store(Some(Arc::new(svid)));
+                if self.take_into_use(&mut schedule, &slot, svid) {
+                    info!(%id, issuer, renewal_in_s = wait.round(), "certificate issued");
+                }
                 slot.last_error.store(None);
             }
             Err(error) => {
+                self.failed.fetch_add(1, Ordering::Relaxed);
+                if matches!(error, IssueError::ClockSkew { .. } | IssueError::Expired { .. }) {
+                    self.skewed.fetch_add(1, Ordering::Relaxed);
+                }
                 let valid = slot.svid.load().as_ref().is_some_and(|svid| svid.is_usable(now));
                 let text = with_causes(&error);
                 warn!(%id, issuer, error = text, retry_in_s = wait, still_valid = valid, "no new certificate");
@@ -279,6 +332,61 @@ impl Shared {
         }
         drop(schedule);
         slot.changed.notify_waiters();
+    }
+
+    /// Makes `svid` the credentials of its identity; answers whether its certificate is another one than before.
+    fn take_into_use(&self, schedule: &mut Schedule, slot: &Slot, mut svid: Svid) -> bool {
+        if let Some(live) = self.issuer.trust().map(|live| live.borrow().clone())
+            && live != svid.trust
+        {
+            // It has changed since the certificate was asked for.
+            let now = self.clock.now();
+            if !svid.is_trusted_by(&live, now) {
+                schedule.expedite(&svid.id, now);
+            }
+            svid.trust = live;
+        }
+        let old = slot.svid.load_full();
+        let same = old.as_ref().filter(|old| old.chain == svid.chain);
+        let trusts_others = old.as_ref().is_some_and(|old| old.trust != svid.trust);
+        let renewed = same.is_none();
+        match same {
+            Some(_) if !trusts_others => {}
+            Some(old) => slot.svid.store(Some(Arc::new(old.with_trust(svid.trust)))),
+            None => slot.svid.store(Some(Arc::new(svid))),
+        }
+        if renewed {
+            self.issued.fetch_add(1, Ordering::Relaxed);
+        }
+        if trusts_others {
+            self.trust.send_modify(|generation| *generation += 1);
+        }
+        renewed
+    }
+
+    /// Gives all identities the bundle `trust` at once. Those whose own certificate it does not cover are renewed next.
+    fn spread(&self, trust: &Arc<TrustBundle>) {
+        let now = self.clock.now();
+        let mut schedule = self.schedule();
+        let mut renewals = 0_usize;
+        for (id, slot) in self.slots.load().iter() {
+            let Some(old) = slot.svid.load_full().filter(|svid| svid.trust != *trust) else { continue };
+            if !old.is_trusted_by(trust, now) {
+                schedule.expedite(id, now);
+                renewals += 1;
+            }
+            slot.svid.store(Some(Arc::new(old.with_trust(trust.clone()))));
+        }
+        drop(schedule);
+        info!(roots = trust.roots.len(), renewals, "trust bundle changed");
+        self.trust.send_modify(|generation| *generation += 1);
+    }
+
+    /// Asks for certificates that the issuer says to have anew.
+    fn expedite(&self, ids: &HashSet<SpiffeId>) {
+        let now = self.clock.now();
+        let mut schedule = self.schedule();
+        ids.iter().for_each(|id| schedule.expedite(id, now));
     }
 }
 
@@ -296,6 +404,7 @@ impl Slot {
 async fn drive(shared: Arc<Shared>) {
     let mut attempts: JoinSet<Result<Svid, IssueError>> = JoinSet::new();
     let mut identities: HashMap<Id, SpiffeId> = HashMap::new();
+    let (mut trust, renewed) = (shared.issuer.trust(), shared.issuer.renewed());
     loop {
         let now = shared.clock.now();
         let next = shared.schedule().next(now);
@@ -311,6 +420,8 @@ async fn drive(shared: Arc<Shared>) {
         };
         tokio::select! {
             () = shared.wake.notified() => {}
+            bundle = changed(&mut trust) => shared.spread(&bundle),
+            ids = taken(renewed.as_deref()) => shared.expedite(&ids),
             Some(ended) = attempts.join_next_with_id() => {
                 let (task, outcome) = match ended {
                     Ok((task, outcome)) => (task, outcome),
@@ -325,16 +436,21 @@ async fn drive(shared: Arc<Shared>) {
     }
 }
 
-/// An error and its causes in one line.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
+/// The next trust bundle of the issuer; never, if it has none of its own or gives no more.
+async fn changed(trust: &mut Option<watch::Receiver<Arc<TrustBundle>>>) -> Arc<TrustBundle> {
+    if let Some(bundle) = trust
+        && bundle.changed().await.is_ok()
+    {
+        return bundle.borrow_and_update().clone();
     }
-    text
+    std::future::pending().await
+}
+
+async fn taken(renewed: Option<&Renewed>) -> HashSet<SpiffeId> {
+    match renewed {
+        Some(renewed) => renewed.take().await,
+        None => std::future::pending().await,
+    }
 }
 
 #[cfg(test)]

@@ -39,6 +39,8 @@ pub(crate) struct Svid {
     pub(crate) not_after: SystemTime,
     /// The leaf's serial number, lower-case hexadecimal.
     pub(crate) serial: String,
+    /// When it was first accepted here. Issuers date not-before back, so that lifetimes are counted from this.
+    pub(crate) issued: SystemTime,
 }
 
 /// The roots that a workload trusts; several while they rotate.
@@ -48,8 +50,11 @@ pub(crate) struct TrustBundle {
     pub(crate) roots: Vec<CertificateDer<'static>>,
 }
 
-/// A private key. Lives in memory only, is never printed, and is wiped when dropped.
-pub(crate) struct PrivateKey(PrivateKeyDer<'static>);
+/// A private key. Lives in memory only, is never printed, and is wiped when the last clone is dropped.
+#[derive(Clone)]
+pub(crate) struct PrivateKey(Arc<Secret>);
+
+struct Secret(PrivateKeyDer<'static>);
 
 /// A key pair made here and the request that asks for its certificate.
 pub(super) struct PendingKey {
@@ -63,6 +68,29 @@ impl Svid {
     /// Whether the certificate may still be used at `now`.
     pub(crate) fn is_usable(&self, now: SystemTime) -> bool {
         now <= self.not_after
+    }
+
+    /// Whether it is past 90 % of its life at `now`: it should have been renewed long ago.
+    pub(crate) fn is_late(&self, now: SystemTime) -> bool {
+        let lifetime = self.not_after.duration_since(self.issued).unwrap_or_default();
+        now > self.issued + lifetime.mul_f64(0.9)
+    }
+
+    /// Whether peers that trust `trust` believe this certificate, at `now` or at its end if that has passed.
+    pub(super) fn is_trusted_by(&self, trust: &TrustBundle, now: SystemTime) -> bool {
+        trust.verify(&self.chain, now.max(self.not_before).min(self.not_after)).is_ok()
+    }
+
+    /// The same certificate with other roots to trust.
+    pub(super) fn with_trust(&self, trust: Arc<TrustBundle>) -> Self {
+        Self {
+            id: self.id.clone(),
+            chain: self.chain.clone(),
+            key: self.key.clone(),
+            trust,
+            serial: self.serial.clone(),
+            ..*self
+        }
     }
 
     /// Believes an issuer's answer to `pending` only if it is for the identity and key asked for, is valid at `now`, and
@@ -97,12 +125,13 @@ impl Svid {
             return Err(IssueError::ClockSkew { ahead: ahead.as_secs() });
         }
         if leaf.not_after <= now {
-            return Err(unusable("the certificate has already expired by this node's clock".into()));
+            let ago = now.duration_since(leaf.not_after).unwrap_or_default().as_secs();
+            return Err(IssueError::Expired { ago });
         }
         let trust = Arc::new(TrustBundle { roots });
         trust.verify(&chain, now.max(leaf.not_before)).map_err(unusable)?;
         let Leaf { id, not_before, not_after, serial, .. } = leaf;
-        Ok(Self { id, chain, key, trust, not_before, not_after, serial })
+        Ok(Self { id, chain, key, trust, not_before, not_after, serial, issued: now })
     }
 }
 
@@ -147,22 +176,22 @@ impl PendingKey {
 impl PrivateKey {
     /// The key itself, for the TLS library.
     pub(crate) fn der(&self) -> &PrivateKeyDer<'static> {
-        &self.0
+        &self.0.0
     }
 
     /// DER of the SubjectPublicKeyInfo that belongs to it.
     pub(super) fn public_key(&self) -> Result<Vec<u8>, rcgen::Error> {
-        Ok(KeyPair::try_from(&self.0)?.subject_public_key_info())
+        Ok(KeyPair::try_from(&self.0.0)?.subject_public_key_info())
     }
 }
 
 impl From<PrivateKeyDer<'static>> for PrivateKey {
     fn from(key: PrivateKeyDer<'static>) -> Self {
-        Self(key)
+        Self(Arc::new(Secret(key)))
     }
 }
 
-impl Drop for PrivateKey {
+impl Drop for Secret {
     fn drop(&mut self) {
         self.0.zeroize();
     }

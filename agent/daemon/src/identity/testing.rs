@@ -7,8 +7,8 @@ use std::{
 
 use ambit_core::model::SpiffeId;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, RevokedCertParams, SanType,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::time::Instant;
@@ -97,6 +97,25 @@ impl TestCa {
         (certificate, key.into())
     }
 
+    /// DER of a list of revoked serial numbers.
+    pub(crate) fn revocation_list(&self, serials: &[u64], from: SystemTime, to: SystemTime) -> Vec<u8> {
+        let revoked = |serial: &u64| RevokedCertParams {
+            serial_number: (*serial).into(),
+            revocation_time: from.into(),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: from.into(),
+            next_update: to.into(),
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.issuer).unwrap().der().to_vec()
+    }
+
     /// Credentials for `uri` that trust this CA.
     pub(crate) fn svid(&self, uri: &str, from: SystemTime, to: SystemTime) -> Svid {
         let (certificate, key) = self.leaf(&[uri], from, to, |_| ());
@@ -108,6 +127,7 @@ impl TestCa {
             not_before: from,
             not_after: to,
             serial: "01".into(),
+            issued: from,
         }
     }
 }

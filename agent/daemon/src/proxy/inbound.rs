@@ -19,7 +19,7 @@ use super::{
 use crate::{
     capture::{PodNet, end_cleanly},
     telemetry::{Connection, Direction, Ending, Meta, Party, Security},
-    tunnel::{self, First, Link, first_bytes, tls},
+    tunnel::{self, First, Link, first_bytes, tls::PeerIdentity},
 };
 
 /// How long a client that may only come through a tunnel may keep silent.
@@ -155,9 +155,11 @@ impl Call<'_> {
         let _open = self.shared.telemetry.tunnel();
         let mut reused = false;
         let last = loop {
+            let peer = link.peer().clone();
             let next = select! {
                 biased;
                 () = self.pod.until_released() => break None,
+                (reason, _) = self.until_distrusted(&peer) => break Some(Control::Reset(reason)),
                 next = link.next_open(TUNNEL_IDLE) => next,
             };
             match next {
@@ -188,10 +190,13 @@ impl Call<'_> {
         // Whoever calls from a known pod's address must be that pod.
         let expected = self.caller.as_ref().map(|caller| &caller.identity);
         let link = tunnel::accept(client, credentials.server_config(), |certificates| {
-            tls::peer_identity(certificates, expected, wallet.settings(), wallet.now())
+            wallet.peer(&credentials, certificates, expected)
         })
         .await
         .inspect_err(|error| self.shared.telemetry.tls_failure(Direction::Inbound, error.reason()))?;
+        wallet
+            .recheck(&self.workload.identity, link.peer())
+            .map_err(|(reason, text)| Failure::new(reason, text))?;
         self.shared.telemetry.handshake(Direction::Inbound, link.is_resumed());
         Ok(link)
     }
@@ -199,10 +204,10 @@ impl Call<'_> {
     /// One stream of a tunnel. An error is the last frame before the tunnel is closed.
     async fn stream(&mut self, link: &mut Link, open: Open, reused: bool) -> Result<(), Option<Control>> {
         let security = Security::MutualTls { group: link.group(), reused };
-        let peer = link.peer().id.clone();
+        let peer = link.peer().clone();
         let mut meta = self.meta(Some(link), security);
         meta.original_dst = Some(open.original_dst);
-        let delivered = match self.verdict(Some(&peer)) {
+        let delivered = match self.verdict(Some(&peer.id)) {
             Ok(()) => {
                 let turn = self.arrivals.turn(self.source.0.ip(), self.destination.0.port(), open.order);
                 self.deliver(turn).await
@@ -221,9 +226,12 @@ impl Call<'_> {
         let meter = Inbound(&connection);
         let ended = select! {
             ended = relay::stream(&mut app, link, &Control::Accept, &meter) => ended.map_err(failed),
-            failure = self.shared.until_denied(self.destination, self.source.0.ip(), Some(&peer)) => {
+            failure = self.shared.until_denied(self.destination, self.source.0.ip(), Some(&peer.id)) => {
                 let last = Control::Reset(failure.reason);
                 Err((failure, Some(last)))
+            }
+            (reason, text) = self.until_distrusted(&peer) => {
+                Err((Failure::new(reason, text), Some(Control::Reset(reason))))
             }
         };
         match ended {
@@ -236,6 +244,11 @@ impl Call<'_> {
                 Err(last)
             }
         }
+    }
+
+    /// Ends once the peer of this tunnel is not believed any more.
+    async fn until_distrusted(&self, peer: &PeerIdentity) -> (Reason, String) {
+        self.shared.wallet.until_distrusted(&self.workload.identity, peer).await
     }
 
     /// The verdict under the policies of this moment.

@@ -69,7 +69,17 @@ impl Proxy {
 
     /// Closes idle connections between agents that are too old, or of pods that are not `local` any more.
     pub(crate) fn sweep(&self, local: impl Fn(&str) -> bool) {
-        self.0.pool.sweep(|key: &PoolKey| local(&key.pod));
+        self.0.pool.sweep(|key: &PoolKey, _| local(&key.pod));
+    }
+
+    /// Closes idle connections to peers that are not believed any more, whenever roots or revocations change; for ever.
+    pub(crate) async fn follow_trust(&self) {
+        let Shared { wallet, pool, .. } = &*self.0;
+        let mut trust = wallet.subscribe();
+        loop {
+            trust.changed().await;
+            pool.sweep(|key, peer| wallet.recheck(&key.own, peer).is_ok());
+        }
     }
 
     /// Numbers the connection while it is known in which order it came, and leaves the rest to a task.

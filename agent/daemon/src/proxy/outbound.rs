@@ -8,7 +8,7 @@ use ambit_core::{
     model::{OriginalDst, PodAddr, Workload},
     reason::Reason,
 };
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{net::TcpStream, select, time::timeout};
 
 use super::{
     Failure, Shared, meta,
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     capture::PodNet,
     telemetry::{Connection, Direction, Ending, Meta, Party, Security},
-    tunnel::{self, Link, PoolKey, tls},
+    tunnel::{self, Link, PoolKey},
 };
 
 /// How long a connect to another pod may take (spec/wire.md §1.1).
@@ -120,13 +120,20 @@ impl Calling<'_> {
             trace: None,
             order: self.call.order,
         });
-        match relay::stream(app, &mut link, &open, &Outbound(&connection)).await {
+        let peer = link.peer().clone();
+        let meter = Outbound(&connection);
+        let ended = select! {
+            ended = relay::stream(app, &mut link, &open, &meter) => ended.map_err(failed),
+            (reason, text) = self.shared.wallet.until_distrusted(&self.call.client.identity, &peer) => {
+                Err((Failure::new(reason, text), Some(Control::Reset(reason))))
+            }
+        };
+        match ended {
             Ok(()) => {
                 connection.finish(&Ending::Closed);
                 self.shared.pool.put(key, link);
             }
-            Err(error) => {
-                let (failure, last) = failed(error);
+            Err((failure, last)) => {
                 connection.finish(&if failure.by_peer && failure.reason != Reason::Reset {
                     Ending::Refused(failure.refusal())
                 } else {
@@ -147,11 +154,13 @@ impl Calling<'_> {
             own: self.call.client.identity.clone(),
             expected: expected.clone(),
         };
-        if let Some(link) = self.shared.pool.take(&key) {
-            self.shared.telemetry.tunnel_reused();
-            return Ok((key, link, true));
-        }
         let wallet = &self.shared.wallet;
+        while let Some(link) = self.shared.pool.take(&key) {
+            if wallet.recheck(&self.call.client.identity, link.peer()).is_ok() {
+                self.shared.telemetry.tunnel_reused();
+                return Ok((key, link, true));
+            }
+        }
         let credentials = wallet.credentials(&self.call.client.identity).await?;
         let destination = self.call.endpoint.addr;
         let tcp = timeout(CONNECT, self.pod.dial_tunnel(self.call.source.ip(), destination))
@@ -161,10 +170,13 @@ impl Calling<'_> {
         // Tickets are kept by address: the agents of two nodes cannot read each other's.
         let (config, _) = credentials.client_config(expected);
         let link = tunnel::connect(tcp, (config, destination.0.ip().into()), |certificates| {
-            tls::peer_identity(certificates, Some(expected), wallet.settings(), wallet.now())
+            wallet.peer(&credentials, certificates, Some(expected))
         })
         .await
         .inspect_err(|error| self.shared.telemetry.tls_failure(Direction::Outbound, error.reason()))?;
+        wallet
+            .recheck(&self.call.client.identity, link.peer())
+            .map_err(|(reason, text)| Failure::new(reason, text))?;
         self.shared.telemetry.handshake(Direction::Outbound, link.is_resumed());
         Ok((key, link, false))
     }

@@ -1,6 +1,9 @@
 //! The registry: Istio's TCP metrics, ambit's own, and the process's.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::SystemTime,
+};
 
 use ambit_core::{model::SpiffeId, reason::Reason};
 use prometheus_client::{
@@ -24,6 +27,22 @@ pub(super) struct Metrics {
     pub(super) tunnel_reuse: Counter,
     pub(super) enrolled_pods: Gauge,
     certificate_expiry: Family<IdentityLabels, Gauge>,
+    root_expiry: Family<RootLabels, Gauge>,
+    crl_next_update: Family<IssuerLabels, Gauge>,
+    certificates_issued: Counter,
+    certificate_failures: Counter,
+    clock_skews: Counter,
+    pub(super) late_certificates: Gauge,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RootLabels {
+    root: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct IssuerLabels {
+    issuer: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -81,6 +100,12 @@ impl Metrics {
             tunnel_reuse: Counter::default(),
             enrolled_pods: Gauge::default(),
             certificate_expiry: Family::default(),
+            root_expiry: Family::default(),
+            crl_next_update: Family::default(),
+            certificates_issued: Counter::default(),
+            certificate_failures: Counter::default(),
+            clock_skews: Counter::default(),
+            late_certificates: Gauge::default(),
             registry,
         };
         metrics.registered()
@@ -120,6 +145,36 @@ impl Metrics {
             "When the certificate held for an identity ends, in seconds since 1970",
             self.certificate_expiry.clone(),
         );
+        registry.register(
+            "ambit_root_expiry_timestamp_seconds",
+            "When a root that an identity trusts ends, in seconds since 1970; by its SHA-256",
+            self.root_expiry.clone(),
+        );
+        registry.register(
+            "ambit_crl_next_update_timestamp_seconds",
+            "When a newer revocation list should be there, in seconds since 1970",
+            self.crl_next_update.clone(),
+        );
+        registry.register(
+            "ambit_certificates_issued",
+            "Certificates taken into use, first ones and renewals",
+            self.certificates_issued.clone(),
+        );
+        registry.register(
+            "ambit_certificate_failures",
+            "Attempts to get a certificate that gave none",
+            self.certificate_failures.clone(),
+        );
+        registry.register(
+            "ambit_certificate_clock_skews",
+            "Certificates refused because this node's clock and the issuer's differ too much",
+            self.clock_skews.clone(),
+        );
+        registry.register(
+            "ambit_certificates_late",
+            "Certificates past 90 % of their life, or expired, and not renewed",
+            self.late_certificates.clone(),
+        );
         self
     }
 
@@ -152,12 +207,38 @@ impl Metrics {
         let labels = IdentityLabels { identity: identity.to_string() };
         match not_after {
             Some(not_after) => {
-                let since_epoch = not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-                let seconds = i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX);
-                self.certificate_expiry.get_or_create(&labels).set(seconds);
+                self.certificate_expiry.get_or_create(&labels).set(timestamp(not_after));
             }
             None => {
                 self.certificate_expiry.remove(&labels);
+            }
+        }
+    }
+
+    pub(super) fn root(&self, fingerprint: &str, not_after: Option<SystemTime>) {
+        let labels = RootLabels { root: fingerprint.to_owned() };
+        match not_after {
+            Some(not_after) => {
+                self.root_expiry.get_or_create(&labels).set(timestamp(not_after));
+            }
+            None => {
+                self.root_expiry.remove(&labels);
+            }
+        }
+    }
+
+    pub(super) fn renewals(&self, issued: u64, failed: u64, skewed: u64) {
+        self.certificates_issued.inner().store(issued, Ordering::Relaxed);
+        self.certificate_failures.inner().store(failed, Ordering::Relaxed);
+        self.clock_skews.inner().store(skewed, Ordering::Relaxed);
+    }
+
+    pub(super) fn revocation_lists(&self, lists: &[(String, Option<SystemTime>)]) {
+        self.crl_next_update.clear();
+        for (issuer, end) in lists {
+            if let Some(end) = end {
+                let labels = IssuerLabels { issuer: issuer.clone() };
+                self.crl_next_update.get_or_create(&labels).set(timestamp(*end));
             }
         }
     }
@@ -170,6 +251,11 @@ impl Metrics {
         }
         text
     }
+}
+
+fn timestamp(time: SystemTime) -> i64 {
+    let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX)
 }
 
 impl ReasonLabels {

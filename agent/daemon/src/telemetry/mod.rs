@@ -208,6 +208,26 @@ impl Telemetry {
         self.0.metrics.certificate(identity, not_after);
     }
 
+    /// Sets when a root ends; `None` once no identity trusts it.
+    pub(crate) fn root(&self, fingerprint: &str, not_after: Option<SystemTime>) {
+        self.0.metrics.root(fingerprint, not_after);
+    }
+
+    /// Sets how attempts to get certificates have ended since the start; those that showed a clock to be off have failed too.
+    pub(crate) fn renewals(&self, issued: u64, failed: u64, skewed: u64) {
+        self.0.metrics.renewals(issued, failed, skewed);
+    }
+
+    /// Sets how many certificates are past 90 % of their life, or expired, and not renewed.
+    pub(crate) fn late_certificates(&self, late: usize) {
+        self.0.metrics.late_certificates.set(i64::try_from(late).unwrap_or(i64::MAX));
+    }
+
+    /// Sets the revocation lists in force: issuer and next update.
+    pub(crate) fn revocation_lists(&self, lists: &[(String, Option<SystemTime>)]) {
+        self.0.metrics.revocation_lists(lists);
+    }
+
     /// The connections that are open, oldest first.
     pub(crate) fn live(&self) -> Vec<LiveConnection> {
         self.0.live.snapshot()

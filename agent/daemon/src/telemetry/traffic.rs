@@ -42,10 +42,12 @@ pub(super) enum Flag {
     Connect,
     TlsFailure,
     IdentityError,
+    CertRevoked,
 }
 
 impl Flag {
-    const ALL: [Self; 5] = [Self::None, Self::Deny, Self::Connect, Self::TlsFailure, Self::IdentityError];
+    const ALL: [Self; 6] =
+        [Self::None, Self::Deny, Self::Connect, Self::TlsFailure, Self::IdentityError, Self::CertRevoked];
 
     pub(super) fn of(reason: Reason) -> Self {
         match reason {
@@ -58,8 +60,10 @@ impl Flag {
             | Reason::CertificateInvalid
             | Reason::IdentityMismatch
             | Reason::TrustDomain
+            | Reason::RootWithdrawn
             | Reason::TlsHandshake => Self::TlsFailure,
             Reason::IdentityUnavailable => Self::IdentityError,
+            Reason::CertificateRevoked => Self::CertRevoked,
             Reason::ProtocolError
             | Reason::Timeout
             | Reason::UnknownPort
@@ -80,6 +84,7 @@ impl Flag {
             Self::Connect => "CONNECT",
             Self::TlsFailure => "TLS_FAILURE",
             Self::IdentityError => "IDENTITY_ERROR",
+            Self::CertRevoked => "CERT_REVOKED",
         }
     }
 }

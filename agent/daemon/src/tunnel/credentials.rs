@@ -1,46 +1,72 @@
-//! TLS configurations for the workloads of this node, made once per certificate.
+//! TLS configurations for the workloads of this node, made once per certificate and trust, and whether peers that were
+//! believed once still are.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    ops::Deref,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
 };
 
 use ambit_core::{model::SpiffeId, reason::Reason};
+use arc_swap::ArcSwap;
+use rustls_pki_types::CertificateDer;
+use tokio::{select, sync::watch};
 
 use super::{
     TunnelError,
-    tls::{Credentials, TlsSettings},
+    tls::{self, Credentials, PeerIdentity, Revocations, TlsSettings},
 };
-use crate::identity::{Clock, KeyStore};
+use crate::identity::{Clock, KeyStore, with_causes};
 
 /// Answers with the credentials of a local workload. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Wallet {
+pub(crate) struct Wallet(Arc<Shared>);
+
+struct Shared {
     keys: KeyStore,
-    settings: Arc<TlsSettings>,
+    settings: TlsSettings,
     clock: Arc<dyn Clock>,
-    made: Arc<Mutex<HashMap<SpiffeId, Arc<Credentials>>>>,
+    made: Mutex<HashMap<SpiffeId, Arc<Credentials>>>,
+    revocations: ArcSwap<Revocations>,
+    /// Grows with every new list of revocations, after the list itself.
+    revised: watch::Sender<u64>,
 }
 
 impl Wallet {
-    /// Over the keys of this node.
+    /// Over the keys of this node, with nothing revoked.
     pub(crate) fn new(keys: KeyStore, settings: TlsSettings, clock: Arc<dyn Clock>) -> Self {
-        Self { keys, settings: Arc::new(settings), clock, made: Arc::default() }
+        let shared = Shared {
+            keys,
+            settings,
+            clock,
+            made: Mutex::default(),
+            revocations: ArcSwap::default(),
+            revised: watch::Sender::new(0),
+        };
+        Self(Arc::new(shared))
     }
 
     /// The credentials of `id`, waiting a moment if its first certificate is on the way.
-    pub(crate) async fn credentials(&self, id: &SpiffeId) -> Result<Arc<Credentials>, TunnelError> {
+    pub(crate) async fn credentials(&self, id: &SpiffeId) -> Result<Held, TunnelError> {
+        let generation = self.generation();
+        let credentials = self.present(id).await?;
+        Ok(Held { credentials, generation })
+    }
+
+    async fn present(&self, id: &SpiffeId) -> Result<Arc<Credentials>, TunnelError> {
         let unavailable = |text: String| TunnelError::Handshake { reason: Reason::IdentityUnavailable, text };
-        let svid = self.keys.svid(id).await.map_err(|error| unavailable(error.to_string()))?;
+        let svid = self.0.keys.svid(id).await.map_err(|error| unavailable(with_causes(&error)))?;
+        let revocations = self.0.revocations.load_full();
         // A panic while the lock is held cannot leave the map half changed.
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut made = self.0.made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(credentials) = made.get(id)
-            && credentials.svid().serial == svid.serial
+            && Arc::ptr_eq(credentials.svid(), &svid)
+            && Arc::ptr_eq(credentials.revocations(), &revocations)
         {
             return Ok(credentials.clone());
         }
-        let credentials = Credentials::new(svid, &self.settings, self.clock.clone())
-            .map_err(|error| unavailable(error.to_string()))?;
+        let credentials = Credentials::new(svid, &self.0.settings, revocations, self.0.clock.clone())
+            .map_err(|error| unavailable(with_causes(&error)))?;
         let credentials = Arc::new(credentials);
         made.insert(id.clone(), credentials.clone());
         Ok(credentials)
@@ -48,16 +74,99 @@ impl Wallet {
 
     /// Forgets the credentials of workloads that are gone.
     pub(crate) fn retain(&self, keep: impl Fn(&SpiffeId) -> bool) {
-        self.made.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| keep(id));
+        self.0.made.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| keep(id));
     }
 
-    /// What peers must satisfy, and the time.
-    pub(crate) fn settings(&self) -> &TlsSettings {
-        &self.settings
+    /// Makes `revocations` what handshakes and live connections are judged by.
+    pub(crate) fn revoke(&self, revocations: Revocations) {
+        self.0.revocations.store(Arc::new(revocations));
+        self.0.revised.send_modify(|revision| *revision += 1);
     }
 
-    /// The time.
-    pub(crate) fn now(&self) -> std::time::SystemTime {
-        self.clock.now()
+    /// Who the peer of a finished handshake with `held` is, resumed or not: see [`tls::peer_identity`].
+    pub(crate) fn peer(
+        &self,
+        held: &Held,
+        certificates: &[CertificateDer<'_>],
+        expected: Option<&SpiffeId>,
+    ) -> Result<PeerIdentity, (Reason, String)> {
+        let peer = tls::peer_identity(certificates, expected, &self.0.settings, self.0.clock.now())?;
+        // Tickets live no longer than the credentials: a resumed peer was believed under the same trust.
+        peer.believed.store(held.generation, Ordering::Relaxed);
+        Ok(peer)
+    }
+
+    /// Whether `own` still believes a peer that it believed once; costs next to nothing unless roots or revocations have
+    /// changed since.
+    pub(crate) fn recheck(&self, own: &SpiffeId, peer: &PeerIdentity) -> Result<(), (Reason, String)> {
+        let shared = &self.0;
+        let generation = self.generation();
+        if peer.believed.load(Ordering::Relaxed) == generation {
+            return Ok(());
+        }
+        // Without an identity of our own the pod is gone, and its connections with it.
+        if let Some(trust) = shared.keys.trust(own) {
+            peer.recheck(&trust, &shared.revocations.load(), shared.clock.now())?;
+        }
+        peer.believed.store(generation, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Ends once `own` does not believe `peer` any more, with the reason.
+    pub(crate) async fn until_distrusted(&self, own: &SpiffeId, peer: &PeerIdentity) -> (Reason, String) {
+        let mut trust = self.subscribe();
+        loop {
+            if let Err(refused) = self.recheck(own, peer) {
+                return refused;
+            }
+            trust.changed().await;
+        }
+    }
+
+    /// Tells of changed roots and revocations.
+    pub(crate) fn subscribe(&self) -> TrustChanges {
+        TrustChanges { roots: self.0.keys.subscribe(), revocations: self.0.revised.subscribe() }
+    }
+
+    /// Taken before roots and revocations are read, so that a change in between is judged again.
+    fn generation(&self) -> u64 {
+        // The store begins with 1, so that no generation is 0, which a new connection has.
+        *self.0.keys.subscribe().borrow() + *self.0.revised.borrow()
     }
 }
+
+/// Credentials and the generation of trust that they stand for.
+pub(crate) struct Held {
+    credentials: Arc<Credentials>,
+    generation: u64,
+}
+
+impl Deref for Held {
+    type Target = Credentials;
+
+    fn deref(&self) -> &Credentials {
+        &self.credentials
+    }
+}
+
+/// Changes of what peers are judged by.
+pub(crate) struct TrustChanges {
+    roots: watch::Receiver<u64>,
+    revocations: watch::Receiver<u64>,
+}
+
+impl TrustChanges {
+    /// Waits for the next change; for ever if there can be none. Cancel safe.
+    pub(crate) async fn changed(&mut self) {
+        let ended = select! {
+            changed = self.roots.changed() => changed.is_err(),
+            changed = self.revocations.changed() => changed.is_err(),
+        };
+        if ended {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use std::{
     io::{self, IoSlice},
     ops::Range,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, SystemTime},
@@ -35,6 +35,10 @@ use super::{
 /// Pieces of stream data that one batch of records may come in.
 const PIECES: usize = 16;
 
+/// The part of what is left of a peer's certificate for which new streams may begin on a connection. Thus connections
+/// follow renewed certificates soon, and none stands on an old root when that is withdrawn at last.
+const RETIREMENT: f64 = 0.2;
+
 /// A connection to a peer whose identity has been verified.
 pub(crate) struct Link {
     tcp: TcpStream,
@@ -43,9 +47,11 @@ pub(crate) struct Link {
     torn: bool,
     incoming: Incoming,
     shared: Shared,
-    peer: PeerIdentity,
+    peer: Arc<PeerIdentity>,
     group: &'static str,
     resumed: bool,
+    /// No new streams after this time.
+    retired: SystemTime,
 }
 
 impl fmt::Debug for Link {
@@ -74,11 +80,14 @@ impl Link {
         let mut incoming = Incoming::new(opener);
         incoming.preload(early);
         let shared = Shared { kernel: Mutex::new(kernel), rekey: AtomicBool::new(false) };
-        Self { tcp, sealer, torn: false, incoming, shared, peer, group, resumed }
+        let now = SystemTime::now();
+        let left = peer.not_after.duration_since(now).unwrap_or_default();
+        let retired = now + left.mul_f64(RETIREMENT);
+        Self { tcp, sealer, torn: false, incoming, shared, peer: Arc::new(peer), group, resumed, retired }
     }
 
     /// The peer, as its certificate says.
-    pub(crate) fn peer(&self) -> &PeerIdentity {
+    pub(crate) fn peer(&self) -> &Arc<PeerIdentity> {
         &self.peer
     }
 
@@ -92,9 +101,9 @@ impl Link {
         self.resumed
     }
 
-    /// Whether the peer's certificate is still valid at `now`.
+    /// Whether another stream may begin at `now`: the peer's certificate is valid, and the handshake not too long ago.
     pub(crate) fn is_valid(&self, now: SystemTime) -> bool {
-        now < self.peer.not_after
+        now < self.peer.not_after && now < self.retired
     }
 
     /// The two directions, to be used by one task side by side.

@@ -12,7 +12,7 @@ use std::{
 
 use ambit_core::model::{PodAddr, SpiffeId};
 
-use super::link::Link;
+use super::{link::Link, tls::PeerIdentity};
 
 /// How long a connection may wait. Servers wait longer, so that they never close under a client's hands.
 const IDLE: Duration = Duration::from_secs(60);
@@ -82,13 +82,14 @@ impl Pool {
         }
     }
 
-    /// Closes what has waited too long, and all of pods that `keep` does not know any more.
-    pub(crate) fn sweep(&self, keep: impl Fn(&PoolKey) -> bool) {
+    /// Closes what has waited too long, and all that `keep` does not keep.
+    pub(crate) fn sweep(&self, keep: impl Fn(&PoolKey, &PeerIdentity) -> bool) {
         let mut closed = Vec::new();
         let mut all = self.lock();
         all.retain(|key, links| {
-            let keep = keep(key);
-            closed.extend(links.extract_if(.., |idle| !keep || idle.since.elapsed() >= IDLE));
+            closed.extend(
+                links.extract_if(.., |idle| idle.since.elapsed() >= IDLE || !keep(key, idle.link.peer())),
+            );
             !links.is_empty()
         });
         drop(all);

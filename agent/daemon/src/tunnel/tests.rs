@@ -41,7 +41,7 @@ impl Sides {
         let make = |uri| {
             let now = clock.now();
             let svid = ca.svid(uri, now - Duration::from_secs(60), now + Duration::from_secs(3600));
-            Credentials::new(Arc::new(svid), &settings, clock.clone()).unwrap()
+            Credentials::new(Arc::new(svid), &settings, Arc::default(), clock.clone()).unwrap()
         };
         let (client, server) = (make(CLIENT), make(SERVER));
         Self { settings, client, server }

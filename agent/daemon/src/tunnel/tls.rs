@@ -4,13 +4,14 @@
 //! side. Leaves records, time-outs and the check of the negotiated ALPN to the tunnel; holds no socket.
 
 mod reason;
+mod revocation;
 mod verify;
 
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
     net::{IpAddr, Ipv4Addr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -32,9 +33,9 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-pub(crate) use self::reason::handshake_reason;
 use self::verify::{ClientVerifier, Refusal, ServerVerifier};
-use crate::identity::{Clock, Leaf, Svid};
+pub(crate) use self::{reason::handshake_reason, revocation::Revocations};
+use crate::identity::{Clock, Leaf, Svid, TrustBundle};
 
 /// The one application protocol offered and accepted (DESIGN §4).
 pub(crate) const ALPN: &[u8] = b"ambit/1";
@@ -79,12 +80,42 @@ pub(crate) struct Credentials {
 }
 
 /// A peer as its certificate shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct PeerIdentity {
     /// The workload.
     pub(crate) id: SpiffeId,
     /// The end of its certificate: no connection should count on it for longer.
     pub(crate) not_after: SystemTime,
+    /// What the peer showed, leaf first: to be judged again when roots or revocations change.
+    chain: Vec<CertificateDer<'static>>,
+    validity: (SystemTime, SystemTime),
+    /// The generation of trust under which the chain was last believed.
+    pub(super) believed: AtomicU64,
+}
+
+impl PeerIdentity {
+    /// Whether a peer that was believed once still is, under these roots and revocations. Its certificate's end is no
+    /// matter here: connections outlive it.
+    pub(super) fn recheck(
+        &self,
+        trust: &TrustBundle,
+        revocations: &Revocations,
+        now: SystemTime,
+    ) -> Result<(), (Reason, String)> {
+        let (from, to) = self.validity;
+        let at = now.max(from).min(to);
+        let withdrawn = |why: String| {
+            (
+                Reason::RootWithdrawn,
+                format!("the certificate of {} leads to no trusted root any more: {why}", self.id),
+            )
+        };
+        let anchors = trust.anchors().map_err(|error| withdrawn(error.to_string()))?;
+        revocation::verify_again(&self.chain, &anchors, at).map_err(withdrawn)?;
+        revocations
+            .check(&self.chain, &anchors, at)
+            .map_err(|refusal: Refusal| (refusal.reason, refusal.text))
+    }
 }
 
 /// Why credentials cannot be put to use.
@@ -127,6 +158,7 @@ impl Credentials {
     pub(crate) fn new(
         svid: Arc<Svid>,
         settings: &TlsSettings,
+        revocations: Arc<Revocations>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, TlsError> {
         let id = || svid.id.clone();
@@ -138,6 +170,7 @@ impl Credentials {
             provider,
             clock: Arc::new(HandshakeClock(clock)),
             roots: Arc::new(roots),
+            revocations,
             own: Arc::new(SingleCertAndKey::from(certified)),
             trust_domains: settings.trust_domains.clone().into(),
         };
@@ -147,8 +180,13 @@ impl Credentials {
     }
 
     /// The SVID that this was made from.
-    pub(crate) fn svid(&self) -> &Svid {
+    pub(crate) fn svid(&self) -> &Arc<Svid> {
         &self.svid
+    }
+
+    /// The revocations that handshakes heed.
+    pub(super) fn revocations(&self) -> &Arc<Revocations> {
+        &self.shared.revocations
     }
 
     /// For connections to this workload. The client must show a certificate with an identity of our trust domains.
@@ -196,7 +234,13 @@ pub(crate) fn peer_identity(
         let leaf = Leaf::read(leaf)?;
         verify::check_validity(&leaf, now)?;
         verify::check_identity(&leaf, expected, &settings.trust_domains)?;
-        Ok(PeerIdentity { id: leaf.id, not_after: leaf.not_after })
+        Ok(PeerIdentity {
+            id: leaf.id,
+            not_after: leaf.not_after,
+            chain: certificates.iter().map(|certificate| certificate.clone().into_owned()).collect(),
+            validity: (leaf.not_before, leaf.not_after),
+            believed: AtomicU64::new(0),
+        })
     };
     check().map_err(|refusal: Refusal| (refusal.reason, refusal.text))
 }
@@ -206,14 +250,16 @@ struct Shared {
     provider: Arc<CryptoProvider>,
     clock: Arc<HandshakeClock>,
     roots: Arc<RootCertStore>,
+    revocations: Arc<Revocations>,
     own: Arc<SingleCertAndKey>,
     trust_domains: Arc<[TrustDomain]>,
 }
 
 impl Shared {
     fn server_config(&self, svid: &Svid) -> Result<ServerConfig, TlsError> {
-        let verifier = ClientVerifier::new(&self.roots, &self.provider, self.trust_domains.clone())
-            .map_err(|source| TlsError::Verifier { id: svid.id.clone(), source })?;
+        let verifier =
+            ClientVerifier::new(&self.roots, &self.revocations, &self.provider, self.trust_domains.clone())
+                .map_err(|source| TlsError::Verifier { id: svid.id.clone(), source })?;
         let mut config = ServerConfig::builder_with_details(self.provider.clone(), self.clock.clone())
             .with_protocol_versions(&[&TLS13])
             .map_err(TlsError::Library)?
@@ -248,6 +294,7 @@ impl Shared {
     fn server_verifier(&self, expected: &SpiffeId) -> Arc<ServerVerifier> {
         Arc::new(ServerVerifier {
             roots: self.roots.clone(),
+            revocations: self.revocations.clone(),
             algorithms: self.provider.signature_verification_algorithms,
             expected: expected.clone(),
             trust_domains: self.trust_domains.clone(),

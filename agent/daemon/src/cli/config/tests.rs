@@ -38,7 +38,6 @@ fn defaults_are_those_of_the_help() {
         AgentConfig {
             node: "n1".to_owned(),
             manifests: "/m".into(),
-            ca_dir: "/ca".into(),
             run_dir: "/run/ambit".into(),
             metrics_addr: None,
             log_filter: "info".to_owned(),
@@ -52,6 +51,9 @@ fn defaults_are_those_of_the_help() {
             bpf_root: "/sys/fs/bpf".into(),
             workers: default_workers(),
             post_quantum: PostQuantum::Offer,
+            crl_file: None,
+            trust_domain_aliases: vec![],
+            issuer: IssuerConfig::Builtin { ca_dir: "/ca".into() },
         }
     );
 }
@@ -78,6 +80,26 @@ fn a_file_sets_everything_and_a_flag_goes_above_it() {
     assert_eq!(config.cgroup_root.as_deref(), Some(Path::new("/cg")));
     assert_eq!(config.post_quantum, PostQuantum::Off);
     assert_eq!(resolve(&["--config", &path]).unwrap().workers, 3);
+}
+
+#[test]
+fn every_issuer_asks_for_what_it_needs_and_no_more() {
+    let line = |more: &[&'static str]| [&["--node", "n1", "--manifests", "/m"], more].concat();
+    let files = resolve(&line(&["--issuer", "files", "--cert-dir", "/certs"])).unwrap();
+    assert_eq!(files.issuer, IssuerConfig::Files { dir: "/certs".into() });
+    let vault = ["--issuer", "vault", "--vault-addr", "https://vault:8200"];
+    assert!(message(resolve(&line(&vault)).unwrap_err()).contains("--vault-token-file is needed"));
+    let login = resolve(&line(&[&vault[..], &["--vault-login-role", "node"]].concat())).unwrap();
+    let IssuerConfig::Vault(login) = login.issuer else { panic!("{:?}", login.issuer) };
+    assert_eq!((login.mount.as_str(), login.role.as_str()), ("pki", "ambit"));
+    assert_eq!(
+        login.login,
+        VaultLogin::Kubernetes { mount: "kubernetes".into(), role: "node".into(), jwt: POD_TOKEN.into() }
+    );
+    assert!(resolve(&line(&["--issuer", "spire"])).is_ok());
+    assert!(message(resolve(&line(&["--issuer", "files"])).unwrap_err()).contains("--cert-dir is needed"));
+    let aliases = resolve(&line(&["--ca-dir", "/ca", "--trust-domain-aliases", "old,older"])).unwrap();
+    assert_eq!(aliases.trust_domain_aliases.len(), 2);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `ambit status`: asks the agent of this node over its socket and shows the answer.
 
-mod table;
-mod view;
+pub(super) mod table;
+pub(super) mod view;
 
 use std::{io, path::Path, time::Duration};
 
@@ -76,13 +76,18 @@ impl StatusArgs {
 }
 
 pub(super) fn run(args: &StatusArgs) -> anyhow::Result<()> {
+    let status = ask_in_time(&args.run_dir.0, args.max_connections())?;
+    output::emit(&render(&StatusView::new(status, &args.sections), args.output)?)
+}
+
+/// Asks the agent with this run directory, and waits no longer than five seconds.
+pub(super) fn ask_in_time(run_dir: &Path, max_connections: u32) -> anyhow::Result<StatusResponse> {
     let runtime = Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
-    let status = runtime.block_on(async {
-        timeout(PATIENCE, ask(&args.run_dir.0, args.max_connections())).await.unwrap_or_else(|_| {
+    runtime.block_on(async {
+        timeout(PATIENCE, ask(run_dir, max_connections)).await.unwrap_or_else(|_| {
             bail!("the agent did not answer within {PATIENCE:?}: it is overloaded or stuck; see its log")
         })
-    })?;
-    output::emit(&render(&StatusView::new(status, &args.sections), args.output)?)
+    })
 }
 
 fn render(view: &StatusView, format: Format) -> anyhow::Result<String> {

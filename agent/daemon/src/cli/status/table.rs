@@ -98,6 +98,7 @@ fn connections_table(connections: &[ConnectionView], now: SystemTime) -> Table {
         "SERVER",
         "SERVICE",
         "MTLS",
+        "GROUP",
         "PEER IDENTITY",
         "TO SERVER",
         "TO CLIENT",
@@ -115,6 +116,7 @@ fn connections_table(connections: &[ConnectionView], now: SystemTime) -> Table {
             party(&connection.destination_workload, &connection.destination_addr),
             connection.service.clone(),
             mtls.to_owned(),
+            connection.group.clone(),
             connection.peer_identity.clone(),
             bytes(connection.client_to_server_bytes),
             bytes(connection.server_to_client_bytes),
@@ -136,7 +138,7 @@ fn sentence(problem: &ProblemView) -> String {
 }
 
 /// `in 11h 59m`, `2m 3s ago`, or `-`.
-fn until(moment: Option<Moment>, now: SystemTime) -> String {
+pub(in crate::cli) fn until(moment: Option<Moment>, now: SystemTime) -> String {
     let Some(Moment(moment)) = moment else { return "-".to_owned() };
     match moment.duration_since(now) {
         Ok(ahead) => format!("in {}", span(ahead)),
@@ -175,20 +177,21 @@ fn bytes(count: u64) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
-struct Table {
+/// Aligned columns under their names.
+pub(in crate::cli) struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    fn new<const N: usize>(head: [&str; N]) -> Self {
+    pub(in crate::cli) fn new<const N: usize>(head: [&str; N]) -> Self {
         Self { rows: vec![head.map(str::to_owned).into()] }
     }
 
-    fn row<const N: usize>(&mut self, cells: [String; N]) {
+    pub(in crate::cli) fn row<const N: usize>(&mut self, cells: [String; N]) {
         self.rows.push(cells.map(|cell| printable(if cell.is_empty() { "-" } else { &cell })).into());
     }
 
-    fn draw(&self, out: &mut String) {
+    pub(in crate::cli) fn draw(&self, out: &mut String) {
         if self.rows.len() == 1 {
             out.push_str("  none\n");
             return;

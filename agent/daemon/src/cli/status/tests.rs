@@ -69,6 +69,7 @@ fn status() -> StatusResponse {
             message: "\"ST\u{1b}[31mRICT\" is no mode".to_owned(),
         }],
         policies: 2,
+        roots: vec![],
     }
 }
 
@@ -91,8 +92,8 @@ CERTIFICATES
   spiffe://td1/ns/shop/sa/web  valid  in 11h 59m  7s ago   1f2e    -
 
 CONNECTIONS, the oldest 1 of 250 (all: ambit status connections)
-  DIRECTION  CLIENT                     SERVER         SERVICE  MTLS  PEER IDENTITY                  TO SERVER  TO CLIENT  AGE
-  outbound   shop/web (10.0.1.5:40000)  10.0.2.7:8080  -        yes   spiffe://td1/ns/stock/sa/cart  1.5 KiB    7 B        1m 5s
+  DIRECTION  CLIENT                     SERVER         SERVICE  MTLS  GROUP           PEER IDENTITY                  TO SERVER  TO CLIENT  AGE
+  outbound   shop/web (10.0.1.5:40000)  10.0.2.7:8080  -        yes   X25519MLKEM768  spiffe://td1/ns/stock/sa/cart  1.5 KiB    7 B        1m 5s
 
 PROBLEMS
   pa.yaml: PeerAuthentication shop/all: spec.mtls.mode: \"ST\\u{1b}[31mRICT\" is no mode

@@ -95,11 +95,11 @@ pub(super) struct ProblemView {
 
 /// A point in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Moment(pub(super) SystemTime);
+pub(in crate::cli) struct Moment(pub(in crate::cli) SystemTime);
 
 impl Moment {
     /// `None` for what no clock and no calendar of four-digit years shows.
-    fn of(time: Option<prost_types::Timestamp>) -> Option<Self> {
+    pub(in crate::cli) fn of(time: Option<prost_types::Timestamp>) -> Option<Self> {
         const LAST_SECOND_OF_9999: u64 = 253_402_300_799;
         let time = time?;
         let seconds = u64::try_from(time.seconds).ok().filter(|seconds| *seconds <= LAST_SECOND_OF_9999)?;

@@ -373,7 +373,9 @@ async fn many_short_lived_identities_never_lapse_and_spread() {
     for (at, _) in calls.iter().filter(|(at, _)| *at >= start) {
         rate[(*at - start).as_secs() as usize] += 1;
     }
-    let (peak, mean) = (rate[..300].iter().max().unwrap(), rate[..300].iter().sum::<usize>() / 300);
-    assert!(*peak <= 3 * mean, "{peak} renewals in one second, {mean} on average");
-    assert!((13..=22).contains(&mean), "{mean}");
+    // Over two seconds, so that chance alone does not make a peak.
+    let peak = rate[..300].chunks(2).map(|pair| pair.iter().sum::<usize>()).max().unwrap() as f64 / 2.0;
+    let mean = rate[..300].iter().sum::<usize>() as f64 / 300.0;
+    assert!(peak <= 3.0 * mean, "{peak} renewals in a second, {mean} on average");
+    assert!((13.0..22.0).contains(&mean), "{mean}");
 }

@@ -49,9 +49,11 @@ pub(crate) fn alert_reason(alert: AlertDescription) -> (Reason, String) {
             Reason::CertificateInvalid,
             "the peer refuses our certificate (certificate_unknown); its own log has the reason, such as identity or trust domain",
         ),
+        AlertDescription::CertificateRevoked => {
+            (Reason::CertificateRevoked, "the peer refuses our certificate: it was revoked")
+        }
         AlertDescription::BadCertificate
         | AlertDescription::UnsupportedCertificate
-        | AlertDescription::CertificateRevoked
         | AlertDescription::NoCertificate => {
             return (Reason::CertificateInvalid, format!("the peer refuses our certificate ({alert:?})"));
         }
@@ -72,6 +74,7 @@ fn certificate_reason(error: &CertificateError) -> (Reason, String) {
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
             Reason::CertificateNotYetValid
         }
+        CertificateError::Revoked => Reason::CertificateRevoked,
         CertificateError::UnknownIssuer => Reason::CertificateUntrusted,
         CertificateError::Other(other) => match other.0.downcast_ref::<Refusal>() {
             Some(refusal) => return (refusal.reason, refusal.text.clone()),

@@ -2,7 +2,11 @@
 //!
 //! Every refusal carries our own reason inside rustls' error. Leaves chains and signatures to rustls.
 
-use std::{fmt, sync::Arc, time::SystemTime};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use ambit_core::{
     model::{SpiffeId, TrustDomain},
@@ -24,12 +28,14 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
+use super::revocation::Revocations;
 use crate::identity::{Fault, Leaf};
 
 /// Verifies a server: chain, use as server, and that it is the workload expected at that address.
 #[derive(Debug)]
 pub(super) struct ServerVerifier {
     pub(super) roots: Arc<RootCertStore>,
+    pub(super) revocations: Arc<Revocations>,
     pub(super) algorithms: WebPkiSupportedAlgorithms,
     pub(super) expected: SpiffeId,
     pub(super) trust_domains: Arc<[TrustDomain]>,
@@ -39,6 +45,8 @@ pub(super) struct ServerVerifier {
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
     chain: Arc<dyn ClientCertVerifier>,
+    roots: Arc<RootCertStore>,
+    revocations: Arc<Revocations>,
     trust_domains: Arc<[TrustDomain]>,
 }
 
@@ -106,6 +114,7 @@ impl ServerCertVerifier for ServerVerifier {
         .map_err(chain_error)?;
         let leaf = Leaf::read(end_entity).map_err(Refusal::from)?;
         check_identity(&leaf, Some(&self.expected), &self.trust_domains)?;
+        check_revocation(&self.revocations, &self.roots, end_entity, intermediates, now)?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -135,13 +144,14 @@ impl ServerCertVerifier for ServerVerifier {
 impl ClientVerifier {
     pub(super) fn new(
         roots: &Arc<RootCertStore>,
+        revocations: &Arc<Revocations>,
         provider: &Arc<CryptoProvider>,
         trust_domains: Arc<[TrustDomain]>,
     ) -> Result<Self, VerifierBuilderError> {
         let chain = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
             .clear_root_hint_subjects()
             .build()?;
-        Ok(Self { chain, trust_domains })
+        Ok(Self { chain, roots: roots.clone(), revocations: revocations.clone(), trust_domains })
     }
 }
 
@@ -163,6 +173,7 @@ impl ClientCertVerifier for ClientVerifier {
         let verified = self.chain.verify_client_cert(end_entity, intermediates, now).map_err(chain_error)?;
         let leaf = Leaf::read(end_entity).map_err(Refusal::from)?;
         check_identity(&leaf, None, &self.trust_domains)?;
+        check_revocation(&self.revocations, &self.roots, end_entity, intermediates, now)?;
         Ok(verified)
     }
 
@@ -187,6 +198,20 @@ impl ClientCertVerifier for ClientVerifier {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.chain.supported_verify_schemes()
     }
+}
+
+fn check_revocation(
+    revocations: &Revocations,
+    roots: &RootCertStore,
+    end_entity: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    now: UnixTime,
+) -> Result<(), Refusal> {
+    if revocations.is_empty() {
+        return Ok(());
+    }
+    let chain: Vec<_> = std::iter::once(end_entity).chain(intermediates).cloned().collect();
+    revocations.check(&chain, roots, UNIX_EPOCH + Duration::from_secs(now.as_secs()))
 }
 
 /// A certificate under the name of a trusted CA, but not signed by its key, leads to no trusted root either.

@@ -1,0 +1,47 @@
+//! The issuer that the configuration names.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use ambit_core::model::SpiffeId;
+
+use crate::{
+    cli::{AgentConfig, IssuerConfig},
+    discovery::Feed,
+    identity::{Clock, FilesIssuer, Issuer, LiveCa, Selectors, SpireIssuer, VaultIssuer},
+};
+
+/// Builds the issuer. Must be called in a tokio runtime.
+pub(super) async fn issuer(
+    config: &AgentConfig,
+    feed: &Feed,
+    clock: Arc<dyn Clock>,
+) -> anyhow::Result<Arc<dyn Issuer>> {
+    let trust_domain = config.trust_domain.clone();
+    Ok(match &config.issuer {
+        IssuerConfig::Builtin { ca_dir } => Arc::new(LiveCa::open(ca_dir, trust_domain, clock).await?),
+        IssuerConfig::Files { dir } => Arc::new(FilesIssuer::new(dir.clone())),
+        IssuerConfig::Vault(vault) => Arc::new(VaultIssuer::new(*vault.clone())),
+        IssuerConfig::Spire { socket } => {
+            Arc::new(SpireIssuer::new(socket, trust_domain, selectors(feed, &config.node)))
+        }
+    })
+}
+
+/// What SPIRE's Kubernetes attestor would find out about the node's pods of an identity.
+fn selectors(feed: &Feed, node: &str) -> Selectors {
+    let (feed, node) = (feed.clone(), node.to_owned());
+    Arc::new(move |id: &SpiffeId| {
+        let mut found: BTreeSet<String> = [
+            format!("ns:{}", id.namespace()),
+            format!("sa:{}", id.service_account()),
+            format!("node-name:{node}"),
+        ]
+        .into();
+        for pod in feed.world().mesh.pods_on(&node).filter(|pod| pod.identity == *id) {
+            found.insert(format!("pod-uid:{}", pod.uid));
+            found.insert(format!("pod-name:{}", pod.name.name));
+            found.extend(pod.labels.iter().map(|(key, value)| format!("pod-label:{key}:{value}")));
+        }
+        found.into_iter().map(|value| ("k8s".to_owned(), value)).collect()
+    })
+}

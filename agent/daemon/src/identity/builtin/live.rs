@@ -1,0 +1,123 @@
+//! The built-in CA as it changes on disk: a new signer, roots added and removed.
+//!
+//! Promises that files that do not fit together change nothing, and that a root is never dropped while the CA still
+//! signs under it.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use ambit_core::model::TrustDomain;
+use arc_swap::ArcSwap;
+use tokio::{
+    sync::watch,
+    task::{AbortHandle, spawn_blocking},
+};
+use tracing::{error, info};
+
+use super::{
+    BuiltinCa, CaError,
+    files::{self, CA_CERT, CA_KEY, CERT_CHAIN, ROOT_CERT},
+};
+use crate::identity::{Clock, Csr, IssueFuture, Issuer, TrustBundle, Watched, with_causes};
+
+/// A [`BuiltinCa`] that follows its directory for as long as it lives.
+pub(crate) struct LiveCa {
+    shared: Arc<Shared>,
+    watcher: AbortHandle,
+}
+
+struct Shared {
+    dir: PathBuf,
+    trust_domain: TrustDomain,
+    clock: Arc<dyn Clock>,
+    ca: ArcSwap<BuiltinCa>,
+    trust: watch::Sender<Arc<TrustBundle>>,
+}
+
+impl LiveCa {
+    /// Opens the CA in `dir` as [`BuiltinCa::open`] does, and watches its files from then on. `root-cert.pem` may hold
+    /// several roots. Must be called in a tokio runtime.
+    pub(crate) async fn open(
+        dir: &Path,
+        trust_domain: TrustDomain,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, CaError> {
+        let (path, domain, time) = (dir.to_owned(), trust_domain.clone(), clock.clone());
+        let opening = spawn_blocking(move || {
+            // Looked at before it is read: a change in between is read once more.
+            let watched = Watched::new([CA_CERT, CA_KEY, CERT_CHAIN, ROOT_CERT].map(|name| path.join(name)));
+            BuiltinCa::open(&path, domain, time).map(|ca| (ca, watched))
+        });
+        let (ca, watched) = match opening.await {
+            Ok(opened) => opened?,
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        };
+        let trust = watch::Sender::new(Arc::new(ca.trust()));
+        let shared =
+            Shared { dir: dir.to_owned(), trust_domain, clock, ca: ArcSwap::from_pointee(ca), trust };
+        let shared = Arc::new(shared);
+        let watcher = tokio::spawn(follow(shared.clone(), watched)).abort_handle();
+        Ok(Self { shared, watcher })
+    }
+}
+
+impl Issuer for LiveCa {
+    fn name(&self) -> &str {
+        "builtin"
+    }
+
+    fn issue(&self, csr: Csr) -> IssueFuture<'_> {
+        let signed = self.shared.ca.load().sign(&csr.der, &csr.id, csr.ttl);
+        Box::pin(std::future::ready(signed))
+    }
+
+    fn trust(&self) -> Option<watch::Receiver<Arc<TrustBundle>>> {
+        Some(self.shared.trust.subscribe())
+    }
+}
+
+impl Drop for LiveCa {
+    fn drop(&mut self) {
+        self.watcher.abort();
+    }
+}
+
+async fn follow(shared: Arc<Shared>, mut watched: Watched) {
+    loop {
+        watched.changed().await;
+        let reader = shared.clone();
+        if spawn_blocking(move || reader.reload()).await.is_err() {
+            error!(dir = %shared.dir.display(), "the CA could not be read again");
+        }
+    }
+}
+
+impl Shared {
+    fn reload(&self) {
+        let dir = &self.dir;
+        let gone = || CaError::Incomplete { dir: dir.clone(), missing: "all files".into() };
+        let read = files::open(dir, || Err(gone()))
+            .and_then(|files| BuiltinCa::load(dir, &files, self.trust_domain.clone(), self.clock.clone()))
+            .and_then(|ca| ca.try_out(dir).map(|()| ca));
+        let ca = match read {
+            Ok(ca) => ca,
+            Err(problem) => {
+                let error = with_causes(&problem);
+                return error!(dir = %dir.display(), error, "the CA has changed and cannot be used; the one read before stays in use");
+            }
+        };
+        let trust = ca.trust();
+        info!(dir = %dir.display(), roots = trust.roots.len(), "the CA was read again");
+        // Whoever is signed for from here on must find the bundle that goes with it.
+        self.trust.send_if_modified(|now| {
+            let differs = **now != trust;
+            if differs {
+                *now = Arc::new(trust);
+            }
+            differs
+        });
+        self.ca.store(Arc::new(ca));
+    }
+}

@@ -1,0 +1,320 @@
+//! The issuer `spire`: SVIDs from a SPIRE agent's Delegated Identity API over its admin socket (spec/wire.md §4.2).
+//!
+//! One subscription for each identity, one for the bundles; what SPIRE rotates is in use at once. The keys are SPIRE's, held
+//! in memory only. Leaves to app what is known of the pods.
+
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use ambit_core::model::{SpiffeId, TrustDomain};
+use ambit_proto::spire::delegatedidentity::{
+    Selector, SubscribeToX509BundlesRequest, SubscribeToX509BundlesResponse, SubscribeToX509sviDsRequest,
+    SubscribeToX509sviDsResponse, delegated_identity_client::DelegatedIdentityClient,
+};
+use hyper_util::rt::TokioIo;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::{
+    net::UnixStream,
+    sync::watch,
+    task::AbortHandle,
+    time::{sleep, timeout},
+};
+use tonic::{
+    Code, Status, Streaming,
+    transport::{Channel, Endpoint},
+};
+use tower::service_fn;
+use tracing::warn;
+use x509_parser::{certificate::X509Certificate, prelude::FromDer};
+use zeroize::Zeroize;
+
+use super::{Csr, IssueError, IssueFuture, Issued, Issuer, Renewed, TrustBundle, svid::PrivateKey};
+
+/// How long the SPIRE agent has for a first answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two subscriptions after one has ended: from the first to the last, doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LAST_PAUSE: Duration = Duration::from_secs(15);
+
+/// What is known of the pods of this node that have an identity: type and value, such as `k8s` and `ns:shop`.
+pub(crate) type Selectors = Arc<dyn Fn(&SpiffeId) -> Vec<(String, String)> + Send + Sync>;
+
+/// Has a SPIRE agent hand out SVIDs.
+pub(crate) struct SpireIssuer {
+    shared: Arc<Shared>,
+    bundles: AbortHandle,
+}
+
+struct Shared {
+    channel: Channel,
+    selectors: Selectors,
+    trust: watch::Sender<Arc<TrustBundle>>,
+    renewed: Arc<Renewed>,
+    subscriptions: Mutex<HashMap<SpiffeId, Subscription>>,
+}
+
+struct Subscription {
+    latest: watch::Receiver<Latest>,
+    task: AbortHandle,
+}
+
+/// The last that was heard of an identity.
+#[derive(Clone)]
+enum Latest {
+    Nothing,
+    Svid(Arc<Svid>),
+    Failed(String),
+}
+
+#[derive(PartialEq, Eq)]
+struct Svid {
+    chain: Vec<CertificateDer<'static>>,
+    key: Vec<u8>,
+}
+
+impl Drop for Svid {
+    fn drop(&mut self) {
+        self.key.zeroize();
+    }
+}
+
+impl SpireIssuer {
+    /// Over the agent's admin socket; it need not be there yet. Must be called in a tokio runtime.
+    pub(crate) fn new(socket: &Path, trust_domain: TrustDomain, selectors: Selectors) -> Self {
+        let trust = watch::Sender::new(Arc::new(TrustBundle { roots: Vec::new() }));
+        let shared = Arc::new(Shared {
+            channel: channel(socket),
+            selectors,
+            trust,
+            renewed: Arc::default(),
+            subscriptions: Mutex::default(),
+        });
+        let bundles = tokio::spawn(follow_bundles(shared.clone(), trust_domain)).abort_handle();
+        Self { shared, bundles }
+    }
+}
+
+impl Issuer for SpireIssuer {
+    fn name(&self) -> &str {
+        "spire"
+    }
+
+    fn issue(&self, csr: Csr) -> IssueFuture<'_> {
+        Box::pin(async move {
+            let mut latest = self.shared.subscribed(&csr.id);
+            let mut trust = self.shared.trust.subscribe();
+            let answer = async {
+                // Both senders live as long as this issuer, or its subscription.
+                let svid = latest.wait_for(|latest| !matches!(latest, Latest::Nothing)).await;
+                let svid = svid.map_err(|_| IssueError::Internal)?.clone();
+                let svid = match svid {
+                    Latest::Svid(svid) => svid,
+                    Latest::Failed(text) => return Err(IssueError::Refused(text)),
+                    Latest::Nothing => return Err(IssueError::Internal),
+                };
+                let trust = trust.wait_for(|trust| !trust.roots.is_empty()).await;
+                let roots = trust.map_err(|_| IssueError::Internal)?.roots.clone();
+                let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(svid.key.clone()));
+                Ok(Issued { chain: svid.chain.clone(), roots, key: Some(PrivateKey::from(key)) })
+            };
+            timeout(PATIENCE, answer).await.unwrap_or(Err(IssueError::Timeout(PATIENCE)))
+        })
+    }
+
+    fn trust(&self) -> Option<watch::Receiver<Arc<TrustBundle>>> {
+        Some(self.shared.trust.subscribe())
+    }
+
+    fn retain(&self, ids: &HashSet<SpiffeId>) {
+        let mut subscriptions = self.shared.subscriptions();
+        subscriptions
+            .extract_if(|id, _| !ids.contains(id))
+            .for_each(|(_, subscription)| subscription.task.abort());
+    }
+
+    fn renewed(&self) -> Option<Arc<Renewed>> {
+        Some(self.shared.renewed.clone())
+    }
+}
+
+impl Drop for SpireIssuer {
+    fn drop(&mut self) {
+        self.bundles.abort();
+        self.shared.subscriptions().values().for_each(|subscription| subscription.task.abort());
+    }
+}
+
+impl Shared {
+    fn subscriptions(&self) -> MutexGuard<'_, HashMap<SpiffeId, Subscription>> {
+        self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is heard of `id`, from a subscription that is there or begins now.
+    fn subscribed(self: &Arc<Self>, id: &SpiffeId) -> watch::Receiver<Latest> {
+        let mut subscriptions = self.subscriptions();
+        let subscription = subscriptions.entry(id.clone()).or_insert_with(|| {
+            let (sender, latest) = watch::channel(Latest::Nothing);
+            let task = tokio::spawn(follow_svid(self.clone(), id.clone(), sender)).abort_handle();
+            Subscription { latest, task }
+        });
+        subscription.latest.clone()
+    }
+
+    fn client(&self) -> DelegatedIdentityClient<Channel> {
+        DelegatedIdentityClient::new(self.channel.clone())
+    }
+}
+
+async fn follow_svid(shared: Arc<Shared>, id: SpiffeId, latest: watch::Sender<Latest>) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        // Asked for anew each time: pods come and go.
+        let selectors = (shared.selectors)(&id);
+        let selectors = selectors.into_iter().map(|(r#type, value)| Selector { r#type, value }).collect();
+        let request = SubscribeToX509sviDsRequest { selectors };
+        let ended = match shared.client().subscribe_to_x509svi_ds(request).await {
+            Ok(answers) => {
+                let ended = hear_svids(&shared, &id, &latest, answers.into_inner(), &mut pause).await;
+                ended.unwrap_or_else(|| Status::unavailable("the SPIRE agent ended the subscription"))
+            }
+            Err(status) => status,
+        };
+        let text = told(&ended);
+        warn!(%id, error = text, "no SVIDs from SPIRE; subscribing again");
+        // A certificate that is there stays in use: only who has none is told.
+        latest.send_if_modified(|latest| {
+            let none = !matches!(latest, Latest::Svid(_));
+            if none {
+                *latest = Latest::Failed(text.clone());
+            }
+            none
+        });
+        sleep(pause).await;
+        pause = (pause * 2).min(LAST_PAUSE);
+    }
+}
+
+async fn hear_svids(
+    shared: &Shared,
+    id: &SpiffeId,
+    latest: &watch::Sender<Latest>,
+    mut answers: Streaming<SubscribeToX509sviDsResponse>,
+    pause: &mut Duration,
+) -> Option<Status> {
+    loop {
+        let answer = match answers.message().await {
+            Ok(answer) => answer?,
+            Err(status) => return Some(status),
+        };
+        *pause = FIRST_PAUSE;
+        let wanted = format!("/ns/{}/sa/{}", id.namespace(), id.service_account());
+        let found = answer.x509_svids.into_iter().find_map(|with_key| {
+            let svid = with_key.x509_svid?;
+            let name = svid.id.as_ref()?;
+            let own = name.trust_domain == id.trust_domain().as_str() && name.path == wanted;
+            own.then(|| Svid {
+                chain: svid.cert_chain.into_iter().map(CertificateDer::from).collect(),
+                key: with_key.x509_svid_key,
+            })
+        });
+        let (heard, renewed) = match found {
+            Some(svid) => {
+                let known = matches!(&*latest.borrow(), Latest::Svid(known) if **known == svid);
+                (Latest::Svid(Arc::new(svid)), !known)
+            }
+            None => (Latest::Failed(format!("SPIRE has no entry that gives {id} to its pods")), true),
+        };
+        latest.send_replace(heard);
+        if renewed {
+            shared.renewed.tell(id.clone());
+        }
+    }
+}
+
+async fn follow_bundles(shared: Arc<Shared>, trust_domain: TrustDomain) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let ended = match shared.client().subscribe_to_x509_bundles(SubscribeToX509BundlesRequest {}).await {
+            Ok(answers) => {
+                let mut answers = answers.into_inner();
+                loop {
+                    match answers.message().await {
+                        Ok(Some(answer)) => {
+                            pause = FIRST_PAUSE;
+                            take_bundle(&shared, &trust_domain, &answer);
+                        }
+                        Ok(None) => break Status::unavailable("the SPIRE agent ended the subscription"),
+                        Err(status) => break status,
+                    }
+                }
+            }
+            Err(status) => status,
+        };
+        warn!(error = told(&ended), "no trust bundles from SPIRE; subscribing again");
+        sleep(pause).await;
+        pause = (pause * 2).min(LAST_PAUSE);
+    }
+}
+
+/// An answer without our bundle, or with one that cannot be read, changes nothing.
+fn take_bundle(shared: &Shared, trust_domain: &TrustDomain, answer: &SubscribeToX509BundlesResponse) {
+    let own = answer
+        .ca_certificates
+        .iter()
+        .find(|(name, _)| name.strip_prefix("spiffe://").unwrap_or(name) == trust_domain.as_str());
+    match own.and_then(|(_, der)| certificates(der)) {
+        Some(roots) if !roots.is_empty() => {
+            let bundle = TrustBundle { roots };
+            shared.trust.send_if_modified(|trust| {
+                let differs = **trust != bundle;
+                if differs {
+                    *trust = Arc::new(bundle);
+                }
+                differs
+            });
+        }
+        _ => warn!(%trust_domain, "SPIRE gave no usable bundle of our trust domain"),
+    }
+}
+
+/// Certificates one behind another; `None` if one cannot be read.
+fn certificates(mut der: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
+    let mut found = Vec::new();
+    while !der.is_empty() {
+        let (rest, _) = X509Certificate::from_der(der).ok()?;
+        found.push(CertificateDer::from(der[..der.len() - rest.len()].to_vec()));
+        der = rest;
+    }
+    Some(found)
+}
+
+fn told(status: &Status) -> String {
+    let hint = match status.code() {
+        Code::PermissionDenied => {
+            " (is the agent's own SPIFFE ID among authorized_delegates, and is there an entry for the pod?)"
+        }
+        Code::Unavailable => " (is admin_socket_path of the SPIRE agent the --spire-socket?)",
+        _ => "",
+    };
+    format!(
+        "SPIRE says {:?}: {}{hint}",
+        status.code(),
+        status.message().chars().take(512).collect::<String>()
+    )
+}
+
+fn channel(socket: &Path) -> Channel {
+    let socket = socket.to_owned();
+    // The name is not looked up.
+    Endpoint::from_static("http://spire").connect_with_connector_lazy(service_fn(move |_| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    }))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,139 @@
+//! Against a server in this process that behaves as SPIRE's API is documented (spec/wire.md §4.2): not a real SPIRE agent.
+
+use std::{pin::Pin, time::SystemTime};
+
+use ambit_proto::spire::delegatedidentity::{
+    Spiffeid, X509svid, X509svidWithKey,
+    delegated_identity_server::{DelegatedIdentity, DelegatedIdentityServer},
+};
+use tokio::net::UnixListener;
+use tokio_stream::{Stream, wrappers::UnixListenerStream};
+use tonic::{Request, Response};
+
+use super::*;
+use crate::identity::{
+    KeyStore, SystemClock,
+    testing::{TestCa, id},
+};
+
+const WEB: &str = "spiffe://td1/ns/shop/sa/web";
+
+/// What the server tells its subscribers; each new value goes out at once.
+struct FaithfulSpire {
+    svids: watch::Receiver<SubscribeToX509sviDsResponse>,
+    bundles: watch::Receiver<SubscribeToX509BundlesResponse>,
+    asked: Arc<Mutex<Vec<Selector>>>,
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+fn stream<T: Clone + Send + Sync + 'static>(mut values: watch::Receiver<T>) -> Answers<T> {
+    let (sender, receiver) = tokio::sync::mpsc::channel(1);
+    tokio::spawn(async move {
+        loop {
+            let value = values.borrow_and_update().clone();
+            if sender.send(Ok(value)).await.is_err() || values.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+    Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))
+}
+
+#[tonic::async_trait]
+impl DelegatedIdentity for FaithfulSpire {
+    type SubscribeToX509SVIDsStream = Answers<SubscribeToX509sviDsResponse>;
+    type SubscribeToX509BundlesStream = Answers<SubscribeToX509BundlesResponse>;
+
+    async fn subscribe_to_x509svi_ds(
+        &self,
+        request: Request<SubscribeToX509sviDsRequest>,
+    ) -> Result<Response<Self::SubscribeToX509SVIDsStream>, Status> {
+        *self.asked.lock().unwrap() = request.into_inner().selectors;
+        Ok(Response::new(stream(self.svids.clone())))
+    }
+
+    async fn subscribe_to_x509_bundles(
+        &self,
+        _: Request<SubscribeToX509BundlesRequest>,
+    ) -> Result<Response<Self::SubscribeToX509BundlesStream>, Status> {
+        Ok(Response::new(stream(self.bundles.clone())))
+    }
+}
+
+/// The full set of one workload: a certificate of another identity, then its own.
+fn set(ca: &TestCa) -> SubscribeToX509sviDsResponse {
+    let now = SystemTime::now();
+    let one = |path: &str| {
+        let uri = format!("spiffe://td1{path}");
+        let end = now + Duration::from_secs(3600);
+        let (leaf, key) = ca.leaf(&[&uri], now - Duration::from_secs(60), end, |_| ());
+        X509svidWithKey {
+            x509_svid: Some(X509svid {
+                cert_chain: vec![leaf.to_vec()],
+                id: Some(Spiffeid { trust_domain: "td1".into(), path: path.into() }),
+                expires_at: 0,
+            }),
+            x509_svid_key: key.secret_der().to_vec(),
+        }
+    };
+    SubscribeToX509sviDsResponse {
+        x509_svids: vec![one("/ns/shop/sa/other"), one("/ns/shop/sa/web")],
+        federates_with: vec![],
+    }
+}
+
+fn bundle(cas: &[&TestCa]) -> SubscribeToX509BundlesResponse {
+    let der: Vec<u8> = cas.iter().flat_map(|ca| ca.certificate.to_vec()).collect();
+    SubscribeToX509BundlesResponse {
+        ca_certificates: [("spiffe://td1".to_owned(), der), ("spiffe://td2".to_owned(), vec![1])].into(),
+    }
+}
+
+#[tokio::test]
+async fn svids_and_bundles_arrive_and_what_spire_rotates_is_in_use_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("admin.sock");
+    let (old, new) = (TestCa::new("old"), TestCa::new("new"));
+    let (svids, bundles) = (watch::Sender::new(set(&old)), watch::Sender::new(bundle(&[&old])));
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let server =
+        FaithfulSpire { svids: svids.subscribe(), bundles: bundles.subscribe(), asked: asked.clone() };
+
+    let selectors: Selectors = Arc::new(|id| vec![("k8s".into(), format!("sa:{}", id.service_account()))]);
+    let issuer = SpireIssuer::new(&socket, "td1".parse().unwrap(), selectors);
+    let store = KeyStore::new(Arc::new(issuer), Arc::new(SystemClock), Duration::from_secs(3600));
+    store.retain([id(WEB)]);
+    // The agent of SPIRE comes later than ours.
+    sleep(Duration::from_millis(300)).await;
+    assert!(store.current(&id(WEB)).is_none());
+    let incoming = UnixListenerStream::new(UnixListener::bind(&socket).unwrap());
+    let service = DelegatedIdentityServer::new(server);
+    tokio::spawn(
+        async move { tonic::transport::Server::builder().serve_with_incoming(service, incoming).await },
+    );
+    let first = loop {
+        if let Ok(svid) = store.svid(&id(WEB)).await {
+            break svid;
+        }
+        sleep(Duration::from_millis(50)).await;
+    };
+    assert_eq!(first.trust.roots, std::slice::from_ref(&old.certificate));
+    let sent: Vec<_> = asked.lock().unwrap().iter().map(|selector| selector.value.clone()).collect();
+    assert_eq!(sent, ["sa:web"]);
+
+    let mut changes = store.subscribe();
+    bundles.send_replace(bundle(&[&old, &new]));
+    changes.changed().await.unwrap();
+    let both = store.current(&id(WEB)).unwrap();
+    assert_eq!((both.trust.roots.len(), &both.serial), (2, &first.serial));
+    svids.send_replace(set(&new));
+    while store.current(&id(WEB)).unwrap().serial == first.serial {
+        sleep(Duration::from_millis(20)).await;
+    }
+    // A bundle that cannot be read changes nothing.
+    let broken = SubscribeToX509BundlesResponse { ca_certificates: [("td1".to_owned(), vec![1, 2])].into() };
+    bundles.send_replace(broken);
+    sleep(Duration::from_millis(50)).await;
+    assert_eq!(store.current(&id(WEB)).unwrap().trust.roots.len(), 2);
+}
