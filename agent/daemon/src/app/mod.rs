@@ -1,5 +1,7 @@
 //! Wiring: the only room that knows everyone. Builds the rooms, hands each what it needs, and ends them.
 
+mod ca;
+mod issuer;
 mod node;
 mod status;
 
@@ -12,6 +14,8 @@ use tokio::{
     sync::watch,
 };
 
+pub(crate) use ca::run_ca;
+
 use self::{
     node::{Node, Pods},
     status::Status,
@@ -21,7 +25,7 @@ use crate::{
     capture::{self, Capture, CaptureSettings},
     cli::{self, AgentConfig},
     discovery,
-    identity::{BuiltinCa, Clock, KeyStore, SystemClock},
+    identity::{Clock, KeyStore, SystemClock},
     proxy::Proxy,
     telemetry::Telemetry,
     tunnel::{Wallet, tls},
@@ -42,11 +46,8 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
     drop(manifests);
 
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let (ca_dir, ca_domain, ca_clock) = (config.ca_dir.clone(), trust_domain.clone(), clock.clone());
-    let ca = tokio::task::spawn_blocking(move || BuiltinCa::open(&ca_dir, ca_domain, ca_clock))
-        .await
-        .context("the built-in CA could not be opened")??;
-    let keys = KeyStore::new(Arc::new(ca), clock.clone(), config.svid_ttl);
+    let issuer = issuer::issuer(&config, &feed, clock.clone()).await?;
+    let keys = KeyStore::new(issuer, clock.clone(), config.svid_ttl);
     let tls = tls::TlsSettings {
         post_quantum: match config.post_quantum {
             cli::PostQuantum::Off => tls::PostQuantum::Off,

@@ -14,12 +14,18 @@ use ambit_core::model::TrustDomain;
 
 use super::{
     settings::Settings,
-    values::{DataplaneLabel, PostQuantum},
+    values::{DataplaneLabel, IssuerName, Location, PostQuantum},
 };
-use crate::telemetry::LogFormat;
+use crate::{
+    identity::IstioSettings,
+    telemetry::{CLUSTER, LogFormat},
+};
 
 pub(super) const DEFAULT_RUN_DIR: &str = "/run/ambit";
 pub(super) const DEFAULT_BPF_ROOT: &str = "/sys/fs/bpf";
+/// Where Istio's charts mount them (spec/wire.md §3.1).
+const DEFAULT_CA_ROOT: &str = "/var/run/secrets/istio/root-cert.pem";
+const DEFAULT_CA_TOKEN: &str = "/var/run/secrets/tokens/istio-token";
 const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
 const DEFAULT_MAX_WORKERS: usize = 8;
 
@@ -30,8 +36,8 @@ pub(crate) struct AgentConfig {
     pub(crate) node: String,
     /// The folder of manifests to watch; it exists.
     pub(crate) manifests: PathBuf,
-    /// The folder of the built-in CA; it exists and only this user can write to it.
-    pub(crate) ca_dir: PathBuf,
+    /// Who signs certificates.
+    pub(crate) issuer: IssuerKind,
     /// The folder of the status socket and the lock; it exists and only this user can write to it.
     pub(crate) run_dir: PathBuf,
     /// Where metrics and health are served over HTTP; nowhere if `None`.
@@ -58,6 +64,18 @@ pub(crate) struct AgentConfig {
     pub(crate) workers: usize,
     /// Use of the hybrid post-quantum key exchange.
     pub(crate) post_quantum: PostQuantum,
+}
+
+/// Who signs certificates, with all that it takes to ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum IssuerKind {
+    /// A CA in a folder of this node.
+    Builtin {
+        /// The folder; it exists and only this user can write to it.
+        ca_dir: PathBuf,
+    },
+    /// A service that speaks Istio's CreateCertificate.
+    Istio(IstioSettings),
 }
 
 /// Why there is no configuration.
@@ -89,6 +107,14 @@ pub(crate) enum ConfigError {
         /// The environment variable.
         variable: &'static str,
     },
+    /// Two settings that exclude each other are both set.
+    #[error("--{first} and --{second} cannot both be set")]
+    Both {
+        /// A flag without dashes.
+        first: &'static str,
+        /// The other.
+        second: &'static str,
+    },
     /// A folder cannot be used.
     #[error("cannot use --{flag} {path}")]
     Folder {
@@ -113,13 +139,14 @@ pub(crate) enum ConfigError {
 
 impl AgentConfig {
     /// Completes settings with the defaults.
-    pub(super) fn resolve(settings: Settings) -> Result<Self, ConfigError> {
+    pub(super) fn resolve(mut settings: Settings) -> Result<Self, ConfigError> {
         let missing = |flag, variable| move || ConfigError::Missing { flag, variable };
+        let issuer = IssuerKind::resolve(&mut settings);
         let domain = || TrustDomain::default().as_str().to_owned();
         Ok(Self {
             node: settings.node.ok_or_else(missing("node", "AMBIT_NODE"))?.0,
             manifests: settings.manifests.ok_or_else(missing("manifests", "AMBIT_MANIFESTS"))?.0,
-            ca_dir: settings.ca_dir.ok_or_else(missing("ca-dir", "AMBIT_CA_DIR"))?.0,
+            issuer: issuer?,
             run_dir: settings.run_dir.map_or_else(|| DEFAULT_RUN_DIR.into(), |path| path.0),
             metrics_addr: settings.metrics_addr.map(|addr| addr.0),
             log_filter: settings.log.map_or_else(|| "info".to_owned(), |filter| filter.0),
@@ -142,8 +169,37 @@ impl AgentConfig {
             |source| ConfigError::Folder { flag: "manifests", path: self.manifests.clone(), source };
         // Reading it once finds what is missing, not a folder, or not ours to read.
         fs::read_dir(&self.manifests).map_err(unusable)?;
-        private_folder("ca-dir", &self.ca_dir)?;
+        if let IssuerKind::Builtin { ca_dir } = &self.issuer {
+            private_folder("ca-dir", ca_dir)?;
+        }
         private_folder("run-dir", &self.run_dir)
+    }
+}
+
+impl IssuerKind {
+    fn resolve(settings: &mut Settings) -> Result<Self, ConfigError> {
+        let missing = |flag, variable| move || ConfigError::Missing { flag, variable };
+        let place = |set: Option<Location>, default: &str| set.map_or_else(|| default.into(), |path| path.0);
+        Ok(match settings.issuer.take().unwrap_or_default() {
+            IssuerName::Builtin => Self::Builtin {
+                ca_dir: settings.ca_dir.take().ok_or_else(missing("ca-dir", "AMBIT_CA_DIR"))?.0,
+            },
+            IssuerName::Istio => {
+                let address =
+                    settings.ca_address.take().ok_or_else(missing("ca-address", "AMBIT_CA_ADDRESS"))?;
+                Self::Istio(IstioSettings {
+                    host: address.host,
+                    port: address.port,
+                    server_name: settings.ca_server_name.take().map(|name| name.0),
+                    root: place(settings.ca_root.take(), DEFAULT_CA_ROOT),
+                    token_file: Some(place(settings.ca_token_file.take(), DEFAULT_CA_TOKEN)),
+                    cluster_id: settings
+                        .cluster_id
+                        .take()
+                        .map_or_else(|| CLUSTER.to_owned(), |cluster| cluster.0),
+                })
+            }
+        })
     }
 }
 
@@ -151,7 +207,7 @@ fn default_workers() -> usize {
     thread::available_parallelism().map_or(1, |cores| cores.get().min(DEFAULT_MAX_WORKERS))
 }
 
-fn private_folder(flag: &'static str, path: &Path) -> Result<(), ConfigError> {
+pub(super) fn private_folder(flag: &'static str, path: &Path) -> Result<(), ConfigError> {
     let unusable = |source| ConfigError::Folder { flag, path: path.to_owned(), source };
     let not_safe = |why| ConfigError::Unsafe { flag, path: path.to_owned(), why };
     if let Some(parent) = path.parent() {

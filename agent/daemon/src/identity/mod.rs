@@ -7,14 +7,16 @@ mod builtin;
 mod certificate;
 mod clock;
 mod issuer;
+mod istio;
 mod store;
 mod svid;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub(crate) use builtin::BuiltinCa;
+pub(crate) use builtin::{BuiltinCa, CaError, RootStanding};
 pub(crate) use certificate::{Fault, Leaf};
 pub(crate) use clock::{Clock, SystemClock};
 pub(crate) use issuer::{Csr, IssueError, IssueFuture, Issued, Issuer};
+pub(crate) use istio::{IstioIssuer, IstioSettings};
 pub(crate) use store::{IdentityState, IdentityStatus, KeyStore};
 pub(crate) use svid::Svid;

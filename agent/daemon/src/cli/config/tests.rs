@@ -38,7 +38,7 @@ fn defaults_are_those_of_the_help() {
         AgentConfig {
             node: "n1".to_owned(),
             manifests: "/m".into(),
-            ca_dir: "/ca".into(),
+            issuer: IssuerKind::Builtin { ca_dir: "/ca".into() },
             run_dir: "/run/ambit".into(),
             metrics_addr: None,
             log_filter: "info".to_owned(),
@@ -78,6 +78,35 @@ fn a_file_sets_everything_and_a_flag_goes_above_it() {
     assert_eq!(config.cgroup_root.as_deref(), Some(Path::new("/cg")));
     assert_eq!(config.post_quantum, PostQuantum::Off);
     assert_eq!(resolve(&["--config", &path]).unwrap().workers, 3);
+}
+
+#[test]
+fn the_istio_issuer_needs_an_address_and_no_ca_of_its_own() {
+    let line = ["--node", "n1", "--manifests", "/m", "--issuer", "istio"];
+    assert!(message(resolve(&line).unwrap_err()).contains("set AMBIT_CA_ADDRESS"));
+    let line = [&line[..], &["--ca-address", "https://istiod.istio-system.svc:15012"]].concat();
+    let expected = IstioSettings {
+        host: "istiod.istio-system.svc".into(),
+        port: 15012,
+        server_name: None,
+        root: "/var/run/secrets/istio/root-cert.pem".into(),
+        token_file: Some("/var/run/secrets/tokens/istio-token".into()),
+        cluster_id: "Kubernetes".into(),
+    };
+    assert_eq!(resolve(&line).unwrap().issuer, IssuerKind::Istio(expected.clone()));
+    let (_dir, path) = file(
+        "issuer: istio\nca-address: '[::1]:443'\nca-server-name: ca.test\nca-root: /r\nca-token-file: /t\ncluster-id: c1\n",
+    );
+    let config = resolve(&["--node", "n1", "--manifests", "/m", "--config", &path]).unwrap();
+    let expected = IstioSettings {
+        host: "::1".into(),
+        port: 443,
+        server_name: Some("ca.test".into()),
+        root: "/r".into(),
+        token_file: Some("/t".into()),
+        cluster_id: "c1".into(),
+    };
+    assert_eq!(config.issuer, IssuerKind::Istio(expected));
 }
 
 #[test]
