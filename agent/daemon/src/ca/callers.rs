@@ -26,7 +26,7 @@ const MAX_FILE: u64 = 4 * 1024 * 1024;
 /// More callers are not taken.
 const MAX_CALLERS: usize = 10_000;
 /// A shorter token can be guessed.
-const MIN_TOKEN: usize = 16;
+const MIN_TOKEN: usize = 20;
 /// No token is longer.
 pub(crate) const MAX_TOKEN: usize = 16 * 1024;
 
@@ -228,8 +228,8 @@ fn read(path: &Path) -> Result<Zeroizing<String>, String> {
 
 fn parse(text: &str, trust_domain: &TrustDomain) -> Result<Vec<Arc<Entry>>, String> {
     let document = serde_yaml_ng::Deserializer::from_str(text);
-    let Document { callers } = serde_path_to_error::deserialize(document)
-        .map_err(|error| format!("{}: {}", error.path(), redacted(error.inner())))?;
+    let Document { callers } =
+        serde_path_to_error::deserialize(document).map_err(|error| redacted(&error))?;
     if callers.len() > MAX_CALLERS {
         return Err(format!("more than {MAX_CALLERS} callers"));
     }
@@ -249,19 +249,20 @@ fn parse(text: &str, trust_domain: &TrustDomain) -> Result<Vec<Arc<Entry>>, Stri
     Ok(entries)
 }
 
-/// The parser's words without a value that it may quote: that could be a token.
-fn redacted(error: &serde_yaml_ng::Error) -> String {
-    let place = error.location().map(|at| format!("line {}, column {}", at.line(), at.column()));
-    let text = error.to_string();
-    let kind = match ["unknown field", "missing field", "duplicate"].iter().find(|kind| text.contains(**kind))
-    {
-        Some(&"duplicate") => "a key stands twice",
-        Some(_) if !text.contains("token:") => {
-            return text.chars().take(256).collect();
-        }
-        _ => "not of the form that is described in docs/ca.md",
+/// What the parser says, and where; without anything long enough to be a token.
+fn redacted(error: &serde_path_to_error::Error<serde_yaml_ng::Error>) -> String {
+    let short = |text: &str, ends: &[char]| text.split(ends).all(|part| part.len() < MIN_TOKEN);
+    let (path, inner) = (error.path().to_string(), error.inner());
+    let text = inner.to_string();
+    let told = ["unknown field", "missing field"].iter().any(|kind| text.contains(kind));
+    let problem = match text.split('`').nth(1) {
+        Some(name) if told && short(name, &[]) => text.split(", expected").next().unwrap_or(&text),
+        _ => "not of the form that docs/ca.md describes",
     };
-    format!("{kind}{}", place.map(|place| format!(" ({place})")).unwrap_or_default())
+    let at = inner.location().map(|at| format!(" (line {}, column {})", at.line(), at.column()));
+    let path = if short(&path, &['.', '[']) { path.as_str() } else { "callers" };
+    let problem = problem.split(" at line").next().unwrap_or(problem);
+    format!("{path}: {problem}{}", at.unwrap_or_default())
 }
 
 fn entry(line: &Line, trust_domain: &TrustDomain) -> Result<Entry, String> {

@@ -149,3 +149,70 @@ fn names(given: Option<ServerNames>, listen: SocketAddr) -> Vec<SanType> {
     };
     names.into_iter().filter_map(san).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: CaArgs,
+    }
+
+    fn resolve(line: &str) -> Result<CaConfig, ConfigError> {
+        Line::try_parse_from(["ca"].into_iter().chain(line.split_whitespace())).unwrap().args.resolve()
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_help() {
+        let config = resolve("--listen 10.0.0.5:15012 --ca-dir /ca --token-file /callers").unwrap();
+        let dns = |name: &str| SanType::DnsName(name.try_into().unwrap());
+        assert_eq!(
+            config.service,
+            CaSettings {
+                listen: "10.0.0.5:15012".parse().unwrap(),
+                source: CaSource::Own("/ca".into()),
+                trust_domain: TrustDomain::default(),
+                max_ttl: Duration::from_secs(86_400),
+                names: vec![
+                    dns("ambit-ca.ambit-system.svc"),
+                    dns("localhost"),
+                    SanType::IpAddress([10, 0, 0, 5].into())
+                ],
+                token_file: "/callers".into(),
+                rate: 50,
+            }
+        );
+        assert_eq!((config.metrics_addr, config.log_filter.as_str()), (None, "info"));
+    }
+
+    #[test]
+    fn a_file_sets_everything_and_what_is_missing_or_too_much_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ca.yaml");
+        std::fs::write(
+            &path,
+            "listen: '[::]:1'\ncacerts: /etc/cacerts\ntoken-file: /t\nmetrics-addr: 127.0.0.1:2\ntrust-domain: td1\n\
+             max-ttl: 1h\ndns-name: ca.test, 10.1.2.3\nrate: 7\nlog: debug\nlog-format: json\n",
+        )
+        .unwrap();
+        let config = resolve(&format!("--config {} --rate 9", path.display())).unwrap();
+        assert_eq!(config.service.source, CaSource::PluggedIn(Path::new("/etc/cacerts").into()));
+        assert_eq!((config.service.rate, config.service.max_ttl), (9, Duration::from_secs(3600)));
+        assert_eq!(config.service.names.len(), 2);
+        assert_eq!(config.log_format, LogFormat::Json);
+        for (line, expected) in [
+            ("--ca-dir /ca --token-file /t", "--listen is needed"),
+            ("--listen 1.2.3.4:5 --token-file /t", "--ca-dir is needed"),
+            ("--listen 1.2.3.4:5 --ca-dir /ca", "AMBIT_CA_CALLERS"),
+            ("--listen 1.2.3.4:5 --ca-dir /ca --cacerts /x --token-file /t", "cannot both be set"),
+        ] {
+            assert!(resolve(line).unwrap_err().to_string().contains(expected), "{line}");
+        }
+    }
+}

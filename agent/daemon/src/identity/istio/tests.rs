@@ -20,7 +20,7 @@ fn the_last_element_is_the_bundle_and_may_hold_several_roots() {
     let (leaf, _) = new.leaf(&[WEB], now, now + CALL_TIMEOUT, |_| ());
     let bundle = text(&[&old.certificate, &new.certificate]);
     let issued = read(&[text(&[&leaf]), bundle.clone()]).unwrap();
-    assert_eq!(issued.chain, [leaf.clone()]);
+    assert_eq!(issued.chain, std::slice::from_ref(&leaf));
     assert_eq!(issued.roots, [old.certificate.clone(), new.certificate.clone()]);
 
     let middle = TestCa::new("middle").certificate;
