@@ -1,4 +1,4 @@
-//! Who may ask: the file of callers, re-read when it changes.
+//! Who may ask: the file of callers, re-read when it changes, and the service accounts of a cluster.
 //!
 //! Promises that a file that cannot be used leaves the last good one in force, and that secrets are compared in constant
 //! time. Leaves to the TLS library whether a client certificate is genuine.
@@ -7,6 +7,7 @@ use std::{
     collections::HashSet,
     fs::{File, OpenOptions},
     io::{self, Read},
+    net::IpAddr,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -19,7 +20,7 @@ use nix::libc::O_NONBLOCK;
 use serde::Deserialize;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::{CaServiceError, refusal::Refusal};
+use super::{CaServiceError, kubernetes::Cluster, refusal::Refusal};
 
 /// No file of callers is longer.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
@@ -33,6 +34,13 @@ pub(crate) const MAX_TOKEN: usize = 16 * 1024;
 /// The callers of this CA.
 #[derive(Debug)]
 pub(crate) struct Callers {
+    file: Option<CallersFile>,
+    cluster: Option<Arc<Cluster>>,
+}
+
+/// The callers that a file lists.
+#[derive(Debug)]
+struct CallersFile {
     path: PathBuf,
     trust_domain: TrustDomain,
     entries: ArcSwap<Vec<Arc<Entry>>>,
@@ -47,11 +55,28 @@ struct Seen {
 
 /// One who has proved to be a caller.
 #[derive(Clone, Debug)]
-pub(crate) struct Caller(Arc<Entry>);
+pub(crate) enum Caller {
+    /// Listed in the file.
+    Listed(Arc<Entry>),
+    /// The agent of a node of the cluster.
+    Agent {
+        /// The node that its pod runs on.
+        node: String,
+        /// Who knows what else runs there.
+        cluster: Arc<Cluster>,
+    },
+    /// A service account that may have its own identity.
+    Account {
+        /// `namespace/name`.
+        name: String,
+        /// That identity.
+        identity: SpiffeId,
+    },
+}
 
 /// One caller as the file says.
 #[derive(Debug)]
-struct Entry {
+pub(crate) struct Entry {
     node: String,
     proof: Proof,
     identities: HashSet<SpiffeId>,
@@ -69,8 +94,97 @@ enum Proof {
 }
 
 impl Callers {
-    /// Reads the file for the first time.
-    pub(crate) fn open(path: &Path, trust_domain: &TrustDomain) -> Result<Self, CaServiceError> {
+    /// Reads the file for the first time; `cluster` vouches for tokens that are not in it.
+    pub(crate) fn open(
+        path: Option<&Path>,
+        cluster: Option<Arc<Cluster>>,
+        trust_domain: &TrustDomain,
+    ) -> Result<Self, CaServiceError> {
+        let file = path.map(|path| CallersFile::open(path, trust_domain)).transpose()?;
+        Ok(Self { file, cluster })
+    }
+
+    /// Reads the file again and takes it over if it changed and is good. Blocks.
+    pub(crate) fn refresh(&self) {
+        if let Some(file) = &self.file {
+            file.refresh();
+        }
+    }
+
+    /// The caller at `from` that a token or a verified client certificate belongs to. A token that is given must be good,
+    /// whatever certificate comes with it.
+    pub(crate) async fn authenticate(
+        &self,
+        token: Option<&str>,
+        certificate: Option<&SpiffeId>,
+        from: IpAddr,
+        trust_domain: &TrustDomain,
+    ) -> Result<Caller, Refusal> {
+        let listed = match &self.file {
+            Some(file) => file.authenticate(token, certificate),
+            None if token.is_some() => Err(Refusal::UnknownCaller("token")),
+            None if certificate.is_some() => Err(Refusal::UnknownCaller("client certificate")),
+            None => Err(Refusal::NoCredentials),
+        };
+        let (Err(Refusal::UnknownCaller(_)), Some(token), Some(cluster)) = (&listed, token, &self.cluster)
+        else {
+            return listed;
+        };
+        let account = cluster.review(token, sha256(token.as_bytes()), from).await?;
+        if let Some(node) = account.node {
+            return Ok(Caller::Agent { node, cluster: cluster.clone() });
+        }
+        let identity = SpiffeId::new(trust_domain.clone(), &account.namespace, &account.name)
+            .map_err(|_| Refusal::UnknownCaller("token"))?;
+        Ok(Caller::Account { name: format!("{}/{}", account.namespace, account.name), identity })
+    }
+}
+
+impl Caller {
+    /// The node that the caller serves; the account's name for one that stands for itself.
+    pub(crate) fn node(&self) -> &str {
+        match self {
+            Self::Listed(entry) => &entry.node,
+            Self::Agent { node, .. } => node,
+            Self::Account { name, .. } => name,
+        }
+    }
+
+    /// What the caller proved itself with, in a word.
+    pub(crate) fn proof(&self) -> &'static str {
+        match self {
+            Self::Listed(entry) if matches!(entry.proof, Proof::Token(_)) => "token",
+            Self::Listed(_) => "certificate",
+            Self::Agent { .. } => "node-account",
+            Self::Account { .. } => "service-account",
+        }
+    }
+
+    /// Whether `id`, of this CA's trust domain, runs on the caller's node.
+    pub(crate) async fn authorize(&self, id: &SpiffeId) -> Result<(), Refusal> {
+        let allowed = match self {
+            Self::Listed(entry) => entry.lists(id),
+            Self::Agent { node, cluster } => cluster.runs_on(node, id).await?,
+            Self::Account { identity, .. } => identity == id,
+        };
+        match allowed {
+            true => Ok(()),
+            false => Err(Refusal::NotOnNode { id: id.clone(), node: self.node().to_owned() }),
+        }
+    }
+}
+
+impl Entry {
+    fn lists(&self, id: &SpiffeId) -> bool {
+        let account = (id.namespace().to_owned(), id.service_account().to_owned());
+        self.identities.contains(id)
+            || self.namespaces.contains(id.namespace())
+            || self.service_accounts.contains(&account)
+    }
+}
+
+impl CallersFile {
+    fn open(path: &Path, trust_domain: &TrustDomain) -> Result<Self, CaServiceError> {
         let bad = |problem| CaServiceError::Callers { path: path.to_owned(), problem };
         let text = read(path).map_err(bad)?;
         let entries = parse(&text, trust_domain).map_err(bad)?;
@@ -83,8 +197,7 @@ impl Callers {
         })
     }
 
-    /// Reads the file again and takes it over if it changed and is good. Blocks.
-    pub(crate) fn refresh(&self) {
+    fn refresh(&self) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = read(&self.path).and_then(|text| {
             let content = sha256(text.as_bytes());
@@ -110,13 +223,7 @@ impl Callers {
         }
     }
 
-    /// The caller that a token or a verified client certificate belongs to. A token that is given must be good, whatever
-    /// certificate comes with it.
-    pub(crate) fn authenticate(
-        &self,
-        token: Option<&str>,
-        certificate: Option<&SpiffeId>,
-    ) -> Result<Caller, Refusal> {
+    fn authenticate(&self, token: Option<&str>, certificate: Option<&SpiffeId>) -> Result<Caller, Refusal> {
         let entries = self.entries.load();
         let (found, what) = match (token, certificate) {
             (Some(token), _) => {
@@ -137,35 +244,7 @@ impl Callers {
             }
             (None, None) => return Err(Refusal::NoCredentials),
         };
-        found.map(Caller).ok_or(Refusal::UnknownCaller(what))
-    }
-}
-
-impl Caller {
-    /// The node that the caller serves.
-    pub(crate) fn node(&self) -> &str {
-        &self.0.node
-    }
-
-    /// What the caller proved itself with, in a word.
-    pub(crate) fn proof(&self) -> &'static str {
-        match self.0.proof {
-            Proof::Token(_) => "token",
-            Proof::Certificate(_) => "certificate",
-        }
-    }
-
-    /// Whether `id` runs on the caller's node.
-    pub(crate) fn authorize(&self, id: &SpiffeId) -> Result<(), Refusal> {
-        let Entry { identities, namespaces, service_accounts, .. } = &*self.0;
-        let account = (id.namespace().to_owned(), id.service_account().to_owned());
-        if identities.contains(id)
-            || namespaces.contains(id.namespace())
-            || service_accounts.contains(&account)
-        {
-            return Ok(());
-        }
-        Err(Refusal::NotOnNode { id: id.clone(), node: self.0.node.clone() })
+        found.map(Caller::Listed).ok_or(Refusal::UnknownCaller(what))
     }
 }
 

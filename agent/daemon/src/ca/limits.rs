@@ -37,6 +37,12 @@ impl<K: Clone + Eq + Hash> Limits<K> {
         Self { rate: rate.into(), burst: burst.into(), buckets: Mutex::default() }
     }
 
+    /// Whether there is anything left for `key`; takes nothing.
+    pub(crate) fn has_left(&self, key: &K, now: Instant) -> bool {
+        let buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        buckets.get(key).is_none_or(|bucket| self.filled(*bucket, now) >= 1.0)
+    }
+
     /// Takes one request from the bucket of `key`; false if it is empty.
     pub(crate) fn take(&self, key: &K, now: Instant) -> bool {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
@@ -81,6 +87,7 @@ mod tests {
     fn a_burst_then_the_rate() {
         let (limits, start) = (Limits::new(2), Instant::now());
         assert_eq!((0..100).filter(|_| limits.take(&"a", start)).count(), 20);
+        assert!(!limits.has_left(&"a", start) && limits.has_left(&"b", start));
         assert!(limits.take(&"b", start), "each has a bucket of its own");
         let later = start + Duration::from_secs(3);
         assert_eq!((0..100).filter(|_| limits.take(&"a", later)).count(), 6);

@@ -6,6 +6,7 @@
 
 mod authority;
 mod callers;
+mod kubernetes;
 mod limits;
 mod metrics;
 mod refusal;
@@ -19,12 +20,13 @@ use ambit_core::model::TrustDomain;
 use rcgen::SanType;
 use tokio::net::TcpListener;
 
-use self::{authority::Authority, callers::Callers, limits::Limits, service::Service};
+use self::{authority::Authority, callers::Callers, kubernetes::Cluster, limits::Limits, service::Service};
 use crate::{
     admin::Readiness,
     identity::{CaError, Clock, IssueError},
 };
 
+pub(crate) use kubernetes::{ApiConfig, ApiConfigError, KubernetesSettings};
 pub(crate) use metrics::CaMetrics;
 
 /// How often files are looked at, and the serving certificate.
@@ -44,7 +46,9 @@ pub(crate) struct CaSettings {
     /// The names in the service's own certificate.
     pub(crate) names: Vec<SanType>,
     /// The file of callers.
-    pub(crate) token_file: PathBuf,
+    pub(crate) token_file: Option<PathBuf>,
+    /// The cluster whose service accounts are callers.
+    pub(crate) kubernetes: Option<KubernetesSettings>,
     /// Certificates a second for one caller; ten seconds' worth may come at once.
     pub(crate) rate: u32,
 }
@@ -120,7 +124,8 @@ impl Ca {
         let addr = settings.listen;
         let (rate, max_ttl, observed) = (settings.rate, settings.max_ttl, metrics.clone());
         let open = tokio::task::spawn_blocking(move || {
-            let callers = Callers::open(&settings.token_file, &settings.trust_domain)?;
+            let cluster = settings.kubernetes.map(|cluster| Arc::new(Cluster::new(cluster)));
+            let callers = Callers::open(settings.token_file.as_deref(), cluster, &settings.trust_domain)?;
             let authority =
                 Authority::open(settings.source, settings.trust_domain, settings.names, clock, &observed)?;
             Ok::<_, CaServiceError>((Arc::new(authority), Arc::new(callers)))

@@ -93,7 +93,9 @@ impl Service {
         record: &mut Record,
     ) -> Result<Signed, Refusal> {
         let inner = &self.0;
-        let caller = inner.callers.authenticate(bearer(headers)?, identity)?;
+        let ca = inner.authority.ca();
+        let caller =
+            inner.callers.authenticate(bearer(headers)?, identity, record.peer, ca.trust_domain()).await?;
         let node = Who::Node(caller.node().to_owned());
         record.caller = Some(caller.clone());
         if !inner.limits.take(&node, Instant::now()) {
@@ -102,17 +104,19 @@ impl Service {
         let ttl = lifetime(asked.validity_duration, inner.max_ttl)?;
         let wanted = impersonated(asked.metadata.as_ref())?;
         record.identity = wanted.as_ref().map(ToString::to_string);
-        let _signer = inner.signers.acquire().await.map_err(|_| Refusal::Authority("it is ending".into()))?;
+        let ending = |_| Refusal::Authority("it is ending".into());
+        let signer = inner.signers.acquire().await.map_err(ending)?;
         let checked = blocking(move || request::check(&asked.csr)).await??;
+        drop(signer);
         record.identity = Some(checked.id.to_string());
         if wanted.as_ref().is_some_and(|wanted| *wanted != checked.id) {
             return Err(Refusal::Request("is for another identity than the one asked for".into()));
         }
-        let ca = inner.authority.ca();
         if checked.id.trust_domain() != ca.trust_domain() {
             return Err(Refusal::TrustDomain { id: checked.id, own: ca.trust_domain().clone() });
         }
-        caller.authorize(&checked.id)?;
+        caller.authorize(&checked.id).await?;
+        let _signer = inner.signers.acquire().await.map_err(ending)?;
         blocking(move || {
             let CheckedRequest { id, der } = checked;
             // What the CA refuses past the checks above is its own trouble, such as its certificate's end.

@@ -66,7 +66,8 @@ impl Running {
                 SanType::DnsName("ca.test".try_into().unwrap()),
                 SanType::IpAddress([127, 0, 0, 1].into()),
             ],
-            token_file: callers,
+            token_file: Some(callers),
+            kubernetes: None,
             rate: 100,
         };
         change(&mut settings);
@@ -443,7 +444,8 @@ async fn what_is_wrong_at_start_is_an_error() {
         trust_domain: "td1".parse().unwrap(),
         max_ttl: Duration::from_secs(60),
         names: vec![],
-        token_file: callers.clone(),
+        token_file: Some(callers.clone()),
+        kubernetes: None,
         rate: 1,
     };
     let open = async |source| {

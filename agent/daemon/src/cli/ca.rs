@@ -12,15 +12,16 @@ use super::{
     agent::{LAST_MOMENT, raise_open_files},
     config::{ConfigError, private_folder},
     settings::{self, settings},
-    values::{ListenAddr, Location, LogFilter, Rate, ServerNames, Ttl},
+    values::{Accounts, ClusterId, ListenAddr, Location, LogFilter, Rate, ServerNames, Ttl},
 };
 use crate::{
     app,
-    ca::{CaSettings, CaSource},
+    ca::{ApiConfig, CaSettings, CaSource, KubernetesSettings},
     telemetry::{self, LogFormat},
 };
 
 const DEFAULT_MAX_TTL: Duration = Duration::from_secs(24 * 3600);
+const DEFAULT_AUDIENCE: &str = "istio-ca";
 const DEFAULT_RATE: u32 = 50;
 /// The names of the Service in front of the replicas, and of this machine.
 const DEFAULT_NAMES: &str = "ambit-ca.ambit-system.svc,localhost";
@@ -35,6 +36,12 @@ settings! {
     cacerts: Location, "AMBIT_CACERTS", "DIR";
     /// The file that says who may ask, by which token or certificate, and for what
     token_file: Location, "AMBIT_CA_CALLERS", "FILE";
+    /// The kubeconfig of a cluster whose service accounts may ask; in a pod that is found without one
+    kubeconfig: Location, "AMBIT_KUBECONFIG", "FILE";
+    /// The audience that a service account's token must be made for [default: istio-ca]
+    audience: ClusterId, "AMBIT_CA_AUDIENCE", "NAME";
+    /// The service accounts of agents, which get what runs on their node [default: ambit-system/ambit]
+    node_accounts: Accounts, "AMBIT_CA_NODE_ACCOUNTS", "NAMESPACE/NAME,..";
     /// Where to serve /metrics and /healthz over HTTP; without it nothing is served
     metrics_addr: ListenAddr, "AMBIT_METRICS_ADDR", "ADDR";
     /// The SPIFFE trust domain whose identities are signed [default: cluster.local]
@@ -59,6 +66,7 @@ The config file is YAML; its keys are the flags without the dashes (listen: 0.0.
 Examples:
   ambit ca --listen 0.0.0.0:15012 --ca-dir /var/lib/ambit/ca --token-file /etc/ambit/callers.yaml
   ambit ca --listen 0.0.0.0:15012 --cacerts /etc/cacerts --token-file /etc/ambit/callers.yaml --max-ttl 1h
+  ambit ca --listen 0.0.0.0:15012 --cacerts /etc/cacerts --kubeconfig ~/.kube/config --node-accounts ambit-system/ambit
   ambit ca --config /etc/ambit/ca.yaml --metrics-addr 127.0.0.1:15021 --dns-name ca.example.com,10.0.0.5")]
 pub(super) struct CaArgs {
     #[command(flatten)]
@@ -89,6 +97,15 @@ impl CaArgs {
             (None, None) => return Err(missing("ca-dir", "AMBIT_CA_DIR")()),
             (Some(_), Some(_)) => return Err(ConfigError::Both { first: "ca-dir", second: "cacerts" }),
         };
+        let api = match set.kubeconfig {
+            Some(path) => Some(ApiConfig::kubeconfig(&path.0).map_err(ConfigError::Cluster)?),
+            None => ApiConfig::in_cluster().ok(),
+        };
+        let kubernetes = api.map(|api| KubernetesSettings {
+            api,
+            audience: set.audience.map_or_else(|| DEFAULT_AUDIENCE.to_owned(), |audience| audience.0),
+            node_accounts: set.node_accounts.map_or_else(default_accounts, |accounts| accounts.0),
+        });
         Ok(CaConfig {
             service: CaSettings {
                 listen,
@@ -96,7 +113,13 @@ impl CaArgs {
                 trust_domain: set.trust_domain.unwrap_or_default(),
                 max_ttl: set.max_ttl.map_or(DEFAULT_MAX_TTL, |ttl| ttl.0),
                 names: names(set.dns_name, listen),
-                token_file: set.token_file.ok_or_else(missing("token-file", "AMBIT_CA_CALLERS"))?.0,
+                kubernetes: match kubernetes {
+                    None if set.token_file.is_none() => {
+                        return Err(missing("token-file", "AMBIT_CA_CALLERS")());
+                    }
+                    kubernetes => kubernetes,
+                },
+                token_file: set.token_file.map(|path| path.0),
                 rate: set.rate.map_or(DEFAULT_RATE, |rate| rate.0),
             },
             metrics_addr: set.metrics_addr.map(|addr| addr.0),
@@ -128,6 +151,10 @@ pub(super) fn run(args: CaArgs) -> anyhow::Result<ExitCode> {
         }
         done => done.map(|()| ExitCode::SUCCESS),
     }
+}
+
+fn default_accounts() -> Vec<(String, String)> {
+    vec![("ambit-system".to_owned(), "ambit".to_owned())]
 }
 
 /// The names as they go into the certificate.
@@ -184,7 +211,8 @@ mod tests {
                     dns("localhost"),
                     SanType::IpAddress([10, 0, 0, 5].into())
                 ],
-                token_file: "/callers".into(),
+                token_file: Some("/callers".into()),
+                kubernetes: None,
                 rate: 50,
             }
         );

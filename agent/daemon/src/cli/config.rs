@@ -17,6 +17,7 @@ use super::{
     values::{DataplaneLabel, IssuerName, Location, PostQuantum},
 };
 use crate::{
+    ca::ApiConfigError,
     identity::IstioSettings,
     telemetry::{CLUSTER, LogFormat},
 };
@@ -115,6 +116,9 @@ pub(crate) enum ConfigError {
         /// The other.
         second: &'static str,
     },
+    /// There is no way to the Kubernetes API.
+    #[error("cannot use the cluster")]
+    Cluster(#[source] ApiConfigError),
     /// A folder cannot be used.
     #[error("cannot use --{flag} {path}")]
     Folder {

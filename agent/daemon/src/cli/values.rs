@@ -151,6 +151,24 @@ impl FromStr for ClusterId {
     }
 }
 
+/// Service accounts, with commas between them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Accounts(pub(super) Vec<(String, String)>);
+
+impl FromStr for Accounts {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let account = |account: &str| {
+            let (namespace, name) = account.trim().split_once('/')?;
+            let good = namespace.parse::<Namespace>().is_ok() && name.parse::<DnsName>().is_ok();
+            good.then(|| (namespace.to_owned(), name.to_owned()))
+        };
+        let accounts = text.split(',').map(account).collect::<Option<_>>();
+        accounts.map(Self).ok_or_else(|| "use NAMESPACE/NAME, with commas between several".to_owned())
+    }
+}
+
 /// How many certificates a second.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rate(pub(super) u32);

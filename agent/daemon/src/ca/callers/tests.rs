@@ -24,41 +24,41 @@ fn write(text: &str) -> (TempDir, PathBuf) {
 
 fn problem(text: &str) -> String {
     let (_dir, path) = write(text);
-    Callers::open(&path, &domain()).unwrap_err().to_string()
+    CallersFile::open(&path, &domain()).unwrap_err().to_string()
 }
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-#[test]
-fn callers_are_known_by_token_hash_or_certificate_and_get_what_is_listed() {
+#[tokio::test]
+async fn callers_are_known_by_token_hash_or_certificate_and_get_what_is_listed() {
     let hash = hex(&sha256(b"node2-0123456789abcdef"));
     let (_dir, path) = write(&format!(
         "callers:\n- {{node: node1, token: {TOKEN}, namespaces: [shop]}}\n\
          - {{node: node2, token-sha256: {hash}, service-accounts: [bank/teller], identities: ['spiffe://td1/ns/bank/sa/audit']}}\n\
          - {{node: node3, certificate: 'spiffe://td1/ns/ambit-system/sa/node3'}}\n"
     ));
-    let callers = Callers::open(&path, &domain()).unwrap();
+    let callers = CallersFile::open(&path, &domain()).unwrap();
     let first = callers.authenticate(Some(TOKEN), None).unwrap();
     assert_eq!((first.node(), first.proof()), ("node1", "token"));
-    first.authorize(&id("spiffe://td1/ns/shop/sa/anything")).unwrap();
-    let refused = first.authorize(&id("spiffe://td1/ns/bank/sa/teller")).unwrap_err();
+    first.authorize(&id("spiffe://td1/ns/shop/sa/anything")).await.unwrap();
+    let refused = first.authorize(&id("spiffe://td1/ns/bank/sa/teller")).await.unwrap_err();
     assert_eq!(refused.to_string(), "spiffe://td1/ns/bank/sa/teller does not run on node node1");
 
     let second = callers.authenticate(Some("node2-0123456789abcdef"), None).unwrap();
-    second.authorize(&id("spiffe://td1/ns/bank/sa/teller")).unwrap();
-    second.authorize(&id("spiffe://td1/ns/bank/sa/audit")).unwrap();
+    second.authorize(&id("spiffe://td1/ns/bank/sa/teller")).await.unwrap();
+    second.authorize(&id("spiffe://td1/ns/bank/sa/audit")).await.unwrap();
     for other in
         ["spiffe://td1/ns/bank/sa/tell", "spiffe://td1/ns/ban/sa/kteller", "spiffe://td2/ns/bank/sa/audit"]
     {
-        assert!(second.authorize(&id(other)).is_err(), "{other}");
+        assert!(second.authorize(&id(other)).await.is_err(), "{other}");
     }
 
     let agent = id("spiffe://td1/ns/ambit-system/sa/node3");
     let third = callers.authenticate(None, Some(&agent)).unwrap();
     assert_eq!((third.node(), third.proof()), ("node3", "certificate"));
-    assert!(third.authorize(&agent).is_err(), "not listed, not even its own");
+    assert!(third.authorize(&agent).await.is_err(), "not listed, not even its own");
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn strangers_are_told_apart_from_those_who_show_nothing() {
     let (_dir, path) = write(&format!(
         "callers:\n- {{node: n, token: {TOKEN}}}\n- {{node: n, certificate: 'spiffe://td1/ns/a/sa/b'}}\n"
     ));
-    let callers = Callers::open(&path, &domain()).unwrap();
+    let callers = CallersFile::open(&path, &domain()).unwrap();
     let known = id("spiffe://td1/ns/a/sa/b");
     assert_eq!(callers.authenticate(None, None).unwrap_err(), Refusal::NoCredentials);
     for token in ["", "node1", "node1-0123456789abcdeF", &hex(&sha256(TOKEN.as_bytes()))] {
@@ -118,20 +118,22 @@ fn a_file_that_others_can_read_is_refused() {
         [(0o644, false), (0o604, false), (0o660, false), (0o602, false), (0o640, true), (0o400, true)]
     {
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-        let outcome = Callers::open(&path, &domain());
+        let outcome = CallersFile::open(&path, &domain());
         assert_eq!(outcome.is_ok(), ok, "{mode:o}: {outcome:?}");
         if let Err(error) = outcome {
             assert!(error.to_string().contains("chmod 600"), "{error}");
         }
     }
-    assert!(Callers::open(Path::new("/dev/null"), &domain()).unwrap_err().to_string().contains("regular"));
+    assert!(
+        CallersFile::open(Path::new("/dev/null"), &domain()).unwrap_err().to_string().contains("regular")
+    );
 }
 
 #[test]
 fn a_change_is_taken_over_and_a_bad_one_is_not() {
     let (_dir, path) = write(&format!("callers:\n- {{node: n1, token: {TOKEN}}}"));
-    let callers = Callers::open(&path, &domain()).unwrap();
-    let known = |callers: &Callers| callers.authenticate(Some(TOKEN), None).is_ok();
+    let callers = CallersFile::open(&path, &domain()).unwrap();
+    let known = |callers: &CallersFile| callers.authenticate(Some(TOKEN), None).is_ok();
     for bad in ["callers:\n- {node: n1}", "\u{0}"] {
         fs::write(&path, bad).unwrap();
         callers.refresh();
