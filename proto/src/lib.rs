@@ -36,3 +36,20 @@ pub mod spire {
         include!("gen/spire.api.agent.delegatedidentity.v1.rs");
     }
 }
+
+/// Istio's API, as far as ambit speaks it.
+pub mod istio {
+    /// The certificate service: `istio.v1.auth`.
+    #[allow(
+        missing_docs,
+        unreachable_pub,
+        unused_qualifications,
+        clippy::all,
+        clippy::allow_attributes_without_reason,
+        clippy::unwrap_used,
+        reason = "generated code follows the generator's taste, not ours"
+    )]
+    pub mod auth {
+        include!("gen/istio.v1.auth.rs");
+    }
+}

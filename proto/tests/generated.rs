@@ -7,7 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const PROTOS: &[&str] = &["ambit/admin/v1/admin.proto", "spire/delegatedidentity.proto"];
+const PROTOS: &[&str] =
+    &["ambit/admin/v1/admin.proto", "istio/v1/auth/ca.proto", "spire/delegatedidentity.proto"];
 
 #[test]
 fn generated_code_is_current() {

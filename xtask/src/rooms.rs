@@ -68,6 +68,17 @@ const HOUSES: [House; 2] = [
                     "ambit_core::discovery",
                 ],
             ),
+            (
+                "ca",
+                &[
+                    "crate::proxy",
+                    "crate::discovery",
+                    "crate::tunnel",
+                    "crate::capture",
+                    "ambit_core::discovery",
+                    "ambit_core::policy",
+                ],
+            ),
             ("discovery", &["crate::proxy", "crate::identity", "crate::tunnel", "crate::capture"]),
             ("admin", &["crate::proxy", "crate::tunnel", "crate::capture", "ambit_core::policy"]),
             ("telemetry", &["crate::proxy", "crate::tunnel", "crate::capture", "ambit_core::policy"]),

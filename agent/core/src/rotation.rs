@@ -10,14 +10,14 @@ use std::{
 use crate::model::SpiffeId;
 
 /// When to renew a certificate that was issued at `issued` and ends at `not_after`: at half-life, moved by up to
-/// ±20 % of the lifetime, so that identities issued together do not renew together. `jitter` is a random number in
+/// ±12.5 % of the lifetime, so that identities issued together do not renew together. `jitter` is a random number in
 /// 0.0..1.0.
 ///
 /// `issued` is the time of the issue and not the certificate's not-before: issuers date that back by minutes
 /// (spec/wire.md §3.2), which for a short-lived certificate would put its half-life into the past.
 pub fn renew_at(issued: SystemTime, not_after: SystemTime, jitter: f64) -> SystemTime {
     let lifetime = not_after.duration_since(issued).unwrap_or_default();
-    issued + lifetime.mul_f64(0.5 + (jitter.clamp(0.0, 1.0) - 0.5) * 0.4).max(MIN_INTERVAL)
+    issued + lifetime.mul_f64(0.5 + (jitter.clamp(0.0, 1.0) - 0.5) * 0.25).max(MIN_INTERVAL)
 }
 
 /// The longest wait between two attempts to renew one identity (spec/wire.md §3.4).

@@ -2,6 +2,7 @@
 
 mod admin;
 mod app;
+mod ca;
 mod capture;
 mod cli;
 mod discovery;

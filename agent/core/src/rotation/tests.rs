@@ -27,7 +27,7 @@ fn drain(schedule: &mut Schedule, now: SystemTime) -> (Vec<SpiffeId>, Option<Sys
 
 #[test]
 fn renewal_is_near_half_life() {
-    for (jitter, expected) in [(0.0, 300.0), (0.5, 500.0), (1.0, 700.0), (7.0, 700.0)] {
+    for (jitter, expected) in [(0.0, 375.0), (0.5, 500.0), (1.0, 625.0), (7.0, 625.0)] {
         let renewal = renew_at(START, at(1000.0), jitter).duration_since(START).unwrap().as_secs_f64();
         assert!((renewal - expected).abs() < 0.01, "{jitter}: {renewal}");
     }

@@ -33,10 +33,22 @@ const OPENMETRICS: &str = "application/openmetrics-text";
 const OPENMETRICS_TYPE: &str = "application/openmetrics-text;charset=utf-8;version=1.0.0";
 const TEXT_TYPE: &str = "text/plain; charset=utf-8";
 
+/// Metrics that can be written out.
+pub(crate) trait Exposition: Clone + Send + Sync + 'static {
+    /// All of them as OpenMetrics text, ending in `# EOF`.
+    fn encode(&self) -> String;
+}
+
+impl Exposition for Telemetry {
+    fn encode(&self) -> String {
+        Self::encode(self)
+    }
+}
+
 /// Serves metrics and health on `addr` until `shutdown`.
 pub(crate) async fn serve_http(
     addr: SocketAddr,
-    telemetry: Telemetry,
+    telemetry: impl Exposition,
     readiness: Readiness,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), AdminError> {
@@ -48,7 +60,7 @@ pub(crate) async fn serve_http(
     Ok(())
 }
 
-async fn serve_on(listener: TcpListener, telemetry: Telemetry, readiness: Readiness) {
+async fn serve_on(listener: TcpListener, telemetry: impl Exposition, readiness: Readiness) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     // Dropping the set ends the connections that are still open.
     let mut connections = JoinSet::new();
@@ -73,7 +85,7 @@ async fn serve_on(listener: TcpListener, telemetry: Telemetry, readiness: Readin
     }
 }
 
-async fn serve_one(stream: TcpStream, telemetry: Telemetry, readiness: Readiness) -> hyper::Result<()> {
+async fn serve_one(stream: TcpStream, telemetry: impl Exposition, readiness: Readiness) -> hyper::Result<()> {
     let service = service_fn(move |request: Request<Incoming>| {
         let (telemetry, readiness) = (telemetry.clone(), readiness.clone());
         async move {
@@ -97,7 +109,7 @@ async fn answer(
     method: &Method,
     path: &str,
     headers: &HeaderMap,
-    telemetry: Telemetry,
+    telemetry: impl Exposition,
     readiness: &Readiness,
 ) -> Response<Full<Bytes>> {
     if !matches!(path, "/metrics" | "/stats/prometheus" | "/healthz/ready" | "/healthz/live") {
@@ -123,7 +135,7 @@ async fn answer(
     }
 }
 
-async fn metrics(headers: &HeaderMap, telemetry: Telemetry) -> Response<Full<Bytes>> {
+async fn metrics(headers: &HeaderMap, telemetry: impl Exposition) -> Response<Full<Bytes>> {
     let openmetrics = headers
         .get_all(ACCEPT)
         .iter()

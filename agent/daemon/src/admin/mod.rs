@@ -10,7 +10,7 @@ mod status;
 
 use std::{io, net::SocketAddr, path::PathBuf};
 
-pub(crate) use http::serve_http;
+pub(crate) use http::{Exposition, serve_http};
 pub(crate) use readiness::{Gate, Readiness};
 pub(crate) use run_dir::RunDir;
 pub(crate) use status::{StatusProvider, serve_status};

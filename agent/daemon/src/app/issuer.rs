@@ -7,7 +7,7 @@ use ambit_core::model::SpiffeId;
 use crate::{
     cli::{AgentConfig, IssuerConfig},
     discovery::Feed,
-    identity::{Clock, FilesIssuer, Issuer, LiveCa, Selectors, SpireIssuer, VaultIssuer},
+    identity::{Clock, FilesIssuer, Issuer, IstioIssuer, LiveCa, Selectors, SpireIssuer, VaultIssuer},
 };
 
 /// Builds the issuer. Must be called in a tokio runtime.
@@ -19,6 +19,11 @@ pub(super) async fn issuer(
     let trust_domain = config.trust_domain.clone();
     Ok(match &config.issuer {
         IssuerConfig::Builtin { ca_dir } => Arc::new(LiveCa::open(ca_dir, trust_domain, clock).await?),
+        IssuerConfig::Istio(settings) => {
+            let issuer = IstioIssuer::new(settings.clone())
+                .map_err(|name| anyhow::anyhow!("{name:?} cannot be the name of a certificate service"))?;
+            Arc::new(issuer)
+        }
         IssuerConfig::Files { dir } => Arc::new(FilesIssuer::new(dir.clone())),
         IssuerConfig::Vault(vault) => Arc::new(VaultIssuer::new(*vault.clone())),
         IssuerConfig::Spire { socket } => {

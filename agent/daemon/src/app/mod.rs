@@ -1,5 +1,6 @@
 //! Wiring: the only room that knows everyone. Builds the rooms, hands each what it needs, and ends them.
 
+mod ca;
 mod issuer;
 mod node;
 mod revocation;
@@ -13,6 +14,8 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
+
+pub(crate) use ca::run_ca;
 
 use self::{
     node::{Node, Pods},

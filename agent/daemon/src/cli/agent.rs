@@ -9,13 +9,13 @@ use tokio::runtime::Builder;
 
 use super::{
     config::{AgentConfig, ConfigError},
-    settings::Settings,
+    settings::{self, Settings},
     values::Location,
 };
 use crate::{app, telemetry};
 
 /// How long tasks get to end after the agent is done.
-const LAST_MOMENT: Duration = Duration::from_secs(1);
+pub(super) const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -25,6 +25,7 @@ The config file is YAML; its keys are the flags without the dashes (node: worker
 Examples:
   ambit agent --node worker-1 --manifests ./manifests --ca-dir /var/lib/ambit/ca
   ambit agent --config /etc/ambit/agent.yaml --log info,access=warn
+  ambit agent --node worker-1 --manifests ./manifests --issuer istio --ca-address ambit-ca.ambit-system.svc:15012
   AMBIT_NODE=worker-1 ambit agent --config /etc/ambit/agent.yaml --metrics-addr 0.0.0.0:15020
   ambit agent --node worker-1 --manifests ./manifests --ca-dir ./ca --run-dir ./run --svid-ttl 10m --log-format json")]
 pub(super) struct AgentArgs {
@@ -38,7 +39,7 @@ pub(super) struct AgentArgs {
 impl AgentArgs {
     /// The configuration that flags, environment, file and defaults make together.
     pub(super) fn resolve(self) -> Result<AgentConfig, ConfigError> {
-        let file = self.config.map(|path| Settings::read(&path.0)).transpose()?.unwrap_or_default();
+        let file = self.config.map(|path| settings::read(&path.0)).transpose()?.unwrap_or_default();
         AgentConfig::resolve(self.settings.over(file))
     }
 }
@@ -67,7 +68,7 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// A connection takes several descriptors; the usual soft limit of 1024 is meant for programs that call select(2).
-fn raise_open_files() {
+pub(super) fn raise_open_files() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
     match raised {

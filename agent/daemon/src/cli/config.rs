@@ -17,12 +17,16 @@ use super::{
     values::{DataplaneLabel, IssuerKind, Location, PostQuantum, VaultPath},
 };
 use crate::{
-    identity::{VaultConfig, VaultLogin},
-    telemetry::LogFormat,
+    ca::ApiConfigError,
+    identity::{IstioSettings, VaultConfig, VaultLogin},
+    telemetry::{CLUSTER, LogFormat},
 };
 
 pub(super) const DEFAULT_RUN_DIR: &str = "/run/ambit";
 pub(super) const DEFAULT_BPF_ROOT: &str = "/sys/fs/bpf";
+/// Where Istio's charts mount them (spec/wire.md §3.1).
+const DEFAULT_CA_ROOT: &str = "/var/run/secrets/istio/root-cert.pem";
+const DEFAULT_CA_TOKEN: &str = "/var/run/secrets/tokens/istio-token";
 const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
 /// Where Kubernetes mounts a pod's own token.
 const POD_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
@@ -77,6 +81,8 @@ pub(crate) enum IssuerConfig {
         /// The folder.
         ca_dir: PathBuf,
     },
+    /// A service that speaks Istio's CreateCertificate.
+    Istio(IstioSettings),
     /// Certificates that others put into a folder.
     Files {
         /// The folder.
@@ -120,6 +126,17 @@ pub(crate) enum ConfigError {
         /// The environment variable.
         variable: &'static str,
     },
+    /// Two settings that exclude each other are both set.
+    #[error("--{first} and --{second} cannot both be set")]
+    Both {
+        /// A flag without dashes.
+        first: &'static str,
+        /// The other.
+        second: &'static str,
+    },
+    /// There is no way to the Kubernetes API.
+    #[error("cannot use the cluster")]
+    Cluster(#[source] ApiConfigError),
     /// A folder cannot be used.
     #[error("cannot use --{flag} {path}")]
     Folder {
@@ -192,6 +209,21 @@ fn issuer(settings: &Settings) -> Result<IssuerConfig, ConfigError> {
         IssuerKind::Builtin => IssuerConfig::Builtin {
             ca_dir: path(&settings.ca_dir).ok_or_else(missing("ca-dir", "AMBIT_CA_DIR"))?,
         },
+        IssuerKind::Istio => {
+            let address =
+                settings.ca_address.as_ref().ok_or_else(missing("ca-address", "AMBIT_CA_ADDRESS"))?;
+            IssuerConfig::Istio(IstioSettings {
+                host: address.host.clone(),
+                port: address.port,
+                server_name: settings.ca_server_name.as_ref().map(|name| name.0.clone()),
+                root: path(&settings.ca_root).unwrap_or_else(|| DEFAULT_CA_ROOT.into()),
+                token_file: Some(path(&settings.ca_token_file).unwrap_or_else(|| DEFAULT_CA_TOKEN.into())),
+                cluster_id: settings
+                    .cluster_id
+                    .as_ref()
+                    .map_or_else(|| CLUSTER.to_owned(), |cluster| cluster.0.clone()),
+            })
+        }
         IssuerKind::Files => IssuerConfig::Files {
             dir: path(&settings.cert_dir).ok_or_else(missing("cert-dir", "AMBIT_CERT_DIR"))?,
         },
@@ -225,7 +257,7 @@ fn default_workers() -> usize {
     thread::available_parallelism().map_or(1, |cores| cores.get().min(DEFAULT_MAX_WORKERS))
 }
 
-fn private_folder(flag: &'static str, path: &Path) -> Result<(), ConfigError> {
+pub(super) fn private_folder(flag: &'static str, path: &Path) -> Result<(), ConfigError> {
     let unusable = |source| ConfigError::Folder { flag, path: path.to_owned(), source };
     let not_safe = |why| ConfigError::Unsafe { flag, path: path.to_owned(), why };
     if let Some(parent) = path.parent() {

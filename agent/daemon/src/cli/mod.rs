@@ -4,6 +4,7 @@
 //! writer; a reader that goes away early is no error.
 
 mod agent;
+mod ca;
 mod certs;
 mod config;
 mod output;
@@ -45,6 +46,8 @@ struct Cli {
 enum Command {
     /// Run the agent of one node
     Agent(Box<agent::AgentArgs>),
+    /// Run the CA service that agents ask for certificates
+    Ca(Box<ca::CaArgs>),
     /// Show what the agent of this node does
     Status(status::StatusArgs),
     /// Show the certificates and roots that the agent of this node holds
@@ -71,6 +74,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let done = match cli.command {
         Command::Agent(args) => agent::run(*args),
+        Command::Ca(args) => ca::run(*args),
         Command::Status(args) => status::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Certs(args) => certs::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Uninstall(args) => uninstall::run(&args).map(|()| ExitCode::SUCCESS),
@@ -99,7 +103,7 @@ mod tests {
     fn every_help_shows_examples() {
         let mut root = Cli::command();
         assert!(root.render_long_help().to_string().contains("Examples:"));
-        for name in ["agent", "status", "certs", "uninstall"] {
+        for name in ["agent", "ca", "certs", "status", "uninstall"] {
             let help = root.find_subcommand_mut(name).unwrap().render_long_help().to_string();
             assert!(help.contains(&format!("Examples:\n  ambit {name}")), "{name}: {help}");
         }
@@ -128,6 +132,10 @@ mod tests {
             ("ambit agent --post-quantum yes", "off, offer, prefer or require"),
             ("ambit agent --dataplane-label enabled", "KEY=ENABLED"),
             ("ambit agent --root-namespace a.b", "namespace"),
+            ("ambit agent --issuer acme", "use builtin, istio"),
+            ("ambit agent --ca-address istiod", "HOST:PORT"),
+            ("ambit ca --dns-name a,B", "lower case"),
+            ("ambit ca --rate 0", "1 to 100000"),
             ("ambit agent --run-dir= --node a", "empty"),
             ("ambit status -o xml", "possible values: table, json, yaml"),
             ("ambit status nodes", "possible values: pods, certs, connections, problems"),

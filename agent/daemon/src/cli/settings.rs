@@ -1,4 +1,5 @@
-//! The settings of the agent: one list that flags, environment and config file share.
+//! The settings of the agent: one list that flags, environment and config file share. The list of another command is
+//! declared in the same way.
 
 use std::{
     fmt,
@@ -11,13 +12,13 @@ use std::{
 
 use ambit_core::model::TrustDomain;
 use nix::fcntl::OFlag;
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserializer, de, de::DeserializeOwned};
 
 use super::{
     config::ConfigError,
     values::{
-        DataplaneLabel, DnsName, IssuerKind, ListenAddr, Location, LogFilter, Namespace, PostQuantum,
-        TrustDomains, Ttl, Url, VaultPath, Workers,
+        ClusterId, DataplaneLabel, DnsName, IssuerKind, ListenAddr, Location, LogFilter, Namespace,
+        PostQuantum, ServerName, ServiceAddr, TrustDomains, Ttl, Url, VaultPath, Workers,
     },
 };
 use crate::telemetry::LogFormat;
@@ -25,22 +26,22 @@ use crate::telemetry::LogFormat;
 /// The longest config file read, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
 
-/// Declares [`Settings`] and how two of them are laid over each other.
+/// Declares a list of settings and how two of them are laid over each other.
 macro_rules! settings {
-    ($($(#[$meta:meta])* $name:ident: $kind:ty, $env:literal, $value:literal;)*) => {
+    (struct $list:ident; $($(#[$meta:meta])* $name:ident: $kind:ty, $env:literal, $value:literal;)*) => {
         /// Everything that can be set; what is not set is `None`.
-        #[derive(Debug, Default, clap::Args, Deserialize)]
+        #[derive(Debug, Default, clap::Args, serde::Deserialize)]
         #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
-        pub(super) struct Settings {
+        pub(super) struct $list {
             $(
                 $(#[$meta])*
                 #[arg(long, env = $env, value_name = $value, hide_env_values = true)]
-                #[serde(deserialize_with = "from_text")]
+                #[serde(deserialize_with = "crate::cli::settings::from_text")]
                 pub(super) $name: Option<$kind>,
             )*
         }
 
-        impl Settings {
+        impl $list {
             /// Fills what is not set here from `below`.
             pub(super) fn over(self, below: Self) -> Self {
                 Self { $($name: self.$name.or(below.$name),)* }
@@ -49,13 +50,28 @@ macro_rules! settings {
     };
 }
 
+pub(super) use settings;
+
 settings! {
+    struct Settings;
     /// The node that this agent serves, as in spec.nodeName of its pods
     node: DnsName, "AMBIT_NODE", "NAME";
     /// The folder of Kubernetes manifests to watch
     manifests: Location, "AMBIT_MANIFESTS", "DIR";
+    /// Who signs certificates: builtin, istio (istiod, istio-csr, ambit ca), files, vault or spire [default: builtin]
+    issuer: IssuerKind, "AMBIT_ISSUER", "KIND";
     /// The folder of the built-in CA; made on first use
     ca_dir: Location, "AMBIT_CA_DIR", "DIR";
+    /// Where the certificate service is, for --issuer istio
+    ca_address: ServiceAddr, "AMBIT_CA_ADDRESS", "HOST:PORT";
+    /// The roots that the certificate service's certificate must lead to [default: /var/run/secrets/istio/root-cert.pem]
+    ca_root: Location, "AMBIT_CA_ROOT", "FILE";
+    /// The bearer token for the certificate service [default: /var/run/secrets/tokens/istio-token]
+    ca_token_file: Location, "AMBIT_CA_TOKEN_FILE", "FILE";
+    /// The name in the certificate service's certificate [default: the host of --ca-address]
+    ca_server_name: ServerName, "AMBIT_CA_SERVER_NAME", "NAME";
+    /// The cluster's name for the certificate service [default: Kubernetes]
+    cluster_id: ClusterId, "AMBIT_CLUSTER_ID", "NAME";
     /// The folder for the status socket and the lock of this agent [default: /run/ambit]
     run_dir: Location, "AMBIT_RUN_DIR", "DIR";
     /// Where to serve /metrics and /healthz over HTTP; without it nothing is served
@@ -86,8 +102,6 @@ settings! {
     crl_file: Location, "AMBIT_CRL_FILE", "FILE";
     /// Trust domains beside our own whose identities are accepted, joined by commas
     trust_domain_aliases: TrustDomains, "AMBIT_TRUST_DOMAIN_ALIASES", "DOMAIN[,DOMAIN]";
-    /// Where certificates come from: builtin, files, vault or spire [default: builtin]
-    issuer: IssuerKind, "AMBIT_ISSUER", "ISSUER";
     /// Issuer files: the folder with <namespace>/<service account>/{tls.crt,tls.key,ca.crt}; watched
     cert_dir: Location, "AMBIT_CERT_DIR", "DIR";
     /// Issuer vault: its address, such as https://vault.example:8200
@@ -110,23 +124,20 @@ settings! {
     spire_socket: Location, "AMBIT_SPIRE_SOCKET", "PATH";
 }
 
-impl Settings {
-    /// Reads a config file: YAML whose keys are the flags without the dashes.
-    pub(super) fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text =
-            read_bounded(path).map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
-        let document = serde_yaml_ng::Deserializer::from_str(&text);
-        // A file of comments only is an empty document, not an empty mapping.
-        let read: Result<Option<Self>, _> = serde_path_to_error::deserialize(document);
-        read.map(Option::unwrap_or_default).map_err(|error| {
-            let key = error.path().to_string();
-            ConfigError::Setting {
-                path: path.to_owned(),
-                key: if key == "." { "not a list of settings".to_owned() } else { key },
-                source: error.into_inner(),
-            }
-        })
-    }
+/// Reads a config file: YAML whose keys are the flags without the dashes.
+pub(super) fn read<T: DeserializeOwned + Default>(path: &Path) -> Result<T, ConfigError> {
+    let text = read_bounded(path).map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
+    let document = serde_yaml_ng::Deserializer::from_str(&text);
+    // A file of comments only is an empty document, not an empty mapping.
+    let read: Result<Option<T>, _> = serde_path_to_error::deserialize(document);
+    read.map(Option::unwrap_or_default).map_err(|error| {
+        let key = error.path().to_string();
+        ConfigError::Setting {
+            path: path.to_owned(),
+            key: if key == "." { "not a list of settings".to_owned() } else { key },
+            source: error.into_inner(),
+        }
+    })
 }
 
 fn read_bounded(path: &Path) -> io::Result<String> {
@@ -143,7 +154,7 @@ fn read_bounded(path: &Path) -> io::Result<String> {
 }
 
 /// Reads a text or a whole number and parses it as a flag's value would be.
-fn from_text<'de, D: Deserializer<'de>, T>(value: D) -> Result<Option<T>, D::Error>
+pub(super) fn from_text<'de, D: Deserializer<'de>, T>(value: D) -> Result<Option<T>, D::Error>
 where
     T: FromStr<Err: fmt::Display>,
 {

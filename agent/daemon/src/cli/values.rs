@@ -1,7 +1,14 @@
 //! The kinds of values that settings take. Each is parsed in one place, whether it comes from a flag, the environment or
 //! the config file, and its error says what would do.
 
-use std::{fmt, net::SocketAddr, num::NonZeroUsize, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    num::{NonZeroU16, NonZeroUsize},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
 
 use ambit_core::model::TrustDomain;
 
@@ -73,6 +80,109 @@ impl FromStr for ListenAddr {
 
     fn from_str(text: &str) -> Result<Self, String> {
         text.parse().map(Self).map_err(|_| "use IP:port, such as 0.0.0.0:15020 or [::]:15020".to_owned())
+    }
+}
+
+/// The host and port of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ServiceAddr {
+    /// A DNS name or an IP address without brackets.
+    pub(super) host: String,
+    pub(super) port: u16,
+}
+
+impl FromStr for ServiceAddr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bare = text.strip_prefix("https://").unwrap_or(text);
+        let (host, port) = bare.strip_suffix('/').unwrap_or(bare).rsplit_once(':').unwrap_or_default();
+        let unbracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let host = match (unbracketed, host.parse::<ServerName>()) {
+            (Some(v6), _) if v6.parse::<Ipv6Addr>().is_ok() => Some(v6.to_owned()),
+            (None, Ok(name)) if !name.0.contains(':') => Some(name.0),
+            _ => None,
+        };
+        match (host, port.parse::<NonZeroU16>()) {
+            (Some(host), Ok(port)) => Ok(Self { host, port: port.get() }),
+            _ => Err("use HOST:PORT, such as istiod.istio-system.svc:15012".to_owned()),
+        }
+    }
+}
+
+/// The name of a TLS server: a DNS name or an IP address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ServerName(pub(super) String);
+
+impl FromStr for ServerName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse::<IpAddr>().is_ok() || text.parse::<DnsName>().is_ok() {
+            true => Ok(Self(text.to_owned())),
+            false => Err("use a DNS name in lower case or an IP address".to_owned()),
+        }
+    }
+}
+
+/// The names of a TLS server, with commas between them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ServerNames(pub(super) Vec<String>);
+
+impl FromStr for ServerNames {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let names = text.split(',').map(|name| name.trim().parse::<ServerName>().map(|name| name.0));
+        names.collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// The name of a cluster, as Istio has it.
+#[derive(Clone, Debug)]
+pub(super) struct ClusterId(pub(super) String);
+
+impl FromStr for ClusterId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if (1..=253).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Ok(Self(text.to_owned()));
+        }
+        Err("a cluster's name has 1 to 253 printable characters and no space".to_owned())
+    }
+}
+
+/// Service accounts, with commas between them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Accounts(pub(super) Vec<(String, String)>);
+
+impl FromStr for Accounts {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let account = |account: &str| {
+            let (namespace, name) = account.trim().split_once('/')?;
+            let good = namespace.parse::<Namespace>().is_ok() && name.parse::<DnsName>().is_ok();
+            good.then(|| (namespace.to_owned(), name.to_owned()))
+        };
+        let accounts = text.split(',').map(account).collect::<Option<_>>();
+        accounts.map(Self).ok_or_else(|| "use NAMESPACE/NAME, with commas between several".to_owned())
+    }
+}
+
+/// How many certificates a second.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rate(pub(super) u32);
+
+impl FromStr for Rate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(rate @ 1..=100_000) => Ok(Self(rate)),
+            _ => Err("use a whole number from 1 to 100000".to_owned()),
+        }
     }
 }
 
@@ -261,6 +371,8 @@ pub(super) enum IssuerKind {
     /// A CA in a folder.
     #[default]
     Builtin,
+    /// A service that speaks Istio's CreateCertificate.
+    Istio,
     /// Certificates that others put into a folder.
     Files,
     /// HashiCorp Vault's PKI engine.
@@ -275,10 +387,11 @@ impl FromStr for IssuerKind {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "builtin" => Ok(Self::Builtin),
+            "istio" => Ok(Self::Istio),
             "files" => Ok(Self::Files),
             "vault" => Ok(Self::Vault),
             "spire" => Ok(Self::Spire),
-            _ => Err("use builtin, files, vault or spire".to_owned()),
+            _ => Err("use builtin, istio, files, vault or spire".to_owned()),
         }
     }
 }
@@ -333,6 +446,22 @@ mod tests {
             assert!(parse_duration(bad).is_err(), "{bad} was taken");
         }
         assert!("18446744073709551615d".parse::<Ttl>().is_err());
+    }
+
+    #[test]
+    fn a_service_has_a_host_and_a_port() {
+        for (text, host, port) in [
+            ("istiod.istio-system.svc:15012", "istiod.istio-system.svc", 15012),
+            ("https://10.0.0.1:443/", "10.0.0.1", 443),
+            ("[::1]:15012", "::1", 15012),
+        ] {
+            assert_eq!(text.parse(), Ok(ServiceAddr { host: host.to_owned(), port }), "{text}");
+        }
+        for bad in
+            ["", "istiod", ":1", "::1:1", "[::1]", "[a]:1", "a:0", "a:65536", "a b:1", "http://a:1", "a:1/x"]
+        {
+            assert!(bad.parse::<ServiceAddr>().is_err(), "{bad} was taken");
+        }
     }
 
     #[test]

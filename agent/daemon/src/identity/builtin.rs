@@ -20,13 +20,14 @@ use rcgen::{
 };
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, pem::PemObject};
 use time::OffsetDateTime;
+use zeroize::Zeroize;
 
 use self::files::{CA_CERT, CA_KEY, CERT_CHAIN, CaFiles, ROOT_CERT};
 pub(crate) use self::live::LiveCa;
 use super::{
     Clock, Csr, IssueError, IssueFuture, Issued, Issuer, Svid, TrustBundle,
-    certificate::{parse, system_time, uri_names},
-    svid::PendingKey,
+    certificate::{parse, serial, system_time, uri_names},
+    svid::{PendingKey, PrivateKey},
 };
 
 /// Lifetime of a CA made here.
@@ -46,6 +47,25 @@ pub(crate) struct BuiltinCa {
     /// What follows the leaf in every chain: this CA and those above it, without the roots.
     intermediates: Vec<CertificateDer<'static>>,
     roots: Vec<CertificateDer<'static>>,
+}
+
+/// A TLS server's certificate that the CA signed, with its key.
+pub(crate) struct ServerCert {
+    /// Leaf first; no roots.
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    /// The leaf's key.
+    pub(crate) key: PrivateKey,
+    /// Last moment of validity.
+    pub(crate) not_after: SystemTime,
+}
+
+/// One root of a trust bundle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RootStanding {
+    /// Its serial number, lower-case hexadecimal.
+    pub(crate) serial: String,
+    /// Last moment of validity.
+    pub(crate) not_after: SystemTime,
 }
 
 /// Why there is no CA. Every text names the file and says what to do.
@@ -119,6 +139,59 @@ impl BuiltinCa {
         Ok(ca)
     }
 
+    /// Loads the CA that somebody else keeps in `dir`, such as a mounted `cacerts` secret. Makes and changes nothing.
+    pub(crate) fn open_plugged_in(
+        dir: &Path,
+        trust_domain: TrustDomain,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, CaError> {
+        let ca = Self::load(dir, &files::read_plugged_in(dir)?, trust_domain, clock)?;
+        ca.try_out(dir)?;
+        Ok(ca)
+    }
+
+    /// Names of the files of a CA, in its directory.
+    pub(crate) const FILES: [&str; 4] = [CA_CERT, CA_KEY, CERT_CHAIN, ROOT_CERT];
+
+    /// The last moment at which this CA's signatures hold.
+    pub(crate) fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// The trust bundle that goes with every certificate.
+    pub(crate) fn roots(&self) -> &[CertificateDer<'static>] {
+        &self.roots
+    }
+
+    /// How the roots stand, in the bundle's order.
+    pub(crate) fn root_standings(&self) -> Vec<RootStanding> {
+        let standing = |root: &CertificateDer<'static>| {
+            let parsed = parse(root).ok()?;
+            Some(RootStanding {
+                serial: serial(&parsed),
+                not_after: system_time(parsed.validity().not_after),
+            })
+        };
+        self.roots.iter().filter_map(standing).collect()
+    }
+
+    /// The trust domain whose identities are signed.
+    pub(crate) fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// Makes a key and signs a TLS server certificate for it, for `names` and `ttl` or until the CA's own end. Names no
+    /// workload.
+    pub(crate) fn sign_server(&self, names: Vec<SanType>, ttl: Duration) -> Result<ServerCert, IssueError> {
+        let mut key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(IssueError::Request)?;
+        let not_after = self.end(ttl)?;
+        let params = self.leaf(names, vec![ExtendedKeyUsagePurpose::ServerAuth], not_after);
+        let leaf = params.signed_by(&key, &self.issuer).map_err(IssueError::Signing)?;
+        let private = PrivateKey::from(PrivateKeyDer::Pkcs8(key.serialize_der().into()));
+        key.zeroize();
+        Ok(ServerCert { chain: self.chain(leaf.der()), key: private, not_after })
+    }
+
     /// Signs a certificate for `id` and the key in `csr`, for `ttl` or until the CA's own end. The request must ask for
     /// exactly that identity and for nothing else; identities of other trust domains are refused.
     pub(crate) fn sign(
@@ -134,6 +207,17 @@ impl BuiltinCa {
             )));
         }
         let request = read_request(csr, id)?;
+        let not_after = self.end(ttl)?;
+        let uri = id.to_string().try_into().map_err(IssueError::Signing)?;
+        let usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let params = self.leaf(vec![SanType::URI(uri)], usages, not_after);
+        let leaf = params.signed_by(&request.public_key, &self.issuer).map_err(IssueError::Signing)?;
+        let chain = self.chain(leaf.der());
+        Ok(Issued { chain, roots: self.roots.clone(), key: None })
+    }
+
+    /// When a certificate of this lifetime ends; an error if that is no time.
+    fn end(&self, ttl: Duration) -> Result<SystemTime, IssueError> {
         let now = self.clock.now();
         let not_after = now.checked_add(ttl).unwrap_or(self.not_after).min(self.not_after);
         if not_after <= now {
@@ -142,21 +226,30 @@ impl BuiltinCa {
                 false => "the CA certificate has expired; replace the CA".into(),
             }));
         }
-        let uri = id.to_string().try_into().map_err(IssueError::Signing)?;
+        Ok(not_after)
+    }
+
+    fn leaf(
+        &self,
+        names: Vec<SanType>,
+        usages: Vec<ExtendedKeyUsagePurpose>,
+        not_after: SystemTime,
+    ) -> CertificateParams {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        params.subject_alt_names = vec![SanType::URI(uri)];
+        params.subject_alt_names = names;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = usages;
         params.is_ca = IsCa::ExplicitNoCa;
         params.serial_number = Some(random_serial());
         params.use_authority_key_identifier_extension = true;
-        params.not_before = OffsetDateTime::from((now - BACKDATE).max(self.not_before));
+        params.not_before = OffsetDateTime::from((self.clock.now() - BACKDATE).max(self.not_before));
         params.not_after = OffsetDateTime::from(not_after);
-        let leaf = params.signed_by(&request.public_key, &self.issuer).map_err(IssueError::Signing)?;
-        let chain = std::iter::once(leaf.der().clone()).chain(self.intermediates.iter().cloned()).collect();
-        Ok(Issued { chain, roots: self.roots.clone(), key: None })
+        params
+    }
+
+    fn chain(&self, leaf: &CertificateDer<'static>) -> Vec<CertificateDer<'static>> {
+        std::iter::once(leaf.clone()).chain(self.intermediates.iter().cloned()).collect()
     }
 
     /// The roots that those who believe this CA trust.

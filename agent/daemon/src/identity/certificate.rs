@@ -161,7 +161,8 @@ fn workload_identity(certificate: &X509Certificate<'_>) -> Result<SpiffeId, Faul
     }
 }
 
-fn serial(certificate: &X509Certificate<'_>) -> String {
+/// The serial number, lower-case hexadecimal.
+pub(super) fn serial(certificate: &X509Certificate<'_>) -> String {
     certificate.raw_serial().iter().take(32).map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -98,6 +98,9 @@ pub(crate) enum IssueError {
     /// The issuer was too slow.
     #[error("the issuer did not answer within {} s", .0.as_secs())]
     Timeout(Duration),
+    /// The issuer could not be asked, or could not answer for now.
+    #[error("the issuer cannot be reached: {0}")]
+    Unreachable(String),
     /// The issuer answered and will not sign.
     #[error("the issuer refuses: {0}")]
     Refused(String),
@@ -120,9 +123,6 @@ pub(crate) enum IssueError {
         /// Seconds.
         ago: u64,
     },
-    /// The issuer could not be reached, or broke off.
-    #[error("the issuer cannot be reached: {0}")]
-    Unreachable(String),
     /// The key pair or the request could not be made here.
     #[error("cannot make a key pair and request")]
     Request(#[source] rcgen::Error),

@@ -8,6 +8,7 @@ mod certificate;
 mod clock;
 mod files;
 mod issuer;
+mod istio;
 mod spire;
 mod store;
 mod svid;
@@ -16,13 +17,12 @@ pub(crate) mod testing;
 mod vault;
 mod watched;
 
-#[cfg(test)]
-pub(crate) use builtin::BuiltinCa;
-pub(crate) use builtin::LiveCa;
+pub(crate) use builtin::{BuiltinCa, CaError, LiveCa, RootStanding};
 pub(crate) use certificate::{Fault, Leaf, Root, issuer_name, roots};
 pub(crate) use clock::{Clock, SystemClock};
 pub(crate) use files::FilesIssuer;
 pub(crate) use issuer::{Csr, IssueError, IssueFuture, Issued, Issuer, Renewed};
+pub(crate) use istio::{IstioIssuer, IstioSettings};
 pub(crate) use spire::{Selectors, SpireIssuer};
 pub(crate) use store::{IdentityState, IdentityStatus, KeyStore};
 pub(crate) use svid::{Svid, TrustBundle};

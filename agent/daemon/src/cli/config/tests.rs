@@ -103,6 +103,35 @@ fn every_issuer_asks_for_what_it_needs_and_no_more() {
 }
 
 #[test]
+fn the_istio_issuer_needs_an_address_and_no_ca_of_its_own() {
+    let line = ["--node", "n1", "--manifests", "/m", "--issuer", "istio"];
+    assert!(message(resolve(&line).unwrap_err()).contains("set AMBIT_CA_ADDRESS"));
+    let line = [&line[..], &["--ca-address", "https://istiod.istio-system.svc:15012"]].concat();
+    let expected = IstioSettings {
+        host: "istiod.istio-system.svc".into(),
+        port: 15012,
+        server_name: None,
+        root: "/var/run/secrets/istio/root-cert.pem".into(),
+        token_file: Some("/var/run/secrets/tokens/istio-token".into()),
+        cluster_id: "Kubernetes".into(),
+    };
+    assert_eq!(resolve(&line).unwrap().issuer, IssuerConfig::Istio(expected.clone()));
+    let (_dir, path) = file(
+        "issuer: istio\nca-address: '[::1]:443'\nca-server-name: ca.test\nca-root: /r\nca-token-file: /t\ncluster-id: c1\n",
+    );
+    let config = resolve(&["--node", "n1", "--manifests", "/m", "--config", &path]).unwrap();
+    let expected = IstioSettings {
+        host: "::1".into(),
+        port: 443,
+        server_name: Some("ca.test".into()),
+        root: "/r".into(),
+        token_file: Some("/t".into()),
+        cluster_id: "c1".into(),
+    };
+    assert_eq!(config.issuer, IssuerConfig::Istio(expected));
+}
+
+#[test]
 fn what_is_needed_is_asked_for_by_all_its_names() {
     let error = message(resolve(&NEEDED[2..]).unwrap_err());
     assert_eq!(error, "--node is needed: pass the flag, set AMBIT_NODE, or put `node:` into the config file");

@@ -70,12 +70,25 @@ pub(super) fn open(dir: &Path, make: impl FnOnce() -> Result<CaFiles, CaError>) 
     } else if !missing.is_empty() {
         return Err(CaError::Incomplete { dir: dir.to_owned(), missing: missing.join(", ") });
     }
-    Ok(CaFiles {
-        ca_key: read(&dir.join(CA_KEY))?,
-        ca_cert: read(&dir.join(CA_CERT))?.to_vec(),
-        cert_chain: read(&dir.join(CERT_CHAIN))?.to_vec(),
-        root_cert: read(&dir.join(ROOT_CERT))?.to_vec(),
-    })
+    read_all(dir)
+}
+
+/// Reads the CA that somebody else keeps in `dir`. Makes and changes nothing.
+pub(super) fn read_plugged_in(dir: &Path) -> Result<CaFiles, CaError> {
+    let mode = fs::metadata(dir).map_err(io_error("read", dir))?.mode();
+    // The kubelet mounts secrets with mode 1777: everyone may add a file there, nobody may exchange one.
+    if mode & 0o002 != 0 && mode & 0o1000 == 0 {
+        return Err(CaError::Content {
+            path: dir.to_owned(),
+            problem: "everyone may write to this directory".into(),
+            advice: "a CA needs one of its own: chmod 700",
+        });
+    }
+    let missing = missing(dir)?;
+    if !missing.is_empty() {
+        return Err(CaError::Incomplete { dir: dir.to_owned(), missing: missing.join(", ") });
+    }
+    read_all(dir)
 }
 
 /// Takes the lock at `path`; it is given back when the file is dropped, also by a crash.
@@ -177,6 +190,15 @@ fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, CaError> {
         return Err(unfit(format!("larger than {MAX_FILE} bytes")));
     }
     Ok(content)
+}
+
+fn read_all(dir: &Path) -> Result<CaFiles, CaError> {
+    Ok(CaFiles {
+        ca_key: read(&dir.join(CA_KEY))?,
+        ca_cert: read(&dir.join(CA_CERT))?.to_vec(),
+        cert_chain: read(&dir.join(CERT_CHAIN))?.to_vec(),
+        root_cert: read(&dir.join(ROOT_CERT))?.to_vec(),
+    })
 }
 
 fn missing(dir: &Path) -> Result<Vec<&'static str>, CaError> {

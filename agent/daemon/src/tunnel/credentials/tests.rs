@@ -110,7 +110,14 @@ async fn call(wallet: &Wallet, pool: &Pool, addr: std::net::SocketAddr) -> Resul
     let (peer, own) = (link.peer().clone(), id(CLIENT));
     let stream = async {
         let (mut reader, mut writer) = link.split();
-        writer.control(&Control::Open(Open { original_dst: addr, service: None, trace: None, order: Default::default() })).await?;
+        writer
+            .control(&Control::Open(Open {
+                original_dst: addr,
+                service: None,
+                trace: None,
+                order: Default::default(),
+            }))
+            .await?;
         assert!(matches!(reader.receive().await?, Received::Control(Control::Accept)));
         sleep(Duration::from_millis(2)).await;
         writer.control(&Control::Fin).await?;

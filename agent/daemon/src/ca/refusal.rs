@@ -1,0 +1,97 @@
+//! Why a certificate is not issued: one value, from which the gRPC code, the metric's label and the audit line follow.
+
+use std::time::Duration;
+
+use ambit_core::model::{SpiffeId, TrustDomain};
+use tonic::{Code, Status};
+
+/// A refusal. Its text goes to the caller: it names nothing that the caller does not know or may not know.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// No token and no client certificate.
+    #[error("no bearer token and no client certificate")]
+    NoCredentials,
+    /// The token or certificate belongs to no caller.
+    #[error("the {0} belongs to no caller of this CA")]
+    UnknownCaller(&'static str),
+    /// The identity runs elsewhere, or nowhere.
+    #[error("{id} does not run on node {node}")]
+    NotOnNode {
+        /// The identity asked for.
+        id: SpiffeId,
+        /// The caller's node.
+        node: String,
+    },
+    /// An identity of somebody else's trust domain.
+    #[error("{id} is not in this CA's trust domain {own}")]
+    TrustDomain {
+        /// The identity asked for.
+        id: SpiffeId,
+        /// The CA's.
+        own: TrustDomain,
+    },
+    /// What is asked for is no workload identity.
+    #[error("the identity asked for: {0}")]
+    Identity(String),
+    /// The request cannot be read, or asks for more than an identity.
+    #[error("the certificate request {0}")]
+    Request(String),
+    /// The request is not signed with its own key.
+    #[error("the certificate request's signature is not by its key")]
+    Signature,
+    /// Not a key that is signed here.
+    #[error("the certificate request's key is not ECDSA P-256 or P-384")]
+    Key,
+    /// Too long a lifetime.
+    #[error("a lifetime of {asked} s was asked for, at most {} s are given", max.as_secs())]
+    Lifetime {
+        /// Seconds.
+        asked: i64,
+        /// The longest.
+        max: Duration,
+    },
+    /// Too many requests.
+    #[error("too many requests; try again later")]
+    Rate,
+    /// The CA cannot sign now.
+    #[error("the CA cannot sign: {0}")]
+    Authority(String),
+}
+
+impl Refusal {
+    /// The word for metrics and the audit log.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::NoCredentials => "no_credentials",
+            Self::UnknownCaller(_) => "unknown_caller",
+            Self::NotOnNode { .. } => "not_on_node",
+            Self::TrustDomain { .. } => "trust_domain",
+            Self::Identity(_) => "identity",
+            Self::Request(_) => "request",
+            Self::Signature => "signature",
+            Self::Key => "key",
+            Self::Lifetime { .. } => "lifetime",
+            Self::Rate => "rate",
+            Self::Authority(_) => "authority",
+        }
+    }
+
+    /// The gRPC code.
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Self::NoCredentials | Self::UnknownCaller(_) => Code::Unauthenticated,
+            Self::NotOnNode { .. } | Self::TrustDomain { .. } => Code::PermissionDenied,
+            Self::Identity(_) | Self::Request(_) | Self::Signature | Self::Key | Self::Lifetime { .. } => {
+                Code::InvalidArgument
+            }
+            Self::Rate => Code::ResourceExhausted,
+            Self::Authority(_) => Code::Unavailable,
+        }
+    }
+}
+
+impl From<&Refusal> for Status {
+    fn from(refusal: &Refusal) -> Self {
+        Self::new(refusal.code(), refusal.to_string())
+    }
+}

@@ -1,0 +1,246 @@
+//! `ambit ca`: settings to configuration, then the runtime and the CA service on it.
+
+use std::{net::SocketAddr, process::ExitCode, time::Duration};
+
+use ambit_core::model::TrustDomain;
+use anyhow::Context;
+use clap::Args;
+use rcgen::SanType;
+use tokio::runtime::Builder;
+
+use super::{
+    agent::{LAST_MOMENT, raise_open_files},
+    config::{ConfigError, private_folder},
+    settings::{self, settings},
+    values::{Accounts, ClusterId, ListenAddr, Location, LogFilter, Rate, ServerNames, Ttl},
+};
+use crate::{
+    app,
+    ca::{ApiConfig, CaSettings, CaSource, KubernetesSettings},
+    telemetry::{self, LogFormat},
+};
+
+const DEFAULT_MAX_TTL: Duration = Duration::from_secs(24 * 3600);
+const DEFAULT_AUDIENCE: &str = "istio-ca";
+const DEFAULT_RATE: u32 = 50;
+/// The names of the Service in front of the replicas, and of this machine.
+const DEFAULT_NAMES: &str = "ambit-ca.ambit-system.svc,localhost";
+
+settings! {
+    struct CaSettingsList;
+    /// Where to serve certificate requests
+    listen: ListenAddr, "AMBIT_CA_LISTEN", "ADDR";
+    /// The folder of the CA; a self-signed one is made in it on first use
+    ca_dir: Location, "AMBIT_CA_DIR", "DIR";
+    /// The folder of a CA that somebody else keeps (ca-cert.pem, ca-key.pem, cert-chain.pem, root-cert.pem), instead of --ca-dir
+    cacerts: Location, "AMBIT_CACERTS", "DIR";
+    /// The file that says who may ask, by which token or certificate, and for what
+    token_file: Location, "AMBIT_CA_CALLERS", "FILE";
+    /// The kubeconfig of a cluster whose service accounts may ask; in a pod that is found without one
+    kubeconfig: Location, "AMBIT_KUBECONFIG", "FILE";
+    /// The audience that a service account's token must be made for [default: istio-ca]
+    audience: ClusterId, "AMBIT_CA_AUDIENCE", "NAME";
+    /// The service accounts of agents, which get what runs on their node [default: ambit-system/ambit]
+    node_accounts: Accounts, "AMBIT_CA_NODE_ACCOUNTS", "NAMESPACE/NAME,..";
+    /// Where to serve /metrics and /healthz over HTTP; without it nothing is served
+    metrics_addr: ListenAddr, "AMBIT_METRICS_ADDR", "ADDR";
+    /// The SPIFFE trust domain whose identities are signed [default: cluster.local]
+    trust_domain: TrustDomain, "AMBIT_TRUST_DOMAIN", "DOMAIN";
+    /// The longest lifetime signed, 10s to 90d [default: 24h]
+    max_ttl: Ttl, "AMBIT_CA_MAX_TTL", "DURATION";
+    /// The names and addresses in the service's own certificate [default: ambit-ca.ambit-system.svc,localhost and the address of --listen]
+    dns_name: ServerNames, "AMBIT_CA_DNS_NAME", "NAMES";
+    /// Certificates a second for one caller; ten seconds' worth may come at once [default: 50]
+    rate: Rate, "AMBIT_CA_RATE", "N";
+    /// What to log, in the form of RUST_LOG, such as info,audit=warn [default: info]
+    log: LogFilter, "AMBIT_LOG", "FILTER";
+    /// How to log: text or json [default: text]
+    log_format: LogFormat, "AMBIT_LOG_FORMAT", "FORMAT";
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A flag goes before its environment variable, that before the config file, that before the default.
+The config file is YAML; its keys are the flags without the dashes (listen: 0.0.0.0:15012).
+
+Examples:
+  ambit ca --listen 0.0.0.0:15012 --ca-dir /var/lib/ambit/ca --token-file /etc/ambit/callers.yaml
+  ambit ca --listen 0.0.0.0:15012 --cacerts /etc/cacerts --token-file /etc/ambit/callers.yaml --max-ttl 1h
+  ambit ca --listen 0.0.0.0:15012 --cacerts /etc/cacerts --kubeconfig ~/.kube/config --node-accounts ambit-system/ambit
+  ambit ca --config /etc/ambit/ca.yaml --metrics-addr 127.0.0.1:15021 --dns-name ca.example.com,10.0.0.5")]
+pub(super) struct CaArgs {
+    #[command(flatten)]
+    settings: CaSettingsList,
+    /// A file with settings
+    #[arg(long, env = "AMBIT_CA_CONFIG", value_name = "FILE", hide_env_values = true)]
+    config: Option<Location>,
+}
+
+/// The configuration of one CA service, complete and checked.
+#[derive(Debug)]
+struct CaConfig {
+    service: CaSettings,
+    metrics_addr: Option<SocketAddr>,
+    log_filter: String,
+    log_format: LogFormat,
+}
+
+impl CaArgs {
+    fn resolve(self) -> Result<CaConfig, ConfigError> {
+        let file = self.config.map(|path| settings::read(&path.0)).transpose()?.unwrap_or_default();
+        let set = self.settings.over(file);
+        let missing = |flag, variable| move || ConfigError::Missing { flag, variable };
+        let listen = set.listen.ok_or_else(missing("listen", "AMBIT_CA_LISTEN"))?.0;
+        let source = match (set.ca_dir, set.cacerts) {
+            (Some(dir), None) => CaSource::Own(dir.0),
+            (None, Some(dir)) => CaSource::PluggedIn(dir.0),
+            (None, None) => return Err(missing("ca-dir", "AMBIT_CA_DIR")()),
+            (Some(_), Some(_)) => return Err(ConfigError::Both { first: "ca-dir", second: "cacerts" }),
+        };
+        let api = match set.kubeconfig {
+            Some(path) => Some(ApiConfig::kubeconfig(&path.0).map_err(ConfigError::Cluster)?),
+            None => ApiConfig::in_cluster().ok(),
+        };
+        let kubernetes = api.map(|api| KubernetesSettings {
+            api,
+            audience: set.audience.map_or_else(|| DEFAULT_AUDIENCE.to_owned(), |audience| audience.0),
+            node_accounts: set.node_accounts.map_or_else(default_accounts, |accounts| accounts.0),
+        });
+        Ok(CaConfig {
+            service: CaSettings {
+                listen,
+                source,
+                trust_domain: set.trust_domain.unwrap_or_default(),
+                max_ttl: set.max_ttl.map_or(DEFAULT_MAX_TTL, |ttl| ttl.0),
+                names: names(set.dns_name, listen),
+                kubernetes: match kubernetes {
+                    None if set.token_file.is_none() => {
+                        return Err(missing("token-file", "AMBIT_CA_CALLERS")());
+                    }
+                    kubernetes => kubernetes,
+                },
+                token_file: set.token_file.map(|path| path.0),
+                rate: set.rate.map_or(DEFAULT_RATE, |rate| rate.0),
+            },
+            metrics_addr: set.metrics_addr.map(|addr| addr.0),
+            log_filter: set.log.map_or_else(|| "info".to_owned(), |filter| filter.0),
+            log_format: set.log_format.unwrap_or_default(),
+        })
+    }
+}
+
+/// Runs the CA service until it is told to stop or cannot go on; the latter goes to the log and leaves only the exit code.
+pub(super) fn run(args: CaArgs) -> anyhow::Result<ExitCode> {
+    let config = args.resolve()?;
+    if let CaSource::Own(dir) = &config.service.source {
+        private_folder("ca-dir", dir)?;
+    }
+    let _log = telemetry::init_logging(&config.log_filter, config.log_format)?;
+    raise_open_files();
+    let runtime = Builder::new_multi_thread()
+        .thread_name("ambit-ca")
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let done = runtime.block_on(app::run_ca(config.service, config.metrics_addr));
+    runtime.shutdown_timeout(LAST_MOMENT);
+    match done {
+        Err(error) if tracing::enabled!(tracing::Level::ERROR) => {
+            tracing::error!(error = format!("{error:#}"), "the CA service cannot go on");
+            Ok(ExitCode::FAILURE)
+        }
+        done => done.map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn default_accounts() -> Vec<(String, String)> {
+    vec![("ambit-system".to_owned(), "ambit".to_owned())]
+}
+
+/// The names as they go into the certificate.
+fn names(given: Option<ServerNames>, listen: SocketAddr) -> Vec<SanType> {
+    let names = given.map_or_else(
+        || {
+            let mut names: Vec<String> = DEFAULT_NAMES.split(',').map(str::to_owned).collect();
+            if !listen.ip().is_unspecified() {
+                names.push(listen.ip().to_string());
+            }
+            names
+        },
+        |given| given.0,
+    );
+    let san = |name: String| match name.parse() {
+        Ok(ip) => Some(SanType::IpAddress(ip)),
+        // A name of the setting's kind is ASCII, as certificates ask for.
+        Err(_) => name.try_into().ok().map(SanType::DnsName),
+    };
+    names.into_iter().filter_map(san).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: CaArgs,
+    }
+
+    fn resolve(line: &str) -> Result<CaConfig, ConfigError> {
+        Line::try_parse_from(["ca"].into_iter().chain(line.split_whitespace())).unwrap().args.resolve()
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_help() {
+        let config = resolve("--listen 10.0.0.5:15012 --ca-dir /ca --token-file /callers").unwrap();
+        let dns = |name: &str| SanType::DnsName(name.try_into().unwrap());
+        assert_eq!(
+            config.service,
+            CaSettings {
+                listen: "10.0.0.5:15012".parse().unwrap(),
+                source: CaSource::Own("/ca".into()),
+                trust_domain: TrustDomain::default(),
+                max_ttl: Duration::from_secs(86_400),
+                names: vec![
+                    dns("ambit-ca.ambit-system.svc"),
+                    dns("localhost"),
+                    SanType::IpAddress([10, 0, 0, 5].into())
+                ],
+                token_file: Some("/callers".into()),
+                kubernetes: None,
+                rate: 50,
+            }
+        );
+        assert_eq!((config.metrics_addr, config.log_filter.as_str()), (None, "info"));
+    }
+
+    #[test]
+    fn a_file_sets_everything_and_what_is_missing_or_too_much_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ca.yaml");
+        std::fs::write(
+            &path,
+            "listen: '[::]:1'\ncacerts: /etc/cacerts\ntoken-file: /t\nmetrics-addr: 127.0.0.1:2\ntrust-domain: td1\n\
+             max-ttl: 1h\ndns-name: ca.test, 10.1.2.3\nrate: 7\nlog: debug\nlog-format: json\n",
+        )
+        .unwrap();
+        let config = resolve(&format!("--config {} --rate 9", path.display())).unwrap();
+        assert_eq!(config.service.source, CaSource::PluggedIn(Path::new("/etc/cacerts").into()));
+        assert_eq!((config.service.rate, config.service.max_ttl), (9, Duration::from_secs(3600)));
+        assert_eq!(config.service.names.len(), 2);
+        assert_eq!(config.log_format, LogFormat::Json);
+        for (line, expected) in [
+            ("--ca-dir /ca --token-file /t", "--listen is needed"),
+            ("--listen 1.2.3.4:5 --token-file /t", "--ca-dir is needed"),
+            ("--listen 1.2.3.4:5 --ca-dir /ca", "AMBIT_CA_CALLERS"),
+            ("--listen 1.2.3.4:5 --ca-dir /ca --cacerts /x --token-file /t", "cannot both be set"),
+        ] {
+            assert!(resolve(line).unwrap_err().to_string().contains(expected), "{line}");
+        }
+    }
+}

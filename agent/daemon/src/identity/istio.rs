@@ -1,0 +1,291 @@
+//! The client of Istio's certificate service: istiod, istio-csr, or `ambit ca` (spec/wire.md §3).
+//!
+//! Promises to send the token only to a server that the root file vouches for, and to read token and root file anew for
+//! every call. Leaves retries and what is believed of the answer to the store; only the answer's shape is judged here.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use ambit_core::model::SpiffeId;
+use ambit_proto::istio::auth::{
+    IstioCertificateRequest, IstioCertificateResponse,
+    istio_certificate_service_client::IstioCertificateServiceClient,
+};
+use hyper_util::rt::TokioIo;
+use prost_types::{Struct, Value, value::Kind};
+use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
+use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::{
+    Code, Request, Status,
+    metadata::AsciiMetadataValue,
+    transport::{Channel, Endpoint},
+};
+use zeroize::Zeroizing;
+
+use super::{Csr, Fault, IssueError, IssueFuture, Issued, Issuer, Leaf};
+
+/// How long to wait for TCP and TLS.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long one call may take, connecting included. The store repeats it.
+const CALL_TIMEOUT: Duration = Duration::from_secs(12);
+/// An idle connection is asked for a sign of life this often, so that a call never goes to a server long gone.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest answer read.
+const MAX_ANSWER: usize = 512 * 1024;
+/// More elements in an answer are not looked at.
+const MAX_ELEMENTS: usize = 16;
+/// More certificates in a file or an answer are not believed.
+const MAX_CERTIFICATES: usize = 64;
+/// No token is longer.
+const MAX_TOKEN: u64 = 64 * 1024;
+/// No root file is longer.
+const MAX_ROOTS: u64 = 1024 * 1024;
+/// How much of a server's error text is kept.
+const MAX_TEXT: usize = 512;
+
+/// Where the certificate service is and what proves the two ends to each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct IstioSettings {
+    /// Host name or IP of the service, without brackets.
+    pub(crate) host: String,
+    /// Its TCP port.
+    pub(crate) port: u16,
+    /// The name that its certificate must bear, where that is not `host`.
+    pub(crate) server_name: Option<String>,
+    /// PEM file with the roots that its certificate must lead to.
+    pub(crate) root: PathBuf,
+    /// File with the bearer token; none is sent without it.
+    pub(crate) token_file: Option<PathBuf>,
+    /// The `clusterid` sent.
+    pub(crate) cluster_id: String,
+}
+
+/// An issuer over the network.
+pub(crate) struct IstioIssuer {
+    settings: IstioSettings,
+    name: ServerName<'static>,
+    link: Mutex<Option<Link>>,
+}
+
+/// A channel and the root file's content that it was built with.
+struct Link {
+    roots: Vec<u8>,
+    client: Client,
+}
+
+type Client = IstioCertificateServiceClient<Channel>;
+
+impl IstioIssuer {
+    /// An issuer that has not connected yet: the service may come up later. The error names what is no server name.
+    pub(crate) fn new(settings: IstioSettings) -> Result<Self, String> {
+        let name = settings.server_name.as_deref().unwrap_or(&settings.host);
+        let name = ServerName::try_from(name.to_owned()).map_err(|_| name.to_owned())?;
+        Ok(Self { settings, name, link: Mutex::default() })
+    }
+
+    async fn ask(&self, csr: &Csr) -> Result<Issued, IssueError> {
+        let mut request = Request::new(IstioCertificateRequest {
+            csr: pem::encode(&pem::Pem::new("CERTIFICATE REQUEST", csr.der.as_ref())),
+            validity_duration: i64::try_from(csr.ttl.as_secs()).unwrap_or(i64::MAX),
+            metadata: Some(impersonate(&csr.id)),
+        });
+        let settings = self.settings.clone();
+        let files = tokio::task::spawn_blocking(move || read_files(&settings));
+        let (token, roots) = files.await.map_err(|_| IssueError::Internal)?;
+        if let Some(token) = token? {
+            request.metadata_mut().insert("authorization", token);
+        }
+        let cluster = AsciiMetadataValue::try_from(self.settings.cluster_id.as_str());
+        if let Ok(cluster) = cluster {
+            request.metadata_mut().insert("clusterid", cluster);
+        }
+        let mut client = self.client(roots)?;
+        match tokio::time::timeout(CALL_TIMEOUT, client.create_certificate(request)).await {
+            Err(_) => Err(IssueError::Timeout(CALL_TIMEOUT)),
+            Ok(Err(status)) => Err(failure(&status)),
+            Ok(Ok(answer)) => read_answer(&csr.id, &answer.into_inner()),
+        }
+    }
+
+    /// The channel for the root file's present content. A content that cannot be used leaves the last channel in place.
+    fn client(&self, roots: Result<Vec<u8>, IssueError>) -> Result<Client, IssueError> {
+        let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = match (roots, &*link) {
+            (Ok(roots), Some(link)) if link.roots == roots => return Ok(link.client.clone()),
+            (Ok(roots), _) => self.connect(&roots).map(|client| Link { roots, client }),
+            (Err(error), _) => Err(error),
+        };
+        match (fresh, &*link) {
+            (Ok(fresh), _) => {
+                let client = fresh.client.clone();
+                *link = Some(fresh);
+                Ok(client)
+            }
+            (Err(error), Some(last)) => {
+                tracing::warn!(%error, "the CA's root file is unusable; its last good content stays in force");
+                Ok(last.client.clone())
+            }
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    fn connect(&self, roots: &[u8]) -> Result<Client, IssueError> {
+        let unusable = |text: String| {
+            IssueError::Unreachable(format!("the root file {}: {text}", self.settings.root.display()))
+        };
+        let config = client_config(roots).map_err(unusable)?;
+        let connector = TlsConnector::from(Arc::new(config));
+        let (host, port, name) = (self.settings.host.clone(), self.settings.port, self.name.clone());
+        let connect = tower::service_fn(move |_| {
+            let (connector, host, name) = (connector.clone(), host.clone(), name.clone());
+            async move {
+                let stream = TcpStream::connect((host.as_str(), port)).await?;
+                stream.set_nodelay(true)?;
+                Ok::<_, io::Error>(TokioIo::new(connector.connect(name, stream).await?))
+            }
+        });
+        // The URI is what the server sees as authority; the connector goes where the settings say.
+        let authority = match self.settings.host.contains(':') {
+            true => format!("https://[{}]:{}", self.settings.host, self.settings.port),
+            false => format!("https://{}:{}", self.settings.host, self.settings.port),
+        };
+        let endpoint = Endpoint::try_from(authority)
+            .map_err(|error| IssueError::Unreachable(error.to_string()))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+        let channel = endpoint.connect_with_connector_lazy(connect);
+        Ok(IstioCertificateServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER))
+    }
+}
+
+impl Issuer for IstioIssuer {
+    fn name(&self) -> &str {
+        "istio"
+    }
+
+    fn issue(&self, csr: Csr) -> IssueFuture<'_> {
+        Box::pin(async move { self.ask(&csr).await })
+    }
+}
+
+fn impersonate(id: &SpiffeId) -> Struct {
+    let value = Value { kind: Some(Kind::StringValue(id.to_string())) };
+    Struct { fields: BTreeMap::from([("ImpersonatedIdentity".to_owned(), value)]) }
+}
+
+type Files = (Result<Option<AsciiMetadataValue>, IssueError>, Result<Vec<u8>, IssueError>);
+
+fn read_files(settings: &IstioSettings) -> Files {
+    let token = settings.token_file.as_deref().map(read_token).transpose();
+    let roots = read_bounded(&settings.root, MAX_ROOTS).map(|content| content.to_vec());
+    (token, roots)
+}
+
+/// The value of the `authorization` header, marked so that it is never printed.
+fn read_token(path: &Path) -> Result<AsciiMetadataValue, IssueError> {
+    let content = read_bounded(path, MAX_TOKEN)?;
+    let unusable = || IssueError::Unreachable(format!("{} holds no bearer token", path.display()));
+    let text = std::str::from_utf8(&content).map_err(|_| unusable())?.trim();
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(unusable());
+    }
+    let header = Zeroizing::new(format!("Bearer {text}"));
+    let mut value = AsciiMetadataValue::try_from(header.as_str()).map_err(|_| unusable())?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn read_bounded(path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>, IssueError> {
+    let read = || {
+        let mut content = Zeroizing::new(Vec::new());
+        let file = File::open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("not a regular file"));
+        }
+        if file.take(limit + 1).read_to_end(&mut content)? as u64 > limit {
+            return Err(io::Error::other(format!("larger than {limit} bytes")));
+        }
+        Ok(content)
+    };
+    read().map_err(|error| IssueError::Unreachable(format!("cannot read {}: {error}", path.display())))
+}
+
+fn client_config(roots: &[u8]) -> Result<ClientConfig, String> {
+    let mut store = RootCertStore::empty();
+    for root in certificates(roots)? {
+        store.add(root).map_err(|error| error.to_string())?;
+    }
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(store)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
+}
+
+/// The certificates in a PEM text: 1 to [`MAX_CERTIFICATES`].
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let found: Vec<_> = CertificateDer::pem_slice_iter(pem)
+        .take(MAX_CERTIFICATES + 1)
+        .collect::<Result<_, _>>()
+        .map_err(|error| format!("not readable as PEM: {error}"))?;
+    match found.len() {
+        0 => Err("no PEM certificate in it".into()),
+        1..=MAX_CERTIFICATES => Ok(found),
+        _ => Err(format!("more than {MAX_CERTIFICATES} certificates in it")),
+    }
+}
+
+fn failure(status: &Status) -> IssueError {
+    let mut text = format!("{:?}: {}", status.code(), status.message());
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    let text: String = text.chars().take(MAX_TEXT).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    match status.code() {
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown | Code::Internal => {
+            IssueError::Unreachable(text)
+        }
+        _ => IssueError::Refused(text),
+    }
+}
+
+/// Leaf, intermediates, and as the last element all roots (spec/wire.md §3.1). The leaf must be for `id`.
+fn read_answer(id: &SpiffeId, answer: &IstioCertificateResponse) -> Result<Issued, IssueError> {
+    let unusable = |text: String| IssueError::Unusable(text);
+    let elements = &answer.cert_chain;
+    let Some((bundle, path)) =
+        elements.split_last().filter(|(_, path)| !path.is_empty() && elements.len() <= MAX_ELEMENTS)
+    else {
+        return Err(unusable(format!("{} elements in the certificate chain", elements.len())));
+    };
+    let roots = certificates(bundle.as_bytes()).map_err(|text| unusable(format!("its roots: {text}")))?;
+    let mut chain = Vec::new();
+    for element in path {
+        chain.extend(certificates(element.as_bytes()).map_err(&unusable)?);
+    }
+    chain.retain(|certificate| !roots.contains(certificate));
+    let leaf = chain.first().ok_or_else(|| unusable("no certificate but roots".into()))?;
+    let found = Leaf::read(leaf).map_err(|fault: Fault| unusable(fault.to_string()))?.id;
+    if found != *id {
+        return Err(unusable(format!("asked for {id}, got a certificate for {found}")));
+    }
+    Ok(Issued { chain, roots, key: None })
+}
+
+#[cfg(test)]
+mod tests;
