@@ -126,7 +126,6 @@ mod tests {
             ("ambit agent --workers 0", "1 to 256"),
             ("ambit agent --log info,=", "log filter"),
             ("ambit agent --log-format xml", "text or json"),
-            ("ambit agent --issuer acme", "use builtin, files"),
             ("ambit agent --vault-addr vault:8200", "https://HOST"),
             ("ambit agent --trust-domain-aliases A", "trust domain"),
             ("ambit agent --post-quantum yes", "off, offer, prefer or require"),
