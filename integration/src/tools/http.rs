@@ -39,6 +39,9 @@ struct Client {
     stream: TcpStream,
     request: Vec<u8>,
     answer: Vec<u8>,
+    /// The client has sent its last byte, maybe together with the bytes that are still to be read: no event will tell
+    /// of its end again.
+    ended: bool,
     closing: bool,
 }
 
@@ -56,10 +59,11 @@ fn event_loop(listener: &TcpListener) -> Result<()> {
         for event in &events[..ready] {
             if event.data() == LISTENER {
                 accept(listener, &epoll, &mut clients, &mut next)?;
-            } else if let Some(client) = clients.get_mut(&event.data())
-                && client.turn().is_err()
-            {
-                clients.remove(&event.data());
+            } else if let Some(client) = clients.get_mut(&event.data()) {
+                client.ended |= event.events().contains(EpollFlags::EPOLLRDHUP);
+                if client.turn().is_err() {
+                    clients.remove(&event.data());
+                }
             }
         }
     }
@@ -75,9 +79,13 @@ fn accept(
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
         // Edge-triggered: a turn always reads and writes until the kernel says no.
-        let interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
+        let interest = EpollFlags::EPOLLIN
+            | EpollFlags::EPOLLOUT
+            | EpollFlags::EPOLLRDHUP
+            | EpollFlags::EPOLLET;
         epoll.add(stream.as_fd(), EpollEvent::new(interest, *next))?;
-        let mut client = Client { stream, request: Vec::new(), answer: Vec::new(), closing: false };
+        let mut client =
+            Client { stream, request: Vec::new(), answer: Vec::new(), ended: false, closing: false };
         if client.turn().is_ok() {
             clients.insert(*next, client);
         }
@@ -101,7 +109,7 @@ impl Client {
                     if self.request.len() > REQUEST_LIMIT {
                         return Err(ErrorKind::InvalidData.into());
                     }
-                    if read < buffer.len() {
+                    if read < buffer.len() && !self.ended {
                         break;
                     }
                 }
