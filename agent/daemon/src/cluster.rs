@@ -81,3 +81,6 @@ pub(crate) fn sentence(error: &kube::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+pub(crate) mod testing;

@@ -195,7 +195,7 @@ pub struct Connection {
 /// Something in the sources that could not be used; what was good before stays in force.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Problem {
-    /// The file, where there is one.
+    /// The file, or `kubernetes` with the resource where no object is meant.
     #[prost(string, tag = "1")]
     pub file: ::prost::alloc::string::String,
     /// Kind and namespace/name of the object, as far as known.
