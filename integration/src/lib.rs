@@ -6,6 +6,8 @@
 pub mod agent;
 pub mod capture;
 pub mod certs;
+pub mod cgroups;
+pub mod cluster;
 pub mod console;
 pub mod load;
 pub mod manifests;

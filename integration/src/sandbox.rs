@@ -19,7 +19,7 @@ use nix::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::netns::Netns;
+use crate::{cgroups, netns::Netns};
 
 const PREFIX: &str = "ambit-run";
 const ID: &str = "AMBIT_SANDBOX";
@@ -169,6 +169,7 @@ fn sweep(id: &str) -> Result<()> {
     for netns in Netns::with_prefix(&format!("{}-", prefix(id)))? {
         note(format!("namespace {}", netns.name()), netns.delete());
     }
+    note("cgroups".to_owned(), cgroups::remove(&format!("{}-", prefix(id))));
     for node in pinned_nodes(id) {
         let name = node.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let binary = folder.join(BINARY);

@@ -7,8 +7,10 @@
 mod bench;
 mod build;
 mod clean;
+mod cluster;
 mod demo;
 mod ebpf;
+mod kube;
 mod lint;
 mod rooms;
 mod setup;
@@ -37,6 +39,7 @@ enum Verb {
     Test(test::Args),
     Demo(demo::Args),
     Bench(bench::Args),
+    Cluster(cluster::Args),
     Clean(clean::Args),
     /// A client or server of the end-to-end tests, run inside a pod's namespace.
     #[command(hide = true, subcommand)]
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Cluster(args) => cluster::run(&args),
         Verb::Clean(args) => clean::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Tool(tool) => tools::run(&tool).map(|()| ExitCode::SUCCESS),
     };

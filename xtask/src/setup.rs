@@ -33,6 +33,9 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("wrk", "wrk"),
 ];
 
+/// What a Kubernetes cluster on this machine calls beside them.
+const KUBE_PROGRAMS: &[(&str, &str)] = &[("ldd", "libc-bin"), ("runc", "runc")];
+
 /// Install what the other verbs need: the BPF toolchain and the programs the tests use.
 ///
 /// Every other verb calls it by itself. Run it alone to prepare an image or a cache.
@@ -84,8 +87,17 @@ pub(crate) fn bpf_toolchain() -> Result<PathBuf> {
 
 /// Makes sure of every program that tests, demo and bench call.
 pub(crate) fn programs() -> Result<()> {
+    debian(PROGRAMS)
+}
+
+/// Makes sure of every program that a Kubernetes cluster calls.
+pub(crate) fn kube_programs() -> Result<()> {
+    debian(&[PROGRAMS, KUBE_PROGRAMS].concat())
+}
+
+fn debian(programs: &[(&str, &'static str)]) -> Result<()> {
     let mut packages: Vec<&str> =
-        PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
+        programs.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
     packages.dedup();
     if packages.is_empty() {
         return Ok(());
@@ -112,14 +124,14 @@ pub(crate) fn programs() -> Result<()> {
             .collect();
         apt(&install).or_else(|_| apt(&["update"]).and_then(|()| apt(&install)))
     })?;
-    match PROGRAMS.iter().find(|(program, _)| find(program).is_none()) {
+    match programs.iter().find(|(program, _)| find(program).is_none()) {
         Some((program, package)) => bail!("{package} is installed, but brought no program {program}"),
         None => Ok(()),
     }
 }
 
 /// The path of a program, also where only root's `PATH` would look.
-fn find(program: &str) -> Option<PathBuf> {
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
