@@ -20,7 +20,7 @@ use crate::{
 /// The control plane's address in its namespace: of the API server, of the cluster's DNS, and the next hop of nodes.
 pub const ADDRESS: &str = "198.18.0.1";
 /// The API server's port.
-pub const PORT: u16 = 6443;
+const PORT: u16 = 6443;
 /// The bridge that bears [`ADDRESS`], and that nodes are wired to.
 pub(super) const BRIDGE: &str = "nodes";
 /// Cluster addresses of services.

@@ -5,14 +5,16 @@
 
 mod clients;
 mod http;
+mod node_init;
 mod servers;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::Result;
 use clap::Subcommand;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+pub(crate) use self::node_init::layer as node_layer;
 pub use self::{
     clients::{Attempt, Latency, Tally},
     http::BODY as HTTP_BODY,
@@ -39,6 +41,8 @@ pub enum Tool {
     Many(Many),
     /// Short connections to an echo server, one after another.
     Churn(Churn),
+    /// The first process of a cluster's node.
+    NodeInit(NodeInit),
 }
 
 /// Where a server listens.
@@ -137,6 +141,14 @@ pub struct Churn {
     pub rest_ms: u64,
 }
 
+/// What `node-init` is given.
+#[derive(Clone, Debug, clap::Args)]
+pub struct NodeInit {
+    /// Where what the node writes is kept.
+    #[arg(long)]
+    pub folder: PathBuf,
+}
+
 /// Runs a tool to its end; a server has none.
 pub fn run(tool: &Tool) -> Result<()> {
     // 1,000 connections need more than the usual soft limit of 1,024 files.
@@ -152,6 +164,7 @@ pub fn run(tool: &Tool) -> Result<()> {
         Tool::PingPong(how) => print(&clients::ping_pong(how)?),
         Tool::Many(how) => print(&clients::many(how)?),
         Tool::Churn(how) => print(&clients::churn(how)),
+        Tool::NodeInit(how) => node_init::run(how),
     }
 }
 
