@@ -9,6 +9,7 @@ mod build;
 mod clean;
 mod demo;
 mod ebpf;
+mod image;
 mod lint;
 mod rooms;
 mod setup;
@@ -33,6 +34,7 @@ enum Verb {
     Setup(setup::Args),
     Ebpf(ebpf::Args),
     Build(build::Args),
+    Image(image::Args),
     Lint(lint::Args),
     Test(test::Args),
     Demo(demo::Args),
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Verb::Setup(args) => setup::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Ebpf(args) => ebpf::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Build(args) => build::run(&args).map(|()| ExitCode::SUCCESS),
+        Verb::Image(args) => image::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Lint(args) => lint::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Test(args) => test::run(&args),
         Verb::Demo(args) => demo::run(&args),
