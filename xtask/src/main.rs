@@ -10,6 +10,7 @@ mod clean;
 mod cluster;
 mod demo;
 mod ebpf;
+mod image;
 mod kube;
 mod lint;
 mod rooms;
@@ -35,6 +36,7 @@ enum Verb {
     Setup(setup::Args),
     Ebpf(ebpf::Args),
     Build(build::Args),
+    Image(image::Args),
     Lint(lint::Args),
     Test(test::Args),
     Demo(demo::Args),
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         Verb::Setup(args) => setup::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Ebpf(args) => ebpf::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Build(args) => build::run(&args).map(|()| ExitCode::SUCCESS),
+        Verb::Image(args) => image::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Lint(args) => lint::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Test(args) => test::run(&args),
         Verb::Demo(args) => demo::run(&args),

@@ -11,7 +11,10 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use nix::unistd::geteuid;
 
-use crate::workspace::{self, step};
+use crate::{
+    build::Arch,
+    workspace::{self, step},
+};
 
 /// The release that builds against the LLVM inside rustc; later ones want a system LLVM.
 const BPF_LINKER: &str = "0.10.3";
@@ -87,17 +90,39 @@ pub(crate) fn bpf_toolchain() -> Result<PathBuf> {
 
 /// Makes sure of every program that tests, demo and bench call.
 pub(crate) fn programs() -> Result<()> {
-    debian(PROGRAMS)
+    install(PROGRAMS)
 }
 
 /// Makes sure of every program that a Kubernetes cluster calls.
 pub(crate) fn kube_programs() -> Result<()> {
-    debian(&[PROGRAMS, KUBE_PROGRAMS].concat())
+    install(&[PROGRAMS, KUBE_PROGRAMS].concat())
 }
 
-fn debian(programs: &[(&str, &'static str)]) -> Result<()> {
-    let mut packages: Vec<&str> =
-        programs.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
+/// Makes sure of what builds programs for machines of another architecture than this one.
+pub(crate) fn cross(arch: Arch) -> Result<()> {
+    let installed = workspace::output(
+        Command::new("rustup").args(["target", "list", "--installed"]).current_dir(workspace::root()),
+    )?;
+    if !installed.lines().any(|line| line == arch.target()) {
+        step(&format!("Installing Rust's standard library for {}", arch.target()), || {
+            workspace::run(
+                Command::new("rustup").args(["target", "add", arch.target()]).current_dir(workspace::root()),
+            )
+        })?;
+    }
+    match arch {
+        Arch::Amd64 => install(&[("x86_64-linux-gnu-gcc", "gcc-x86-64-linux-gnu libc6-dev-amd64-cross")]),
+        Arch::Arm64 => install(&[("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu libc6-dev-arm64-cross")]),
+    }
+}
+
+/// Makes sure of `wanted`: programs, each with the Debian packages that bring it.
+fn install(wanted: &[(&str, &str)]) -> Result<()> {
+    let mut packages: Vec<&str> = wanted
+        .iter()
+        .filter(|(program, _)| find(program).is_none())
+        .flat_map(|(_, packages)| packages.split(' '))
+        .collect();
     packages.dedup();
     if packages.is_empty() {
         return Ok(());
@@ -124,7 +149,7 @@ fn debian(programs: &[(&str, &'static str)]) -> Result<()> {
             .collect();
         apt(&install).or_else(|_| apt(&["update"]).and_then(|()| apt(&install)))
     })?;
-    match programs.iter().find(|(program, _)| find(program).is_none()) {
+    match wanted.iter().find(|(program, _)| find(program).is_none()) {
         Some((program, package)) => bail!("{package} is installed, but brought no program {program}"),
         None => Ok(()),
     }
