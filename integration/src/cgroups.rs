@@ -52,6 +52,17 @@ pub fn inside(name: &str, command: &Command) -> Result<Command> {
     Ok(moved)
 }
 
+/// The processes in a group of the unified tree and in those below it.
+pub fn processes(group: &Path) -> Result<Vec<i32>> {
+    let list = fs::read_to_string(group.join("cgroup.procs")).with_context(|| group.display().to_string())?;
+    let mut found: Vec<i32> = list.lines().filter_map(|line| line.parse().ok()).collect();
+    for below in subgroups(group) {
+        // One that has gone meanwhile has no processes.
+        found.extend(processes(&below).unwrap_or_default());
+    }
+    Ok(found)
+}
+
 /// Kills what runs in the groups whose names start with `prefix`, in every hierarchy, and removes them.
 pub fn remove(prefix: &str) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -110,12 +121,15 @@ fn named(root: &Path, prefix: &str) -> Vec<PathBuf> {
 
 /// Removes the groups from the leaves up, as far as they are empty.
 fn remove_tree(group: &Path) {
-    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_tree(&entry.path());
-        }
+    for below in subgroups(group) {
+        remove_tree(&below);
     }
     let _ = fs::remove_dir(group);
+}
+
+fn subgroups(group: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(group).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path())
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ pub mod certs;
 pub mod cgroups;
 pub mod cluster;
 pub mod console;
+pub mod kube_suite;
 pub mod load;
 pub mod manifests;
 pub mod netns;

@@ -10,14 +10,15 @@ use std::{
     process::Command,
 };
 
-use ambit_integration::cluster::Programs;
+use ambit_integration::{cluster::Programs, kube_suite::Kit};
 use anyhow::{Context as _, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 
 use crate::{
-    setup,
-    workspace::{output, run, step},
+    build::{self, Arch},
+    image, setup,
+    workspace::{self, output, run, step},
 };
 
 const KUBERNETES: &str = "1.36.3";
@@ -66,6 +67,22 @@ pub(crate) fn programs() -> Result<Programs> {
         )?;
     }
     Ok(Programs::new(cache))
+}
+
+/// What the tests on a cluster put to the test: the chart, and an image that is given, or made of a binary.
+pub(crate) fn kit(image: Option<&Path>, binary: Option<&Path>) -> Result<Kit> {
+    let programs = programs()?;
+    let image = match image {
+        Some(image) => image.canonicalize().with_context(|| image.display().to_string())?,
+        None => {
+            let image = image::default_output()?;
+            image::write(Arch::host()?, &build::daemon_or(binary)?, &image)?;
+            image
+        }
+    };
+    let chart = workspace::root().join("deploy/charts/ambit");
+    let chart = chart.canonicalize().with_context(|| chart.display().to_string())?;
+    Ok(Kit { programs, chart, image })
 }
 
 fn sources() -> [Source; 6] {

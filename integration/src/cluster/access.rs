@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 use super::{Programs, api_server, node::Node};
-use crate::{netns::Netns, process};
+use crate::{cgroups, netns::Netns, process};
 
 const FILE: &str = "access.json";
 
@@ -69,15 +69,37 @@ impl Access {
 
     /// `program` as if called on a node: in its network, mount and process namespaces.
     pub fn on_node(&self, node: &str, program: impl AsRef<std::ffi::OsStr>) -> Result<Command> {
-        let place = self.nodes.iter().find(|place| place.name == node);
-        let place = place.with_context(|| format!("there is no node {node}"))?;
+        let place = self.place(node)?;
         Ok(enter(&place.netns, place.pid, program))
     }
 
     /// The network namespace of a node.
     pub fn netns(&self, node: &str) -> Result<&Netns> {
+        Ok(&self.place(node)?.netns)
+    }
+
+    /// The processes of a pod on a node, as this machine counts them.
+    pub fn processes(&self, node: &str, pod_uid: &str) -> Result<Vec<i32>> {
+        let pods = cgroups::unified()?.join(self.place(node)?.netns.name()).join("kubepods");
+        let group = ["", "burstable", "besteffort"]
+            .map(|class| pods.join(class).join(format!("pod{pod_uid}")))
+            .into_iter()
+            .find(|group| group.is_dir());
+        cgroups::processes(&group.with_context(|| format!("node {node} has no pod {pod_uid}"))?)
+    }
+
+    /// `program` of this machine in the network namespace of a pod. The API is not asked.
+    pub fn in_pod(&self, node: &str, pod_uid: &str, program: impl AsRef<std::ffi::OsStr>) -> Result<Command> {
+        let process = self.processes(node, pod_uid)?.first().copied();
+        let process = process.with_context(|| format!("pod {pod_uid} on node {node} has no process"))?;
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/proc/{process}/ns/net")).arg("--").arg(program);
+        Ok(command)
+    }
+
+    fn place(&self, node: &str) -> Result<&Place> {
         let place = self.nodes.iter().find(|place| place.name == node);
-        Ok(&place.with_context(|| format!("there is no node {node}"))?.netns)
+        place.with_context(|| format!("there is no node {node}"))
     }
 
     /// The namespace of the control plane: outside both nodes, wired to both.

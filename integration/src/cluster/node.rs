@@ -211,6 +211,8 @@ impl Plan<'_> {
             },
             "imageGCHighThresholdPercent": 100,
             "localStorageCapacityIsolation": false,
+            // An agent that is killed in a test is started again at once, every time.
+            "crashLoopBackOff": { "maxContainerRestartPeriod": "1s" },
             "maxPods": 250,
             "registryPullQPS": 0,
             "kubeAPIQPS": 100,

@@ -139,6 +139,9 @@ pub struct Churn {
     /// Rest between two connections, in milliseconds.
     #[arg(long, default_value_t = 0)]
     pub rest_ms: u64,
+    /// Stop when standard input ends, too.
+    #[arg(long)]
+    pub until_eof: bool,
 }
 
 /// What `node-init` is given.
