@@ -12,6 +12,7 @@ mod demo;
 mod ebpf;
 mod image;
 mod kube;
+mod kube_demo;
 mod lint;
 mod rooms;
 mod setup;
