@@ -4,9 +4,11 @@
 //! the process that made it. The daemon is used through its command line only.
 
 pub mod agent;
+pub mod ca;
 pub mod capture;
 pub mod certs;
 pub mod console;
+pub mod crowd;
 pub mod load;
 pub mod manifests;
 pub mod netns;

@@ -3,7 +3,9 @@
 //! They are a hidden verb of `cargo xtask`, so that one program is all a pod's namespace has to see. Each prints one JSON
 //! object a line; servers say `ready` first.
 
+mod certificates;
 mod clients;
+mod crowd;
 mod http;
 mod servers;
 
@@ -14,7 +16,9 @@ use clap::Subcommand;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 pub use self::{
+    certificates::{Answer, Issued},
     clients::{Attempt, Latency, Tally},
+    crowd::CrowdTally,
     http::BODY as HTTP_BODY,
 };
 
@@ -39,6 +43,12 @@ pub enum Tool {
     Many(Many),
     /// Short connections to an echo server, one after another.
     Churn(Churn),
+    /// In many network namespaces at once: a long connection to an echo server, and short ones beside it.
+    Crowd(crowd::Crowd),
+    /// Asks a certificate service for one certificate.
+    CreateCertificate(certificates::CreateCertificate),
+    /// Asks certificate services for as many certificates as they give.
+    IssueLoad(certificates::IssueLoad),
 }
 
 /// Where a server listens.
@@ -152,6 +162,9 @@ pub fn run(tool: &Tool) -> Result<()> {
         Tool::PingPong(how) => print(&clients::ping_pong(how)?),
         Tool::Many(how) => print(&clients::many(how)?),
         Tool::Churn(how) => print(&clients::churn(how)),
+        Tool::Crowd(how) => print(&crowd::run(how)?),
+        Tool::CreateCertificate(how) => print(&certificates::create(how)?),
+        Tool::IssueLoad(how) => print(&certificates::load(how)?),
     }
 }
 
