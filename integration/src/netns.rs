@@ -12,13 +12,14 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::process;
 
 const FOLDER: &str = "/run/netns";
 
 /// A network namespace under `/run/netns`. It is not deleted on drop: its sandbox does that.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Netns {
     name: String,
 }

@@ -221,7 +221,7 @@ const fn unstarted(
 }
 
 /// A text that occurs nowhere else: to be sent, and looked for on the wire.
-fn marker(what: &str) -> String {
+pub(crate) fn marker(what: &str) -> String {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     format!("MARKER-{what}-{:x}", now.as_nanos())
 }

@@ -7,14 +7,16 @@ mod certificates;
 mod clients;
 mod crowd;
 mod http;
+mod node_init;
 mod servers;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::Result;
 use clap::Subcommand;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+pub(crate) use self::node_init::layer as node_layer;
 pub use self::{
     certificates::{Answer, Issued},
     clients::{Attempt, Latency, Tally},
@@ -49,6 +51,8 @@ pub enum Tool {
     CreateCertificate(certificates::CreateCertificate),
     /// Asks certificate services for as many certificates as they give.
     IssueLoad(certificates::IssueLoad),
+    /// The first process of a cluster's node.
+    NodeInit(NodeInit),
 }
 
 /// Where a server listens.
@@ -145,6 +149,17 @@ pub struct Churn {
     /// Rest between two connections, in milliseconds.
     #[arg(long, default_value_t = 0)]
     pub rest_ms: u64,
+    /// Stop when standard input ends, too.
+    #[arg(long)]
+    pub until_eof: bool,
+}
+
+/// What `node-init` is given.
+#[derive(Clone, Debug, clap::Args)]
+pub struct NodeInit {
+    /// Where what the node writes is kept.
+    #[arg(long)]
+    pub folder: PathBuf,
 }
 
 /// Runs a tool to its end; a server has none.
@@ -165,6 +180,7 @@ pub fn run(tool: &Tool) -> Result<()> {
         Tool::Crowd(how) => print(&crowd::run(how)?),
         Tool::CreateCertificate(how) => print(&certificates::create(how)?),
         Tool::IssueLoad(how) => print(&certificates::load(how)?),
+        Tool::NodeInit(how) => node_init::run(how),
     }
 }
 
