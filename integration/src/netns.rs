@@ -35,6 +35,11 @@ impl Netns {
         Ok(netns)
     }
 
+    /// The namespace of that name, which somebody else makes.
+    pub fn named(name: &str) -> Self {
+        Self { name: name.to_owned() }
+    }
+
     /// Every namespace whose name starts with `prefix`.
     pub fn with_prefix(prefix: &str) -> Result<Vec<Self>> {
         let entries = match std::fs::read_dir(FOLDER) {
@@ -102,6 +107,15 @@ impl Netns {
         process::must(ip().args(["netns", "delete", &self.name]))?;
         Ok(())
     }
+}
+
+/// Runs many `ip` commands, one a line, in `netns` or outside of all, by one process.
+pub fn batch(netns: Option<&Netns>, lines: &str, limit: Duration) -> Result<()> {
+    let mut command = ip();
+    if let Some(netns) = netns {
+        command.args(["-n", &netns.name]);
+    }
+    process::run_with_input(command.args(["-batch", "-"]), lines, limit)?.ok().map(drop)
 }
 
 /// The `ip` command, found also where only root's `PATH` would look.

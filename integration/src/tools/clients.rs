@@ -66,7 +66,14 @@ pub struct Tally {
 }
 
 impl Tally {
-    fn note(&mut self, done: std::io::Result<()>) {
+    pub(super) fn add(&mut self, other: Self) {
+        self.good += other.good;
+        self.failed += other.failed;
+        self.errors.extend(other.errors);
+        self.errors.truncate(5);
+    }
+
+    pub(super) fn note(&mut self, done: std::io::Result<()>) {
         match done {
             Ok(()) => self.good += 1,
             Err(error) => {
@@ -224,7 +231,7 @@ fn milliseconds(time: Duration) -> u64 {
     time.as_millis().try_into().unwrap_or(u64::MAX)
 }
 
-fn open(to: SocketAddr) -> std::io::Result<TcpStream> {
+pub(super) fn open(to: SocketAddr) -> std::io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&to, IO_LIMIT)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(IO_LIMIT))?;
@@ -233,7 +240,7 @@ fn open(to: SocketAddr) -> std::io::Result<TcpStream> {
 }
 
 /// Sends a message that depends on `number` and demands the same back.
-fn exchange(stream: &mut TcpStream, number: usize) -> std::io::Result<()> {
+pub(super) fn exchange(stream: &mut TcpStream, number: usize) -> std::io::Result<()> {
     let mut message = [number.to_le_bytes()[0]; MESSAGE];
     message[..8].copy_from_slice(&(number as u64).to_le_bytes());
     stream.write_all(&message)?;
@@ -243,7 +250,7 @@ fn exchange(stream: &mut TcpStream, number: usize) -> std::io::Result<()> {
 }
 
 /// Half-closes and demands the other half's end.
-fn finish(mut stream: TcpStream) -> std::io::Result<()> {
+pub(super) fn finish(mut stream: TcpStream) -> std::io::Result<()> {
     stream.shutdown(Shutdown::Write)?;
     match stream.read(&mut [0; 16])? {
         0 => Ok(()),

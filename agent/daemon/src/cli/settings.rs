@@ -18,7 +18,7 @@ use super::{
     config::ConfigError,
     values::{
         ClusterId, DataplaneLabel, DnsName, IssuerKind, ListenAddr, Location, LogFilter, Namespace,
-        PostQuantum, ServerName, ServiceAddr, TrustDomains, Ttl, Url, VaultPath, Workers,
+        PostQuantum, ServerName, ServiceAddr, TrustBundles, TrustDomains, Ttl, Url, VaultPath, Workers,
     },
 };
 use crate::telemetry::LogFormat;
@@ -104,6 +104,8 @@ settings! {
     crl_file: Location, "AMBIT_CRL_FILE", "FILE";
     /// Trust domains beside our own whose identities are accepted, joined by commas
     trust_domain_aliases: TrustDomains, "AMBIT_TRUST_DOMAIN_ALIASES", "DOMAIN[,DOMAIN]";
+    /// Foreign trust domains whose identities are accepted, each with a file of its own roots; watched
+    trust_bundle: TrustBundles, "AMBIT_TRUST_BUNDLE", "DOMAIN=FILE[,..]";
     /// Issuer files: the folder with <namespace>/<service account>/{tls.crt,tls.key,ca.crt}; watched
     cert_dir: Location, "AMBIT_CERT_DIR", "DIR";
     /// Issuer vault: its address, such as https://vault.example:8200

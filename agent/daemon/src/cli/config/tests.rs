@@ -53,6 +53,7 @@ fn defaults_are_those_of_the_help() {
             post_quantum: PostQuantum::Offer,
             crl_file: None,
             trust_domain_aliases: vec![],
+            trust_bundles: vec![],
             issuer: IssuerConfig::Builtin { ca_dir: "/ca".into() },
         }
     );
