@@ -52,6 +52,11 @@ impl Agent {
         Self { node: node.clone(), paths: paths.clone(), extra, process: None }
     }
 
+    /// Has it started with these flags too from now on.
+    pub fn add_flags(&mut self, flags: &[&str]) {
+        self.extra.extend(flags.iter().map(|flag| (*flag).to_owned()));
+    }
+
     /// Starts it, without waiting.
     pub fn spawn(&mut self) -> Result<()> {
         fs::create_dir_all(self.run_dir()).context("run directory")?;

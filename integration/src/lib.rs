@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod capture;
 pub mod certs;
+pub mod cgroup;
 pub mod console;
 pub mod load;
 pub mod manifests;

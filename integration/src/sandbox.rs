@@ -19,7 +19,7 @@ use nix::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::netns::Netns;
+use crate::{cgroup, netns::Netns};
 
 const PREFIX: &str = "ambit-run";
 const ID: &str = "AMBIT_SANDBOX";
@@ -179,6 +179,7 @@ fn sweep(id: &str) -> Result<()> {
         // Programs detach with the last reference to their link, which is its pin.
         note(format!("pins of {name}"), remove(&node));
     }
+    note("control groups".to_owned(), cgroup::sweep(&format!("{}-", prefix(id))));
     note(folder.display().to_string(), remove(&folder));
     if failures.is_empty() { Ok(()) } else { bail!("left behind: {}", failures.join("; ")) }
 }

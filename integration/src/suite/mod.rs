@@ -11,6 +11,7 @@ mod load;
 mod manifests;
 mod operations;
 mod policy;
+mod probes;
 mod routing;
 mod trust;
 mod wire;
@@ -61,6 +62,7 @@ pub fn tests() -> Vec<Test> {
         addresses::TESTS,
         routing::TESTS,
         policy::TESTS,
+        probes::TESTS,
         operations::TESTS,
         manifests::TESTS,
         certificates::TESTS,

@@ -32,6 +32,7 @@ fn pod(id: &str, addresses: &[&str]) -> Pod {
         terminal: false,
         ready: true,
         named_ports: BTreeMap::new(),
+        probe_ports: vec![],
         netns: None,
     }
 }
