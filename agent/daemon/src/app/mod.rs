@@ -71,6 +71,7 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         node: config.node.clone(),
         bpf_root: config.bpf_root.clone(),
         cgroup_root: config.cgroup_root.clone(),
+        kubelet_cgroup: config.kubelet_cgroup.clone(),
     })?;
 
     let pods = Pods::default();

@@ -58,6 +58,8 @@ pub(crate) struct AgentConfig {
     pub(crate) dataplane_label: DataplaneLabel,
     /// Where cgroup v2 is mounted; to be found in /proc/mounts if `None`.
     pub(crate) cgroup_root: Option<PathBuf>,
+    /// The cgroup that the kubelet runs in; to be found by its process if `None`.
+    pub(crate) kubelet_cgroup: Option<PathBuf>,
     /// The BPF file system.
     pub(crate) bpf_root: PathBuf,
     /// Threads of the runtime that carries traffic, 1 to 256.
@@ -214,6 +216,7 @@ impl AgentConfig {
             root_namespace: settings.root_namespace.map_or_else(|| "ambit-system".to_owned(), |name| name.0),
             dataplane_label: settings.dataplane_label.unwrap_or_default(),
             cgroup_root: settings.cgroup_root.map(|path| path.0),
+            kubelet_cgroup: settings.kubelet_cgroup.map(|path| path.0),
             bpf_root: settings.bpf_root.map_or_else(|| DEFAULT_BPF_ROOT.into(), |path| path.0),
             workers: settings.workers.map_or_else(default_workers, |workers| workers.0.get()),
             post_quantum: settings.post_quantum.unwrap_or_default(),

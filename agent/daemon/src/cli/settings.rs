@@ -94,6 +94,8 @@ settings! {
     dataplane_label: DataplaneLabel, "AMBIT_DATAPLANE_LABEL", "KEY=ENABLED[,DISABLED]";
     /// Where cgroup v2 is mounted [default: found in /proc/mounts]
     cgroup_root: Location, "AMBIT_CGROUP_ROOT", "PATH";
+    /// The kubelet's cgroup, whose probes enrolled pods take in plaintext [default: found by its process]
+    kubelet_cgroup: Location, "AMBIT_KUBELET_CGROUP", "PATH";
     /// The BPF file system, mounted there if it is not [default: /sys/fs/bpf]
     bpf_root: Location, "AMBIT_BPF_ROOT", "PATH";
     /// How many threads carry traffic [default: one for each processor, at most 8]
