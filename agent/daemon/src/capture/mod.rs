@@ -2,6 +2,7 @@
 //! knows no policy, identity or tunnel. Links and maps are pinned, so that enrolled pods stay closed without an agent.
 #![expect(unsafe_code, reason = "socket options and netlink that nix and socket2 do not have")]
 
+mod check;
 mod filesystem;
 mod maps;
 mod netns;
@@ -23,6 +24,7 @@ use ambit_ebpf_common::Counters;
 
 use self::programs::Programs;
 pub(crate) use self::{
+    check::{Finding, Verdict, check_host},
     pod::{Accepted, PodNet},
     socket::end_cleanly,
 };
@@ -126,6 +128,7 @@ impl Capture {
     pub(crate) fn new(settings: CaptureSettings) -> Result<Self, CaptureError> {
         filesystem::ensure_bpffs(&settings.bpf_root)?;
         filesystem::cgroup_root(settings.cgroup_root.as_deref())?;
+        filesystem::ensure_sysctls()?;
         Ok(Self { settings, programs: None, destinations: HashSet::new(), pods: HashMap::new() })
     }
 
