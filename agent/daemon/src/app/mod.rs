@@ -1,6 +1,7 @@
 //! Wiring: the only room that knows everyone. Builds the rooms, hands each what it needs, and ends them.
 
 mod ca;
+mod federation;
 mod issuer;
 mod node;
 mod revocation;
@@ -61,11 +62,16 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         Some(file) => Some(revocation::follow(file, wallet.clone(), telemetry.clone()).await?),
         None => None,
     };
+    let mut following = tokio::task::JoinSet::new();
+    for (domain, file) in config.trust_bundles.clone() {
+        following.spawn(federation::follow(domain, file, wallet.clone()).await?);
+    }
     let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone());
     let capture = Capture::new(CaptureSettings {
         node: config.node.clone(),
         bpf_root: config.bpf_root.clone(),
         cgroup_root: config.cgroup_root.clone(),
+        kubelet_cgroup: config.kubelet_cgroup.clone(),
     })?;
 
     let pods = Pods::default();
@@ -87,7 +93,6 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
     if let Some(addr) = config.metrics_addr {
         serving.spawn(admin::serve_http(addr, telemetry.clone(), readiness.clone(), until(stopped)));
     }
-    let mut following = tokio::task::JoinSet::new();
     following.spawn({
         let feed = feed.clone();
         async move {

@@ -47,12 +47,14 @@ fn defaults_are_those_of_the_help() {
             cluster_domain: "cluster.local".to_owned(),
             root_namespace: "ambit-system".to_owned(),
             dataplane_label: "ambit.dev/dataplane=enabled,disabled".parse().unwrap(),
+            kubelet_cgroup: None,
             cgroup_root: None,
             bpf_root: "/sys/fs/bpf".into(),
             workers: default_workers(),
             post_quantum: PostQuantum::Offer,
             crl_file: None,
             trust_domain_aliases: vec![],
+            trust_bundles: vec![],
             issuer: IssuerConfig::Builtin { ca_dir: "/ca".into() },
         }
     );
