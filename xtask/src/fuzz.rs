@@ -56,7 +56,8 @@ fn path_with_cargo_fuzz() -> Result<OsString> {
     let folder = tools.join("bin");
     if !folder.join("cargo-fuzz").is_file() {
         step(&format!("Building cargo-fuzz {CARGO_FUZZ} (once, about a minute)"), || {
-            let mut install = workspace::nightly_cargo();
+            // Its locked dependencies do not build with nightly.
+            let mut install = workspace::cargo();
             install
                 .args(["install", "cargo-fuzz", "--version", CARGO_FUZZ, "--locked", "--root"])
                 .arg(&tools);
