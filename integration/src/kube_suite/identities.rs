@@ -117,7 +117,7 @@ fn replicas(site: &Site, namespace: &str, folder: &Path, kubeconfig: &Path) -> R
     let flags = ["--root-secret", &secret, "--node-accounts", &accounts, "--kubeconfig", &kubeconfig];
     let replica = |number: u16| {
         let addr = SocketAddr::new(ADDRESS.parse()?, 15_012 + number);
-        let log = folder.join(format!("replica-{number}.log"));
+        let log = site.cluster.folder().join(format!("ca-replica-{number}.log"));
         Ok::<_, anyhow::Error>(Replica::new(&binary, site.cluster.api.netns(), addr, &log, &flags))
     };
     Ok([replica(0)?, replica(1)?])
