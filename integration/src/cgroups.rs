@@ -10,6 +10,39 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+/// A group of the unified tree. Dropping it kills what runs in it and removes it.
+#[derive(Debug)]
+pub struct Cgroup {
+    name: String,
+    folder: PathBuf,
+}
+
+impl Cgroup {
+    /// Makes the group; its name begins as that of the run that sweeps it.
+    pub fn create(name: &str) -> Result<Self> {
+        let folder = unified()?.join(name);
+        fs::create_dir(&folder).with_context(|| format!("cannot make the cgroup {}", folder.display()))?;
+        Ok(Self { name: name.to_owned(), folder })
+    }
+
+    /// Its folder in the file system.
+    pub fn path(&self) -> &Path {
+        &self.folder
+    }
+
+    /// `command`, run in this group.
+    pub fn command(&self, command: &Command) -> Result<Command> {
+        inside(&self.name, command)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // What is left is swept with the run.
+        let _ = remove(&self.name);
+    }
+}
+
 /// Where the kernel's one cgroup v2 tree is mounted.
 pub fn unified() -> Result<PathBuf> {
     let found = mounts()?.into_iter().find(|mount| mount.unified);

@@ -13,6 +13,7 @@ mod ebpf;
 mod fuzz;
 mod image;
 mod kube;
+mod kube_demo;
 mod lint;
 mod rooms;
 mod setup;

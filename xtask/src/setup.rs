@@ -13,6 +13,7 @@ use nix::unistd::geteuid;
 
 use crate::{
     build::Arch,
+    kube,
     workspace::{self, step},
 };
 
@@ -44,11 +45,15 @@ const KUBE_PROGRAMS: &[(&str, &str)] = &[("ldd", "libc-bin"), ("runc", "runc")];
 /// Every other verb calls it by itself. Run it alone to prepare an image or a cache.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask setup               everything\n  \
+    cargo xtask setup --kube        also Kubernetes itself, for test --kube and its like\n  \
     cargo xtask setup --build-only  only what building needs, no root")]
 pub(crate) struct Args {
     /// Leave out the programs that only tests, demo and bench need (no root needed).
     #[arg(long)]
     build_only: bool,
+    /// Build Kubernetes, etcd, containerd and their like too. Needs Go.
+    #[arg(long, conflicts_with = "build_only")]
+    kube: bool,
 }
 
 /// Runs the verb.
@@ -56,6 +61,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     bpf_toolchain()?;
     if !args.build_only {
         programs()?;
+    }
+    if args.kube {
+        kube::programs()?;
     }
     eprintln!("==> Set-up is complete");
     Ok(())

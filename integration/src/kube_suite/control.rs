@@ -31,13 +31,13 @@ fn services(site: &mut Site) -> Result<()> {
 
 fn probed(site: &mut Site) -> Result<()> {
     let namespace = site.namespace(false)?;
-    probes::must_stay_ready(site, &namespace)
+    probes::probed_pods_must_stay_ready(site, &namespace).map(drop)
 }
 
 fn iperf(site: &mut Site) -> Result<()> {
     let namespace = site.namespace(false)?;
     let [a, b] = site.pods(&namespace, &[Plan::client("a").on("a"), Plan::server("b").on("b")])?;
-    let report = traffic::iperf(site, &a, &b, 2)?;
+    let report = site.iperf(&a, &b, 2)?;
     ensure!(report > 1e8, "{report} bit/s");
     let mut command = site.in_pod(&a, "curl")?;
     let url = format!("http://{}:{}/", b.ip, ports::HTTP);

@@ -23,6 +23,7 @@ use anyhow::Result;
 
 pub use self::{
     pods::{Plan, Pod},
+    probes::probed_pods_must_stay_ready,
     site::{Kit, Site, Wire},
 };
 use crate::{console::Console, sandbox::Sandbox, suite::Summary};

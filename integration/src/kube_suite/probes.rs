@@ -40,13 +40,14 @@ fn probed(node: &str) -> [Plan; 3] {
     ]
 }
 
-/// Demands that pods with probes of each kind get ready, and stay so.
-pub(super) fn must_stay_ready(site: &Site, namespace: &str) -> Result<()> {
+/// Makes a pod for each kind of probe, and demands that they get ready and stay so; the first is probed over HTTP.
+pub fn probed_pods_must_stay_ready(site: &Site, namespace: &str) -> Result<[Pod; 3]> {
     let pods = site.pods(namespace, &probed("a"))?;
-    stay_ready(site, namespace, &pods)
+    stay_ready(site, namespace)?;
+    Ok(pods)
 }
 
-fn stay_ready(site: &Site, namespace: &str, pods: &[Pod]) -> Result<()> {
+fn stay_ready(site: &Site, namespace: &str) -> Result<()> {
     for _ in 0..8 {
         thread::sleep(SECOND);
         let list = site.cluster.api.json(&["get", "pods", "-n", namespace])?;
@@ -55,15 +56,13 @@ fn stay_ready(site: &Site, namespace: &str, pods: &[Pod]) -> Result<()> {
             ensure!(state["ready"] == true && state["restartCount"] == 0, "{name}: {state:#}");
         }
     }
-    ensure!(pods.len() == 3, "{pods:?}");
     Ok(())
 }
 
 fn strict(site: &mut Site) -> Result<()> {
     let namespace = site.namespace(true)?;
     site.peer_authentication(&namespace, "STRICT")?;
-    let pods = site.pods(&namespace, &probed("a"))?;
-    stay_ready(site, &namespace, &pods)?;
+    let pods = probed_pods_must_stay_ready(site, &namespace)?;
     let from_node = |node: &str, pod: &Pod, port: u16| -> Result<Finished> {
         let mut command = site.cluster.access().on_node(node, "curl")?;
         let url = format!("http://{}:{port}/", pod.ip);

@@ -7,7 +7,6 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::{
     Plan, Pod, Site, Test, Wire, installed,
     site::{IN_FORCE, Load, SECOND, SYSTEM},
-    traffic,
 };
 use crate::{load::ports, process::eventually, suite::marker};
 
@@ -68,7 +67,7 @@ fn replaced(site: &mut Site, what: &str, how: fn(&Site) -> Result<()>) -> Result
     let mut load = churn(site, &a, &b)?;
     let shared = &*site;
     let (done, bulk) = thread::scope(|scope| {
-        let bulk = scope.spawn(|| traffic::iperf(shared, &a, &b, 45));
+        let bulk = scope.spawn(|| shared.iperf(&a, &b, 45));
         thread::sleep(2 * SECOND);
         let done = how(shared);
         (done, bulk.join().unwrap_or_else(|_| bail!("iperf3's thread panicked")))

@@ -157,6 +157,7 @@ impl Site {
             format!("image.repository={repository}"),
             format!("image.tag={tag}"),
             "image.pullPolicy=Never".to_owned(),
+            "log.format=text".to_owned(),
             format!("cgroupRoot={}", cgroups.display()),
         ])
     }
@@ -300,6 +301,17 @@ impl Site {
         let mut command = self.tool(pod, &[["connect", "--to", &to].as_slice(), flags].concat())?;
         let text = process::run(&mut command, Duration::from_secs(15))?.ok()?;
         serde_json::from_str(&text).context("the answer of the tool connect")
+    }
+
+    /// Bits a second of iperf3 as its receiver counted them, for `seconds`.
+    pub fn iperf(&self, from: &Pod, to: &Pod, seconds: u32) -> Result<f64> {
+        let mut command = self.in_pod(from, "iperf3")?;
+        let (to, port, time) = (to.ip.to_string(), ports::IPERF.to_string(), seconds.to_string());
+        command.args(["-J", "-c", &to, "-p", &port, "-t", &time]);
+        let done = process::run(&mut command, Duration::from_secs(u64::from(seconds) + 20))?;
+        let report: Value = serde_json::from_str(&done.stdout).with_context(|| done.told())?;
+        ensure!(report["error"].is_null() && done.status.success(), "iperf3: {}", report["error"]);
+        report["end"]["sum_received"]["bits_per_second"].as_f64().context("iperf3 told no rate")
     }
 
     /// Demands that `from` reaches `to`, and that `to` sees the address of `from`.

@@ -97,17 +97,6 @@ impl Services {
     }
 }
 
-/// Bits a second of iperf3 as its receiver counted them, for `seconds`.
-pub(super) fn iperf(site: &Site, from: &Pod, to: &Pod, seconds: u32) -> Result<f64> {
-    let mut command = site.in_pod(from, "iperf3")?;
-    let (to, port, time) = (to.ip.to_string(), ports::IPERF.to_string(), seconds.to_string());
-    command.args(["-J", "-c", &to, "-p", &port, "-t", &time]);
-    let done = process::run(&mut command, Duration::from_secs(u64::from(seconds) + 20))?;
-    let report: Value = serde_json::from_str(&done.stdout).with_context(|| done.told())?;
-    ensure!(report["error"].is_null() && done.status.success(), "iperf3: {}", report["error"]);
-    report["end"]["sum_received"]["bits_per_second"].as_f64().context("iperf3 told no rate")
-}
-
 fn services(site: &mut Site) -> Result<()> {
     let namespace = site.namespace(true)?;
     let [a, b] = site.pods(&namespace, &[Plan::client("a").on("a"), Plan::server("b").on("b")])?;
@@ -179,7 +168,7 @@ fn iperf_strict(site: &mut Site) -> Result<()> {
     let [a, b] = site.pods(&namespace, &[Plan::client("a").on("a"), Plan::server("b").on("b")])?;
     site.peer_authentication(&namespace, "STRICT")?;
     eventually(IN_FORCE, || site.must_go(&a, &b, Wire::Tls))?;
-    let rate = iperf(site, &a, &b, 3)?;
+    let rate = site.iperf(&a, &b, 3)?;
     ensure!(rate > 1e8, "{rate} bit/s");
     Ok(())
 }

@@ -13,6 +13,7 @@ mod load;
 mod manifests;
 mod operations;
 mod policy;
+mod probes;
 mod revocation;
 mod routing;
 mod trust;
@@ -67,6 +68,7 @@ pub fn tests() -> Vec<Test> {
         addresses::TESTS,
         routing::TESTS,
         policy::TESTS,
+        probes::TESTS,
         operations::TESTS,
         manifests::TESTS,
         certificates::TESTS,

@@ -5,6 +5,7 @@ mod federation;
 mod issuer;
 mod node;
 mod revocation;
+mod source;
 mod status;
 
 use std::{collections::HashMap, path::Path, sync::Arc, time::SystemTime};
@@ -26,7 +27,6 @@ use crate::{
     admin::{self, Readiness, RunDir},
     capture::{self, Capture, CaptureSettings},
     cli::{self, AgentConfig},
-    discovery,
     identity::{Clock, KeyStore, SystemClock},
     proxy::Proxy,
     telemetry::Telemetry,
@@ -38,14 +38,12 @@ use crate::{
 pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let run_dir = RunDir::claim(&config.run_dir)?;
     let readiness = Readiness::default();
-    let (manifests, pods_enrolled) = (readiness.gate("manifests"), readiness.gate("pods"));
+    let (objects, pods_enrolled) = (readiness.gate(config.source.gate()), readiness.gate("pods"));
     let telemetry = Telemetry::new();
     let (stop, stopped) = watch::channel(false);
 
-    let settings = mesh_settings(&config);
-    let trust_domain = settings.trust_domain.clone();
-    let feed = discovery::watch_folder(&config.manifests, settings)?;
-    drop(manifests);
+    let trust_domain = config.trust_domain.clone();
+    let (feed, api) = source::open(&config).await?;
 
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let issuer = issuer::issuer(&config, &feed, clock.clone()).await?;
@@ -73,6 +71,7 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         node: config.node.clone(),
         bpf_root: config.bpf_root.clone(),
         cgroup_root: config.cgroup_root.clone(),
+        kubelet_cgroup: config.kubelet_cgroup.clone(),
     })?;
 
     let pods = Pods::default();
@@ -93,6 +92,18 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
     serving.spawn(admin::serve_status(run_dir, Arc::new(status), until(stopped.clone())));
     if let Some(addr) = config.metrics_addr {
         serving.spawn(admin::serve_http(addr, telemetry.clone(), readiness.clone(), until(stopped)));
+    }
+    following.spawn({
+        let feed = feed.clone();
+        async move {
+            feed.synced().await;
+            drop(objects);
+        }
+    });
+    if let Some(api) = api {
+        let readiness = readiness.clone();
+        let known = move || !readiness.pending().contains(&"pods");
+        following.spawn(source::report(api, config.node.clone(), feed.clone(), pods.clone(), known));
     }
     if let Some(revocations) = revocations {
         following.spawn(revocations);
@@ -119,7 +130,7 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let name = config.node;
     tracing::info!(node = name, version = env!("CARGO_PKG_VERSION"), "agent started");
     let ended = tokio::select! {
-        () = node.run(|| drop(pods_enrolled)) => Err(anyhow::anyhow!("the sources of manifests have ended")),
+        () = node.run(|| drop(pods_enrolled)) => Err(anyhow::anyhow!("the source of objects has ended")),
         Some(served) = serving.join_next() => match served {
             Ok(Ok(())) => Err(anyhow::anyhow!("a server of the agent has ended")),
             Ok(Err(error)) => Err(error.into()),

@@ -1,7 +1,9 @@
 //! Loading and attaching the programs, in the place of what an earlier agent left, without a gap.
 
 use std::{
+    fmt,
     fs::{self, File},
+    os::fd::BorrowedFd,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -28,19 +30,27 @@ const SOCK_CREATE: &str = "ambit_sock_create";
 const SOCK_OPS: &str = "ambit_sock_ops";
 const INBOUND: &str = "ambit_inbound";
 
-/// The programs of one node, attached and pinned.
-#[derive(Debug)]
+/// The programs of one node.
 pub(super) struct Programs {
     node_dir: PathBuf,
+    cgroup: File,
+    ebpf: Ebpf,
     maps: Arc<Maps>,
+    /// Whether the hooks of the host's cgroup are this process's own.
+    attached: bool,
     /// Drains the programs' log.
     logger: Option<tokio::task::JoinHandle<()>>,
 }
 
+impl fmt::Debug for Programs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Programs").field("node_dir", &self.node_dir).finish_non_exhaustive()
+    }
+}
+
 impl Programs {
-    /// Loads the programs over the pinned maps, if there are, and puts them in the place of the pinned links without a
-    /// gap.
-    pub(super) fn attach(settings: &CaptureSettings) -> Result<Self, CaptureError> {
+    /// Loads the programs over the pinned maps, if there are. Nothing is attached, and the maps are left as they are.
+    pub(super) fn load(settings: &CaptureSettings) -> Result<Self, CaptureError> {
         let cgroup_path = filesystem::cgroup_root(settings.cgroup_root.as_deref())?;
         let cgroup = File::open(&cgroup_path).map_err(|source| CaptureError::Host {
             step: "open",
@@ -48,8 +58,7 @@ impl Programs {
             source,
         })?;
         let node_dir = pins::node_dir(&settings.bpf_root, &settings.node);
-        for dir in ["maps", "links", "pods"] {
-            let path = node_dir.join(dir);
+        for path in [pins::maps_dir(&node_dir), node_dir.join("links"), node_dir.join("pods")] {
             fs::create_dir_all(&path).map_err(|source| CaptureError::Host {
                 step: "create",
                 path,
@@ -59,17 +68,28 @@ impl Programs {
         let mut ebpf = load(&node_dir, 0)?;
         let logger = log(&mut ebpf);
         let maps = Arc::new(Maps::take(&mut ebpf)?);
-        maps.clear_bypass();
+        Ok(Self { node_dir, cgroup, ebpf, maps, attached: false, logger })
+    }
+
+    /// Puts the programs on the host's cgroup, in the place of the pinned links without a gap. Pods of an agent with other
+    /// maps stay closed until they are admitted.
+    pub(super) fn attach(&mut self) -> Result<(), CaptureError> {
+        for pin in pins::pinned_pods(&self.node_dir) {
+            self.maps.close_unknown_pod(pin.cookie)?;
+        }
+        let Self { node_dir, cgroup, ebpf, .. } = self;
         // Each kind of program has a type of its own, and all the same methods.
         macro_rules! attach {
             ($kind:ty, $name:expr) => {{
-                let program: &mut $kind = program(&mut ebpf, $name)?;
+                let program: &mut $kind = program(ebpf, $name)?;
+                if program.fd().is_err() {
+                    program.load().map_err(at($name))?;
+                }
                 let link = program
-                    .load()
-                    .and_then(|()| program.attach(&cgroup, CgroupAttachMode::default()))
+                    .attach(&*cgroup, CgroupAttachMode::default())
                     .and_then(|id| program.take_link(id))
                     .map_err(at($name))?;
-                let path = pins::link_path(&node_dir, $name);
+                let path = pins::link_path(node_dir, $name);
                 pins::pin(FdLink::try_from(link).map_err(|error| pins::error(&path, &error))?, &path)?;
             }};
         }
@@ -78,7 +98,25 @@ impl Programs {
         }
         attach!(CgroupSock, SOCK_CREATE);
         attach!(SockOps, SOCK_OPS);
-        Ok(Self { node_dir, maps, logger })
+        self.attached = true;
+        Ok(())
+    }
+
+    /// Removes everything if no pod is enrolled.
+    pub(super) fn forget(&self) {
+        if pins::pinned_pods(&self.node_dir).is_empty() {
+            pins::remove_node(&self.node_dir);
+        }
+    }
+
+    /// Removes the maps of agents of another version.
+    pub(super) fn forget_other_maps(&self) {
+        pins::remove_other_maps(&self.node_dir);
+    }
+
+    /// Whether [`Self::attach`] has been done.
+    pub(super) fn is_attached(&self) -> bool {
+        self.attached
     }
 
     pub(super) fn maps(&self) -> &Arc<Maps> {
@@ -116,9 +154,7 @@ impl Programs {
         self.maps.remove_pod(pod.cookie());
         pins::unpin(&pins::pod_path(&self.node_dir, pod.uid(), pod.cookie()));
         self.maps.remove_listeners(pod);
-        if pins::pinned_pods(&self.node_dir).is_empty() {
-            pins::remove_node(&self.node_dir);
-        }
+        self.forget();
     }
 }
 
@@ -130,15 +166,47 @@ impl Drop for Programs {
     }
 }
 
+/// Loads every program and attaches it, the outbound ones to `cgroup` and the inbound one to `netns`, and takes all off
+/// again. Pins nothing; answers with each program's name and how it went.
+pub(super) fn rehearse(
+    cgroup: &File,
+    netns: BorrowedFd<'_>,
+) -> Result<Vec<(&'static str, Result<(), CaptureError>)>, CaptureError> {
+    let mut ebpf = load_over(0, None)?;
+    let mut done = Vec::new();
+    macro_rules! attach {
+        ($kind:ty, $name:expr, $($to:expr),+) => {
+            let attached = program::<$kind>(&mut ebpf, $name).and_then(|program| {
+                program.load().and_then(|()| program.attach($($to),+)).map(drop).map_err(at($name))
+            });
+            done.push(($name, attached));
+        };
+    }
+    for name in ADDRESS_HOOKS {
+        attach!(CgroupSockAddr, name, cgroup, CgroupAttachMode::default());
+    }
+    attach!(CgroupSock, SOCK_CREATE, cgroup, CgroupAttachMode::default());
+    attach!(SockOps, SOCK_OPS, cgroup, CgroupAttachMode::default());
+    attach!(SkLookup, INBOUND, netns);
+    Ok(done)
+}
+
 fn load(node_dir: &Path, netns: u64) -> Result<Ebpf, CaptureError> {
+    load_over(netns, Some(&pins::maps_dir(node_dir)))
+}
+
+/// Loads the programs over the maps pinned in a folder, which are made if they are not there, or over maps of their own.
+fn load_over(netns: u64, pinned: Option<&Path>) -> Result<Ebpf, CaptureError> {
     if OBJECT.is_empty() {
         return Err(CaptureError::NoPrograms);
     }
     let mut loader = EbpfLoader::new();
     // The programs read contexts and maps only: no kernel types to relocate against.
     loader.btf(None).override_global("NETNS", &netns, true);
-    for map in maps::NAMES {
-        loader.map_pin_path(map, node_dir.join("maps").join(map));
+    if let Some(folder) = pinned {
+        for map in maps::NAMES {
+            loader.map_pin_path(map, folder.join(map));
+        }
     }
     Ok(loader.load(OBJECT)?)
 }

@@ -36,8 +36,8 @@ const DEFAULT_MAX_WORKERS: usize = 8;
 pub(crate) struct AgentConfig {
     /// The node served: `spec.nodeName` of its pods.
     pub(crate) node: String,
-    /// The folder of manifests to watch; it exists.
-    pub(crate) manifests: PathBuf,
+    /// Where the Kubernetes objects come from.
+    pub(crate) source: SourceConfig,
     /// The folder of the status socket and the lock; it exists and only this user can write to it.
     pub(crate) run_dir: PathBuf,
     /// Where metrics and health are served over HTTP; nowhere if `None`.
@@ -58,6 +58,8 @@ pub(crate) struct AgentConfig {
     pub(crate) dataplane_label: DataplaneLabel,
     /// Where cgroup v2 is mounted; to be found in /proc/mounts if `None`.
     pub(crate) cgroup_root: Option<PathBuf>,
+    /// The cgroup that the kubelet runs in; to be found by its process if `None`.
+    pub(crate) kubelet_cgroup: Option<PathBuf>,
     /// The BPF file system.
     pub(crate) bpf_root: PathBuf,
     /// Threads of the runtime that carries traffic, 1 to 256.
@@ -72,6 +74,28 @@ pub(crate) struct AgentConfig {
     pub(crate) trust_bundles: Vec<(TrustDomain, PathBuf)>,
     /// Where certificates come from.
     pub(crate) issuer: IssuerConfig,
+}
+
+/// Where the Kubernetes objects come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum SourceConfig {
+    /// A folder of manifests; it exists.
+    Folder(PathBuf),
+    /// The API of a cluster.
+    Cluster {
+        /// How to reach it; `None` in a pod of the cluster itself.
+        kubeconfig: Option<PathBuf>,
+    },
+}
+
+impl SourceConfig {
+    /// What readiness waits for.
+    pub(crate) fn gate(&self) -> &'static str {
+        match self {
+            Self::Folder(_) => "manifests",
+            Self::Cluster { .. } => "cluster",
+        }
+    }
 }
 
 /// Where certificates come from, with all that is needed for it.
@@ -175,7 +199,13 @@ impl AgentConfig {
         }
         Ok(Self {
             node: settings.node.ok_or_else(missing("node", "AMBIT_NODE"))?.0,
-            manifests: settings.manifests.ok_or_else(missing("manifests", "AMBIT_MANIFESTS"))?.0,
+            source: match (settings.manifests, settings.kubeconfig) {
+                (Some(_), Some(_)) => {
+                    return Err(ConfigError::Both { first: "manifests", second: "kubeconfig" });
+                }
+                (Some(folder), None) => SourceConfig::Folder(folder.0),
+                (None, kubeconfig) => SourceConfig::Cluster { kubeconfig: kubeconfig.map(|file| file.0) },
+            },
             run_dir: settings.run_dir.map_or_else(|| DEFAULT_RUN_DIR.into(), |path| path.0),
             metrics_addr: settings.metrics_addr.map(|addr| addr.0),
             log_filter: settings.log.map_or_else(|| "info".to_owned(), |filter| filter.0),
@@ -186,6 +216,7 @@ impl AgentConfig {
             root_namespace: settings.root_namespace.map_or_else(|| "ambit-system".to_owned(), |name| name.0),
             dataplane_label: settings.dataplane_label.unwrap_or_default(),
             cgroup_root: settings.cgroup_root.map(|path| path.0),
+            kubelet_cgroup: settings.kubelet_cgroup.map(|path| path.0),
             bpf_root: settings.bpf_root.map_or_else(|| DEFAULT_BPF_ROOT.into(), |path| path.0),
             workers: settings.workers.map_or_else(default_workers, |workers| workers.0.get()),
             post_quantum: settings.post_quantum.unwrap_or_default(),
@@ -198,10 +229,11 @@ impl AgentConfig {
 
     /// Checks that the manifests are there and makes the private folders.
     pub(super) fn prepare_folders(&self) -> Result<(), ConfigError> {
-        let unusable =
-            |source| ConfigError::Folder { flag: "manifests", path: self.manifests.clone(), source };
-        // Reading it once finds what is missing, not a folder, or not ours to read.
-        fs::read_dir(&self.manifests).map_err(unusable)?;
+        if let SourceConfig::Folder(path) = &self.source {
+            let unusable = |source| ConfigError::Folder { flag: "manifests", path: path.clone(), source };
+            // Reading it once finds what is missing, not a folder, or not ours to read.
+            fs::read_dir(path).map_err(unusable)?;
+        }
         if let IssuerConfig::Builtin { ca_dir } = &self.issuer {
             private_folder("ca-dir", ca_dir)?;
         }
