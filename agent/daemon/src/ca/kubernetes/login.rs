@@ -2,12 +2,17 @@
 //!
 //! Promises that the server is verified. Leaves tokens, certificates and their renewal to the client library.
 
-use std::{env, path::Path, path::PathBuf, time::Duration};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use kube::{
     Client, Config,
     config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
+use zeroize::Zeroizing;
 
 /// How long connecting may take, and one read or write.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -31,6 +36,14 @@ pub(crate) enum LoginError {
         path: PathBuf,
         /// What makes it so.
         problem: &'static str,
+    },
+    /// The token would be refused, or never be sent.
+    #[error("the token file {path} cannot be used: {problem}")]
+    Token {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
     },
     /// Neither in a pod nor told of a kubeconfig.
     #[error("this is no pod with a service account; pass --kubeconfig FILE")]
@@ -68,12 +81,25 @@ pub(super) async fn client(kubeconfig: Option<&Path>) -> Result<Client, LoginErr
         }
         None => Config::incluster_env().map_err(LoginError::NoPod)?,
     };
+    if let Some(path) = &config.auth_info.token_file {
+        check_token(Path::new(path))?;
+    }
     config.connect_timeout = Some(TIMEOUT);
     config.read_timeout = Some(TIMEOUT);
     config.write_timeout = Some(TIMEOUT);
     // Whoever asks for a certificate asks again by itself.
     config.default_retry = false;
     Client::try_from(config).map_err(|source| LoginError::Client(Box::new(source)))
+}
+
+/// The client library sends the file's content as it is.
+fn check_token(path: &Path) -> Result<(), LoginError> {
+    let bad = |problem: String| LoginError::Token { path: path.to_owned(), problem };
+    let token = Zeroizing::new(fs::read_to_string(path).map_err(|error| bad(error.to_string()))?);
+    match !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        true => Ok(()),
+        false => Err(bad("it must hold the token and nothing else, no line end either".into())),
+    }
 }
 
 async fn read(path: &Path) -> Result<Config, KubeconfigError> {
