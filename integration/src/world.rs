@@ -15,7 +15,7 @@ use crate::{
     capture::{Capture, Captured},
     load::{self, Lane, Servers, ports},
     manifests::Manifests,
-    process::{self, Finished},
+    process::{self, Finished, Process},
     sandbox::{self, Sandbox},
     tools::Attempt,
     topology::{MESHED, NODE_LINK, Pod, Topology, UNMESHED},
@@ -34,6 +34,8 @@ pub struct World {
     pub folder: PathBuf,
     /// The built-in CA's folder.
     pub ca: PathBuf,
+    /// Agents that have handed over and may still carry connections.
+    pub retired: Vec<Process>,
     servers: Vec<Servers>,
 }
 
@@ -70,12 +72,13 @@ impl World {
         let agents = [agent(0), agent(1)];
         let serving = ["b", "d", "e"].map(|pod| Servers::start(topology.pod(pod), &folder));
         let servers = serving.into_iter().collect::<Result<_>>().context("starting servers")?;
-        Ok(Self { topology, manifests, agents, folder, ca, servers })
+        Ok(Self { topology, manifests, agents, folder, ca, retired: Vec::new(), servers })
     }
 
     /// Takes everything down again.
     pub fn remove(mut self) -> Result<()> {
         self.servers.clear();
+        self.retired.clear();
         for agent in &mut self.agents {
             agent.kill();
             let gone = agent.uninstall()?;

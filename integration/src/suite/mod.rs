@@ -14,6 +14,7 @@ mod policy;
 mod probes;
 mod routing;
 mod trust;
+mod upgrade;
 mod wire;
 
 use std::{
@@ -70,6 +71,7 @@ pub fn tests() -> Vec<Test> {
         evasion::TESTS,
         load::TESTS,
         failure::TESTS,
+        upgrade::TESTS,
     ]
     .concat()
 }

@@ -131,7 +131,11 @@ impl Calling<'_> {
         match ended {
             Ok(()) => {
                 connection.finish(&Ending::Closed);
-                self.shared.pool.put(key, link);
+                if self.shared.is_draining() {
+                    tokio::spawn(link.close_with(None));
+                } else {
+                    self.shared.pool.put(key, link);
+                }
             }
             Err((failure, last)) => {
                 connection.finish(&if failure.by_peer && failure.reason != Reason::Reset {

@@ -69,8 +69,12 @@ impl Pool {
         }
     }
 
-    /// Keeps a connection whose last stream has ended cleanly; it is closed if there are enough.
+    /// Keeps a connection whose last stream has ended cleanly; it is closed if there are enough, or if no stream may follow.
     pub(crate) fn put(&self, key: PoolKey, link: Link) {
+        if !link.is_valid(SystemTime::now()) {
+            tokio::spawn(link.close_with(None));
+            return;
+        }
         if self.len.load(Ordering::Relaxed) >= IN_ALL {
             return;
         }
