@@ -3,6 +3,7 @@
 
 use std::{
     net::SocketAddr,
+    path::Path,
     pin::pin,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -18,7 +19,7 @@ use tokio::{
 
 use super::node::{Left, Node};
 use crate::{
-    admin::{self, AdminError, Readiness, RunDir, StatusProvider, Successor, Takeover},
+    admin::{self, AdminError, Claim, Readiness, RunDir, StatusProvider, Successor, Takeover},
     proxy::Proxy,
     telemetry::Telemetry,
 };
@@ -124,6 +125,9 @@ pub(super) struct Serving<'a> {
     pub(super) node: &'a mut Node,
     pub(super) proxy: Proxy,
     pub(super) telemetry: Telemetry,
+    pub(super) status: Arc<dyn StatusProvider>,
+    /// Where metrics and health are served, and the latter.
+    pub(super) http: Option<(SocketAddr, Readiness)>,
     /// How long established connections get to end by themselves.
     pub(super) drain: Duration,
     pub(super) signals: Signals,
@@ -132,77 +136,107 @@ pub(super) struct Serving<'a> {
 impl Serving<'_> {
     /// Serves until the end. A signal lets the connections that are established then end by themselves, while new ones
     /// are still taken, as nobody else would; a second one ends it at once. A successor that comes meanwhile takes over.
-    pub(super) async fn run(
-        self,
-        mut servers: Servers,
-        takeovers: mpsc::Receiver<Takeover>,
-        synced: impl FnOnce(),
-    ) -> anyhow::Result<()> {
-        let Self { node, proxy, telemetry, drain, mut signals } = self;
-        let mut stopped = None;
-        let left = {
-            let mut following = pin!(node.run(synced, takeovers));
-            tokio::select! {
-                left = &mut following => Some(left),
-                error = servers.failed() => {
-                    servers.end().await;
-                    return Err(error);
-                }
-                () = signals.next() => {
-                    stopped = Some(Instant::now());
-                    tracing::info!(drain_s = drain.as_secs_f64(), "agent stops once connections have ended");
-                    tokio::select! {
-                        left = &mut following => Some(left),
-                        () = ended(&telemetry, drain) => None,
-                        () = signals.next() => None,
+    pub(super) async fn run(mut self, run_dir: RunDir, synced: impl FnOnce()) -> anyhow::Result<()> {
+        let path = run_dir.path().to_owned();
+        let (mut run_dir, mut synced) = (run_dir, Some(synced));
+        loop {
+            match self.serve(run_dir, || synced.take().into_iter().for_each(|synced| synced())).await? {
+                (Some(Left::Sources), _) => anyhow::bail!("the sources of manifests have ended"),
+                (Some(Left::Superseded), stopped) => match forsaken(&path, self.node.name()).await {
+                    Some(back) if stopped.is_none() => {
+                        self.node.take_back();
+                        run_dir = back;
                     }
+                    _ => return Ok(self.superseded(stopped).await),
+                },
+                (None, _) => {
+                    self.proxy.drain();
+                    if !self.drain.is_zero() {
+                        tokio::select! {
+                            () = idle(&self.proxy, FAREWELL) => {}
+                            () = self.signals.next() => {}
+                        }
+                    }
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Serves until another agent takes over, or, if that is `None`, until a signal and the end of what was established
+    /// then; tells when the signal came. The run directory is free afterwards.
+    async fn serve(
+        &mut self,
+        run_dir: RunDir,
+        synced: impl FnOnce(),
+    ) -> anyhow::Result<(Option<Left>, Option<Instant>)> {
+        let http = self.http.clone().map(|(addr, readiness)| (addr, self.telemetry.clone(), readiness));
+        let (mut servers, takeovers) = Servers::start(run_dir, self.status.clone(), http);
+        let mut following = pin!(self.node.run(synced, takeovers));
+        let mut stopped = None;
+        let left = tokio::select! {
+            left = &mut following => Some(left),
+            error = servers.failed() => {
+                servers.end().await;
+                return Err(error);
+            }
+            () = self.signals.next() => {
+                stopped = Some(Instant::now());
+                tracing::info!(drain_s = self.drain.as_secs_f64(), "agent stops once connections have ended");
+                tokio::select! {
+                    left = &mut following => Some(left),
+                    () = ended(&self.telemetry, self.drain) => None,
+                    () = self.signals.next() => None,
                 }
             }
         };
-        // Here, and not before: a successor may claim the run directory from now on.
         servers.end().await;
-        proxy.drain();
-        match left {
-            Some(Left::Sources) => anyhow::bail!("the sources of manifests have ended"),
-            Some(Left::Superseded) => superseded(&proxy, &mut signals, (drain, stopped)).await,
-            None if !drain.is_zero() => {
+        Ok((left, stopped))
+    }
+
+    /// Lets everything end after another agent has taken over: until a signal, which then bounds it, or for the time to
+    /// drain. What is still in the queues of this agent's listeners is taken all the while.
+    async fn superseded(&mut self, stopped: Option<Instant>) {
+        tracing::info!("another agent has taken over; connections established here go on");
+        self.proxy.drain();
+        let since = Instant::now();
+        let stopped = match stopped {
+            Some(stopped) => stopped,
+            None => {
+                // A supervisor that starts the new agent before it stops the old one would start this one again if it
+                // ended before it was told to.
                 tokio::select! {
-                    () = idle(&proxy, FAREWELL) => {}
-                    () = signals.next() => {}
+                    () = self.signals.next() => {}
+                    () = sleep(self.drain.max(LINGER)) => return,
                 }
+                Instant::now()
             }
-            None => {}
+        };
+        let left = (stopped + self.drain).saturating_duration_since(Instant::now());
+        let settled = async {
+            sleep((since + LINGER).saturating_duration_since(Instant::now()).min(left)).await;
+            idle(&self.proxy, left).await;
+        };
+        tokio::select! {
+            () = settled => {}
+            () = self.signals.next() => {}
         }
-        Ok(())
     }
 }
 
-/// Lets everything end after another agent has taken over: until a signal, which then bounds it, or for `drain`. What is
-/// still in the queues of this agent's listeners is taken all the while.
-async fn superseded(proxy: &Proxy, signals: &mut Signals, (drain, stopped): (Duration, Option<Instant>)) {
-    tracing::info!("another agent has taken over; connections established here go on");
-    let since = Instant::now();
-    let stopped = match stopped {
-        Some(stopped) => stopped,
-        None => {
-            // A supervisor that starts the new agent before it stops the old one would start this one again if it ended
-            // before it was told to.
-            tokio::select! {
-                () = signals.next() => {}
-                () = sleep(drain.max(LINGER)) => return,
+/// The run directory, if the agent that was to have it has died before it did.
+async fn forsaken(path: &Path, node: &str) -> Option<RunDir> {
+    let claimed = async {
+        loop {
+            match RunDir::claim_or_succeed(path, node) {
+                Ok(Claim::Free(run_dir)) => return Some(run_dir),
+                Ok(Claim::Held(_)) => return None,
+                // It is about to claim it.
+                Err(_) => sleep(POLL).await,
             }
-            Instant::now()
         }
     };
-    let left = (stopped + drain).saturating_duration_since(Instant::now());
-    let settled = async {
-        sleep((since + LINGER).saturating_duration_since(Instant::now()).min(left)).await;
-        idle(proxy, left).await;
-    };
-    tokio::select! {
-        () = settled => {}
-        () = signals.next() => {}
-    }
+    timeout(LINGER, claimed).await.unwrap_or_default()
 }
 
 /// Waits until the connections that are open now have ended, but no longer than `limit`.

@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 pub(crate) use ca::run_ca;
 
 use self::{
-    lifecycle::{Servers, Signals},
+    lifecycle::Signals,
     node::{Node, Pods},
     status::Status,
 };
@@ -118,14 +118,17 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         }
     };
     tracing::info!(node = config.node, version = env!("CARGO_PKG_VERSION"), "agent started");
-    let (servers, takeovers) = Servers::start(
-        run_dir,
-        Arc::new(status),
-        config.metrics_addr.map(|addr| (addr, telemetry.clone(), readiness)),
-    );
-    let ended = lifecycle::Serving { node: &mut node, proxy, telemetry, drain: config.drain, signals }
-        .run(servers, takeovers, || drop(pods_enrolled))
-        .await;
+    let ended = lifecycle::Serving {
+        node: &mut node,
+        proxy,
+        telemetry,
+        status: Arc::new(status),
+        http: config.metrics_addr.map(|addr| (addr, readiness)),
+        drain: config.drain,
+        signals,
+    }
+    .run(run_dir, || drop(pods_enrolled))
+    .await;
     if ended.is_ok() {
         tracing::info!(
             node = config.node,

@@ -183,7 +183,13 @@ impl Node {
         self.reconcile(&world).await;
     }
 
-    fn take_back(&mut self) {
+    /// The node's name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Leads the node's pods back here: the agent that was to take over has failed.
+    pub(super) fn take_back(&mut self) {
         match self.capture.take_back() {
             Ok(()) => tracing::warn!("the other agent has not taken over; this one goes on"),
             Err(error) => tracing::error!(%error, "the other agent has not taken over; pods may be cut off"),
