@@ -89,6 +89,13 @@ impl World {
         self.topology.remove()
     }
 
+    /// Ends a pod that has servers, and starts another with the same addresses and `service_account`.
+    pub fn replace_pod(&mut self, name: &str, service_account: &'static str) -> Result<()> {
+        self.topology.replace(name, service_account)?;
+        self.servers.push(Servers::start(self.topology.pod(name), &self.folder)?);
+        Ok(())
+    }
+
     /// Undoes what tests change in manifests: policies gone, pods without extra labels.
     pub fn reset_manifests(&self) -> Result<()> {
         for namespace in [MESHED, UNMESHED] {

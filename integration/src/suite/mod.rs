@@ -12,6 +12,7 @@ mod manifests;
 mod operations;
 mod policy;
 mod probes;
+mod reuse;
 mod routing;
 mod trust;
 mod upgrade;
@@ -72,6 +73,7 @@ pub fn tests() -> Vec<Test> {
         load::TESTS,
         failure::TESTS,
         upgrade::TESTS,
+        reuse::TESTS,
     ]
     .concat()
 }

@@ -155,6 +155,7 @@ impl Calling<'_> {
             pod: self.call.client.uid.clone(),
             source: self.call.source.ip(),
             destination: self.call.endpoint.addr,
+            peer: self.call.endpoint.workload.uid.clone(),
             own: self.call.client.identity.clone(),
             expected: expected.clone(),
         };

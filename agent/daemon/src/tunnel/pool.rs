@@ -29,6 +29,8 @@ pub(crate) struct PoolKey {
     pub(crate) source: IpAddr,
     /// The pod and port on the wire.
     pub(crate) destination: PodAddr,
+    /// UID of that pod: another may have its address within a second, and then knows nothing of this one's connections.
+    pub(crate) peer: Arc<str>,
     /// Our identity on the connection.
     pub(crate) own: SpiffeId,
     /// The identity that the peer must have.
