@@ -104,15 +104,16 @@ impl Topology {
     }
 
     /// Puts a pod in the place of another, as when its address goes to the next one: the interface and the namespace are
-    /// deleted, and new ones made under the same names.
-    pub fn replace(&mut self, name: &str, service_account: &'static str) -> Result<()> {
+    /// deleted, and new ones made. The namespace's name is another one, as those of pods are, if `renamed`.
+    pub fn replace(&mut self, name: &str, service_account: &'static str, renamed: bool) -> Result<()> {
         if self.pod(name).netns.path().exists() {
             self.unplug(name)?;
         }
         let index = self.pods.iter().position(|pod| pod.name == name).context("there is no such pod")?;
         let pod = &mut self.pods[index];
         let node = &self.nodes[pod.node];
-        pod.netns = Netns::create(pod.netns.name())?;
+        let suffix = if renamed { "n" } else { "" };
+        pod.netns = Netns::create(&format!("{}{suffix}", pod.netns.name()))?;
         pod.service_account = service_account;
         wire(node, pod).with_context(|| format!("wiring pod {name} anew"))
     }

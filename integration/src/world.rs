@@ -90,8 +90,8 @@ impl World {
     }
 
     /// Ends a pod that has servers, and starts another with the same addresses and `service_account`.
-    pub fn replace_pod(&mut self, name: &str, service_account: &'static str) -> Result<()> {
-        self.topology.replace(name, service_account)?;
+    pub fn replace_pod(&mut self, name: &str, service_account: &'static str, renamed: bool) -> Result<()> {
+        self.topology.replace(name, service_account, renamed)?;
         self.servers.push(Servers::start(self.topology.pod(name), &self.folder)?);
         Ok(())
     }

@@ -54,7 +54,7 @@ fn another_identity(world: &mut World) -> Result<()> {
     let mut before = world.pod("b").identity();
     for account in ["heir", "b", "heir"] {
         let marks = [world.agents[0].mark(), world.agents[1].mark()];
-        world.replace_pod("b", account)?;
+        world.replace_pod("b", account, true)?;
         let pod = world.pod("b").clone();
         world.manifests.pod(&world.topology, &pod, &[])?;
         eventually(SOON, || world.must_reach("a", "b")).with_context(|| account.to_owned())?;
@@ -62,7 +62,8 @@ fn another_identity(world: &mut World) -> Result<()> {
         let attempt = world.connect("a", (pod.v4, ports::HTTP), &["--send", &secret])?;
         ensure!(attempt.connected, "{attempt:?}");
         // From the moment in which it is reached it is the new identity, at both ends.
-        let line = world.agents[0].wait_log(marks[0], &["access", ":9001", "connection complete"])?;
+        let line = world.agents[0]
+            .wait_log(marks[0], &["access", ":9001", "connection complete", "bytes_sent=5"])?;
         ensure!(line.contains(&pod.identity()), "reached as {before}: {line}");
         let served = world.agents[1].log_since(marks[1]);
         let wrong = served.lines().skip_while(|line| !line.contains("pod enrolled")).find(|line| {
@@ -81,7 +82,7 @@ fn another_identity(world: &mut World) -> Result<()> {
 fn same_identity(world: &mut World) -> Result<()> {
     for round in 0..3 {
         world.must_reach("a", "b")?;
-        world.replace_pod("b", "b")?;
+        world.replace_pod("b", "b", true)?;
         let pod = world.pod("b").clone();
         // Another pod of the same service account, whose manifest follows that of the first at once.
         world.manifests.remove("pod-b.yaml")?;
@@ -102,7 +103,7 @@ fn not_yet_known(world: &mut World) -> Result<()> {
     world.agents[1].kill();
     let secret = marker("unknown-heir");
     let capture = world.capture_link("unknown-heir")?;
-    world.replace_pod("b", "heir")?;
+    world.replace_pod("b", "heir", true)?;
     for _ in 0..10 {
         let attempt = world.connect("a", (world.pod("b").v4, ports::WHOAMI), &["--send", &secret])?;
         ensure!(attempt.error.is_some() && attempt.received.is_empty(), "not refused: {attempt:?}");
@@ -127,7 +128,7 @@ fn vanishes(world: &mut World) -> Result<()> {
         thread::sleep(2 * SECOND);
         ensure!(world.agents[1].runs(), "the agent has ended");
         world.must_reach("a", "e")?;
-        world.replace_pod("b", "b")?;
+        world.replace_pod("b", "b", false)?;
         eventually(SOON, || world.must_reach("a", "b"))?;
         world.must_not_reach("c", "b")?;
     }
