@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::{SECOND, Test, unstarted};
 use crate::{
     agent::IN_FORCE,
-    cgroup::Cgroup,
+    cgroups::Cgroup,
     load::{self, ports},
     netns::Netns,
     process::{self, Process, eventually},
@@ -93,7 +93,7 @@ fn found(world: &mut World) -> Result<()> {
     let start = |cgroup: &Cgroup, log: &str| {
         let mut command = node.netns.command(folder.join("kubelet"));
         command.args(["-c", "echo runs; read -r"]);
-        let mut process = Process::start(&mut cgroup.command(&command), &logs.join(log))?;
+        let mut process = Process::start(&mut cgroup.command(&command)?, &logs.join(log))?;
         process.wait_for("runs", 5 * SECOND).map(|()| process)
     };
     let probe =
@@ -150,7 +150,7 @@ fn connect(
     let to = std::net::SocketAddr::new(world.pod("b").ip(v6), port);
     command.args(["connect", "--to", &to.to_string(), "--send", "GET / HTTP/1.1\r\nhost: b\r\n\r\n"]);
     let mut command = match cgroup {
-        Some(cgroup) => cgroup.command(&command),
+        Some(cgroup) => cgroup.command(&command)?,
         None => command,
     };
     let text = process::run(&mut command, 15 * SECOND)?.ok()?;

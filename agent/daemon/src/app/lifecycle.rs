@@ -126,8 +126,9 @@ pub(super) struct Serving<'a> {
     pub(super) proxy: Proxy,
     pub(super) telemetry: Telemetry,
     pub(super) status: Arc<dyn StatusProvider>,
-    /// Where metrics and health are served, and the latter.
-    pub(super) http: Option<(SocketAddr, Readiness)>,
+    /// Where metrics and health are served.
+    pub(super) metrics_addr: Option<SocketAddr>,
+    pub(super) readiness: Readiness,
     /// How long established connections get to end by themselves.
     pub(super) drain: Duration,
     pub(super) signals: Signals,
@@ -141,7 +142,7 @@ impl Serving<'_> {
         let (mut run_dir, mut synced) = (run_dir, Some(synced));
         loop {
             match self.serve(run_dir, || synced.take().into_iter().for_each(|synced| synced())).await? {
-                (Some(Left::Sources), _) => anyhow::bail!("the sources of manifests have ended"),
+                (Some(Left::Sources), _) => anyhow::bail!("the source of objects has ended"),
                 (Some(Left::Superseded), stopped) => match forsaken(&path, self.node.name()).await {
                     Some(back) if stopped.is_none() => {
                         self.node.take_back();
@@ -170,7 +171,7 @@ impl Serving<'_> {
         run_dir: RunDir,
         synced: impl FnOnce(),
     ) -> anyhow::Result<(Option<Left>, Option<Instant>)> {
-        let http = self.http.clone().map(|(addr, readiness)| (addr, self.telemetry.clone(), readiness));
+        let http = self.metrics_addr.map(|addr| (addr, self.telemetry.clone(), self.readiness.clone()));
         let (mut servers, takeovers) = Servers::start(run_dir, self.status.clone(), http);
         let mut following = pin!(self.node.run(synced, takeovers));
         let mut stopped = None;
@@ -198,6 +199,8 @@ impl Serving<'_> {
     /// drain. What is still in the queues of this agent's listeners is taken all the while.
     async fn superseded(&mut self, stopped: Option<Instant>) {
         tracing::info!("another agent has taken over; connections established here go on");
+        // What this agent knows of its pods is not to be reported any more.
+        let _not_ready = self.readiness.gate("pods");
         self.proxy.drain();
         let since = Instant::now();
         let stopped = match stopped {

@@ -1,10 +1,12 @@
 //! Wiring: the only room that knows everyone. Builds the rooms, hands each what it needs, and ends them.
 
 mod ca;
+mod federation;
 mod issuer;
 mod lifecycle;
 mod node;
 mod revocation;
+mod source;
 mod status;
 
 use std::{collections::HashMap, path::Path, sync::Arc, time::SystemTime};
@@ -24,7 +26,6 @@ use crate::{
     admin::{Claim, Readiness, RunDir},
     capture::{self, Capture, CaptureSettings},
     cli::{self, AgentConfig},
-    discovery,
     identity::{Clock, KeyStore, SystemClock},
     proxy::Proxy,
     telemetry::Telemetry,
@@ -36,12 +37,10 @@ use crate::{
 pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let claim = RunDir::claim_or_succeed(&config.run_dir, &config.node)?;
     let readiness = Readiness::default();
-    let (manifests, pods_enrolled) = (readiness.gate("manifests"), readiness.gate("pods"));
+    let (objects, pods_enrolled) = (readiness.gate(config.source.gate()), readiness.gate("pods"));
     let telemetry = Telemetry::new();
-    let settings = mesh_settings(&config);
-    let trust_domain = settings.trust_domain.clone();
-    let feed = discovery::watch_folder(&config.manifests, settings)?;
-    drop(manifests);
+    let trust_domain = config.trust_domain.clone();
+    let (feed, api) = source::open(&config).await?;
 
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let issuer = issuer::issuer(&config, &feed, clock.clone()).await?;
@@ -60,6 +59,10 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         Some(file) => Some(revocation::follow(file, wallet.clone(), telemetry.clone()).await?),
         None => None,
     };
+    let mut following = tokio::task::JoinSet::new();
+    for (domain, file) in config.trust_bundles.clone() {
+        following.spawn(federation::follow(domain, file, wallet.clone()).await?);
+    }
     let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone());
     let capture = Capture::new(CaptureSettings {
         node: config.node.clone(),
@@ -78,7 +81,18 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         keys: keys.clone(),
         telemetry: telemetry.clone(),
     };
-    let mut following = tokio::task::JoinSet::new();
+    following.spawn({
+        let feed = feed.clone();
+        async move {
+            feed.synced().await;
+            drop(objects);
+        }
+    });
+    if let Some(api) = api {
+        let readiness = readiness.clone();
+        let known = move || !readiness.pending().contains(&"pods");
+        following.spawn(source::report(api, config.node.clone(), feed.clone(), pods.clone(), known));
+    }
     if let Some(revocations) = revocations {
         following.spawn(revocations);
     }
@@ -123,7 +137,8 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         proxy,
         telemetry,
         status: Arc::new(status),
-        http: config.metrics_addr.map(|addr| (addr, readiness)),
+        metrics_addr: config.metrics_addr,
+        readiness,
         drain: config.drain,
         signals,
     }

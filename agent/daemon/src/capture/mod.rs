@@ -2,6 +2,7 @@
 //! knows no policy, identity or tunnel. Links and maps are pinned, so that enrolled pods stay closed without an agent.
 #![expect(unsafe_code, reason = "socket options and netlink that nix and socket2 do not have")]
 
+mod check;
 mod filesystem;
 mod kubelet;
 mod maps;
@@ -22,11 +23,12 @@ use std::{
 
 use ambit_ebpf_common::{Counters, ProbeKey, addr};
 
-use self::{kubelet::Kubelet, programs::Programs};
 pub(crate) use self::{
+    check::{Finding, Verdict, check_host},
     pod::{Accepted, PodNet},
     socket::end_cleanly,
 };
+use self::{kubelet::Kubelet, programs::Programs};
 
 /// Where the kernel's file systems are.
 #[derive(Clone, Debug)]
@@ -133,6 +135,7 @@ impl Capture {
     /// Checks the host; nothing is attached before the first pod is enrolled.
     pub(crate) fn new(settings: CaptureSettings) -> Result<Self, CaptureError> {
         filesystem::ensure_bpffs(&settings.bpf_root)?;
+        filesystem::ensure_sysctls()?;
         let kubelet = Kubelet::new(settings.cgroup_root.as_deref(), settings.kubelet_cgroup.clone())?;
         Ok(Self {
             settings,

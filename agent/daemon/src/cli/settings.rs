@@ -18,7 +18,7 @@ use super::{
     config::ConfigError,
     values::{
         ClusterId, DataplaneLabel, DnsName, Drain, IssuerKind, ListenAddr, Location, LogFilter, Namespace,
-        PostQuantum, ServerName, ServiceAddr, TrustDomains, Ttl, Url, VaultPath, Workers,
+        PostQuantum, ServerName, ServiceAddr, TrustBundles, TrustDomains, Ttl, Url, VaultPath, Workers,
     },
 };
 use crate::telemetry::LogFormat;
@@ -56,8 +56,10 @@ settings! {
     struct Settings;
     /// The node that this agent serves, as in spec.nodeName of its pods
     node: DnsName, "AMBIT_NODE", "NAME";
-    /// The folder of Kubernetes manifests to watch
+    /// The folder of Kubernetes manifests to watch, instead of a cluster
     manifests: Location, "AMBIT_MANIFESTS", "DIR";
+    /// How to reach the cluster whose objects to watch [default: the cluster that the agent runs in]
+    kubeconfig: Location, "AMBIT_KUBECONFIG", "FILE";
     /// Who signs certificates: builtin, istio (istiod, istio-csr, ambit ca), files, vault or spire [default: builtin]
     issuer: IssuerKind, "AMBIT_ISSUER", "KIND";
     /// The folder of the built-in CA; made on first use
@@ -106,6 +108,8 @@ settings! {
     crl_file: Location, "AMBIT_CRL_FILE", "FILE";
     /// Trust domains beside our own whose identities are accepted, joined by commas
     trust_domain_aliases: TrustDomains, "AMBIT_TRUST_DOMAIN_ALIASES", "DOMAIN[,DOMAIN]";
+    /// Foreign trust domains whose identities are accepted, each with a file of its own roots; watched
+    trust_bundle: TrustBundles, "AMBIT_TRUST_BUNDLE", "DOMAIN=FILE[,..]";
     /// Issuer files: the folder with <namespace>/<service account>/{tls.crt,tls.key,ca.crt}; watched
     cert_dir: Location, "AMBIT_CERT_DIR", "DIR";
     /// Issuer vault: its address, such as https://vault.example:8200

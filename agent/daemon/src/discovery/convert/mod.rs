@@ -78,6 +78,7 @@ pub(super) fn pod(wire: wire::Pod, trust_domain: &TrustDomain) -> Result<Pod, Fi
         node: spec.node_name.unwrap_or_default().into(),
         labels: labels(metadata.labels),
         host_network: spec.host_network.unwrap_or(false),
+        deleting: present(metadata.deletion_timestamp).is_some(),
         terminal: matches!(phase, "Succeeded" | "Failed"),
         ready: ready.is_none_or(|condition| condition.status.as_deref() == Some("True")),
         named_ports: named_ports(&containers)?,
