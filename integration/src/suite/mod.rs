@@ -14,9 +14,11 @@ mod manifests;
 mod operations;
 mod policy;
 mod probes;
+mod reuse;
 mod revocation;
 mod routing;
 mod trust;
+mod upgrade;
 mod wire;
 
 use std::{
@@ -79,6 +81,8 @@ pub fn tests() -> Vec<Test> {
         evasion::TESTS,
         load::TESTS,
         failure::TESTS,
+        upgrade::TESTS,
+        reuse::TESTS,
     ]
     .concat()
 }

@@ -27,6 +27,8 @@ pub(super) const DEFAULT_BPF_ROOT: &str = "/sys/fs/bpf";
 const DEFAULT_CA_ROOT: &str = "/var/run/secrets/istio/root-cert.pem";
 const DEFAULT_CA_TOKEN: &str = "/var/run/secrets/tokens/istio-token";
 const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
+/// Fits into the 30 seconds that Kubernetes gives a pod by default.
+const DEFAULT_DRAIN: Duration = Duration::from_secs(25);
 /// Where Kubernetes mounts a pod's own token.
 const POD_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 const DEFAULT_MAX_WORKERS: usize = 8;
@@ -42,6 +44,8 @@ pub(crate) struct AgentConfig {
     pub(crate) run_dir: PathBuf,
     /// Where metrics and health are served over HTTP; nowhere if `None`.
     pub(crate) metrics_addr: Option<SocketAddr>,
+    /// How long established connections may go on once the agent is to end.
+    pub(crate) drain: Duration,
     /// What to log, in the form of RUST_LOG.
     pub(crate) log_filter: String,
     /// How log lines look.
@@ -208,6 +212,7 @@ impl AgentConfig {
             },
             run_dir: settings.run_dir.map_or_else(|| DEFAULT_RUN_DIR.into(), |path| path.0),
             metrics_addr: settings.metrics_addr.map(|addr| addr.0),
+            drain: settings.drain.map_or(DEFAULT_DRAIN, |drain| drain.0),
             log_filter: settings.log.map_or_else(|| "info".to_owned(), |filter| filter.0),
             log_format: settings.log_format.unwrap_or_default(),
             svid_ttl: settings.svid_ttl.map_or(DEFAULT_TTL, |ttl| ttl.0),

@@ -17,7 +17,7 @@ use serde::{Deserializer, de, de::DeserializeOwned};
 use super::{
     config::ConfigError,
     values::{
-        ClusterId, DataplaneLabel, DnsName, IssuerKind, ListenAddr, Location, LogFilter, Namespace,
+        ClusterId, DataplaneLabel, DnsName, Drain, IssuerKind, ListenAddr, Location, LogFilter, Namespace,
         PostQuantum, ServerName, ServiceAddr, TrustBundles, TrustDomains, Ttl, Url, VaultPath, Workers,
     },
 };
@@ -78,6 +78,8 @@ settings! {
     run_dir: Location, "AMBIT_RUN_DIR", "DIR";
     /// Where to serve /metrics and /healthz over HTTP; without it nothing is served
     metrics_addr: ListenAddr, "AMBIT_METRICS_ADDR", "ADDR";
+    /// How long connections may go on after SIGTERM, or after another agent has taken over, 0s to 1h [default: 25s]
+    drain: Drain, "AMBIT_DRAIN", "DURATION";
     /// What to log, in the form of RUST_LOG, such as info,access=warn [default: info]
     log: LogFilter, "AMBIT_LOG", "FILTER";
     /// How to log: text or json [default: text]

@@ -40,6 +40,7 @@ fn defaults_are_those_of_the_help() {
             source: SourceConfig::Folder("/m".into()),
             run_dir: "/run/ambit".into(),
             metrics_addr: None,
+            drain: Duration::from_secs(25),
             log_filter: "info".to_owned(),
             log_format: LogFormat::Text,
             svid_ttl: Duration::from_secs(86_400),
