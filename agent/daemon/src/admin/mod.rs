@@ -13,7 +13,7 @@ use std::{io, net::SocketAddr, path::PathBuf};
 pub(crate) use http::{Exposition, serve_http};
 pub(crate) use readiness::{Gate, Readiness};
 pub(crate) use run_dir::RunDir;
-pub(crate) use status::{StatusProvider, serve_status};
+pub(crate) use status::{StatusProvider, serve_status, serve_status_tcp};
 
 /// What keeps the admin room from serving.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +43,14 @@ pub(crate) enum AdminError {
     /// The status server stopped by itself.
     #[error("the status server failed")]
     Status(#[source] tonic::transport::Error),
+    /// The status address cannot be listened on.
+    #[error("cannot listen on --admin-addr {addr}")]
+    ListenStatus {
+        /// The address.
+        addr: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
     /// The HTTP address cannot be listened on.
     #[error("cannot listen on --metrics-addr {addr}")]
     Listen {

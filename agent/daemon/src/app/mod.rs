@@ -5,6 +5,7 @@ mod issuer;
 mod node;
 mod revocation;
 mod status;
+mod uninstall;
 
 use std::{collections::HashMap, path::Path, sync::Arc, time::SystemTime};
 
@@ -20,6 +21,7 @@ pub(crate) use ca::run_ca;
 use self::{
     node::{Node, Pods},
     status::Status,
+    uninstall::Release,
 };
 use crate::{
     admin::{self, Readiness, RunDir},
@@ -73,6 +75,7 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let pods = Pods::default();
     let status = Status {
         node: config.node.clone(),
+        instance: config.instance.clone(),
         started: SystemTime::now(),
         readiness: readiness.clone(),
         pods: pods.clone(),
@@ -85,7 +88,11 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         // An error means that the sender is gone, which is a stop as well.
         let _ = stopped.wait_for(|stop| *stop).await;
     };
-    serving.spawn(admin::serve_status(run_dir, Arc::new(status), until(stopped.clone())));
+    let status = Arc::new(status);
+    if let Some(addr) = config.admin_addr {
+        serving.spawn(admin::serve_status_tcp(addr, status.clone(), until(stopped.clone())));
+    }
+    serving.spawn(admin::serve_status(run_dir, status, until(stopped.clone())));
     if let Some(addr) = config.metrics_addr {
         serving.spawn(admin::serve_http(addr, telemetry.clone(), readiness.clone(), until(stopped)));
     }
@@ -112,6 +119,7 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         expiries: Default::default(),
         serving: tokio::task::JoinSet::new(),
     };
+    let release = Release::follow(config.daemonset);
     let name = config.node;
     tracing::info!(node = name, version = env!("CARGO_PKG_VERSION"), "agent started");
     let ended = tokio::select! {
@@ -123,10 +131,19 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         },
         signal = terminated() => signal,
     };
+    let uninstalled = ended.is_ok() && release.uninstall_wanted().await;
+    if uninstalled {
+        let removed = capture::uninstall(&config.bpf_root, Some(&name)).await?;
+        tracing::info!(
+            node = name,
+            pins = removed.len(),
+            "the agents' DaemonSet is gone: taken off this node"
+        );
+    }
     // The receivers may be gone with their servers.
     let _ = stop.send(true);
     while serving.join_next().await.is_some() {}
-    if ended.is_ok() {
+    if ended.is_ok() && !uninstalled {
         tracing::info!(node = name, "agent stopped; enrolled pods stay closed until the next one starts");
     }
     ended

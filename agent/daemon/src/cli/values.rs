@@ -161,13 +161,44 @@ impl FromStr for Accounts {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let account = |account: &str| {
-            let (namespace, name) = account.trim().split_once('/')?;
-            let good = namespace.parse::<Namespace>().is_ok() && name.parse::<DnsName>().is_ok();
-            good.then(|| (namespace.to_owned(), name.to_owned()))
-        };
-        let accounts = text.split(',').map(account).collect::<Option<_>>();
+        let accounts = text.split(',').map(|account| namespaced(account.trim())).collect::<Option<_>>();
         accounts.map(Self).ok_or_else(|| "use NAMESPACE/NAME, with commas between several".to_owned())
+    }
+}
+
+/// An object of a namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ObjectName {
+    pub(super) namespace: String,
+    pub(super) name: String,
+}
+
+impl FromStr for ObjectName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (namespace, name) = namespaced(text).ok_or_else(|| "use NAMESPACE/NAME".to_owned())?;
+        Ok(Self { namespace, name })
+    }
+}
+
+fn namespaced(text: &str) -> Option<(String, String)> {
+    let (namespace, name) = text.split_once('/')?;
+    let good = namespace.parse::<Namespace>().is_ok() && name.parse::<DnsName>().is_ok();
+    good.then(|| (namespace.to_owned(), name.to_owned()))
+}
+
+/// A port of this host's loopback interface.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LoopbackAddr(pub(super) SocketAddr);
+
+impl FromStr for LoopbackAddr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let ListenAddr(addr) = text.parse()?;
+        let ours = addr.ip().is_loopback();
+        ours.then_some(Self(addr)).ok_or_else(|| "use 127.0.0.1:PORT or [::1]:PORT".to_owned())
     }
 }
 
