@@ -7,9 +7,12 @@
 mod bench;
 mod build;
 mod clean;
+mod cluster;
 mod demo;
 mod ebpf;
 mod image;
+mod kube;
+mod kube_demo;
 mod lint;
 mod rooms;
 mod setup;
@@ -39,6 +42,7 @@ enum Verb {
     Test(test::Args),
     Demo(demo::Args),
     Bench(bench::Args),
+    Cluster(cluster::Args),
     Clean(clean::Args),
     /// A client or server of the end-to-end tests, run inside a pod's namespace.
     #[command(hide = true, subcommand)]
@@ -55,6 +59,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Cluster(args) => cluster::run(&args),
         Verb::Clean(args) => clean::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Tool(tool) => tools::run(&tool).map(|()| ExitCode::SUCCESS),
     };

@@ -13,6 +13,7 @@ use nix::unistd::geteuid;
 
 use crate::{
     build::Arch,
+    kube,
     workspace::{self, step},
 };
 
@@ -36,16 +37,23 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("wrk", "wrk"),
 ];
 
+/// What a Kubernetes cluster on this machine calls beside them.
+const KUBE_PROGRAMS: &[(&str, &str)] = &[("ldd", "libc-bin"), ("runc", "runc")];
+
 /// Install what the other verbs need: the BPF toolchain and the programs the tests use.
 ///
 /// Every other verb calls it by itself. Run it alone to prepare an image or a cache.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask setup               everything\n  \
+    cargo xtask setup --kube        also Kubernetes itself, for test --kube and its like\n  \
     cargo xtask setup --build-only  only what building needs, no root")]
 pub(crate) struct Args {
     /// Leave out the programs that only tests, demo and bench need (no root needed).
     #[arg(long)]
     build_only: bool,
+    /// Build Kubernetes, etcd, containerd and their like too. Needs Go.
+    #[arg(long, conflicts_with = "build_only")]
+    kube: bool,
 }
 
 /// Runs the verb.
@@ -53,6 +61,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     bpf_toolchain()?;
     if !args.build_only {
         programs()?;
+    }
+    if args.kube {
+        kube::programs()?;
     }
     eprintln!("==> Set-up is complete");
     Ok(())
@@ -88,6 +99,11 @@ pub(crate) fn bpf_toolchain() -> Result<PathBuf> {
 /// Makes sure of every program that tests, demo and bench call.
 pub(crate) fn programs() -> Result<()> {
     install(PROGRAMS)
+}
+
+/// Makes sure of every program that a Kubernetes cluster calls.
+pub(crate) fn kube_programs() -> Result<()> {
+    install(&[PROGRAMS, KUBE_PROGRAMS].concat())
 }
 
 /// Makes sure of what builds programs for machines of another architecture than this one.
@@ -148,7 +164,7 @@ fn install(wanted: &[(&str, &str)]) -> Result<()> {
 }
 
 /// The path of a program, also where only root's `PATH` would look.
-fn find(program: &str) -> Option<PathBuf> {
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))

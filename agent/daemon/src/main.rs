@@ -5,9 +5,11 @@ mod app;
 mod ca;
 mod capture;
 mod cli;
+mod cluster;
 mod discovery;
 mod identity;
 mod proxy;
+mod reports;
 mod telemetry;
 mod tunnel;
 

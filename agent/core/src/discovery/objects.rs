@@ -87,10 +87,14 @@ pub struct Pod {
     pub host_network: bool,
     /// Phase Succeeded or Failed: it runs no more and its address may be another's.
     pub terminal: bool,
+    /// Asked to go (`metadata.deletionTimestamp`): it serves until it is gone, but its address may be another's sooner.
+    pub deleting: bool,
     /// The Ready condition; a pod that states none counts as ready.
     pub ready: bool,
     /// Named TCP ports of its containers.
     pub named_ports: BTreeMap<String, u16>,
+    /// TCP ports on the pod that its liveness, readiness and startup probes name, ascending.
+    pub probe_ports: Vec<u16>,
     /// The network namespace that the annotation names: a path, or a name under `/run/netns`.
     pub netns: Option<Arc<str>>,
 }

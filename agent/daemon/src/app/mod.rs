@@ -1,9 +1,11 @@
 //! Wiring: the only room that knows everyone. Builds the rooms, hands each what it needs, and ends them.
 
 mod ca;
+mod federation;
 mod issuer;
 mod node;
 mod revocation;
+mod source;
 mod status;
 mod uninstall;
 
@@ -27,7 +29,6 @@ use crate::{
     admin::{self, Readiness, RunDir},
     capture::{self, Capture, CaptureSettings},
     cli::{self, AgentConfig},
-    discovery,
     identity::{Clock, KeyStore, SystemClock},
     proxy::Proxy,
     telemetry::Telemetry,
@@ -39,14 +40,12 @@ use crate::{
 pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let run_dir = RunDir::claim(&config.run_dir)?;
     let readiness = Readiness::default();
-    let (manifests, pods_enrolled) = (readiness.gate("manifests"), readiness.gate("pods"));
+    let (objects, pods_enrolled) = (readiness.gate(config.source.gate()), readiness.gate("pods"));
     let telemetry = Telemetry::new();
     let (stop, stopped) = watch::channel(false);
 
-    let settings = mesh_settings(&config);
-    let trust_domain = settings.trust_domain.clone();
-    let feed = discovery::watch_folder(&config.manifests, settings)?;
-    drop(manifests);
+    let trust_domain = config.trust_domain.clone();
+    let (feed, api) = source::open(&config).await?;
 
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let issuer = issuer::issuer(&config, &feed, clock.clone()).await?;
@@ -65,11 +64,16 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         Some(file) => Some(revocation::follow(file, wallet.clone(), telemetry.clone()).await?),
         None => None,
     };
+    let mut following = tokio::task::JoinSet::new();
+    for (domain, file) in config.trust_bundles.clone() {
+        following.spawn(federation::follow(domain, file, wallet.clone()).await?);
+    }
     let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone());
     let capture = Capture::new(CaptureSettings {
         node: config.node.clone(),
         bpf_root: config.bpf_root.clone(),
         cgroup_root: config.cgroup_root.clone(),
+        kubelet_cgroup: config.kubelet_cgroup.clone(),
     })?;
 
     let pods = Pods::default();
@@ -96,7 +100,18 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
     if let Some(addr) = config.metrics_addr {
         serving.spawn(admin::serve_http(addr, telemetry.clone(), readiness.clone(), until(stopped)));
     }
-    let mut following = tokio::task::JoinSet::new();
+    following.spawn({
+        let feed = feed.clone();
+        async move {
+            feed.synced().await;
+            drop(objects);
+        }
+    });
+    if let Some(api) = api {
+        let readiness = readiness.clone();
+        let known = move || !readiness.pending().contains(&"pods");
+        following.spawn(source::report(api, config.node.clone(), feed.clone(), pods.clone(), known));
+    }
     if let Some(revocations) = revocations {
         following.spawn(revocations);
     }
@@ -123,7 +138,7 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let name = config.node;
     tracing::info!(node = name, version = env!("CARGO_PKG_VERSION"), "agent started");
     let ended = tokio::select! {
-        () = node.run(|| drop(pods_enrolled)) => Err(anyhow::anyhow!("the sources of manifests have ended")),
+        () = node.run(|| drop(pods_enrolled)) => Err(anyhow::anyhow!("the source of objects has ended")),
         Some(served) = serving.join_next() => match served {
             Ok(Ok(())) => Err(anyhow::anyhow!("a server of the agent has ended")),
             Ok(Err(error)) => Err(error.into()),

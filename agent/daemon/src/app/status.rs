@@ -29,7 +29,7 @@ impl StatusProvider for Status {
         let world = self.feed.world();
         let pending = self.readiness.pending();
         let problems = world.problems.iter().map(|problem| proto::Problem {
-            file: problem.file.display().to_string(),
+            file: problem.place.to_string(),
             object: problem.object.clone().unwrap_or_default(),
             field: problem.field.clone().unwrap_or_default(),
             message: problem.message.clone(),
@@ -73,6 +73,7 @@ fn pod(pod: &PodStatus) -> proto::Pod {
             passed: pod.counters.passed,
             bypassed: pod.counters.bypassed,
             refused: pod.counters.refused,
+            probes: pod.counters.probes,
         }),
     }
 }

@@ -17,7 +17,6 @@ use super::{
     values::{DataplaneLabel, IssuerKind, Location, PostQuantum, VaultPath},
 };
 use crate::{
-    ca::ApiConfigError,
     identity::{IstioSettings, VaultConfig, VaultLogin},
     telemetry::{CLUSTER, LogFormat},
 };
@@ -37,8 +36,8 @@ const DEFAULT_MAX_WORKERS: usize = 8;
 pub(crate) struct AgentConfig {
     /// The node served: `spec.nodeName` of its pods.
     pub(crate) node: String,
-    /// The folder of manifests to watch; it exists.
-    pub(crate) manifests: PathBuf,
+    /// Where the Kubernetes objects come from.
+    pub(crate) source: SourceConfig,
     /// The folder of the status socket and the lock; it exists and only this user can write to it.
     pub(crate) run_dir: PathBuf,
     /// Where metrics and health are served over HTTP; nowhere if `None`.
@@ -65,6 +64,8 @@ pub(crate) struct AgentConfig {
     pub(crate) dataplane_label: DataplaneLabel,
     /// Where cgroup v2 is mounted; to be found in /proc/mounts if `None`.
     pub(crate) cgroup_root: Option<PathBuf>,
+    /// The cgroup that the kubelet runs in; to be found by its process if `None`.
+    pub(crate) kubelet_cgroup: Option<PathBuf>,
     /// The BPF file system.
     pub(crate) bpf_root: PathBuf,
     /// Threads of the runtime that carries traffic, 1 to 256.
@@ -75,8 +76,32 @@ pub(crate) struct AgentConfig {
     pub(crate) crl_file: Option<PathBuf>,
     /// Trust domains beside our own whose identities are accepted.
     pub(crate) trust_domain_aliases: Vec<TrustDomain>,
+    /// Foreign trust domains, each with the file of its roots; none of our own is among them.
+    pub(crate) trust_bundles: Vec<(TrustDomain, PathBuf)>,
     /// Where certificates come from.
     pub(crate) issuer: IssuerConfig,
+}
+
+/// Where the Kubernetes objects come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum SourceConfig {
+    /// A folder of manifests; it exists.
+    Folder(PathBuf),
+    /// The API of a cluster.
+    Cluster {
+        /// How to reach it; `None` in a pod of the cluster itself.
+        kubeconfig: Option<PathBuf>,
+    },
+}
+
+impl SourceConfig {
+    /// What readiness waits for.
+    pub(crate) fn gate(&self) -> &'static str {
+        match self {
+            Self::Folder(_) => "manifests",
+            Self::Cluster { .. } => "cluster",
+        }
+    }
 }
 
 /// Where certificates come from, with all that is needed for it.
@@ -140,9 +165,9 @@ pub(crate) enum ConfigError {
         /// The other.
         second: &'static str,
     },
-    /// There is no way to the Kubernetes API.
-    #[error("cannot use the cluster")]
-    Cluster(#[source] ApiConfigError),
+    /// Somebody else's roots are meant to vouch for our own trust domain.
+    #[error("--trust-bundle {0}: that is our own trust domain or its alias; its roots come from the issuer")]
+    OwnTrustDomain(TrustDomain),
     /// A folder cannot be used.
     #[error("cannot use --{flag} {path}")]
     Folder {
@@ -171,9 +196,22 @@ impl AgentConfig {
         let missing = |flag, variable| move || ConfigError::Missing { flag, variable };
         let issuer = issuer(&settings)?;
         let domain = || TrustDomain::default().as_str().to_owned();
+        let trust_domain = settings.trust_domain.unwrap_or_default();
+        let trust_domain_aliases = settings.trust_domain_aliases.map_or_else(Vec::new, |domains| domains.0);
+        let trust_bundles = settings.trust_bundle.map_or_else(Vec::new, |bundles| bundles.0);
+        let own = |domain: &TrustDomain| *domain == trust_domain || trust_domain_aliases.contains(domain);
+        if let Some((domain, _)) = trust_bundles.iter().find(|(domain, _)| own(domain)) {
+            return Err(ConfigError::OwnTrustDomain(domain.clone()));
+        }
         Ok(Self {
             node: settings.node.ok_or_else(missing("node", "AMBIT_NODE"))?.0,
-            manifests: settings.manifests.ok_or_else(missing("manifests", "AMBIT_MANIFESTS"))?.0,
+            source: match (settings.manifests, settings.kubeconfig) {
+                (Some(_), Some(_)) => {
+                    return Err(ConfigError::Both { first: "manifests", second: "kubeconfig" });
+                }
+                (Some(folder), None) => SourceConfig::Folder(folder.0),
+                (None, kubeconfig) => SourceConfig::Cluster { kubeconfig: kubeconfig.map(|file| file.0) },
+            },
             run_dir: settings.run_dir.map_or_else(|| DEFAULT_RUN_DIR.into(), |path| path.0),
             metrics_addr: settings.metrics_addr.map(|addr| addr.0),
             admin_addr: settings.admin_addr.map(|addr| addr.0),
@@ -182,26 +220,29 @@ impl AgentConfig {
             log_filter: settings.log.map_or_else(|| "info".to_owned(), |filter| filter.0),
             log_format: settings.log_format.unwrap_or_default(),
             svid_ttl: settings.svid_ttl.map_or(DEFAULT_TTL, |ttl| ttl.0),
-            trust_domain: settings.trust_domain.unwrap_or_default(),
+            trust_domain,
             cluster_domain: settings.cluster_domain.map_or_else(domain, |name| name.0),
             root_namespace: settings.root_namespace.map_or_else(|| "ambit-system".to_owned(), |name| name.0),
             dataplane_label: settings.dataplane_label.unwrap_or_default(),
             cgroup_root: settings.cgroup_root.map(|path| path.0),
+            kubelet_cgroup: settings.kubelet_cgroup.map(|path| path.0),
             bpf_root: settings.bpf_root.map_or_else(|| DEFAULT_BPF_ROOT.into(), |path| path.0),
             workers: settings.workers.map_or_else(default_workers, |workers| workers.0.get()),
             post_quantum: settings.post_quantum.unwrap_or_default(),
             crl_file: settings.crl_file.map(|path| path.0),
-            trust_domain_aliases: settings.trust_domain_aliases.map_or_else(Vec::new, |domains| domains.0),
+            trust_domain_aliases,
+            trust_bundles,
             issuer,
         })
     }
 
     /// Checks that the manifests are there and makes the private folders.
     pub(super) fn prepare_folders(&self) -> Result<(), ConfigError> {
-        let unusable =
-            |source| ConfigError::Folder { flag: "manifests", path: self.manifests.clone(), source };
-        // Reading it once finds what is missing, not a folder, or not ours to read.
-        fs::read_dir(&self.manifests).map_err(unusable)?;
+        if let SourceConfig::Folder(path) = &self.source {
+            let unusable = |source| ConfigError::Folder { flag: "manifests", path: path.clone(), source };
+            // Reading it once finds what is missing, not a folder, or not ours to read.
+            fs::read_dir(path).map_err(unusable)?;
+        }
         if let IssuerConfig::Builtin { ca_dir } = &self.issuer {
             private_folder("ca-dir", ca_dir)?;
         }

@@ -19,7 +19,7 @@ use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-pub(crate) use config::{AgentConfig, ConfigError, IssuerConfig};
+pub(crate) use config::{AgentConfig, ConfigError, IssuerConfig, SourceConfig};
 pub(crate) use values::PostQuantum;
 
 /// What was asked for is not possible as asked: the code that clap ends with as well.

@@ -18,8 +18,8 @@ use super::{
     config::ConfigError,
     values::{
         ClusterId, DataplaneLabel, DnsName, IssuerKind, ListenAddr, Location, LogFilter, LoopbackAddr,
-        Namespace, ObjectName, PostQuantum, ServerName, ServiceAddr, TrustDomains, Ttl, Url, VaultPath,
-        Workers,
+        Namespace, ObjectName, PostQuantum, ServerName, ServiceAddr, TrustBundles, TrustDomains, Ttl, Url,
+        VaultPath, Workers,
     },
 };
 use crate::telemetry::LogFormat;
@@ -57,8 +57,10 @@ settings! {
     struct Settings;
     /// The node that this agent serves, as in spec.nodeName of its pods
     node: DnsName, "AMBIT_NODE", "NAME";
-    /// The folder of Kubernetes manifests to watch
+    /// The folder of Kubernetes manifests to watch, instead of a cluster
     manifests: Location, "AMBIT_MANIFESTS", "DIR";
+    /// How to reach the cluster whose objects to watch [default: the cluster that the agent runs in]
+    kubeconfig: Location, "AMBIT_KUBECONFIG", "FILE";
     /// Who signs certificates: builtin, istio (istiod, istio-csr, ambit ca), files, vault or spire [default: builtin]
     issuer: IssuerKind, "AMBIT_ISSUER", "KIND";
     /// The folder of the built-in CA; made on first use
@@ -99,6 +101,8 @@ settings! {
     dataplane_label: DataplaneLabel, "AMBIT_DATAPLANE_LABEL", "KEY=ENABLED[,DISABLED]";
     /// Where cgroup v2 is mounted [default: found in /proc/mounts]
     cgroup_root: Location, "AMBIT_CGROUP_ROOT", "PATH";
+    /// The kubelet's cgroup, whose probes enrolled pods take in plaintext [default: found by its process]
+    kubelet_cgroup: Location, "AMBIT_KUBELET_CGROUP", "PATH";
     /// The BPF file system, mounted there if it is not [default: /sys/fs/bpf]
     bpf_root: Location, "AMBIT_BPF_ROOT", "PATH";
     /// How many threads carry traffic [default: one for each processor, at most 8]
@@ -109,6 +113,8 @@ settings! {
     crl_file: Location, "AMBIT_CRL_FILE", "FILE";
     /// Trust domains beside our own whose identities are accepted, joined by commas
     trust_domain_aliases: TrustDomains, "AMBIT_TRUST_DOMAIN_ALIASES", "DOMAIN[,DOMAIN]";
+    /// Foreign trust domains whose identities are accepted, each with a file of its own roots; watched
+    trust_bundle: TrustBundles, "AMBIT_TRUST_BUNDLE", "DOMAIN=FILE[,..]";
     /// Issuer files: the folder with <namespace>/<service account>/{tls.crt,tls.key,ca.crt}; watched
     cert_dir: Location, "AMBIT_CERT_DIR", "DIR";
     /// Issuer vault: its address, such as https://vault.example:8200

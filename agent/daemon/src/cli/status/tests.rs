@@ -36,7 +36,7 @@ fn status() -> StatusResponse {
             ips: vec!["10.0.1.5".to_owned(), "fd00::5".to_owned()],
             netns_cookie: 4242,
             state: PodState::Enrolled.into(),
-            counters: Some(CaptureCounters { captured: 12, passed: 3, bypassed: 4, refused: 0 }),
+            counters: Some(CaptureCounters { captured: 12, passed: 3, bypassed: 4, refused: 0, probes: 7 }),
             ..Pod::default()
         }],
         certificates: vec![Certificate {

@@ -51,6 +51,7 @@ pub(super) struct CountersView {
     pub(super) passed: u64,
     pub(super) bypassed: u64,
     pub(super) refused: u64,
+    pub(super) probes: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -166,6 +167,7 @@ impl From<proto::Pod> for PodView {
                 passed: counters.passed,
                 bypassed: counters.bypassed,
                 refused: counters.refused,
+                probes: counters.probes,
             },
         }
     }
