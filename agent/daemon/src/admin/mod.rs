@@ -15,7 +15,7 @@ pub(crate) use handover::{SWAP_LIMIT, Takeover, serve_successors};
 pub(crate) use http::{Exposition, serve_http};
 pub(crate) use readiness::{Gate, Readiness};
 pub(crate) use run_dir::{Claim, RunDir, Successor};
-pub(crate) use status::{StatusProvider, serve_status};
+pub(crate) use status::{StatusProvider, serve_status, serve_status_tcp};
 
 /// What keeps the admin room from serving.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +53,14 @@ pub(crate) enum AdminError {
     /// The status server stopped by itself.
     #[error("the status server failed")]
     Status(#[source] tonic::transport::Error),
+    /// The status address cannot be listened on.
+    #[error("cannot listen on --admin-addr {addr}")]
+    ListenStatus {
+        /// The address.
+        addr: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
     /// The HTTP address cannot be listened on.
     #[error("cannot listen on --metrics-addr {addr}")]
     Listen {

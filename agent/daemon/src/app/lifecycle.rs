@@ -66,6 +66,15 @@ pub(super) async fn take_over(node: &mut Node, successor: Successor) -> anyhow::
     Ok(run_dir)
 }
 
+/// Where an agent answers over TCP.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Addrs {
+    /// Metrics and health; nowhere if `None`.
+    pub(super) metrics: Option<SocketAddr>,
+    /// The status; nowhere if `None`.
+    pub(super) admin: Option<SocketAddr>,
+}
+
 /// What answers operators, Prometheus and successors, for as long as this agent has the run directory.
 pub(super) struct Servers {
     tasks: JoinSet<Result<(), AdminError>>,
@@ -75,10 +84,11 @@ pub(super) struct Servers {
 
 impl Servers {
     /// Starts them. The last value brings the successors that ask.
-    pub(super) fn start(
+    fn start(
         run_dir: RunDir,
         status: Arc<dyn StatusProvider>,
-        http: Option<(SocketAddr, Telemetry, Readiness)>,
+        addrs: Addrs,
+        (telemetry, readiness): (Telemetry, Readiness),
     ) -> (Self, mpsc::Receiver<Takeover>) {
         let (stop, stopped) = watch::channel(false);
         let until = |mut stopped: watch::Receiver<bool>| async move {
@@ -87,8 +97,11 @@ impl Servers {
         };
         let (takeover, takeovers) = mpsc::channel(1);
         let mut tasks = JoinSet::new();
-        tasks.spawn(admin::serve_status(run_dir.clone(), status, until(stopped.clone())));
-        if let Some((addr, telemetry, readiness)) = http {
+        tasks.spawn(admin::serve_status(run_dir.clone(), status.clone(), until(stopped.clone())));
+        if let Some(addr) = addrs.admin {
+            tasks.spawn(admin::serve_status_tcp(addr, status, until(stopped.clone())));
+        }
+        if let Some(addr) = addrs.metrics {
             tasks.spawn(admin::serve_http(addr, telemetry, readiness, until(stopped.clone())));
         }
         let claimed = run_dir.clone();
@@ -126,8 +139,7 @@ pub(super) struct Serving<'a> {
     pub(super) proxy: Proxy,
     pub(super) telemetry: Telemetry,
     pub(super) status: Arc<dyn StatusProvider>,
-    /// Where metrics and health are served.
-    pub(super) metrics_addr: Option<SocketAddr>,
+    pub(super) addrs: Addrs,
     pub(super) readiness: Readiness,
     /// How long established connections get to end by themselves.
     pub(super) drain: Duration,
@@ -171,8 +183,8 @@ impl Serving<'_> {
         run_dir: RunDir,
         synced: impl FnOnce(),
     ) -> anyhow::Result<(Option<Left>, Option<Instant>)> {
-        let http = self.metrics_addr.map(|addr| (addr, self.telemetry.clone(), self.readiness.clone()));
-        let (mut servers, takeovers) = Servers::start(run_dir, self.status.clone(), http);
+        let told = (self.telemetry.clone(), self.readiness.clone());
+        let (mut servers, takeovers) = Servers::start(run_dir, self.status.clone(), self.addrs, told);
         let mut following = pin!(self.node.run(synced, takeovers));
         let mut stopped = None;
         let left = tokio::select! {

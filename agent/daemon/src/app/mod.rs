@@ -8,6 +8,7 @@ mod node;
 mod revocation;
 mod source;
 mod status;
+mod uninstall;
 
 use std::{collections::HashMap, path::Path, sync::Arc, time::SystemTime};
 
@@ -21,6 +22,7 @@ use self::{
     lifecycle::Signals,
     node::{Node, Pods},
     status::Status,
+    uninstall::Release,
 };
 use crate::{
     admin::{Claim, Readiness, RunDir},
@@ -74,6 +76,7 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let pods = Pods::default();
     let status = Status {
         node: config.node.clone(),
+        instance: config.instance.clone(),
         started: SystemTime::now(),
         readiness: readiness.clone(),
         pods: pods.clone(),
@@ -117,6 +120,7 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         settled: false,
     };
     let mut signals = Signals::listen()?;
+    let release = Release::follow(config.daemonset);
     let run_dir = match claim {
         Claim::Free(run_dir) => run_dir,
         Claim::Held(successor) => {
@@ -137,14 +141,21 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         proxy,
         telemetry,
         status: Arc::new(status),
-        metrics_addr: config.metrics_addr,
+        addrs: lifecycle::Addrs { metrics: config.metrics_addr, admin: config.admin_addr },
         readiness,
         drain: config.drain,
         signals,
     }
     .run(run_dir, || drop(pods_enrolled))
     .await;
-    if ended.is_ok() {
+    if ended.is_ok() && release.uninstall_wanted().await {
+        let removed = capture::uninstall(&config.bpf_root, Some(&config.node)).await?;
+        tracing::info!(
+            node = config.node,
+            pins = removed.len(),
+            "the agents' DaemonSet is gone: taken off this node"
+        );
+    } else if ended.is_ok() {
         tracing::info!(
             node = config.node,
             "agent stopped; enrolled pods stay closed until the next one starts"

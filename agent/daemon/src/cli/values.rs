@@ -189,6 +189,20 @@ fn namespaced(text: &str) -> Option<(String, String)> {
     good.then(|| (namespace.to_owned(), name.to_owned()))
 }
 
+/// A port of this host's loopback interface.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LoopbackAddr(pub(super) SocketAddr);
+
+impl FromStr for LoopbackAddr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let ListenAddr(addr) = text.parse()?;
+        let ours = addr.ip().is_loopback();
+        ours.then_some(Self(addr)).ok_or_else(|| "use 127.0.0.1:PORT or [::1]:PORT".to_owned())
+    }
+}
+
 /// How many certificates a second.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rate(pub(super) u32);
