@@ -5,6 +5,7 @@
 use std::{
     env,
     error::Error,
+    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -13,6 +14,7 @@ use kube::{
     Client, Config,
     config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
+use zeroize::Zeroizing;
 
 /// How long a connection to the API server may take to come about.
 const CONNECT: Duration = Duration::from_secs(4);
@@ -35,6 +37,14 @@ pub(crate) enum ClusterError {
         path: PathBuf,
         /// What makes it so.
         problem: &'static str,
+    },
+    /// The token would be refused, or never be sent.
+    #[error("the token file {path} cannot be used: {problem}")]
+    Token {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
     },
     /// Neither in a pod nor told of a kubeconfig.
     #[error("this is no pod with a service account; pass --kubeconfig FILE")]
@@ -73,6 +83,9 @@ pub(crate) async fn config(kubeconfig: Option<&Path>) -> Result<Config, ClusterE
         }
         None => Config::incluster_env().map_err(ClusterError::NoPod)?,
     };
+    if let Some(path) = &config.auth_info.token_file {
+        check_token(Path::new(path))?;
+    }
     config.connect_timeout = Some(CONNECT);
     Ok(config)
 }
@@ -101,6 +114,16 @@ pub(crate) fn sentence(error: &kube::Error) -> String {
         source = error.source();
     }
     text
+}
+
+/// The client library sends the file's content as it is.
+fn check_token(path: &Path) -> Result<(), ClusterError> {
+    let bad = |problem: String| ClusterError::Token { path: path.to_owned(), problem };
+    let token = Zeroizing::new(fs::read_to_string(path).map_err(|error| bad(error.to_string()))?);
+    match !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        true => Ok(()),
+        false => Err(bad("it must hold the token and nothing else, no line end either".into())),
+    }
 }
 
 #[cfg(test)]

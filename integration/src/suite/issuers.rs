@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::{SECOND, Test, identities::BY_NODE, unstarted};
+use super::{SECOND, Test, unstarted};
 use crate::{
     ca::CaService,
     load::{self, ports},
@@ -35,7 +35,7 @@ pub(super) const TESTS: &[Test] = &[
 const BACKOFF_CAP: Duration = Duration::from_secs(150);
 
 fn shorter(world: &mut World) -> Result<()> {
-    let mut service = CaService::prepare(world, BY_NODE, &[])?;
+    let mut service = CaService::prepare(world, &[])?;
     service.start()?;
     service.serve_agents(world);
     world.start_agents()?;
@@ -65,7 +65,7 @@ fn shorter(world: &mut World) -> Result<()> {
 }
 
 fn longer(world: &mut World) -> Result<()> {
-    let mut service = CaService::prepare(world, BY_NODE, &[])?;
+    let mut service = CaService::prepare(world, &[])?;
     service.start()?;
     service.serve_agents(world);
     world.start_agents()?;
@@ -93,7 +93,11 @@ fn longer(world: &mut World) -> Result<()> {
     eventually(SECOND * 5, || world.must_reach("a", "b"))?;
     world.notes.push(format!("served again {:.1} s after the CA was back", back.elapsed().as_secs_f64()));
     long.wait(SECOND * 40)?;
-    ensure!(told(&long)?["rounds"].as_u64() > Some(300), "the long connection did not last: {}", long.output());
+    ensure!(
+        told(&long)?["rounds"].as_u64() > Some(300),
+        "the long connection did not last: {}",
+        long.output()
+    );
     eventually(SECOND * 5, || {
         let status = world.agents[0].status()?;
         ensure!(status["ready"] == true, "{status:#}");
@@ -135,6 +139,7 @@ fn all(world: &World, state: &str) -> Result<()> {
 }
 
 fn failures(world: &World) -> Result<f64> {
-    let failed = world.agents.iter().map(|agent| Ok(agent.metrics()?.sum("ambit_certificate_failures_total", &[])));
+    let failed =
+        world.agents.iter().map(|agent| Ok(agent.metrics()?.sum("ambit_certificate_failures_total", &[])));
     failed.sum()
 }

@@ -45,6 +45,9 @@ pub struct StatusResponse {
     /// The roots that the pods' identities trust.
     #[prost(message, repeated, tag = "12")]
     pub roots: ::prost::alloc::vec::Vec<Root>,
+    /// What the agent's process calls itself (--instance), to be told from its predecessor; empty if nothing.
+    #[prost(string, tag = "13")]
+    pub instance: ::prost::alloc::string::String,
 }
 /// One pod of the node.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -12,15 +12,16 @@ use std::{
 use ambit_core::model::{SpiffeId, Workload};
 use arc_swap::ArcSwap;
 use tokio::{
+    sync::mpsc,
     task::{AbortHandle, JoinSet},
-    time::{MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, sleep},
 };
 
 use crate::{
-    admin::{Gate, Readiness},
+    admin::{Gate, Readiness, Takeover},
     capture::{Capture, CaptureError, PodNet, PodSpec, netns_path},
     discovery::{Feed, World},
-    identity::{KeyStore, Root, roots},
+    identity::{IdentityState, KeyStore, Root, roots},
     proxy::Proxy,
     telemetry::Telemetry,
     tunnel::Wallet,
@@ -28,6 +29,10 @@ use crate::{
 
 /// How often what has failed is tried again, and what may have changed unseen is looked at.
 const TICK: Duration = Duration::from_secs(1);
+/// How often an agent that is to take over looks whether it has all it needs.
+const PREPARE: Duration = Duration::from_millis(100);
+/// How long such an agent waits for pods and certificates that do not come while others do.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How a pod of this node stands, for `ambit status`.
 #[derive(Clone, Debug)]
@@ -57,6 +62,8 @@ pub(super) struct Node {
     pub(super) certificates_late: Option<Gate>,
     pub(super) expiries: Expiries,
     pub(super) serving: JoinSet<()>,
+    /// The first round over the pods is done.
+    pub(super) settled: bool,
 }
 
 /// What telemetry was last told of, to take back what is gone.
@@ -81,9 +88,22 @@ struct Desired {
     spec: PodSpec,
 }
 
+/// Why the node's pods are no longer this process's affair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// The sources of the world have ended.
+    Sources,
+    /// Another agent has taken over.
+    Superseded,
+}
+
 impl Node {
-    /// Follows the world for ever. `synced` is called after the first round.
-    pub(super) async fn run(mut self, synced: impl FnOnce()) {
+    /// Follows the world until another agent takes over. `synced` is called after the first round.
+    pub(super) async fn run(
+        &mut self,
+        synced: impl FnOnce(),
+        mut takeovers: mpsc::Receiver<Takeover>,
+    ) -> Left {
         let mut revisions = self.feed.subscribe();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -91,20 +111,93 @@ impl Node {
         loop {
             let world = self.feed.world();
             if world.synced {
-                self.reconcile(&world, synced.is_some()).await;
+                self.reconcile(&world).await;
                 if let Some(synced) = synced.take() {
                     synced();
                 }
             }
             tokio::select! {
                 _ = tick.tick() => {}
-                changed = revisions.changed() => if changed.is_err() { return },
+                changed = revisions.changed() => if changed.is_err() { return Left::Sources },
+                Some(takeover) = takeovers.recv() => {
+                    tracing::info!("another agent takes over");
+                    if takeover.grant().await {
+                        return Left::Superseded;
+                    }
+                    self.take_back();
+                }
             }
             while self.serving.try_join_next().is_some() {}
         }
     }
 
-    async fn reconcile(&mut self, world: &World, first: bool) {
+    /// Gets everything that is needed to serve the node's pods while another agent still does: their certificates, and
+    /// listeners in their network namespaces.
+    pub(super) async fn prepare(&mut self) {
+        let mut revisions = self.feed.subscribe();
+        let started = Instant::now();
+        let mut told = false;
+        loop {
+            let world = self.feed.world();
+            if world.synced {
+                // What is lacking for a reason of its own is tried again, and told of, once this agent serves.
+                let desired = self.desired(&world, &mut HashMap::new());
+                self.keys.retain(desired.values().map(|pod| pod.workload.identity.clone()));
+                let mut staged = 0;
+                for pod in desired.values() {
+                    match self.capture.stage(&pod.spec).await {
+                        Ok(()) => staged += 1,
+                        Err(error) => tracing::debug!(pod = %pod.workload.name, %error, "not yet prepared"),
+                    }
+                }
+                let patient = started.elapsed() < PATIENCE;
+                if enough(staged, desired.len(), patient) && self.has_certificates(patient) {
+                    return;
+                }
+                if !patient && !told {
+                    told = true;
+                    tracing::error!(
+                        staged,
+                        pods = desired.len(),
+                        "no pod, or no certificate, can be had; the agent that serves this node goes on"
+                    );
+                }
+            }
+            tokio::select! {
+                () = sleep(PREPARE) => {}
+                // Without sources there is nothing to wait for.
+                changed = revisions.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    fn has_certificates(&self, patient: bool) -> bool {
+        let identities = self.keys.status();
+        let valid = identities.iter().filter(|identity| identity.state == IdentityState::Valid).count();
+        enough(valid, identities.len(), patient)
+    }
+
+    /// Leads the node's pods here; the agent that served them has paused.
+    pub(super) async fn take_over(&mut self) {
+        let world = self.feed.world();
+        self.reconcile(&world).await;
+    }
+
+    /// The node's name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Leads the node's pods back here: the agent that was to take over has failed.
+    pub(super) fn take_back(&mut self) {
+        match self.capture.take_back() {
+            Ok(()) => tracing::warn!("the other agent has not taken over; this one goes on"),
+            Err(error) => tracing::error!(%error, "the other agent has not taken over; pods may be cut off"),
+        }
+    }
+
+    async fn reconcile(&mut self, world: &World) {
+        let first = !self.settled;
         let mut failures = HashMap::new();
         let desired = self.desired(world, &mut failures);
         self.keys.retain(desired.values().map(|pod| pod.workload.identity.clone()));
@@ -122,6 +215,12 @@ impl Node {
         for (uid, pod) in &desired {
             if let Err(error) = self.enroll(pod).await {
                 failures.insert(uid.clone(), (pod.workload.clone(), error.to_string()));
+            }
+        }
+        if first {
+            match self.capture.settle() {
+                Ok(()) => self.settled = true,
+                Err(error) => tracing::error!(%error, "the programs cannot be attached"),
             }
         }
         let probes = desired.values().map(|pod| (&*pod.spec.uid, &*pod.workload.probe_ports));
@@ -283,6 +382,12 @@ impl Node {
         }
         self.expiries = Expiries { identities: held, roots: roots.into_keys().collect() };
     }
+}
+
+/// Whether an agent that serves can be relieved with `found` of `wanted`: with all of them, after a while with some. With
+/// none something is wrong here, and the agent that serves is better off.
+fn enough(found: usize, wanted: usize, patient: bool) -> bool {
+    found >= wanted || (found > 0 && !patient)
 }
 
 /// What makes a namespace itself and not another at the same path.

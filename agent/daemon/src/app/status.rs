@@ -15,6 +15,7 @@ use crate::{
 /// Handles to the rooms that are looked at.
 pub(super) struct Status {
     pub(super) node: String,
+    pub(super) instance: String,
     pub(super) started: SystemTime,
     pub(super) readiness: Readiness,
     pub(super) pods: Pods,
@@ -37,6 +38,7 @@ impl StatusProvider for Status {
         let connections: Vec<_> = self.telemetry.live().iter().map(connection).collect();
         proto::StatusResponse {
             node: self.node.clone(),
+            instance: self.instance.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started: Some(self.started.into()),
             ready: pending.is_empty(),

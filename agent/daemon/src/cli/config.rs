@@ -27,6 +27,8 @@ pub(super) const DEFAULT_BPF_ROOT: &str = "/sys/fs/bpf";
 const DEFAULT_CA_ROOT: &str = "/var/run/secrets/istio/root-cert.pem";
 const DEFAULT_CA_TOKEN: &str = "/var/run/secrets/tokens/istio-token";
 const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
+/// Fits into the 30 seconds that Kubernetes gives a pod by default.
+const DEFAULT_DRAIN: Duration = Duration::from_secs(25);
 /// Where Kubernetes mounts a pod's own token.
 const POD_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 const DEFAULT_MAX_WORKERS: usize = 8;
@@ -42,6 +44,14 @@ pub(crate) struct AgentConfig {
     pub(crate) run_dir: PathBuf,
     /// Where metrics and health are served over HTTP; nowhere if `None`.
     pub(crate) metrics_addr: Option<SocketAddr>,
+    /// How long established connections may go on once the agent is to end.
+    pub(crate) drain: Duration,
+    /// Where the status is served to programs of this host; only over the socket if `None`.
+    pub(crate) admin_addr: Option<SocketAddr>,
+    /// What this process calls itself; empty if nothing.
+    pub(crate) instance: String,
+    /// Namespace and name of the DaemonSet that the agent belongs to.
+    pub(crate) daemonset: Option<(String, String)>,
     /// What to log, in the form of RUST_LOG.
     pub(crate) log_filter: String,
     /// How log lines look.
@@ -208,6 +218,10 @@ impl AgentConfig {
             },
             run_dir: settings.run_dir.map_or_else(|| DEFAULT_RUN_DIR.into(), |path| path.0),
             metrics_addr: settings.metrics_addr.map(|addr| addr.0),
+            drain: settings.drain.map_or(DEFAULT_DRAIN, |drain| drain.0),
+            admin_addr: settings.admin_addr.map(|addr| addr.0),
+            instance: settings.instance.map_or_else(String::new, |name| name.0),
+            daemonset: settings.daemonset.map(|set| (set.namespace, set.name)),
             log_filter: settings.log.map_or_else(|| "info".to_owned(), |filter| filter.0),
             log_format: settings.log_format.unwrap_or_default(),
             svid_ttl: settings.svid_ttl.map_or(DEFAULT_TTL, |ttl| ttl.0),

@@ -9,6 +9,7 @@ mod certs;
 mod check_node;
 mod config;
 mod output;
+mod remote;
 mod settings;
 mod status;
 mod uninstall;

@@ -17,8 +17,9 @@ use serde::{Deserializer, de, de::DeserializeOwned};
 use super::{
     config::ConfigError,
     values::{
-        ClusterId, DataplaneLabel, DnsName, IssuerKind, ListenAddr, Location, LogFilter, Namespace,
-        PostQuantum, ServerName, ServiceAddr, TrustBundles, TrustDomains, Ttl, Url, VaultPath, Workers,
+        ClusterId, DataplaneLabel, DnsName, Drain, IssuerKind, ListenAddr, Location, LogFilter, LoopbackAddr,
+        Namespace, ObjectName, PostQuantum, ServerName, ServiceAddr, TrustBundles, TrustDomains, Ttl, Url,
+        VaultPath, Workers,
     },
 };
 use crate::telemetry::LogFormat;
@@ -78,6 +79,14 @@ settings! {
     run_dir: Location, "AMBIT_RUN_DIR", "DIR";
     /// Where to serve /metrics and /healthz over HTTP; without it nothing is served
     metrics_addr: ListenAddr, "AMBIT_METRICS_ADDR", "ADDR";
+    /// How long connections may go on after SIGTERM, or after another agent has taken over, 0s to 1h [default: 25s]
+    drain: Drain, "AMBIT_DRAIN", "DURATION";
+    /// Where to serve the status to programs of this host, for ambit status --kubeconfig; without it only over the socket
+    admin_addr: LoopbackAddr, "AMBIT_ADMIN_ADDR", "ADDR";
+    /// A name for this process, by which ambit status --ready knows it from its predecessor
+    instance: ClusterId, "AMBIT_INSTANCE", "NAME";
+    /// The DaemonSet that this agent belongs to: when it ends because that is gone, it takes everything off the node
+    daemonset: ObjectName, "AMBIT_DAEMONSET", "NAMESPACE/NAME";
     /// What to log, in the form of RUST_LOG, such as info,access=warn [default: info]
     log: LogFilter, "AMBIT_LOG", "FILTER";
     /// How to log: text or json [default: text]

@@ -188,3 +188,13 @@ fn an_agent_that_hangs_is_given_up() {
     assert!(error.contains("did not answer within 5s"), "{error}");
     assert!(started.elapsed() < Duration::from_secs(8));
 }
+
+#[test]
+fn readiness_is_that_of_the_agent_meant() {
+    let ready = StatusResponse { ready: true, instance: "b".to_owned(), ..status() };
+    assert_eq!(readiness(&ready, None).unwrap(), "ready\n");
+    assert_eq!(readiness(&ready, Some("b")).unwrap(), "ready\n");
+    assert!(readiness(&ready, Some("a")).unwrap_err().to_string().contains("has not taken over"));
+    let pending = readiness(&status(), None).unwrap_err().to_string();
+    assert_eq!(pending, "not ready, pending: certificates, manifests");
+}

@@ -1,4 +1,5 @@
-{{- /* Not privileged. BPF and NET_ADMIN load and attach the programs; SYS_ADMIN and SYS_PTRACE enter pods' namespaces. */ -}}
+{{- /* Not privileged. SYS_ADMIN loads the programs (so BPF is not needed beside it) and enters pods' namespaces, which
+       SYS_PTRACE finds by their processes; NET_ADMIN sets rules, routes and transparent sockets there. */ -}}
 {{- define "ambit.agentSecurity" -}}
 runAsUser: 0
 runAsGroup: 0
@@ -7,7 +8,7 @@ allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
-  add: [BPF, NET_ADMIN, SYS_ADMIN, SYS_PTRACE]
+  add: [NET_ADMIN, SYS_ADMIN, SYS_PTRACE]
 seccompProfile:
   {{- toYaml .Values.agent.seccompProfile | nindent 2 }}
 {{- /* Runtimes' default profile forbids reading other processes' namespaces and writing sysctls. */}}
