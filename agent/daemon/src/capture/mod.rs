@@ -2,6 +2,7 @@
 //! knows no policy, identity or tunnel. Links and maps are pinned, so that enrolled pods stay closed without an agent.
 #![expect(unsafe_code, reason = "socket options and netlink that nix and socket2 do not have")]
 
+mod cgroup;
 mod filesystem;
 mod maps;
 mod netns;
@@ -23,6 +24,8 @@ use ambit_ebpf_common::Counters;
 
 use self::programs::Programs;
 pub(crate) use self::{
+    cgroup::{CgroupUid, Cgroups},
+    netns::Netns,
     pod::{Accepted, PodNet},
     socket::end_cleanly,
 };
@@ -43,8 +46,8 @@ pub(crate) struct CaptureSettings {
 pub(crate) struct PodSpec {
     /// The pod's UID.
     pub(crate) uid: Arc<str>,
-    /// Path of its network namespace.
-    pub(crate) netns: PathBuf,
+    /// Its network namespace.
+    pub(crate) netns: Netns,
     /// Its IPv4 address.
     pub(crate) v4: Option<std::net::Ipv4Addr>,
     /// Its IPv6 address.

@@ -60,8 +60,8 @@ pub(crate) struct PodNet {
 impl PodNet {
     pub(super) async fn open(spec: &PodSpec, maps: Arc<Maps>) -> Result<Self, CaptureError> {
         let failed =
-            |step: String| move |source| CaptureError::Netns { netns: spec.netns.clone(), step, source };
-        let netns = Netns::open(&spec.netns).map_err(failed("open".into()))?;
+            |step: String| move |source| CaptureError::Netns { netns: spec.netns.path().to_owned(), step, source };
+        let netns = spec.netns.clone();
         routing::prepare(&netns, spec.v4.is_some(), spec.v6.is_some())
             .await
             .map_err(failed("set the rule, route and sysctls of capture".into()))?;
