@@ -79,10 +79,8 @@ fn accept(
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
         // Edge-triggered: a turn always reads and writes until the kernel says no.
-        let interest = EpollFlags::EPOLLIN
-            | EpollFlags::EPOLLOUT
-            | EpollFlags::EPOLLRDHUP
-            | EpollFlags::EPOLLET;
+        let interest =
+            EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
         epoll.add(stream.as_fd(), EpollEvent::new(interest, *next))?;
         let mut client =
             Client { stream, request: Vec::new(), answer: Vec::new(), ended: false, closing: false };

@@ -90,8 +90,9 @@ impl Mesh {
 
     /// The pod that owns `ip`; pods on the host network and terminated pods are never found by address.
     ///
-    /// Where several pods claim one address (it was reused before the old pod was removed) the newest has it; a pod
-    /// without timestamp counts as newer than any with one, and of equals an enrolled one goes first, then the name.
+    /// Where several pods claim one address (it was reused before the old pod was removed) one that is not being deleted
+    /// has it before one that is, then the newest; a pod without timestamp counts as newer than any with one, and of
+    /// equals an enrolled one goes first, then the name.
     pub fn workload_by_ip(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
         Some(&self.by_ip.get(&ip.to_canonical())?.first()?.workload)
     }
@@ -99,6 +100,29 @@ impl Mesh {
     /// The pods scheduled on `node`, by name; terminated and host-network pods too (they are not enrolled).
     pub fn pods_on<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a Arc<Workload>> + 'a {
         self.by_node.get(node).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// The pod of that name, whatever its state.
+    pub fn pod(&self, name: &ObjectName) -> Option<&Arc<Workload>> {
+        self.pods.get(name).map(|record| &record.workload)
+    }
+
+    /// The pod with that `metadata.uid`. Looks through all pods: not for a connection's way.
+    pub fn pod_by_uid(&self, uid: &str) -> Option<&Arc<Workload>> {
+        self.pods.values().map(|record| &record.workload).find(|workload| &*workload.uid == uid)
+    }
+
+    /// Whether the pod of that name is to be in the mesh, be it that it has no address yet; `None` if it is not known.
+    pub fn opts_in(&self, name: &ObjectName) -> Option<bool> {
+        self.pods.get(name).map(|record| self.opted_in(&record.pod))
+    }
+
+    /// The namespaces that opt in, in no order.
+    pub fn namespaces_opted_in(&self) -> impl Iterator<Item = &Arc<str>> {
+        let Settings { label, enabled, .. } = &*self.settings;
+        let opted_in =
+            |namespace: &Namespace| namespace.labels.get(&**label).is_some_and(|value| **value == **enabled);
+        self.namespaces.values().filter(move |namespace| opted_in(namespace)).map(|namespace| &namespace.name)
     }
 
     /// Every address whose traffic enrolled pods must have captured: IPs of enrolled pods, and cluster IPs of services
@@ -130,8 +154,12 @@ impl Mesh {
         }
     }
 
-    /// spec/policy.md §8, on the label that the settings name.
     fn enrolled(&self, pod: &Pod) -> bool {
+        self.opted_in(pod) && !pod.ips.is_empty()
+    }
+
+    /// spec/policy.md §8, on the label that the settings name.
+    fn opted_in(&self, pod: &Pod) -> bool {
         let Settings { label, enabled, disabled, .. } = &*self.settings;
         let value = |labels: &Labels| labels.get(&**label).cloned();
         let on_pod = value(&pod.labels);
@@ -139,7 +167,7 @@ impl Mesh {
             self.namespaces.get(&pod.name.namespace).and_then(|namespace| value(&namespace.labels));
         let opted_in = on_pod.as_deref() == Some(&**enabled)
             || (on_namespace.as_deref() == Some(&**enabled) && on_pod.as_deref() != Some(&**disabled));
-        opted_in && !pod.host_network && !pod.terminal && !pod.ips.is_empty()
+        opted_in && !pod.host_network && !pod.terminal
     }
 
     fn upsert_pod(&mut self, pod: Arc<Pod>) {
@@ -301,8 +329,9 @@ impl Mesh {
 
 impl PodRecord {
     /// Orders the pods that claim one address, the rightful one first.
-    fn claim(&self) -> (Reverse<i64>, Reverse<bool>, &ObjectName) {
-        (Reverse(self.pod.created.unwrap_or(i64::MAX)), Reverse(self.workload.enrolled), &self.pod.name)
+    fn claim(&self) -> (bool, Reverse<i64>, Reverse<bool>, &ObjectName) {
+        let created = self.pod.created.unwrap_or(i64::MAX);
+        (self.pod.deleting, Reverse(created), Reverse(self.workload.enrolled), &self.pod.name)
     }
 }
 

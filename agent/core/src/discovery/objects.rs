@@ -87,6 +87,8 @@ pub struct Pod {
     pub host_network: bool,
     /// Phase Succeeded or Failed: it runs no more and its address may be another's.
     pub terminal: bool,
+    /// Asked to go (`metadata.deletionTimestamp`): it serves until it is gone, but its address may be another's sooner.
+    pub deleting: bool,
     /// The Ready condition; a pod that states none counts as ready.
     pub ready: bool,
     /// Named TCP ports of its containers.

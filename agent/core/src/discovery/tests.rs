@@ -30,6 +30,7 @@ fn pod(id: &str, addresses: &[&str]) -> Pod {
         labels: pairs(&[("app", &app)]),
         host_network: false,
         terminal: false,
+        deleting: false,
         ready: true,
         named_ports: BTreeMap::new(),
         netns: None,
@@ -216,6 +217,30 @@ fn a_reused_address_is_the_newer_pods() {
     assert_eq!(owner(&mesh), "shop/old");
     mesh.apply(Change::PodGone(name("shop/old")));
     assert!(mesh.workload_by_ip("10.0.0.1".parse().unwrap()).is_none());
+}
+
+#[test]
+fn a_pod_that_is_to_go_leaves_its_address_to_its_successor() {
+    let at = |id| Pod { created: Some(10), ..pod(id, &["10.0.0.1"]) };
+    let owner = |mesh: &Mesh| mesh.workload_by_ip("10.0.0.1".parse().unwrap()).unwrap().name.to_string();
+    let leaving = Pod { deleting: true, created: Some(11), ..at("shop/a") };
+    let mut mesh = mesh([leaving]);
+    assert_eq!(owner(&mesh), "shop/a", "it serves until it is gone");
+    mesh.apply(Change::Pod(Arc::new(at("shop/b"))));
+    assert_eq!(owner(&mesh), "shop/b");
+    mesh.apply(Change::Pod(Arc::new(Pod { terminal: true, ..at("shop/b") })));
+    assert_eq!(owner(&mesh), "shop/a");
+}
+
+#[test]
+fn a_pod_opts_in_before_it_has_an_address() {
+    let mut mesh = mesh([pod("plain/a", &[]), Pod { terminal: true, ..pod("plain/b", &[]) }]);
+    assert_eq!((mesh.opts_in(&name("plain/a")), mesh.opts_in(&name("plain/none"))), (Some(false), None));
+    mesh.apply(namespace("plain", Some("enabled")));
+    assert_eq!((mesh.opts_in(&name("plain/a")), mesh.opts_in(&name("plain/b"))), (Some(true), Some(false)));
+    assert!(!mesh.pod(&name("plain/a")).unwrap().enrolled);
+    assert_eq!(mesh.pod_by_uid("plain/b").unwrap().name, name("plain/b"));
+    assert_eq!(mesh.namespaces_opted_in().count(), 2);
 }
 
 fn web(targets: &[(u16, TargetPort)]) -> Change {

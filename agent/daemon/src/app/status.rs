@@ -28,7 +28,7 @@ impl StatusProvider for Status {
         let world = self.feed.world();
         let pending = self.readiness.pending();
         let problems = world.problems.iter().map(|problem| proto::Problem {
-            file: problem.file.display().to_string(),
+            file: problem.place.to_string(),
             object: problem.object.clone().unwrap_or_default(),
             field: problem.field.clone().unwrap_or_default(),
             message: problem.message.clone(),

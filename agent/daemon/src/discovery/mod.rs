@@ -12,8 +12,10 @@ mod wire;
 
 use std::{
     fmt,
+    net::IpAddr,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use ambit_core::{
@@ -23,6 +25,10 @@ use ambit_core::{
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
+pub(crate) use ledger::Place;
+
+use ledger::Ledger;
+
 /// The state of the sources at one moment.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct World {
@@ -30,7 +36,7 @@ pub(crate) struct World {
     pub(crate) mesh: Mesh,
     /// Policies in force.
     pub(crate) policies: Policies,
-    /// What is wrong with the sources, in the order of the files.
+    /// What is wrong with the source, in the order of its places.
     pub(crate) problems: Vec<Problem>,
     /// The first complete state has been read. Until then nothing may be decided by this world.
     pub(crate) synced: bool,
@@ -39,8 +45,8 @@ pub(crate) struct World {
 /// Something wrong in a source, as an operator needs it to put it right. Displays as one line.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Problem {
-    /// The file, or the folder.
-    pub(crate) file: PathBuf,
+    /// Where it is.
+    pub(crate) place: Place,
     /// Kind and name of the object, as in `PeerAuthentication shop/default`.
     pub(crate) object: Option<String>,
     /// The field, as in `spec.mtls.mode`.
@@ -51,7 +57,7 @@ pub(crate) struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.file.display())?;
+        write!(f, "{}: ", self.place)?;
         for part in [&self.object, &self.field].into_iter().flatten() {
             write!(f, "{part}: ")?;
         }
@@ -88,6 +94,8 @@ pub(crate) struct Feed {
 
 #[derive(Debug)]
 struct Shared {
+    /// What the source fills and the world is settled from; readers have no part in it.
+    ledger: Mutex<Ledger>,
     world: ArcSwap<World>,
     revision: watch::Sender<u64>,
 }
@@ -103,17 +111,43 @@ impl Feed {
         self.shared.revision.subscribe()
     }
 
-    fn new(world: World) -> Self {
+    /// Addresses that this node's CNI gave to the pod of that `metadata.uid`, in force when this returns. They count while
+    /// the pod's object has none, and are forgotten when it gets its own or goes; where no object comes, after two minutes.
+    pub(crate) fn place(&self, uid: &str, ips: &[IpAddr]) {
+        self.shared.update(|ledger| ledger.place(uid, ips, Instant::now()));
+    }
+
+    /// Returns when the first complete state has been read.
+    pub(crate) async fn synced(&self) {
+        let mut revisions = self.subscribe();
+        // The sender lives as long as this handle.
+        while !self.world().synced && revisions.changed().await.is_ok() {}
+    }
+
+    fn new(settings: Settings) -> Self {
+        let ledger = Ledger::new(settings);
+        let world = ArcSwap::from_pointee(ledger.world());
         Self {
-            shared: Arc::new(Shared { world: ArcSwap::from_pointee(world), revision: watch::Sender::new(1) }),
+            shared: Arc::new(Shared { ledger: Mutex::new(ledger), world, revision: watch::Sender::new(1) }),
         }
     }
 }
 
 impl Shared {
-    fn publish(&self, world: World) {
-        self.world.store(Arc::new(world));
-        self.revision.send_modify(|revision| *revision += 1);
+    /// Changes the ledger, and publishes the world that follows if it is another one.
+    fn update<R>(&self, change: impl FnOnce(&mut Ledger) -> R) -> R {
+        let mut ledger = self.ledger();
+        let result = change(&mut ledger);
+        // Under the lock, or an older world could be published last.
+        if let Some(world) = ledger.settle() {
+            self.world.store(Arc::new(world));
+            self.revision.send_modify(|revision| *revision += 1);
+        }
+        result
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -20,6 +20,7 @@ pub(super) struct Metadata {
     pub(super) namespace: Option<String>,
     pub(super) uid: Option<String>,
     pub(super) creation_timestamp: Option<String>,
+    pub(super) deletion_timestamp: Option<String>,
     pub(super) labels: Option<Pairs>,
     pub(super) annotations: Option<Pairs>,
 }

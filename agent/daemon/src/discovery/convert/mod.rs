@@ -76,6 +76,7 @@ pub(super) fn pod(wire: wire::Pod, trust_domain: &TrustDomain) -> Result<Pod, Fi
         ips: pod_ips(status.pod_ip, status.pod_ips)?,
         labels: labels(metadata.labels),
         host_network: spec.host_network.unwrap_or(false),
+        deleting: present(metadata.deletion_timestamp).is_some(),
         terminal: matches!(phase, "Succeeded" | "Failed"),
         ready: ready.is_none_or(|condition| condition.status.as_deref() == Some("True")),
         named_ports: named_ports(spec.containers, spec.init_containers)?,

@@ -24,7 +24,7 @@ use notify::{
 };
 use tracing::{debug, info, warn};
 
-use super::{DiscoveryError, Feed, Shared, World, ledger::Ledger, tree};
+use super::{DiscoveryError, Feed, Place, Shared, ledger::Ledger, tree};
 use file::{Look, Stamp};
 
 /// Manifests in one folder.
@@ -50,10 +50,11 @@ pub(super) fn watch(dir: &Path, settings: Settings) -> Result<Feed, DiscoveryErr
     let mut watcher = FolderWatcher { dir: path.clone(), wake, active: None, warned: false };
     // Before the first reading, or a change between the two would go unseen until the next poll.
     watcher.rearm();
-    let mut folder = Folder::new(path, settings);
-    let world = folder.scan().unwrap_or_else(|| folder.ledger.world());
-    info!(folder = %folder.dir.display(), files = folder.known.len(), problems = world.problems.len(), "manifests read");
-    let feed = Feed::new(world);
+    let feed = Feed::new(settings);
+    let mut folder = Folder::new(path);
+    feed.shared.update(|ledger| folder.scan(ledger));
+    let problems = feed.world().problems.len();
+    info!(folder = %folder.dir.display(), files = folder.known.len(), problems, "manifests read");
 
     let shared = Arc::downgrade(&feed.shared);
     thread::Builder::new()
@@ -72,9 +73,7 @@ fn follow(mut folder: Folder, mut watcher: FolderWatcher, woken: &Receiver<()>, 
             Err(RecvTimeoutError::Disconnected) => thread::sleep(POLL),
         }
         let Some(shared) = shared.upgrade() else { return };
-        if let Some(world) = folder.scan() {
-            shared.publish(world);
-        }
+        shared.update(|ledger| folder.scan(ledger));
     }
 }
 
@@ -87,7 +86,6 @@ fn wait_for_quiet(woken: &Receiver<()>) {
 #[derive(Debug)]
 struct Folder {
     dir: PathBuf,
-    ledger: Ledger,
     /// What each file looked like when it was read; none for a file that must be read again in any case.
     known: BTreeMap<OsString, Option<Look>>,
     /// Some file was written to too lately to be read, or to be trusted to have been read whole.
@@ -102,9 +100,8 @@ struct Listing {
 }
 
 impl Folder {
-    fn new(dir: PathBuf, settings: Settings) -> Self {
-        let ledger = Ledger::new(&dir, settings);
-        Self { dir, ledger, known: BTreeMap::new(), unsettled: false, started: false }
+    fn new(dir: PathBuf) -> Self {
+        Self { dir, known: BTreeMap::new(), unsettled: false, started: false }
     }
 
     /// How long to wait for an event.
@@ -116,44 +113,45 @@ impl Folder {
         }
     }
 
-    /// Looks at every file and reads those that changed; the new world, if it did.
-    fn scan(&mut self) -> Option<World> {
+    /// Looks at every file and reads those that changed into the ledger.
+    fn scan(&mut self, ledger: &mut Ledger) {
         self.unsettled = false;
+        let place = Place::file(&self.dir);
         match list(&self.dir) {
             Ok(listing) => {
                 let problem = format!(
                     "holds more than {MAX_FILES} manifests; those that come last by name are not read"
                 );
-                self.ledger.folder_problem(listing.overflow.then_some(problem));
-                self.visit(listing);
+                ledger.trouble(&place, listing.overflow.then_some(problem));
+                self.visit(listing, ledger);
             }
             Err(error) => {
                 let problem = format!("cannot be read: {error}; what it held before stays in force");
-                self.ledger.folder_problem(Some(problem));
+                ledger.trouble(&place, Some(problem));
             }
         }
         self.started = true;
-        self.ledger.settle()
+        ledger.complete();
     }
 
-    fn visit(&mut self, listing: Listing) {
+    fn visit(&mut self, listing: Listing, ledger: &mut Ledger) {
         let mut present = BTreeSet::new();
         for name in listing.names {
-            if self.visit_file(&name) {
+            if self.visit_file(&name, ledger) {
                 present.insert(name);
             }
         }
         // With too many files one that was pushed off the list is not gone.
         if !listing.overflow {
             for name in self.known.keys().filter(|name| !present.contains(*name)) {
-                self.ledger.forget(&self.dir.join(name));
+                ledger.forget(&Place::file(&self.dir.join(name)));
             }
             self.known.retain(|name, _| present.contains(name));
         }
     }
 
     /// Whether the file is still there.
-    fn visit_file(&mut self, name: &OsString) -> bool {
+    fn visit_file(&mut self, name: &OsString, ledger: &mut Ledger) -> bool {
         let path = self.dir.join(name);
         let Some(look) = file::look(&path) else { return false };
         if self.known.get(name).is_some_and(|known| known.as_ref() == Some(&look)) {
@@ -161,7 +159,7 @@ impl Folder {
         }
         let known = match &look {
             Look::Refused(reason) => {
-                self.ledger.refuse(&path, reason);
+                ledger.refuse(&Place::file(&path), reason);
                 Some(look)
             }
             Look::File(stamp) if self.started && !is_settled(stamp) => {
@@ -169,27 +167,28 @@ impl Folder {
                 self.known.entry(name.clone()).or_default();
                 return true;
             }
-            Look::File(stamp) => self.read(&path, stamp),
+            Look::File(stamp) => read(&path, stamp, ledger),
         };
         self.unsettled |= known.is_none();
         self.known.insert(name.clone(), known);
         true
     }
+}
 
-    /// Reads a file into the ledger; what it looked like if nothing can have changed meanwhile.
-    fn read(&mut self, path: &Path, before: &Stamp) -> Option<Look> {
-        match file::read(path) {
-            Ok((bytes, stamp)) => {
-                let json = path.extension().is_some_and(|extension| extension == "json");
-                let syntax = if json { tree::Syntax::Json } else { tree::Syntax::Yaml };
-                self.ledger.take(path, tree::documents(&bytes, syntax));
-                debug!(file = %path.display(), bytes = bytes.len(), "manifest read");
-                (stamp == *before && is_settled(&stamp)).then_some(Look::File(stamp))
-            }
-            Err(reason) => {
-                self.ledger.refuse(path, &reason);
-                None
-            }
+/// Reads a file into the ledger; what it looked like if nothing can have changed meanwhile.
+fn read(path: &Path, before: &Stamp, ledger: &mut Ledger) -> Option<Look> {
+    let place = Place::file(path);
+    match file::read(path) {
+        Ok((bytes, stamp)) => {
+            let json = path.extension().is_some_and(|extension| extension == "json");
+            let syntax = if json { tree::Syntax::Json } else { tree::Syntax::Yaml };
+            ledger.take_file(&place, tree::documents(&bytes, syntax));
+            debug!(file = %path.display(), bytes = bytes.len(), "manifest read");
+            (stamp == *before && is_settled(&stamp)).then_some(Look::File(stamp))
+        }
+        Err(reason) => {
+            ledger.refuse(&place, &reason);
+            None
         }
     }
 }

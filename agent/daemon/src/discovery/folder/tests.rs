@@ -9,6 +9,7 @@ use nix::{sys::stat::Mode, unistd::mkfifo};
 use tempfile::TempDir;
 
 use super::*;
+use crate::discovery::World;
 
 /// Changes are promised within a second; a loaded machine that builds beside the tests gets more.
 const SOON: Duration = Duration::from_secs(10);
@@ -224,6 +225,7 @@ fn a_file_too_large_keeps_what_it_held() {
 fn invalid_objects_and_duplicates_name_file_object_and_field() {
     let dir = TempDir::new().unwrap();
     let at = |name: &str| dir.path().join(name);
+    let place = |name: &str| Place::file(&at(name));
     fs::write(at("a.yaml"), policy("p", "STRICT") + &policy("q", "LOOSE") + &pod("a", "10.0.0.1")).unwrap();
     fs::write(at("b.yaml"), policy("p", "PERMISSIVE") + &pod("b", "[10.0.0.2]")).unwrap();
     let feed = start(dir.path());
@@ -233,15 +235,15 @@ fn invalid_objects_and_duplicates_name_file_object_and_field() {
         .problems
         .iter()
         .map(|problem| {
-            (problem.file.clone(), problem.object.as_deref().unwrap(), problem.field.as_deref().unwrap())
+            (problem.place.clone(), problem.object.as_deref().unwrap(), problem.field.as_deref().unwrap())
         })
         .collect();
     assert_eq!(
         fields,
         [
-            (at("a.yaml"), "PeerAuthentication shop/q", "spec.mtls.mode"),
-            (at("b.yaml"), "Pod shop/b", "status.podIP"),
-            (at("b.yaml"), "PeerAuthentication shop/p", "metadata.name"),
+            (place("a.yaml"), "PeerAuthentication shop/q", "spec.mtls.mode"),
+            (place("b.yaml"), "Pod shop/b", "status.podIP"),
+            (place("b.yaml"), "PeerAuthentication shop/p", "metadata.name"),
         ]
     );
     assert!(problems(&world)[2].contains(&*at("a.yaml").display().to_string()));
@@ -295,41 +297,71 @@ fn the_folder_may_go_and_come_back() {
     until(&feed, "watched again", |world| mode(world) == MtlsMode::Strict);
 }
 
+/// A folder and its ledger without the thread that watches.
+struct Bench {
+    folder: Folder,
+    feed: Feed,
+}
+
+impl Bench {
+    fn new(dir: &Path) -> Self {
+        Self { folder: Folder::new(dir.to_owned()), feed: Feed::new(Settings::default()) }
+    }
+
+    fn scan(&mut self) -> Arc<World> {
+        self.feed.shared.update(|ledger| self.folder.scan(ledger));
+        self.feed.world()
+    }
+}
+
 #[test]
 fn changes_are_seen_without_inotify() {
     let dir = TempDir::new().unwrap();
-    let mut folder = Folder::new(dir.path().to_owned(), Settings::default());
-    folder.scan();
+    let mut bench = Bench::new(dir.path());
+    bench.scan();
     let path = dir.path().join("a.yaml");
     fs::write(&path, policy("p", "STRICT")).unwrap();
-    folder.scan();
-    assert!(
-        folder.unsettled && folder.ledger.world().policies.mtls_mode("shop", &Labels::new(), 80).1.is_none()
-    );
+    let world = bench.scan();
+    assert!(bench.folder.unsettled && world.policies.is_empty());
     thread::sleep(QUIET * 2);
-    folder.scan();
-    assert_eq!(mode(&folder.ledger.world()), MtlsMode::Strict);
-    assert!(!folder.unsettled && folder.scan().is_none());
+    let world = bench.scan();
+    assert_eq!(mode(&world), MtlsMode::Strict);
+    assert!(!bench.folder.unsettled && Arc::ptr_eq(&world, &bench.scan()));
     // The same size and the same time of modification: the change is told by what nobody can set.
     let before = fs::metadata(&path).unwrap().modified().unwrap();
     fs::write(&path, policy("p", "STRIKT")).unwrap();
     fs::File::options().write(true).open(&path).unwrap().set_modified(before).unwrap();
     thread::sleep(QUIET * 2);
-    assert_eq!(folder.scan().unwrap().problems.len(), 1);
+    assert_eq!(bench.scan().problems.len(), 1);
 }
 
 #[test]
 fn too_many_files_lose_nothing() {
     let dir = TempDir::new().unwrap();
     fs::write(dir.path().join("z.yaml"), policy("p", "STRICT")).unwrap();
-    let mut folder = Folder::new(dir.path().to_owned(), Settings::default());
-    folder.scan();
+    let mut bench = Bench::new(dir.path());
+    bench.scan();
     for n in 0..MAX_FILES {
         fs::write(dir.path().join(format!("a{n}.yaml")), "").unwrap();
     }
-    let world = folder.scan().unwrap();
+    let world = bench.scan();
     assert_eq!(mode(&world), MtlsMode::Strict);
     assert!(problems(&world)[0].contains("holds more than 10000 manifests"), "{:?}", problems(&world));
+}
+
+#[test]
+fn an_address_that_the_cni_gave_counts_until_the_object_has_its_own() {
+    let dir = TempDir::new().unwrap();
+    let feed = start(dir.path());
+    feed.place("shop/a", &["10.0.0.7".parse().unwrap()]);
+    fs::write(dir.path().join("a.yaml"), pod("a", "''")).unwrap();
+    until(&feed, "placed before the object came", |world| has(&world.mesh, "10.0.0.7"));
+    feed.place("shop/a", &["::ffff:10.0.0.8".parse().unwrap()]);
+    assert!(has(&feed.world().mesh, "10.0.0.8") && !has(&feed.world().mesh, "10.0.0.7"), "not at once");
+    fs::write(dir.path().join("a.yaml"), pod("a", "10.0.0.9")).unwrap();
+    until(&feed, "its own", |world| has(&world.mesh, "10.0.0.9") && !has(&world.mesh, "10.0.0.8"));
+    fs::write(dir.path().join("a.yaml"), pod("a", "''")).unwrap();
+    until(&feed, "forgotten", |world| !has(&world.mesh, "10.0.0.9") && !has(&world.mesh, "10.0.0.8"));
 }
 
 #[test]

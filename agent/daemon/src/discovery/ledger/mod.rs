@@ -1,19 +1,26 @@
-//! Which version of which object is in force, over all files, and the world that follows.
+//! Which version of which object is in force, over all places of a source, and the world that follows.
 //!
-//! Promises that trouble with a file or an object leaves in force what was, that of two claims to one name the first by
-//! file name counts, and that the mesh hears only of what changed. Reading files is left to the folder.
+//! Promises that trouble with a place or an object leaves in force what was, that of two claims to one name the first by
+//! place counts, and that a change costs what it changes. Reading files and watching servers are left to the sources.
+
+mod place;
+mod placed;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    path::{Path, PathBuf},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::IpAddr,
     sync::Arc,
+    time::Instant,
 };
 
 use ambit_core::{
     discovery::{Change, Mesh, Settings},
+    model::ObjectName,
     policy::Policies,
 };
 use tracing::{info, warn};
+
+pub(crate) use place::Place;
 
 use super::{
     Problem, World,
@@ -21,71 +28,108 @@ use super::{
     manifest::{Entry, Key, Kind, Manifest, Object},
     tree::Documents,
 };
+use placed::Placed;
 
-/// Objects in all files together.
+/// Objects at all places together.
 const MAX_OBJECTS: usize = 200_000;
-/// Problems that are told of one file; the rest are counted.
+/// Problems that are told of one place; the rest are counted.
 const MAX_PROBLEMS: usize = 100;
+/// Problems that are told of one source; the rest are counted.
+const MAX_TOLD: usize = 2_000;
 
-/// The state of one folder.
+/// The state of one source.
 #[derive(Debug)]
 pub(super) struct Ledger {
     settings: Settings,
-    folder: PathBuf,
-    folder_problem: Option<String>,
-    files: BTreeMap<Arc<Path>, FileState>,
+    /// What is wrong with the source itself, or with a part of it.
+    trouble: BTreeMap<Place, String>,
+    places: BTreeMap<Place, Content>,
     objects: usize,
+    /// Every entry of every name, in the order of precedence: place and position there.
+    claims: HashMap<Key, Vec<(Place, usize)>>,
     in_force: HashMap<Key, InForce>,
+    placed: Placed,
     mesh: Mesh,
     policies: Policies,
+    /// Names whose claims have changed since they were settled.
+    stale: BTreeSet<Key>,
+    /// Names that are claimed more than once.
+    contested: BTreeSet<Key>,
+    /// Places with problems of their own.
+    troubled: BTreeSet<Place>,
     problems: Vec<Problem>,
+    synced: bool,
+    /// Something that the world shows has changed since it was settled.
+    changed: bool,
 }
 
 #[derive(Debug, Default)]
-struct FileState {
+struct Content {
     entries: Vec<Entry>,
     problems: Vec<Problem>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct InForce {
-    file: Arc<Path>,
+    /// The claim that is in force; a broken one if the name has no good one.
+    claim: (Place, usize),
     object: Object,
 }
 
 impl Ledger {
-    pub(super) fn new(folder: &Path, settings: Settings) -> Self {
+    /// The ledger of a source that has not been read.
+    pub(super) fn new(settings: Settings) -> Self {
         Self {
             mesh: Mesh::new(settings.clone()),
             policies: Policies::new(Arc::clone(&settings.root_namespace)),
-            folder: folder.to_owned(),
             settings,
-            folder_problem: None,
-            files: BTreeMap::new(),
+            trouble: BTreeMap::new(),
+            places: BTreeMap::new(),
             objects: 0,
+            claims: HashMap::new(),
             in_force: HashMap::new(),
+            placed: Placed::default(),
+            stale: BTreeSet::new(),
+            contested: BTreeSet::new(),
+            troubled: BTreeSet::new(),
             problems: Vec::new(),
+            synced: false,
+            changed: false,
         }
     }
 
-    /// The folder itself is in trouble, or no longer.
-    pub(super) fn folder_problem(&mut self, problem: Option<String>) {
-        self.folder_problem = problem;
+    /// The source has been read to its end once.
+    pub(super) fn complete(&mut self) {
+        self.changed |= !self.synced;
+        self.synced = true;
+    }
+
+    /// The source itself, or the part of it at `place`, is in trouble, or no longer.
+    pub(super) fn trouble(&mut self, place: &Place, problem: Option<String>) {
+        match problem {
+            Some(problem) => self.trouble.insert(place.clone(), problem),
+            None => self.trouble.remove(place),
+        };
     }
 
     /// A file has new content. A file that cannot be read to its end keeps what it held before; if it held nothing, the
     /// documents before the error count.
-    pub(super) fn take(&mut self, file: &Path, documents: Documents) {
-        let held = self.files.get(file).map_or(&[][..], |state| &state.entries);
-        if !held.is_empty() {
+    pub(super) fn take_file(&mut self, place: &Place, documents: Documents) {
+        if self.places.get(place).is_some_and(|content| !content.entries.is_empty()) {
             if let Some(error) = documents.error {
-                return self.refuse(file, &error);
+                return self.refuse(place, &error);
             }
             if documents.values.is_empty() {
-                return self.refuse(file, "holds no document; remove the file to remove its objects");
+                return self.refuse(place, "holds no document; remove the file to remove its objects");
             }
         }
-        let mut manifest = Manifest::read(documents.values, &self.settings);
+        let manifest = Manifest::read(documents.values, &self.settings);
+        self.take(place, manifest, documents.error);
+    }
+
+    /// A place has new content, and perhaps an error that goes for the whole of it.
+    pub(super) fn take(&mut self, place: &Place, mut manifest: Manifest, error: Option<String>) {
+        let held = self.places.get(place).map_or(&[][..], |content| &content.entries);
         if manifest.unidentified {
             let named: HashSet<&Key> = manifest.entries.iter().map(|entry| &entry.key).collect();
             let missing = held.iter().map(|entry| &entry.key).filter(|key| !named.contains(key));
@@ -94,42 +138,85 @@ impl Ledger {
         }
         let objects = self.objects - held.len() + manifest.entries.len();
         if objects > MAX_OBJECTS {
-            return self.refuse(file, &format!("makes more than {MAX_OBJECTS} objects in the folder"));
+            return self.refuse(place, &format!("makes more than {MAX_OBJECTS} objects"));
         }
+        self.forget(place);
         self.objects = objects;
-        let path: Arc<Path> = file.into();
+        for (at, entry) in manifest.entries.iter().enumerate() {
+            let claims = self.claims.entry(entry.key.clone()).or_default();
+            let claim = (place.clone(), at);
+            claims.insert(claims.partition_point(|other| *other < claim), claim);
+            self.stale.insert(entry.key.clone());
+        }
         let complaints = manifest.complaints.into_iter();
-        let mut problems: Vec<_> = complaints.map(|(object, error)| problem(file, object, error)).collect();
-        problems.extend(documents.error.map(|error| problem(file, None, FieldError::new("", error))));
-        self.files.insert(path, FileState { entries: manifest.entries, problems });
+        let mut problems: Vec<_> = complaints.map(|(object, error)| problem(place, object, error)).collect();
+        problems.extend(error.map(|error| problem(place, None, FieldError::new("", error))));
+        if !problems.is_empty() {
+            self.troubled.insert(place.clone());
+        }
+        self.places.insert(place.clone(), Content { entries: manifest.entries, problems });
     }
 
-    /// A file is there, but cannot be taken: what it held stays.
-    pub(super) fn refuse(&mut self, file: &Path, message: &str) {
-        let state = self.files.entry(file.into()).or_default();
-        let stay = if state.entries.is_empty() { "" } else { " (what it held before stays in force)" };
+    /// Something is at a place, but cannot be taken: what was there before stays.
+    pub(super) fn refuse(&mut self, place: &Place, message: &str) {
+        let content = self.places.entry(place.clone()).or_default();
+        let stay = if content.entries.is_empty() { "" } else { " (what it held before stays in force)" };
         let error = FieldError::new("", message);
         let message = format!("{}{stay}", error.message);
-        state.problems = vec![problem(file, None, FieldError { message, ..error })];
+        content.problems = vec![problem(place, None, FieldError { message, ..error })];
+        self.troubled.insert(place.clone());
     }
 
-    /// A file is gone, and its objects with it.
-    pub(super) fn forget(&mut self, file: &Path) {
-        if let Some(state) = self.files.remove(file) {
-            self.objects -= state.entries.len();
+    /// A place is gone, and its objects with it.
+    pub(super) fn forget(&mut self, place: &Place) {
+        let Some(content) = self.places.remove(place) else { return };
+        self.troubled.remove(place);
+        self.objects -= content.entries.len();
+        for Entry { key, .. } in content.entries {
+            if let Some(claims) = self.claims.get_mut(&key) {
+                claims.retain(|(other, _)| other != place);
+                if claims.is_empty() {
+                    self.claims.remove(&key);
+                }
+            }
+            self.stale.insert(key);
         }
     }
 
-    /// Brings the world up to date with the files; none if nothing changed.
+    /// Forgets every object of an API resource that is not among those `present`.
+    pub(super) fn retain(&mut self, resource: &'static str, present: &HashSet<ObjectName>) {
+        let start = Place::Object(resource, ObjectName::new("", ""));
+        let of_resource = self.places.range(start..).map(|(place, _)| place);
+        let gone: Vec<Place> = of_resource
+            .take_while(|place| matches!(place, Place::Object(other, _) if *other == resource))
+            .filter(|place| !matches!(place, Place::Object(_, name) if present.contains(name)))
+            .cloned()
+            .collect();
+        gone.iter().for_each(|place| self.forget(place));
+    }
+
+    /// The node's CNI gave addresses to a pod.
+    pub(super) fn place(&mut self, uid: &str, ips: &[IpAddr], now: Instant) {
+        self.placed.insert(uid, ips, now);
+        let Some(pod) = self.mesh.pod_by_uid(uid) else { return };
+        if let Some(version) = self.in_force.get(&Key { kind: Kind::Pod, name: pod.name.clone() }) {
+            let object = version.object.clone();
+            self.upsert(object);
+        }
+    }
+
+    /// Brings the world up to date with the places; none if nothing changed.
     pub(super) fn settle(&mut self) -> Option<World> {
-        let (in_force, problems) = self.weigh();
-        let changed = self.enact(in_force);
-        let told = problems != self.problems;
-        if told {
+        for key in std::mem::take(&mut self.stale) {
+            self.settle_name(key);
+        }
+        let problems = self.told();
+        if problems != self.problems {
             tell(&self.problems, &problems);
             self.problems = problems;
+            self.changed = true;
         }
-        (changed || told).then(|| self.world())
+        std::mem::take(&mut self.changed).then(|| self.world())
     }
 
     /// The world as it was settled last.
@@ -138,69 +225,51 @@ impl Ledger {
             mesh: self.mesh.clone(),
             policies: self.policies.clone(),
             problems: self.problems.clone(),
-            synced: true,
+            synced: self.synced,
         }
     }
 
-    /// Decides for every name which version is in force.
-    fn weigh(&self) -> (HashMap<Key, InForce>, Vec<Problem>) {
-        let mut in_force: HashMap<Key, InForce> = HashMap::with_capacity(self.in_force.len());
-        let mut left_over = Vec::new();
-        let folder = self.folder_problem.iter();
-        let mut problems: Vec<Problem> =
-            folder.map(|text| problem(&self.folder, None, FieldError::new("", text))).collect();
-        for (file, state) in &self.files {
-            let mut of_file = state.problems.clone();
-            for Entry { key, object } in &state.entries {
-                if let Some(first) = in_force.get(key) {
-                    of_file.push(duplicate(file, &first.file, key));
-                    continue;
+    /// Decides which version of a name is in force, and tells mesh and policies if that is another one.
+    fn settle_name(&mut self, key: Key) {
+        let before = self.in_force.remove(&key);
+        let claims = self.claims.get(&key).map_or(&[][..], Vec::as_slice);
+        if claims.len() > 1 {
+            self.contested.insert(key.clone());
+        } else {
+            self.contested.remove(&key);
+        }
+        let good = claims.iter().find_map(|claim| {
+            let said = self.places.get(&claim.0)?.entries.get(claim.1)?.object.as_ref();
+            let held = || Some(&before.as_ref().filter(|before| before.claim.0 == claim.0)?.object);
+            Some((claim, said.or_else(held)?))
+        });
+        // An object that moved to another place and broke on the way.
+        let moved = || Some((claims.first()?, &before.as_ref()?.object));
+        let now = good
+            .or_else(moved)
+            .map(|(claim, object)| InForce { claim: claim.clone(), object: object.clone() });
+        if let Some(Object::Pod(old)) = before.as_ref().map(|before| &before.object)
+            && !matches!(now.as_ref().map(|now| &now.object), Some(Object::Pod(new)) if new.uid == old.uid)
+        {
+            self.placed.forget(&old.uid);
+        }
+        match now {
+            Some(now) => {
+                if before.is_none_or(|before| before.object != now.object) {
+                    self.upsert(now.object.clone());
                 }
-                let before = self.in_force.get(key);
-                let version = match object {
-                    Some(object) => Some(object),
-                    None => before.filter(|before| before.file == *file).map(|before| &before.object),
-                };
-                match version {
-                    Some(object) => {
-                        let version = InForce { file: Arc::clone(file), object: object.clone() };
-                        in_force.insert(key.clone(), version);
-                    }
-                    None => left_over.extend(before.map(|before| (key, file, before))),
-                }
+                self.in_force.insert(key, now);
             }
-            problems.extend(capped(file, of_file));
+            None if before.is_some() => self.remove(&key),
+            None => {}
         }
-        // An object that moved to another file and broke on the way.
-        for (key, file, before) in left_over {
-            let version = || InForce { file: Arc::clone(file), object: before.object.clone() };
-            in_force.entry(key.clone()).or_insert_with(version);
-        }
-        (in_force, problems)
     }
 
-    /// Tells mesh and policies what is different; whether anything was.
-    fn enact(&mut self, in_force: HashMap<Key, InForce>) -> bool {
-        let before = std::mem::take(&mut self.in_force);
-        let mut changed = false;
-        for key in before.keys().filter(|key| !in_force.contains_key(key)) {
-            changed = true;
-            self.remove(key);
-        }
-        for (key, version) in &in_force {
-            if before.get(key).is_none_or(|before| before.object != version.object) {
-                changed = true;
-                self.upsert(&version.object);
-            }
-        }
-        self.in_force = in_force;
-        changed
-    }
-
-    fn upsert(&mut self, object: &Object) {
-        self.mesh.apply(match object.clone() {
+    fn upsert(&mut self, object: Object) {
+        self.changed = true;
+        self.mesh.apply(match object {
             Object::Namespace(namespace) => Change::Namespace(namespace),
-            Object::Pod(pod) => Change::Pod(pod),
+            Object::Pod(pod) => Change::Pod(self.placed.complete(pod)),
             Object::Service(service) => Change::Service(service),
             Object::EndpointSlice(slice) => Change::EndpointSlice(slice),
             Object::PeerAuthentication(policy) => return self.policies.upsert(policy),
@@ -208,6 +277,7 @@ impl Ledger {
     }
 
     fn remove(&mut self, Key { kind, name }: &Key) {
+        self.changed = true;
         let name = name.clone();
         self.mesh.apply(match kind {
             Kind::Namespace => Change::NamespaceGone(name.name),
@@ -217,31 +287,55 @@ impl Ledger {
             Kind::PeerAuthentication => return self.policies.remove(&name),
         });
     }
-}
 
-fn problem(file: &Path, object: Option<String>, error: FieldError) -> Problem {
-    Problem { file: file.to_owned(), object, field: error.field, message: error.message }
-}
-
-fn duplicate(file: &Path, first: &Path, key: &Key) -> Problem {
-    let message = if file == first {
-        "stands twice in this file; the first one is in force".to_owned()
-    } else {
-        format!("stands in {} too, which comes first and is in force", first.display())
-    };
-    Problem {
-        file: file.to_owned(),
-        object: Some(key.to_string()),
-        field: Some("metadata.name".into()),
-        message,
+    /// What is wrong now: the source first, then place by place.
+    fn told(&self) -> Vec<Problem> {
+        let trouble = self.trouble.iter();
+        let mut problems: Vec<Problem> =
+            trouble.map(|(place, text)| problem(place, None, FieldError::new("", text))).collect();
+        let mut doubles: BTreeMap<&Place, BTreeMap<usize, Problem>> =
+            self.troubled.iter().map(|place| (place, BTreeMap::new())).collect();
+        for key in &self.contested {
+            let Some(InForce { claim: first, .. }) = self.in_force.get(key) else { continue };
+            for claim in self.claims.get(key).into_iter().flatten().filter(|claim| *claim > first) {
+                doubles.entry(&claim.0).or_default().insert(claim.1, duplicate(&claim.0, &first.0, key));
+            }
+        }
+        for (place, doubles) in doubles {
+            let own = self.places.get(place).map_or(&[][..], |content| &content.problems);
+            let of_place: Vec<Problem> = own.iter().cloned().chain(doubles.into_values()).collect();
+            problems.extend(capped(place, of_place, MAX_PROBLEMS));
+        }
+        match problems.first().map(|problem| problem.place.clone()) {
+            Some(place) => capped(&place, problems, MAX_TOLD),
+            None => problems,
+        }
     }
 }
 
-fn capped(file: &Path, mut problems: Vec<Problem>) -> Vec<Problem> {
-    if problems.len() > MAX_PROBLEMS {
-        let more = format!("{} more problems in this file", problems.len() - MAX_PROBLEMS);
-        problems.truncate(MAX_PROBLEMS);
-        problems.push(problem(file, None, FieldError::new("", more)));
+fn problem(place: &Place, object: Option<String>, error: FieldError) -> Problem {
+    Problem { place: place.clone(), object, field: error.field, message: error.message }
+}
+
+fn duplicate(place: &Place, first: &Place, key: &Key) -> Problem {
+    let message = if place == first {
+        "stands twice in this file; the first one is in force".to_owned()
+    } else {
+        format!("stands in {first} too, which comes first and is in force")
+    };
+    let error = FieldError { field: Some("metadata.name".into()), message };
+    problem(place, Some(key.to_string()), error)
+}
+
+fn capped(place: &Place, mut problems: Vec<Problem>, most: usize) -> Vec<Problem> {
+    if problems.len() > most {
+        let more = format!(
+            "{} more problems in this {}",
+            problems.len() - most,
+            if most == MAX_TOLD { "source" } else { "file" }
+        );
+        problems.truncate(most);
+        problems.push(problem(place, None, FieldError::new("", more)));
     }
     problems
 }
@@ -250,12 +344,13 @@ fn capped(file: &Path, mut problems: Vec<Problem>) -> Vec<Problem> {
 fn tell(before: &[Problem], now: &[Problem]) {
     let known: HashSet<_> = before.iter().collect();
     let present: HashSet<_> = now.iter().collect();
-    for Problem { file, object, field, message } in now.iter().filter(|problem| !known.contains(problem)) {
-        warn!(file = %file.display(), object, field, "{message}");
+    for Problem { place, object, field, message } in now.iter().filter(|problem| !known.contains(problem)) {
+        warn!(%place, object, field, "{message}");
     }
-    for Problem { file, object, field, message } in before.iter().filter(|problem| !present.contains(problem))
+    for Problem { place, object, field, message } in
+        before.iter().filter(|problem| !present.contains(problem))
     {
-        info!(file = %file.display(), object, field, "no longer so: {message}");
+        info!(%place, object, field, "no longer so: {message}");
     }
 }
 

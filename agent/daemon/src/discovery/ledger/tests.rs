@@ -7,16 +7,16 @@ struct Bench(Ledger);
 
 impl Bench {
     fn new() -> Self {
-        Self(Ledger::new(Path::new("/m"), Settings::default()))
+        Self(Ledger::new(Settings::default()))
     }
 
     fn put(&mut self, file: &str, text: &str) {
-        self.0.take(Path::new(file), tree::documents(text.as_bytes(), Syntax::Yaml));
+        self.0.take_file(&at(file), tree::documents(text.as_bytes(), Syntax::Yaml));
         self.0.settle();
     }
 
     fn drop(&mut self, file: &str) {
-        self.0.forget(Path::new(file));
+        self.0.forget(&at(file));
         self.0.settle();
     }
 
@@ -27,6 +27,10 @@ impl Bench {
     fn problems(&self) -> Vec<String> {
         self.0.problems.iter().map(ToString::to_string).collect()
     }
+}
+
+fn at(file: &str) -> Place {
+    Place::file(std::path::Path::new(file))
 }
 
 fn policy(name: &str, mode: &str) -> String {
@@ -140,7 +144,8 @@ fn problems_of_one_file_are_bounded_and_only_news_makes_a_world() {
     assert_eq!(bench.problems().len(), MAX_PROBLEMS + 1);
     assert_eq!(bench.problems()[MAX_PROBLEMS], "a: 400 more problems in this file");
     assert!(bench.0.settle().is_none());
-    bench.0.folder_problem(Some("is gone".into()));
+    bench.0.trouble(&at("/m"), Some("is gone".into()));
+    bench.0.complete();
     let world = bench.0.settle().unwrap();
     assert_eq!(world.problems[0].to_string(), "/m: is gone");
     assert!(world.synced);
@@ -152,7 +157,7 @@ fn the_number_of_objects_is_bounded() {
     bench.put("a", &policy("p", "STRICT"));
     bench.0.objects = MAX_OBJECTS;
     bench.put("b", &policy("q", "STRICT"));
-    assert_eq!(bench.problems(), ["b: makes more than 200000 objects in the folder"]);
+    assert_eq!(bench.problems(), ["b: makes more than 200000 objects"]);
     bench.put("a", &policy("p", "PERMISSIVE"));
     assert_eq!(bench.mode(), MtlsMode::Permissive, "a file of the old size was refused");
 }
