@@ -80,6 +80,18 @@ const HOUSES: [House; 2] = [
                 ],
             ),
             ("discovery", &["crate::proxy", "crate::identity", "crate::tunnel", "crate::capture"]),
+            (
+                "cni",
+                &[
+                    "crate::proxy",
+                    "crate::discovery",
+                    "crate::tunnel",
+                    "crate::capture",
+                    "crate::identity",
+                    "ambit_core::policy",
+                    "aya",
+                ],
+            ),
             ("admin", &["crate::proxy", "crate::tunnel", "crate::capture", "ambit_core::policy"]),
             ("telemetry", &["crate::proxy", "crate::tunnel", "crate::capture", "ambit_core::policy"]),
         ],

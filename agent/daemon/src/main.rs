@@ -5,6 +5,7 @@ mod app;
 mod ca;
 mod capture;
 mod cli;
+mod cni;
 mod discovery;
 mod identity;
 mod proxy;

@@ -4,6 +4,7 @@
 
 mod addresses;
 mod certificates;
+mod cni;
 mod control;
 mod evasion;
 mod failure;
@@ -65,6 +66,7 @@ pub fn tests() -> Vec<Test> {
         manifests::TESTS,
         certificates::TESTS,
         trust::TESTS,
+        cni::TESTS,
         evasion::TESTS,
         load::TESTS,
         failure::TESTS,

@@ -80,13 +80,14 @@ impl RunDir {
     }
 }
 
-fn bind(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+/// Listens at `path` on a UNIX socket that only this user may connect to.
+pub(crate) fn bind(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM.cloexec().nonblocking(), None)?;
     // The file takes over the mode that the socket has when it is bound (unix(7)), so there is no moment in which others
     // could connect.
     fchmod(&socket, Mode::from_bits_truncate(0o600))?;
     socket.bind(&SockAddr::unix(path)?)?;
-    socket.listen(16)?;
+    socket.listen(128)?;
     Ok(socket.into())
 }
 

@@ -1,7 +1,10 @@
 //! Wiring: the only room that knows everyone. Builds the rooms, hands each what it needs, and ends them.
 
+mod attachment;
 mod ca;
+mod installation;
 mod issuer;
+mod locations;
 mod node;
 mod revocation;
 mod status;
@@ -18,14 +21,16 @@ use tokio::{
 pub(crate) use ca::run_ca;
 
 use self::{
+    attachment::Attaching,
+    locations::Locations,
     node::{Node, Pods},
     status::Status,
 };
 use crate::{
     admin::{self, Readiness, RunDir},
-    capture::{self, Capture, CaptureSettings},
+    capture::{self, Capture, CaptureSettings, Cgroups},
     cli::{self, AgentConfig},
-    discovery,
+    cni, discovery,
     identity::{Clock, KeyStore, SystemClock},
     proxy::Proxy,
     telemetry::Telemetry,
@@ -70,7 +75,9 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         cgroup_root: config.cgroup_root.clone(),
     })?;
 
+    let locations = Locations::new(Cgroups::new(config.cgroup_root.as_deref())?);
     let pods = Pods::default();
+    let rounds = watch::Sender::new(0);
     let status = Status {
         node: config.node.clone(),
         started: SystemTime::now(),
@@ -80,14 +87,33 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         keys: keys.clone(),
         telemetry: telemetry.clone(),
     };
-    let mut serving = tokio::task::JoinSet::new();
+    let mut serving = tokio::task::JoinSet::<anyhow::Result<()>>::new();
     let until = |mut stopped: watch::Receiver<bool>| async move {
         // An error means that the sender is gone, which is a stop as well.
         let _ = stopped.wait_for(|stop| *stop).await;
     };
-    serving.spawn(admin::serve_status(run_dir, Arc::new(status), until(stopped.clone())));
+    serving.spawn({
+        let stopped = until(stopped.clone());
+        async move { Ok(admin::serve_status(run_dir, Arc::new(status), stopped).await?) }
+    });
+    let attaching = Attaching {
+        node: config.node.clone(),
+        feed: feed.clone(),
+        keys: keys.clone(),
+        pods: pods.clone(),
+        rounds: rounds.subscribe(),
+        attachments: locations.attachments(),
+        telemetry: telemetry.clone(),
+    };
+    serving.spawn({
+        let (run_dir, stopped) = (config.run_dir.clone(), until(stopped.clone()));
+        let handle = move |request, netns| attaching.clone().handle(request, netns);
+        async move { Ok(cni::serve(&run_dir, handle, stopped).await?) }
+    });
     if let Some(addr) = config.metrics_addr {
-        serving.spawn(admin::serve_http(addr, telemetry.clone(), readiness.clone(), until(stopped)));
+        let (telemetry, readiness) = (telemetry.clone(), readiness.clone());
+        serving
+            .spawn(async move { Ok(admin::serve_http(addr, telemetry, readiness, until(stopped)).await?) });
     }
     let mut following = tokio::task::JoinSet::new();
     if let Some(revocations) = revocations {
@@ -97,15 +123,26 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         let proxy = proxy.clone();
         async move { proxy.follow_trust().await }
     });
+    let _installed = installation::keep(&config, &telemetry)?;
+    following.spawn(attachment::follow_state(
+        feed.clone(),
+        mesh_settings(&config),
+        installation::state_dir(&config),
+    ));
+    if let Some(credentials) = cni::Credentials::of_this_pod() {
+        following.spawn(cni::follow_credentials(credentials, installation::state_dir(&config)));
+    }
     let node = Node {
         name: config.node.clone(),
         capture,
+        locations,
         feed,
         keys,
         wallet,
         proxy,
         telemetry,
         pods,
+        rounds,
         enrolled: HashMap::new(),
         readiness: readiness.clone(),
         certificates_late: None,
@@ -118,7 +155,7 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         () = node.run(|| drop(pods_enrolled)) => Err(anyhow::anyhow!("the sources of manifests have ended")),
         Some(served) = serving.join_next() => match served {
             Ok(Ok(())) => Err(anyhow::anyhow!("a server of the agent has ended")),
-            Ok(Err(error)) => Err(error.into()),
+            Ok(Err(error)) => Err(error),
             Err(error) => Err(error.into()),
         },
         signal = terminated() => signal,

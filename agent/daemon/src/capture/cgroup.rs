@@ -28,7 +28,8 @@ impl CgroupUid {
         let digits: String = match uid.len() {
             32 => uid.to_owned(),
             36 => {
-                let dashes = |(at, c): (usize, char)| matches!(at, 8 | 13 | 18 | 23) == matches!(c, '-' | '_');
+                let dashes =
+                    |(at, c): (usize, char)| matches!(at, 8 | 13 | 18 | 23) == matches!(c, '-' | '_');
                 if !uid.char_indices().all(dashes) {
                     return None;
                 }
@@ -130,7 +131,8 @@ fn pods_below(root: &Path, wanted: &HashSet<CgroupUid>) -> HashMap<CgroupUid, Ve
             let listed = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
             let room = MAX_PROCESSES - processes.len();
             // Processes of other pid namespaces are listed as 0.
-            processes.extend(listed.lines().filter_map(|pid| pid.parse().ok()).filter(|pid| *pid != 0).take(room));
+            let listed = listed.lines().filter_map(|pid| pid.parse::<u32>().ok());
+            processes.extend(listed.filter(|pid| *pid != 0).take(room));
         }
         if depth == MAX_DEPTH {
             continue;
@@ -161,7 +163,10 @@ fn oldest(processes: &[u32]) -> Option<Found> {
         let netns = Netns::open(&netns_of(process))
             .inspect_err(|error| {
                 if error.kind() == io::ErrorKind::PermissionDenied {
-                    tracing::warn!(process, "may not enter a pod's network namespace; CAP_SYS_PTRACE and CAP_SYS_ADMIN are needed");
+                    tracing::warn!(
+                        process,
+                        "may not enter a pod's network namespace; CAP_SYS_PTRACE and CAP_SYS_ADMIN are needed"
+                    );
                 }
             })
             .ok()?;
@@ -243,7 +248,9 @@ mod tests {
             format!("kubepods/pod{UID}"),
             format!("kube-a/kubepods/besteffort/pod{UID}"),
             format!("kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{UNDERLINED}.slice"),
-            format!("system.slice/docker-{PLAIN}{PLAIN}.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod{UNDERLINED}.slice"),
+            format!(
+                "system.slice/docker-{PLAIN}{PLAIN}.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod{UNDERLINED}.slice"
+            ),
         ] {
             let root = tempfile::tempdir().unwrap();
             let pod = root.path().join(&path);

@@ -24,7 +24,7 @@ use ambit_ebpf_common::Counters;
 
 use self::programs::Programs;
 pub(crate) use self::{
-    cgroup::{CgroupUid, Cgroups},
+    cgroup::{CgroupUid, Cgroups, Found},
     netns::Netns,
     pod::{Accepted, PodNet},
     socket::end_cleanly,
@@ -205,7 +205,7 @@ pub(crate) async fn uninstall(bpf_root: &Path, node: Option<&str>) -> io::Result
 /// Takes rules, routes and sysctls off the network namespaces with these cookies, as far as they can be found.
 async fn restore(cookies: HashSet<u64>) {
     if !cookies.is_empty() {
-        for netns in netns::Netns::find(&cookies) {
+        for netns in Netns::find(&cookies) {
             routing::restore(&netns).await;
         }
     }

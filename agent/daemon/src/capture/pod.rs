@@ -59,8 +59,9 @@ pub(crate) struct PodNet {
 
 impl PodNet {
     pub(super) async fn open(spec: &PodSpec, maps: Arc<Maps>) -> Result<Self, CaptureError> {
-        let failed =
-            |step: String| move |source| CaptureError::Netns { netns: spec.netns.path().to_owned(), step, source };
+        let failed = |step: String| {
+            move |source| CaptureError::Netns { netns: spec.netns.path().to_owned(), step, source }
+        };
         let netns = spec.netns.clone();
         routing::prepare(&netns, spec.v4.is_some(), spec.v6.is_some())
             .await

@@ -59,9 +59,8 @@ pub(super) fn has_entry(text: &str) -> bool {
 }
 
 fn own(text: &str, plugins: &[Range<usize>]) -> Option<Range<usize>> {
-    let is_own = |plugin: &&Range<usize>| {
-        parse(&text[(*plugin).clone()]).is_ok_and(|plugin| plugin["type"] == BINARY)
-    };
+    let is_own =
+        |plugin: &&Range<usize>| parse(&text[(*plugin).clone()]).is_ok_and(|plugin| plugin["type"] == BINARY);
     plugins.iter().find(is_own).cloned()
 }
 
@@ -269,18 +268,28 @@ mod tests {
         for round in 0..2_000 {
             let mut text = String::from("{");
             for member in 0..random.random_range(0..3) {
-                text += &format!("{}\"m{member}\"{}:{},", blank(&mut random), blank(&mut random), value(&mut random, 3));
+                text += &format!(
+                    "{}\"m{member}\"{}:{},",
+                    blank(&mut random),
+                    blank(&mut random),
+                    value(&mut random, 3)
+                );
             }
-            text += &format!("{}\"plugins\"{}:{}[", blank(&mut random), blank(&mut random), blank(&mut random));
+            text +=
+                &format!("{}\"plugins\"{}:{}[", blank(&mut random), blank(&mut random), blank(&mut random));
             let count = random.random_range(1..4);
             for plugin in 0..count {
                 let comma = if plugin + 1 < count { "," } else { "" };
-                text += &format!("{}{}{}{comma}", blank(&mut random), value(&mut random, 3), blank(&mut random));
+                text +=
+                    &format!("{}{}{}{comma}", blank(&mut random), value(&mut random, 3), blank(&mut random));
             }
-            text += &format!("]{},\"z\":{}}}{}", blank(&mut random), value(&mut random, 2), blank(&mut random));
-            let mut before: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{round}: {error}: {text}"));
+            text +=
+                &format!("]{},\"z\":{}}}{}", blank(&mut random), value(&mut random, 2), blank(&mut random));
+            let mut before: Value =
+                serde_json::from_str(&text).unwrap_or_else(|error| panic!("{round}: {error}: {text}"));
             let with = added(&text);
-            let after: Value = serde_json::from_str(&with).unwrap_or_else(|error| panic!("{round}: {error}: {with}"));
+            let after: Value =
+                serde_json::from_str(&with).unwrap_or_else(|error| panic!("{round}: {error}: {with}"));
             before["plugins"].as_array_mut().unwrap().push(serde_json::from_str(ENTRY).unwrap());
             assert_eq!(before, after, "{round}: {text}");
             assert_eq!(without_entry(&with).unwrap().as_deref(), Some(&*text), "{round}");
@@ -292,10 +301,13 @@ mod tests {
         match random.random_range(0..kinds) {
             0 => ["null", "true", "false"][random.random_range(0..3)].to_owned(),
             1 => ["0", "-1.5e+3", "12345678901234567890"][random.random_range(0..3)].to_owned(),
-            2 => ["\"\"", "\"]},\\\"\"", "\"\\\\\"", "\"plugins\"", "\"\\u005d é\""][random.random_range(0..5)].to_owned(),
+            2 => ["\"\"", "\"]},\\\"\"", "\"\\\\\"", "\"plugins\"", "\"\\u005d é\""]
+                [random.random_range(0..5)]
+            .to_owned(),
             3 => "\"[{\"".to_owned(),
             4 => {
-                let items: Vec<String> = (0..random.random_range(0..3)).map(|_| value(random, depth - 1)).collect();
+                let items: Vec<String> =
+                    (0..random.random_range(0..3)).map(|_| value(random, depth - 1)).collect();
                 format!("[{}{}{}]", blank(random), items.join(" ,"), blank(random))
             }
             _ => {

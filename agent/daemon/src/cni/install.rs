@@ -83,7 +83,12 @@ impl Drop for Installed {
 
 impl Installer {
     /// Takes over the installation from whichever agent has it. `agent` tells this one from all others.
-    pub(crate) fn claim(bin_dir: &Path, conf_dir: &Path, run_dir: &Path, agent: String) -> Result<Self, CniError> {
+    pub(crate) fn claim(
+        bin_dir: &Path,
+        conf_dir: &Path,
+        run_dir: &Path,
+        agent: String,
+    ) -> Result<Self, CniError> {
         let before = Claim::read(conf_dir).map_or(0, |claim| claim.generation);
         let claim = Claim { generation: before + 1, agent };
         claim.write(conf_dir)?;
@@ -153,9 +158,12 @@ impl Installer {
 
     fn keep_entry(&self) -> Result<bool, CniError> {
         let networks = networks(&self.conf_dir)?;
-        let (first, others) = networks.split_first().ok_or_else(|| CniError::NoNetwork(self.conf_dir.clone()))?;
+        let (first, others) =
+            networks.split_first().ok_or_else(|| CniError::NoNetwork(self.conf_dir.clone()))?;
         let changed = if is_list(first) { self.extend(first)? } else { self.convert(first)? };
-        for other in others.iter().filter(|other| is_list(other) && **other != first.with_extension("conflist")) {
+        for other in
+            others.iter().filter(|other| is_list(other) && **other != first.with_extension("conflist"))
+        {
             // The first one by name was another when the entry came here.
             take_out(other)?;
         }
@@ -173,7 +181,8 @@ impl Installer {
     /// Makes a list of a single configuration, which is kept aside.
     fn convert(&self, single: &Path) -> Result<bool, CniError> {
         let list = single.with_extension("conflist");
-        let foreign = list.exists() && !fs::read_to_string(&list).is_ok_and(|text| conflist::has_entry(&text));
+        let foreign =
+            list.exists() && !fs::read_to_string(&list).is_ok_and(|text| conflist::has_entry(&text));
         if foreign {
             return Err(unusable(single)(format!("{} stands beside it", list.display())));
         }
@@ -220,13 +229,16 @@ fn write_by(path: &Path, mode: u32, write: impl FnOnce(&mut File) -> io::Result<
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     // No runtime reads a file of this ending.
     let fresh = path.with_file_name(format!(".{name}.ambit-{}", std::process::id()));
-    let written = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&fresh).and_then(|mut file| {
-        write(&mut file)?;
-        // The mode of creation is subject to the umask.
-        file.set_permissions(Permissions::from_mode(mode))?;
-        file.sync_all()?;
-        fs::rename(&fresh, path)
-    });
+    let written =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&fresh).and_then(
+            |mut file| {
+                write(&mut file)?;
+                // The mode of creation is subject to the umask.
+                file.set_permissions(Permissions::from_mode(mode))?;
+                file.sync_all()?;
+                fs::rename(&fresh, path)
+            },
+        );
     written.map_err(|error| {
         let _gone: io::Result<()> = fs::remove_file(&fresh);
         CniError::file("write", path)(error)
@@ -238,7 +250,10 @@ fn take_out(list: &Path) -> Result<bool, CniError> {
     let text = read(list)?;
     // A list that cannot be read has no entry of ours that anybody could use.
     let Ok(Some(without)) = conflist::without_entry(&text) else { return Ok(false) };
-    let single = ["conf", "json"].map(|ending| list.with_extension(ending)).into_iter().find(|single| saved(single).exists());
+    let single = ["conf", "json"]
+        .map(|ending| list.with_extension(ending))
+        .into_iter()
+        .find(|single| saved(single).exists());
     match single {
         Some(single) => {
             if !single.exists() {

@@ -17,10 +17,10 @@ mod state;
 use std::{io, path::PathBuf};
 
 pub(crate) use credentials::{Credentials, follow_credentials};
-pub(crate) use install::{Installer, Repairs, uninstall};
+pub(crate) use install::{Installed, Installer, Repairs, uninstall};
 pub(crate) use plugin::{BINARY, run};
-pub(crate) use protocol::{Answer, Command, Outcome, PodRef, Request};
-pub(crate) use server::{serve, socket_path};
+pub(crate) use protocol::{Answer, Command, ENROLMENT_WAIT, Outcome, PodRef, Request};
+pub(crate) use server::serve;
 pub(crate) use state::State;
 
 /// What goes wrong around the plugin on the agent's side.

@@ -95,7 +95,8 @@ pub(crate) fn run() -> ExitCode {
         print(&Failure::later(text).document(None));
         exit(1);
     });
-    let texts = env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let texts = env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let environment: HashMap<String, String> = texts.filter(|(name, _)| name.starts_with("CNI_")).collect();
     let conf = read_conf(io::stdin().lock());
     let version = conf.as_ref().ok().and_then(|conf| conf.cni_version.clone());
@@ -141,7 +142,11 @@ impl Call {
         let path = self.variable("CNI_NETNS")?;
         let container = self.variable("CNI_CONTAINERID")?;
         let Some(pod) = self.pod() else { return Ok(()) };
-        let io = |source: io::Error| Failure { code: code::IO, msg: format!("CNI_NETNS {path}: {source}"), details: String::new() };
+        let io = |source: io::Error| Failure {
+            code: code::IO,
+            msg: format!("CNI_NETNS {path}: {source}"),
+            details: String::new(),
+        };
         // Held until the answer is there: the agent takes it from here.
         let netns = File::open(path).map_err(io)?;
         let found = netns.metadata().map_err(io)?;
@@ -228,7 +233,8 @@ impl Call {
         let arguments = self.environment.get("CNI_ARGS")?;
         let arguments: HashMap<&str, &str> =
             arguments.split(';').filter_map(|argument| argument.split_once('=')).collect();
-        let value = |name| arguments.get(name).filter(|value| !value.is_empty()).map(|value| (*value).to_owned());
+        let value =
+            |name| arguments.get(name).filter(|value| !value.is_empty()).map(|value| (*value).to_owned());
         Some(PodRef {
             namespace: value("K8S_POD_NAMESPACE")?,
             name: value("K8S_POD_NAME")?,
@@ -273,7 +279,8 @@ fn read_conf(input: impl Read) -> Result<Conf, Failure> {
     if text.trim().is_empty() {
         return Ok(Conf::default());
     }
-    serde_json::from_str(&text).map_err(|error| decode(format!("the network configuration is no such thing: {error}")))
+    serde_json::from_str(&text)
+        .map_err(|error| decode(format!("the network configuration is no such thing: {error}")))
 }
 
 /// One question to the agent at `socket`, and its answer within `limit`.

@@ -102,7 +102,9 @@ fn reshape(mut result: Value, to: Shape) -> Value {
         list(&mut result, "interfaces", &|interface| {
             interface.retain(|field, _| ["name", "mac", "sandbox"].contains(&field.as_str()));
         });
-        list(&mut result, "routes", &|route| route.retain(|field, _| ["dst", "gw"].contains(&field.as_str())));
+        list(&mut result, "routes", &|route| {
+            route.retain(|field, _| ["dst", "gw"].contains(&field.as_str()))
+        });
     }
     result
 }

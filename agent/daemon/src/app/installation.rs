@@ -1,0 +1,75 @@
+//! Keeps the CNI plugin installed on the node while the agent runs, and tells how that goes.
+
+use std::{
+    path::PathBuf,
+    sync::Mutex,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use crate::{
+    cli::{AgentConfig, CniDirs},
+    cni::{CniError, Installed, Installer, Repairs},
+    telemetry::Telemetry,
+};
+
+/// Installs the plugin if the configuration says so, and keeps it in order until the value returned is dropped.
+pub(super) fn keep(config: &AgentConfig, telemetry: &Telemetry) -> Result<Option<Installed>, CniError> {
+    let Some(CniDirs { bin, conf }) = &config.cni else { return Ok(None) };
+    let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let agent = format!("{}-{}-{started:x}", config.node, std::process::id());
+    let installer = Installer::claim(bin, conf, &config.run_dir, agent)?;
+    let (telemetry, before) = (telemetry.clone(), Mutex::new(Before::default()));
+    let report = move |look: Result<Repairs, CniError>| {
+        if let Ok(mut before) = before.lock() {
+            before.report(look, &telemetry);
+        }
+    };
+    installer.follow(report).map(Some)
+}
+
+/// Where what the plugin decides by without an agent is kept: beside the network configuration it outlives a reboot, after
+/// which pods may start before the agent.
+pub(super) fn state_dir(config: &AgentConfig) -> PathBuf {
+    config.cni.as_ref().map_or_else(|| config.run_dir.clone(), |dirs| dirs.conf.clone())
+}
+
+/// What was told of the last look, so that nothing is told twice.
+#[derive(Default)]
+struct Before {
+    installed: bool,
+    error: Option<String>,
+}
+
+impl Before {
+    fn report(&mut self, look: Result<Repairs, CniError>, telemetry: &Telemetry) {
+        telemetry.cni_installed(look.is_ok());
+        match look {
+            Ok(repairs) => {
+                if !self.installed {
+                    tracing::info!("the CNI plugin is installed");
+                } else {
+                    for (what, repaired) in [("binary", repairs.binary), ("network", repairs.network)] {
+                        if repaired {
+                            tracing::warn!(
+                                what,
+                                "the CNI plugin's installation was changed by others and has been repaired"
+                            );
+                            telemetry.cni_repaired(what);
+                        }
+                    }
+                }
+                (self.installed, self.error) = (true, None);
+            }
+            Err(error) => {
+                let text = error.to_string();
+                if self.error.as_ref() != Some(&text) {
+                    tracing::error!(
+                        error = text,
+                        "the CNI plugin is not installed: pods start before they are captured"
+                    );
+                    self.error = Some(text);
+                }
+            }
+        }
+    }
+}
