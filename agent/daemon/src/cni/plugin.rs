@@ -18,7 +18,7 @@ use std::{
 };
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{
@@ -279,8 +279,9 @@ fn read_conf(input: impl Read) -> Result<Conf, Failure> {
     if text.trim().is_empty() {
         return Ok(Conf::default());
     }
-    serde_json::from_str(&text)
-        .map_err(|error| decode(format!("the network configuration is no such thing: {error}")))
+    let wrong = |error| decode(format!("the network configuration is no such thing: {error}"));
+    let fields: Map<String, Value> = serde_json::from_str(&text).map_err(wrong)?;
+    Conf::deserialize(Value::Object(fields)).map_err(wrong)
 }
 
 /// One question to the agent at `socket`, and its answer within `limit`.
