@@ -92,6 +92,22 @@ const HOUSES: [House; 2] = [
                     "aya",
                 ],
             ),
+            (
+                "reports",
+                &["crate::proxy", "crate::identity", "crate::tunnel", "crate::capture", "ambit_core::policy"],
+            ),
+            (
+                "cluster",
+                &[
+                    "crate::proxy",
+                    "crate::identity",
+                    "crate::tunnel",
+                    "crate::capture",
+                    "crate::discovery",
+                    "ambit_core::discovery",
+                    "ambit_core::policy",
+                ],
+            ),
             ("admin", &["crate::proxy", "crate::tunnel", "crate::capture", "ambit_core::policy"]),
             ("telemetry", &["crate::proxy", "crate::tunnel", "crate::capture", "ambit_core::policy"]),
         ],

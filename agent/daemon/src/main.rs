@@ -5,10 +5,12 @@ mod app;
 mod ca;
 mod capture;
 mod cli;
+mod cluster;
 mod cni;
 mod discovery;
 mod identity;
 mod proxy;
+mod reports;
 mod telemetry;
 mod tunnel;
 

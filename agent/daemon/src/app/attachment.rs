@@ -130,7 +130,8 @@ impl Attaching {
             let world = self.feed.world();
             let opted_in = world.mesh.namespaces_opted_in().any(|namespace| **namespace == *pod.namespace);
             let namespace_known = world.synced && world.mesh.knows_namespace(&pod.namespace);
-            let late = Instant::now() >= if opted_in || !world.synced { deadline } else { strangers };
+            let until = if opted_in { deadline } else { strangers };
+            let late = Instant::now() >= until;
             match self.find(&world, &name, pod.uid.as_deref()) {
                 // Without its namespace's labels a pod would seem not to opt in.
                 Some((workload, wanted)) if namespace_known || wanted || late => {
@@ -142,7 +143,6 @@ impl Attaching {
                 _ if late => return Err(format!("the ambit agent does not know the pod {name} yet")),
                 _ => {}
             }
-            let until = if opted_in || !world.synced { deadline } else { strangers };
             if timeout_at(until, revisions.changed()).await.is_ok_and(|changed| changed.is_err()) {
                 return Err("the ambit agent is ending".into());
             }

@@ -7,8 +7,8 @@ use std::{
 };
 
 use crate::{
-    cli::{AgentConfig, CniDirs},
-    cni::{CniError, Installed, Installer, Repairs},
+    cli::{AgentConfig, CniDirs, SourceConfig},
+    cni::{CniError, Credentials, Installed, Installer, Repairs},
     telemetry::Telemetry,
 };
 
@@ -31,6 +31,15 @@ pub(super) fn keep(config: &AgentConfig, telemetry: &Telemetry) -> Result<Option
 /// which pods may start before the agent.
 pub(super) fn state_dir(config: &AgentConfig) -> PathBuf {
     config.cni.as_ref().map_or_else(|| config.run_dir.clone(), |dirs| dirs.conf.clone())
+}
+
+/// The agent's way to the API, for the plugin to ask while there is no agent; none without a cluster.
+pub(super) fn credentials(config: &AgentConfig) -> Option<Credentials> {
+    match &config.source {
+        SourceConfig::Cluster { kubeconfig: Some(file) } => Some(Credentials::File(file.clone())),
+        SourceConfig::Cluster { kubeconfig: None } => Credentials::of_this_pod(),
+        SourceConfig::Folder(_) => None,
+    }
 }
 
 /// What was told of the last look, so that nothing is told twice.

@@ -7,6 +7,7 @@ mod issuer;
 mod locations;
 mod node;
 mod revocation;
+mod source;
 mod status;
 
 use std::{collections::HashMap, path::Path, sync::Arc, time::SystemTime};
@@ -30,7 +31,7 @@ use crate::{
     admin::{self, Readiness, RunDir},
     capture::{self, Capture, CaptureSettings, Cgroups},
     cli::{self, AgentConfig},
-    cni, discovery,
+    cni,
     identity::{Clock, KeyStore, SystemClock},
     proxy::Proxy,
     telemetry::Telemetry,
@@ -42,14 +43,12 @@ use crate::{
 pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let run_dir = RunDir::claim(&config.run_dir)?;
     let readiness = Readiness::default();
-    let (manifests, pods_enrolled) = (readiness.gate("manifests"), readiness.gate("pods"));
+    let (objects, pods_enrolled) = (readiness.gate(config.source.gate()), readiness.gate("pods"));
     let telemetry = Telemetry::new();
     let (stop, stopped) = watch::channel(false);
 
-    let settings = mesh_settings(&config);
-    let trust_domain = settings.trust_domain.clone();
-    let feed = discovery::watch_folder(&config.manifests, settings)?;
-    drop(manifests);
+    let trust_domain = config.trust_domain.clone();
+    let (feed, api) = source::open(&config).await?;
 
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let issuer = issuer::issuer(&config, &feed, clock.clone()).await?;
@@ -116,6 +115,18 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
             .spawn(async move { Ok(admin::serve_http(addr, telemetry, readiness, until(stopped)).await?) });
     }
     let mut following = tokio::task::JoinSet::new();
+    following.spawn({
+        let feed = feed.clone();
+        async move {
+            feed.synced().await;
+            drop(objects);
+        }
+    });
+    if let Some(api) = api {
+        let readiness = readiness.clone();
+        let known = move || !readiness.pending().contains(&"pods");
+        following.spawn(source::report(api, config.node.clone(), feed.clone(), pods.clone(), known));
+    }
     if let Some(revocations) = revocations {
         following.spawn(revocations);
     }
@@ -129,7 +140,7 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         mesh_settings(&config),
         installation::state_dir(&config),
     ));
-    if let Some(credentials) = cni::Credentials::of_this_pod() {
+    if let Some(credentials) = installation::credentials(&config) {
         following.spawn(cni::follow_credentials(credentials, installation::state_dir(&config)));
     }
     let node = Node {
@@ -152,7 +163,7 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let name = config.node;
     tracing::info!(node = name, version = env!("CARGO_PKG_VERSION"), "agent started");
     let ended = tokio::select! {
-        () = node.run(|| drop(pods_enrolled)) => Err(anyhow::anyhow!("the sources of manifests have ended")),
+        () = node.run(|| drop(pods_enrolled)) => Err(anyhow::anyhow!("the source of objects has ended")),
         Some(served) = serving.join_next() => match served {
             Ok(Ok(())) => Err(anyhow::anyhow!("a server of the agent has ended")),
             Ok(Err(error)) => Err(error),

@@ -22,7 +22,11 @@ pub(super) const LAST_MOMENT: Duration = Duration::from_secs(1);
 A flag goes before its environment variable, that before the config file, that before the default.
 The config file is YAML; its keys are the flags without the dashes (node: worker-1).
 
+Without --manifests the agent watches the Kubernetes API: of the cluster whose pod it is, or that of --kubeconfig.
+
 Examples:
+  ambit agent --node worker-1 --ca-dir /var/lib/ambit/ca
+  ambit agent --node worker-1 --kubeconfig /etc/kubernetes/ambit.conf --ca-dir /var/lib/ambit/ca
   ambit agent --node worker-1 --manifests ./manifests --ca-dir /var/lib/ambit/ca
   ambit agent --config /etc/ambit/agent.yaml --log info,access=warn
   ambit agent --node worker-1 --manifests ./manifests --issuer istio --ca-address ambit-ca.ambit-system.svc:15012

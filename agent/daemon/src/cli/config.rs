@@ -37,8 +37,8 @@ const DEFAULT_MAX_WORKERS: usize = 8;
 pub(crate) struct AgentConfig {
     /// The node served: `spec.nodeName` of its pods.
     pub(crate) node: String,
-    /// The folder of manifests to watch; it exists.
-    pub(crate) manifests: PathBuf,
+    /// Where the Kubernetes objects come from.
+    pub(crate) source: SourceConfig,
     /// The folder of the status socket and the lock; it exists and only this user can write to it.
     pub(crate) run_dir: PathBuf,
     /// Where metrics and health are served over HTTP; nowhere if `None`.
@@ -82,6 +82,28 @@ pub(crate) struct CniDirs {
     pub(crate) bin: PathBuf,
     /// Network configurations, usually `/etc/cni/net.d`.
     pub(crate) conf: PathBuf,
+}
+
+/// Where the Kubernetes objects come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum SourceConfig {
+    /// A folder of manifests; it exists.
+    Folder(PathBuf),
+    /// The API of a cluster.
+    Cluster {
+        /// How to reach it; `None` in a pod of the cluster itself.
+        kubeconfig: Option<PathBuf>,
+    },
+}
+
+impl SourceConfig {
+    /// What readiness waits for.
+    pub(crate) fn gate(&self) -> &'static str {
+        match self {
+            Self::Folder(_) => "manifests",
+            Self::Cluster { .. } => "cluster",
+        }
+    }
 }
 
 /// Where certificates come from, with all that is needed for it.
@@ -178,7 +200,13 @@ impl AgentConfig {
         let domain = || TrustDomain::default().as_str().to_owned();
         Ok(Self {
             node: settings.node.ok_or_else(missing("node", "AMBIT_NODE"))?.0,
-            manifests: settings.manifests.ok_or_else(missing("manifests", "AMBIT_MANIFESTS"))?.0,
+            source: match (settings.manifests, settings.kubeconfig) {
+                (Some(_), Some(_)) => {
+                    return Err(ConfigError::Both { first: "manifests", second: "kubeconfig" });
+                }
+                (Some(folder), None) => SourceConfig::Folder(folder.0),
+                (None, kubeconfig) => SourceConfig::Cluster { kubeconfig: kubeconfig.map(|file| file.0) },
+            },
             run_dir: settings.run_dir.map_or_else(|| DEFAULT_RUN_DIR.into(), |path| path.0),
             metrics_addr: settings.metrics_addr.map(|addr| addr.0),
             log_filter: settings.log.map_or_else(|| "info".to_owned(), |filter| filter.0),
@@ -201,10 +229,11 @@ impl AgentConfig {
 
     /// Checks that the manifests are there and makes the private folders.
     pub(super) fn prepare_folders(&self) -> Result<(), ConfigError> {
-        let unusable =
-            |source| ConfigError::Folder { flag: "manifests", path: self.manifests.clone(), source };
-        // Reading it once finds what is missing, not a folder, or not ours to read.
-        fs::read_dir(&self.manifests).map_err(unusable)?;
+        if let SourceConfig::Folder(path) = &self.source {
+            let unusable = |source| ConfigError::Folder { flag: "manifests", path: path.clone(), source };
+            // Reading it once finds what is missing, not a folder, or not ours to read.
+            fs::read_dir(path).map_err(unusable)?;
+        }
         if let IssuerConfig::Builtin { ca_dir } = &self.issuer {
             private_folder("ca-dir", ca_dir)?;
         }

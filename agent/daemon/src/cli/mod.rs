@@ -17,7 +17,7 @@ use std::{ffi::OsString, path::Path, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-pub(crate) use config::{AgentConfig, CniDirs, ConfigError, IssuerConfig};
+pub(crate) use config::{AgentConfig, CniDirs, ConfigError, IssuerConfig, SourceConfig};
 pub(crate) use values::PostQuantum;
 
 use crate::cni;

@@ -56,8 +56,10 @@ settings! {
     struct Settings;
     /// The node that this agent serves, as in spec.nodeName of its pods
     node: DnsName, "AMBIT_NODE", "NAME";
-    /// The folder of Kubernetes manifests to watch
+    /// The folder of Kubernetes manifests to watch, instead of a cluster
     manifests: Location, "AMBIT_MANIFESTS", "DIR";
+    /// How to reach the cluster whose objects to watch [default: the cluster that the agent runs in]
+    kubeconfig: Location, "AMBIT_KUBECONFIG", "FILE";
     /// Who signs certificates: builtin, istio (istiod, istio-csr, ambit ca), files, vault or spire [default: builtin]
     issuer: IssuerKind, "AMBIT_ISSUER", "KIND";
     /// The folder of the built-in CA; made on first use

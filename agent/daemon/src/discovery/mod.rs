@@ -5,8 +5,10 @@
 
 mod convert;
 mod folder;
+mod kubernetes;
 mod ledger;
 mod manifest;
+mod said;
 mod tree;
 mod wire;
 
@@ -23,9 +25,11 @@ use ambit_core::{
     policy::Policies,
 };
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
+use kube::Client;
+use tokio::{sync::watch, task::JoinSet};
 
 pub(crate) use ledger::Place;
+pub(crate) use said::{ACCEPTED_CONDITION, PodMark, PolicyStatus, STATE_ANNOTATION, Said};
 
 use ledger::Ledger;
 
@@ -38,6 +42,8 @@ pub(crate) struct World {
     pub(crate) policies: Policies,
     /// What is wrong with the source, in the order of its places.
     pub(crate) problems: Vec<Problem>,
+    /// What the API says of the agents' work; nothing where the source is a folder.
+    pub(crate) said: Said,
     /// The first complete state has been read. Until then nothing may be decided by this world.
     pub(crate) synced: bool,
 }
@@ -98,6 +104,8 @@ struct Shared {
     ledger: Mutex<Ledger>,
     world: ArcSwap<World>,
     revision: watch::Sender<u64>,
+    /// Ended with the last handle.
+    tasks: Mutex<JoinSet<()>>,
 }
 
 impl Feed {
@@ -127,9 +135,13 @@ impl Feed {
     fn new(settings: Settings) -> Self {
         let ledger = Ledger::new(settings);
         let world = ArcSwap::from_pointee(ledger.world());
-        Self {
-            shared: Arc::new(Shared { ledger: Mutex::new(ledger), world, revision: watch::Sender::new(1) }),
-        }
+        let shared = Shared {
+            ledger: Mutex::new(ledger),
+            world,
+            revision: watch::Sender::new(1),
+            tasks: Mutex::default(),
+        };
+        Self { shared: Arc::new(shared) }
     }
 }
 
@@ -146,6 +158,11 @@ impl Shared {
         result
     }
 
+    /// Ends the tasks when the last handle is gone.
+    fn keep(&self, tasks: JoinSet<()>) {
+        *self.tasks.lock().unwrap_or_else(PoisonError::into_inner) = tasks;
+    }
+
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -158,4 +175,11 @@ impl Shared {
 /// alone. Fails only if the folder cannot be read at all.
 pub(crate) fn watch_folder(dir: &Path, settings: Settings) -> Result<Feed, DiscoveryError> {
     folder::watch(dir, settings)
+}
+
+/// Watches the objects of the cluster that `client` leads to, and of this `node` what its pods bear of ours. Returns at
+/// once; the feed is not synced before everything has been read. Changes are in force well within a second, and what is
+/// known stays in force while the API is away. Must be called in a tokio runtime.
+pub(crate) fn watch_cluster(client: &Client, settings: Settings, node: &str) -> Feed {
+    kubernetes::watch(client, settings, node)
 }

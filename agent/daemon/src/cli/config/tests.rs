@@ -37,7 +37,7 @@ fn defaults_are_those_of_the_help() {
         config,
         AgentConfig {
             node: "n1".to_owned(),
-            manifests: "/m".into(),
+            source: SourceConfig::Folder("/m".into()),
             run_dir: "/run/ambit".into(),
             metrics_addr: None,
             log_filter: "info".to_owned(),
@@ -70,7 +70,7 @@ fn a_file_sets_everything_and_a_flag_goes_above_it() {
     );
     let config = resolve(&["--config", &path, "--node", "n9", "--workers", "5"]).unwrap();
     assert_eq!((config.node.as_str(), config.workers), ("n9", 5));
-    assert_eq!(config.manifests, Path::new("/srv/m"));
+    assert_eq!(config.source, SourceConfig::Folder("/srv/m".into()));
     assert_eq!(config.run_dir, Path::new("/srv/run"));
     assert_eq!(config.metrics_addr, Some("[::]:15020".parse().unwrap()));
     assert_eq!((config.log_filter.as_str(), config.log_format), ("info,access=warn", LogFormat::Json));
@@ -154,7 +154,10 @@ fn what_is_needed_is_asked_for_by_all_its_names() {
 #[test]
 fn mistakes_in_the_file_name_the_file_and_the_key() {
     for (text, expected) in [
-        ("nodes: n1\n", &["nodes", "unknown field `nodes`", "expected one of `node`, `manifests`"][..]),
+        (
+            "nodes: n1\n",
+            &["nodes", "unknown field `nodes`", "expected one of `node`, `manifests`, `kubeconfig`"][..],
+        ),
         ("workers: lots\n", &["workers", "\"lots\"", "1 to 256"]),
         ("workers: -1\n", &["workers", "invalid type: integer `-1`"]),
         ("node: [n1]\n", &["node", "invalid type: sequence"]),
@@ -222,9 +225,19 @@ fn private_folders_are_made_private_or_refused() {
 }
 
 #[test]
+fn without_a_folder_the_source_is_a_cluster() {
+    let line = |more: &[&'static str]| [&["--node", "n1", "--ca-dir", "/ca"], more].concat();
+    let source = |more| resolve(&line(more)).unwrap().source;
+    assert_eq!(source(&[]), SourceConfig::Cluster { kubeconfig: None });
+    assert_eq!(source(&["--kubeconfig", "/k"]), SourceConfig::Cluster { kubeconfig: Some("/k".into()) });
+    let both = resolve(&line(&["--kubeconfig", "/k", "--manifests", "/m"])).unwrap_err();
+    assert_eq!(message(both), "--manifests and --kubeconfig cannot both be set");
+}
+
+#[test]
 fn manifests_must_be_there() {
     let mut config = resolve(&NEEDED).unwrap();
-    config.manifests = "/nowhere/manifests".into();
+    config.source = SourceConfig::Folder("/nowhere/manifests".into());
     let error = message(config.prepare_folders().unwrap_err());
     assert!(error.starts_with("cannot use --manifests /nowhere/manifests: No such file"), "{error}");
 }

@@ -26,6 +26,7 @@ use super::{
     Problem, World,
     convert::FieldError,
     manifest::{Entry, Key, Kind, Manifest, Object},
+    said::{PodMark, PolicyStatus, Said},
     tree::Documents,
 };
 use placed::Placed;
@@ -41,6 +42,7 @@ const MAX_TOLD: usize = 2_000;
 #[derive(Debug)]
 pub(super) struct Ledger {
     settings: Settings,
+    said: Said,
     /// What is wrong with the source itself, or with a part of it.
     trouble: BTreeMap<Place, String>,
     places: BTreeMap<Place, Content>,
@@ -83,6 +85,7 @@ impl Ledger {
             mesh: Mesh::new(settings.clone()),
             policies: Policies::new(Arc::clone(&settings.root_namespace)),
             settings,
+            said: Said::default(),
             trouble: BTreeMap::new(),
             places: BTreeMap::new(),
             objects: 0,
@@ -140,7 +143,7 @@ impl Ledger {
         if objects > MAX_OBJECTS {
             return self.refuse(place, &format!("makes more than {MAX_OBJECTS} objects"));
         }
-        self.forget(place);
+        self.withdraw(place);
         self.objects = objects;
         for (at, entry) in manifest.entries.iter().enumerate() {
             let claims = self.claims.entry(entry.key.clone()).or_default();
@@ -169,18 +172,58 @@ impl Ledger {
 
     /// A place is gone, and its objects with it.
     pub(super) fn forget(&mut self, place: &Place) {
-        let Some(content) = self.places.remove(place) else { return };
+        for Key { kind, .. } in self.withdraw(place) {
+            match kind {
+                Kind::Pod => self.mark(place, None),
+                Kind::PeerAuthentication => self.unsaid(place, None),
+                _ => {}
+            }
+        }
+    }
+
+    /// Takes back what a place says; the names it spoke of.
+    fn withdraw(&mut self, place: &Place) -> Vec<Key> {
+        let Some(content) = self.places.remove(place) else { return Vec::new() };
         self.troubled.remove(place);
         self.objects -= content.entries.len();
-        for Entry { key, .. } in content.entries {
-            if let Some(claims) = self.claims.get_mut(&key) {
+        for Entry { key, .. } in &content.entries {
+            if let Some(claims) = self.claims.get_mut(key) {
                 claims.retain(|(other, _)| other != place);
                 if claims.is_empty() {
-                    self.claims.remove(&key);
+                    self.claims.remove(key);
                 }
             }
-            self.stale.insert(key);
+            self.stale.insert(key.clone());
         }
+        content.entries.into_iter().map(|entry| entry.key).collect()
+    }
+
+    /// What the pod at a place bears of ours, if anything.
+    pub(super) fn mark(&mut self, place: &Place, mark: Option<PodMark>) {
+        let Place::Object(_, name) = place else { return };
+        if self.said.pods.get(name) == mark.as_ref() {
+            return;
+        }
+        let pods = Arc::make_mut(&mut self.said.pods);
+        match mark {
+            Some(mark) => pods.insert(name.clone(), mark),
+            None => pods.remove(name),
+        };
+        self.changed = true;
+    }
+
+    /// The status of the policy at a place should say this, or says what it should.
+    pub(super) fn unsaid(&mut self, place: &Place, status: Option<PolicyStatus>) {
+        let Place::Object(_, name) = place else { return };
+        if self.said.policies.get(name) == status.as_ref() {
+            return;
+        }
+        let policies = Arc::make_mut(&mut self.said.policies);
+        match status {
+            Some(status) => policies.insert(name.clone(), status),
+            None => policies.remove(name),
+        };
+        self.changed = true;
     }
 
     /// Forgets every object of an API resource that is not among those `present`.
@@ -225,6 +268,7 @@ impl Ledger {
             mesh: self.mesh.clone(),
             policies: self.policies.clone(),
             problems: self.problems.clone(),
+            said: self.said.clone(),
             synced: self.synced,
         }
     }

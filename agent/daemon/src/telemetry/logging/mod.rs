@@ -71,9 +71,16 @@ pub(crate) fn parse_filter(text: &str) -> Result<EnvFilter, LoggingError> {
         .map_err(|source| LoggingError::Filter { filter: text.to_owned(), source })
 }
 
+/// Of what the Kubernetes client meets the agent tells in its own words, and once: the client itself, at every attempt.
+/// A filter that names it goes before.
+fn with_quiet_libraries(filter: &str) -> String {
+    let quiet = ["kube_client", "kube_runtime"].into_iter().filter(|target| !filter.contains(target));
+    quiet.fold(filter.to_owned(), |filter, target| format!("{filter},{target}=off"))
+}
+
 /// Sends the log of the whole process to standard error until the guard is dropped, which writes out what is queued.
 pub(crate) fn init_logging(filter: &str, format: LogFormat) -> Result<LogGuard, LoggingError> {
-    let filter = parse_filter(filter)?;
+    let filter = parse_filter(&with_quiet_libraries(filter))?;
     let on_loss = |lines| tracing::warn!(lines, "log lines were lost: the reader of the log is too slow");
     let (writer, guard) = queue::start(std::io::stderr(), on_loss).map_err(LoggingError::Thread)?;
     let lines = tracing_subscriber::fmt::layer()

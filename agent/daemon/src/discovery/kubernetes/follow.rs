@@ -1,0 +1,276 @@
+//! The watch of one resource: list, watch, and what to do when either fails.
+
+use std::{collections::HashSet, pin::pin, sync::Arc, time::Duration};
+
+use ambit_core::model::ObjectName;
+use kube::{
+    Api, Client,
+    runtime::watcher::{self, Event, InitialListStrategy, watcher},
+};
+use serde_json::Value;
+use tokio::time::{sleep, timeout};
+use tokio_stream::{Stream, StreamExt};
+use tracing::{debug, info};
+
+use super::{
+    Hub,
+    health::Trouble,
+    resource::{PEER_AUTHENTICATIONS, PODS, Watch},
+    verdict,
+    watched::Watched,
+};
+use crate::{
+    cluster::sentence,
+    discovery::{PodMark, STATE_ANNOTATION, manifest::Manifest},
+};
+
+/// The first wait after a failure; it doubles with each that follows.
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+/// The longest wait between attempts.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// The longest wait for a resource that the cluster does not have.
+const ABSENT_WAIT: Duration = Duration::from_secs(15);
+/// Failures in a row before anybody is told: a server that restarts cuts every watch once.
+const TOLERATED: u32 = 1;
+/// Answers in a row that a resource which was there is not, before that is believed.
+const TO_BE_ABSENT: u32 = 3;
+/// Answers with an error in a row after which the resource is listed anew: the version to go on from may be what is
+/// wrong, as after etcd was restored from a backup.
+const TO_START_OVER: u32 = 6;
+/// A watch that has not failed for so long after a failure is taken to stand; the server says nothing of its own accord.
+const STANDS: Duration = Duration::from_secs(5);
+/// How long the server keeps a watch, seconds; a connection that died unnoticed is given up 5 s later.
+const WATCH_SECONDS: u32 = 120;
+
+/// Follows one resource for ever.
+pub(super) struct Follower {
+    watch: &'static Watch,
+    client: Client,
+    hub: Arc<Hub>,
+    /// The names met since the last list began, until it is complete.
+    listing: Option<HashSet<ObjectName>>,
+    /// It has been read to its end once.
+    read: bool,
+    /// Failures since the last sign of life.
+    failures: u32,
+    /// Trouble has been told of.
+    told: bool,
+    /// The cluster does not have the resource.
+    absent: bool,
+    strategy: InitialListStrategy,
+}
+
+/// Why a stream of events is given up for a new one.
+enum Over {
+    /// The resource is not there, now twice.
+    Absent,
+    /// Another way to list, or a new list, is to be tried.
+    Again,
+}
+
+impl Follower {
+    pub(super) fn new(watch: &'static Watch, client: Client, hub: Arc<Hub>) -> Self {
+        Self {
+            watch,
+            client,
+            hub,
+            listing: None,
+            read: false,
+            failures: 0,
+            told: false,
+            absent: false,
+            strategy: InitialListStrategy::StreamingList,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        let api: Api<Watched> = Api::all_with(self.client.clone(), &self.watch.resource());
+        loop {
+            let config = watcher::Config {
+                initial_list_strategy: self.strategy.clone(),
+                timeout: Some(WATCH_SECONDS),
+                ..Default::default()
+            };
+            match self.follow(pin!(watcher(api.clone(), config))).await {
+                Over::Again => self.pause(LONGEST_WAIT).await,
+                Over::Absent => self.pause(ABSENT_WAIT).await,
+            }
+        }
+    }
+
+    async fn follow(
+        &mut self,
+        mut events: impl Stream<Item = watcher::Result<Event<Watched>>> + Unpin,
+    ) -> Over {
+        loop {
+            let event = if self.failures > 0 {
+                match timeout(STANDS, events.next()).await {
+                    Ok(event) => event,
+                    Err(_) if self.listing.is_none() && self.read => {
+                        self.recovered();
+                        continue;
+                    }
+                    Err(_) => continue,
+                }
+            } else {
+                events.next().await
+            };
+            match event {
+                Some(Ok(event)) => self.take(event),
+                Some(Err(error)) => {
+                    if let Some(over) = self.failed(&error) {
+                        return over;
+                    }
+                    self.pause(LONGEST_WAIT).await;
+                }
+                // A watcher's stream has no end.
+                None => return Over::Again,
+            }
+        }
+    }
+
+    fn take(&mut self, event: Event<Watched>) {
+        match event {
+            // Nothing has been heard from the server yet.
+            Event::Init => return self.listing = Some(HashSet::new()),
+            Event::InitApply(object) => {
+                if let Some(listing) = &mut self.listing {
+                    listing.insert(object.name());
+                }
+                self.write(object);
+            }
+            Event::Apply(object) => self.write(object),
+            Event::Delete(object) => {
+                let place = self.watch.place_of(object.name());
+                self.hub.write(|ledger| ledger.forget(&place));
+            }
+            Event::InitDone => {
+                let present = self.listing.take().unwrap_or_default();
+                self.complete(&present);
+            }
+        }
+        self.recovered();
+    }
+
+    /// Converts outside the ledger's lock.
+    fn write(&self, object: Watched) {
+        let place = self.watch.place_of(object.name());
+        let mut value = object.value;
+        if let Value::Object(fields) = &mut value {
+            fields.insert("kind".to_owned(), self.watch.kind().into());
+            fields.insert("apiVersion".to_owned(), self.watch.api_version().into());
+        }
+        let of_policy = self.watch.plural == PEER_AUTHENTICATIONS;
+        let status_of = of_policy.then(|| value.clone());
+        let mark = (self.watch.plural == PODS).then(|| self.mark(&value)).flatten();
+        let manifest = Manifest::read(vec![value], &self.hub.settings);
+        let unsaid = status_of.and_then(|value| verdict::unsaid(&value, &manifest));
+        self.hub.write(|ledger| {
+            ledger.take(&place, manifest, None);
+            match self.watch.plural {
+                PODS => ledger.mark(&place, mark),
+                PEER_AUTHENTICATIONS => ledger.unsaid(&place, unsaid),
+                _ => {}
+            }
+        });
+    }
+
+    /// What a pod of this node bears of ours.
+    fn mark(&self, pod: &Value) -> Option<PodMark> {
+        if pod.pointer("/spec/nodeName")?.as_str()? != &*self.hub.node {
+            return None;
+        }
+        let metadata = pod.get("metadata")?;
+        let state = metadata.get("annotations")?.get(STATE_ANNOTATION)?.as_str()?;
+        Some(PodMark { uid: metadata.get("uid")?.as_str()?.into(), state: state.into() })
+    }
+
+    /// The resource has been read to its end, and has these objects.
+    fn complete(&mut self, present: &HashSet<ObjectName>) {
+        debug!(resource = self.watch.plural, objects = present.len(), "read");
+        self.hub.write(|ledger| ledger.retain(self.watch.plural, present));
+        if !std::mem::replace(&mut self.read, true) {
+            self.hub.read_one();
+        }
+    }
+
+    fn recovered(&mut self) {
+        self.failures = 0;
+        self.absent = false;
+        if std::mem::take(&mut self.told) {
+            self.hub.health(self.watch, None);
+        }
+    }
+
+    /// Decides what a failure means: perhaps nothing, perhaps that the stream is of no more use.
+    fn failed(&mut self, error: &watcher::Error) -> Option<Over> {
+        use watcher::Error;
+        self.failures += 1;
+        let (code, reason) = match error {
+            Error::InitialListFailed(error) | Error::WatchStartFailed(error) | Error::WatchFailed(error) => {
+                let code = if let kube::Error::Api(status) = error { status.code } else { 0 };
+                (code, sentence(error))
+            }
+            Error::WatchError(status) => (status.code, status.message.clone()),
+            Error::NoResourceVersion => (0, error.to_string()),
+        };
+        debug!(resource = self.watch.plural, code, reason, failures = self.failures, "watch failed");
+        let streaming = self.strategy == InitialListStrategy::StreamingList;
+        match code {
+            // The version to go on from is too old; the watcher lists anew.
+            410 => return None,
+            // A server that cannot stream a list.
+            400 | 422 if streaming && matches!(error, Error::WatchStartFailed(_)) => {
+                debug!(
+                    resource = self.watch.plural,
+                    "listing page by page: the server does not stream lists"
+                );
+                self.strategy = InitialListStrategy::ListWatch;
+                self.failures = 0;
+                return Some(Over::Again);
+            }
+            404 if self.watch.optional => {
+                // Policies are not dropped at once: a server that starts may not know its custom resources for a moment.
+                if self.failures > if self.read { TO_BE_ABSENT } else { TOLERATED } {
+                    self.absent();
+                }
+                return Some(Over::Absent);
+            }
+            _ => {}
+        }
+        if self.failures > TOLERATED || code == 403 {
+            self.told = true;
+            let trouble = match code {
+                403 => Trouble::Refused(format!("may not be watched ({reason}); {}", self.watch.rule())),
+                400..=499 if code != 401 && code != 429 => {
+                    Trouble::Refused(format!("cannot be watched: {reason}"))
+                }
+                _ => Trouble::Away(reason),
+            };
+            self.hub.health(self.watch, Some(trouble));
+        }
+        let over = code != 0 && self.failures.is_multiple_of(TO_START_OVER);
+        over.then_some(Over::Again)
+    }
+
+    /// The cluster does not have the resource: it counts as empty.
+    fn absent(&mut self) {
+        if !std::mem::replace(&mut self.absent, true) {
+            info!(
+                resource = self.watch.plural,
+                "not defined in this cluster; it counts as empty, and is watched once it is"
+            );
+        }
+        self.listing = None;
+        if std::mem::take(&mut self.told) {
+            self.hub.health(self.watch, None);
+        }
+        self.complete(&HashSet::new());
+    }
+
+    async fn pause(&self, longest: Duration) {
+        let doubled = FIRST_WAIT * 2_u32.saturating_pow(self.failures.saturating_sub(1).min(16));
+        // Half of it by chance, or all agents of a cluster would come at once.
+        sleep(doubled.min(longest).mul_f64(rand::random_range(0.5..1.0))).await;
+    }
+}

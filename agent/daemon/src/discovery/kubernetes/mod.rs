@@ -1,0 +1,96 @@
+//! The Kubernetes API as a source: a watch for each resource, all feeding one ledger.
+//!
+//! Promises that the world is not called synced before every resource was read to its end, that a burst of changes makes
+//! few worlds, and that what was known stays in force while the API is away.
+
+mod follow;
+mod health;
+mod resource;
+mod verdict;
+mod watched;
+
+use std::{
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use ambit_core::discovery::Settings;
+use kube::Client;
+use tokio::{sync::Notify, task::JoinSet, time::sleep};
+use tracing::info;
+
+use super::{Feed, Shared, ledger::Ledger};
+use follow::Follower;
+use health::Health;
+use resource::WATCHES;
+
+/// How long changes are gathered before a world is made of them.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// Starts to watch; returns at once, with a feed that is not synced yet. Must be called in a tokio runtime.
+pub(super) fn watch(client: &Client, settings: Settings, node: &str) -> Feed {
+    let feed = Feed::new(settings.clone());
+    let hub = Arc::new(Hub {
+        shared: Arc::downgrade(&feed.shared),
+        settings,
+        node: node.into(),
+        unread: AtomicUsize::new(WATCHES.len()),
+        changed: Notify::new(),
+        health: Health::default(),
+    });
+    let mut tasks = JoinSet::new();
+    for watch in &WATCHES {
+        tasks.spawn(Follower::new(watch, client.clone(), hub.clone()).run());
+    }
+    tasks.spawn(publish(hub));
+    feed.shared.keep(tasks);
+    feed
+}
+
+/// Settles the ledger some time after it has changed.
+async fn publish(hub: Arc<Hub>) {
+    loop {
+        hub.changed.notified().await;
+        sleep(GATHER).await;
+        let Some(shared) = hub.shared.upgrade() else { return };
+        // Until the first complete state there is nothing to make a world of but problems.
+        shared.update(|_| ());
+    }
+}
+
+/// What the watches share.
+struct Hub {
+    shared: Weak<Shared>,
+    settings: Settings,
+    node: Arc<str>,
+    /// Resources that have not been read to their end yet.
+    unread: AtomicUsize,
+    changed: Notify,
+    health: Health,
+}
+
+impl Hub {
+    /// Writes into the ledger; a world follows soon.
+    fn write(&self, change: impl FnOnce(&mut Ledger)) {
+        if let Some(shared) = self.shared.upgrade() {
+            change(&mut shared.ledger());
+            self.changed.notify_one();
+        }
+    }
+
+    /// One more resource has been read to its end.
+    fn read_one(&self) {
+        if self.unread.fetch_sub(1, Ordering::AcqRel) == 1
+            && let Some(shared) = self.shared.upgrade()
+        {
+            shared.update(Ledger::complete);
+            info!(problems = shared.world.load().problems.len(), "the cluster's objects have been read");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,92 @@
+//! What the agent tells the Kubernetes API: how pods stand, and what became of policies.
+//!
+//! Promises that only what differs is written, that writing is bounded in rate and never holds anything else up, and that
+//! agents of many nodes do not all write the same. Decides nothing: it is handed what is so.
+
+mod events;
+mod pace;
+mod pods;
+mod policies;
+
+use std::{sync::Arc, time::Duration};
+
+use ambit_core::model::{ObjectName, SpiffeId};
+use kube::Client;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tracing::debug;
+
+use crate::discovery::Feed;
+use events::Events;
+use pods::PodMarks;
+use policies::PolicyStatuses;
+
+/// How often it is looked what there is to write.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long the API may take over one write.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The field manager of what we write.
+const MANAGER: &str = "ambit";
+
+/// A pod of this node that has opted in.
+#[derive(Clone, Debug)]
+pub(crate) struct PodReport {
+    /// Its namespace and name.
+    pub(crate) name: ObjectName,
+    /// Its `metadata.uid`.
+    pub(crate) uid: Arc<str>,
+    /// The identity under which its traffic goes.
+    pub(crate) identity: SpiffeId,
+    /// Why it is not enrolled, if it is not.
+    pub(crate) trouble: Option<String>,
+}
+
+/// Reports for ever. `pods` gives this node's pods that have opted in, once that is known; until then nothing is written.
+pub(crate) async fn run(client: Client, node: &str, feed: Feed, pods: impl Fn() -> Option<Vec<PodReport>>) {
+    let mut marks = PodMarks::new(client.clone());
+    let mut events = Events::new(client.clone(), node);
+    let mut statuses = PolicyStatuses::new(client);
+    let mut tick = interval(LOOK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let world = feed.world();
+        let Some(pods) = pods().filter(|_| world.synced) else { continue };
+        let now = Instant::now();
+        let enrolled = marks.write(&world.said.pods, &pods, now).await;
+        events.write(&pods, &enrolled, now).await;
+        statuses.write(&world.said.policies, now).await;
+    }
+}
+
+/// Sends one write, within bounds. What went wrong stands in the log for those who look; the API itself tells of trouble
+/// with reading.
+async fn send<T>(what: &str, write: impl Future<Output = kube::Result<T>>) -> Outcome {
+    match timeout(PATIENCE, write).await {
+        Ok(Ok(_)) => Outcome::Written,
+        Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {
+            debug!(what, status = status.code, "not written: the object is gone or has changed");
+            Outcome::Moot
+        }
+        Ok(Err(error)) => {
+            let error = crate::cluster::sentence(&error);
+            debug!(what, error, "not written");
+            Outcome::Failed(error)
+        }
+        Err(_) => {
+            debug!(what, "not written: the API server did not answer in time");
+            Outcome::Failed("the API server did not answer in time".to_owned())
+        }
+    }
+}
+
+/// What became of a write.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    Written,
+    /// The object it was meant for is gone, or has changed and will be looked at again.
+    Moot,
+    Failed(String),
+}
+
+#[cfg(test)]
+mod tests;
