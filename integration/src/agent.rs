@@ -52,6 +52,11 @@ impl Agent {
         Self { node: node.clone(), paths: paths.clone(), extra, process: None }
     }
 
+    /// Adds flags, in force from the next start on.
+    pub fn add_flags(&mut self, flags: &[&str]) {
+        self.extra.extend(flags.iter().map(|flag| (*flag).to_owned()));
+    }
+
     /// Starts it, without waiting.
     pub fn spawn(&mut self) -> Result<()> {
         fs::create_dir_all(self.run_dir()).context("run directory")?;
@@ -122,7 +127,9 @@ impl Agent {
         let mut command = self.node.netns.command(&self.paths.binary);
         command.args(["agent", "--node", &self.node.name]);
         command.arg("--manifests").arg(&self.paths.manifests);
-        command.arg("--ca-dir").arg(&self.paths.ca);
+        if !self.extra.iter().any(|flag| flag == "--issuer") {
+            command.arg("--ca-dir").arg(&self.paths.ca);
+        }
         command.arg("--run-dir").arg(self.run_dir());
         command.args(["--metrics-addr", METRICS, "--log", "info"]);
         if !self.extra.iter().any(|flag| flag == "--log-format") {
@@ -173,6 +180,12 @@ impl Agent {
         let mut command = Command::new(&self.paths.binary);
         command.args(["certs", "-o", "json", "--run-dir"]).arg(self.run_dir());
         serde_json::from_str(&process::must(&mut command)?).context("ambit certs -o json printed no JSON")
+    }
+
+    /// `ambit certs -o pem` of identities that have `identity` in them: their chains, then the roots.
+    pub fn certs_pem(&self, identity: &str) -> Result<String> {
+        let mut command = Command::new(&self.paths.binary);
+        process::must(command.args(["certs", identity, "-o", "pem", "--run-dir"]).arg(self.run_dir()))
     }
 
     /// `ambit status` as a person reads it.

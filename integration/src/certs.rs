@@ -66,6 +66,67 @@ pub fn issue(ca: &Path, folder: &Path, recipe: &Recipe<'_>) -> Result<Certificat
     Ok(Certificate { certificate, key })
 }
 
+/// Makes a key and a request with these subject alternative names (`URI:…`, `DNS:…`) and an empty subject; the request is
+/// what stands as certificate.
+pub fn request(folder: &Path, name: &str, sans: &[&str]) -> Result<Certificate> {
+    let (key, request) = (folder.join(format!("{name}.key")), folder.join(format!("{name}.csr")));
+    let mut command = Command::new("openssl");
+    command.args([
+        "req",
+        "-new",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-subj",
+        "/",
+    ]);
+    command.args(["-sha256", "-addext", &format!("subjectAltName=critical,{}", sans.join(","))]);
+    process::must(command.arg("-keyout").arg(&key).arg("-out").arg(&request))?;
+    Ok(Certificate { certificate: request, key })
+}
+
+/// Makes a CA in `folder` as operators plug one in: an intermediate CA under a root whose key is not there.
+pub fn plugged_in_authority(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    let script = "set -e
+        key='-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes'
+        openssl req -x509 $key -keyout root.key -out root-cert.pem -days 30 -subj '/O=test/CN=Root CA' \
+          -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign,cRLSign
+        openssl req -new $key -keyout ca-key.pem -out ca.csr -subj '/O=test/CN=Intermediate CA'
+        printf 'basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign,cRLSign\n' > ext
+        printf 'subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n' >> ext
+        openssl x509 -req -in ca.csr -CA root-cert.pem -CAkey root.key -CAcreateserial -days 20 -extfile ext -out ca-cert.pem
+        cat ca-cert.pem root-cert.pem > cert-chain.pem
+        rm root.key ca.csr ext";
+    process::must(Command::new("sh").args(["-c", script]).current_dir(folder))?;
+    Ok(())
+}
+
+/// What `openssl verify` thinks of a chain, leaf first, under `roots`: valid now, and for either end of TLS.
+pub fn verify(folder: &Path, chain: &[&str], roots: &Path) -> Result<()> {
+    let (leaf, middle) = (folder.join("verify-leaf.pem"), folder.join("verify-middle.pem"));
+    let (first, rest) = chain.split_first().context("a chain without a certificate")?;
+    fs::write(&leaf, first)?;
+    fs::write(&middle, rest.concat())?;
+    for purpose in ["sslclient", "sslserver"] {
+        let mut command = Command::new("openssl");
+        command.args(["verify", "-x509_strict", "-purpose", purpose, "-CAfile"]).arg(roots);
+        if !rest.is_empty() {
+            command.arg("-untrusted").arg(&middle);
+        }
+        process::must(command.arg(&leaf))?;
+    }
+    Ok(())
+}
+
+/// The PEM blocks of a text, each as a text of its own.
+pub fn blocks(pem: &str) -> Vec<&str> {
+    const END: &str = "-----END CERTIFICATE-----\n";
+    pem.split_inclusive(END).filter(|block| block.ends_with(END)).collect()
+}
+
 /// Makes a CA of its own in `folder`, laid out like the built-in one's.
 pub fn strange_authority(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;

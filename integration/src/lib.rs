@@ -4,9 +4,14 @@
 //! the process that made it. The daemon is used through its command line only.
 
 pub mod agent;
+pub mod ca;
 pub mod capture;
 pub mod certs;
+pub mod cgroups;
+pub mod cluster;
 pub mod console;
+pub mod crowd;
+pub mod kube_suite;
 pub mod load;
 pub mod manifests;
 pub mod netns;

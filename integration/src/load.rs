@@ -69,6 +69,13 @@ pub fn tool(netns: &Netns) -> Result<Command> {
     Ok(command)
 }
 
+/// The same outside of every namespace.
+pub fn own_tool() -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe().context("own executable")?);
+    command.arg("tool");
+    Ok(command)
+}
+
 impl Servers {
     /// Starts all of them and waits until each takes connections.
     pub fn start(pod: &Pod, folder: &Path) -> Result<Self> {

@@ -62,7 +62,18 @@ impl Manifests {
 
     /// Writes a pod's manifest, with labels beside its `app` label.
     pub fn pod(&self, topology: &Topology, pod: &Pod, labels: &[(&str, &str)]) -> Result<()> {
-        self.write(&format!("pod-{}.yaml", pod.name), &pod_yaml(topology, pod, labels))
+        self.pod_with(topology, pod, labels, "")
+    }
+
+    /// As [`Manifests::pod`], with `container` as further lines of the pod's container.
+    pub fn pod_with(
+        &self,
+        topology: &Topology,
+        pod: &Pod,
+        labels: &[(&str, &str)],
+        container: &str,
+    ) -> Result<()> {
+        self.write(&format!("pod-{}.yaml", pod.name), &pod_yaml(topology, pod, labels, container))
     }
 
     /// Writes a PeerAuthentication for a whole namespace.
@@ -99,7 +110,7 @@ fn namespaces() -> String {
     )
 }
 
-fn pod_yaml(topology: &Topology, pod: &Pod, labels: &[(&str, &str)]) -> String {
+fn pod_yaml(topology: &Topology, pod: &Pod, labels: &[(&str, &str)], container: &str) -> String {
     let Pod { name, namespace, service_account, v4, v6, .. } = pod;
     let extra: String = labels.iter().map(|(key, value)| format!("    {key}: {value:?}\n")).collect();
     format!(
@@ -107,7 +118,7 @@ fn pod_yaml(topology: &Topology, pod: &Pod, labels: &[(&str, &str)]) -> String {
          creationTimestamp: \"2026-01-01T00:00:00Z\"\n  labels:\n    app: {name}\n{extra}  annotations:\n    \
          {NETNS_ANNOTATION}: {netns}\nspec:\n  nodeName: {node}\n  serviceAccountName: {service_account}\n  \
          containers:\n  - name: main\n    image: example.invalid/main:1\n    ports:\n    - name: http\n      \
-         containerPort: 8080\n      protocol: TCP\n    - name: admin\n      containerPort: 8081\nstatus:\n  \
+         containerPort: 8080\n      protocol: TCP\n    - name: admin\n      containerPort: 8081\n{container}status:\n  \
          phase: Running\n  podIP: {v4}\n  podIPs:\n  - ip: {v4}\n  - ip: {v6}\n  conditions:\n  - type: Ready\n    \
          status: \"True\"\n",
         netns = pod.netns.name(),

@@ -12,13 +12,14 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::process;
 
 const FOLDER: &str = "/run/netns";
 
 /// A network namespace under `/run/netns`. It is not deleted on drop: its sandbox does that.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Netns {
     name: String,
 }
@@ -32,6 +33,11 @@ impl Netns {
         netns.sysctl(&["net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0"])?;
         netns.ip(&["link", "set", "lo", "up"])?;
         Ok(netns)
+    }
+
+    /// The namespace of that name, which somebody else makes.
+    pub fn named(name: &str) -> Self {
+        Self { name: name.to_owned() }
     }
 
     /// Every namespace whose name starts with `prefix`.
@@ -101,6 +107,15 @@ impl Netns {
         process::must(ip().args(["netns", "delete", &self.name]))?;
         Ok(())
     }
+}
+
+/// Runs many `ip` commands, one a line, in `netns` or outside of all, by one process.
+pub fn batch(netns: Option<&Netns>, lines: &str, limit: Duration) -> Result<()> {
+    let mut command = ip();
+    if let Some(netns) = netns {
+        command.args(["-n", &netns.name]);
+    }
+    process::run_with_input(command.args(["-batch", "-"]), lines, limit)?.ok().map(drop)
 }
 
 /// The `ip` command, found also where only root's `PATH` would look.

@@ -19,7 +19,7 @@ use nix::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::netns::Netns;
+use crate::{cgroups, netns::Netns};
 
 const PREFIX: &str = "ambit-run";
 const ID: &str = "AMBIT_SANDBOX";
@@ -101,6 +101,20 @@ pub fn sweep_abandoned(kept: Kept) -> Result<usize> {
     Ok(swept)
 }
 
+/// The folders of runs that were left standing on purpose.
+pub fn kept() -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(env::temp_dir()).context("temporary folder")?.flatten();
+    let ours = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX));
+    Ok(ours.map(|entry| entry.path()).filter(|path| is_kept(path)).collect())
+}
+
+/// Sweeps a run that was left standing on purpose, by its folder.
+pub fn sweep_kept(run: &Path) -> Result<()> {
+    let name = run.file_name().unwrap_or_default().to_string_lossy();
+    let id = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_prefix('-'));
+    sweep(id.with_context(|| format!("{} is no run's folder", run.display()))?)
+}
+
 impl Sandbox {
     /// The prefix of every name that the run gives away on this machine.
     pub fn prefix(&self) -> String {
@@ -169,6 +183,7 @@ fn sweep(id: &str) -> Result<()> {
     for netns in Netns::with_prefix(&format!("{}-", prefix(id)))? {
         note(format!("namespace {}", netns.name()), netns.delete());
     }
+    note("cgroups".to_owned(), cgroups::remove(&format!("{}-", prefix(id))));
     for node in pinned_nodes(id) {
         let name = node.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let binary = folder.join(BINARY);

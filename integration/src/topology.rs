@@ -18,7 +18,7 @@ use crate::{netns::Netns, sandbox::Sandbox};
 /// The name of the node link's interface in both nodes: where the wire between nodes is watched.
 pub const NODE_LINK: &str = "wire";
 /// The next hop of every pod: the same for all, as in CNIs that route.
-const GATEWAY_V4: &str = "169.254.1.1";
+pub(crate) const GATEWAY_V4: &str = "169.254.1.1";
 const GATEWAY_V6: &str = "fe80::1";
 
 /// A node: a namespace that forwards between its pods and the other node.
@@ -28,6 +28,8 @@ pub struct Node {
     pub name: String,
     /// Its namespace.
     pub netns: Netns,
+    /// Its IPv4 address on the node link.
+    pub v4: Ipv4Addr,
 }
 
 /// A pod: a namespace with one interface, `eth0`.
@@ -71,7 +73,7 @@ impl Topology {
     /// Makes all namespaces and wires them. `world` keeps several topologies of one run apart.
     pub fn build(sandbox: &Sandbox, world: &str) -> Result<Self> {
         let name = |short: &str| format!("{}-{world}-{short}", sandbox.prefix());
-        let nodes = [node(&name("node1"))?, node(&name("node2"))?];
+        let nodes = [node(&name("node1"), 0)?, node(&name("node2"), 1)?];
         link_nodes(&nodes)?;
         let pods = PODS.iter().enumerate().map(|(index, &(short, namespace, at))| {
             let host = u8::try_from(index + 10)?;
@@ -129,14 +131,14 @@ impl Pod {
     }
 }
 
-fn node(name: &str) -> Result<Node> {
+fn node(name: &str, at: usize) -> Result<Node> {
     let netns = Netns::create(name)?;
     netns.sysctl(&[
         "net.ipv4.ip_forward=1",
         "net.ipv6.conf.all.forwarding=1",
         "net.ipv4.conf.all.rp_filter=0",
     ])?;
-    Ok(Node { name: name.to_owned(), netns })
+    Ok(Node { name: name.to_owned(), netns, v4: Ipv4Addr::new(198, 18, 0, subnet(at)) })
 }
 
 fn link_nodes(nodes: &[Node; 2]) -> Result<()> {

@@ -34,6 +34,10 @@ pub struct World {
     pub folder: PathBuf,
     /// The built-in CA's folder.
     pub ca: PathBuf,
+    /// The daemon.
+    pub binary: PathBuf,
+    /// Figures that a test wants shown beside its name.
+    pub notes: Vec<String>,
     servers: Vec<Servers>,
 }
 
@@ -41,13 +45,14 @@ impl World {
     /// Builds the scene and starts both agents, with `flags` beside the usual ones.
     pub fn start(sandbox: &Sandbox, name: &str, binary: &Path, flags: &[&str]) -> Result<Self> {
         let mut world = Self::build(sandbox, name, binary, flags)?;
-        for agent in &mut world.agents {
-            agent.spawn()?;
-        }
-        for agent in &mut world.agents {
-            agent.wait_ready()?;
-        }
+        world.start_agents()?;
         Ok(world)
+    }
+
+    /// Starts both agents and waits until they are ready.
+    pub fn start_agents(&mut self) -> Result<()> {
+        self.agents.iter_mut().try_for_each(Agent::spawn)?;
+        self.agents.iter_mut().try_for_each(Agent::wait_ready)
     }
 
     /// Builds the scene with its servers running and its agents not yet started.
@@ -70,7 +75,8 @@ impl World {
         let agents = [agent(0), agent(1)];
         let serving = ["b", "d", "e"].map(|pod| Servers::start(topology.pod(pod), &folder));
         let servers = serving.into_iter().collect::<Result<_>>().context("starting servers")?;
-        Ok(Self { topology, manifests, agents, folder, ca, servers })
+        let (binary, notes) = (binary.to_owned(), Vec::new());
+        Ok(Self { topology, manifests, agents, folder, ca, binary, notes, servers })
     }
 
     /// Takes everything down again.

@@ -1,11 +1,18 @@
 //! `cargo xtask build`: the finished daemon, eBPF object inside.
+//!
+//! Release builds are static, so that the binary which was tested is the one in the image and runs on any distribution.
+//! They link glibc: it needs no further toolchain, its allocator and `memcpy` are the fast ones, and since 2.34 its static
+//! `getaddrinfo` reads `/etc/hosts` and asks DNS without loading a library.
 
-use std::path::{Path, PathBuf};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    ebpf,
+    ebpf, setup,
     workspace::{self, step},
 };
 
@@ -22,7 +29,7 @@ pub(crate) struct Args {
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let binary = daemon(args.release)?;
-    let size = std::fs::metadata(&binary)?.len();
+    let size = fs::metadata(&binary)?.len();
     println!("{} ({:.1} MB)", binary.display(), size as f64 / 1e6);
     Ok(())
 }
@@ -37,13 +44,101 @@ pub(crate) fn daemon_or(given: Option<&Path>) -> Result<PathBuf> {
 
 /// Builds programs and daemon; returns the binary's path.
 pub(crate) fn daemon(release: bool) -> Result<PathBuf> {
+    if release {
+        let built = static_daemon(Arch::host()?)?;
+        return place(&built, &workspace::target_dir()?.join("release/ambit"));
+    }
     let object = ebpf::object()?;
-    let (profile, folder) = if release { ("release", "release") } else { ("dev", "debug") };
-    step(&format!("Building the daemon ({profile})"), || {
+    step("Building the daemon (dev)", || {
         let mut build = workspace::cargo();
-        build.args(["build", "--package", "ambit", "--bin", "ambit", "--profile", profile]);
+        build.args(["build", "--package", "ambit", "--bin", "ambit"]);
         workspace::run(build.env("AMBIT_EBPF_OBJECT", &object))
     })?;
-    let binary = workspace::target_dir()?.join(folder).join("ambit");
+    built(workspace::target_dir()?.join("debug/ambit"))
+}
+
+/// Builds the static release of the daemon for `arch`; returns the path where cargo left it.
+pub(crate) fn static_daemon(arch: Arch) -> Result<PathBuf> {
+    let object = ebpf::object_for(arch)?;
+    let target = arch.target();
+    let mut build = workspace::cargo();
+    build.args(["build", "--package", "ambit", "--bin", "ambit", "--release", "--target", target]);
+    // Only for the target: procedural macros cannot be static. RUSTFLAGS would go before this.
+    let variable = |name: &str| format!("CARGO_TARGET_{}_{name}", target.replace('-', "_").to_uppercase());
+    build.env(variable("RUSTFLAGS"), "-Ctarget-feature=+crt-static").env("AMBIT_EBPF_OBJECT", &object);
+    if arch != Arch::host()? {
+        setup::cross(arch)?;
+        build.env(variable("LINKER"), arch.compiler());
+        build.env(format!("CC_{}", target.replace('-', "_")), arch.compiler());
+    }
+    step(&format!("Building the daemon (release, static, {target})"), || workspace::run(&mut build))?;
+    built(workspace::target_dir()?.join(target).join("release/ambit"))
+}
+
+/// A processor architecture that ambit is built for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Arch {
+    /// x86-64.
+    Amd64,
+    /// 64-bit ARM.
+    Arm64,
+}
+
+impl Arch {
+    /// That of this machine.
+    pub(crate) fn host() -> Result<Self> {
+        match env::consts::ARCH {
+            "x86_64" => Ok(Self::Amd64),
+            "aarch64" => Ok(Self::Arm64),
+            other => bail!("ambit is built for x86-64 and 64-bit ARM, not for {other}"),
+        }
+    }
+
+    /// As images name it.
+    pub(crate) fn image_name(self) -> &'static str {
+        match self {
+            Self::Amd64 => "amd64",
+            Self::Arm64 => "arm64",
+        }
+    }
+
+    /// As `bpf_target_arch` names it.
+    pub(crate) fn bpf_name(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64",
+            Self::Arm64 => "aarch64",
+        }
+    }
+
+    /// The target as rustc names it.
+    pub(crate) fn target(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64-unknown-linux-gnu",
+            Self::Arm64 => "aarch64-unknown-linux-gnu",
+        }
+    }
+
+    /// Debian's C compiler for it, also on machines of another architecture.
+    pub(crate) fn compiler(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64-linux-gnu-gcc",
+            Self::Arm64 => "aarch64-linux-gnu-gcc",
+        }
+    }
+}
+
+fn built(binary: PathBuf) -> Result<PathBuf> {
     binary.canonicalize().with_context(|| format!("cargo left no {}", binary.display()))
+}
+
+/// Puts `built` at `at` in one step, also while the binary that is there runs.
+fn place(built: &Path, at: &Path) -> Result<PathBuf> {
+    let fresh = at.with_extension("new");
+    let copy = || {
+        fs::create_dir_all(at.parent().unwrap_or(Path::new(".")))?;
+        fs::copy(built, &fresh)?;
+        fs::rename(&fresh, at)?;
+        at.canonicalize()
+    };
+    copy().with_context(|| format!("cannot put the daemon at {}", at.display()))
 }

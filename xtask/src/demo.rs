@@ -16,27 +16,34 @@ use ambit_integration::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
-use crate::{build, setup};
+use crate::{build, kube, kube_demo, setup};
 
 /// Show what ambit does, step by step, with two nodes and five pods on this machine. Needs root.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  cargo xtask demo\n  cargo xtask demo --keep   leaves it running, and says how to look around\n  \
+    cargo xtask demo --kube   on a real Kubernetes, with the chart and the image\n  \
     cargo xtask demo --json   the figures alone, for a program"
 )]
 pub(crate) struct Args {
     /// Leave everything running at the end; `cargo xtask clean` removes it.
     #[arg(long)]
-    keep: bool,
+    pub(crate) keep: bool,
     /// Print the figures as JSON on stdout, and everything else on stderr.
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
+    /// Show it on a real two-node Kubernetes, installed by Helm. Needs Go the first time.
+    #[arg(long)]
+    kube: bool,
+    /// Use this image (a docker-archive) instead of making one.
+    #[arg(long, requires = "kube", conflicts_with = "binary")]
+    image: Option<PathBuf>,
     /// Use this binary instead of building one.
     #[arg(long)]
     binary: Option<PathBuf>,
     /// How long each of the five loads lasts, in seconds.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=600))]
-    seconds: u32,
+    pub(crate) seconds: u32,
 }
 
 const PICTURE: &str = "
@@ -50,6 +57,9 @@ const PICTURE: &str = "
 
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    if args.kube {
+        return kube_demo::run(args, || kube::kit(args.image.as_deref(), args.binary.as_deref()));
+    }
     let prepare = || {
         setup::programs()?;
         build::daemon_or(args.binary.as_deref())

@@ -5,6 +5,7 @@ use std::{ffi::OsString, path::PathBuf, process::Command};
 use anyhow::{Result, bail};
 
 use crate::{
+    build::Arch,
     setup,
     workspace::{self, step},
 };
@@ -23,12 +24,17 @@ pub(crate) fn run(_args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Builds the programs; returns the path of the object that the daemon embeds.
+/// Builds the programs; returns the path of the object that a daemon for this machine embeds.
 pub(crate) fn object() -> Result<PathBuf> {
-    let mut build = command("build")?;
+    object_for(Arch::host()?)
+}
+
+/// Builds the programs for machines of `arch`; returns the object's path.
+pub(crate) fn object_for(arch: Arch) -> Result<PathBuf> {
+    let mut build = command_for("build", arch)?;
     build.arg("--release");
     step("Building the eBPF programs", || workspace::run(&mut build))?;
-    let object = target_dir()?.join(TARGET).join("release/ambit-ebpf");
+    let object = target_dir(arch)?.join(TARGET).join("release/ambit-ebpf");
     if !object.is_file() {
         bail!("cargo built the eBPF programs, but left no {}", object.display());
     }
@@ -37,25 +43,32 @@ pub(crate) fn object() -> Result<PathBuf> {
 
 /// A nightly cargo call on the programs' crate for the BPF target: `verb` is `build`, `clippy`, …
 pub(crate) fn command(verb: &str) -> Result<Command> {
+    command_for(verb, Arch::host()?)
+}
+
+fn command_for(verb: &str, arch: Arch) -> Result<Command> {
     let linker = setup::bpf_toolchain()?;
     // One target folder of its own: build-std for BPF and the host's builds would throw each other's results away.
     let mut cargo = workspace::nightly_cargo();
     cargo
         .args([verb, "--package", "ambit-ebpf", "--bins", "-Z", "build-std=core", "--target", TARGET])
         .arg("--target-dir")
-        .arg(target_dir()?)
+        .arg(target_dir(arch)?)
         .env("CARGO_PROFILE_RELEASE_LTO", "false")
-        .env("CARGO_ENCODED_RUSTFLAGS", rustflags(&linker));
+        .env("CARGO_ENCODED_RUSTFLAGS", rustflags(&linker, arch));
     Ok(cargo)
 }
 
-fn rustflags(linker: &std::path::Path) -> OsString {
-    let mut flags = OsString::from(format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH));
+fn rustflags(linker: &std::path::Path, arch: Arch) -> OsString {
+    let mut flags = OsString::from(format!("--cfg=bpf_target_arch=\"{}\"", arch.bpf_name()));
     flags.push("\x1f-Cdebuginfo=2\x1f-Clink-arg=--btf\x1f-Clinker=");
     flags.push(linker);
     flags
 }
 
-fn target_dir() -> Result<PathBuf> {
-    Ok(workspace::target_dir()?.join("ebpf"))
+/// A folder for each architecture, so that neither throws the other's results away.
+fn target_dir(arch: Arch) -> Result<PathBuf> {
+    let folder =
+        if arch == Arch::host()? { "ebpf".to_owned() } else { format!("ebpf-{}", arch.image_name()) };
+    Ok(workspace::target_dir()?.join(folder))
 }

@@ -7,8 +7,12 @@
 mod bench;
 mod build;
 mod clean;
+mod cluster;
 mod demo;
 mod ebpf;
+mod image;
+mod kube;
+mod kube_demo;
 mod lint;
 mod rooms;
 mod setup;
@@ -33,10 +37,12 @@ enum Verb {
     Setup(setup::Args),
     Ebpf(ebpf::Args),
     Build(build::Args),
+    Image(image::Args),
     Lint(lint::Args),
     Test(test::Args),
     Demo(demo::Args),
     Bench(bench::Args),
+    Cluster(cluster::Args),
     Clean(clean::Args),
     /// A client or server of the end-to-end tests, run inside a pod's namespace.
     #[command(hide = true, subcommand)]
@@ -48,10 +54,12 @@ fn main() -> ExitCode {
         Verb::Setup(args) => setup::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Ebpf(args) => ebpf::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Build(args) => build::run(&args).map(|()| ExitCode::SUCCESS),
+        Verb::Image(args) => image::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Lint(args) => lint::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Test(args) => test::run(&args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Cluster(args) => cluster::run(&args),
         Verb::Clean(args) => clean::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Tool(tool) => tools::run(&tool).map(|()| ExitCode::SUCCESS),
     };

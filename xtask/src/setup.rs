@@ -11,7 +11,11 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use nix::unistd::geteuid;
 
-use crate::workspace::{self, step};
+use crate::{
+    build::Arch,
+    kube,
+    workspace::{self, step},
+};
 
 /// The release that builds against the LLVM inside rustc; later ones want a system LLVM.
 const BPF_LINKER: &str = "0.10.3";
@@ -33,16 +37,23 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("wrk", "wrk"),
 ];
 
+/// What a Kubernetes cluster on this machine calls beside them.
+const KUBE_PROGRAMS: &[(&str, &str)] = &[("ldd", "libc-bin"), ("runc", "runc")];
+
 /// Install what the other verbs need: the BPF toolchain and the programs the tests use.
 ///
 /// Every other verb calls it by itself. Run it alone to prepare an image or a cache.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask setup               everything\n  \
+    cargo xtask setup --kube        also Kubernetes itself, for test --kube and its like\n  \
     cargo xtask setup --build-only  only what building needs, no root")]
 pub(crate) struct Args {
     /// Leave out the programs that only tests, demo and bench need (no root needed).
     #[arg(long)]
     build_only: bool,
+    /// Build Kubernetes, etcd, containerd and their like too. Needs Go.
+    #[arg(long, conflicts_with = "build_only")]
+    kube: bool,
 }
 
 /// Runs the verb.
@@ -50,6 +61,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     bpf_toolchain()?;
     if !args.build_only {
         programs()?;
+    }
+    if args.kube {
+        kube::programs()?;
     }
     eprintln!("==> Set-up is complete");
     Ok(())
@@ -84,8 +98,39 @@ pub(crate) fn bpf_toolchain() -> Result<PathBuf> {
 
 /// Makes sure of every program that tests, demo and bench call.
 pub(crate) fn programs() -> Result<()> {
-    let mut packages: Vec<&str> =
-        PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
+    install(PROGRAMS)
+}
+
+/// Makes sure of every program that a Kubernetes cluster calls.
+pub(crate) fn kube_programs() -> Result<()> {
+    install(&[PROGRAMS, KUBE_PROGRAMS].concat())
+}
+
+/// Makes sure of what builds programs for machines of another architecture than this one.
+pub(crate) fn cross(arch: Arch) -> Result<()> {
+    let installed = workspace::output(
+        Command::new("rustup").args(["target", "list", "--installed"]).current_dir(workspace::root()),
+    )?;
+    if !installed.lines().any(|line| line == arch.target()) {
+        step(&format!("Installing Rust's standard library for {}", arch.target()), || {
+            workspace::run(
+                Command::new("rustup").args(["target", "add", arch.target()]).current_dir(workspace::root()),
+            )
+        })?;
+    }
+    match arch {
+        Arch::Amd64 => install(&[("x86_64-linux-gnu-gcc", "gcc-x86-64-linux-gnu libc6-dev-amd64-cross")]),
+        Arch::Arm64 => install(&[("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu libc6-dev-arm64-cross")]),
+    }
+}
+
+/// Makes sure of `wanted`: programs, each with the Debian packages that bring it.
+fn install(wanted: &[(&str, &str)]) -> Result<()> {
+    let mut packages: Vec<&str> = wanted
+        .iter()
+        .filter(|(program, _)| find(program).is_none())
+        .flat_map(|(_, packages)| packages.split(' '))
+        .collect();
     packages.dedup();
     if packages.is_empty() {
         return Ok(());
@@ -112,14 +157,14 @@ pub(crate) fn programs() -> Result<()> {
             .collect();
         apt(&install).or_else(|_| apt(&["update"]).and_then(|()| apt(&install)))
     })?;
-    match PROGRAMS.iter().find(|(program, _)| find(program).is_none()) {
+    match wanted.iter().find(|(program, _)| find(program).is_none()) {
         Some((program, package)) => bail!("{package} is installed, but brought no program {program}"),
         None => Ok(()),
     }
 }
 
 /// The path of a program, also where only root's `PATH` would look.
-fn find(program: &str) -> Option<PathBuf> {
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))

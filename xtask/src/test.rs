@@ -6,12 +6,16 @@ use std::{
     process::{ExitCode, Stdio},
 };
 
-use ambit_integration::{console::Console, sandbox, suite};
+use ambit_integration::{
+    console::Console,
+    kube_suite, sandbox,
+    suite::{self, Summary},
+};
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    build, ebpf, lint, setup,
+    build, ebpf, kube, lint, setup,
     workspace::{self, step},
 };
 
@@ -21,7 +25,9 @@ use crate::{
     cargo xtask test --unit-only              lints and unit tests, no root\n  \
     cargo xtask test --e2e-only               the end-to-end tests\n  \
     cargo xtask test --e2e-only policy::      those of one topic\n  \
-    cargo xtask test --list                   their names, and what each shows")]
+    cargo xtask test --kube                   the tests on a real two-node Kubernetes\n  \
+    cargo xtask test --kube probes::          those of one topic\n  \
+    cargo xtask test --list [--kube]          their names, and what each shows")]
 pub(crate) struct Args {
     /// Leave out lints and unit tests.
     #[arg(long, conflicts_with = "unit_only")]
@@ -35,6 +41,12 @@ pub(crate) struct Args {
     /// Use this binary instead of building one.
     #[arg(long)]
     binary: Option<PathBuf>,
+    /// Run the tests on a real Kubernetes instead, with the chart and the image. Needs Go the first time.
+    #[arg(long, conflicts_with_all = ["e2e_only", "unit_only"])]
+    kube: bool,
+    /// Use this image (a docker-archive) instead of making one.
+    #[arg(long, requires = "kube", conflicts_with = "binary")]
+    image: Option<PathBuf>,
     /// Run only end-to-end tests whose name contains this.
     #[arg(default_value = "")]
     filter: String,
@@ -50,10 +62,23 @@ struct Prepared {
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if args.list {
-        for test in suite::tests() {
-            println!("{:<58} {}", test.name, test.about);
+        let namespaces = suite::tests().into_iter().map(|test| (test.name, test.about));
+        let cluster = kube_suite::tests().into_iter().map(|test| (test.name, test.about));
+        let list: Vec<_> = if args.kube { cluster.collect() } else { namespaces.collect() };
+        for (name, about) in list {
+            println!("{name:<58} {about}");
         }
         return Ok(ExitCode::SUCCESS);
+    }
+    if args.kube {
+        let prepare = || kube::kit(args.image.as_deref(), args.binary.as_deref());
+        return sandbox::supervised(prepare, |sandbox, kit| {
+            let console = Console::new(false);
+            console.heading("Tests on a real Kubernetes");
+            let logs = workspace::target_dir()?.join("kube-logs");
+            let summary = kube_suite::run(sandbox, &kit, &args.filter, &logs, console)?;
+            conclude(&summary, 0, console)
+        });
     }
     if args.unit_only {
         lint::all()?;
@@ -76,19 +101,24 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         console.heading("End-to-end tests");
         let logs = workspace::target_dir()?.join("e2e-logs");
         let summary = suite::run(sandbox, &prepared.binary, &args.filter, &logs, console)?;
-        let (passed, failed) = (summary.passed + prepared.passed, summary.failed.len());
-        if !summary.failed.is_empty() {
-            console.line(format_args!("\nfailed:\n  {}", summary.failed.join("\n  ")));
-        }
-        console.line(format_args!("\n{passed} passed, {failed} failed"));
-        if failed > 0 || summary.passed == 0 {
-            bail!(
-                "{}",
-                if failed > 0 { "end-to-end tests failed" } else { "no end-to-end test has such a name" }
-            );
-        }
-        Ok(())
+        conclude(&summary, prepared.passed, console)
     })
+}
+
+/// Tells how a suite went, with the tests that `passed` before it; a failure is an error.
+fn conclude(summary: &Summary, passed: usize, console: Console) -> Result<()> {
+    let (passed, failed) = (summary.passed + passed, summary.failed.len());
+    if failed > 0 {
+        console.line(format_args!("\nfailed:\n  {}", summary.failed.join("\n  ")));
+    }
+    console.line(format_args!("\n{passed} passed, {failed} failed"));
+    if failed > 0 || summary.passed == 0 {
+        bail!(
+            "{}",
+            if failed > 0 { "end-to-end tests failed" } else { "no end-to-end test has such a name" }
+        );
+    }
+    Ok(())
 }
 
 /// Runs the unit tests of every crate; returns how many passed. One that fails is an error.

@@ -194,6 +194,8 @@ pub struct Workload {
     pub labels: Labels,
     /// Named container ports: name to number (TCP only).
     pub named_ports: BTreeMap<String, u16>,
+    /// TCP ports on the pod that its probes name, ascending: the kubelet may connect to them in plaintext.
+    pub probe_ports: Vec<u16>,
     /// `spec.hostNetwork`.
     pub host_network: bool,
     /// In the mesh: opted in by label, not on the host network, not terminated. A peer may rely on mTLS to it.
@@ -283,6 +285,7 @@ mod tests {
             ips: vec![],
             labels: Labels::from([("pod-template-hash".into(), "5d4f".into())]),
             named_ports: BTreeMap::new(),
+            probe_ports: vec![],
             host_network: false,
             enrolled: true,
             netns: None,

@@ -23,6 +23,9 @@ pub fn renew_at(issued: SystemTime, not_after: SystemTime, jitter: f64) -> Syste
 /// The longest wait between two attempts to renew one identity (spec/wire.md §3.4).
 pub const BACKOFF_CAP: Duration = Duration::from_secs(150);
 
+/// The wait after the first failure, and the shortest there is (spec/wire.md §3.4).
+const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+
 /// No certificate is renewed sooner than this after its issue, however short its life.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -32,7 +35,7 @@ const CLOCK_STEP: Duration = Duration::from_secs(60);
 /// How long to wait after the `failures`-th failure in a row: from half a second, doubled each time, ±20 %, at most
 /// [`BACKOFF_CAP`]. `jitter` is a random number in 0.0..1.0.
 pub fn backoff(failures: u32, jitter: f64) -> Duration {
-    let base = Duration::from_millis(500).saturating_mul(1 << failures.saturating_sub(1).min(16));
+    let base = FIRST_BACKOFF.saturating_mul(1 << failures.saturating_sub(1).min(16));
     base.min(BACKOFF_CAP).mul_f64(0.8 + 0.4 * jitter.clamp(0.0, 1.0)).min(BACKOFF_CAP)
 }
 
@@ -153,12 +156,20 @@ impl Schedule {
         Some(due)
     }
 
-    /// An attempt failed. Returns when the next one will be made; `None` if the identity was forgotten meanwhile.
+    /// An attempt failed. Returns when the next one will be made; `None` if the identity was forgotten meanwhile. While a
+    /// certificate is good still, that is after a quarter of what is left of it at the latest: an issuer that is back in
+    /// time is asked in time, however short the certificate's life.
     pub fn failed(&mut self, id: &SpiffeId, now: SystemTime, jitter: f64) -> Option<SystemTime> {
         self.running.remove(id);
         let entry = self.entries.get_mut(id)?;
-        entry.failures = entry.failures.saturating_add(1);
-        entry.due = now + backoff(entry.failures, jitter);
+        let wait = backoff(entry.failures.saturating_add(1), jitter);
+        let left = entry.expires.and_then(|end| end.duration_since(now).ok()).filter(|left| !left.is_zero());
+        let hurried = left.map_or(wait, |left| wait.min((left / 4).max(FIRST_BACKOFF)));
+        // Attempts that come sooner because the end is near must not make those after it come later.
+        if hurried == wait {
+            entry.failures = entry.failures.saturating_add(1);
+        }
+        entry.due = now + hurried;
         entry.set = now;
         entry.demanded = false;
         Some(entry.due)

@@ -42,6 +42,10 @@ pub struct Pod {
     pub _pad: u32,
 }
 
+/// The version of everything in this file. Maps of another version cannot be adopted: whoever changes the layout of a key
+/// or value raises it.
+pub const LAYOUT: u32 = 2;
+
 /// [`Socket::kind`]: nothing is known of the socket.
 pub const SOCKET_NONE: u32 = 0;
 /// [`Socket::kind`]: an application's socket whose connect was pointed at the agent.
@@ -50,6 +54,8 @@ pub const SOCKET_CAPTURED: u32 = 1;
 pub const SOCKET_TUNNEL: u32 = 2;
 /// [`Socket::kind`]: the agent's own, on its way to the application in the same network namespace.
 pub const SOCKET_DELIVERY: u32 = 3;
+/// [`Socket::kind`]: the kubelet's, on its way to a port that an enrolled pod declares as a probe.
+pub const SOCKET_PROBE: u32 = 4;
 
 /// What is known of one socket; lives and dies with it (`BPF_MAP_TYPE_SK_STORAGE`).
 #[repr(C)]
@@ -59,8 +65,20 @@ pub struct Socket {
     pub kind: u32,
     /// The port of the original destination, of a captured socket.
     pub port: u32,
-    /// The address of the original destination, of a captured socket.
+    /// The address of the destination, of a captured socket or a probe: the one that the application dialled.
     pub addr: Addr,
+    /// Cookie of the network namespace that a probe goes to.
+    pub netns: u64,
+}
+
+/// A port that an enrolled pod of this node declares as a probe. The value is the cookie of the pod's network namespace.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProbeKey {
+    /// The pod's address.
+    pub addr: Addr,
+    /// The port.
+    pub port: u32,
 }
 
 /// A captured connection as the agent sees it on accept: namespace cookie and source address.
@@ -89,7 +107,8 @@ pub struct Origin {
     pub _pad: u32,
 }
 
-/// A connection that the inbound hook must let through to the application: the agent's own dial.
+/// A connection that the inbound hook must let through to the application. The value tells whose it is: [`FLOW_DELIVERY`]
+/// or [`FLOW_PROBE`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Flow {
@@ -104,6 +123,11 @@ pub struct Flow {
     /// Destination port.
     pub local_port: u32,
 }
+
+/// The agent's own dial to the application.
+pub const FLOW_DELIVERY: u32 = 0;
+/// The kubelet's probe.
+pub const FLOW_PROBE: u32 = 1;
 
 /// Address family 4, in [`ListenerKey::family`].
 pub const FAMILY_V4: u32 = 4;
@@ -134,25 +158,28 @@ pub struct Counters {
     pub received: u64,
     /// Inbound, the agent's own way to the application.
     pub bypassed: u64,
+    /// Inbound, the kubelet's probes on their way to the application.
+    pub probes: u64,
     /// Either way, refused because the agent is away or the socket's kind cannot be carried.
     pub refused: u64,
 }
 
 const _: () = {
     assert!(size_of::<Pod>() == 40);
-    assert!(size_of::<Socket>() == 24);
+    assert!(size_of::<Socket>() == 32);
+    assert!(size_of::<ProbeKey>() == 20);
     assert!(size_of::<OriginKey>() == 32);
     assert!(size_of::<Origin>() == 24);
     assert!(size_of::<Flow>() == 48);
     assert!(size_of::<ListenerKey>() == 16);
-    assert!(size_of::<Counters>() == 40);
+    assert!(size_of::<Counters>() == 48);
 };
 
 #[cfg(feature = "user")]
 mod user {
     use std::net::{IpAddr, Ipv6Addr};
 
-    use super::{Addr, Counters, Flow, ListenerKey, Origin, OriginKey, Pod, Socket};
+    use super::{Addr, Counters, Flow, ListenerKey, Origin, OriginKey, Pod, ProbeKey, Socket};
 
     macro_rules! plain {
         ($($name:ident)*) => {
@@ -164,7 +191,7 @@ mod user {
         };
     }
 
-    plain!(Pod Socket OriginKey Origin Flow ListenerKey Counters);
+    plain!(Pod Socket ProbeKey OriginKey Origin Flow ListenerKey Counters);
 
     /// The 16-byte form of an address.
     pub fn addr(ip: IpAddr) -> Addr {

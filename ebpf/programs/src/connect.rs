@@ -2,12 +2,12 @@
 //! namespace; the socket remembers where it was going, and `getpeername` answers with that.
 
 use ambit_ebpf_common::{
-    Addr, Counters, Pod, SOCKET_CAPTURED, SOCKET_DELIVERY, SOCKET_NONE, SOCKET_TUNNEL, Socket, is_mapped,
-    mapped,
+    Addr, Counters, Pod, ProbeKey, SOCKET_CAPTURED, SOCKET_DELIVERY, SOCKET_NONE, SOCKET_PROBE,
+    SOCKET_TUNNEL, Socket, is_mapped, mapped,
 };
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::generated::{bpf_get_netns_cookie, bpf_set_retval},
+    helpers::generated::{bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_set_retval},
     macros::{cgroup_sock, cgroup_sock_addr},
     programs::{SockAddrContext, SockContext},
 };
@@ -15,7 +15,7 @@ use aya_log_ebpf::debug;
 
 use crate::{
     context::{read_v6, write_v6},
-    maps::{COUNTERS, DESTINATIONS, PODS, SOCKETS},
+    maps::{COUNTERS, DESTINATIONS, KUBELETS, PODS, PROBES, SOCKETS},
 };
 
 const IPPROTO_TCP: u32 = 6;
@@ -98,12 +98,19 @@ fn connect(ctx: &SockAddrContext, dst: Addr, redirect: impl FnOnce(&Pod)) -> i32
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     // SAFETY: the agent replaces entries as a whole; a torn read is not possible for values it never edits in place.
     let Some(pod) = (unsafe { PODS.get(netns) }) else {
+        if protocol == IPPROTO_TCP {
+            probe(ctx, netns, dst);
+        }
         return ALLOW;
     };
     // SAFETY: the returned pointer is null or valid for the program's run.
     let known = unsafe { SOCKETS.get_ptr_mut(ctx).as_mut() };
     if let Some(socket) = known {
         if socket.kind == SOCKET_TUNNEL || socket.kind == SOCKET_DELIVERY {
+            return ALLOW;
+        }
+        // While one agent replaces another's programs, both run: the first one has captured this connect.
+        if socket.kind == SOCKET_CAPTURED && to_agent(pod, &dst, user_port(ctx)) {
             return ALLOW;
         }
         // A socket that connects once more, elsewhere.
@@ -126,9 +133,41 @@ fn connect(ctx: &SockAddrContext, dst: Addr, redirect: impl FnOnce(&Pod)) -> i32
     ALLOW
 }
 
+/// Marks a connect of the kubelet, in its own network namespace, to a port that an enrolled pod declares as a probe.
+#[inline(always)]
+fn probe(ctx: &SockAddrContext, netns: u64, dst: Addr) {
+    // SAFETY: it takes no arguments.
+    let cgroup = unsafe { bpf_get_current_cgroup_id() };
+    // SAFETY: the agent replaces entries as a whole.
+    if unsafe { KUBELETS.get(cgroup) } != Some(&netns) {
+        return;
+    }
+    // SAFETY: the returned pointer is null or valid for the program's run.
+    if let Some(socket) = unsafe { SOCKETS.get_ptr_mut(ctx).as_mut() } {
+        // A socket that connects once more, elsewhere.
+        socket.kind = SOCKET_NONE;
+    }
+    let port = u32::from(user_port(ctx));
+    // SAFETY: as above.
+    let Some(pod) = (unsafe { PROBES.get(ProbeKey { addr: dst, port }) }) else {
+        return;
+    };
+    store(ctx, Socket { kind: SOCKET_PROBE, port, addr: dst, netns: *pod });
+}
+
+/// Whether `dst` and `port` are the agent's own listener in the pod.
+#[inline(always)]
+fn to_agent(pod: &Pod, dst: &Addr, port: u16) -> bool {
+    port != 0 && ((*dst == pod.v4 && port == pod.v4_port) || (*dst == pod.v6 && port == pod.v6_port))
+}
+
 #[inline(always)]
 fn remember(ctx: &SockAddrContext, dst: Addr) -> bool {
-    let mut socket = Socket { kind: SOCKET_CAPTURED, port: u32::from(user_port(ctx)), addr: dst };
+    store(ctx, Socket { kind: SOCKET_CAPTURED, port: u32::from(user_port(ctx)), addr: dst, netns: 0 })
+}
+
+#[inline(always)]
+fn store(ctx: &SockAddrContext, mut socket: Socket) -> bool {
     // SAFETY: the returned pointer is null or valid for the program's run.
     match unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, Some(&mut socket)).as_mut() } {
         Some(stored) => {

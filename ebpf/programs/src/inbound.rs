@@ -1,6 +1,6 @@
 //! Inbound: every new TCP connection to an enrolled pod goes to its agent's listener. With the agent away it is refused.
 
-use ambit_ebpf_common::{Addr, FAMILY_V4, FAMILY_V6, Flow, ListenerKey, mapped};
+use ambit_ebpf_common::{Addr, FAMILY_V4, FAMILY_V6, FLOW_PROBE, Flow, ListenerKey, mapped};
 use aya_ebpf::{macros::sk_lookup, programs::SkLookupContext};
 
 use crate::{
@@ -52,8 +52,13 @@ pub fn ambit_inbound(ctx: SkLookupContext) -> u32 {
     // SAFETY: a plain read; volatile, because the value is written into the object before it is loaded.
     let netns = unsafe { core::ptr::read_volatile(&raw const NETNS) };
     let flow = Flow { netns, remote, local, remote_port, local_port };
-    if BYPASS.get_ptr(flow).is_some() {
-        count(netns, |counters| counters.bypassed += 1);
+    // SAFETY: entries are never edited in place.
+    if let Some(owner) = unsafe { BYPASS.get(flow) } {
+        if *owner == FLOW_PROBE {
+            count(netns, |counters| counters.probes += 1);
+        } else {
+            count(netns, |counters| counters.bypassed += 1);
+        }
         return SK_PASS;
     }
     if LISTENERS.redirect_sk_lookup(&ctx, ListenerKey { netns, family, _pad: 0 }, 0).is_ok() {

@@ -1,6 +1,6 @@
 //! The maps that the programs and the agent share. The agent pins them, so they outlive it.
 
-use ambit_ebpf_common::{Addr, Counters, Flow, ListenerKey, Origin, OriginKey, Pod, Socket};
+use ambit_ebpf_common::{Addr, Counters, Flow, ListenerKey, Origin, OriginKey, Pod, ProbeKey, Socket};
 use aya_ebpf::{
     btf_maps::SkStorage,
     macros::{btf_map, map},
@@ -24,7 +24,15 @@ pub static SOCKETS: SkStorage<Socket> = SkStorage::new();
 #[map]
 pub static ORIGINS: LruHashMap<OriginKey, Origin> = LruHashMap::with_max_entries(131_072, 0);
 
-/// The agent's own dials to applications, while they connect.
+/// The kubelet's cgroups by their ids; the value is the cookie of the network namespace that the kubelet is in.
+#[map]
+pub static KUBELETS: HashMap<u64, u64> = HashMap::with_max_entries(16, 0);
+
+/// Ports that enrolled pods declare as probes; the value is the cookie of the pod's network namespace.
+#[map]
+pub static PROBES: HashMap<ProbeKey, u64> = HashMap::with_max_entries(32_768, 1 /* BPF_F_NO_PREALLOC */);
+
+/// The agent's own dials to applications, while they connect, and the kubelet's probes, while they are open.
 #[map]
 pub static BYPASS: HashMap<Flow, u32> = HashMap::with_max_entries(65_536, 1 /* BPF_F_NO_PREALLOC */);
 

@@ -1,8 +1,9 @@
 //! Ties sockets to addresses once the kernel has chosen the source port: the original destination for the agent's
-//! accept, and the 4-tuple of the agent's own dials for the inbound hook.
+//! accept, and the 4-tuple of the agent's own dials and of the kubelet's probes for the inbound hook.
 
 use ambit_ebpf_common::{
-    Addr, Flow, Origin, OriginKey, SOCKET_CAPTURED, SOCKET_DELIVERY, Socket, is_mapped, mapped,
+    Addr, FLOW_DELIVERY, FLOW_PROBE, Flow, Origin, OriginKey, SOCKET_CAPTURED, SOCKET_DELIVERY, SOCKET_PROBE,
+    Socket, is_mapped, mapped,
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -45,22 +46,23 @@ fn connecting(ctx: &SockOpsContext) {
         let origin = Origin { addr: socket.addr, port: socket.port, _pad: 0 };
         // A full map means that the agent finds no original destination and refuses.
         let _: Result<(), i32> = ORIGINS.insert(key, origin, 0);
-    } else if socket.kind == SOCKET_DELIVERY {
-        // A full map means that the dial meets the agent's own listener, which refuses it.
-        let _: Result<(), i32> = BYPASS.insert(flow(ctx), 0, 0);
+    } else if let Some((flow, owner)) = exempt(ctx, socket) {
+        // A full map means that the connection meets the agent's listener: a dial is refused there, a probe is judged as
+        // any plaintext.
+        let _: Result<(), i32> = BYPASS.insert(flow, owner, 0);
         let _: Result<(), i32> = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
     }
 }
 
-/// The agent takes a flow off when its connect returns. This is for an agent that dies in between.
+/// The agent takes a flow off when its connect returns. This is for an agent that dies in between, and for probes.
 #[inline(always)]
 fn state_changed(ctx: &SockOpsContext) {
     let state = ctx.arg(1);
     if state == TCP_ESTABLISHED || state == TCP_SYN_SENT {
         return;
     }
-    if socket(ctx).is_some_and(|socket| socket.kind == SOCKET_DELIVERY) {
-        let _: Result<(), i32> = BYPASS.remove(flow(ctx));
+    if let Some((flow, _)) = socket(ctx).and_then(|socket| exempt(ctx, socket)) {
+        let _: Result<(), i32> = BYPASS.remove(flow);
     }
 }
 
@@ -79,16 +81,24 @@ fn socket(ctx: &SockOpsContext) -> Option<&Socket> {
     }
 }
 
-/// The flow of a dial as the inbound hook will see it: our local end is its remote.
+/// A connection that the inbound hook is to let through, and whose it is.
 #[inline(always)]
-fn flow(ctx: &SockOpsContext) -> Flow {
-    // SAFETY: the context is this program's own.
-    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    let (remote, local) = if ctx.family() == AF_INET {
-        (local_v4(ctx), remote_v4(ctx))
+fn exempt(ctx: &SockOpsContext, socket: &Socket) -> Option<(Flow, u32)> {
+    if socket.kind == SOCKET_DELIVERY {
+        // SAFETY: the context is this program's own.
+        let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+        Some((flow(ctx, netns, ctx.family() == AF_INET), FLOW_DELIVERY))
+    } else if socket.kind == SOCKET_PROBE {
+        Some((flow(ctx, socket.netns, is_mapped(&socket.addr)), FLOW_PROBE))
     } else {
-        (local_v6(ctx), remote_v6(ctx))
-    };
+        None
+    }
+}
+
+/// A connection as the inbound hook in `netns` will see it: our local end is its remote.
+#[inline(always)]
+fn flow(ctx: &SockOpsContext, netns: u64, v4: bool) -> Flow {
+    let (remote, local) = if v4 { (local_v4(ctx), remote_v4(ctx)) } else { (local_v6(ctx), remote_v6(ctx)) };
     Flow { netns, remote, local, remote_port: ctx.local_port(), local_port: u32::from_be(ctx.remote_port()) }
 }
 

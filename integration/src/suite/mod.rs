@@ -8,10 +8,14 @@ mod cni;
 mod control;
 mod evasion;
 mod failure;
+mod identities;
+mod issuers;
 mod load;
 mod manifests;
 mod operations;
 mod policy;
+mod probes;
+mod revocation;
 mod routing;
 mod trust;
 mod wire;
@@ -54,6 +58,9 @@ pub struct Summary {
     pub failed: Vec<String>,
 }
 
+/// The topic of tests that take many minutes: they run only when it is asked for by name.
+pub const SOAK: &str = "soak::";
+
 /// Every test, in the order in which they run.
 pub fn tests() -> Vec<Test> {
     [
@@ -62,11 +69,15 @@ pub fn tests() -> Vec<Test> {
         addresses::TESTS,
         routing::TESTS,
         policy::TESTS,
+        probes::TESTS,
         operations::TESTS,
         manifests::TESTS,
         certificates::TESTS,
         trust::TESTS,
         cni::TESTS,
+        revocation::TESTS,
+        identities::TESTS,
+        issuers::TESTS,
         evasion::TESTS,
         load::TESTS,
         failure::TESTS,
@@ -74,20 +85,23 @@ pub fn tests() -> Vec<Test> {
     .concat()
 }
 
-/// Runs the tests whose name contains `filter`, one after another, telling of each on `console`. What the agents logged
+/// Runs the tests whose name contains `filter`, those of topic [`SOAK`] only if it names that, one after another, telling of each on `console`. What the agents logged
 /// in tests that fail is kept in the folder `logs`.
 pub fn run(sandbox: &Sandbox, binary: &Path, filter: &str, logs: &Path, console: Console) -> Result<Summary> {
     let mut stage = Stage { sandbox, binary, logs, shared: None, worlds: 0 };
     let mut summary = Summary::default();
-    for test in tests().iter().filter(|test| test.name.contains(filter)) {
+    let asked =
+        |test: &&Test| test.name.contains(filter) && (filter.contains(SOAK) || !test.name.starts_with(SOAK));
+    for test in tests().iter().filter(asked) {
         console.partial(format_args!("  {:<58} ", test.name));
         let start = Instant::now();
         let done = stage.perform(test);
         let took = start.elapsed().as_secs_f64();
         match done {
-            Ok(()) => {
+            Ok(notes) => {
                 summary.passed += 1;
                 console.line(format_args!("{} {took:6.1} s", console.paint("32", "ok    ")));
+                notes.iter().for_each(|note| console.line(format_args!("      {note}")));
             }
             Err(error) => {
                 summary.failed.push(test.name.to_owned());
@@ -112,23 +126,26 @@ struct Stage<'a> {
 }
 
 impl Stage<'_> {
-    fn perform(&mut self, test: &Test) -> Result<()> {
+    /// Runs one test; returns the figures that it wants shown.
+    fn perform(&mut self, test: &Test) -> Result<Vec<String>> {
         match test.scene {
             Scene::Shared(work) => self.with_shared(test.name, work),
             Scene::Own(flags, work) => {
                 let mut world = World::start(self.sandbox, &self.next_name(), self.binary, flags)?;
                 let done = work(&mut world).map_err(|error| self.with_logs(test.name, &error, &world));
-                ended(done, world.remove())
+                let notes = std::mem::take(&mut world.notes);
+                ended(done, world.remove()).map(|()| notes)
             }
             Scene::Unstarted(flags, work) => {
                 let mut world = World::build(self.sandbox, &self.next_name(), self.binary, flags)?;
                 let done = work(&mut world).map_err(|error| self.with_logs(test.name, &error, &world));
-                ended(done, world.remove())
+                let notes = std::mem::take(&mut world.notes);
+                ended(done, world.remove()).map(|()| notes)
             }
         }
     }
 
-    fn with_shared(&mut self, name: &str, work: fn(&mut World) -> Result<()>) -> Result<()> {
+    fn with_shared(&mut self, name: &str, work: fn(&mut World) -> Result<()>) -> Result<Vec<String>> {
         let mut world = match self.shared.take() {
             Some(world) => world,
             None => World::start(self.sandbox, &self.next_name(), self.binary, &[])?,
@@ -140,13 +157,14 @@ impl Stage<'_> {
         };
         match work(&mut world).and_then(|()| restored(&world)) {
             Ok(()) => {
+                let notes = std::mem::take(&mut world.notes);
                 self.shared = Some(world);
-                Ok(())
+                Ok(notes)
             }
             // What a failed test leaves is nobody's fair start: the next one gets a new world.
             Err(error) => {
                 let error = self.with_logs(name, &error, &world);
-                ended(Err(error), world.remove())
+                ended(Err(error), world.remove()).map(|()| Vec::new())
             }
         }
     }
@@ -206,7 +224,7 @@ const fn unstarted(
 }
 
 /// A text that occurs nowhere else: to be sent, and looked for on the wire.
-fn marker(what: &str) -> String {
+pub(crate) fn marker(what: &str) -> String {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     format!("MARKER-{what}-{:x}", now.as_nanos())
 }

@@ -3,7 +3,10 @@
 use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpStream},
-    sync::Barrier,
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -57,10 +60,20 @@ pub struct Tally {
     pub errors: Vec<String>,
     /// How long it all took, in milliseconds.
     pub took_ms: u64,
+    /// The longest time between a failure and the next good connection, or the end, in milliseconds.
+    #[serde(default)]
+    pub longest_outage_ms: u64,
 }
 
 impl Tally {
-    fn note(&mut self, done: std::io::Result<()>) {
+    pub(super) fn add(&mut self, other: Self) {
+        self.good += other.good;
+        self.failed += other.failed;
+        self.errors.extend(other.errors);
+        self.errors.truncate(5);
+    }
+
+    pub(super) fn note(&mut self, done: std::io::Result<()>) {
         match done {
             Ok(()) => self.good += 1,
             Err(error) => {
@@ -83,7 +96,7 @@ pub(super) fn connect(how: &Connect) -> Attempt {
             kind => format!("{kind:?}"),
         });
     }
-    attempt.took_ms = start.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
+    attempt.took_ms = milliseconds(start.elapsed());
     attempt
 }
 
@@ -173,7 +186,7 @@ pub(super) fn many(how: &Many) -> Result<Tally> {
         }
         Ok(())
     })?;
-    tally.took_ms = start.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
+    tally.took_ms = milliseconds(start.elapsed());
     Ok(tally)
 }
 
@@ -181,21 +194,44 @@ pub(super) fn many(how: &Many) -> Result<Tally> {
 pub(super) fn churn(how: &Churn) -> Tally {
     let start = Instant::now();
     let mut tally = Tally::default();
-    while tally.good + tally.failed < how.count && start.elapsed() < Duration::from_millis(how.for_ms) {
-        let number = tally.good + tally.failed;
-        tally.note(open(how.to).and_then(|mut stream| {
+    let mut failing_since = None;
+    let stopped = Arc::new(AtomicBool::new(false));
+    if how.until_eof {
+        let stopped = Arc::clone(&stopped);
+        thread::spawn(move || {
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            stopped.store(true, Ordering::Relaxed);
+        });
+    }
+    let goes_on = |tally: &Tally| {
+        let within = start.elapsed() < Duration::from_millis(how.for_ms) && !stopped.load(Ordering::Relaxed);
+        within && tally.good + tally.failed < how.count
+    };
+    while goes_on(&tally) {
+        let (number, began) = (tally.good + tally.failed, Instant::now());
+        let done = open(how.to).and_then(|mut stream| {
             exchange(&mut stream, number)?;
             finish(stream)
-        }));
+        });
+        let since = if done.is_ok() { failing_since.take() } else { failing_since.or(Some(began)) };
+        if let Some(since) = since {
+            failing_since = done.is_err().then_some(since);
+            tally.longest_outage_ms = tally.longest_outage_ms.max(milliseconds(since.elapsed()));
+        }
+        tally.note(done);
         if how.rest_ms > 0 {
             thread::sleep(Duration::from_millis(how.rest_ms));
         }
     }
-    tally.took_ms = start.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
+    tally.took_ms = milliseconds(start.elapsed());
     tally
 }
 
-fn open(to: SocketAddr) -> std::io::Result<TcpStream> {
+fn milliseconds(time: Duration) -> u64 {
+    time.as_millis().try_into().unwrap_or(u64::MAX)
+}
+
+pub(super) fn open(to: SocketAddr) -> std::io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&to, IO_LIMIT)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(IO_LIMIT))?;
@@ -204,7 +240,7 @@ fn open(to: SocketAddr) -> std::io::Result<TcpStream> {
 }
 
 /// Sends a message that depends on `number` and demands the same back.
-fn exchange(stream: &mut TcpStream, number: usize) -> std::io::Result<()> {
+pub(super) fn exchange(stream: &mut TcpStream, number: usize) -> std::io::Result<()> {
     let mut message = [number.to_le_bytes()[0]; MESSAGE];
     message[..8].copy_from_slice(&(number as u64).to_le_bytes());
     stream.write_all(&message)?;
@@ -214,7 +250,7 @@ fn exchange(stream: &mut TcpStream, number: usize) -> std::io::Result<()> {
 }
 
 /// Half-closes and demands the other half's end.
-fn finish(mut stream: TcpStream) -> std::io::Result<()> {
+pub(super) fn finish(mut stream: TcpStream) -> std::io::Result<()> {
     stream.shutdown(Shutdown::Write)?;
     match stream.read(&mut [0; 16])? {
         0 => Ok(()),

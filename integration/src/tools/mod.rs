@@ -3,18 +3,24 @@
 //! They are a hidden verb of `cargo xtask`, so that one program is all a pod's namespace has to see. Each prints one JSON
 //! object a line; servers say `ready` first.
 
+mod certificates;
 mod clients;
+mod crowd;
 mod http;
+mod node_init;
 mod servers;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::Result;
 use clap::Subcommand;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+pub(crate) use self::node_init::layer as node_layer;
 pub use self::{
+    certificates::{Answer, Issued},
     clients::{Attempt, Latency, Tally},
+    crowd::CrowdTally,
     http::BODY as HTTP_BODY,
 };
 
@@ -39,6 +45,14 @@ pub enum Tool {
     Many(Many),
     /// Short connections to an echo server, one after another.
     Churn(Churn),
+    /// In many network namespaces at once: a long connection to an echo server, and short ones beside it.
+    Crowd(crowd::Crowd),
+    /// Asks a certificate service for one certificate.
+    CreateCertificate(certificates::CreateCertificate),
+    /// Asks certificate services for as many certificates as they give.
+    IssueLoad(certificates::IssueLoad),
+    /// The first process of a cluster's node.
+    NodeInit(NodeInit),
 }
 
 /// Where a server listens.
@@ -135,6 +149,17 @@ pub struct Churn {
     /// Rest between two connections, in milliseconds.
     #[arg(long, default_value_t = 0)]
     pub rest_ms: u64,
+    /// Stop when standard input ends, too.
+    #[arg(long)]
+    pub until_eof: bool,
+}
+
+/// What `node-init` is given.
+#[derive(Clone, Debug, clap::Args)]
+pub struct NodeInit {
+    /// Where what the node writes is kept.
+    #[arg(long)]
+    pub folder: PathBuf,
 }
 
 /// Runs a tool to its end; a server has none.
@@ -152,6 +177,10 @@ pub fn run(tool: &Tool) -> Result<()> {
         Tool::PingPong(how) => print(&clients::ping_pong(how)?),
         Tool::Many(how) => print(&clients::many(how)?),
         Tool::Churn(how) => print(&clients::churn(how)),
+        Tool::Crowd(how) => print(&crowd::run(how)?),
+        Tool::CreateCertificate(how) => print(&certificates::create(how)?),
+        Tool::IssueLoad(how) => print(&certificates::load(how)?),
+        Tool::NodeInit(how) => node_init::run(how),
     }
 }
 

@@ -89,12 +89,15 @@ pub struct CaptureCounters {
     /// Left alone: the other end is not in the mesh.
     #[prost(uint64, tag = "2")]
     pub passed: u64,
-    /// Left alone: the agent's own, or a probe of the kubelet.
+    /// Left alone: the agent's own.
     #[prost(uint64, tag = "3")]
     pub bypassed: u64,
     /// Refused: the agent was away or the connection could not be captured.
     #[prost(uint64, tag = "4")]
     pub refused: u64,
+    /// Left alone: probes of the kubelet to ports that the pod declares for them.
+    #[prost(uint64, tag = "5")]
+    pub probes: u64,
 }
 /// The certificate of one identity.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

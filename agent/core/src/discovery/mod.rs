@@ -178,6 +178,7 @@ impl Mesh {
             ips: pod.ips.clone(),
             labels: pod.labels.clone(),
             named_ports: pod.named_ports.clone(),
+            probe_ports: pod.probe_ports.clone(),
             host_network: pod.host_network,
             enrolled: self.enrolled(&pod),
             netns: pod.netns.clone(),

@@ -103,6 +103,8 @@ pub struct Pod {
     pub ready: bool,
     /// Named TCP ports of its containers.
     pub named_ports: BTreeMap<String, u16>,
+    /// TCP ports on the pod that its liveness, readiness and startup probes name, ascending.
+    pub probe_ports: Vec<u16>,
     /// The network namespace that the annotation names: a path, or a name under `/run/netns`.
     pub netns: Option<Arc<str>>,
 }

@@ -139,6 +139,7 @@ impl Mesh {
             ips: vec![ip],
             labels: Labels::new(),
             named_ports: BTreeMap::new(),
+            probe_ports: vec![],
             host_network: false,
             enrolled: false,
             netns: None,

@@ -33,6 +33,7 @@ fn pod(id: &str, addresses: &[&str]) -> Pod {
         deleting: false,
         ready: true,
         named_ports: BTreeMap::new(),
+        probe_ports: vec![],
         netns: None,
     }
 }

@@ -128,3 +128,25 @@ fn what_is_expedited_is_due_at_once_but_keeps_its_backoff() {
     schedule.expedite(&id("a"), at(10.0));
     assert_eq!(drain(&mut schedule, at(10.0)), (vec![], next));
 }
+
+#[test]
+fn an_issuer_that_is_back_before_the_end_is_asked_before_the_end() {
+    for jitter in [0.0, 0.5, 1.0] {
+        let mut schedule = Schedule::new(8);
+        schedule.retain(&ids(&["a"]), START);
+        drain(&mut schedule, START);
+        let end = at(30.0);
+        let mut now = schedule.issued(&id("a"), START, end, jitter).unwrap();
+        let mut attempts = Vec::new();
+        while now < at(60.0) {
+            assert_eq!(drain(&mut schedule, now).0, [id("a")]);
+            attempts.push(now);
+            now = schedule.failed(&id("a"), now, jitter).unwrap();
+        }
+        let within =
+            |from: f64, to: f64| attempts.iter().filter(|now| (at(from)..at(to)).contains(now)).count();
+        assert!(within(27.0, 29.0) >= 1, "back at nine tenths: {attempts:?}");
+        assert!(within(29.5, 30.6) >= 1 && attempts.len() <= 20, "{attempts:?}");
+        assert!(within(30.6, 48.0) >= 1, "and it goes on after the end as before it: {attempts:?}");
+    }
+}

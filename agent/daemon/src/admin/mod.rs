@@ -12,7 +12,7 @@ use std::{io, net::SocketAddr, path::PathBuf};
 
 pub(crate) use http::{Exposition, serve_http};
 pub(crate) use readiness::{Gate, Readiness};
-pub(crate) use run_dir::{RunDir, bind};
+pub(crate) use run_dir::{RunDir, SocketFile, listen};
 pub(crate) use status::{StatusProvider, serve_status};
 
 /// What keeps the admin room from serving.

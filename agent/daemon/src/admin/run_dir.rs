@@ -3,7 +3,10 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::{FileTypeExt, OpenOptionsExt},
+    os::unix::{
+        fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
+        net::UnixListener,
+    },
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -18,7 +21,39 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::AdminError;
 
 const LOCK_FILE: &str = "ambit.lock";
+/// Held by the agent that is about to claim the directory, so that there is one at a time.
+const NEXT_FILE: &str = "ambit.next.lock";
+const HANDOVER_FILE: &str = "ambit.handover.sock";
 const SOCKET_FILE: &str = "ambit.sock";
+
+/// How an agent finds its run directory.
+#[derive(Debug)]
+pub(crate) enum Claim {
+    /// It is this process's.
+    Free(RunDir),
+    /// An agent of the same node serves it, and may hand it over.
+    Held(Successor),
+}
+
+/// The right to be next in a run directory that another agent serves.
+#[derive(Debug)]
+pub(crate) struct Successor {
+    path: PathBuf,
+    node: String,
+    _next: Flock<File>,
+}
+
+impl Successor {
+    /// Where the agent that serves listens for successors.
+    pub(super) fn socket_path(&self) -> PathBuf {
+        self.path.join(HANDOVER_FILE)
+    }
+
+    /// Claims the directory once the agent that served it has let go of it.
+    pub(super) fn claim(&self) -> Result<RunDir, AdminError> {
+        RunDir::claim_for(&self.path, &self.node)
+    }
+}
 
 /// A run directory that this process alone serves for as long as a clone of this value lives.
 #[derive(Clone, Debug)]
@@ -30,28 +65,34 @@ pub(crate) struct RunDir {
 impl RunDir {
     /// Claims `path`, a directory that exists. Fails with [`AdminError::Claimed`] while another process holds it.
     pub(crate) fn claim(path: &Path) -> Result<Self, AdminError> {
-        let lock_path = path.join(LOCK_FILE);
-        let unusable = |source| AdminError::RunDir { path: lock_path.clone(), source };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
-            .open(&lock_path)
-            .map_err(unusable)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(mut lock) => {
-                lock.set_len(0).map_err(unusable)?;
-                writeln!(lock, "{}", std::process::id()).map_err(unusable)?;
-                Ok(Self { path: path.to_owned(), _lock: Arc::new(lock) })
+        Self::claim_for(path, "")
+    }
+
+    /// Claims `path` for the agent of `node`, or the right to be the next one there if an agent of that node serves it.
+    /// Fails with [`AdminError::Claimed`] while another process holds it, or is about to.
+    pub(crate) fn claim_or_succeed(path: &Path, node: &str) -> Result<Claim, AdminError> {
+        let next = lock(path, NEXT_FILE)?
+            .map_err(|holder| AdminError::Claimed { dir: path.to_owned(), pid: holder.pid })?;
+        match lock(path, LOCK_FILE)? {
+            Ok(lock) => Ok(Claim::Free(Self::held(path, lock, node)?)),
+            Err(holder) if holder.node.as_deref() == Some(node) => {
+                let mut next = next;
+                sign(path, NEXT_FILE, &mut next, node)?;
+                Ok(Claim::Held(Successor { path: path.to_owned(), node: node.to_owned(), _next: next }))
             }
-            Err((file, Errno::EWOULDBLOCK)) => {
-                Err(AdminError::Claimed { dir: path.to_owned(), pid: holder(file) })
-            }
-            Err((_, errno)) => Err(unusable(errno.into())),
+            Err(holder) => Err(AdminError::Claimed { dir: path.to_owned(), pid: holder.pid }),
         }
+    }
+
+    fn claim_for(path: &Path, node: &str) -> Result<Self, AdminError> {
+        let lock = lock(path, LOCK_FILE)?
+            .map_err(|holder| AdminError::Claimed { dir: path.to_owned(), pid: holder.pid })?;
+        Self::held(path, lock, node)
+    }
+
+    fn held(path: &Path, mut lock: Flock<File>, node: &str) -> Result<Self, AdminError> {
+        sign(path, LOCK_FILE, &mut lock, node)?;
+        Ok(Self { path: path.to_owned(), _lock: Arc::new(lock) })
     }
 
     /// The directory.
@@ -66,22 +107,70 @@ impl RunDir {
 
     /// Listens on the status socket, which only this user may connect to. A socket left by a dead agent is replaced: the
     /// claim proves that it is dead.
-    pub(super) fn listen(&self) -> Result<(std::os::unix::net::UnixListener, SocketFile), AdminError> {
-        let path = Self::socket_path(&self.path);
-        match fs::symlink_metadata(&path) {
-            Ok(found) if !found.file_type().is_socket() => return Err(AdminError::InTheWay { path }),
-            Ok(_) => {
-                fs::remove_file(&path).map_err(|source| AdminError::RunDir { path: path.clone(), source })?
-            }
-            Err(_) => {}
-        }
-        let listener = bind(&path).map_err(|source| AdminError::RunDir { path: path.clone(), source })?;
-        Ok((listener, SocketFile(path)))
+    pub(super) fn listen(&self) -> Result<(UnixListener, SocketFile), AdminError> {
+        listen(Self::socket_path(&self.path))
+    }
+
+    /// Listens for the agent that is to be next.
+    pub(super) fn listen_for_successors(&self) -> Result<(UnixListener, SocketFile), AdminError> {
+        listen(self.path.join(HANDOVER_FILE))
     }
 }
 
-/// Listens at `path` on a UNIX socket that only this user may connect to.
-pub(crate) fn bind(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+/// Who holds a lock, as it said itself.
+struct Holder {
+    pid: Option<u32>,
+    node: Option<String>,
+}
+
+/// Takes the lock `name` in `dir`, or tells who has it.
+fn lock(dir: &Path, name: &str) -> Result<Result<Flock<File>, Holder>, AdminError> {
+    let path = dir.join(name);
+    let unusable = |source| AdminError::RunDir { path: path.clone(), source };
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
+        .open(&path)
+        .map_err(unusable)?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Ok(lock)),
+        Err((file, Errno::EWOULDBLOCK)) => Ok(Err(holder(file))),
+        Err((_, errno)) => Err(unusable(errno.into())),
+    }
+}
+
+/// Writes into a lock who holds it.
+fn sign(dir: &Path, name: &str, lock: &mut Flock<File>, node: &str) -> Result<(), AdminError> {
+    let unusable = |source| AdminError::RunDir { path: dir.join(name), source };
+    lock.set_len(0).map_err(unusable)?;
+    writeln!(lock, "{}\n{node}", std::process::id()).map_err(unusable)
+}
+
+/// Listens at `path` on a UNIX socket that only this user may connect to, in the place of a socket that may be there:
+/// whoever connects meets one or the other.
+pub(crate) fn listen(path: PathBuf) -> Result<(UnixListener, SocketFile), AdminError> {
+    if fs::symlink_metadata(&path).is_ok_and(|found| !found.file_type().is_socket()) {
+        return Err(AdminError::InTheWay { path });
+    }
+    let fresh = path.with_extension("new");
+    let bound = || {
+        match fs::remove_file(&fresh) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = bind(&fresh)?;
+        let inode = fs::symlink_metadata(&fresh)?.ino();
+        fs::rename(&fresh, &path)?;
+        Ok((listener, SocketFile { path: path.clone(), inode }))
+    };
+    bound().map_err(|source| AdminError::RunDir { path: path.clone(), source })
+}
+
+fn bind(path: &Path) -> io::Result<UnixListener> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM.cloexec().nonblocking(), None)?;
     // The file takes over the mode that the socket has when it is bound (unix(7)), so there is no moment in which others
     // could connect.
@@ -91,19 +180,29 @@ pub(crate) fn bind(path: &Path) -> io::Result<std::os::unix::net::UnixListener> 
     Ok(socket.into())
 }
 
-fn holder(file: File) -> Option<u32> {
+fn holder(file: File) -> Holder {
     let mut text = String::new();
-    file.take(32).read_to_string(&mut text).ok()?;
-    text.trim().parse().ok()
+    // What cannot be read is not known.
+    let _: io::Result<usize> = file.take(512).read_to_string(&mut text);
+    let mut lines = text.lines();
+    Holder {
+        pid: lines.next().and_then(|line| line.trim().parse().ok()),
+        node: lines.next().filter(|node| !node.is_empty()).map(str::to_owned),
+    }
 }
 
-/// Removes the socket's file when dropped.
+/// Removes the socket's file when dropped, unless another agent's is in its place.
 #[derive(Debug)]
-pub(super) struct SocketFile(PathBuf);
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    inode: u64,
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
+        if fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 

@@ -3,21 +3,18 @@
 //! Promises an answer within [`ENROLMENT_WAIT`] and the wait for a first certificate. Enrols nothing itself: it tells what it
 //! has heard, and waits until the node has done it.
 
-use std::{collections::BTreeSet, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
+use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
 
-use ambit_core::{
-    discovery::Settings,
-    model::{ObjectName, Workload},
-};
+use ambit_core::model::{ObjectName, Workload};
 use tokio::{
     sync::watch,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout_at},
 };
 
 use super::{locations::Attachments, node::Pods};
 use crate::{
     capture::Netns,
-    cni::{Answer, Command, ENROLMENT_WAIT, Outcome, PodRef, Request, State},
+    cni::{self, Answer, Command, ENROLMENT_WAIT, Outcome, PodRef, Request},
     discovery::{Feed, World},
     identity::KeyStore,
     telemetry::Telemetry,
@@ -39,8 +36,17 @@ pub(super) struct Attaching {
 }
 
 impl Attaching {
-    /// Answers one request.
-    pub(super) async fn handle(self, request: Request, netns: Option<OwnedFd>) -> Answer {
+    /// Answers the plugin on the socket in `run_dir` until `stopped`.
+    pub(super) async fn serve(
+        self,
+        run_dir: PathBuf,
+        stopped: impl Future<Output = ()> + Send,
+    ) -> anyhow::Result<()> {
+        let handle = move |request, netns| self.clone().handle(request, netns);
+        Ok(cni::serve(&run_dir, handle, stopped).await?)
+    }
+
+    async fn handle(self, request: Request, netns: Option<OwnedFd>) -> Answer {
         let command = request.command;
         let pod =
             request.pod.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name)).unwrap_or_default();
@@ -198,33 +204,6 @@ impl Attaching {
             Some(Ok(_)) => Answer::plain(Outcome::Enrolled),
             Some(Err(error)) => Answer::saying(Outcome::Failed, error.clone()),
             None => Answer::saying(Outcome::Failed, format!("the pod {name} is not enrolled")),
-        }
-    }
-}
-
-/// Keeps the state that the plugin decides by without an agent equal to the world, in the folder `dir`.
-pub(super) async fn follow_state(feed: Feed, settings: Settings, dir: PathBuf) {
-    /// What failed is tried again after this.
-    const AGAIN: Duration = Duration::from_secs(10);
-    let mut revisions = feed.subscribe();
-    let mut written = None;
-    feed.synced().await;
-    loop {
-        revisions.borrow_and_update();
-        let world = feed.world();
-        let namespaces: BTreeSet<String> =
-            world.mesh.namespaces_opted_in().map(ToString::to_string).collect();
-        if written.as_ref() != Some(&namespaces) {
-            match State::new(&settings, namespaces.iter().cloned()).write(&dir) {
-                Ok(()) => written = Some(namespaces),
-                Err(error) => tracing::error!(%error, "the CNI plugin will not know which namespaces opt in"),
-            }
-        }
-        let changed = async {
-            if written.is_some() { revisions.changed().await.is_ok() } else { std::future::pending().await }
-        };
-        if !timeout(AGAIN, changed).await.unwrap_or(true) {
-            return;
         }
     }
 }

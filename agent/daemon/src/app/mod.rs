@@ -2,6 +2,7 @@
 
 mod attachment;
 mod ca;
+mod federation;
 mod installation;
 mod issuer;
 mod locations;
@@ -31,7 +32,6 @@ use crate::{
     admin::{self, Readiness, RunDir},
     capture::{self, Capture, CaptureSettings, Cgroups},
     cli::{self, AgentConfig},
-    cni,
     identity::{Clock, KeyStore, SystemClock},
     proxy::Proxy,
     telemetry::Telemetry,
@@ -67,11 +67,16 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         Some(file) => Some(revocation::follow(file, wallet.clone(), telemetry.clone()).await?),
         None => None,
     };
+    let mut following = tokio::task::JoinSet::new();
+    for (domain, file) in config.trust_bundles.clone() {
+        following.spawn(federation::follow(domain, file, wallet.clone()).await?);
+    }
     let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone());
     let capture = Capture::new(CaptureSettings {
         node: config.node.clone(),
         bpf_root: config.bpf_root.clone(),
         cgroup_root: config.cgroup_root.clone(),
+        kubelet_cgroup: config.kubelet_cgroup.clone(),
     })?;
 
     let locations = Locations::new(Cgroups::new(config.cgroup_root.as_deref())?);
@@ -104,17 +109,12 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         attachments: locations.attachments(),
         telemetry: telemetry.clone(),
     };
-    serving.spawn({
-        let (run_dir, stopped) = (config.run_dir.clone(), until(stopped.clone()));
-        let handle = move |request, netns| attaching.clone().handle(request, netns);
-        async move { Ok(cni::serve(&run_dir, handle, stopped).await?) }
-    });
+    serving.spawn(attaching.serve(config.run_dir.clone(), until(stopped.clone())));
     if let Some(addr) = config.metrics_addr {
         let (telemetry, readiness) = (telemetry.clone(), readiness.clone());
         serving
             .spawn(async move { Ok(admin::serve_http(addr, telemetry, readiness, until(stopped)).await?) });
     }
-    let mut following = tokio::task::JoinSet::new();
     following.spawn({
         let feed = feed.clone();
         async move {
@@ -135,14 +135,7 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         async move { proxy.follow_trust().await }
     });
     let _installed = installation::keep(&config, &telemetry)?;
-    following.spawn(attachment::follow_state(
-        feed.clone(),
-        mesh_settings(&config),
-        installation::state_dir(&config),
-    ));
-    if let Some(credentials) = installation::credentials(&config) {
-        following.spawn(cni::follow_credentials(credentials, installation::state_dir(&config)));
-    }
+    installation::inform(&config, &feed, &mut following);
     let node = Node {
         name: config.node.clone(),
         capture,

@@ -138,6 +138,10 @@ impl Node {
                 failures.insert(uid.clone(), (pod.workload.clone(), error));
             }
         }
+        let probes = desired.values().map(|pod| (&*pod.spec.uid, &*pod.workload.probe_ports));
+        if let Err(error) = self.capture.set_probes(probes) {
+            tracing::error!(%error, "the list of ports that the kubelet probes could not be updated");
+        }
         self.publish(&desired, &failures);
         self.watch_expiries();
         let local: HashSet<&str> = desired.keys().map(|uid| &**uid).collect();
@@ -248,6 +252,7 @@ impl Node {
         });
         let mut pods: Vec<PodStatus> = failed.chain(enrolled).collect();
         pods.sort_by(|a, b| a.workload.name.cmp(&b.workload.name));
+        self.telemetry.probes(pods.iter().map(|pod| (&pod.workload.name, pod.counters.probes)));
         self.telemetry.enrolled_pods(pods.iter().filter(|pod| pod.state.is_ok()).count());
         self.pods.store(Arc::new(pods));
         self.rounds.send_modify(|round| *round += 1);

@@ -75,6 +75,7 @@ fn pod(pod: &PodStatus) -> proto::Pod {
             passed: pod.counters.passed,
             bypassed: pod.counters.bypassed,
             refused: pod.counters.refused,
+            probes: pod.counters.probes,
         }),
     }
 }

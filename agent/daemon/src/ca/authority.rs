@@ -1,5 +1,5 @@
-//! The CA that signs, and the TLS face of the service that follows from it: reloaded when the files change, the serving
-//! certificate renewed at half-life.
+//! The CA that signs, and the TLS face of the service that follows from it: taken over when it changes where it is kept, the
+//! serving certificate renewed at half-life.
 //!
 //! Promises that what was good stays in force until something good takes its place. Leaves to `identity` what a CA is.
 
@@ -7,9 +7,9 @@ use std::{
     fs,
     io::ErrorKind,
     os::unix::fs::MetadataExt,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use ambit_core::model::TrustDomain;
@@ -20,22 +20,30 @@ use rustls::{
     crypto::aws_lc_rs,
     server::{NoServerSessionStorage, WebPkiClientVerifier},
 };
+use tokio::task::spawn_blocking;
 
-use super::{CaServiceError, CaSource, metrics::CaMetrics};
-use crate::identity::{BuiltinCa, Clock};
+use super::{
+    CaServiceError, CaSource,
+    kubernetes::{Cluster, RootSecret},
+    metrics::CaMetrics,
+};
+use crate::identity::{BuiltinCa, Clock, with_causes};
 
 /// Lifetime of the service's own certificate.
 const SERVING_TTL: Duration = Duration::from_secs(24 * 3600);
+/// How often a Secret is read again.
+const SECRET_POLL: Duration = Duration::from_secs(10);
 
 /// What signs now.
 pub(crate) struct Authority {
-    source: CaSource,
+    store: Store,
     trust_domain: TrustDomain,
     names: Vec<SanType>,
     clock: Arc<dyn Clock>,
     ca: ArcSwap<BuiltinCa>,
     tls: ArcSwap<Tls>,
-    files: Mutex<Files>,
+    /// Why what is kept now is not what signs.
+    problem: Mutex<Option<String>>,
 }
 
 struct Tls {
@@ -43,38 +51,50 @@ struct Tls {
     renew_at: SystemTime,
 }
 
-struct Files {
-    stamp: Stamp,
-    problem: Option<String>,
+/// Where the CA is kept, and what is known of that.
+enum Store {
+    Folder { dir: PathBuf, seen: Mutex<Stamp> },
+    Secret { secret: RootSecret, next: Mutex<Instant> },
 }
 
-/// What tells one state of the four files from another: for each its device, inode, size and change time.
+/// What tells one state of the files from another: for each its device, inode, size and change time.
 type Stamp = Vec<Option<(u64, u64, u64, i64, i64)>>;
 
 impl Authority {
-    /// Loads the CA, or makes it where it is our own and there is none. Blocks.
-    pub(crate) fn open(
+    /// Loads the CA, or makes it where it is our own and there is none. `cluster` is where a Secret is.
+    pub(crate) async fn open(
         source: CaSource,
+        cluster: Option<&Cluster>,
         trust_domain: TrustDomain,
         names: Vec<SanType>,
         clock: Arc<dyn Clock>,
         metrics: &CaMetrics,
     ) -> Result<Self, CaServiceError> {
-        let ca = match &source {
-            CaSource::Own(dir) => BuiltinCa::open(dir, trust_domain.clone(), clock.clone()),
-            CaSource::PluggedIn(dir) => BuiltinCa::open_plugged_in(dir, trust_domain.clone(), clock.clone()),
-        }?;
-        let files = Files { stamp: stamp(source.dir()), problem: None };
+        let (store, ca) = match source {
+            CaSource::Own(dir) => folder(dir, trust_domain.clone(), clock.clone(), BuiltinCa::open).await?,
+            CaSource::PluggedIn(dir) => {
+                folder(dir, trust_domain.clone(), clock.clone(), BuiltinCa::open_plugged_in).await?
+            }
+            CaSource::Secret { namespace, name } => {
+                let secret = cluster.ok_or(CaServiceError::NoCluster)?.root_secret(&namespace, &name);
+                let place = secret.place();
+                let files = secret.open(|| BuiltinCa::make(&place, &trust_domain, clock.now())).await?;
+                let ca = BuiltinCa::read(&place, &files, trust_domain.clone(), clock.clone())?;
+                secret.publish(&ca.roots_pem()).await?;
+                let next = Mutex::new(Instant::now() + SECRET_POLL);
+                (Store::Secret { secret, next }, ca)
+            }
+        };
         let tls = serving(&ca, &names, clock.now())?;
         report(&ca, metrics);
         Ok(Self {
-            source,
+            store,
             trust_domain,
             names,
             clock,
             ca: ArcSwap::from_pointee(ca),
             tls: ArcSwap::from_pointee(tls),
-            files: Mutex::new(files),
+            problem: Mutex::default(),
         })
     }
 
@@ -93,39 +113,16 @@ impl Authority {
         self.ca.load().not_after() > self.clock.now()
     }
 
-    /// Takes over changed files and renews the serving certificate when it is time. Blocks.
-    pub(crate) fn refresh(&self, metrics: &CaMetrics) {
-        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        // Taken before the files are read: what changes in between is seen as a change again.
-        let stamp = stamp(self.source.dir());
-        if stamp != files.stamp || files.problem.is_some() {
-            match self.reload() {
-                Ok((ca, tls)) => {
-                    if *ca.roots() != *self.ca.load().roots() || ca.not_after() != self.ca.load().not_after()
-                    {
-                        tracing::info!(dir = %self.source.dir().display(), roots = ca.roots().len(), "CA reloaded");
-                    }
-                    report(&ca, metrics);
-                    self.ca.store(Arc::new(ca));
-                    self.tls.store(Arc::new(tls));
-                    *files = Files { stamp, problem: None };
-                }
-                Err(error) => {
-                    let problem = chain(&error);
-                    if stamp != files.stamp {
-                        metrics.reload_failed();
-                    }
-                    if files.problem.as_ref() != Some(&problem) {
-                        tracing::error!(
-                            error = problem,
-                            "the CA's files cannot be used; the last good CA stays in force"
-                        );
-                    }
-                    *files = Files { stamp, problem: Some(problem) };
-                }
+    /// Takes over a changed CA and renews the serving certificate when it is time.
+    pub(crate) async fn refresh(self: &Arc<Self>, metrics: &CaMetrics) -> Result<(), CaServiceError> {
+        match &self.store {
+            Store::Folder { .. } => {
+                let (authority, metrics) = (self.clone(), metrics.clone());
+                let look = spawn_blocking(move || authority.look_at_folder(&metrics));
+                look.await.map_err(|_| CaServiceError::Internal)?;
             }
+            Store::Secret { secret, next } => self.look_at_secret(secret, next, metrics).await,
         }
-        drop(files);
         let now = self.clock.now();
         if now >= self.tls.load().renew_at && self.can_sign() {
             match serving(&self.ca.load(), &self.names, now) {
@@ -133,31 +130,95 @@ impl Authority {
                 Err(error) => tracing::error!(%error, "the certificate of the service could not be renewed"),
             }
         }
+        Ok(())
     }
 
-    fn reload(&self) -> Result<(BuiltinCa, Tls), CaServiceError> {
-        // Never makes one: files that are gone at this point are being exchanged, or lost.
-        let ca =
-            BuiltinCa::open_plugged_in(self.source.dir(), self.trust_domain.clone(), self.clock.clone())?;
-        let tls = serving(&ca, &self.names, self.clock.now())?;
-        Ok((ca, tls))
+    fn look_at_folder(&self, metrics: &CaMetrics) {
+        let Store::Folder { dir, seen } = &self.store else { return };
+        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        // Taken before the files are read: what changes in between is seen as a change again.
+        let stamp = stamp(dir);
+        if stamp != *seen || self.problem().is_some() {
+            *seen = stamp;
+            // Never makes one: files that are gone at this point are being exchanged, or lost.
+            let ca = BuiltinCa::open_plugged_in(dir, self.trust_domain.clone(), self.clock.clone());
+            self.take(ca.map_err(CaServiceError::from), metrics);
+        }
+    }
+
+    async fn look_at_secret(&self, secret: &RootSecret, next: &Mutex<Instant>, metrics: &CaMetrics) {
+        {
+            let mut next = next.lock().unwrap_or_else(PoisonError::into_inner);
+            if Instant::now() < *next {
+                return;
+            }
+            *next = Instant::now() + SECRET_POLL;
+        }
+        let read = secret.read().await.map_err(CaServiceError::from).and_then(|files| {
+            Ok(BuiltinCa::read(&secret.place(), &files, self.trust_domain.clone(), self.clock.clone())?)
+        });
+        self.take(read, metrics);
+        if let Err(error) = secret.publish(&self.ca.load().roots_pem()).await {
+            tracing::warn!(%error, "the roots could not be published");
+        }
+    }
+
+    /// Makes `fresh` what signs, if it can.
+    fn take(&self, fresh: Result<BuiltinCa, CaServiceError>, metrics: &CaMetrics) {
+        let fresh = fresh.and_then(|ca| {
+            let same = ca.is_same_as(&self.ca.load());
+            let tls = if same { None } else { Some(serving(&ca, &self.names, self.clock.now())?) };
+            Ok((ca, tls))
+        });
+        let mut problem = self.problem();
+        match fresh {
+            Ok((ca, tls)) => {
+                if let Some(tls) = tls {
+                    tracing::info!(from = %self.store, roots = ca.roots().len(), "CA reloaded");
+                    report(&ca, metrics);
+                    self.ca.store(Arc::new(ca));
+                    self.tls.store(Arc::new(tls));
+                }
+                *problem = None;
+            }
+            Err(error) => {
+                let text = with_causes(&error);
+                if problem.as_ref() != Some(&text) {
+                    metrics.reload_failed();
+                    let from = &self.store;
+                    tracing::error!(%from, error = text, "the CA there cannot be used; the last good one stays in force");
+                }
+                *problem = Some(text);
+            }
+        }
+    }
+
+    fn problem(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl CaSource {
-    fn dir(&self) -> &Path {
+impl std::fmt::Display for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Own(dir) | Self::PluggedIn(dir) => dir,
+            Self::Folder { dir, .. } => dir.display().fmt(f),
+            Self::Secret { secret, .. } => secret.place().display().fmt(f),
         }
     }
 }
 
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(cause) => format!("{error}: {}", chain(cause)),
-        None => error.to_string(),
-    }
+async fn folder(
+    dir: PathBuf,
+    trust_domain: TrustDomain,
+    clock: Arc<dyn Clock>,
+    open: fn(&Path, TrustDomain, Arc<dyn Clock>) -> Result<BuiltinCa, crate::identity::CaError>,
+) -> Result<(Store, BuiltinCa), CaServiceError> {
+    let opening = spawn_blocking(move || {
+        let ca = open(&dir, trust_domain, clock)?;
+        let seen = Mutex::new(stamp(&dir));
+        Ok((Store::Folder { dir, seen }, ca))
+    });
+    opening.await.map_err(|_| CaServiceError::Internal)?
 }
 
 fn report(ca: &BuiltinCa, metrics: &CaMetrics) {

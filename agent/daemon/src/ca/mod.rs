@@ -10,7 +10,6 @@ mod kubernetes;
 mod limits;
 mod metrics;
 mod refusal;
-mod request;
 mod server;
 mod service;
 
@@ -18,18 +17,24 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use ambit_core::model::TrustDomain;
 use rcgen::SanType;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::spawn_blocking};
 
-use self::{authority::Authority, callers::Callers, kubernetes::Cluster, limits::Limits, service::Service};
+use self::{
+    authority::Authority,
+    callers::Callers,
+    kubernetes::{Cluster, LoginError, SecretError},
+    limits::Limits,
+    service::Service,
+};
 use crate::{
     admin::Readiness,
     identity::{CaError, Clock, IssueError},
 };
 
-pub(crate) use kubernetes::{ApiConfig, ApiConfigError, KubernetesSettings};
+pub(crate) use kubernetes::{KubernetesSettings, in_pod};
 pub(crate) use metrics::CaMetrics;
 
-/// How often files are looked at, and the serving certificate.
+/// How often it is looked whether the CA, the callers or the serving certificate need anything.
 const TICK: Duration = Duration::from_secs(1);
 
 /// Everything that the CA service is told.
@@ -60,6 +65,13 @@ pub(crate) enum CaSource {
     Own(PathBuf),
     /// A CA that somebody else keeps there, as Istio's `cacerts` (spec/wire.md §3.5).
     PluggedIn(PathBuf),
+    /// A Secret of the cluster; a self-signed CA is made there on first use.
+    Secret {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
 }
 
 /// Why the CA service cannot run.
@@ -68,6 +80,15 @@ pub(crate) enum CaServiceError {
     /// There is no usable CA.
     #[error("no usable CA")]
     Ca(#[from] CaError),
+    /// The Secret of the CA cannot be used.
+    #[error("no usable CA")]
+    Secret(#[from] SecretError),
+    /// A Secret, but no cluster.
+    #[error("a CA in a Secret needs a cluster: run in a pod, or pass --kubeconfig")]
+    NoCluster,
+    /// The cluster cannot be asked.
+    #[error("cannot use the cluster")]
+    Cluster(#[from] LoginError),
     /// The file of callers cannot be used.
     #[error("the file of callers {path}: {problem}")]
     Callers {
@@ -122,15 +143,19 @@ impl Ca {
         let starting = readiness.gate("ca");
         let metrics = CaMetrics::new();
         let addr = settings.listen;
-        let (rate, max_ttl, observed) = (settings.rate, settings.max_ttl, metrics.clone());
-        let open = tokio::task::spawn_blocking(move || {
-            let cluster = settings.kubernetes.map(|cluster| Arc::new(Cluster::new(cluster)));
-            let callers = Callers::open(settings.token_file.as_deref(), cluster, &settings.trust_domain)?;
-            let authority =
-                Authority::open(settings.source, settings.trust_domain, settings.names, clock, &observed)?;
-            Ok::<_, CaServiceError>((Arc::new(authority), Arc::new(callers)))
+        let (rate, max_ttl) = (settings.rate, settings.max_ttl);
+        let cluster = match settings.kubernetes {
+            Some(cluster) => Some(Arc::new(Cluster::new(cluster).await?)),
+            None => None,
+        };
+        let (domain, names) = (settings.trust_domain.clone(), settings.names);
+        let authority =
+            Authority::open(settings.source, cluster.as_deref(), domain, names, clock, &metrics).await?;
+        let open = spawn_blocking(move || {
+            Callers::open(settings.token_file.as_deref(), cluster, &settings.trust_domain)
         });
-        let (authority, callers) = open.await.map_err(|_| CaServiceError::Internal)??;
+        let callers = open.await.map_err(|_| CaServiceError::Internal)??;
+        let (authority, callers) = (Arc::new(authority), Arc::new(callers));
         let listener =
             TcpListener::bind(addr).await.map_err(|source| CaServiceError::Listen { addr, source })?;
         let service =
@@ -156,7 +181,7 @@ impl Ca {
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), CaServiceError> {
         let Self { listener, authority, callers, service, metrics, readiness } = self;
-        let watched = watch_files(authority.clone(), callers, metrics, readiness);
+        let watched = follow(authority.clone(), callers, metrics, readiness);
         tokio::select! {
             served = server::serve(listener, authority, service, shutdown) => served,
             watched = watched => watched,
@@ -165,7 +190,7 @@ impl Ca {
 }
 
 /// Keeps CA, callers, serving certificate and readiness current. Ends only by a panic in what it calls.
-async fn watch_files(
+async fn follow(
     authority: Arc<Authority>,
     callers: Arc<Callers>,
     metrics: CaMetrics,
@@ -176,13 +201,9 @@ async fn watch_files(
     let mut expired = None;
     loop {
         tick.tick().await;
-        let (authority_now, callers, metrics) = (authority.clone(), callers.clone(), metrics.clone());
-        tokio::task::spawn_blocking(move || {
-            authority_now.refresh(&metrics);
-            callers.refresh();
-        })
-        .await
-        .map_err(|_| CaServiceError::Internal)?;
+        authority.refresh(&metrics).await?;
+        let callers = callers.clone();
+        spawn_blocking(move || callers.refresh()).await.map_err(|_| CaServiceError::Internal)?;
         if authority.can_sign() {
             expired = None;
         } else if expired.is_none() {

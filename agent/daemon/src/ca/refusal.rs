@@ -5,6 +5,8 @@ use std::time::Duration;
 use ambit_core::model::{SpiffeId, TrustDomain};
 use tonic::{Code, Status};
 
+use crate::identity::RequestFault;
+
 /// A refusal. Its text goes to the caller: it names nothing that the caller does not know or may not know.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
@@ -30,18 +32,9 @@ pub(crate) enum Refusal {
         /// The CA's.
         own: TrustDomain,
     },
-    /// What is asked for is no workload identity.
-    #[error("the identity asked for: {0}")]
-    Identity(String),
-    /// The request cannot be read, or asks for more than an identity.
-    #[error("the certificate request {0}")]
-    Request(String),
-    /// The request is not signed with its own key.
-    #[error("the certificate request's signature is not by its key")]
-    Signature,
-    /// Not a key that is signed here.
-    #[error("the certificate request's key is not ECDSA P-256 or P-384")]
-    Key,
+    /// The request cannot be read, is not signed, or asks for more than an identity.
+    #[error(transparent)]
+    Request(#[from] RequestFault),
     /// Too long a lifetime.
     #[error("a lifetime of {asked} s was asked for, at most {} s are given", max.as_secs())]
     Lifetime {
@@ -66,10 +59,10 @@ impl Refusal {
             Self::UnknownCaller(_) => "unknown_caller",
             Self::NotOnNode { .. } => "not_on_node",
             Self::TrustDomain { .. } => "trust_domain",
-            Self::Identity(_) => "identity",
-            Self::Request(_) => "request",
-            Self::Signature => "signature",
-            Self::Key => "key",
+            Self::Request(RequestFault::Identity(_)) => "identity",
+            Self::Request(RequestFault::Request(_)) => "request",
+            Self::Request(RequestFault::Signature) => "signature",
+            Self::Request(RequestFault::Key) => "key",
             Self::Lifetime { .. } => "lifetime",
             Self::Rate => "rate",
             Self::Authority(_) => "authority",
@@ -81,9 +74,7 @@ impl Refusal {
         match self {
             Self::NoCredentials | Self::UnknownCaller(_) => Code::Unauthenticated,
             Self::NotOnNode { .. } | Self::TrustDomain { .. } => Code::PermissionDenied,
-            Self::Identity(_) | Self::Request(_) | Self::Signature | Self::Key | Self::Lifetime { .. } => {
-                Code::InvalidArgument
-            }
+            Self::Request(_) | Self::Lifetime { .. } => Code::InvalidArgument,
             Self::Rate => Code::ResourceExhausted,
             Self::Authority(_) => Code::Unavailable,
         }

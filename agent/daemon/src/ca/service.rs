@@ -22,10 +22,9 @@ use super::{
     limits::Limits,
     metrics::CaMetrics,
     refusal::Refusal,
-    request::{self, CheckedRequest},
     server::Peer,
 };
-use crate::identity::{IssueError, Issued, Leaf};
+use crate::identity::{CheckedRequest, IssueError, Issued, Leaf, RequestFault};
 
 /// The lifetime given to those who leave it to the CA (spec/wire.md §3.2), if it is not over the longest.
 const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
@@ -106,11 +105,12 @@ impl Service {
         record.identity = wanted.as_ref().map(ToString::to_string);
         let ending = |_| Refusal::Authority("it is ending".into());
         let signer = inner.signers.acquire().await.map_err(ending)?;
-        let checked = blocking(move || request::check(&asked.csr)).await??;
+        let checked = blocking(move || CheckedRequest::from_pem(&asked.csr)).await??;
         drop(signer);
         record.identity = Some(checked.id.to_string());
         if wanted.as_ref().is_some_and(|wanted| *wanted != checked.id) {
-            return Err(Refusal::Request("is for another identity than the one asked for".into()));
+            let text = "is for another identity than the one asked for";
+            return Err(RequestFault::Request(text.into()).into());
         }
         if checked.id.trust_domain() != ca.trust_domain() {
             return Err(Refusal::TrustDomain { id: checked.id, own: ca.trust_domain().clone() });
@@ -118,10 +118,9 @@ impl Service {
         caller.authorize(&checked.id).await?;
         let _signer = inner.signers.acquire().await.map_err(ending)?;
         blocking(move || {
-            let CheckedRequest { id, der } = checked;
             // What the CA refuses past the checks above is its own trouble, such as its certificate's end.
             let unable = |error: IssueError| Refusal::Authority(error.to_string());
-            let issued = ca.sign(&der, &id, ttl).map_err(unable)?;
+            let issued = ca.sign(&checked, ttl).map_err(unable)?;
             signed(&issued).ok_or_else(|| Refusal::Authority("its certificate cannot be read".into()))
         })
         .await?
@@ -209,9 +208,9 @@ fn impersonated(metadata: Option<&Struct>) -> Result<Option<SpiffeId>, Refusal> 
     };
     match &value.kind {
         Some(Kind::StringValue(text)) => {
-            text.parse().map(Some).map_err(|error| Refusal::Identity(format!("{error}")))
+            text.parse().map(Some).map_err(|error| RequestFault::Identity(format!("{error}")).into())
         }
-        _ => Err(Refusal::Identity("ImpersonatedIdentity is no text".into())),
+        _ => Err(RequestFault::Identity("ImpersonatedIdentity is no text".into()).into()),
     }
 }
 

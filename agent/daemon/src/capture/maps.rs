@@ -2,8 +2,8 @@
 //! held for no longer.
 
 use std::{
-    collections::HashSet,
-    fmt,
+    collections::{BTreeMap, HashSet},
+    fmt, io,
     net::IpAddr,
     os::fd::AsRawFd,
     path::Path,
@@ -11,7 +11,7 @@ use std::{
 };
 
 use ambit_ebpf_common::{
-    Addr, Counters, FAMILY_V4, FAMILY_V6, Flow, ListenerKey, Origin, OriginKey, Pod, Socket, addr,
+    Addr, Counters, FAMILY_V4, FAMILY_V6, Flow, ListenerKey, Origin, OriginKey, Pod, ProbeKey, Socket, addr,
 };
 use aya::{
     Ebpf,
@@ -21,8 +21,11 @@ use aya::{
 use super::{CaptureError, pod::PodNet};
 
 /// The maps by name; each is pinned.
-pub(super) const NAMES: [&str; 7] =
-    ["PODS", "DESTINATIONS", "SOCKETS", "ORIGINS", "BYPASS", "LISTENERS", "COUNTERS"];
+pub(super) const NAMES: [&str; 9] =
+    ["PODS", "DESTINATIONS", "SOCKETS", "ORIGINS", "BYPASS", "LISTENERS", "COUNTERS", "KUBELETS", "PROBES"];
+
+/// An insertion fails where there is an entry (bpf(2)).
+const BPF_NOEXIST: u64 = 1;
 
 /// The agent's side of the maps. The locks are held for one system call each.
 pub(super) struct Maps {
@@ -33,6 +36,8 @@ pub(super) struct Maps {
     bypass: Mutex<HashMap<MapData, Flow, u32>>,
     listeners: Mutex<SockHash<MapData, ListenerKey>>,
     counters: Mutex<PerCpuHashMap<MapData, u64, Counters>>,
+    kubelets: Mutex<HashMap<MapData, u64, u64>>,
+    probes: Mutex<HashMap<MapData, ProbeKey, u64>>,
 }
 
 impl fmt::Debug for Maps {
@@ -58,6 +63,8 @@ impl Maps {
             bypass: Mutex::new(map(ebpf, "BYPASS")?),
             listeners: Mutex::new(map(ebpf, "LISTENERS")?),
             counters: Mutex::new(map(ebpf, "COUNTERS")?),
+            kubelets: Mutex::new(map(ebpf, "KUBELETS")?),
+            probes: Mutex::new(map(ebpf, "PROBES")?),
         })
     }
 
@@ -86,16 +93,18 @@ impl Maps {
 
     /// Makes `destinations` the captured ones: additions first.
     pub(super) fn set_destinations(&self, destinations: &HashSet<IpAddr>) -> Result<(), CaptureError> {
-        let wanted: HashSet<Addr> = destinations.iter().map(|ip| addr(*ip)).collect();
-        let mut map = lock(&self.destinations);
-        let present: HashSet<Addr> = map.keys().collect::<Result<_, _>>().map_err(failed("DESTINATIONS"))?;
-        for new in wanted.difference(&present) {
-            map.insert(new, 1, 0).map_err(failed("DESTINATIONS"))?;
-        }
-        for old in present.difference(&wanted) {
-            map.remove(old).map_err(failed("DESTINATIONS"))?;
-        }
-        Ok(())
+        let wanted = destinations.iter().map(|ip| (addr(*ip), 1)).collect();
+        become_equal(&mut lock(&self.destinations), &wanted).map_err(failed("DESTINATIONS"))
+    }
+
+    /// Makes `kubelets` the kubelet's cgroups: id to the cookie of the kubelet's network namespace.
+    pub(super) fn set_kubelets(&self, kubelets: &BTreeMap<u64, u64>) -> Result<(), CaptureError> {
+        become_equal(&mut lock(&self.kubelets), kubelets).map_err(failed("KUBELETS"))
+    }
+
+    /// Makes `probes` the ports that the kubelet may probe: pod's port to the cookie of its network namespace.
+    pub(super) fn set_probes(&self, probes: &BTreeMap<ProbeKey, u64>) -> Result<(), CaptureError> {
+        become_equal(&mut lock(&self.probes), probes).map_err(failed("PROBES"))
     }
 
     /// Puts a pod's listeners where the inbound hook finds them, and its counters where all programs do.
@@ -125,6 +134,16 @@ impl Maps {
         lock(&self.pods).insert(pod.cookie(), pod.entry(), 0).map_err(failed("PODS"))
     }
 
+    /// Has connects of a pod that is not in the map refused: an agent with other maps has enrolled it.
+    pub(super) fn close_unknown_pod(&self, cookie: u64) -> Result<(), CaptureError> {
+        match lock(&self.pods).insert(cookie, Pod::default(), BPF_NOEXIST) {
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::AlreadyExists => {
+                Ok(())
+            }
+            done => done.map_err(failed("PODS")),
+        }
+    }
+
     /// Has connects in the network namespace `cookie` left alone. It may not have been in the map.
     pub(super) fn remove_pod(&self, cookie: u64) {
         let _: Result<(), MapError> = lock(&self.pods).remove(&cookie);
@@ -149,6 +168,7 @@ impl Maps {
             passed: sum.passed + cpu.passed,
             received: sum.received + cpu.received,
             bypassed: sum.bypassed + cpu.bypassed,
+            probes: sum.probes + cpu.probes,
             refused: sum.refused + cpu.refused,
         })
     }
@@ -162,6 +182,22 @@ pub(super) fn remove_pinned_pod(dir: &Path, cookie: u64) {
     if let Ok(mut pods) = HashMap::<_, u64, Pod>::try_from(Map::HashMap(map)) {
         let _: Result<(), MapError> = pods.remove(&cookie);
     }
+}
+
+/// Makes the map hold what is `wanted` and nothing else: additions and changes first.
+fn become_equal<K, V>(map: &mut HashMap<MapData, K, V>, wanted: &BTreeMap<K, V>) -> Result<(), MapError>
+where
+    K: aya::Pod + Ord,
+    V: aya::Pod + PartialEq,
+{
+    let present: BTreeMap<K, V> = map.iter().collect::<Result<_, _>>()?;
+    for (key, value) in wanted.iter().filter(|(key, value)| present.get(key) != Some(value)) {
+        map.insert(key, value, 0)?;
+    }
+    for key in present.keys().filter(|key| !wanted.contains_key(key)) {
+        map.remove(key)?;
+    }
+    Ok(())
 }
 
 fn failed(map: &'static str) -> impl Fn(MapError) -> CaptureError {

@@ -4,6 +4,7 @@
 
 mod cgroup;
 mod filesystem;
+mod kubelet;
 mod maps;
 mod netns;
 mod pins;
@@ -13,22 +14,22 @@ mod routing;
 mod socket;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     io,
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use ambit_ebpf_common::Counters;
+use ambit_ebpf_common::{Counters, ProbeKey, addr};
 
-use self::programs::Programs;
 pub(crate) use self::{
     cgroup::{CgroupUid, Cgroups, Found},
     netns::Netns,
     pod::{Accepted, PodNet},
     socket::end_cleanly,
 };
+use self::{kubelet::Kubelet, programs::Programs};
 
 /// Where the kernel's file systems are.
 #[derive(Clone, Debug)]
@@ -39,6 +40,8 @@ pub(crate) struct CaptureSettings {
     pub(crate) bpf_root: PathBuf,
     /// The cgroup v2 hierarchy's root; found in `/proc/mounts` if `None`.
     pub(crate) cgroup_root: Option<PathBuf>,
+    /// The kubelet's cgroup; found by its process if `None`.
+    pub(crate) kubelet_cgroup: Option<PathBuf>,
 }
 
 /// A pod to capture.
@@ -122,14 +125,27 @@ pub(crate) struct Capture {
     programs: Option<Programs>,
     destinations: HashSet<IpAddr>,
     pods: HashMap<Arc<str>, Arc<PodNet>>,
+    /// Pods that are ready to be enrolled, by UID: their listeners are open, and nothing leads there yet.
+    staged: HashMap<Arc<str>, (PodSpec, PodNet)>,
+    /// Another agent serves, or has just stopped to, and hands over to this one.
+    taking_over: bool,
+    kubelet: Kubelet,
 }
 
 impl Capture {
     /// Checks the host; nothing is attached before the first pod is enrolled.
     pub(crate) fn new(settings: CaptureSettings) -> Result<Self, CaptureError> {
         filesystem::ensure_bpffs(&settings.bpf_root)?;
-        filesystem::cgroup_root(settings.cgroup_root.as_deref())?;
-        Ok(Self { settings, programs: None, destinations: HashSet::new(), pods: HashMap::new() })
+        let kubelet = Kubelet::new(settings.cgroup_root.as_deref(), settings.kubelet_cgroup.clone())?;
+        Ok(Self {
+            settings,
+            programs: None,
+            destinations: HashSet::new(),
+            pods: HashMap::new(),
+            staged: HashMap::new(),
+            taking_over: false,
+            kubelet,
+        })
     }
 
     /// The addresses whose connections are captured from now on.
@@ -141,24 +157,105 @@ impl Capture {
         Ok(())
     }
 
+    /// Has the kubelet's connects to these ports of enrolled pods (by UID) let through from now on, and no others.
+    pub(crate) fn set_probes<'a>(
+        &mut self,
+        ports: impl Iterator<Item = (&'a str, &'a [u16])>,
+    ) -> Result<(), CaptureError> {
+        let Some(programs) = &self.programs else {
+            return Ok(());
+        };
+        let mut probes = BTreeMap::new();
+        for (uid, ports) in ports {
+            let Some(pod) = self.pods.get(uid) else { continue };
+            for ip in pod.ips() {
+                let key = |port: &u16| ProbeKey { addr: addr(ip), port: u32::from(*port) };
+                probes.extend(ports.iter().map(|port| (key(port), pod.cookie())));
+            }
+        }
+        let kubelets = if probes.is_empty() { None } else { self.kubelet.cgroup() };
+        programs.maps().set_kubelets(&kubelets.into_iter().collect())?;
+        programs.maps().set_probes(&probes)
+    }
+
     /// Enrols a pod: its inbound connections first, then its outbound ones. What a dead agent left is adopted without
     /// a gap. Must run inside a tokio runtime.
     pub(crate) async fn enroll(&mut self, spec: &PodSpec) -> Result<Arc<PodNet>, CaptureError> {
-        let programs = match &mut self.programs {
-            Some(programs) => programs,
-            None => {
-                let programs = Programs::attach(&self.settings)?;
-                programs.maps().set_destinations(&self.destinations)?;
-                self.programs.insert(programs)
+        let staged = self.staged.remove(&spec.uid).filter(|(staged, _)| staged == spec);
+        let programs = Self::loaded(&mut self.programs, &self.settings)?;
+        if !programs.is_attached() {
+            programs.maps().set_destinations(&self.destinations)?;
+            // Of an agent that hands over, the programs serve until all pods have been admitted.
+            if !self.taking_over {
+                programs.maps().clear_bypass();
+                programs.attach()?;
             }
+        }
+        let pod = match staged {
+            Some((_, pod)) if pod.is_current() => pod,
+            _ => PodNet::open(spec, programs.maps().clone()).await?,
         };
-        let pod = PodNet::open(spec, programs.maps().clone()).await?;
         programs.admit(&pod)?;
         let pod = Arc::new(pod);
         if let Some(old) = self.pods.insert(spec.uid.clone(), pod.clone()) {
             old.retire();
         }
         Ok(pod)
+    }
+
+    /// Opens what [`Self::enroll`] will need for a pod, beside an agent that still serves it. Until [`Self::settle`] that
+    /// agent's programs are left in place.
+    pub(crate) async fn stage(&mut self, spec: &PodSpec) -> Result<(), CaptureError> {
+        self.taking_over = true;
+        let programs = Self::loaded(&mut self.programs, &self.settings)?;
+        if self.staged.get(&spec.uid).is_some_and(|(staged, pod)| staged == spec && pod.is_current()) {
+            return Ok(());
+        }
+        let pod = PodNet::open(spec, programs.maps().clone()).await?;
+        self.staged.insert(spec.uid.clone(), (spec.clone(), pod));
+        Ok(())
+    }
+
+    /// Ends the first round of enrolments: the programs are this process's from now on, and what was staged in vain or left
+    /// by agents with other maps is gone.
+    pub(crate) fn settle(&mut self) -> Result<(), CaptureError> {
+        self.staged.clear();
+        self.taking_over = false;
+        let Some(programs) = &mut self.programs else {
+            return Ok(());
+        };
+        if self.pods.is_empty() {
+            programs.forget();
+            self.programs = None;
+            return Ok(());
+        }
+        if !programs.is_attached() {
+            programs.attach()?;
+        }
+        programs.forget_other_maps();
+        Ok(())
+    }
+
+    /// Leads everything back here: an agent that wanted to take over has died on the way.
+    pub(crate) fn take_back(&mut self) -> Result<(), CaptureError> {
+        let Some(programs) = &mut self.programs else {
+            return Ok(());
+        };
+        programs.maps().set_destinations(&self.destinations)?;
+        for pod in self.pods.values() {
+            programs.admit(pod)?;
+        }
+        programs.attach()
+    }
+
+    fn loaded<'a>(
+        programs: &'a mut Option<Programs>,
+        settings: &CaptureSettings,
+    ) -> Result<&'a mut Programs, CaptureError> {
+        match programs {
+            Some(programs) => Ok(programs),
+            None => Ok(programs.insert(Programs::load(settings)?)),
+        }
     }
 
     /// Lets a pod go: new connections are untouched, established ones finish. With the last pod, everything comes off.

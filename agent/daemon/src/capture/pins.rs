@@ -1,5 +1,5 @@
-//! What outlives the agent, under the bpf file system: `ambit/<node>/maps/<MAP>`, `ambit/<node>/links/<program>`, and
-//! `ambit/<node>/pods/<uid>_<cookie>`, the link of each pod's inbound hook.
+//! What outlives the agent, under the bpf file system: `ambit/<node>/maps-<layout>/<MAP>`, `ambit/<node>/links/<program>`,
+//! and `ambit/<node>/pods/<uid>_<cookie>`, the link of each pod's inbound hook.
 
 use std::{
     collections::HashSet,
@@ -11,6 +11,9 @@ use std::{
 use aya::programs::links::{FdLink, PinnedLink};
 
 use super::{CaptureError, maps};
+
+/// What the names of folders with maps begin with.
+const MAPS: &[u8] = b"maps";
 
 /// Where a node's pins are.
 pub(super) fn node_dir(bpf_root: &Path, node: &str) -> PathBuf {
@@ -46,7 +49,7 @@ pub(super) fn sweep(node_dir: &Path, expected: &HashSet<Arc<str>>) -> Vec<PodPin
     let (left, gone): (Vec<_>, Vec<_>) =
         pinned_pods(node_dir).into_iter().partition(|pin| expected.contains(&pin.uid));
     for pin in &gone {
-        maps::remove_pinned_pod(&node_dir.join("maps"), pin.cookie);
+        maps::remove_pinned_pod(&maps_dir(node_dir), pin.cookie);
         unpin(&pin.path);
     }
     if left.is_empty() {
@@ -68,8 +71,12 @@ pub(super) fn node_dirs(bpf_root: &Path, node: Option<&str>) -> io::Result<Vec<P
 /// Removes a node's pins, the ones that send traffic to the agent first.
 pub(super) fn remove_node(node_dir: &Path) -> Vec<String> {
     let mut removed = Vec::new();
-    for dir in ["links", "pods", "maps"] {
-        let dir = node_dir.join(dir);
+    let maps = fs::read_dir(node_dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let maps =
+        maps.filter(|dir| dir.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(MAPS)));
+    let dirs: Vec<PathBuf> =
+        ["links", "pods"].map(|dir| node_dir.join(dir)).into_iter().chain(maps).collect();
+    for dir in dirs {
         for pin in fs::read_dir(&dir).into_iter().flatten().flatten() {
             unpin(&pin.path());
             removed.push(pin.path().display().to_string());
@@ -105,6 +112,24 @@ pub(super) fn unpin(path: &Path) {
             tracing::warn!(path = %path.display(), %error, "cannot remove an eBPF pin");
         }
         _ => {}
+    }
+}
+
+/// Where the maps of this layout are. An agent of another one has maps of its own beside them.
+pub(super) fn maps_dir(node_dir: &Path) -> PathBuf {
+    node_dir.join(format!("maps-{}", ambit_ebpf_common::LAYOUT))
+}
+
+/// Removes the maps of other layouts: the agent that used them is gone.
+pub(super) fn remove_other_maps(node_dir: &Path) {
+    let current = maps_dir(node_dir);
+    for entry in fs::read_dir(node_dir).into_iter().flatten().flatten() {
+        if entry.file_name().as_encoded_bytes().starts_with(MAPS) && entry.path() != current {
+            for pin in fs::read_dir(entry.path()).into_iter().flatten().flatten() {
+                unpin(&pin.path());
+            }
+            let _: io::Result<()> = fs::remove_dir(entry.path());
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Loading and attaching the programs, in the place of what an earlier agent left, without a gap.
 
 use std::{
+    fmt,
     fs::{self, File},
     path::{Path, PathBuf},
     sync::Arc,
@@ -28,19 +29,27 @@ const SOCK_CREATE: &str = "ambit_sock_create";
 const SOCK_OPS: &str = "ambit_sock_ops";
 const INBOUND: &str = "ambit_inbound";
 
-/// The programs of one node, attached and pinned.
-#[derive(Debug)]
+/// The programs of one node.
 pub(super) struct Programs {
     node_dir: PathBuf,
+    cgroup: File,
+    ebpf: Ebpf,
     maps: Arc<Maps>,
+    /// Whether the hooks of the host's cgroup are this process's own.
+    attached: bool,
     /// Drains the programs' log.
     logger: Option<tokio::task::JoinHandle<()>>,
 }
 
+impl fmt::Debug for Programs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Programs").field("node_dir", &self.node_dir).finish_non_exhaustive()
+    }
+}
+
 impl Programs {
-    /// Loads the programs over the pinned maps, if there are, and puts them in the place of the pinned links without a
-    /// gap.
-    pub(super) fn attach(settings: &CaptureSettings) -> Result<Self, CaptureError> {
+    /// Loads the programs over the pinned maps, if there are. Nothing is attached, and the maps are left as they are.
+    pub(super) fn load(settings: &CaptureSettings) -> Result<Self, CaptureError> {
         let cgroup_path = filesystem::cgroup_root(settings.cgroup_root.as_deref())?;
         let cgroup = File::open(&cgroup_path).map_err(|source| CaptureError::Host {
             step: "open",
@@ -48,8 +57,7 @@ impl Programs {
             source,
         })?;
         let node_dir = pins::node_dir(&settings.bpf_root, &settings.node);
-        for dir in ["maps", "links", "pods"] {
-            let path = node_dir.join(dir);
+        for path in [pins::maps_dir(&node_dir), node_dir.join("links"), node_dir.join("pods")] {
             fs::create_dir_all(&path).map_err(|source| CaptureError::Host {
                 step: "create",
                 path,
@@ -59,17 +67,28 @@ impl Programs {
         let mut ebpf = load(&node_dir, 0)?;
         let logger = log(&mut ebpf);
         let maps = Arc::new(Maps::take(&mut ebpf)?);
-        maps.clear_bypass();
+        Ok(Self { node_dir, cgroup, ebpf, maps, attached: false, logger })
+    }
+
+    /// Puts the programs on the host's cgroup, in the place of the pinned links without a gap. Pods of an agent with other
+    /// maps stay closed until they are admitted.
+    pub(super) fn attach(&mut self) -> Result<(), CaptureError> {
+        for pin in pins::pinned_pods(&self.node_dir) {
+            self.maps.close_unknown_pod(pin.cookie)?;
+        }
+        let Self { node_dir, cgroup, ebpf, .. } = self;
         // Each kind of program has a type of its own, and all the same methods.
         macro_rules! attach {
             ($kind:ty, $name:expr) => {{
-                let program: &mut $kind = program(&mut ebpf, $name)?;
+                let program: &mut $kind = program(ebpf, $name)?;
+                if program.fd().is_err() {
+                    program.load().map_err(at($name))?;
+                }
                 let link = program
-                    .load()
-                    .and_then(|()| program.attach(&cgroup, CgroupAttachMode::default()))
+                    .attach(&*cgroup, CgroupAttachMode::default())
                     .and_then(|id| program.take_link(id))
                     .map_err(at($name))?;
-                let path = pins::link_path(&node_dir, $name);
+                let path = pins::link_path(node_dir, $name);
                 pins::pin(FdLink::try_from(link).map_err(|error| pins::error(&path, &error))?, &path)?;
             }};
         }
@@ -78,7 +97,25 @@ impl Programs {
         }
         attach!(CgroupSock, SOCK_CREATE);
         attach!(SockOps, SOCK_OPS);
-        Ok(Self { node_dir, maps, logger })
+        self.attached = true;
+        Ok(())
+    }
+
+    /// Removes everything if no pod is enrolled.
+    pub(super) fn forget(&self) {
+        if pins::pinned_pods(&self.node_dir).is_empty() {
+            pins::remove_node(&self.node_dir);
+        }
+    }
+
+    /// Removes the maps of agents of another version.
+    pub(super) fn forget_other_maps(&self) {
+        pins::remove_other_maps(&self.node_dir);
+    }
+
+    /// Whether [`Self::attach`] has been done.
+    pub(super) fn is_attached(&self) -> bool {
+        self.attached
     }
 
     pub(super) fn maps(&self) -> &Arc<Maps> {
@@ -116,9 +153,7 @@ impl Programs {
         self.maps.remove_pod(pod.cookie());
         pins::unpin(&pins::pod_path(&self.node_dir, pod.uid(), pod.cookie()));
         self.maps.remove_listeners(pod);
-        if pins::pinned_pods(&self.node_dir).is_empty() {
-            pins::remove_node(&self.node_dir);
-        }
+        self.forget();
     }
 }
 
@@ -138,7 +173,7 @@ fn load(node_dir: &Path, netns: u64) -> Result<Ebpf, CaptureError> {
     // The programs read contexts and maps only: no kernel types to relocate against.
     loader.btf(None).override_global("NETNS", &netns, true);
     for map in maps::NAMES {
-        loader.map_pin_path(map, node_dir.join("maps").join(map));
+        loader.map_pin_path(map, pins::maps_dir(node_dir).join(map));
     }
     Ok(loader.load(OBJECT)?)
 }

@@ -12,11 +12,11 @@ use super::{
     agent::{LAST_MOMENT, raise_open_files},
     config::{ConfigError, private_folder},
     settings::{self, settings},
-    values::{Accounts, ClusterId, ListenAddr, Location, LogFilter, Rate, ServerNames, Ttl},
+    values::{Accounts, ClusterId, ListenAddr, Location, LogFilter, ObjectName, Rate, ServerNames, Ttl},
 };
 use crate::{
     app,
-    ca::{ApiConfig, CaSettings, CaSource, KubernetesSettings},
+    ca::{CaSettings, CaSource, KubernetesSettings, in_pod},
     telemetry::{self, LogFormat},
 };
 
@@ -32,8 +32,10 @@ settings! {
     listen: ListenAddr, "AMBIT_CA_LISTEN", "ADDR";
     /// The folder of the CA; a self-signed one is made in it on first use
     ca_dir: Location, "AMBIT_CA_DIR", "DIR";
-    /// The folder of a CA that somebody else keeps (ca-cert.pem, ca-key.pem, cert-chain.pem, root-cert.pem), instead of --ca-dir
+    /// The folder of a CA that somebody else keeps (ca-cert.pem, ca-key.pem, cert-chain.pem, root-cert.pem; or tls.crt, tls.key, ca.crt), instead of --ca-dir
     cacerts: Location, "AMBIT_CACERTS", "DIR";
+    /// The Secret of a CA in the cluster, instead of --ca-dir; a self-signed one is made in it on first use
+    root_secret: ObjectName, "AMBIT_CA_ROOT_SECRET", "NAMESPACE/NAME";
     /// The file that says who may ask, by which token or certificate, and for what
     token_file: Location, "AMBIT_CA_CALLERS", "FILE";
     /// The kubeconfig of a cluster whose service accounts may ask; in a pod that is found without one
@@ -67,6 +69,7 @@ Examples:
   ambit ca --listen 0.0.0.0:15012 --ca-dir /var/lib/ambit/ca --token-file /etc/ambit/callers.yaml
   ambit ca --listen 0.0.0.0:15012 --cacerts /etc/cacerts --token-file /etc/ambit/callers.yaml --max-ttl 1h
   ambit ca --listen 0.0.0.0:15012 --cacerts /etc/cacerts --kubeconfig ~/.kube/config --node-accounts ambit-system/ambit
+  ambit ca --listen 0.0.0.0:15012 --root-secret ambit-system/ambit-ca
   ambit ca --config /etc/ambit/ca.yaml --metrics-addr 127.0.0.1:15021 --dns-name ca.example.com,10.0.0.5")]
 pub(super) struct CaArgs {
     #[command(flatten)]
@@ -91,21 +94,25 @@ impl CaArgs {
         let set = self.settings.over(file);
         let missing = |flag, variable| move || ConfigError::Missing { flag, variable };
         let listen = set.listen.ok_or_else(missing("listen", "AMBIT_CA_LISTEN"))?.0;
-        let source = match (set.ca_dir, set.cacerts) {
-            (Some(dir), None) => CaSource::Own(dir.0),
-            (None, Some(dir)) => CaSource::PluggedIn(dir.0),
-            (None, None) => return Err(missing("ca-dir", "AMBIT_CA_DIR")()),
-            (Some(_), Some(_)) => return Err(ConfigError::Both { first: "ca-dir", second: "cacerts" }),
+        let both = |first, second| Err(ConfigError::Both { first, second });
+        let source = match (set.ca_dir, set.cacerts, set.root_secret) {
+            (Some(dir), None, None) => CaSource::Own(dir.0),
+            (None, Some(dir), None) => CaSource::PluggedIn(dir.0),
+            (None, None, Some(secret)) => CaSource::Secret { namespace: secret.namespace, name: secret.name },
+            (None, None, None) => return Err(missing("ca-dir", "AMBIT_CA_DIR")()),
+            (Some(_), Some(_), _) => return both("ca-dir", "cacerts"),
+            (Some(_), None, Some(_)) => return both("ca-dir", "root-secret"),
+            (None, Some(_), Some(_)) => return both("cacerts", "root-secret"),
         };
-        let api = match set.kubeconfig {
-            Some(path) => Some(ApiConfig::kubeconfig(&path.0).map_err(ConfigError::Cluster)?),
-            None => ApiConfig::in_cluster().ok(),
-        };
-        let kubernetes = api.map(|api| KubernetesSettings {
-            api,
+        let kubeconfig = set.kubeconfig.map(|path| path.0);
+        let kubernetes = (kubeconfig.is_some() || in_pod()).then(|| KubernetesSettings {
+            kubeconfig,
             audience: set.audience.map_or_else(|| DEFAULT_AUDIENCE.to_owned(), |audience| audience.0),
             node_accounts: set.node_accounts.map_or_else(default_accounts, |accounts| accounts.0),
         });
+        if matches!(source, CaSource::Secret { .. }) && kubernetes.is_none() {
+            return Err(missing("kubeconfig", "AMBIT_KUBECONFIG")());
+        }
         Ok(CaConfig {
             service: CaSettings {
                 listen,
@@ -234,11 +241,17 @@ mod tests {
         assert_eq!((config.service.rate, config.service.max_ttl), (9, Duration::from_secs(3600)));
         assert_eq!(config.service.names.len(), 2);
         assert_eq!(config.log_format, LogFormat::Json);
+        let config =
+            resolve("--listen 1.2.3.4:5 --root-secret ambit-system/ambit-ca --kubeconfig /k").unwrap();
+        let (namespace, name) = ("ambit-system".to_owned(), "ambit-ca".to_owned());
+        assert_eq!(config.service.source, CaSource::Secret { namespace, name });
         for (line, expected) in [
             ("--ca-dir /ca --token-file /t", "--listen is needed"),
             ("--listen 1.2.3.4:5 --token-file /t", "--ca-dir is needed"),
             ("--listen 1.2.3.4:5 --ca-dir /ca", "AMBIT_CA_CALLERS"),
             ("--listen 1.2.3.4:5 --ca-dir /ca --cacerts /x --token-file /t", "cannot both be set"),
+            ("--listen 1.2.3.4:5 --cacerts /x --root-secret a/b --token-file /t", "cannot both be set"),
+            ("--listen 1.2.3.4:5 --root-secret a/b --token-file /t", "--kubeconfig is needed"),
         ] {
             assert!(resolve(line).unwrap_err().to_string().contains(expected), "{line}");
         }

@@ -17,7 +17,6 @@ use super::{
     values::{DataplaneLabel, IssuerKind, Location, PostQuantum, VaultPath},
 };
 use crate::{
-    ca::ApiConfigError,
     identity::{IstioSettings, VaultConfig, VaultLogin},
     telemetry::{CLUSTER, LogFormat},
 };
@@ -59,6 +58,8 @@ pub(crate) struct AgentConfig {
     pub(crate) dataplane_label: DataplaneLabel,
     /// Where cgroup v2 is mounted; to be found in /proc/mounts if `None`.
     pub(crate) cgroup_root: Option<PathBuf>,
+    /// The cgroup that the kubelet runs in; to be found by its process if `None`.
+    pub(crate) kubelet_cgroup: Option<PathBuf>,
     /// The BPF file system.
     pub(crate) bpf_root: PathBuf,
     /// Where the CNI plugin is installed and chained; not at all if `None`.
@@ -71,6 +72,8 @@ pub(crate) struct AgentConfig {
     pub(crate) crl_file: Option<PathBuf>,
     /// Trust domains beside our own whose identities are accepted.
     pub(crate) trust_domain_aliases: Vec<TrustDomain>,
+    /// Foreign trust domains, each with the file of its roots; none of our own is among them.
+    pub(crate) trust_bundles: Vec<(TrustDomain, PathBuf)>,
     /// Where certificates come from.
     pub(crate) issuer: IssuerConfig,
 }
@@ -167,9 +170,9 @@ pub(crate) enum ConfigError {
         /// The other.
         second: &'static str,
     },
-    /// There is no way to the Kubernetes API.
-    #[error("cannot use the cluster")]
-    Cluster(#[source] ApiConfigError),
+    /// Somebody else's roots are meant to vouch for our own trust domain.
+    #[error("--trust-bundle {0}: that is our own trust domain or its alias; its roots come from the issuer")]
+    OwnTrustDomain(TrustDomain),
     /// A folder cannot be used.
     #[error("cannot use --{flag} {path}")]
     Folder {
@@ -198,6 +201,13 @@ impl AgentConfig {
         let missing = |flag, variable| move || ConfigError::Missing { flag, variable };
         let issuer = issuer(&settings)?;
         let domain = || TrustDomain::default().as_str().to_owned();
+        let trust_domain = settings.trust_domain.unwrap_or_default();
+        let trust_domain_aliases = settings.trust_domain_aliases.map_or_else(Vec::new, |domains| domains.0);
+        let trust_bundles = settings.trust_bundle.map_or_else(Vec::new, |bundles| bundles.0);
+        let own = |domain: &TrustDomain| *domain == trust_domain || trust_domain_aliases.contains(domain);
+        if let Some((domain, _)) = trust_bundles.iter().find(|(domain, _)| own(domain)) {
+            return Err(ConfigError::OwnTrustDomain(domain.clone()));
+        }
         Ok(Self {
             node: settings.node.ok_or_else(missing("node", "AMBIT_NODE"))?.0,
             source: match (settings.manifests, settings.kubeconfig) {
@@ -212,17 +222,19 @@ impl AgentConfig {
             log_filter: settings.log.map_or_else(|| "info".to_owned(), |filter| filter.0),
             log_format: settings.log_format.unwrap_or_default(),
             svid_ttl: settings.svid_ttl.map_or(DEFAULT_TTL, |ttl| ttl.0),
-            trust_domain: settings.trust_domain.unwrap_or_default(),
+            trust_domain,
             cluster_domain: settings.cluster_domain.map_or_else(domain, |name| name.0),
             root_namespace: settings.root_namespace.map_or_else(|| "ambit-system".to_owned(), |name| name.0),
             dataplane_label: settings.dataplane_label.unwrap_or_default(),
             cgroup_root: settings.cgroup_root.map(|path| path.0),
+            kubelet_cgroup: settings.kubelet_cgroup.map(|path| path.0),
             bpf_root: settings.bpf_root.map_or_else(|| DEFAULT_BPF_ROOT.into(), |path| path.0),
             cni: cni_dirs(settings.cni_bin_dir, settings.cni_conf_dir)?,
             workers: settings.workers.map_or_else(default_workers, |workers| workers.0.get()),
             post_quantum: settings.post_quantum.unwrap_or_default(),
             crl_file: settings.crl_file.map(|path| path.0),
-            trust_domain_aliases: settings.trust_domain_aliases.map_or_else(Vec::new, |domains| domains.0),
+            trust_domain_aliases,
+            trust_bundles,
             issuer,
         })
     }

@@ -18,7 +18,7 @@ use super::{
     config::ConfigError,
     values::{
         ClusterId, DataplaneLabel, DnsName, IssuerKind, ListenAddr, Location, LogFilter, Namespace,
-        PostQuantum, ServerName, ServiceAddr, TrustDomains, Ttl, Url, VaultPath, Workers,
+        PostQuantum, ServerName, ServiceAddr, TrustBundles, TrustDomains, Ttl, Url, VaultPath, Workers,
     },
 };
 use crate::telemetry::LogFormat;
@@ -94,6 +94,8 @@ settings! {
     dataplane_label: DataplaneLabel, "AMBIT_DATAPLANE_LABEL", "KEY=ENABLED[,DISABLED]";
     /// Where cgroup v2 is mounted [default: found in /proc/mounts]
     cgroup_root: Location, "AMBIT_CGROUP_ROOT", "PATH";
+    /// The kubelet's cgroup, whose probes enrolled pods take in plaintext [default: found by its process]
+    kubelet_cgroup: Location, "AMBIT_KUBELET_CGROUP", "PATH";
     /// The BPF file system, mounted there if it is not [default: /sys/fs/bpf]
     bpf_root: Location, "AMBIT_BPF_ROOT", "PATH";
     /// Where the CNI plugin is installed, as the node itself sees it; with --cni-conf-dir only
@@ -108,6 +110,8 @@ settings! {
     crl_file: Location, "AMBIT_CRL_FILE", "FILE";
     /// Trust domains beside our own whose identities are accepted, joined by commas
     trust_domain_aliases: TrustDomains, "AMBIT_TRUST_DOMAIN_ALIASES", "DOMAIN[,DOMAIN]";
+    /// Foreign trust domains whose identities are accepted, each with a file of its own roots; watched
+    trust_bundle: TrustBundles, "AMBIT_TRUST_BUNDLE", "DOMAIN=FILE[,..]";
     /// Issuer files: the folder with <namespace>/<service account>/{tls.crt,tls.key,ca.crt}; watched
     cert_dir: Location, "AMBIT_CERT_DIR", "DIR";
     /// Issuer vault: its address, such as https://vault.example:8200

@@ -161,14 +161,31 @@ impl FromStr for Accounts {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let account = |account: &str| {
-            let (namespace, name) = account.trim().split_once('/')?;
-            let good = namespace.parse::<Namespace>().is_ok() && name.parse::<DnsName>().is_ok();
-            good.then(|| (namespace.to_owned(), name.to_owned()))
-        };
-        let accounts = text.split(',').map(account).collect::<Option<_>>();
+        let accounts = text.split(',').map(|account| namespaced(account.trim())).collect::<Option<_>>();
         accounts.map(Self).ok_or_else(|| "use NAMESPACE/NAME, with commas between several".to_owned())
     }
+}
+
+/// An object of a namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ObjectName {
+    pub(super) namespace: String,
+    pub(super) name: String,
+}
+
+impl FromStr for ObjectName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (namespace, name) = namespaced(text).ok_or_else(|| "use NAMESPACE/NAME".to_owned())?;
+        Ok(Self { namespace, name })
+    }
+}
+
+fn namespaced(text: &str) -> Option<(String, String)> {
+    let (namespace, name) = text.split_once('/')?;
+    let good = namespace.parse::<Namespace>().is_ok() && name.parse::<DnsName>().is_ok();
+    good.then(|| (namespace.to_owned(), name.to_owned()))
 }
 
 /// How many certificates a second.
@@ -362,6 +379,34 @@ impl FromStr for TrustDomains {
     fn from_str(text: &str) -> Result<Self, String> {
         let domains: Result<Vec<TrustDomain>, _> = text.split(',').map(str::parse).collect();
         domains.map(Self).map_err(|error| error.to_string())
+    }
+}
+
+/// Trust domains and the files with their roots, joined by commas.
+#[derive(Clone, Debug)]
+pub(super) struct TrustBundles(pub(super) Vec<(TrustDomain, PathBuf)>);
+
+impl FromStr for TrustBundles {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bundle = |bundle: &str| {
+            let (domain, file) =
+                bundle.split_once('=').ok_or("use DOMAIN=FILE, with commas between several")?;
+            let domain: TrustDomain = domain.trim().parse().map_err(|error| format!("{error}"))?;
+            Ok((domain, file.parse::<Location>().map_err(|error| error.to_string())?.0))
+        };
+        let bundles = text.split(',').map(bundle).collect::<Result<Vec<_>, String>>()?;
+        let twice = bundles
+            .iter()
+            .enumerate()
+            .find(|(at, (domain, _))| bundles[..*at].iter().any(|(earlier, _)| earlier == domain));
+        match twice {
+            Some((_, (domain, _))) => {
+                Err(format!("{domain} is there twice; one file may hold several roots"))
+            }
+            None => Ok(Self(bundles)),
+        }
     }
 }
 

@@ -16,6 +16,8 @@ mod state;
 
 use std::{io, path::PathBuf};
 
+use crate::admin::AdminError;
+
 pub(crate) use credentials::{Credentials, follow_credentials};
 pub(crate) use install::{Installed, Installer, Repairs, uninstall};
 pub(crate) use plugin::{BINARY, run};
@@ -36,6 +38,9 @@ pub(crate) enum CniError {
         /// The system's answer.
         source: io::Error,
     },
+    /// The socket for the plugin cannot be served.
+    #[error(transparent)]
+    Socket(#[from] AdminError),
     /// The folder has no network configuration yet.
     #[error("{path} has no network configuration to chain to: install a CNI network plugin first", path = .0.display())]
     NoNetwork(PathBuf),

@@ -3,7 +3,7 @@
 //! Promises bounds on clients, sizes and times, and that of two agents during an upgrade the one that came last is asked.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{File, OpenOptions},
     io,
     os::{
         fd::OwnedFd,
@@ -49,23 +49,14 @@ where
     H: Fn(Request, Option<OwnedFd>) -> F + Clone + Send + 'static,
     F: Future<Output = Answer> + Send,
 {
-    let (listener, _file) = listen(&socket_path(run_dir))?;
+    let path = socket_path(run_dir);
+    let (listener, _file) = admin::listen(path.clone())?;
+    let listener = UnixListener::from_std(listener).map_err(CniError::file("listen on", path))?;
     tokio::select! {
         () = accept(listener, handle) => {}
         () = shutdown => {}
     }
     Ok(())
-}
-
-fn listen(path: &Path) -> Result<(UnixListener, SocketFile), CniError> {
-    let fresh = path.with_extension(format!("sock-{}", std::process::id()));
-    // Left by a process of this number that was killed.
-    let _: io::Result<()> = fs::remove_file(&fresh);
-    let listener = admin::bind(&fresh).map_err(CniError::file("listen on", &fresh))?;
-    let inode = fs::metadata(&fresh).map_err(CniError::file("look at", &fresh))?.ino();
-    fs::rename(&fresh, path).map_err(CniError::file("put in place", path))?;
-    let listener = UnixListener::from_std(listener).map_err(CniError::file("listen on", path))?;
-    Ok((listener, SocketFile { path: path.to_owned(), inode }))
 }
 
 async fn accept<H, F>(listener: UnixListener, handle: H)
@@ -134,19 +125,4 @@ fn open(netns: &NetnsRef, plugin: i32) -> io::Result<File> {
         return Err(io::Error::other("the plugin has something else open than it says"));
     }
     Ok(file)
-}
-
-/// Removes the socket's file when dropped, unless it is another agent's by then.
-#[derive(Debug)]
-struct SocketFile {
-    path: PathBuf,
-    inode: u64,
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if fs::metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
-            let _: io::Result<()> = fs::remove_file(&self.path);
-        }
-    }
 }

@@ -56,6 +56,25 @@ pub(super) struct PodSpec {
 pub(super) struct Container {
     pub(super) ports: Option<Vec<ContainerPort>>,
     pub(super) restart_policy: Option<String>,
+    pub(super) liveness_probe: Option<Probe>,
+    pub(super) readiness_probe: Option<Probe>,
+    pub(super) startup_probe: Option<Probe>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", remote = "Self")]
+pub(super) struct Probe {
+    pub(super) http_get: Option<ProbeTarget>,
+    pub(super) tcp_socket: Option<ProbeTarget>,
+    pub(super) grpc: Option<ProbeTarget>,
+}
+
+/// Where a probe of any kind connects to; `host` is not for gRPC.
+#[derive(Debug, Deserialize)]
+#[serde(remote = "Self")]
+pub(super) struct ProbeTarget {
+    pub(super) port: Option<IntOrString>,
+    pub(super) host: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -217,7 +236,7 @@ macro_rules! from_objects {
 }
 
 from_objects! {
-    Metadata, Namespace, Pod, PodSpec, Container, ContainerPort, PodStatus, PodIp, Condition, Service, ServiceSpec, ServicePort, EndpointSlice, Endpoint, EndpointConditions, ObjectReference, EndpointPort, PeerAuthentication, PeerAuthenticationSpec, Selector, MutualTls
+    Metadata, Namespace, Pod, PodSpec, Container, ContainerPort, Probe, ProbeTarget, PodStatus, PodIp, Condition, Service, ServiceSpec, ServicePort, EndpointSlice, Endpoint, EndpointConditions, ObjectReference, EndpointPort, PeerAuthentication, PeerAuthenticationSpec, Selector, MutualTls
 }
 
 /// A number or a text, as Kubernetes has it in `targetPort`.

@@ -15,18 +15,19 @@ use std::{
 
 use ambit_core::model::{SpiffeId, TrustDomain};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
-use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, pem::PemObject};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use time::OffsetDateTime;
 use zeroize::Zeroize;
 
-use self::files::{CA_CERT, CA_KEY, CERT_CHAIN, CaFiles, ROOT_CERT};
-pub(crate) use self::live::LiveCa;
+use self::files::{CA_CERT, CA_KEY, CERT_CHAIN, ROOT_CERT, TLS_NAMES};
+pub(crate) use self::{files::CaFiles, live::LiveCa};
 use super::{
-    Clock, Csr, IssueError, IssueFuture, Issued, Issuer, Svid, TrustBundle,
+    CheckedRequest, Clock, Csr, IssueError, IssueFuture, Issued, Issuer, Svid, TrustBundle,
     certificate::{parse, serial, system_time, uri_names},
+    pem,
     svid::{PendingKey, PrivateKey},
 };
 
@@ -34,14 +35,13 @@ use super::{
 const CA_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// How far a certificate's not-before is dated back, for clocks that are behind (spec/wire.md §3.2).
 const BACKDATE: Duration = Duration::from_secs(120);
-/// A larger request is not parsed.
-const MAX_CSR: usize = 16 * 1024;
 
 /// A certificate authority loaded from a directory. Its key stays in memory for as long as it lives.
 pub(crate) struct BuiltinCa {
     trust_domain: TrustDomain,
     clock: Arc<dyn Clock>,
     issuer: rcgen::Issuer<'static, KeyPair>,
+    certificate: CertificateDer<'static>,
     not_before: SystemTime,
     not_after: SystemTime,
     /// What follows the leaf in every chain: this CA and those above it, without the roots.
@@ -131,12 +131,8 @@ impl BuiltinCa {
         trust_domain: TrustDomain,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, CaError> {
-        let files = files::open(dir, || {
-            make(&trust_domain, clock.now()).map_err(|source| CaError::Make { dir: dir.to_owned(), source })
-        })?;
-        let ca = Self::load(dir, &files, trust_domain, clock)?;
-        ca.try_out(dir)?;
-        Ok(ca)
+        let files = files::open(dir, || Self::make(dir, &trust_domain, clock.now()))?;
+        Self::read(dir, &files, trust_domain, clock)
     }
 
     /// Loads the CA that somebody else keeps in `dir`, such as a mounted `cacerts` secret. Makes and changes nothing.
@@ -145,13 +141,33 @@ impl BuiltinCa {
         trust_domain: TrustDomain,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, CaError> {
-        let ca = Self::load(dir, &files::read_plugged_in(dir)?, trust_domain, clock)?;
-        ca.try_out(dir)?;
+        Self::read(dir, &files::read_plugged_in(dir)?, trust_domain, clock)
+    }
+
+    /// Takes a CA from its parts, if what it signs would be believed. `place` is for messages.
+    pub(crate) fn read(
+        place: &Path,
+        files: &CaFiles,
+        trust_domain: TrustDomain,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, CaError> {
+        let ca = Self::load(place, files, trust_domain, clock)?;
+        ca.try_out(&place.join(files.layout.root_cert))?;
         Ok(ca)
     }
 
-    /// Names of the files of a CA, in its directory.
-    pub(crate) const FILES: [&str; 4] = [CA_CERT, CA_KEY, CERT_CHAIN, ROOT_CERT];
+    /// A new self-signed CA for ten years. `place` is for messages.
+    pub(crate) fn make(
+        place: &Path,
+        trust_domain: &TrustDomain,
+        now: SystemTime,
+    ) -> Result<CaFiles, CaError> {
+        make(trust_domain, now).map_err(|source| CaError::Make { dir: place.to_owned(), source })
+    }
+
+    /// Names that the files of a CA may have in its directory.
+    pub(crate) const FILES: [&str; 7] =
+        [CA_CERT, CA_KEY, CERT_CHAIN, ROOT_CERT, TLS_NAMES[0], TLS_NAMES[1], TLS_NAMES[2]];
 
     /// The last moment at which this CA's signatures hold.
     pub(crate) fn not_after(&self) -> SystemTime {
@@ -161,6 +177,18 @@ impl BuiltinCa {
     /// The trust bundle that goes with every certificate.
     pub(crate) fn roots(&self) -> &[CertificateDer<'static>] {
         &self.roots
+    }
+
+    /// The same, PEM.
+    pub(crate) fn roots_pem(&self) -> String {
+        let text = |root: &CertificateDer<'_>| ::pem::encode(&::pem::Pem::new("CERTIFICATE", root.as_ref()));
+        self.roots.iter().map(text).collect()
+    }
+
+    /// Whether `other` signs with the same certificate, and makes the same chains and roots trusted.
+    pub(crate) fn is_same_as(&self, other: &Self) -> bool {
+        (&self.certificate, &self.intermediates, &self.roots)
+            == (&other.certificate, &other.intermediates, &other.roots)
     }
 
     /// How the roots stand, in the bundle's order.
@@ -192,28 +220,37 @@ impl BuiltinCa {
         Ok(ServerCert { chain: self.chain(leaf.der()), key: private, not_after })
     }
 
-    /// Signs a certificate for `id` and the key in `csr`, for `ttl` or until the CA's own end. The request must ask for
-    /// exactly that identity and for nothing else; identities of other trust domains are refused.
-    pub(crate) fn sign(
-        &self,
-        csr: &CertificateSigningRequestDer<'_>,
-        id: &SpiffeId,
-        ttl: Duration,
-    ) -> Result<Issued, IssueError> {
+    /// Signs a certificate for the identity and the key of `request`, for `ttl` or until the CA's own end. Identities of other
+    /// trust domains are refused.
+    pub(crate) fn sign(&self, request: &CheckedRequest, ttl: Duration) -> Result<Issued, IssueError> {
+        let id = &request.id;
         if id.trust_domain() != &self.trust_domain {
             return Err(IssueError::Refused(format!(
                 "{id} is not in this CA's trust domain {}",
                 self.trust_domain
             )));
         }
-        let request = read_request(csr, id)?;
         let not_after = self.end(ttl)?;
         let uri = id.to_string().try_into().map_err(IssueError::Signing)?;
         let usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let params = self.leaf(vec![SanType::URI(uri)], usages, not_after);
-        let leaf = params.signed_by(&request.public_key, &self.issuer).map_err(IssueError::Signing)?;
+        let key = SubjectPublicKeyInfo::from_der(&request.public_key).map_err(IssueError::Signing)?;
+        let leaf = params.signed_by(&key, &self.issuer).map_err(IssueError::Signing)?;
         let chain = self.chain(leaf.der());
         Ok(Issued { chain, roots: self.roots.clone(), key: None })
+    }
+
+    /// Signs what the key store asks for, if the request says the same.
+    pub(super) fn answer(&self, csr: &Csr) -> Result<Issued, IssueError> {
+        let request =
+            CheckedRequest::from_der(&csr.der).map_err(|fault| IssueError::Refused(fault.to_string()))?;
+        match request.id == csr.id {
+            true => self.sign(&request, csr.ttl),
+            false => Err(IssueError::Refused(format!(
+                "the certificate request is for {}, not for {}",
+                request.id, csr.id
+            ))),
+        }
     }
 
     /// When a certificate of this lifetime ends; an error if that is no time.
@@ -265,59 +302,61 @@ impl BuiltinCa {
     ) -> Result<Self, CaError> {
         let bad =
             |file: &str, problem: String, advice| CaError::Content { path: dir.join(file), problem, advice };
-        let ca = certificates(dir, CA_CERT, &files.ca_cert)?.swap_remove(0);
-        let chain = certificates(dir, CERT_CHAIN, &files.cert_chain)?;
-        let roots = certificates(dir, ROOT_CERT, &files.root_cert)?;
+        let (ca_cert, ca_key, cert_chain) =
+            (files.layout.ca_cert, files.layout.ca_key, files.layout.cert_chain);
+        let ca = certificates(dir, ca_cert, &files.ca_cert)?.swap_remove(0);
+        let chain = certificates(dir, cert_chain, &files.cert_chain)?;
+        let roots = certificates(dir, files.layout.root_cert, &files.root_cert)?;
         let key = PrivateKeyDer::from_pem_slice(&files.ca_key)
             .map_err(|error| error.to_string())
             .and_then(|key| KeyPair::try_from(&key).map_err(|error| error.to_string()))
-            .map_err(|error| bad(CA_KEY, format!("no usable private key: {error}"), ADVICE_KEY))?;
+            .map_err(|error| bad(ca_key, format!("no usable private key: {error}"), ADVICE_KEY))?;
 
-        let parsed = parse(&ca).map_err(|fault| bad(CA_CERT, fault.to_string(), ADVICE_PEM))?;
+        let parsed = parse(&ca).map_err(|fault| bad(ca_cert, fault.to_string(), ADVICE_PEM))?;
         if !parsed.is_ca() {
-            return Err(bad(CA_CERT, "not a CA certificate (basicConstraints)".into(), ADVICE_PEM));
+            return Err(bad(ca_cert, "not a CA certificate (basicConstraints)".into(), ADVICE_PEM));
         }
         if parsed.public_key().raw != key.subject_public_key_info() {
-            return Err(bad(CA_KEY, format!("does not belong to {CA_CERT}"), ADVICE_KEY));
+            return Err(bad(ca_key, format!("does not belong to {ca_cert}"), ADVICE_KEY));
         }
         let (not_before, not_after) =
             (system_time(parsed.validity().not_before), system_time(parsed.validity().not_after));
         let now = clock.now();
         if not_after <= now {
             let end = parsed.validity().not_after;
-            return Err(bad(CA_CERT, format!("expired at {end}"), ADVICE_EXPIRED));
+            return Err(bad(ca_cert, format!("expired at {end}"), ADVICE_EXPIRED));
         }
         if not_before > now {
             let start = parsed.validity().not_before;
-            return Err(bad(CA_CERT, format!("not valid before {start}"), "set this node's clock"));
+            return Err(bad(ca_cert, format!("not valid before {start}"), "set this node's clock"));
         }
         let own = format!("spiffe://{trust_domain}");
-        let uris = uri_names(&parsed).map_err(|fault| bad(CA_CERT, fault.to_string(), ADVICE_PEM))?;
+        let uris = uri_names(&parsed).map_err(|fault| bad(ca_cert, fault.to_string(), ADVICE_PEM))?;
         if let Some(other) = uris.iter().find(|uri| uri.starts_with("spiffe://") && **uri != own) {
             let problem = format!("the CA of another trust domain, {other:?}, not of {own}");
-            return Err(bad(CA_CERT, problem, "set the trust domain, or give another CA directory"));
+            return Err(bad(ca_cert, problem, "set the trust domain, or give another CA directory"));
         }
         if !chain.contains(&ca) && !roots.contains(&ca) {
-            return Err(bad(CERT_CHAIN, format!("does not hold {CA_CERT}"), ADVICE_CHAIN));
+            return Err(bad(cert_chain, format!("does not hold {ca_cert}"), ADVICE_CHAIN));
         }
         let intermediates = chain.into_iter().filter(|certificate| !roots.contains(certificate)).collect();
         let issuer = rcgen::Issuer::from_ca_cert_der(&ca, key)
-            .map_err(|error| bad(CA_CERT, error.to_string(), ADVICE_PEM))?;
-        Ok(Self { trust_domain, clock, issuer, not_before, not_after, intermediates, roots })
+            .map_err(|error| bad(ca_cert, error.to_string(), ADVICE_PEM))?;
+        Ok(Self { trust_domain, clock, issuer, certificate: ca, not_before, not_after, intermediates, roots })
     }
 
     /// Signs one certificate for nobody and verifies it as a peer would, so that files that do not fit together are
     /// found at start and not on the first connection.
-    fn try_out(&self, dir: &Path) -> Result<(), CaError> {
+    fn try_out(&self, roots: &Path) -> Result<(), CaError> {
         let trial = || {
             let id = SpiffeId::new(self.trust_domain.clone(), "ambit-system", "self-test")
                 .map_err(|error| IssueError::Refused(error.to_string()))?;
             let pending = PendingKey::generate(id, BACKDATE).map_err(IssueError::Request)?;
-            let issued = self.sign(&pending.csr.der, &pending.csr.id, pending.csr.ttl)?;
+            let issued = self.answer(&pending.csr)?;
             Svid::accept(pending, issued, self.clock.now())
         };
         trial().map(drop).map_err(|error: IssueError| CaError::Content {
-            path: dir.join(ROOT_CERT),
+            path: roots.to_owned(),
             problem: format!("a certificate signed with this CA would not be believed: {error}"),
             advice: ADVICE_CHAIN,
         })
@@ -330,7 +369,7 @@ impl Issuer for BuiltinCa {
     }
 
     fn issue(&self, csr: Csr) -> IssueFuture<'_> {
-        Box::pin(future::ready(self.sign(&csr.der, &csr.id, csr.ttl)))
+        Box::pin(future::ready(self.answer(&csr)))
     }
 }
 
@@ -342,51 +381,13 @@ const ADVICE_EXPIRED: &str =
     "put a new CA in its place, with the old root kept in root-cert.pem while old certificates live";
 
 /// All certificates of a PEM file; at least one.
-fn certificates(dir: &Path, file: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, CaError> {
+fn certificates(dir: &Path, file: &str, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, CaError> {
     let bad = |problem| CaError::Content { path: dir.join(file), problem, advice: ADVICE_PEM };
-    let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem)
-        .collect::<Result<_, _>>()
-        .map_err(|error| bad(format!("not readable as PEM: {error}")))?;
+    let certificates = pem::certificates(text).map_err(bad)?;
     match certificates.iter().find_map(|certificate| parse(certificate).err()) {
         Some(fault) => Err(bad(fault.to_string())),
-        None if certificates.is_empty() => Err(bad("holds no PEM certificate".into())),
         None => Ok(certificates),
     }
-}
-
-/// Reads a request, verifies its signature, and refuses all but one URI SAN with the identity asked for.
-fn read_request(
-    csr: &CertificateSigningRequestDer<'_>,
-    id: &SpiffeId,
-) -> Result<CertificateSigningRequestParams, IssueError> {
-    let refuse = |text: String| Err(IssueError::Refused(text));
-    if csr.len() > MAX_CSR {
-        return refuse(format!("a certificate request of {} bytes", csr.len()));
-    }
-    let request = match CertificateSigningRequestParams::from_der(csr) {
-        Ok(request) => request,
-        Err(error) => return refuse(format!("the certificate request: {error}")),
-    };
-    let params = &request.params;
-    match params.subject_alt_names.as_slice() {
-        [SanType::URI(uri)] if uri.as_str() == id.to_string() => {}
-        names => {
-            return refuse(format!(
-                "the certificate request has {} subject alternative names where {id} alone is allowed",
-                names.len()
-            ));
-        }
-    }
-    if params.distinguished_name.iter().next().is_some()
-        || !matches!(params.is_ca, IsCa::NoCa | IsCa::ExplicitNoCa)
-    {
-        return refuse("the certificate request has a subject name or asks for a CA".into());
-    }
-    let algorithm = request.public_key.algorithm();
-    if algorithm != &rcgen::PKCS_ECDSA_P256_SHA256 && algorithm != &rcgen::PKCS_ECDSA_P384_SHA384 {
-        return refuse("the certificate request's key is not ECDSA P-256 or P-384".into());
-    }
-    Ok(request)
 }
 
 /// A new self-signed CA for `trust_domain`.
@@ -410,6 +411,7 @@ fn make(trust_domain: &TrustDomain, now: SystemTime) -> Result<CaFiles, rcgen::E
         ca_key: key.serialize_pem().into_bytes().into(),
         cert_chain: certificate.clone().into(),
         root_cert: certificate.into(),
+        layout: &files::OWN,
     })
 }
 

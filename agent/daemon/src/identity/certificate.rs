@@ -2,19 +2,12 @@
 //!
 //! Input may come from a peer: every failure is a value, texts are bounded. Leaves signatures and chains to rustls.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use ambit_core::model::SpiffeId;
-use aws_lc_rs::digest::{SHA256, digest};
-use rustls_pki_types::CertificateDer;
 use x509_parser::{
     certificate::X509Certificate, extensions::GeneralName, prelude::FromDer, time::ASN1Time, x509::X509Name,
 };
-
-use super::IdentityStatus;
 
 /// A certificate larger than this is not looked at.
 const MAX_CERTIFICATE: usize = 64 * 1024;
@@ -34,56 +27,12 @@ pub(crate) struct Leaf {
     pub(crate) public_key: Vec<u8>,
 }
 
-/// What an operator wants to know of a root of the identities' trust bundles.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Root {
-    /// Its own name.
-    pub(crate) subject: String,
-    /// SHA-256 of its DER, lower-case hexadecimal.
-    pub(crate) fingerprint: String,
-    /// First moment of validity.
-    pub(crate) not_before: SystemTime,
-    /// Last moment of validity.
-    pub(crate) not_after: SystemTime,
-    /// How many identities trust it.
-    pub(crate) identities: usize,
-    /// DER.
-    pub(crate) der: CertificateDer<'static>,
-}
-
-/// The roots that `identities` trust, in the order of their ends.
-pub(crate) fn roots(identities: &[IdentityStatus]) -> Vec<Root> {
-    let mut trusted: HashMap<&CertificateDer<'static>, usize> = HashMap::new();
-    for root in
-        identities.iter().filter_map(|identity| identity.svid.as_ref()).flat_map(|svid| &svid.trust.roots)
-    {
-        *trusted.entry(root).or_default() += 1;
-    }
-    let mut roots: Vec<Root> = trusted
-        .into_iter()
-        .filter_map(|(der, identities)| {
-            let certificate = parse(der).ok()?;
-            let fingerprint = digest(&SHA256, der);
-            Some(Root {
-                subject: bounded(certificate.subject()),
-                fingerprint: fingerprint.as_ref().iter().map(|byte| format!("{byte:02x}")).collect(),
-                not_before: system_time(certificate.validity().not_before),
-                not_after: system_time(certificate.validity().not_after),
-                identities,
-                der: der.clone(),
-            })
-        })
-        .collect();
-    roots.sort_by(|a, b| (a.not_after, &a.fingerprint).cmp(&(b.not_after, &b.fingerprint)));
-    roots
-}
-
 /// The name of who signed a certificate; empty if it cannot be read.
 pub(crate) fn issuer_name(der: &[u8]) -> String {
     parse(der).map(|certificate| bounded(certificate.issuer())).unwrap_or_default()
 }
 
-fn bounded(name: &X509Name<'_>) -> String {
+pub(super) fn bounded(name: &X509Name<'_>) -> String {
     name.to_string().chars().take(256).collect()
 }
 

@@ -20,7 +20,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio::task::{AbortHandle, spawn_blocking};
 use zeroize::Zeroizing;
 
-use super::{Csr, IssueError, IssueFuture, Issued, Issuer, Renewed, Watched, svid::PrivateKey};
+use super::{Csr, IssueError, IssueFuture, Issued, Issuer, Renewed, Watched, pem, svid::PrivateKey};
 
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
@@ -118,10 +118,7 @@ fn read(dir: &Path, id: &SpiffeId) -> Result<Issued, IssueError> {
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, IssueError> {
-    let pem = content(path)?;
-    CertificateDer::pem_slice_iter(&pem)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| unusable(path, format!("not readable as PEM: {error}")))
+    pem::certificates(&content(path)?).map_err(|problem| unusable(path, problem))
 }
 
 fn content(path: &Path) -> Result<Zeroizing<Vec<u8>>, IssueError> {

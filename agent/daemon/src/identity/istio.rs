@@ -20,7 +20,7 @@ use ambit_proto::istio::auth::{
 use hyper_util::rt::TokioIo;
 use prost_types::{Struct, Value, value::Kind};
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
-use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
+use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::{
@@ -30,7 +30,7 @@ use tonic::{
 };
 use zeroize::Zeroizing;
 
-use super::{Csr, Fault, IssueError, IssueFuture, Issued, Issuer, Leaf};
+use super::{Csr, Fault, IssueError, IssueFuture, Issued, Issuer, Leaf, certificates};
 
 /// How long to wait for TCP and TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,8 +43,6 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_ANSWER: usize = 512 * 1024;
 /// More elements in an answer are not looked at.
 const MAX_ELEMENTS: usize = 16;
-/// More certificates in a file or an answer are not believed.
-const MAX_CERTIFICATES: usize = 64;
 /// No token is longer.
 const MAX_TOKEN: u64 = 64 * 1024;
 /// No root file is longer.
@@ -233,19 +231,6 @@ fn client_config(roots: &[u8]) -> Result<ClientConfig, String> {
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(config)
-}
-
-/// The certificates in a PEM text: 1 to [`MAX_CERTIFICATES`].
-fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    let found: Vec<_> = CertificateDer::pem_slice_iter(pem)
-        .take(MAX_CERTIFICATES + 1)
-        .collect::<Result<_, _>>()
-        .map_err(|error| format!("not readable as PEM: {error}"))?;
-    match found.len() {
-        0 => Err("no PEM certificate in it".into()),
-        1..=MAX_CERTIFICATES => Ok(found),
-        _ => Err(format!("more than {MAX_CERTIFICATES} certificates in it")),
-    }
 }
 
 fn failure(status: &Status) -> IssueError {

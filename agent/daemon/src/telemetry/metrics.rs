@@ -5,7 +5,10 @@ use std::{
     time::SystemTime,
 };
 
-use ambit_core::{model::SpiffeId, reason::Reason};
+use ambit_core::{
+    model::{ObjectName, SpiffeId},
+    reason::Reason,
+};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -26,6 +29,7 @@ pub(super) struct Metrics {
     tunnels_open: Gauge,
     pub(super) tunnel_reuse: Counter,
     pub(super) enrolled_pods: Gauge,
+    probes: Family<PodLabels, Counter>,
     certificate_expiry: Family<IdentityLabels, Gauge>,
     root_expiry: Family<RootLabels, Gauge>,
     crl_next_update: Family<IssuerLabels, Gauge>,
@@ -36,6 +40,12 @@ pub(super) struct Metrics {
     cni_repairs: Family<CniRepairLabels, Counter>,
     pub(super) cni_installed: Gauge,
     pub(super) late_certificates: Gauge,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PodLabels {
+    namespace: String,
+    pod: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -113,6 +123,7 @@ impl Metrics {
             tunnels_open: Gauge::default(),
             tunnel_reuse: Counter::default(),
             enrolled_pods: Gauge::default(),
+            probes: Family::default(),
             certificate_expiry: Family::default(),
             root_expiry: Family::default(),
             crl_next_update: Family::default(),
@@ -157,6 +168,11 @@ impl Metrics {
             self.tunnel_reuse.clone(),
         );
         registry.register("ambit_enrolled_pods", "Pods of this node in the mesh", self.enrolled_pods.clone());
+        registry.register(
+            "ambit_probes",
+            "Probes of the kubelet that were let through to a pod of this node",
+            self.probes.clone(),
+        );
         registry.register(
             "ambit_certificate_expiry_timestamp_seconds",
             "When the certificate held for an identity ends, in seconds since 1970",
@@ -241,6 +257,14 @@ impl Metrics {
 
     pub(super) fn cni_repaired(&self, what: &'static str) {
         self.cni_repairs.get_or_create(&CniRepairLabels { what }).inc();
+    }
+
+    pub(super) fn probes<'a>(&self, pods: impl Iterator<Item = (&'a ObjectName, u64)>) {
+        self.probes.clear();
+        for (name, probes) in pods.filter(|(_, probes)| *probes > 0) {
+            let labels = PodLabels { namespace: name.namespace.to_string(), pod: name.name.to_string() };
+            self.probes.get_or_create(&labels).inner().store(probes, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn certificate(&self, identity: &SpiffeId, not_after: Option<SystemTime>) {

@@ -218,6 +218,11 @@ impl Telemetry {
         self.0.metrics.enrolled_pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
     }
 
+    /// Sets how many of the kubelet's probes were let through to each pod of this node.
+    pub(crate) fn probes<'a>(&self, pods: impl Iterator<Item = (&'a ObjectName, u64)>) {
+        self.0.metrics.probes(pods);
+    }
+
     /// Sets when the certificate of `identity` ends; `None` once the agent holds none for it.
     pub(crate) fn certificate(&self, identity: &SpiffeId, not_after: Option<SystemTime>) {
         self.0.metrics.certificate(identity, not_after);

@@ -22,6 +22,7 @@ fn workload(namespace: &str, name: &str, labels: &[(&str, &str)]) -> Arc<Workloa
             .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
             .collect::<Labels>(),
         named_ports: BTreeMap::new(),
+        probe_ports: vec![],
         host_network: false,
         enrolled: true,
         netns: None,

@@ -7,14 +7,17 @@ use std::{
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
 };
 
-use ambit_core::{model::SpiffeId, reason::Reason};
+use ambit_core::{
+    model::{SpiffeId, TrustDomain},
+    reason::Reason,
+};
 use arc_swap::ArcSwap;
 use rustls_pki_types::CertificateDer;
 use tokio::{select, sync::watch};
 
 use super::{
     TunnelError,
-    tls::{self, Credentials, PeerIdentity, Revocations, TlsSettings},
+    tls::{self, Credentials, Federation, PeerIdentity, PeerRules, Revocations, TlsSettings},
 };
 use crate::identity::{Clock, KeyStore, with_causes};
 
@@ -27,8 +30,8 @@ struct Shared {
     settings: TlsSettings,
     clock: Arc<dyn Clock>,
     made: Mutex<HashMap<SpiffeId, Arc<Credentials>>>,
-    revocations: ArcSwap<Revocations>,
-    /// Grows with every new list of revocations, after the list itself.
+    rules: ArcSwap<PeerRules>,
+    /// Grows with every change of the rules, after the rules themselves.
     revised: watch::Sender<u64>,
 }
 
@@ -40,7 +43,7 @@ impl Wallet {
             settings,
             clock,
             made: Mutex::default(),
-            revocations: ArcSwap::default(),
+            rules: ArcSwap::default(),
             revised: watch::Sender::new(0),
         };
         Self(Arc::new(shared))
@@ -56,16 +59,16 @@ impl Wallet {
     async fn present(&self, id: &SpiffeId) -> Result<Arc<Credentials>, TunnelError> {
         let unavailable = |text: String| TunnelError::Handshake { reason: Reason::IdentityUnavailable, text };
         let svid = self.0.keys.svid(id).await.map_err(|error| unavailable(with_causes(&error)))?;
-        let revocations = self.0.revocations.load_full();
+        let rules = self.0.rules.load_full();
         // A panic while the lock is held cannot leave the map half changed.
         let mut made = self.0.made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(credentials) = made.get(id)
             && Arc::ptr_eq(credentials.svid(), &svid)
-            && Arc::ptr_eq(credentials.revocations(), &revocations)
+            && Arc::ptr_eq(credentials.rules(), &rules)
         {
             return Ok(credentials.clone());
         }
-        let credentials = Credentials::new(svid, &self.0.settings, revocations, self.0.clock.clone())
+        let credentials = Credentials::new(svid, &self.0.settings, rules, self.0.clock.clone())
             .map_err(|error| unavailable(with_causes(&error)))?;
         let credentials = Arc::new(credentials);
         made.insert(id.clone(), credentials.clone());
@@ -79,8 +82,30 @@ impl Wallet {
 
     /// Makes `revocations` what handshakes and live connections are judged by.
     pub(crate) fn revoke(&self, revocations: Revocations) {
-        self.0.revocations.store(Arc::new(revocations));
+        let revocations = Arc::new(revocations);
+        let federation = |rules: &PeerRules| rules.federation.clone();
+        self.0
+            .rules
+            .rcu(|rules| PeerRules { revocations: revocations.clone(), federation: federation(rules) });
         self.0.revised.send_modify(|revision| *revision += 1);
+    }
+
+    /// Makes `roots` what identities of the foreign trust domain `domain` are judged by. The error says which root cannot be
+    /// used; then nothing has changed.
+    pub(crate) fn federate(
+        &self,
+        domain: &TrustDomain,
+        roots: &[CertificateDer<'static>],
+    ) -> Result<(), rustls::Error> {
+        // Found out once, as what follows may be tried again.
+        Federation::default().with(domain.clone(), roots)?;
+        self.0.rules.rcu(|rules| {
+            let federation = rules.federation.with(domain.clone(), roots);
+            let federation = federation.map_or_else(|_| rules.federation.clone(), Arc::new);
+            PeerRules { revocations: rules.revocations.clone(), federation }
+        });
+        self.0.revised.send_modify(|revision| *revision += 1);
+        Ok(())
     }
 
     /// Who the peer of a finished handshake with `held` is, resumed or not: see [`tls::peer_identity`].
@@ -90,7 +115,8 @@ impl Wallet {
         certificates: &[CertificateDer<'_>],
         expected: Option<&SpiffeId>,
     ) -> Result<PeerIdentity, (Reason, String)> {
-        let peer = tls::peer_identity(certificates, expected, &self.0.settings, self.0.clock.now())?;
+        let peer =
+            tls::peer_identity(certificates, expected, &self.0.settings, held.rules(), self.0.clock.now())?;
         // Tickets live no longer than the credentials: a resumed peer was believed under the same trust.
         peer.believed.store(held.generation, Ordering::Relaxed);
         Ok(peer)
@@ -106,7 +132,7 @@ impl Wallet {
         }
         // Without an identity of our own the pod is gone, and its connections with it.
         if let Some(trust) = shared.keys.trust(own) {
-            peer.recheck(&trust, &shared.revocations.load(), shared.clock.now())?;
+            peer.recheck(&trust, &shared.rules.load(), shared.clock.now())?;
         }
         peer.believed.store(generation, Ordering::Relaxed);
         Ok(())
@@ -123,9 +149,9 @@ impl Wallet {
         }
     }
 
-    /// Tells of changed roots and revocations.
+    /// Tells of changed roots and rules.
     pub(crate) fn subscribe(&self) -> TrustChanges {
-        TrustChanges { roots: self.0.keys.subscribe(), revocations: self.0.revised.subscribe() }
+        TrustChanges { roots: self.0.keys.subscribe(), rules: self.0.revised.subscribe() }
     }
 
     /// Taken before roots and revocations are read, so that a change in between is judged again.
@@ -152,7 +178,7 @@ impl Deref for Held {
 /// Changes of what peers are judged by.
 pub(crate) struct TrustChanges {
     roots: watch::Receiver<u64>,
-    revocations: watch::Receiver<u64>,
+    rules: watch::Receiver<u64>,
 }
 
 impl TrustChanges {
@@ -160,7 +186,7 @@ impl TrustChanges {
     pub(crate) async fn changed(&mut self) {
         let ended = select! {
             changed = self.roots.changed() => changed.is_err(),
-            changed = self.revocations.changed() => changed.is_err(),
+            changed = self.rules.changed() => changed.is_err(),
         };
         if ended {
             std::future::pending::<()>().await;

@@ -3,6 +3,7 @@
 //! Promises TLS 1.3 only, a verified client certificate on every connection, and exactly the expected identity on the other
 //! side. Leaves records, time-outs and the check of the negotiated ALPN to the tunnel; holds no socket.
 
+mod federation;
 mod reason;
 mod revocation;
 mod verify;
@@ -20,7 +21,7 @@ use ambit_core::{
     reason::Reason,
 };
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
+    ClientConfig, ServerConfig,
     client::{ClientSessionMemoryCache, Resumption},
     crypto::{
         CryptoProvider,
@@ -33,8 +34,11 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-use self::verify::{ClientVerifier, Refusal, ServerVerifier};
-pub(crate) use self::{reason::handshake_reason, revocation::Revocations};
+use self::{
+    federation::Anchors,
+    verify::{ClientVerifier, Refusal, ServerVerifier},
+};
+pub(crate) use self::{federation::Federation, reason::handshake_reason, revocation::Revocations};
 use crate::identity::{Clock, Leaf, Svid, TrustBundle};
 
 /// The one application protocol offered and accepted (DESIGN §4).
@@ -50,8 +54,17 @@ const MAX_TICKETS: usize = 16 * 8;
 pub(crate) struct TlsSettings {
     /// Use of X25519MLKEM768.
     pub(crate) post_quantum: PostQuantum,
-    /// Our trust domain, then its aliases (spec/policy.md §1); identities of all others are refused.
+    /// Our trust domain, then its aliases (spec/policy.md §1); identities of others are refused unless they are federated.
     pub(crate) trust_domains: Vec<TrustDomain>,
+}
+
+/// What peers are judged by beside the roots of the workload that they talk to. Immutable: a change makes a new one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PeerRules {
+    /// What has been revoked.
+    pub(crate) revocations: Arc<Revocations>,
+    /// The roots of foreign trust domains.
+    pub(crate) federation: Arc<Federation>,
 }
 
 /// Use of the hybrid key exchange X25519MLKEM768 beside X25519 and P-256.
@@ -99,7 +112,7 @@ impl PeerIdentity {
     pub(super) fn recheck(
         &self,
         trust: &TrustBundle,
-        revocations: &Revocations,
+        rules: &PeerRules,
         now: SystemTime,
     ) -> Result<(), (Reason, String)> {
         let (from, to) = self.validity;
@@ -110,9 +123,13 @@ impl PeerIdentity {
                 format!("the certificate of {} leads to no trusted root any more: {why}", self.id),
             )
         };
-        let anchors = trust.anchors().map_err(|error| withdrawn(error.to_string()))?;
+        let anchors = match rules.federation.roots(self.id.trust_domain()) {
+            Some(foreign) => foreign.clone(),
+            None => Arc::new(trust.anchors().map_err(|error| withdrawn(error.to_string()))?),
+        };
         revocation::verify_again(&self.chain, &anchors, at).map_err(withdrawn)?;
-        revocations
+        rules
+            .revocations
             .check(&self.chain, &anchors, at)
             .map_err(|refusal: Refusal| (refusal.reason, refusal.text))
     }
@@ -158,7 +175,7 @@ impl Credentials {
     pub(crate) fn new(
         svid: Arc<Svid>,
         settings: &TlsSettings,
-        revocations: Arc<Revocations>,
+        rules: Arc<PeerRules>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, TlsError> {
         let id = || svid.id.clone();
@@ -169,10 +186,13 @@ impl Credentials {
         let shared = Shared {
             provider,
             clock: Arc::new(HandshakeClock(clock)),
-            roots: Arc::new(roots),
-            revocations,
+            anchors: Arc::new(Anchors {
+                own: Arc::new(roots),
+                trust_domains: settings.trust_domains.clone().into(),
+                federation: rules.federation.clone(),
+            }),
+            rules,
             own: Arc::new(SingleCertAndKey::from(certified)),
-            trust_domains: settings.trust_domains.clone().into(),
         };
         let server = Arc::new(shared.server_config(&svid)?);
         let client = shared.client_config(&svid.id).map_err(TlsError::Library)?;
@@ -184,9 +204,9 @@ impl Credentials {
         &self.svid
     }
 
-    /// The revocations that handshakes heed.
-    pub(super) fn revocations(&self) -> &Arc<Revocations> {
-        &self.shared.revocations
+    /// The rules that handshakes heed.
+    pub(super) fn rules(&self) -> &Arc<PeerRules> {
+        &self.shared.rules
     }
 
     /// For connections to this workload. The client must show a certificate with an identity of our trust domains.
@@ -221,19 +241,22 @@ impl fmt::Debug for Credentials {
 /// Who the peer is, by the certificates of a finished handshake. To be asked after every handshake: a resumed one
 /// skips the verifiers, and a certificate may have ended, or the expectation changed, since the ticket was made.
 ///
-/// Takes exactly one URI SAN of SPIFFE form in our trust domains, valid at `now`, and equal to `expected` where one is
+/// Takes exactly one URI SAN of SPIFFE form in a trust domain that is accepted, valid at `now`, and equal to `expected` where one is
 /// given. Does not verify the chain again.
 pub(crate) fn peer_identity(
     certificates: &[CertificateDer<'_>],
     expected: Option<&SpiffeId>,
     settings: &TlsSettings,
+    rules: &PeerRules,
     now: SystemTime,
 ) -> Result<PeerIdentity, (Reason, String)> {
     let check = || {
         let leaf = certificates.first().ok_or_else(Refusal::missing)?;
         let leaf = Leaf::read(leaf)?;
         verify::check_validity(&leaf, now)?;
-        verify::check_identity(&leaf, expected, &settings.trust_domains)?;
+        verify::check_identity(&leaf, expected, |domain| {
+            settings.trust_domains.contains(domain) || rules.federation.roots(domain).is_some()
+        })?;
         Ok(PeerIdentity {
             id: leaf.id,
             not_after: leaf.not_after,
@@ -249,17 +272,15 @@ pub(crate) fn peer_identity(
 struct Shared {
     provider: Arc<CryptoProvider>,
     clock: Arc<HandshakeClock>,
-    roots: Arc<RootCertStore>,
-    revocations: Arc<Revocations>,
+    anchors: Arc<Anchors>,
+    rules: Arc<PeerRules>,
     own: Arc<SingleCertAndKey>,
-    trust_domains: Arc<[TrustDomain]>,
 }
 
 impl Shared {
     fn server_config(&self, svid: &Svid) -> Result<ServerConfig, TlsError> {
-        let verifier =
-            ClientVerifier::new(&self.roots, &self.revocations, &self.provider, self.trust_domains.clone())
-                .map_err(|source| TlsError::Verifier { id: svid.id.clone(), source })?;
+        let verifier = ClientVerifier::new(&self.anchors, &self.rules.revocations, &self.provider)
+            .map_err(|source| TlsError::Verifier { id: svid.id.clone(), source })?;
         let mut config = ServerConfig::builder_with_details(self.provider.clone(), self.clock.clone())
             .with_protocol_versions(&[&TLS13])
             .map_err(TlsError::Library)?
@@ -293,11 +314,10 @@ impl Shared {
 
     fn server_verifier(&self, expected: &SpiffeId) -> Arc<ServerVerifier> {
         Arc::new(ServerVerifier {
-            roots: self.roots.clone(),
-            revocations: self.revocations.clone(),
+            anchors: self.anchors.clone(),
+            revocations: self.rules.revocations.clone(),
             algorithms: self.provider.signature_verification_algorithms,
             expected: expected.clone(),
-            trust_domains: self.trust_domains.clone(),
         })
     }
 }

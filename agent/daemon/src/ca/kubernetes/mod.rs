@@ -1,30 +1,37 @@
-//! Callers by Kubernetes: a service-account token is reviewed by the API server, and a node's agent gets what runs on its
-//! node (spec/wire.md §3.2).
+//! The cluster that the CA serves: a service-account token is reviewed by the API server, a node's agent gets what runs on
+//! its node (spec/wire.md §3.2), and the CA itself may live in a Secret.
 //!
 //! Promises to refuse whatever the API server does not confirm, also when it cannot be asked. What it said is remembered for
-//! seconds, in tables of bounded size. Leaves HTTP to its client.
+//! seconds, in tables of bounded size.
 
-mod client;
-mod config;
-mod objects;
+mod login;
+mod secret;
 
 use std::{
     collections::{HashMap, HashSet},
     hash::Hash,
     net::IpAddr,
+    path::PathBuf,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use ambit_core::model::SpiffeId;
-
-pub(crate) use config::{ApiConfig, ApiConfigError};
-
-use self::{
-    client::{ApiClient, ApiError},
-    objects::{Pod, PodList, TokenReview},
+use k8s_openapi::api::{
+    authentication::v1::{TokenReview, TokenReviewSpec, UserInfo},
+    core::v1::Pod,
 };
+use kube::{
+    Api, Client,
+    api::{ListParams, PostParams},
+};
+use tokio::{sync::Semaphore, time::timeout};
+
+pub(crate) use login::{LoginError, in_pod};
+pub(super) use secret::{RootSecret, SecretError};
+
 use super::{limits::Limits, refusal::Refusal};
+use crate::identity::with_causes;
 
 /// How long an accepted token is not reviewed again, nor its pod looked up.
 const ACCEPTED: Duration = Duration::from_secs(30);
@@ -37,14 +44,18 @@ const MAX_ENTRIES: usize = 8192;
 /// Bad tokens a second from one address that are reviewed; ten seconds' worth may come at once.
 const STRANGERS: u32 = 5;
 /// Pods listed for one node at most, by pages.
-const PAGE: usize = 500;
+const PAGE: u32 = 500;
 const MAX_PAGES: usize = 10;
+/// How long one request may take, connecting and waiting for its turn included.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Requests under way at a time; more wait.
+const CONCURRENCY: usize = 16;
 
 /// What the CA is told of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct KubernetesSettings {
-    /// The API server and how to log in there.
-    pub(crate) api: ApiConfig,
+    /// The kubeconfig whose current context is used; without it the cluster that this process is a pod of.
+    pub(crate) kubeconfig: Option<PathBuf>,
     /// The audience that a token must be made for.
     pub(crate) audience: String,
     /// Service accounts, `(namespace, name)`, of agents: these may ask for what runs on their node.
@@ -52,9 +63,8 @@ pub(crate) struct KubernetesSettings {
 }
 
 /// Callers of one cluster.
-#[derive(Debug)]
 pub(crate) struct Cluster {
-    api: ApiClient,
+    api: ApiServer,
     audience: String,
     node_accounts: HashSet<(String, String)>,
     accepted: Recent<[u8; 32], Account>,
@@ -74,15 +84,21 @@ pub(crate) struct Account {
 }
 
 impl Cluster {
-    pub(crate) fn new(settings: KubernetesSettings) -> Self {
-        Self {
-            api: ApiClient::new(settings.api),
+    /// Does not ask anything yet; the error is about the login.
+    pub(crate) async fn new(settings: KubernetesSettings) -> Result<Self, LoginError> {
+        Ok(Self {
+            api: ApiServer::new(login::client(settings.kubeconfig.as_deref()).await?),
             audience: settings.audience,
             node_accounts: settings.node_accounts.into_iter().collect(),
             accepted: Recent::default(),
             nodes: Recent::default(),
             strangers: Limits::new(STRANGERS),
-        }
+        })
+    }
+
+    /// The Secret of a CA in this cluster.
+    pub(super) fn root_secret(&self, namespace: &str, name: &str) -> RootSecret {
+        RootSecret::new(self.api.client.clone(), namespace, name)
     }
 
     /// The account that a token belongs to; `hash` is what it is remembered by.
@@ -106,23 +122,22 @@ impl Cluster {
 
     async fn ask(&self, token: &str) -> Result<Account, Refusal> {
         let unknown = || Refusal::UnknownCaller("token");
-        let review = TokenReview::request(token, &self.audience);
-        let path = "/apis/authentication.k8s.io/v1/tokenreviews";
-        let review: TokenReview = self.api.post(path, &review).await.map_err(|error| away(&error))?;
-        let user = review.accepted(&self.audience).ok_or_else(unknown)?;
-        let (namespace, name) = user.service_account().ok_or_else(unknown)?;
+        let user = self.api.review(token, &self.audience).await.map_err(|error| away(&error))?;
+        let user = user.ok_or_else(unknown)?;
+        let (namespace, name) = service_account(&user).ok_or_else(unknown)?;
         let mut account = Account { namespace, name, node: None };
         if !self.node_accounts.contains(&(account.namespace.clone(), account.name.clone())) {
             return Ok(account);
         }
         // A token that is bound to no pod says nothing of a node.
-        let (pod, uid) = user.pod().ok_or_else(unknown)?;
-        let path = format!("/api/v1/namespaces/{}/pods/{pod}", account.namespace);
-        let found: Option<Pod> = self.api.find(&path).await.map_err(|error| away(&error))?;
+        let (pod, uid) = bound_pod(&user).ok_or_else(unknown)?;
+        let found = self.api.pod(&account.namespace, pod).await.map_err(|error| away(&error))?;
         let node = found
-            .filter(|found| found.metadata.uid == uid && found.spec.service_account_name == account.name)
-            .map(|found| found.spec.node_name)
-            .filter(|node| objects::is_name(node));
+            .filter(|found| {
+                found.metadata.uid.as_deref() == Some(uid) && account_of(found) == Some(&account.name)
+            })
+            .and_then(|found| found.spec?.node_name)
+            .filter(|node| is_name(node));
         account.node = Some(node.ok_or_else(unknown)?);
         Ok(account)
     }
@@ -135,31 +150,134 @@ impl Cluster {
         {
             return Ok(accounts.contains(&wanted));
         }
-        let accounts = self.list(node).await.map_err(|error| away(&error))?;
+        let accounts = self.api.accounts_on(node).await.map_err(|error| away(&error))?;
         let runs = accounts.contains(&wanted);
         self.nodes.keep(node.to_owned(), accounts);
         Ok(runs)
     }
+}
 
-    async fn list(&self, node: &str) -> Result<HashSet<(String, String)>, ApiError> {
-        let mut accounts = HashSet::new();
-        let base = format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{node}&limit={PAGE}");
-        let mut path = base.clone();
-        for _ in 0..MAX_PAGES {
-            let list: PodList = self.api.get(&path).await?;
-            let live = list.items.into_iter().filter(|pod| pod.spec.node_name == node && pod.is_live());
-            accounts.extend(live.map(|pod| (pod.metadata.namespace, pod.spec.service_account_name)));
-            match list.metadata.next.filter(|next| !next.is_empty()) {
-                Some(next) => path = format!("{base}&continue={}", objects::escaped(&next)),
-                None => return Ok(accounts),
-            }
-        }
-        Err(ApiError::Answer("a node with too many pods".into()))
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cluster").field("audience", &self.audience).finish_non_exhaustive()
     }
 }
 
+/// What the CA asks of the API server, each within [`TIMEOUT`].
+struct ApiServer {
+    client: Client,
+    slots: Semaphore,
+}
+
+/// Why the API server gave no answer.
+#[derive(Debug, thiserror::Error)]
+enum ApiError {
+    /// It took too long.
+    #[error("the API server did not answer within {} s", TIMEOUT.as_secs())]
+    Timeout,
+    /// It could not be asked, or answered with an error.
+    #[error("the API server")]
+    Kube(#[from] Box<kube::Error>),
+    /// More pods than can be.
+    #[error("more than {} pods on node {node}", PAGE as usize * MAX_PAGES)]
+    TooManyPods {
+        /// The node.
+        node: String,
+    },
+}
+
+impl ApiServer {
+    fn new(client: Client) -> Self {
+        Self { client, slots: Semaphore::new(CONCURRENCY) }
+    }
+
+    async fn bounded<T>(&self, call: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {
+        let call = async {
+            // The semaphore is never closed.
+            let _slot = self.slots.acquire().await.map_err(|_| ApiError::Timeout)?;
+            call.await.map_err(|error| ApiError::Kube(Box::new(error)))
+        };
+        timeout(TIMEOUT, call).await.map_err(|_| ApiError::Timeout)?
+    }
+
+    /// Whom a token belongs to, if the API server accepts it and says that it is for this audience. An answer without
+    /// audiences comes from a server that does not look at them.
+    async fn review(&self, token: &str, audience: &str) -> Result<Option<UserInfo>, ApiError> {
+        let spec = TokenReviewSpec { token: token.to_owned(), audiences: Some(vec![audience.to_owned()]) };
+        let review = TokenReview { spec, ..TokenReview::default() };
+        let api: Api<TokenReview> = Api::all(self.client.clone());
+        let status = self.bounded(api.create(&PostParams::default(), &review)).await?.status;
+        Ok(status.and_then(|status| {
+            let meant = status.audiences.is_some_and(|all| all.iter().any(|found| found == audience));
+            let good = status.authenticated == Some(true) && status.error.unwrap_or_default().is_empty();
+            status.user.filter(|_| good && meant)
+        }))
+    }
+
+    async fn pod(&self, namespace: &str, name: &str) -> Result<Option<Pod>, ApiError> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        self.bounded(api.get_opt(name)).await
+    }
+
+    /// Namespaces and service accounts of the pods on `node` that may still run.
+    async fn accounts_on(&self, node: &str) -> Result<HashSet<(String, String)>, ApiError> {
+        let api: Api<Pod> = Api::all(self.client.clone());
+        let mut accounts = HashSet::new();
+        let mut page = ListParams::default().fields(&format!("spec.nodeName={node}")).limit(PAGE);
+        for _ in 0..MAX_PAGES {
+            let list = self.bounded(api.list(&page)).await?;
+            let there = list.items.into_iter().filter(|pod| {
+                pod.spec.as_ref().is_some_and(|spec| spec.node_name.as_deref() == Some(node)) && is_live(pod)
+            });
+            accounts.extend(there.filter_map(|pod| {
+                let account = account_of(&pod)?.clone();
+                Some((pod.metadata.namespace?, account))
+            }));
+            match list.metadata.continue_.filter(|next| !next.is_empty()) {
+                Some(next) => page = page.continue_token(&next),
+                None => return Ok(accounts),
+            }
+        }
+        Err(ApiError::TooManyPods { node: node.to_owned() })
+    }
+}
+
+/// Namespace and name, if the user is a service account.
+fn service_account(user: &UserInfo) -> Option<(String, String)> {
+    let (namespace, name) =
+        user.username.as_deref()?.strip_prefix("system:serviceaccount:")?.split_once(':')?;
+    (is_name(namespace) && is_name(name)).then(|| (namespace.to_owned(), name.to_owned()))
+}
+
+/// Name and UID of the pod that the user's token is bound to.
+fn bound_pod(user: &UserInfo) -> Option<(&str, &str)> {
+    let only = |key: &str| match user.extra.as_ref()?.get(key).map(Vec::as_slice) {
+        Some([value]) if !value.is_empty() => Some(value.as_str()),
+        _ => None,
+    };
+    let name = only("authentication.kubernetes.io/pod-name").filter(|name| is_name(name))?;
+    Some((name, only("authentication.kubernetes.io/pod-uid")?))
+}
+
+fn account_of(pod: &Pod) -> Option<&String> {
+    pod.spec.as_ref()?.service_account_name.as_ref()
+}
+
+/// Whether its containers may still run. Those of a pod that succeeded do not either.
+fn is_live(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    !matches!(phase, Some("Failed" | "Succeeded"))
+}
+
+/// Whether `text` is a name as Kubernetes has it, and so can stand in a path or a selector.
+fn is_name(text: &str) -> bool {
+    let legal = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-' || c == b'.';
+    (1..=253).contains(&text.len()) && text.bytes().all(legal) && !text.starts_with('.')
+}
+
 fn away(error: &ApiError) -> Refusal {
-    tracing::warn!(%error, "the Kubernetes API could not be asked; the request is refused");
+    let error = with_causes(error);
+    tracing::warn!(error, "the Kubernetes API could not be asked; the request is refused");
     Refusal::Authority("the Kubernetes API cannot be asked".into())
 }
 

@@ -47,6 +47,7 @@ fn defaults_are_those_of_the_help() {
             cluster_domain: "cluster.local".to_owned(),
             root_namespace: "ambit-system".to_owned(),
             dataplane_label: "ambit.dev/dataplane=enabled,disabled".parse().unwrap(),
+            kubelet_cgroup: None,
             cgroup_root: None,
             bpf_root: "/sys/fs/bpf".into(),
             cni: None,
@@ -54,6 +55,7 @@ fn defaults_are_those_of_the_help() {
             post_quantum: PostQuantum::Offer,
             crl_file: None,
             trust_domain_aliases: vec![],
+            trust_bundles: vec![],
             issuer: IssuerConfig::Builtin { ca_dir: "/ca".into() },
         }
     );

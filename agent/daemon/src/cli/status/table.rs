@@ -57,8 +57,17 @@ fn section(out: &mut String, title: &str, table: &Table) {
 }
 
 fn pods_table(pods: &[PodView]) -> Table {
-    let mut table =
-        Table::new(["NAMESPACE", "NAME", "STATE", "IDENTITY", "IP", "CAPTURED", "PASSED", "REFUSED"]);
+    let mut table = Table::new([
+        "NAMESPACE",
+        "NAME",
+        "STATE",
+        "IDENTITY",
+        "IP",
+        "CAPTURED",
+        "PASSED",
+        "PROBES",
+        "REFUSED",
+    ]);
     for pod in pods {
         let state =
             if pod.error.is_empty() { pod.state.to_owned() } else { format!("{}: {}", pod.state, pod.error) };
@@ -70,6 +79,7 @@ fn pods_table(pods: &[PodView]) -> Table {
             pod.ips.join(","),
             pod.counters.captured.to_string(),
             pod.counters.passed.to_string(),
+            pod.counters.probes.to_string(),
             pod.counters.refused.to_string(),
         ]);
     }

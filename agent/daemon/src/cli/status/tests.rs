@@ -37,7 +37,7 @@ fn status() -> StatusResponse {
             netns_cookie: 4242,
             state: PodState::Enrolled.into(),
             found_by: "cni".to_owned(),
-            counters: Some(CaptureCounters { captured: 12, passed: 3, bypassed: 4, refused: 0 }),
+            counters: Some(CaptureCounters { captured: 12, passed: 3, bypassed: 4, refused: 0, probes: 7 }),
             ..Pod::default()
         }],
         certificates: vec![Certificate {

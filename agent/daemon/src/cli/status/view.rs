@@ -52,6 +52,7 @@ pub(super) struct CountersView {
     pub(super) passed: u64,
     pub(super) bypassed: u64,
     pub(super) refused: u64,
+    pub(super) probes: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -168,6 +169,7 @@ impl From<proto::Pod> for PodView {
                 passed: counters.passed,
                 bypassed: counters.bypassed,
                 refused: counters.refused,
+                probes: counters.probes,
             },
         }
     }

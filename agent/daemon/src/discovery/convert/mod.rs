@@ -4,6 +4,7 @@
 //! watching servers are left to others.
 
 mod policy;
+mod probes;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -68,18 +69,21 @@ pub(super) fn pod(wire: wire::Pod, trust_domain: &TrustDomain) -> Result<Pod, Fi
     let ready =
         status.conditions.iter().flatten().find(|condition| condition.kind.as_deref() == Some("Ready"));
     let netns = metadata.annotations.and_then(|mut all| present(all.remove(NETNS_ANNOTATION)?));
+    let ips = pod_ips(status.pod_ip, status.pod_ips)?;
+    let containers = lasting(spec.containers, spec.init_containers);
     Ok(Pod {
         uid: present(metadata.uid).map_or_else(|| name.to_string().into(), Arc::from),
         created: timestamp(metadata.creation_timestamp)?,
         identity,
         node: spec.node_name.unwrap_or_default().into(),
-        ips: pod_ips(status.pod_ip, status.pod_ips)?,
         labels: labels(metadata.labels),
         host_network: spec.host_network.unwrap_or(false),
         deleting: present(metadata.deletion_timestamp).is_some(),
         terminal: matches!(phase, "Succeeded" | "Failed"),
         ready: ready.is_none_or(|condition| condition.status.as_deref() == Some("True")),
-        named_ports: named_ports(spec.containers, spec.init_containers)?,
+        named_ports: named_ports(&containers)?,
+        probe_ports: probes::ports(&containers, &ips)?,
+        ips,
         netns: netns.map(Arc::from),
         name,
     })
@@ -227,25 +231,28 @@ fn service_port(port: wire::ServicePort, path: &str) -> Result<ServicePort, Fiel
     Ok(ServicePort { name: port.name.unwrap_or_default(), port: number, target, protocol })
 }
 
-/// Named TCP ports of the containers that run as long as the pod does; of two with one name the first counts, as it does
-/// for the endpoints controller.
-fn named_ports(
+/// The containers that run as long as the pod does, with their paths from the object's root.
+fn lasting(
     containers: Option<Vec<wire::Container>>,
     init: Option<Vec<wire::Container>>,
-) -> Result<BTreeMap<String, u16>, FieldError> {
+) -> Vec<(String, wire::Container)> {
     let lasting = |container: &wire::Container| container.restart_policy.as_deref() == Some("Always");
     let containers = containers.into_iter().flatten().enumerate();
     let containers = containers.map(|(at, container)| (format!("spec.containers[{at}]"), container));
     let init = init.into_iter().flatten().enumerate().filter(|(_, container)| lasting(container));
-    let init = init.map(|(at, container)| (format!("spec.initContainers[{at}]"), container));
+    containers.chain(init.map(|(at, container)| (format!("spec.initContainers[{at}]"), container))).collect()
+}
 
+/// Named TCP ports; of two with one name the first counts, as it does for the endpoints controller.
+fn named_ports(containers: &[(String, wire::Container)]) -> Result<BTreeMap<String, u16>, FieldError> {
     let mut named = BTreeMap::new();
-    for (path, container) in containers.chain(init) {
-        for (at, port) in container.ports.into_iter().flatten().enumerate() {
-            let (Some(name), Some(number)) = (present(port.name), port.container_port) else { continue };
+    for (path, container) in containers {
+        for (at, port) in container.ports.iter().flatten().enumerate() {
+            let name = port.name.as_ref().filter(|name| !name.is_empty());
+            let (Some(name), Some(number)) = (name, port.container_port) else { continue };
             let number = port_number(&format!("{path}.ports[{at}].containerPort"), number)?;
-            if protocol(&format!("{path}.ports[{at}].protocol"), port.protocol)? == Protocol::Tcp {
-                named.entry(name).or_insert(number);
+            if protocol(&format!("{path}.ports[{at}].protocol"), port.protocol.clone())? == Protocol::Tcp {
+                named.entry(name.clone()).or_insert(number);
             }
         }
     }

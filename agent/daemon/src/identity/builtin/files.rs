@@ -26,6 +26,25 @@ pub(super) const CERT_CHAIN: &str = "cert-chain.pem";
 pub(super) const ROOT_CERT: &str = "root-cert.pem";
 const NAMES: [&str; 4] = [CA_KEY, CA_CERT, CERT_CHAIN, ROOT_CERT];
 
+/// The names in a Secret of Kubernetes' own type for certificates, as cert-manager writes it: the CA's certificate and
+/// those above it, its key, the roots.
+pub(super) const TLS_NAMES: [&str; 3] = ["tls.crt", "tls.key", "ca.crt"];
+
+/// Which file holds what, for messages.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Layout {
+    pub(super) ca_cert: &'static str,
+    pub(super) ca_key: &'static str,
+    pub(super) cert_chain: &'static str,
+    pub(super) root_cert: &'static str,
+}
+
+/// Our own layout, which is Istio's.
+pub(super) const OWN: Layout =
+    Layout { ca_cert: CA_CERT, ca_key: CA_KEY, cert_chain: CERT_CHAIN, root_cert: ROOT_CERT };
+const TLS: Layout =
+    Layout { ca_cert: TLS_NAMES[0], ca_key: TLS_NAMES[1], cert_chain: TLS_NAMES[0], root_cert: TLS_NAMES[2] };
+
 const LOCK: &str = ".lock";
 const INCOMING: &str = ".incoming";
 const UNFINISHED: &str = ".incoming.tmp";
@@ -36,12 +55,70 @@ const LOCK_POLL: Duration = Duration::from_millis(20);
 /// No file of a CA is larger.
 const MAX_FILE: u64 = 1024 * 1024;
 
-/// The contents of the four files, PEM.
-pub(super) struct CaFiles {
+/// The parts of a CA, PEM.
+pub(crate) struct CaFiles {
     pub(super) ca_cert: Vec<u8>,
     pub(super) ca_key: Zeroizing<Vec<u8>>,
     pub(super) cert_chain: Vec<u8>,
     pub(super) root_cert: Vec<u8>,
+    pub(super) layout: &'static Layout,
+}
+
+impl CaFiles {
+    /// Takes a CA from whatever has its parts by name: `ca-cert.pem`, `ca-key.pem`, `cert-chain.pem`, `root-cert.pem`; or
+    /// `tls.crt`, `tls.key`, `ca.crt`. `place` is for messages.
+    pub(crate) fn from_named(
+        place: &Path,
+        mut part: impl FnMut(&str) -> Result<Option<Vec<u8>>, CaError>,
+    ) -> Result<Self, CaError> {
+        let mut missing: Vec<&'static str> = Vec::new();
+        let mut take = |name, missing: &mut Vec<_>| -> Result<Zeroizing<Vec<u8>>, CaError> {
+            let found = part(name)?;
+            missing.extend(found.is_none().then_some(name));
+            Ok(Zeroizing::new(found.unwrap_or_default()))
+        };
+        let (ca_cert, ca_key) = (take(CA_CERT, &mut missing)?, take(CA_KEY, &mut missing)?);
+        let (cert_chain, root_cert) = (take(CERT_CHAIN, &mut missing)?, take(ROOT_CERT, &mut missing)?);
+        let files = if missing.len() < NAMES.len() {
+            Self {
+                ca_cert: ca_cert.to_vec(),
+                ca_key,
+                cert_chain: cert_chain.to_vec(),
+                root_cert: root_cert.to_vec(),
+                layout: &OWN,
+            }
+        } else {
+            let [certificate, key, roots] = TLS_NAMES.map(|name| take(name, &mut missing));
+            let (certificate, ca_key, roots) = (certificate?, key?, roots?);
+            let missing_here = missing.len() - NAMES.len();
+            // Nothing of either: our own layout is what messages speak of.
+            match missing_here == TLS_NAMES.len() {
+                true => missing.truncate(NAMES.len()),
+                false => drop(missing.drain(..NAMES.len())),
+            }
+            Self {
+                ca_cert: certificate.to_vec(),
+                ca_key,
+                cert_chain: certificate.to_vec(),
+                root_cert: roots.to_vec(),
+                layout: &TLS,
+            }
+        };
+        match missing.is_empty() {
+            true => Ok(files),
+            false => Err(CaError::Incomplete { dir: place.to_owned(), missing: missing.join(", ") }),
+        }
+    }
+
+    /// The parts under our own names.
+    pub(crate) fn named(&self) -> [(&'static str, &[u8]); 4] {
+        [
+            (CA_CERT, &self.ca_cert),
+            (CA_KEY, &self.ca_key),
+            (CERT_CHAIN, &self.cert_chain),
+            (ROOT_CERT, &self.root_cert),
+        ]
+    }
 }
 
 /// Reads the CA in `dir`; where there is none, writes the one that `make` gives. The directory itself is made too.
@@ -83,10 +160,6 @@ pub(super) fn read_plugged_in(dir: &Path) -> Result<CaFiles, CaError> {
             problem: "everyone may write to this directory".into(),
             advice: "a CA needs one of its own: chmod 700",
         });
-    }
-    let missing = missing(dir)?;
-    if !missing.is_empty() {
-        return Err(CaError::Incomplete { dir: dir.to_owned(), missing: missing.join(", ") });
     }
     read_all(dir)
 }
@@ -193,11 +266,12 @@ fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, CaError> {
 }
 
 fn read_all(dir: &Path) -> Result<CaFiles, CaError> {
-    Ok(CaFiles {
-        ca_key: read(&dir.join(CA_KEY))?,
-        ca_cert: read(&dir.join(CA_CERT))?.to_vec(),
-        cert_chain: read(&dir.join(CERT_CHAIN))?.to_vec(),
-        root_cert: read(&dir.join(ROOT_CERT))?.to_vec(),
+    CaFiles::from_named(dir, |name| {
+        let path = dir.join(name);
+        match exists(&path)? {
+            true => read(&path).map(|content| Some(content.to_vec())),
+            false => Ok(None),
+        }
     })
 }
 

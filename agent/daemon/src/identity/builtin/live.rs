@@ -69,7 +69,7 @@ impl Issuer for LiveCa {
     }
 
     fn issue(&self, csr: Csr) -> IssueFuture<'_> {
-        let signed = self.shared.ca.load().sign(&csr.der, &csr.id, csr.ttl);
+        let signed = self.shared.ca.load().answer(&csr);
         Box::pin(std::future::ready(signed))
     }
 
@@ -99,8 +99,7 @@ impl Shared {
         let dir = &self.dir;
         let gone = || CaError::Incomplete { dir: dir.clone(), missing: "all files".into() };
         let read = files::open(dir, || Err(gone()))
-            .and_then(|files| BuiltinCa::load(dir, &files, self.trust_domain.clone(), self.clock.clone()))
-            .and_then(|ca| ca.try_out(dir).map(|()| ca));
+            .and_then(|files| BuiltinCa::read(dir, &files, self.trust_domain.clone(), self.clock.clone()));
         let ca = match read {
             Ok(ca) => ca,
             Err(problem) => {

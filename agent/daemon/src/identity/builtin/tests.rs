@@ -4,6 +4,7 @@ use std::{
     thread,
 };
 
+use rustls_pki_types::CertificateSigningRequestDer;
 use tempfile::TempDir;
 
 use super::*;
@@ -22,6 +23,16 @@ fn now() -> SystemTime {
 
 fn open(dir: &Path) -> Result<BuiltinCa, CaError> {
     BuiltinCa::open(dir, "td1".parse().unwrap(), FixedClock::new(now()))
+}
+
+/// What the CA answers to a request, as the key store puts it.
+fn sign(
+    ca: &BuiltinCa,
+    der: &CertificateSigningRequestDer<'static>,
+    id: &SpiffeId,
+    ttl: Duration,
+) -> Result<Issued, IssueError> {
+    ca.answer(&Csr { id: id.clone(), der: der.clone(), ttl })
 }
 
 fn fresh() -> (TempDir, BuiltinCa) {
@@ -76,7 +87,7 @@ fn a_new_ca_is_private_complete_and_found_again() {
 #[test]
 fn a_leaf_is_what_the_spec_says() {
     let (_dir, ca) = fresh();
-    let issued = ca.sign(&request(&[WEB], |_| ()), &id(WEB), DAY).unwrap();
+    let issued = sign(&ca, &request(&[WEB], |_| ()), &id(WEB), DAY).unwrap();
     assert_eq!((issued.chain.len(), &issued.roots), (1, &ca.roots), "no root in the chain");
     let leaf = Leaf::read(&issued.chain[0]).unwrap();
     assert_eq!((leaf.id, leaf.not_before, leaf.not_after), (id(WEB), now() - BACKDATE, now() + DAY));
@@ -88,7 +99,7 @@ fn a_leaf_is_what_the_spec_says() {
     assert!(usage.server_auth && usage.client_auth && !usage.any);
     let usage = parsed.key_usage().unwrap().unwrap().value;
     assert!(usage.digital_signature() && !usage.key_cert_sign());
-    let again = ca.sign(&request(&[WEB], |_| ()), &id(WEB), DAY).unwrap();
+    let again = sign(&ca, &request(&[WEB], |_| ()), &id(WEB), DAY).unwrap();
     assert_ne!(Leaf::read(&again.chain[0]).unwrap().serial, leaf.serial);
     assert_eq!(leaf.serial.len(), 32);
 }
@@ -121,11 +132,11 @@ fn requests_for_anything_else_are_refused() {
         ),
         ("a broken signature", broken.into(), WEB, DAY),
         ("noise", vec![0x30; 100].into(), WEB, DAY),
-        ("too much noise", vec![0x30; MAX_CSR + 1].into(), WEB, DAY),
+        ("too much noise", vec![0x30; 16 * 1024 + 1].into(), WEB, DAY),
         ("no lifetime", request(&[WEB], |_| ()), WEB, Duration::ZERO),
     ];
     for (name, csr, asked, ttl) in cases {
-        let outcome = ca.sign(&csr, &id(asked), ttl);
+        let outcome = sign(&ca, &csr, &id(asked), ttl);
         assert!(matches!(outcome, Err(IssueError::Refused(_))), "{name}: {outcome:?}");
     }
 }
@@ -136,12 +147,12 @@ fn lifetimes_end_with_the_ca() {
     let clock = FixedClock::new(now());
     let ca = BuiltinCa::open(dir.path(), "td1".parse().unwrap(), clock.clone()).unwrap();
     clock.advance(CA_LIFETIME - DAY);
-    let issued = ca.sign(&request(&[WEB], |_| ()), &id(WEB), 30 * DAY).unwrap();
+    let issued = sign(&ca, &request(&[WEB], |_| ()), &id(WEB), 30 * DAY).unwrap();
     assert_eq!(Leaf::read(&issued.chain[0]).unwrap().not_after, now() + CA_LIFETIME);
-    let issued = ca.sign(&request(&[WEB], |_| ()), &id(WEB), Duration::MAX).unwrap();
+    let issued = sign(&ca, &request(&[WEB], |_| ()), &id(WEB), Duration::MAX).unwrap();
     assert_eq!(Leaf::read(&issued.chain[0]).unwrap().not_after, now() + CA_LIFETIME);
     clock.advance(DAY);
-    let error = ca.sign(&request(&[WEB], |_| ()), &id(WEB), DAY).unwrap_err();
+    let error = sign(&ca, &request(&[WEB], |_| ()), &id(WEB), DAY).unwrap_err();
     assert!(error.to_string().contains("has expired"), "{error}");
     let error = BuiltinCa::open(dir.path(), "td1".parse().unwrap(), clock).err().unwrap().to_string();
     assert!(error.contains(CA_CERT) && error.contains("expired at"), "{error}");
@@ -295,7 +306,7 @@ fn a_plugged_in_intermediate_ca_is_delivered_with_its_chain() {
     fs::write(dir.path().join(ROOT_CERT), root.pem()).unwrap();
 
     let ca = open(dir.path()).unwrap();
-    let issued = ca.sign(&request(&[WEB], |_| ()), &id(WEB), 2 * DAY).unwrap();
+    let issued = sign(&ca, &request(&[WEB], |_| ()), &id(WEB), 2 * DAY).unwrap();
     assert_eq!(issued.chain[1..], [intermediate.der().clone()]);
     assert_eq!(issued.roots, [root.der().clone()]);
     assert_eq!(Leaf::read(&issued.chain[0]).unwrap().not_after, now() + DAY);
@@ -303,4 +314,25 @@ fn a_plugged_in_intermediate_ca_is_delivered_with_its_chain() {
     fs::write(dir.path().join(CERT_CHAIN), root.pem()).unwrap();
     let error = failure(dir.path());
     assert!(error.contains(CERT_CHAIN) && error.contains("does not hold ca-cert.pem"), "{error}");
+}
+
+/// A CA as cert-manager writes it: `tls.crt` with what is above it, `tls.key`, and the roots in `ca.crt`.
+#[test]
+fn a_plugged_in_ca_may_have_the_names_of_a_tls_secret() {
+    let (own, ca) = fresh();
+    let dir = TempDir::new().unwrap();
+    let plugged_in =
+        || BuiltinCa::open_plugged_in(dir.path(), "td1".parse().unwrap(), FixedClock::new(now()));
+    for (from, to) in [(CERT_CHAIN, "tls.crt"), (CA_KEY, "tls.key"), (ROOT_CERT, "ca.crt")] {
+        let error = text(&plugged_in().err().unwrap());
+        assert!(error.contains("missing"), "{error}");
+        fs::copy(own.path().join("ca").join(from), dir.path().join(to)).unwrap();
+    }
+    assert_eq!(plugged_in().unwrap().roots, ca.roots);
+    fs::write(dir.path().join("tls.key"), "broken").unwrap();
+    let error = text(&plugged_in().err().unwrap());
+    assert!(error.contains("tls.key: no usable private key"), "{error}");
+    fs::remove_file(dir.path().join("tls.key")).unwrap();
+    let error = text(&plugged_in().err().unwrap());
+    assert!(error.contains("tls.key missing") && !error.contains(CA_KEY), "{error}");
 }

@@ -15,7 +15,7 @@ const WEB: &str = "spiffe://td1/ns/shop/sa/web";
 fn write(dir: &Path, ca: &TestCa, uri: &str) {
     let now = SystemTime::now();
     let (leaf, key) = ca.leaf(&[uri], now - Duration::from_secs(60), now + Duration::from_secs(3600), |_| ());
-    let pem = |tag: &str, der: &[u8]| pem::encode(&pem::Pem::new(tag, der));
+    let pem = |tag: &str, der: &[u8]| ::pem::encode(&::pem::Pem::new(tag, der));
     fs::create_dir_all(dir).unwrap();
     fs::write(dir.join(CERTIFICATE), pem("CERTIFICATE", &leaf)).unwrap();
     fs::write(dir.join(KEY), pem("PRIVATE KEY", key.secret_der())).unwrap();

@@ -1,5 +1,7 @@
 use std::time::SystemTime;
 
+use rustls_pki_types::CertificateDer;
+
 use super::*;
 use crate::identity::testing::{TestCa, id};
 

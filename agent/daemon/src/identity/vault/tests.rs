@@ -16,7 +16,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::identity::{
-    BuiltinCa, Clock, KeyStore, SystemClock,
+    BuiltinCa, CheckedRequest, Clock, KeyStore, SystemClock,
     testing::{TestCa, id},
 };
 
@@ -53,10 +53,10 @@ impl FaithfulVault {
                 (200, json!({ "auth": { "lease_duration": self.lease, "renewable": true } }))
             }
             "/v1/pki/sign/ambit" => {
-                let csr = pem::parse(body["csr"].as_str().unwrap()).unwrap().into_contents().into();
-                let id = body["uri_sans"].as_str().unwrap().parse().unwrap();
+                let csr = CheckedRequest::from_pem(body["csr"].as_str().unwrap()).unwrap();
+                assert_eq!(body["uri_sans"].as_str().unwrap(), csr.id.to_string());
                 let ttl = body["ttl"].as_str().unwrap().trim_end_matches('s').parse().unwrap();
-                let issued = self.ca.sign(&csr, &id, Duration::from_secs(ttl)).unwrap();
+                let issued = self.ca.sign(&csr, Duration::from_secs(ttl)).unwrap();
                 let pem = |der: &CertificateDer<'_>| pem::encode(&pem::Pem::new("CERTIFICATE", der.as_ref()));
                 let above: Vec<String> = issued.roots.iter().map(pem).collect();
                 let data = json!({ "certificate": pem(&issued.chain[0]), "issuing_ca": above[0], "ca_chain": above });

@@ -3,6 +3,7 @@
 //! Every refusal carries our own reason inside rustls' error. Leaves chains and signatures to rustls.
 
 use std::{
+    collections::HashMap,
     fmt,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -28,26 +29,27 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-use super::revocation::Revocations;
+use super::{federation::Anchors, revocation::Revocations};
 use crate::identity::{Fault, Leaf};
 
 /// Verifies a server: chain, use as server, and that it is the workload expected at that address.
 #[derive(Debug)]
 pub(super) struct ServerVerifier {
-    pub(super) roots: Arc<RootCertStore>,
+    pub(super) anchors: Arc<Anchors>,
     pub(super) revocations: Arc<Revocations>,
     pub(super) algorithms: WebPkiSupportedAlgorithms,
     pub(super) expected: SpiffeId,
-    pub(super) trust_domains: Arc<[TrustDomain]>,
 }
 
 /// Verifies a client: chain, use as client, and that it is a workload of our trust domains.
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
-    chain: Arc<dyn ClientCertVerifier>,
-    roots: Arc<RootCertStore>,
+    /// By our own roots.
+    own: Arc<dyn ClientCertVerifier>,
+    /// By those of each foreign trust domain.
+    foreign: HashMap<TrustDomain, Arc<dyn ClientCertVerifier>>,
+    anchors: Arc<Anchors>,
     revocations: Arc<Revocations>,
-    trust_domains: Arc<[TrustDomain]>,
 }
 
 /// A refusal of ours, as it travels inside [`CertificateError::Other`].
@@ -62,9 +64,9 @@ pub(super) struct Refusal {
 pub(super) fn check_identity(
     leaf: &Leaf,
     expected: Option<&SpiffeId>,
-    trust_domains: &[TrustDomain],
+    accepted: impl Fn(&TrustDomain) -> bool,
 ) -> Result<(), Refusal> {
-    if !trust_domains.contains(leaf.id.trust_domain()) {
+    if !accepted(leaf.id.trust_domain()) {
         let text = format!("the peer is {}, whose trust domain is not one of ours", leaf.id);
         return Err(Refusal { reason: Reason::TrustDomain, text });
     }
@@ -104,17 +106,13 @@ impl ServerCertVerifier for ServerVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let parsed = ParsedCertificate::try_from(end_entity)?;
-        verify_server_cert_signed_by_trust_anchor(
-            &parsed,
-            &self.roots,
-            intermediates,
-            now,
-            self.algorithms.all,
-        )
-        .map_err(chain_error)?;
-        let leaf = Leaf::read(end_entity).map_err(Refusal::from)?;
-        check_identity(&leaf, Some(&self.expected), &self.trust_domains)?;
-        check_revocation(&self.revocations, &self.roots, end_entity, intermediates, now)?;
+        let leaf = Leaf::read(end_entity);
+        let roots = self.anchors.of(&leaf);
+        verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, self.algorithms.all)
+            .map_err(chain_error)?;
+        let leaf = leaf.map_err(Refusal::from)?;
+        check_identity(&leaf, Some(&self.expected), |domain| self.anchors.accept(domain))?;
+        check_revocation(&self.revocations, roots, end_entity, intermediates, now)?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -143,15 +141,22 @@ impl ServerCertVerifier for ServerVerifier {
 
 impl ClientVerifier {
     pub(super) fn new(
-        roots: &Arc<RootCertStore>,
+        anchors: &Arc<Anchors>,
         revocations: &Arc<Revocations>,
         provider: &Arc<CryptoProvider>,
-        trust_domains: Arc<[TrustDomain]>,
     ) -> Result<Self, VerifierBuilderError> {
-        let chain = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
-            .clear_root_hint_subjects()
-            .build()?;
-        Ok(Self { chain, roots: roots.clone(), revocations: revocations.clone(), trust_domains })
+        let by = |roots: &Arc<RootCertStore>| {
+            WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
+                .clear_root_hint_subjects()
+                .build()
+        };
+        let foreign = anchors.federation.iter().map(|(domain, roots)| Ok((domain.clone(), by(roots)?)));
+        Ok(Self {
+            own: by(&anchors.own)?,
+            foreign: foreign.collect::<Result<_, VerifierBuilderError>>()?,
+            anchors: anchors.clone(),
+            revocations: revocations.clone(),
+        })
     }
 }
 
@@ -161,7 +166,7 @@ impl ClientCertVerifier for ClientVerifier {
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.chain.root_hint_subjects()
+        self.own.root_hint_subjects()
     }
 
     fn verify_client_cert(
@@ -170,10 +175,14 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.chain.verify_client_cert(end_entity, intermediates, now).map_err(chain_error)?;
-        let leaf = Leaf::read(end_entity).map_err(Refusal::from)?;
-        check_identity(&leaf, None, &self.trust_domains)?;
-        check_revocation(&self.revocations, &self.roots, end_entity, intermediates, now)?;
+        let leaf = Leaf::read(end_entity);
+        let foreign = leaf.as_ref().ok().and_then(|leaf| self.foreign.get(leaf.id.trust_domain()));
+        let chain = foreign.unwrap_or(&self.own);
+        let verified = chain.verify_client_cert(end_entity, intermediates, now).map_err(chain_error)?;
+        let roots = self.anchors.of(&leaf);
+        let leaf = leaf.map_err(Refusal::from)?;
+        check_identity(&leaf, None, |domain| self.anchors.accept(domain))?;
+        check_revocation(&self.revocations, roots, end_entity, intermediates, now)?;
         Ok(verified)
     }
 
@@ -192,11 +201,11 @@ impl ClientCertVerifier for ClientVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls13_signature(message, cert, dss)
+        self.own.verify_tls13_signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
+        self.own.supported_verify_schemes()
     }
 }
 

@@ -32,7 +32,20 @@ fn text(der: &[u8]) -> String {
 }
 
 fn checked(der: &[u8]) -> Result<SpiffeId, &'static str> {
-    check(&text(der)).map(|request| request.id).map_err(|refusal| refusal.label())
+    check(&text(der)).map(|request| request.id).map_err(|fault| label(&fault))
+}
+
+fn check(text: &str) -> Result<CheckedRequest, RequestFault> {
+    CheckedRequest::from_pem(text)
+}
+
+fn label(fault: &RequestFault) -> &'static str {
+    match fault {
+        RequestFault::Request(_) => "request",
+        RequestFault::Identity(_) => "identity",
+        RequestFault::Signature => "signature",
+        RequestFault::Key => "key",
+    }
 }
 
 #[test]
@@ -110,7 +123,7 @@ fn a_request_must_be_signed_by_its_key_and_end_where_it_ends() {
     let twice = text(&good).repeat(2);
     assert!(check(&twice).unwrap_err().to_string().contains("not the only one"));
     assert!(check("").unwrap_err().to_string().contains("no PEM block"));
-    assert!(check(&"a".repeat(MAX_PEM + 1)).unwrap_err().to_string().contains("too long"));
+    assert!(check(&"a".repeat(MAX_LENGTH + 1)).unwrap_err().to_string().contains("too long"));
     let key = KeyPair::generate().unwrap().serialize_pem();
     assert!(check(&key).unwrap_err().to_string().contains("no PEM block"));
 }
@@ -137,7 +150,7 @@ fn keys_of_other_kinds_from_openssl_are_refused() {
         let ran = openssl.output().unwrap();
         assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
         let text = std::fs::read_to_string(dir.path().join("csr")).unwrap();
-        let outcome = check(&text).map_or_else(|refusal| refusal.label(), |_| "ok");
+        let outcome = check(&text).map_or_else(|fault| label(&fault), |_| "ok");
         assert_eq!(outcome, expected, "{kind} {curve:?} {hash}");
     }
 }
@@ -157,7 +170,7 @@ fn mutated_requests_are_refused() {
         };
         let outcome = catch_unwind(AssertUnwindSafe(|| match is_text {
             true => check(&String::from_utf8_lossy(&bytes)).map(|request| request.id),
-            false => check_der(&bytes),
+            false => CheckedRequest::from_der(&bytes).map(|request| request.id),
         }));
         match outcome {
             Err(_) => panic!("round {round} panicked on {bytes:02x?}"),

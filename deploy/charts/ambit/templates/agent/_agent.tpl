@@ -1,0 +1,172 @@
+{{- /* Not privileged. BPF and NET_ADMIN load and attach the programs; SYS_ADMIN and SYS_PTRACE enter pods' namespaces. */ -}}
+{{- define "ambit.agentSecurity" -}}
+runAsUser: 0
+runAsGroup: 0
+privileged: false
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+  add: [BPF, NET_ADMIN, SYS_ADMIN, SYS_PTRACE]
+seccompProfile:
+  {{- toYaml .Values.agent.seccompProfile | nindent 2 }}
+{{- /* Runtimes' default profile forbids reading other processes' namespaces and writing sysctls. */}}
+{{- if semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version }}
+appArmorProfile: {type: Unconfined}
+{{- end }}
+{{- with .Values.agent.seLinuxOptions }}
+seLinuxOptions:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "ambit.nodePaths" -}}
+- name: AMBIT_RUN_DIR
+  value: {{ .Values.runDir }}
+- name: AMBIT_BPF_ROOT
+  value: /sys/fs/bpf
+- name: AMBIT_CGROUP_ROOT
+  value: /host/cgroup
+{{- if .Values.cni.enabled }}
+- name: AMBIT_CNI_BIN_DIR
+  value: /host/cni/bin
+- name: AMBIT_CNI_CONF_DIR
+  value: /host/cni/conf
+{{- end }}
+{{- end }}
+
+{{- define "ambit.nodeMounts" -}}
+- name: run
+  mountPath: {{ .Values.runDir }}
+{{- /* Runtimes name namespaces by either path. */}}
+- name: netns
+  mountPath: /run/netns
+  mountPropagation: HostToContainer
+- name: netns
+  mountPath: /var/run/netns
+  mountPropagation: HostToContainer
+- name: cgroup
+  mountPath: /host/cgroup
+- name: bpf
+  mountPath: /sys/fs/bpf
+  mountPropagation: HostToContainer
+{{- if .Values.cni.enabled }}
+- name: cni-bin
+  mountPath: /host/cni/bin
+- name: cni-conf
+  mountPath: /host/cni/conf
+{{- end }}
+{{- end }}
+
+{{- define "ambit.agentEnv" -}}
+- name: AMBIT_TRUST_DOMAIN
+  value: {{ .Values.trustDomain }}
+{{- with .Values.trustDomainAliases }}
+- name: AMBIT_TRUST_DOMAIN_ALIASES
+  value: {{ join "," . }}
+{{- end }}
+- name: AMBIT_CLUSTER_DOMAIN
+  value: {{ .Values.clusterDomain }}
+- name: AMBIT_ROOT_NAMESPACE
+  value: {{ include "ambit.rootNamespace" . }}
+- name: AMBIT_DATAPLANE_LABEL
+  value: {{ .Values.label }}
+- name: AMBIT_SVID_TTL
+  value: {{ .Values.svidTTL }}
+- name: AMBIT_POST_QUANTUM
+  value: {{ .Values.postQuantum | quote }}
+- name: AMBIT_DRAIN
+  value: {{ .Values.drainSeconds }}s
+- name: AMBIT_LOG
+  value: {{ .Values.log.filter | quote }}
+- name: AMBIT_LOG_FORMAT
+  value: {{ .Values.log.format }}
+{{- with .Values.kubeletCgroup }}
+- name: AMBIT_KUBELET_CGROUP
+  value: /host/cgroup/{{ trimPrefix "/" . }}
+{{- end }}
+{{- if .Values.metrics.enabled }}
+- name: AMBIT_METRICS_ADDR
+  value: 0.0.0.0:{{ .Values.metrics.port }}
+{{- end }}
+{{- if .Values.admin.enabled }}
+- name: AMBIT_ADMIN_ADDR
+  value: 127.0.0.1:{{ .Values.admin.port }}
+{{- end }}
+{{- end }}
+
+{{- define "ambit.issuerEnv" -}}
+{{- $issuer := .Values.issuer }}
+{{- if has $issuer.kind (list "ambit" "istio") }}
+- name: AMBIT_ISSUER
+  value: istio
+- name: AMBIT_CA_ADDRESS
+  value: {{ $issuer.kind | eq "ambit" | ternary (printf "ambit-ca.%s.svc:15012" .Release.Namespace) $issuer.istio.address }}
+- name: AMBIT_CA_ROOT
+  value: /var/run/ambit/issuer/root-cert.pem
+- name: AMBIT_CA_TOKEN_FILE
+  value: /var/run/ambit/issuer/token
+{{- if eq $issuer.kind "istio" }}
+- name: AMBIT_CLUSTER_ID
+  value: {{ $issuer.istio.clusterID }}
+{{- with $issuer.istio.serverName }}
+- name: AMBIT_CA_SERVER_NAME
+  value: {{ . }}
+{{- end }}
+{{- end }}
+{{- else if eq $issuer.kind "vault" }}
+- name: AMBIT_ISSUER
+  value: vault
+- name: AMBIT_VAULT_ADDR
+  value: {{ required "issuer.vault.address is needed for issuer.kind vault" $issuer.vault.address }}
+- name: AMBIT_VAULT_MOUNT
+  value: {{ $issuer.vault.mount }}
+- name: AMBIT_VAULT_ROLE
+  value: {{ $issuer.vault.role }}
+- name: AMBIT_VAULT_LOGIN_ROLE
+  value: {{ $issuer.vault.loginRole }}
+- name: AMBIT_VAULT_LOGIN_MOUNT
+  value: {{ $issuer.vault.loginMount }}
+- name: AMBIT_VAULT_JWT_FILE
+  value: /var/run/ambit/issuer/token
+{{- if $issuer.vault.caConfigMap }}
+- name: AMBIT_VAULT_CA_FILE
+  value: /var/run/ambit/issuer/root-cert.pem
+{{- end }}
+{{- else if eq $issuer.kind "spire" }}
+- name: AMBIT_ISSUER
+  value: spire
+- name: AMBIT_SPIRE_SOCKET
+  value: /var/run/ambit/issuer/{{ $issuer.spire.socketName }}
+{{- end }}
+{{- end }}
+
+{{- /* Token and roots in one folder. The agent does not start before its roots are there, so it never lacks them for the
+       minute that the kubelet takes to bring a ConfigMap into a running pod. */ -}}
+{{- define "ambit.issuerVolume" -}}
+{{- $issuer := .Values.issuer }}
+{{- if eq $issuer.kind "spire" -}}
+hostPath: {path: {{ $issuer.spire.socketDir }}, type: Directory}
+{{- else -}}
+projected:
+  defaultMode: 0400
+  sources:
+    - serviceAccountToken:
+        audience: {{ $issuer.kind | eq "vault" | ternary "vault" "istio-ca" }}
+        expirationSeconds: 3600
+        path: token
+    {{- if eq $issuer.kind "ambit" }}
+    - configMap:
+        name: {{ include "ambit.rootConfigMap" . }}
+        items: [{key: root-cert.pem, path: root-cert.pem}]
+    {{- else if eq $issuer.kind "istio" }}
+    - configMap:
+        name: {{ $issuer.istio.rootConfigMap }}
+        items: [{key: {{ $issuer.istio.rootKey }}, path: root-cert.pem}]
+    {{- else if $issuer.vault.caConfigMap }}
+    - configMap:
+        name: {{ $issuer.vault.caConfigMap }}
+        items: [{key: {{ $issuer.vault.caKey }}, path: root-cert.pem}]
+    {{- end }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,220 @@
+//! `cargo xtask image`: the container image, without a container engine.
+//!
+//! The archive is what `docker save` writes (a "docker-archive"): a manifest, a configuration and one layer with one file.
+//! The same binary gives the same bytes. For those who have an engine there is `deploy/image/Dockerfile`.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    build::{self, Arch},
+    workspace::{self, step},
+};
+
+/// The user that the image runs as unless it is told otherwise; the chart runs the agent as root.
+const USER: &str = "65532:65532";
+
+/// Make the container image, with no container engine: one static binary, no shell.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  cargo xtask image                     target/ambit-image.tar\n  \
+    cargo xtask image --arch arm64        target/ambit-image-arm64.tar, cross-compiled if need be\n  \
+    docker load < target/ambit-image.tar\n  \
+    ctr -n k8s.io images import target/ambit-image.tar\n  \
+    kind load image-archive target/ambit-image.tar")]
+pub(crate) struct Args {
+    /// The processors it is for; by default those of this machine.
+    #[arg(long)]
+    arch: Option<Arch>,
+    /// Where to put it.
+    #[arg(long)]
+    output: Option<PathBuf>,
+    /// Use this binary instead of building one. It must be static.
+    #[arg(long)]
+    binary: Option<PathBuf>,
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let host = Arch::host()?;
+    let arch = args.arch.unwrap_or(host);
+    let binary = match &args.binary {
+        None if arch != host => build::static_daemon(arch)?,
+        given => build::daemon_or(given.as_deref())?,
+    };
+    let output = match (&args.output, arch == host) {
+        (Some(output), _) => output.clone(),
+        (None, true) => default_output()?,
+        (None, false) => workspace::target_dir()?.join(format!("ambit-image-{}.tar", arch.image_name())),
+    };
+    write(arch, &binary, &output)?;
+    let size = fs::metadata(&output)?.len();
+    println!("{} ({}, {:.1} MB)", output.display(), reference(), size as f64 / 1e6);
+    Ok(())
+}
+
+/// Where the image for this machine goes.
+pub(crate) fn default_output() -> Result<PathBuf> {
+    Ok(workspace::target_dir()?.join("ambit-image.tar"))
+}
+
+/// The name and tag that the image bears.
+pub(crate) fn reference() -> String {
+    format!("localhost/ambit:{}", env!("CARGO_PKG_VERSION"))
+}
+
+/// Writes the image with `binary` to `output`, in one step.
+pub(crate) fn write(arch: Arch, binary: &Path, output: &Path) -> Result<()> {
+    let content = fs::read(binary).with_context(|| format!("cannot read {}", binary.display()))?;
+    check(&content, arch).with_context(|| format!("{} cannot be the image's binary", binary.display()))?;
+    step("Writing the image", || {
+        let mut name = output.as_os_str().to_owned();
+        name.push(".new");
+        let fresh = PathBuf::from(name);
+        let archive = archive(&content, arch)?;
+        fs::File::create(&fresh)
+            .and_then(|mut file| file.write_all(&archive))
+            .and_then(|()| fs::rename(&fresh, output))
+            .with_context(|| format!("cannot write {}", output.display()))
+    })
+}
+
+fn archive(binary: &[u8], arch: Arch) -> Result<Vec<u8>> {
+    let layer = tar(&[("ambit", 0o755, binary)])?;
+    let layer_id = hex(&layer);
+    let config = serde_json::to_vec(&json!({
+        "architecture": arch.image_name(),
+        "os": "linux",
+        "created": "1970-01-01T00:00:00Z",
+        "config": {
+            "Entrypoint": ["/ambit"],
+            "Env": ["PATH=/"],
+            "User": USER,
+            "WorkingDir": "/",
+            "Labels": {
+                "org.opencontainers.image.title": "ambit",
+                "org.opencontainers.image.version": env!("CARGO_PKG_VERSION"),
+                "org.opencontainers.image.licenses": "Apache-2.0",
+            },
+        },
+        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{layer_id}")] },
+        "history": [{ "created": "1970-01-01T00:00:00Z", "created_by": "cargo xtask image" }],
+    }))?;
+    let config_name = format!("{}.json", hex(&config));
+    let layer_name = format!("{layer_id}.tar");
+    let manifest = serde_json::to_vec(&json!([{
+        "Config": config_name,
+        "RepoTags": [reference()],
+        "Layers": [layer_name],
+    }]))?;
+    tar(&[(&config_name, 0o644, &config), (&layer_name, 0o644, &layer), ("manifest.json", 0o644, &manifest)])
+}
+
+/// A tar archive of files that belong to root and bear no time, in the order given.
+fn tar(files: &[(&str, u32, &[u8])]) -> Result<Vec<u8>> {
+    let write = || -> io::Result<Vec<u8>> {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (name, mode, content) in files {
+            let mut header = tar::Header::new_ustar();
+            header.set_size(content.len() as u64);
+            header.set_mode(*mode);
+            header.set_mtime(0);
+            header.set_uid(0);
+            header.set_gid(0);
+            builder.append_data(&mut header, name, *content)?;
+        }
+        builder.into_inner()
+    };
+    write().context("cannot make a tar archive")
+}
+
+fn hex(content: &[u8]) -> String {
+    format!("{:x}", Sha256::digest(content))
+}
+
+/// Whether `binary` is an ELF executable for `arch` that needs no loader, for the image has none.
+fn check(binary: &[u8], arch: Arch) -> Result<()> {
+    const PT_INTERP: u64 = 3;
+    let number = |at: usize, bytes: usize| {
+        let field = binary.get(at..at + bytes).context("it is cut short")?;
+        Ok::<_, anyhow::Error>(field.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+    };
+    if !binary.starts_with(b"\x7fELF\x02\x01") {
+        bail!("it is no 64-bit little-endian ELF file");
+    }
+    let (machine, name) = match arch {
+        Arch::Amd64 => (62, "x86-64"),
+        Arch::Arm64 => (183, "64-bit ARM"),
+    };
+    if number(18, 2)? != machine {
+        bail!("it is not for {name}; pass --arch or another --binary");
+    }
+    let (start, size, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
+    for entry in 0..count {
+        if number(usize::try_from(start + entry * size)?, 4)? == PT_INTERP {
+            bail!("it is linked dynamically; cargo xtask build --release makes a static one");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+
+    #[test]
+    fn the_archive_names_what_it_holds_and_is_the_same_each_time() {
+        let binary = b"the binary".as_slice();
+        let image = archive(binary, Arch::Arm64).unwrap();
+        assert_eq!(image, archive(binary, Arch::Arm64).unwrap());
+        let files = unpack(&image);
+        let json = |name: &str| serde_json::from_slice::<serde_json::Value>(&files[name]).unwrap();
+        let manifest = &json("manifest.json")[0];
+        let config_name = manifest["Config"].as_str().unwrap();
+        let layer = &files[manifest["Layers"][0].as_str().unwrap()];
+        let config = json(config_name);
+        assert_eq!(config_name, format!("{}.json", hex(&files[config_name])));
+        assert_eq!(config["architecture"], "arm64");
+        assert_eq!(config["rootfs"]["diff_ids"][0], format!("sha256:{}", hex(layer)));
+        assert_eq!(manifest["RepoTags"][0], reference());
+        assert_eq!(unpack(layer)["ambit"], binary);
+    }
+
+    #[test]
+    fn only_a_static_binary_for_the_architecture_will_do() {
+        let mut header = vec![0; 64 + 56];
+        header[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        header[18] = 62;
+        (header[32], header[54], header[56]) = (64, 56, 1);
+        header[64] = 1;
+        check(&header, Arch::Amd64).unwrap();
+        let refusal = |binary: &[u8], arch| check(binary, arch).unwrap_err().to_string();
+        assert!(refusal(&header, Arch::Arm64).contains("not for 64-bit ARM"));
+        assert!(refusal(b"#!/bin/sh", Arch::Amd64).contains("no 64-bit"));
+        assert!(refusal(&header[..40], Arch::Amd64).contains("cut short"));
+        header[64] = 3;
+        assert!(refusal(&header, Arch::Amd64).contains("dynamically"));
+    }
+
+    fn unpack(archive: &[u8]) -> std::collections::BTreeMap<String, Vec<u8>> {
+        let mut archive = tar::Archive::new(archive);
+        let entries = archive.entries().unwrap();
+        entries
+            .map(|entry| {
+                let mut entry = entry.unwrap();
+                assert_eq!(entry.header().mtime().unwrap(), 0);
+                let mut content = Vec::new();
+                entry.read_to_end(&mut content).unwrap();
+                (entry.path().unwrap().to_str().unwrap().to_owned(), content)
+            })
+            .collect()
+    }
+}
