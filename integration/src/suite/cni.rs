@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::{SECOND, Test, marker, own, unstarted};
 use crate::{
+    cgroups::{self, Cgroup},
     load::ports,
     process::{self, Finished, Process, eventually},
     topology::{MESHED, Pod, UNMESHED},
@@ -101,8 +102,10 @@ fn by_cgroup(world: &mut World) -> Result<()> {
     newborn(world, "a")?;
     // It has its address, but neither its manifest nor a CNI tells where it is.
     world.manifests.write("pod-a.yaml", &manifest(world, world.pod("a"), true))?;
-    let group = Cgroup::create(world, "a")?;
-    let first = group.run(world, "a")?;
+    let kubelet = format!("{}-kubelet", world.topology.nodes[0].name);
+    // Removed with all that is in it.
+    let _group = Cgroup::create(&kubelet)?;
+    let first = pause(world, "a", &kubelet)?;
     let found = |world: &World| -> Result<u64> {
         let status = world.agents[0].status()?;
         let pod = status["pods"].as_array().context("pods")?.iter().find(|pod| pod["name"] == "a").cloned();
@@ -116,7 +119,7 @@ fn by_cgroup(world: &mut World) -> Result<()> {
     drop(first);
     std::thread::sleep(2 * SECOND);
     world.must_reach("a", "b").context("after the process ended")?;
-    let _second = group.run(world, "a")?;
+    let _second = pause(world, "a", &kubelet)?;
     ensure!(eventually(3 * SECOND, || found(world))? == cookie, "another namespace was found");
     world.agents[0].kill();
     world.must_not_reach("a", "b").context("with the agent away")?;
@@ -130,13 +133,10 @@ fn installation(world: &mut World) -> Result<()> {
     fs::create_dir_all(&conf)?;
     let list = conf.join("10-net.conflist");
     fs::write(&list, LIST)?;
-    fs::create_dir_all(world.agents[0].run_dir())?;
-    let dirs = |command: &mut Command| {
-        command.arg("--cni-bin-dir").arg(&bin).arg("--cni-conf-dir").arg(&conf);
-    };
-    let mut command = world.agents[0].command();
-    dirs(&mut command);
-    let mut agent = Process::start(&mut command, &world.folder.join("installing.log"))?;
+    let [bin_flag, conf_flag] = [&bin, &conf].map(|folder| folder.display().to_string());
+    let flags = ["--cni-bin-dir", &bin_flag, "--cni-conf-dir", &conf_flag];
+    world.agents[0].add_flags(&flags);
+    world.agents[0].start()?;
     let installed = || {
         let text = fs::read_to_string(&list)?;
         let parsed: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
@@ -152,13 +152,11 @@ fn installation(world: &mut World) -> Result<()> {
         ensure!(world.agents[0].metrics()?.sum("ambit_cni_repairs_total", &[]) >= 2.0, "not counted");
         Ok(())
     })?;
-    agent.signal(nix::sys::signal::Signal::SIGTERM);
-    ensure!(agent.wait(10 * SECOND)?.success(), "{}", agent.output());
+    world.agents[0].stop()?;
     installed().context("a stopped agent takes nothing with it")?;
     let mut uninstall = Command::new(binary(world)?);
     uninstall.args(["uninstall", "--node", &world.topology.nodes[0].name, "--run-dir"]);
-    uninstall.arg(world.agents[0].run_dir());
-    dirs(&mut uninstall);
+    uninstall.arg(world.agents[0].run_dir()).args(flags);
     process::must(&mut uninstall)?;
     ensure!(fs::read_to_string(&list)? == LIST, "the list is not what it was");
     let left: Vec<_> = fs::read_dir(&conf)?.chain(fs::read_dir(&bin)?).collect::<Result<_, _>>()?;
@@ -253,41 +251,11 @@ fn binary(world: &World) -> Result<PathBuf> {
     program.map(PathBuf::from).context("the agent's command names its program")
 }
 
-/// A pod's group in the cgroup tree, as a kubelet with the cgroupfs driver makes it.
-struct Cgroup {
-    /// From the innermost to the run's own.
-    folders: Vec<PathBuf>,
-}
-
-impl Cgroup {
-    fn create(world: &World, pod: &str) -> Result<Self> {
-        let mounts = fs::read_to_string("/proc/mounts")?;
-        let root =
-            mounts.lines().find_map(|line| line.split(' ').nth(1).filter(|_| line.contains(" cgroup2 ")));
-        let run = Path::new(root.context("no cgroup v2")?)
-            .join(format!("{}-kubelet", world.topology.nodes[0].name));
-        let innermost =
-            run.join("kubepods/burstable").join(format!("pod{}", uid(world.pod(pod)))).join("sandbox");
-        fs::create_dir_all(&innermost)?;
-        let folders =
-            innermost.ancestors().take_while(|folder| folder.starts_with(&run)).map(PathBuf::from).collect();
-        Ok(Self { folders })
-    }
-
-    /// Starts a process of the pod: in its group, and in its network namespace.
-    fn run(&self, world: &World, pod: &str) -> Result<Process> {
-        let mut command = world.pod(pod).netns.command("sleep");
-        let process = Process::start(command.arg("600"), &world.folder.join("pause.log"))?;
-        // nsenter enters first and becomes the program then: whoever looks meanwhile sees the node's namespace, and waits.
-        fs::write(self.folders[0].join("cgroup.procs"), process.id().to_string())?;
-        Ok(process)
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        for folder in &self.folders {
-            let _ = fs::remove_dir(folder);
-        }
-    }
+/// Starts a process of a pod: in its network namespace, and in its group in the cgroup tree, as a kubelet with the cgroupfs
+/// driver makes it below `kubelet`.
+fn pause(world: &World, name: &str, kubelet: &str) -> Result<Process> {
+    let pod = world.pod(name);
+    let group = format!("{kubelet}/kubepods/burstable/pod{}/sandbox", uid(pod));
+    let mut command = cgroups::inside(&group, pod.netns.command("sleep").arg("600"))?;
+    Process::start(&mut command, &world.folder.join("pause.log"))
 }

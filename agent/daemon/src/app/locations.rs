@@ -1,4 +1,4 @@
-//! Where the pods of this node have their network namespaces: what the manifest says, else what the CNI handed over, else what
+//! Where the pods of this node have their network namespaces: what a manifest in a folder says, else what the CNI handed over, else what
 //! the cgroup tree shows.
 //!
 //! Promises that a namespace once known is held open, that the node's own is never taken for a pod's, and that a pod whose
@@ -110,6 +110,9 @@ impl Attachments {
 pub(super) struct Locations {
     attachments: Attachments,
     cgroups: Cgroups,
+    /// Whether annotations are the operator's word. In a cluster they are that of whoever may make pods, who could name
+    /// another pod's namespace.
+    trusts_annotations: bool,
     annotated: HashMap<Arc<str>, Netns>,
     found: HashMap<Arc<str>, Found>,
     /// The last walk, and what it did not find.
@@ -117,10 +120,11 @@ pub(super) struct Locations {
 }
 
 impl Locations {
-    pub(super) fn new(cgroups: Cgroups) -> Self {
+    pub(super) fn new(cgroups: Cgroups, trusts_annotations: bool) -> Self {
         Self {
             attachments: Attachments::default(),
             cgroups,
+            trusts_annotations,
             annotated: HashMap::new(),
             found: HashMap::new(),
             walked: None,
@@ -141,7 +145,7 @@ impl Locations {
         self.found.retain(|uid, _| uids.contains(uid));
         let unknown = here.iter().filter(|pod| {
             pod.enrolled
-                && pod.netns.is_none()
+                && self.annotation(pod).is_none()
                 && self.attachments.netns(&pod.uid).is_none()
                 && !self.found.get(&pod.uid).is_some_and(Found::is_current)
         });
@@ -171,7 +175,7 @@ impl Locations {
 
     /// The namespace of a pod, or why it is not known.
     pub(super) fn of(&mut self, pod: &Workload) -> Result<Location, String> {
-        if let Some(name) = &pod.netns {
+        if let Some(name) = self.annotation(pod) {
             return self.annotated(pod, name).map(|netns| Location { netns, found_by: FoundBy::Annotation });
         }
         if let Some(netns) = self.attachments.netns(&pod.uid) {
@@ -179,11 +183,19 @@ impl Locations {
         }
         match self.found.get(&pod.uid) {
             Some(found) => Ok(Location { netns: found.netns.clone(), found_by: FoundBy::Cgroup }),
-            None => Err(format!(
+            None if self.trusts_annotations => Err(format!(
                 "the pod's network namespace is not known: no process is in a cgroup of its UID, and no annotation \
                  {NETNS_ANNOTATION} names it"
             )),
+            None => {
+                Err("the pod's network namespace is not known: no process is in a cgroup of its UID"
+                    .to_owned())
+            }
         }
+    }
+
+    fn annotation<'a>(&self, pod: &'a Workload) -> Option<&'a str> {
+        pod.netns.as_deref().filter(|_| self.trusts_annotations)
     }
 
     fn annotated(&mut self, pod: &Workload, name: &str) -> Result<Netns, String> {

@@ -79,7 +79,8 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         kubelet_cgroup: config.kubelet_cgroup.clone(),
     })?;
 
-    let locations = Locations::new(Cgroups::new(config.cgroup_root.as_deref())?);
+    let by_operator = matches!(config.source, cli::SourceConfig::Folder(_));
+    let locations = Locations::new(Cgroups::new(config.cgroup_root.as_deref())?, by_operator);
     let pods = Pods::default();
     let rounds = watch::Sender::new(0);
     let status = Status {

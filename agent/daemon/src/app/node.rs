@@ -77,6 +77,13 @@ pub(super) struct Enrolled {
     tasks: Vec<AbortHandle>,
 }
 
+impl Enrolled {
+    /// A network namespace is one pod's: two would speak with each other's identities.
+    fn is_in_the_way_of(&self, spec: &PodSpec) -> bool {
+        self.spec.uid != spec.uid && self.spec.netns == spec.netns
+    }
+}
+
 /// A pod as it should be.
 struct Desired {
     workload: Arc<Workload>,
@@ -189,6 +196,12 @@ impl Node {
         };
         if self.enrolled.get(&spec.uid).is_some_and(|enrolled| enrolled.spec == spec) {
             return Ok(());
+        }
+        if let Some(other) = self.enrolled.values().find(|other| other.is_in_the_way_of(&spec)) {
+            return Err(CaptureError::Shared {
+                netns: spec.netns.path().to_owned(),
+                uid: other.spec.uid.clone(),
+            });
         }
         let net = self.capture.enroll(&spec).await?;
         let tasks = (0..net.listeners())

@@ -105,6 +105,14 @@ pub(crate) enum CaptureError {
         /// The kernel's answer.
         source: aya::maps::MapError,
     },
+    /// The pod's network namespace is that of a pod enrolled before.
+    #[error("network namespace {netns} is that of the enrolled pod with UID {uid} already", netns = netns.display())]
+    Shared {
+        /// The namespace's path.
+        netns: PathBuf,
+        /// The other pod.
+        uid: Arc<str>,
+    },
     /// The pod's network namespace cannot be prepared.
     #[error("network namespace {netns}: {step}: {source}", netns = netns.display())]
     Netns {
