@@ -1,13 +1,12 @@
 //! The labels of a pod and its namespace, asked of the Kubernetes API with the agent's credentials.
 
-use std::{path::Path, time::Duration};
+use std::{io, path::Path, time::Duration};
 
 use ambit_core::model::Labels;
-use anyhow::Context as _;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::{
     Api, Client, Config,
-    config::{KubeConfigOptions, Kubeconfig},
+    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
 use tokio::{runtime::Builder, time::timeout};
 
@@ -23,15 +22,34 @@ pub(super) struct PodLabels {
     pub(super) pod: Option<Labels>,
 }
 
-/// Asks with the kubeconfig that the agent left in `dir`.
-pub(super) fn labels(dir: &Path, pod: &PodRef) -> anyhow::Result<PodLabels> {
-    let file = credentials::path(dir);
-    let kubeconfig = Kubeconfig::read_from(&file)?;
-    let runtime = Builder::new_current_thread().enable_all().build().context("runtime")?;
-    runtime.block_on(async { timeout(LIMIT, ask(kubeconfig, pod)).await.context("the API is too slow")? })
+/// Why the API said nothing.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ApiError {
+    /// The agent has left no kubeconfig that can be used.
+    #[error("the kubeconfig of the ambit agent: {0}")]
+    Kubeconfig(#[from] KubeconfigError),
+    /// The API refused, or could not be reached.
+    #[error("the Kubernetes API: {0}")]
+    Request(#[from] kube::Error),
+    /// This process cannot ask.
+    #[error("cannot start the runtime: {0}")]
+    Runtime(#[from] io::Error),
+    /// The API did not answer in time.
+    #[error("the Kubernetes API has not answered within {LIMIT:?}")]
+    Slow,
 }
 
-async fn ask(kubeconfig: Kubeconfig, pod: &PodRef) -> anyhow::Result<PodLabels> {
+/// Asks with the kubeconfig that the agent left in `dir`.
+pub(super) fn labels(dir: &Path, pod: &PodRef) -> Result<PodLabels, ApiError> {
+    let kubeconfig = Kubeconfig::read_from(credentials::path(dir))?;
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let labels = runtime.block_on(async { timeout(LIMIT, ask(kubeconfig, pod)).await });
+    // A name that is still being looked up is not waited for.
+    runtime.shutdown_background();
+    labels.unwrap_or(Err(ApiError::Slow))
+}
+
+async fn ask(kubeconfig: Kubeconfig, pod: &PodRef) -> Result<PodLabels, ApiError> {
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     let client = Client::try_from(config)?;
     let namespaces: Api<Namespace> = Api::all(client.clone());

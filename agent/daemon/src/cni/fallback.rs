@@ -31,9 +31,9 @@ pub(super) fn decide(dir: &Path, pod: &PodRef) -> Verdict {
             let state = state.unwrap_or_else(by_default);
             judge(state.opts_in(labels.namespace.as_ref(), labels.pod.as_ref()), "its labels say so")
         }
-        Err(_) => {
+        Err(error) => {
             let listed = state.is_some_and(|state| state.namespaces.contains(&pod.namespace));
-            judge(listed, "its namespace opted in when the agent last ran, and the API does not answer")
+            judge(listed, &format!("its namespace opted in when the agent last ran ({error})"))
         }
     }
 }
