@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "socket options and netlink that nix and socket2 do not have")]
 
 mod cgroup;
+mod check;
 mod filesystem;
 mod kubelet;
 mod maps;
@@ -25,6 +26,7 @@ use ambit_ebpf_common::{Counters, ProbeKey, addr};
 
 pub(crate) use self::{
     cgroup::{CgroupUid, Cgroups, Found},
+    check::{Finding, Verdict, check_host},
     netns::Netns,
     pod::{Accepted, PodNet},
     socket::end_cleanly,
@@ -144,6 +146,7 @@ impl Capture {
     /// Checks the host; nothing is attached before the first pod is enrolled.
     pub(crate) fn new(settings: CaptureSettings) -> Result<Self, CaptureError> {
         filesystem::ensure_bpffs(&settings.bpf_root)?;
+        filesystem::ensure_sysctls()?;
         let kubelet = Kubelet::new(settings.cgroup_root.as_deref(), settings.kubelet_cgroup.clone())?;
         Ok(Self {
             settings,
@@ -200,7 +203,7 @@ impl Capture {
             }
         }
         let pod = match staged {
-            Some((_, pod)) if pod.is_current() => pod,
+            Some((_, pod)) => pod,
             _ => PodNet::open(spec, programs.maps().clone()).await?,
         };
         programs.admit(&pod)?;
@@ -216,7 +219,7 @@ impl Capture {
     pub(crate) async fn stage(&mut self, spec: &PodSpec) -> Result<(), CaptureError> {
         self.taking_over = true;
         let programs = Self::loaded(&mut self.programs, &self.settings)?;
-        if self.staged.get(&spec.uid).is_some_and(|(staged, pod)| staged == spec && pod.is_current()) {
+        if self.staged.get(&spec.uid).is_some_and(|(staged, _)| staged == spec) {
             return Ok(());
         }
         let pod = PodNet::open(spec, programs.maps().clone()).await?;

@@ -203,11 +203,6 @@ impl PodNet {
         entry
     }
 
-    /// Whether its path still leads to the same network namespace.
-    pub(super) fn is_current(&self) -> bool {
-        Netns::open(self.netns.path()).is_ok_and(|now| now.cookie() == self.netns.cookie())
-    }
-
     /// The addresses at which it is captured.
     pub(super) fn ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.listeners.iter().map(|(own, _)| own.ip())

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     fs::{self, File},
+    os::fd::BorrowedFd,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -165,15 +166,47 @@ impl Drop for Programs {
     }
 }
 
+/// Loads every program and attaches it, the outbound ones to `cgroup` and the inbound one to `netns`, and takes all off
+/// again. Pins nothing; answers with each program's name and how it went.
+pub(super) fn rehearse(
+    cgroup: &File,
+    netns: BorrowedFd<'_>,
+) -> Result<Vec<(&'static str, Result<(), CaptureError>)>, CaptureError> {
+    let mut ebpf = load_over(0, None)?;
+    let mut done = Vec::new();
+    macro_rules! attach {
+        ($kind:ty, $name:expr, $($to:expr),+) => {
+            let attached = program::<$kind>(&mut ebpf, $name).and_then(|program| {
+                program.load().and_then(|()| program.attach($($to),+)).map(drop).map_err(at($name))
+            });
+            done.push(($name, attached));
+        };
+    }
+    for name in ADDRESS_HOOKS {
+        attach!(CgroupSockAddr, name, cgroup, CgroupAttachMode::default());
+    }
+    attach!(CgroupSock, SOCK_CREATE, cgroup, CgroupAttachMode::default());
+    attach!(SockOps, SOCK_OPS, cgroup, CgroupAttachMode::default());
+    attach!(SkLookup, INBOUND, netns);
+    Ok(done)
+}
+
 fn load(node_dir: &Path, netns: u64) -> Result<Ebpf, CaptureError> {
+    load_over(netns, Some(&pins::maps_dir(node_dir)))
+}
+
+/// Loads the programs over the maps pinned in a folder, which are made if they are not there, or over maps of their own.
+fn load_over(netns: u64, pinned: Option<&Path>) -> Result<Ebpf, CaptureError> {
     if OBJECT.is_empty() {
         return Err(CaptureError::NoPrograms);
     }
     let mut loader = EbpfLoader::new();
     // The programs read contexts and maps only: no kernel types to relocate against.
     loader.btf(None).override_global("NETNS", &netns, true);
-    for map in maps::NAMES {
-        loader.map_pin_path(map, pins::maps_dir(node_dir).join(map));
+    if let Some(folder) = pinned {
+        for map in maps::NAMES {
+            loader.map_pin_path(map, folder.join(map));
+        }
     }
     Ok(loader.load(OBJECT)?)
 }

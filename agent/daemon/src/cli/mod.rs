@@ -6,6 +6,7 @@
 mod agent;
 mod ca;
 mod certs;
+mod check_node;
 mod config;
 mod output;
 mod settings;
@@ -54,6 +55,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Show the certificates and roots that the agent of this node holds
     Certs(certs::CertsArgs),
+    /// Say what this node lacks for an agent
+    CheckNode(check_node::CheckNodeArgs),
     /// Take everything off this node that agents left in the kernel
     Uninstall(uninstall::UninstallArgs),
     /// Serve a container runtime as its CNI plugin; the same as calling this program by the name ambit-cni
@@ -87,6 +90,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Ca(args) => ca::run(*args),
         Command::Status(args) => status::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Certs(args) => certs::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::CheckNode(args) => check_node::run(&args),
         Command::Uninstall(args) => uninstall::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Cni => Ok(cni::run()),
         Command::Version => {
@@ -114,7 +118,7 @@ mod tests {
     fn every_help_shows_examples() {
         let mut root = Cli::command();
         assert!(root.render_long_help().to_string().contains("Examples:"));
-        for name in ["agent", "ca", "certs", "status", "uninstall"] {
+        for name in ["agent", "ca", "certs", "check-node", "status", "uninstall"] {
             let help = root.find_subcommand_mut(name).unwrap().render_long_help().to_string();
             assert!(help.contains(&format!("Examples:\n  ambit {name}")), "{name}: {help}");
         }
