@@ -4,6 +4,7 @@
 
 mod addresses;
 mod certificates;
+mod cni;
 mod control;
 mod evasion;
 mod failure;
@@ -75,6 +76,7 @@ pub fn tests() -> Vec<Test> {
         manifests::TESTS,
         certificates::TESTS,
         trust::TESTS,
+        cni::TESTS,
         revocation::TESTS,
         identities::TESTS,
         issuers::TESTS,

@@ -79,6 +79,9 @@ pub struct Pod {
     /// What the capture programs did with its connections since it was enrolled.
     #[prost(message, optional, tag = "9")]
     pub counters: ::core::option::Option<CaptureCounters>,
+    /// How its network namespace was found: annotation, cni or cgroup; empty while it is not.
+    #[prost(string, tag = "10")]
+    pub found_by: ::prost::alloc::string::String,
 }
 /// Verdicts of the capture programs for one pod, in connections.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -22,7 +22,7 @@ pub use routing::{Endpoint, Route, RouteError};
 
 use rpds::{HashTrieMapSync, RedBlackTreeMapSync};
 
-use crate::model::{Labels, ObjectName, ServiceName, Workload};
+use crate::model::{ObjectName, ServiceName, Workload};
 use routing::Backends;
 
 /// Objects by name, which puts those of one namespace side by side. Persistent, as all maps here: a change to a mesh of
@@ -120,6 +120,11 @@ impl Mesh {
         self.pods.get(name).map(|record| self.opted_in(&record.pod))
     }
 
+    /// Whether the namespace's own object is known, without which its pods' place in the mesh is not.
+    pub fn knows_namespace(&self, name: &str) -> bool {
+        self.namespaces.contains_key(name)
+    }
+
     /// The namespaces that opt in, in no order.
     pub fn namespaces_opted_in(&self) -> impl Iterator<Item = &Arc<str>> {
         let Settings { label, enabled, .. } = &*self.settings;
@@ -164,16 +169,9 @@ impl Mesh {
         self.opted_in(pod) && !pod.ips.is_empty()
     }
 
-    /// spec/policy.md §8, on the label that the settings name.
     fn opted_in(&self, pod: &Pod) -> bool {
-        let Settings { label, enabled, disabled, .. } = &*self.settings;
-        let value = |labels: &Labels| labels.get(&**label).cloned();
-        let on_pod = value(&pod.labels);
-        let on_namespace =
-            self.namespaces.get(&pod.name.namespace).and_then(|namespace| value(&namespace.labels));
-        let opted_in = on_pod.as_deref() == Some(&**enabled)
-            || (on_namespace.as_deref() == Some(&**enabled) && on_pod.as_deref() != Some(&**disabled));
-        opted_in && !pod.host_network && !pod.terminal
+        let namespace = self.namespaces.get(&pod.name.namespace).map(|namespace| &namespace.labels);
+        self.settings.opts_in(namespace, &pod.labels) && !pod.host_network && !pod.terminal
     }
 
     fn upsert_pod(&mut self, pod: Arc<Pod>) {

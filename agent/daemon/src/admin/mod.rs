@@ -14,7 +14,7 @@ use std::{io, net::SocketAddr, path::PathBuf};
 pub(crate) use handover::{SWAP_LIMIT, Takeover, serve_successors};
 pub(crate) use http::{Exposition, serve_http};
 pub(crate) use readiness::{Gate, Readiness};
-pub(crate) use run_dir::{Claim, RunDir, Successor};
+pub(crate) use run_dir::{Claim, RunDir, Successor, listen};
 pub(crate) use status::{StatusProvider, serve_status, serve_status_tcp};
 
 /// What keeps the admin room from serving.

@@ -17,9 +17,12 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::node::{Left, Node};
+use super::{
+    attachment::Attaching,
+    node::{Left, Node},
+};
 use crate::{
-    admin::{self, AdminError, Claim, Readiness, RunDir, StatusProvider, Successor, Takeover},
+    admin::{self, Claim, Readiness, RunDir, StatusProvider, Successor, Takeover},
     proxy::Proxy,
     telemetry::Telemetry,
 };
@@ -77,7 +80,7 @@ pub(super) struct Addrs {
 
 /// What answers operators, Prometheus and successors, for as long as this agent has the run directory.
 pub(super) struct Servers {
-    tasks: JoinSet<Result<(), AdminError>>,
+    tasks: JoinSet<anyhow::Result<()>>,
     run_dir: RunDir,
     stop: watch::Sender<bool>,
 }
@@ -87,6 +90,7 @@ impl Servers {
     fn start(
         run_dir: RunDir,
         status: Arc<dyn StatusProvider>,
+        attaching: Attaching,
         addrs: Addrs,
         (telemetry, readiness): (Telemetry, Readiness),
     ) -> (Self, mpsc::Receiver<Takeover>) {
@@ -97,17 +101,21 @@ impl Servers {
         };
         let (takeover, takeovers) = mpsc::channel(1);
         let mut tasks = JoinSet::new();
-        tasks.spawn(admin::serve_status(run_dir.clone(), status.clone(), until(stopped.clone())));
+        let serving = admin::serve_status(run_dir.clone(), status.clone(), until(stopped.clone()));
+        tasks.spawn(async move { Ok(serving.await?) });
+        tasks.spawn(attaching.serve(run_dir.path().to_owned(), until(stopped.clone())));
         if let Some(addr) = addrs.admin {
-            tasks.spawn(admin::serve_status_tcp(addr, status, until(stopped.clone())));
+            let serving = admin::serve_status_tcp(addr, status, until(stopped.clone()));
+            tasks.spawn(async move { Ok(serving.await?) });
         }
         if let Some(addr) = addrs.metrics {
-            tasks.spawn(admin::serve_http(addr, telemetry, readiness, until(stopped.clone())));
+            let serving = admin::serve_http(addr, telemetry, readiness, until(stopped.clone()));
+            tasks.spawn(async move { Ok(serving.await?) });
         }
         let claimed = run_dir.clone();
         tasks.spawn(async move {
             tokio::select! {
-                ended = admin::serve_successors(claimed, takeover) => ended,
+                ended = admin::serve_successors(claimed, takeover) => Ok(ended?),
                 () = until(stopped) => Ok(()),
             }
         });
@@ -117,7 +125,7 @@ impl Servers {
     /// Waits until one has ended by itself, which is always a failure.
     async fn failed(&mut self) -> anyhow::Error {
         match self.tasks.join_next().await {
-            Some(Ok(Err(error))) => error.into(),
+            Some(Ok(Err(error))) => error,
             Some(Err(error)) => error.into(),
             Some(Ok(Ok(()))) | None => anyhow::anyhow!("a server of the agent has ended"),
         }
@@ -139,6 +147,7 @@ pub(super) struct Serving<'a> {
     pub(super) proxy: Proxy,
     pub(super) telemetry: Telemetry,
     pub(super) status: Arc<dyn StatusProvider>,
+    pub(super) attaching: Attaching,
     pub(super) addrs: Addrs,
     pub(super) readiness: Readiness,
     /// How long established connections get to end by themselves.
@@ -184,7 +193,8 @@ impl Serving<'_> {
         synced: impl FnOnce(),
     ) -> anyhow::Result<(Option<Left>, Option<Instant>)> {
         let told = (self.telemetry.clone(), self.readiness.clone());
-        let (mut servers, takeovers) = Servers::start(run_dir, self.status.clone(), self.addrs, told);
+        let (mut servers, takeovers) =
+            Servers::start(run_dir, self.status.clone(), self.attaching.clone(), self.addrs, told);
         let mut following = pin!(self.node.run(synced, takeovers));
         let mut stopped = None;
         let left = tokio::select! {

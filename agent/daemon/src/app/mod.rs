@@ -1,9 +1,12 @@
 //! Wiring: the only room that knows everyone. Builds the rooms, hands each what it needs, and ends them.
 
+mod attachment;
 mod ca;
 mod federation;
+mod installation;
 mod issuer;
 mod lifecycle;
+mod locations;
 mod node;
 mod revocation;
 mod source;
@@ -14,20 +17,23 @@ use std::{collections::HashMap, path::Path, sync::Arc, time::SystemTime};
 
 use ambit_core::discovery::Settings;
 use anyhow::Context as _;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 pub(crate) use ca::run_ca;
 
 use self::{
+    attachment::Attaching,
     lifecycle::Signals,
+    locations::Locations,
     node::{Node, Pods},
     status::Status,
     uninstall::Release,
 };
 use crate::{
     admin::{Claim, Readiness, RunDir},
-    capture::{self, Capture, CaptureSettings},
+    capture::{self, Capture, CaptureSettings, Cgroups},
     cli::{self, AgentConfig},
+    cni,
     identity::{Clock, KeyStore, SystemClock},
     proxy::Proxy,
     telemetry::Telemetry,
@@ -73,7 +79,10 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         kubelet_cgroup: config.kubelet_cgroup.clone(),
     })?;
 
+    let by_operator = matches!(config.source, cli::SourceConfig::Folder(_));
+    let locations = Locations::new(Cgroups::new(config.cgroup_root.as_deref())?, by_operator);
     let pods = Pods::default();
+    let rounds = watch::Sender::new(0);
     let status = Status {
         node: config.node.clone(),
         instance: config.instance.clone(),
@@ -82,6 +91,15 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         pods: pods.clone(),
         feed: feed.clone(),
         keys: keys.clone(),
+        telemetry: telemetry.clone(),
+    };
+    let attaching = Attaching {
+        node: config.node.clone(),
+        feed: feed.clone(),
+        keys: keys.clone(),
+        pods: pods.clone(),
+        rounds: rounds.subscribe(),
+        attachments: locations.attachments(),
         telemetry: telemetry.clone(),
     };
     following.spawn({
@@ -103,15 +121,19 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         let proxy = proxy.clone();
         async move { proxy.follow_trust().await }
     });
+    let installed = installation::keep(&config, &telemetry)?;
+    installation::inform(&config, &feed, &mut following);
     let mut node = Node {
         name: config.node.clone(),
         capture,
+        locations,
         feed,
         keys,
         wallet,
         proxy: proxy.clone(),
         telemetry: telemetry.clone(),
         pods,
+        rounds,
         enrolled: HashMap::new(),
         readiness: readiness.clone(),
         certificates_late: None,
@@ -141,6 +163,7 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         proxy,
         telemetry,
         status: Arc::new(status),
+        attaching,
         addrs: lifecycle::Addrs { metrics: config.metrics_addr, admin: config.admin_addr },
         readiness,
         drain: config.drain,
@@ -149,10 +172,16 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
     .run(run_dir, || drop(pods_enrolled))
     .await;
     if ended.is_ok() && release.uninstall_wanted().await {
-        let removed = capture::uninstall(&config.bpf_root, Some(&config.node)).await?;
+        // The plugin first, and what repairs it before that: without an agent it would keep new pods waiting.
+        drop(installed);
+        let mut removed = config
+            .cni
+            .as_ref()
+            .map_or_else(|| Ok(Vec::new()), |dirs| cni::uninstall(&dirs.bin, &dirs.conf))?;
+        removed.extend(capture::uninstall(&config.bpf_root, Some(&config.node)).await?);
         tracing::info!(
             node = config.node,
-            pins = removed.len(),
+            items = removed.len(),
             "the agents' DaemonSet is gone: taken off this node"
         );
     } else if ended.is_ok() {
@@ -181,13 +210,4 @@ fn mesh_settings(config: &AgentConfig) -> Settings {
         enabled: config.dataplane_label.enabled.as_str().into(),
         disabled: config.dataplane_label.disabled.as_str().into(),
     }
-}
-
-async fn terminated() -> anyhow::Result<()> {
-    let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
 }

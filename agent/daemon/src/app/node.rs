@@ -2,9 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs,
-    os::unix::fs::MetadataExt as _,
-    path::Path,
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -12,14 +10,15 @@ use std::{
 use ambit_core::model::{SpiffeId, Workload};
 use arc_swap::ArcSwap;
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::{AbortHandle, JoinSet},
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
 
+use super::locations::{FoundBy, Location, Locations};
 use crate::{
     admin::{Gate, Readiness, Takeover},
-    capture::{Capture, CaptureError, PodNet, PodSpec, netns_path},
+    capture::{Capture, CaptureError, PodNet, PodSpec},
     discovery::{Feed, World},
     identity::{IdentityState, KeyStore, Root, roots},
     proxy::Proxy,
@@ -40,6 +39,8 @@ pub(super) struct PodStatus {
     pub(super) workload: Arc<Workload>,
     /// Its network namespace's cookie once it is enrolled, else why it is not.
     pub(super) state: Result<u64, String>,
+    /// How its network namespace was found, once it is.
+    pub(super) found_by: Option<FoundBy>,
     pub(super) counters: ambit_ebpf_common::Counters,
 }
 
@@ -50,12 +51,15 @@ pub(super) type Pods = Arc<ArcSwap<Vec<PodStatus>>>;
 pub(super) struct Node {
     pub(super) name: String,
     pub(super) capture: Capture,
+    pub(super) locations: Locations,
     pub(super) feed: Feed,
     pub(super) keys: KeyStore,
     pub(super) wallet: Wallet,
     pub(super) proxy: Proxy,
     pub(super) telemetry: Telemetry,
     pub(super) pods: Pods,
+    /// Grows with every look, after `pods`.
+    pub(super) rounds: watch::Sender<u64>,
     pub(super) enrolled: HashMap<Arc<str>, Enrolled>,
     pub(super) readiness: Readiness,
     /// Held while a certificate is about to end, or has, without being renewed.
@@ -76,16 +80,40 @@ pub(super) struct Expiries {
 /// One enrolled pod.
 pub(super) struct Enrolled {
     spec: PodSpec,
-    /// Device and inode of its namespace: the same path may become another one's.
-    namespace: (u64, u64),
     net: Arc<PodNet>,
     tasks: Vec<AbortHandle>,
+}
+
+impl Enrolled {
+    /// A network namespace is one pod's: two would speak with each other's identities.
+    fn is_in_the_way_of(&self, spec: &PodSpec) -> bool {
+        self.spec.uid != spec.uid && self.spec.netns == spec.netns
+    }
 }
 
 /// A pod as it should be.
 struct Desired {
     workload: Arc<Workload>,
-    spec: PodSpec,
+    /// Where its namespace is, or why that is not known.
+    location: Result<Location, String>,
+}
+
+impl Desired {
+    fn spec(&self, location: &Location) -> PodSpec {
+        let ips = &self.workload.ips;
+        PodSpec {
+            uid: self.workload.uid.clone(),
+            netns: location.netns.clone(),
+            v4: ips.iter().find_map(|ip| match ip {
+                IpAddr::V4(v4) => Some(*v4),
+                IpAddr::V6(_) => None,
+            }),
+            v6: ips.iter().find_map(|ip| match ip {
+                IpAddr::V4(_) => None,
+                IpAddr::V6(v6) => Some(*v6),
+            }),
+        }
+    }
 }
 
 /// Why the node's pods are no longer this process's affair.
@@ -108,6 +136,7 @@ impl Node {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut synced = Some(synced);
+        let attachments = self.locations.attachments();
         loop {
             let world = self.feed.world();
             if world.synced {
@@ -119,6 +148,7 @@ impl Node {
             tokio::select! {
                 _ = tick.tick() => {}
                 changed = revisions.changed() => if changed.is_err() { return Left::Sources },
+                () = attachments.changed() => {}
                 Some(takeover) = takeovers.recv() => {
                     tracing::info!("another agent takes over");
                     if takeover.grant().await {
@@ -141,13 +171,20 @@ impl Node {
             let world = self.feed.world();
             if world.synced {
                 // What is lacking for a reason of its own is tried again, and told of, once this agent serves.
-                let desired = self.desired(&world, &mut HashMap::new());
+                let desired = self.desired(&world).await;
                 self.keys.retain(desired.values().map(|pod| pod.workload.identity.clone()));
                 let mut staged = 0;
                 for pod in desired.values() {
-                    match self.capture.stage(&pod.spec).await {
+                    let done = match &pod.location {
+                        Ok(location) => {
+                            let spec = pod.spec(location);
+                            self.capture.stage(&spec).await.map_err(|error| error.to_string())
+                        }
+                        Err(unknown) => Err(unknown.clone()),
+                    };
+                    match done {
                         Ok(()) => staged += 1,
-                        Err(error) => tracing::debug!(pod = %pod.workload.name, %error, "not yet prepared"),
+                        Err(error) => tracing::debug!(pod = %pod.workload.name, error, "not yet prepared"),
                     }
                 }
                 let patient = started.elapsed() < PATIENCE;
@@ -199,10 +236,10 @@ impl Node {
     async fn reconcile(&mut self, world: &World) {
         let first = !self.settled;
         let mut failures = HashMap::new();
-        let desired = self.desired(world, &mut failures);
+        let desired = self.desired(world).await;
         self.keys.retain(desired.values().map(|pod| pod.workload.identity.clone()));
         if first {
-            self.sweep(&desired).await;
+            self.sweep(world).await;
         }
         if let Err(error) = self.capture.set_destinations(world.mesh.captured_destinations().collect()) {
             tracing::error!(%error, "the list of meshed destinations could not be updated");
@@ -213,8 +250,17 @@ impl Node {
             self.release(&uid).await;
         }
         for (uid, pod) in &desired {
-            if let Err(error) = self.enroll(pod).await {
-                failures.insert(uid.clone(), (pod.workload.clone(), error.to_string()));
+            // A pod whose namespace is not to be found any more stays enrolled in the one that it had.
+            let done = match &pod.location {
+                Ok(location) => self.enroll(pod, location).await.map_err(|error| error.to_string()),
+                Err(unknown) if self.enrolled.contains_key(uid) => {
+                    tracing::debug!(pod = %pod.workload.name, unknown, "the pod stays where it was");
+                    Ok(())
+                }
+                Err(unknown) => Err(unknown.clone()),
+            };
+            if let Err(error) = done {
+                failures.insert(uid.clone(), (pod.workload.clone(), error));
             }
         }
         if first {
@@ -223,7 +269,7 @@ impl Node {
                 Err(error) => tracing::error!(%error, "the programs cannot be attached"),
             }
         }
-        let probes = desired.values().map(|pod| (&*pod.spec.uid, &*pod.workload.probe_ports));
+        let probes = desired.values().map(|pod| (&*pod.workload.uid, &*pod.workload.probe_ports));
         if let Err(error) = self.capture.set_probes(probes) {
             tracing::error!(%error, "the list of ports that the kubelet probes could not be updated");
         }
@@ -234,55 +280,42 @@ impl Node {
         self.wallet.retain(|id| desired.values().any(|pod| pod.workload.identity == *id));
     }
 
-    /// The pods that should be enrolled here. One whose namespace is not known is a failure.
-    fn desired(
-        &self,
-        world: &World,
-        failures: &mut HashMap<Arc<str>, (Arc<Workload>, String)>,
-    ) -> HashMap<Arc<str>, Desired> {
-        let mut desired = HashMap::new();
-        for workload in world.mesh.pods_on(&self.name).filter(|pod| pod.enrolled) {
-            let Some(netns) = &workload.netns else {
-                let text = format!(
-                    "the pod's network namespace is not known: annotate it with {}",
-                    ambit_core::model::NETNS_ANNOTATION
-                );
-                failures.insert(workload.uid.clone(), (workload.clone(), text));
-                continue;
-            };
-            let spec = PodSpec {
-                uid: workload.uid.clone(),
-                netns: netns_path(netns),
-                v4: workload.ips.iter().find_map(|ip| match ip {
-                    std::net::IpAddr::V4(v4) => Some(*v4),
-                    std::net::IpAddr::V6(_) => None,
-                }),
-                v6: workload.ips.iter().find_map(|ip| match ip {
-                    std::net::IpAddr::V4(_) => None,
-                    std::net::IpAddr::V6(v6) => Some(*v6),
-                }),
-            };
-            desired.insert(workload.uid.clone(), Desired { workload: workload.clone(), spec });
-        }
-        desired
+    /// The pods that should be enrolled here.
+    async fn desired(&mut self, world: &World) -> HashMap<Arc<str>, Desired> {
+        let here: Vec<_> = world.mesh.pods_on(&self.name).cloned().collect();
+        self.locations.look(&here).await;
+        let wanted = here.into_iter().filter(|pod| pod.enrolled);
+        wanted
+            .map(|workload| {
+                let location = self.locations.of(&workload);
+                (workload.uid.clone(), Desired { workload, location })
+            })
+            .collect()
     }
 
-    async fn sweep(&self, desired: &HashMap<Arc<str>, Desired>) {
-        let released = self.capture.sweep(&desired.keys().cloned().collect()).await;
+    /// Pods that opt in keep what an earlier agent left for them, be it that their address or namespace is not yet known
+    /// to this one: they stay closed until it is.
+    async fn sweep(&self, world: &World) {
+        let here = world.mesh.pods_on(&self.name);
+        let opted_in = here.filter(|pod| world.mesh.opts_in(&pod.name) == Some(true));
+        let released = self.capture.sweep(&opted_in.map(|pod| pod.uid.clone()).collect()).await;
         if released > 0 {
             tracing::info!(released, "pods that left the mesh while no agent ran were released");
         }
     }
 
-    async fn enroll(&mut self, pod: &Desired) -> Result<(), CaptureError> {
-        let namespace = inode(&pod.spec.netns);
-        if let Some(enrolled) = self.enrolled.get(&pod.spec.uid)
-            && enrolled.spec == pod.spec
-            && Some(enrolled.namespace) == namespace
-        {
+    async fn enroll(&mut self, pod: &Desired, location: &Location) -> Result<(), CaptureError> {
+        let spec = pod.spec(location);
+        if self.enrolled.get(&spec.uid).is_some_and(|enrolled| enrolled.spec == spec) {
             return Ok(());
         }
-        let net = self.capture.enroll(&pod.spec).await?;
+        if let Some(other) = self.enrolled.values().find(|other| other.is_in_the_way_of(&spec)) {
+            return Err(CaptureError::Shared {
+                netns: spec.netns.path().to_owned(),
+                uid: other.spec.uid.clone(),
+            });
+        }
+        let net = self.capture.enroll(&spec).await?;
         let tasks = (0..net.listeners())
             .map(|listener| {
                 let (proxy, net) = (self.proxy.clone(), net.clone());
@@ -292,12 +325,11 @@ impl Node {
         tracing::info!(
             pod = %pod.workload.name,
             identity = %pod.workload.identity,
-            netns = %pod.spec.netns.display(),
+            netns = %spec.netns.path().display(),
+            found_by = location.found_by.as_str(),
             "pod enrolled"
         );
-        let enrolled =
-            Enrolled { spec: pod.spec.clone(), namespace: namespace.unwrap_or_default(), net, tasks };
-        if let Some(old) = self.enrolled.insert(pod.spec.uid.clone(), enrolled) {
+        if let Some(old) = self.enrolled.insert(spec.uid.clone(), Enrolled { spec, net, tasks }) {
             old.tasks.iter().for_each(AbortHandle::abort);
         }
         Ok(())
@@ -307,7 +339,7 @@ impl Node {
         if let Some(enrolled) = self.enrolled.remove(uid) {
             self.capture.release(uid).await;
             enrolled.tasks.iter().for_each(AbortHandle::abort);
-            tracing::info!(%uid, netns = %enrolled.spec.netns.display(), "pod released");
+            tracing::info!(%uid, netns = %enrolled.spec.netns.path().display(), "pod released");
         }
     }
 
@@ -329,15 +361,18 @@ impl Node {
             PodStatus {
                 workload: workload.clone(),
                 state: Err(text.clone()),
+                found_by: None,
                 counters: Default::default(),
             }
         });
         let enrolled = desired.values().filter_map(|pod| {
-            let enrolled = self.enrolled.get(&pod.spec.uid)?;
-            (!failures.contains_key(&pod.spec.uid)).then(|| PodStatus {
+            let uid = &pod.workload.uid;
+            let enrolled = self.enrolled.get(uid)?;
+            (!failures.contains_key(uid)).then(|| PodStatus {
                 workload: pod.workload.clone(),
                 state: Ok(enrolled.net.cookie()),
-                counters: self.capture.counters(&pod.spec.uid),
+                found_by: pod.location.as_ref().ok().map(|location| location.found_by),
+                counters: self.capture.counters(uid),
             })
         });
         let mut pods: Vec<PodStatus> = failed.chain(enrolled).collect();
@@ -345,6 +380,7 @@ impl Node {
         self.telemetry.probes(pods.iter().map(|pod| (&pod.workload.name, pod.counters.probes)));
         self.telemetry.enrolled_pods(pods.iter().filter(|pod| pod.state.is_ok()).count());
         self.pods.store(Arc::new(pods));
+        self.rounds.send_modify(|round| *round += 1);
     }
 
     /// Metrics and readiness of certificates and roots.
@@ -388,9 +424,4 @@ impl Node {
 /// none something is wrong here, and the agent that serves is better off.
 fn enough(found: usize, wanted: usize, patient: bool) -> bool {
     found >= wanted || (found > 0 && !patient)
-}
-
-/// What makes a namespace itself and not another at the same path.
-fn inode(path: &Path) -> Option<(u64, u64)> {
-    fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }

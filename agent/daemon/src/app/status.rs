@@ -4,7 +4,10 @@ use std::time::SystemTime;
 
 use ambit_proto::admin::v1 as proto;
 
-use super::node::{PodStatus, Pods};
+use super::{
+    locations::FoundBy,
+    node::{PodStatus, Pods},
+};
 use crate::{
     admin::{Readiness, StatusProvider},
     discovery::Feed,
@@ -68,6 +71,7 @@ fn pod(pod: &PodStatus) -> proto::Pod {
         netns_cookie,
         state: state.into(),
         error,
+        found_by: pod.found_by.map(FoundBy::as_str).unwrap_or_default().to_owned(),
         counters: Some(proto::CaptureCounters {
             captured: pod.counters.captured,
             passed: pod.counters.passed,

@@ -9,7 +9,7 @@ use kube::{
     core::PartialObjectMeta,
     runtime::{
         WatchStreamExt as _,
-        watcher::{Config, Event, metadata_watcher},
+        watcher::{Config, Event, watcher},
     },
 };
 use tokio::{sync::watch, task::AbortHandle, time::timeout};
@@ -74,8 +74,8 @@ async fn follow((namespace, name): (String, String), tell: watch::Sender<bool>) 
             return;
         }
     };
-    let sets: Api<DaemonSet> = Api::namespaced(client, &namespace);
-    let events = metadata_watcher(sets, Config::default().fields(&format!("metadata.name={name}")));
+    let sets: Api<PartialObjectMeta<DaemonSet>> = Api::namespaced(client, &namespace);
+    let events = watcher(sets, Config::default().fields(&format!("metadata.name={name}")));
     let mut events = std::pin::pin!(events.default_backoff());
     while let Some(event) = events.next().await {
         match event {

@@ -72,6 +72,8 @@ pub(crate) struct AgentConfig {
     pub(crate) kubelet_cgroup: Option<PathBuf>,
     /// The BPF file system.
     pub(crate) bpf_root: PathBuf,
+    /// Where the CNI plugin is installed and chained; not at all if `None`.
+    pub(crate) cni: Option<CniDirs>,
     /// Threads of the runtime that carries traffic, 1 to 256.
     pub(crate) workers: usize,
     /// Use of the hybrid post-quantum key exchange.
@@ -84,6 +86,15 @@ pub(crate) struct AgentConfig {
     pub(crate) trust_bundles: Vec<(TrustDomain, PathBuf)>,
     /// Where certificates come from.
     pub(crate) issuer: IssuerConfig,
+}
+
+/// Folders of the CNI, as the node itself sees them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CniDirs {
+    /// Plugins, usually `/opt/cni/bin`.
+    pub(crate) bin: PathBuf,
+    /// Network configurations, usually `/etc/cni/net.d`.
+    pub(crate) conf: PathBuf,
 }
 
 /// Where the Kubernetes objects come from.
@@ -232,6 +243,7 @@ impl AgentConfig {
             cgroup_root: settings.cgroup_root.map(|path| path.0),
             kubelet_cgroup: settings.kubelet_cgroup.map(|path| path.0),
             bpf_root: settings.bpf_root.map_or_else(|| DEFAULT_BPF_ROOT.into(), |path| path.0),
+            cni: cni_dirs(settings.cni_bin_dir, settings.cni_conf_dir)?,
             workers: settings.workers.map_or_else(default_workers, |workers| workers.0.get()),
             post_quantum: settings.post_quantum.unwrap_or_default(),
             crl_file: settings.crl_file.map(|path| path.0),
@@ -252,6 +264,19 @@ impl AgentConfig {
             private_folder("ca-dir", ca_dir)?;
         }
         private_folder("run-dir", &self.run_dir)
+    }
+}
+
+/// Both folders or neither.
+pub(super) fn cni_dirs(
+    bin: Option<Location>,
+    conf: Option<Location>,
+) -> Result<Option<CniDirs>, ConfigError> {
+    match (bin, conf) {
+        (Some(bin), Some(conf)) => Ok(Some(CniDirs { bin: bin.0, conf: conf.0 })),
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(ConfigError::Missing { flag: "cni-conf-dir", variable: "AMBIT_CNI_CONF_DIR" }),
+        (None, Some(_)) => Err(ConfigError::Missing { flag: "cni-bin-dir", variable: "AMBIT_CNI_BIN_DIR" }),
     }
 }
 

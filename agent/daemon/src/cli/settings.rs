@@ -107,6 +107,10 @@ settings! {
     kubelet_cgroup: Location, "AMBIT_KUBELET_CGROUP", "PATH";
     /// The BPF file system, mounted there if it is not [default: /sys/fs/bpf]
     bpf_root: Location, "AMBIT_BPF_ROOT", "PATH";
+    /// Where the CNI plugin is installed, as the node itself sees it; with --cni-conf-dir only
+    cni_bin_dir: Location, "AMBIT_CNI_BIN_DIR", "DIR";
+    /// Where the CNI network configuration is that the plugin is chained to, as the node itself sees it
+    cni_conf_dir: Location, "AMBIT_CNI_CONF_DIR", "DIR";
     /// How many threads carry traffic [default: one for each processor, at most 8]
     workers: Workers, "AMBIT_WORKERS", "N";
     /// Whether tunnels use the hybrid key exchange X25519MLKEM768: off, offer, prefer or require [default: offer]

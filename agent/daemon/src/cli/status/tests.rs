@@ -36,6 +36,7 @@ fn status() -> StatusResponse {
             ips: vec!["10.0.1.5".to_owned(), "fd00::5".to_owned()],
             netns_cookie: 4242,
             state: PodState::Enrolled.into(),
+            found_by: "cni".to_owned(),
             counters: Some(CaptureCounters { captured: 12, passed: 3, bypassed: 4, refused: 0, probes: 7 }),
             ..Pod::default()
         }],
@@ -116,6 +117,7 @@ fn machines_get_stable_keys_and_times() {
     assert_eq!(json["started"], "2030-03-17T14:43:20Z");
     assert_eq!(json["pods"][0]["netnsCookie"], 4242);
     assert_eq!(json["pods"][0]["counters"]["bypassed"], 4);
+    assert_eq!(json["pods"][0]["foundBy"], "cni");
     assert_eq!(json["certificates"][0]["state"], "valid");
     assert_eq!(json["connections"][0]["security"], "mutual_tls");
     assert_eq!(json["connections"][0]["clientToServerBytes"], 1536);

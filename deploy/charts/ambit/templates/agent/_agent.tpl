@@ -30,9 +30,9 @@ seLinuxOptions:
   value: /host/cgroup
 {{- if .Values.cni.enabled }}
 - name: AMBIT_CNI_BIN_DIR
-  value: /host/cni/bin
+  value: {{ .Values.cni.binDir }}
 - name: AMBIT_CNI_CONF_DIR
-  value: /host/cni/conf
+  value: {{ .Values.cni.confDir }}
 {{- end }}
 {{- end }}
 
@@ -52,10 +52,11 @@ seLinuxOptions:
   mountPath: /sys/fs/bpf
   mountPropagation: HostToContainer
 {{- if .Values.cni.enabled }}
+{{- /* As on the node: the plugin is told these paths, and runs there. */}}
 - name: cni-bin
-  mountPath: /host/cni/bin
+  mountPath: {{ .Values.cni.binDir }}
 - name: cni-conf
-  mountPath: /host/cni/conf
+  mountPath: {{ .Values.cni.confDir }}
 {{- end }}
 {{- end }}
 
