@@ -121,7 +121,6 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         let proxy = proxy.clone();
         async move { proxy.follow_trust().await }
     });
-    let installed = installation::keep(&config, &telemetry)?;
     installation::inform(&config, &feed, &mut following);
     let mut node = Node {
         name: config.node.clone(),
@@ -158,6 +157,8 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         }
     };
     tracing::info!(node = config.node, version = env!("CARGO_PKG_VERSION"), "agent started");
+    // Not before: an agent that dies on the way leaves the installation to the one that goes on.
+    let installed = installation::keep(&config, &telemetry)?;
     let ended = lifecycle::Serving {
         node: &mut node,
         proxy,
@@ -172,8 +173,9 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
     .run(run_dir, || drop(pods_enrolled))
     .await;
     if ended.is_ok() && release.uninstall_wanted().await {
-        // The plugin first, and what repairs it before that: without an agent it would keep new pods waiting.
+        // The plugin first, and what repairs and informs it before that: without an agent it would keep new pods waiting.
         drop(installed);
+        following.shutdown().await;
         let mut removed = config
             .cni
             .as_ref()

@@ -14,7 +14,7 @@ use std::{
     process::{ExitCode, exit},
     sync::Mutex,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde::Deserialize;
@@ -34,6 +34,9 @@ pub(crate) const BINARY: &str = "ambit-cni";
 const LIMIT: Duration = Duration::from_secs(25);
 /// How long a busy agent may leave us waiting before it takes the call.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
+/// How long a pod that has to wait for an agent waits here already, and how often is asked meanwhile.
+const PATIENCE: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(200);
 /// How long the agent may take to hear that a pod is gone.
 const SHORT_LIMIT: Duration = Duration::from_secs(3);
 /// The longest network configuration read, in bytes.
@@ -162,20 +165,31 @@ impl Call {
             ips: self.addresses(),
             valid: Vec::new(),
         };
-        let why = match self.ask(&request, ANSWER_LIMIT + CONNECT_LIMIT) {
+        let mut answer = self.ask(&request, ANSWER_LIMIT + CONNECT_LIMIT);
+        let mut because = None;
+        if !matches!(
+            &answer,
+            Ok(Answer { outcome: Outcome::Enrolled | Outcome::Passed | Outcome::Failed, .. })
+        ) {
+            match fallback::decide(self.state_dir(), &pod) {
+                Verdict::Pass => return Ok(()),
+                Verdict::Wait(why) => because = Some(why),
+            }
+            // An agent that is being replaced is back sooner than the kubelet would try again.
+            let begun = Instant::now();
+            while answer.is_err() && begun.elapsed() < PATIENCE {
+                thread::sleep(PAUSE);
+                answer = self.ask(&request, ANSWER_LIMIT);
+            }
+        }
+        let msg = match answer {
             Ok(Answer { outcome: Outcome::Enrolled | Outcome::Passed, .. }) => return Ok(()),
-            Ok(Answer { outcome: Outcome::Failed, message }) => return Err(Failure::later(message)),
-            Ok(Answer { outcome: Outcome::Unknown, message }) => message,
+            Ok(Answer { message, .. }) => message,
             Err(error) => format!("the ambit agent of this node is not running ({error})"),
         };
-        match fallback::decide(self.state_dir(), &pod) {
-            Verdict::Pass => Ok(()),
-            Verdict::Wait(because) => Err(Failure {
-                code: code::TRY_AGAIN_LATER,
-                msg: format!("try again later: {why}"),
-                details: format!("{}/{} is to be in the mesh: {because}", pod.namespace, pod.name),
-            }),
-        }
+        let because =
+            because.map(|why| format!("{}/{} is to be in the mesh: {why}", pod.namespace, pod.name));
+        Err(Failure { details: because.unwrap_or_default(), ..Failure::later(msg) })
     }
 
     /// An agent that is away does not make a pod wrong: its capture stays.
