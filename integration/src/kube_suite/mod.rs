@@ -4,6 +4,7 @@
 //! which a test has failed is nobody's fair start: the next test gets a new one.
 
 mod birth;
+mod chart;
 mod control;
 mod enrolment;
 mod identities;
@@ -52,6 +53,7 @@ enum Scene {
 pub fn tests() -> Vec<Test> {
     [
         control::TESTS,
+        chart::TESTS,
         identities::TESTS,
         install::TESTS,
         enrolment::TESTS,

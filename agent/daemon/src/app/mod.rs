@@ -181,6 +181,7 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
             .as_ref()
             .map_or_else(|| Ok(Vec::new()), |dirs| cni::uninstall(&dirs.bin, &dirs.conf))?;
         removed.extend(capture::uninstall(&config.bpf_root, Some(&config.node)).await?);
+        uninstall::remove_run_dir(&config.run_dir);
         tracing::info!(
             node = config.node,
             items = removed.len(),

@@ -1,7 +1,7 @@
 //! Whether the agent ends for good: because the DaemonSet that it belongs to is gone, not because of an upgrade, a drain or
 //! a node's end. Only what the API itself said counts; without an answer the node stays closed.
 
-use std::time::Duration;
+use std::{fs, io, path::Path, time::Duration};
 
 use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::{
@@ -66,6 +66,25 @@ impl Drop for Release {
     }
 }
 
+/// Removes the run directory, if nothing is in it but what agents put there.
+pub(super) fn remove_run_dir(path: &Path) {
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with("ambit") || name == "cni.sock") {
+            let _: io::Result<()> = fs::remove_file(entry.path());
+        }
+    }
+    let removed = fs::remove_dir(path).or_else(|error| match error.kind() {
+        // In a container it is a mount point. As the host sees it, it is not.
+        io::ErrorKind::ResourceBusy => {
+            fs::remove_dir(Path::new("/proc/1/root").join(path.strip_prefix("/").unwrap_or(path)))
+        }
+        _ => Err(error),
+    });
+    if let Err(error) = removed {
+        tracing::warn!(%error, path = %path.display(), "the run directory could not be removed");
+    }
+}
+
 async fn follow((namespace, name): (String, String), tell: watch::Sender<bool>) {
     let client = match Client::try_default().await {
         Ok(client) => client,
@@ -127,6 +146,22 @@ mod tests {
         assert_eq!(verdict(&Event::Delete(set(false))), Some(true));
         assert_eq!(verdict(&Event::Init), None);
         assert_eq!(verdict(&Event::InitDone), None);
+    }
+
+    #[test]
+    fn a_run_directory_goes_unless_somebody_else_uses_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let run_dir = dir.path().join("ambit");
+        fs::create_dir(&run_dir).unwrap();
+        for name in ["ambit.lock", "cni.sock", "theirs"] {
+            fs::write(run_dir.join(name), "").unwrap();
+        }
+        remove_run_dir(&run_dir);
+        let left: Vec<_> = fs::read_dir(&run_dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["theirs"]);
+        fs::remove_file(run_dir.join("theirs")).unwrap();
+        remove_run_dir(&run_dir);
+        assert!(!run_dir.exists());
     }
 
     #[tokio::test]
