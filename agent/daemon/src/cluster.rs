@@ -3,7 +3,9 @@
 //! Promises that the server is verified and that no wait on it is endless. What is asked of it is left to others.
 
 use std::{
+    env,
     error::Error,
+    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -12,6 +14,7 @@ use kube::{
     Client, Config,
     config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
+use zeroize::Zeroizing;
 
 /// How long a connection to the API server may take to come about.
 const CONNECT: Duration = Duration::from_secs(4);
@@ -29,10 +32,18 @@ pub(crate) enum ClusterError {
     },
     /// The kubeconfig tells to take any server for the right one.
     #[error(
-        "the kubeconfig {0} has insecure-skip-tls-verify: the answers of a server that is not verified prove nothing; \
-         give it the cluster's certificate-authority instead"
+        "the kubeconfig {0} has insecure-skip-tls-verify, or a server that is not https: the answers of a server that is \
+         not verified prove nothing; give it the cluster's certificate-authority instead"
     )]
     Unverified(PathBuf),
+    /// The token would never be sent.
+    #[error("the token file {path} cannot be used: {problem}")]
+    Token {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// Not in a pod.
     #[error("this is no pod of a cluster: name the cluster with --kubeconfig, or a folder with --manifests")]
     NoPod(#[source] InClusterError),
@@ -50,15 +61,33 @@ pub(crate) async fn client(kubeconfig: Option<&Path>) -> Result<Client, ClusterE
             let file = Kubeconfig::read_from(path).map_err(failed)?;
             let options = KubeConfigOptions::default();
             let config = Config::from_custom_kubeconfig(file, &options).await.map_err(failed)?;
-            if config.accept_invalid_certs {
+            if config.accept_invalid_certs || config.cluster_url.scheme_str() != Some("https") {
                 return Err(ClusterError::Unverified(path.to_owned()));
             }
             config
         }
         None => Config::incluster().map_err(ClusterError::NoPod)?,
     };
+    if let Some(path) = &config.auth_info.token_file {
+        check_token(Path::new(path))?;
+    }
     config.connect_timeout = Some(CONNECT);
     Client::try_from(config).map_err(ClusterError::Client)
+}
+
+/// Whether the kubelet has told this process of an API server.
+pub(crate) fn in_pod() -> bool {
+    env::var_os("KUBERNETES_SERVICE_HOST").is_some_and(|host| !host.is_empty())
+}
+
+/// The client library sends the file's content as it is.
+fn check_token(path: &Path) -> Result<(), ClusterError> {
+    let bad = |problem: String| ClusterError::Token { path: path.to_owned(), problem };
+    let token = Zeroizing::new(fs::read_to_string(path).map_err(|error| bad(error.to_string()))?);
+    match !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        true => Ok(()),
+        false => Err(bad("it must hold the token and nothing else, no line end either".into())),
+    }
 }
 
 /// What the API server said, or why it could not be asked, in one line.

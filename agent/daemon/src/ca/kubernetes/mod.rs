@@ -4,7 +4,6 @@
 //! Promises to refuse whatever the API server does not confirm, also when it cannot be asked. What it said is remembered for
 //! seconds, in tables of bounded size.
 
-mod login;
 mod secret;
 
 use std::{
@@ -27,11 +26,10 @@ use kube::{
 };
 use tokio::{sync::Semaphore, time::timeout};
 
-pub(crate) use login::{LoginError, in_pod};
 pub(super) use secret::{RootSecret, SecretError};
 
 use super::{limits::Limits, refusal::Refusal};
-use crate::identity::with_causes;
+use crate::cluster::{self, ClusterError};
 
 /// How long an accepted token is not reviewed again, nor its pod looked up.
 const ACCEPTED: Duration = Duration::from_secs(30);
@@ -85,9 +83,9 @@ pub(crate) struct Account {
 
 impl Cluster {
     /// Does not ask anything yet; the error is about the login.
-    pub(crate) async fn new(settings: KubernetesSettings) -> Result<Self, LoginError> {
+    pub(crate) async fn new(settings: KubernetesSettings) -> Result<Self, ClusterError> {
         Ok(Self {
-            api: ApiServer::new(login::client(settings.kubeconfig.as_deref()).await?),
+            api: ApiServer::new(cluster::client(settings.kubeconfig.as_deref()).await?),
             audience: settings.audience,
             node_accounts: settings.node_accounts.into_iter().collect(),
             accepted: Recent::default(),
@@ -176,8 +174,8 @@ enum ApiError {
     #[error("the API server did not answer within {} s", TIMEOUT.as_secs())]
     Timeout,
     /// It could not be asked, or answered with an error.
-    #[error("the API server")]
-    Kube(#[from] Box<kube::Error>),
+    #[error("{0}")]
+    Kube(String),
     /// More pods than can be.
     #[error("more than {} pods on node {node}", PAGE as usize * MAX_PAGES)]
     TooManyPods {
@@ -195,7 +193,7 @@ impl ApiServer {
         let call = async {
             // The semaphore is never closed.
             let _slot = self.slots.acquire().await.map_err(|_| ApiError::Timeout)?;
-            call.await.map_err(|error| ApiError::Kube(Box::new(error)))
+            call.await.map_err(|error| ApiError::Kube(cluster::sentence(&error)))
         };
         timeout(TIMEOUT, call).await.map_err(|_| ApiError::Timeout)?
     }
@@ -276,8 +274,7 @@ fn is_name(text: &str) -> bool {
 }
 
 fn away(error: &ApiError) -> Refusal {
-    let error = with_causes(error);
-    tracing::warn!(error, "the Kubernetes API could not be asked; the request is refused");
+    tracing::warn!(%error, "the Kubernetes API could not be asked; the request is refused");
     Refusal::Authority("the Kubernetes API cannot be asked".into())
 }
 
