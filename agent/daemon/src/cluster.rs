@@ -110,3 +110,6 @@ pub(crate) fn sentence(error: &kube::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+pub(crate) mod testing;
