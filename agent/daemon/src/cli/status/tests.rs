@@ -24,6 +24,7 @@ fn now() -> SystemTime {
 fn status() -> StatusResponse {
     StatusResponse {
         node: "n1".to_owned(),
+        instance: String::new(),
         version: "0.1.0".to_owned(),
         started: at(-11_000),
         ready: false,
@@ -184,6 +185,9 @@ fn an_agent_that_hangs_is_given_up() {
         run_dir: dir.path().to_str().unwrap().parse().unwrap(),
         output: Format::Table,
         connections: false,
+        ready: false,
+        instance: None,
+        remote: Remote::default(),
     };
     let started = std::time::Instant::now();
     let error = run(&args).unwrap_err().to_string();
