@@ -169,15 +169,10 @@ fn renewed_under_load(world: &mut World, plan: &Plan) -> Result<()> {
     let crowd = Crowd::build(world, plan.pods)?;
     crowd.announce(world)?;
     crowd.wait_certified(world, SECOND * 300)?;
-    let (first, before) = (service.audit().len(), failures(world)?);
+    let (mark, before) = (service.mark(), failures(world)?);
     let tally = crowd.play((world.pod("b").v4, ports::ECHO), plan.seconds, plan.rest)?;
-    let renewals: Vec<f64> = service
-        .audit()
-        .split_off(first)
-        .into_iter()
-        .filter(|line| line.outcome == "issued")
-        .map(|line| line.at)
-        .collect();
+    let audited = service.audit_since(mark).into_iter();
+    let renewals: Vec<f64> = audited.filter(|line| line.outcome == "issued").map(|line| line.at).collect();
     let count = renewals.len();
     let (second, _) = peak_and_mean(renewals.clone(), 1.0);
     let (peak, mean) = peak_and_mean(renewals, plan.window);

@@ -109,7 +109,7 @@ where
         served = server => served.map_err(AdminError::Status),
         () = async {
             let _ = stopped.await;
-            tokio::time::sleep(DRAIN).await;
+            sleep(DRAIN).await;
         } => Ok(()),
     }
 }

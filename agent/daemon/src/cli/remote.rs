@@ -29,7 +29,7 @@ const AT_ONCE: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Which agents of which cluster.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Args)]
 #[command(next_help_heading = "Agents of a cluster, through its API")]
 pub(super) struct Remote {
     /// Ask agents of the cluster in this kubeconfig, not the one of this machine

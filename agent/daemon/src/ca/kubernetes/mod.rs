@@ -10,7 +10,7 @@ use std::{
     collections::{HashMap, HashSet},
     hash::Hash,
     net::IpAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -29,7 +29,10 @@ use tokio::{sync::Semaphore, time::timeout};
 pub(super) use secret::{RootSecret, SecretError};
 
 use super::{limits::Limits, refusal::Refusal};
-use crate::cluster::{self, ClusterError};
+use crate::{
+    cluster::{self, ClusterError},
+    identity::with_causes,
+};
 
 /// How long an accepted token is not reviewed again, nor its pod looked up.
 const ACCEPTED: Duration = Duration::from_secs(30);
@@ -81,11 +84,21 @@ pub(crate) struct Account {
     pub(crate) node: Option<String>,
 }
 
+/// A client that gives up as soon as a caller would.
+async fn client(kubeconfig: Option<&Path>) -> Result<Client, ClusterError> {
+    let mut config = cluster::config(kubeconfig).await?;
+    config.read_timeout = Some(TIMEOUT);
+    config.write_timeout = Some(TIMEOUT);
+    // Whoever asks for a certificate asks again by itself.
+    config.default_retry = false;
+    cluster::client(config)
+}
+
 impl Cluster {
     /// Does not ask anything yet; the error is about the login.
     pub(crate) async fn new(settings: KubernetesSettings) -> Result<Self, ClusterError> {
         Ok(Self {
-            api: ApiServer::new(cluster::client(settings.kubeconfig.as_deref()).await?),
+            api: ApiServer::new(client(settings.kubeconfig.as_deref()).await?),
             audience: settings.audience,
             node_accounts: settings.node_accounts.into_iter().collect(),
             accepted: Recent::default(),
@@ -174,8 +187,8 @@ enum ApiError {
     #[error("the API server did not answer within {} s", TIMEOUT.as_secs())]
     Timeout,
     /// It could not be asked, or answered with an error.
-    #[error("{0}")]
-    Kube(String),
+    #[error("the API server")]
+    Kube(#[from] Box<kube::Error>),
     /// More pods than can be.
     #[error("more than {} pods on node {node}", PAGE as usize * MAX_PAGES)]
     TooManyPods {
@@ -193,7 +206,7 @@ impl ApiServer {
         let call = async {
             // The semaphore is never closed.
             let _slot = self.slots.acquire().await.map_err(|_| ApiError::Timeout)?;
-            call.await.map_err(|error| ApiError::Kube(cluster::sentence(&error)))
+            call.await.map_err(|error| ApiError::Kube(Box::new(error)))
         };
         timeout(TIMEOUT, call).await.map_err(|_| ApiError::Timeout)?
     }
@@ -274,7 +287,8 @@ fn is_name(text: &str) -> bool {
 }
 
 fn away(error: &ApiError) -> Refusal {
-    tracing::warn!(%error, "the Kubernetes API could not be asked; the request is refused");
+    let error = with_causes(error);
+    tracing::warn!(error, "the Kubernetes API could not be asked; the request is refused");
     Refusal::Authority("the Kubernetes API cannot be asked".into())
 }
 

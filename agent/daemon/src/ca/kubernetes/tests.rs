@@ -315,13 +315,13 @@ async fn a_kubeconfig_that_cannot_serve_says_why() {
     let good = kubeconfig_text("127.0.0.1:6443".parse().unwrap(), &root);
     let problem = async |text: String| {
         std::fs::write(&path, text).unwrap();
-        cluster::client(Some(&path)).await.map(drop).map_err(|error| crate::identity::with_causes(&error))
+        client(Some(&path)).await.map(drop).map_err(|error| with_causes(&error))
     };
     assert_eq!(problem(good.clone()).await, Ok(()));
     for (from, to, expected) in [
         ("current-context: here", "current-context: there", "there"),
         ("cluster: one", "cluster: two", "two"),
-        ("https://", "http://", "that is not https"),
+        ("https://", "http://", "is not https://"),
         ("tls-server-name: kubernetes.default.svc", "insecure-skip-tls-verify: true", "prove nothing"),
         ("tokenFile: token", "tokenFile: nowhere", "nowhere cannot be used"),
         ("tokenFile: token", "tokenFile: config", "the token and nothing else"),
