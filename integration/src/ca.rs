@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use crate::{
@@ -151,7 +151,18 @@ impl CaService {
 
     /// The audit log of all replicas so far.
     pub fn audit(&self) -> Vec<Audited> {
-        self.replicas.iter().flat_map(Replica::audit).collect()
+        self.audit_since([0, 0])
+    }
+
+    /// How long the audit log of each replica is now.
+    pub fn mark(&self) -> [usize; 2] {
+        self.replicas.each_ref().map(|replica| replica.audit().len())
+    }
+
+    /// What came into the audit logs after `mark`.
+    pub fn audit_since(&self, mark: [usize; 2]) -> Vec<Audited> {
+        let replicas = self.replicas.iter().zip(mark);
+        replicas.flat_map(|(replica, mark)| replica.audit().split_off(mark)).collect()
     }
 }
 

@@ -38,7 +38,7 @@ pub(crate) enum ClusterError {
         /// What makes it so.
         problem: &'static str,
     },
-    /// The token would be refused, or never be sent.
+    /// The token would never be sent.
     #[error("the token file {path} cannot be used: {problem}")]
     Token {
         /// The file.
@@ -93,6 +93,16 @@ pub(crate) async fn config(kubeconfig: Option<&Path>) -> Result<Config, ClusterE
 /// A client of it, which connects when it is used.
 pub(crate) fn client(config: Config) -> Result<Client, ClusterError> {
     Client::try_from(config).map_err(|source| ClusterError::Client(Box::new(source)))
+}
+
+/// The client library sends the file's content as it is.
+fn check_token(path: &Path) -> Result<(), ClusterError> {
+    let bad = |problem: String| ClusterError::Token { path: path.to_owned(), problem };
+    let token = Zeroizing::new(fs::read_to_string(path).map_err(|error| bad(error.to_string()))?);
+    match !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        true => Ok(()),
+        false => Err(bad("it must hold the token and nothing else, no line end either".into())),
+    }
 }
 
 /// What the API server said, or why it could not be asked, in one line.

@@ -52,7 +52,7 @@ impl Kit {
         let mut image = tar::Archive::new(File::open(&self.image).context("the image")?);
         for layer in image.entries()? {
             let layer = layer?;
-            if !layer.path()?.extension().is_some_and(|extension| extension == "tar") {
+            if layer.path()?.extension().is_none_or(|extension| extension != "tar") {
                 continue;
             }
             for file in tar::Archive::new(layer).entries()? {

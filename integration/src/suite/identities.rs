@@ -97,17 +97,17 @@ fn refused(world: &mut World) -> Result<()> {
     fs::write(&stolen, "stolen-from-somewhere-else")?;
     let (token, other_token) = (service.token(0), service.token(1));
     let none: Option<&Path> = None;
-    let cases: [(&str, &str, Option<&Path>, &Path, &str, i64); 10] = [
-        ("not_on_node", "PermissionDenied", Some(&token), &other, &b, 60),
-        ("not_on_node", "PermissionDenied", Some(&other_token), &own, &a, 60),
-        ("request", "InvalidArgument", Some(&token), &dns, &a, 60),
-        ("request", "InvalidArgument", Some(&token), &two, &a, 60),
-        ("request", "InvalidArgument", Some(&token), &other, &a, 60),
-        ("trust_domain", "PermissionDenied", Some(&token), &strange, &foreign, 60),
-        ("unknown_caller", "Unauthenticated", Some(&stolen), &own, &a, 60),
+    let cases = [
+        ("not_on_node", "PermissionDenied", Some(token.as_path()), &other, &b, 60),
+        ("not_on_node", "PermissionDenied", Some(other_token.as_path()), &own, &a, 60),
+        ("request", "InvalidArgument", Some(token.as_path()), &dns, &a, 60),
+        ("request", "InvalidArgument", Some(token.as_path()), &two, &a, 60),
+        ("request", "InvalidArgument", Some(token.as_path()), &other, &a, 60),
+        ("trust_domain", "PermissionDenied", Some(token.as_path()), &strange, &foreign, 60),
+        ("unknown_caller", "Unauthenticated", Some(stolen.as_path()), &own, &a, 60),
         ("no_credentials", "Unauthenticated", none, &own, &a, 60),
-        ("lifetime", "InvalidArgument", Some(&token), &own, &a, 3_601),
-        ("lifetime", "InvalidArgument", Some(&token), &own, &a, i64::MAX),
+        ("lifetime", "InvalidArgument", Some(token.as_path()), &own, &a, 3_601),
+        ("lifetime", "InvalidArgument", Some(token.as_path()), &own, &a, i64::MAX),
     ];
     for (number, (reason, code, token, csr, identity, ttl)) in cases.into_iter().enumerate() {
         let ttl = ttl.to_string();
@@ -169,15 +169,10 @@ fn renewed_under_load(world: &mut World, plan: &Plan) -> Result<()> {
     let crowd = Crowd::build(world, plan.pods)?;
     crowd.announce(world)?;
     crowd.wait_certified(world, SECOND * 300)?;
-    let (first, before) = (service.audit().len(), failures(world)?);
+    let (mark, before) = (service.mark(), failures(world)?);
     let tally = crowd.play((world.pod("b").v4, ports::ECHO), plan.seconds, plan.rest)?;
-    let renewals: Vec<f64> = service
-        .audit()
-        .split_off(first)
-        .into_iter()
-        .filter(|line| line.outcome == "issued")
-        .map(|line| line.at)
-        .collect();
+    let audited = service.audit_since(mark).into_iter();
+    let renewals: Vec<f64> = audited.filter(|line| line.outcome == "issued").map(|line| line.at).collect();
     let count = renewals.len();
     let (second, _) = peak_and_mean(renewals.clone(), 1.0);
     let (peak, mean) = peak_and_mean(renewals, plan.window);

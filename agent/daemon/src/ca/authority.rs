@@ -27,7 +27,7 @@ use super::{
     kubernetes::{Cluster, RootSecret},
     metrics::CaMetrics,
 };
-use crate::identity::{BuiltinCa, Clock, with_causes};
+use crate::identity::{BuiltinCa, CaError, Clock, with_causes};
 
 /// Lifetime of the service's own certificate.
 const SERVING_TTL: Duration = Duration::from_secs(24 * 3600);
@@ -54,7 +54,7 @@ struct Tls {
 /// Where the CA is kept, and what is known of that.
 enum Store {
     Folder { dir: PathBuf, seen: Mutex<Stamp> },
-    Secret { secret: RootSecret, next: Mutex<Instant> },
+    Secret { secret: Box<RootSecret>, next: Mutex<Instant> },
 }
 
 /// What tells one state of the files from another: for each its device, inode, size and change time.
@@ -82,7 +82,7 @@ impl Authority {
                 let ca = BuiltinCa::read(&place, &files, trust_domain.clone(), clock.clone())?;
                 secret.publish(&ca.roots_pem()).await?;
                 let next = Mutex::new(Instant::now() + SECRET_POLL);
-                (Store::Secret { secret, next }, ca)
+                (Store::Secret { secret: Box::new(secret), next }, ca)
             }
         };
         let tls = serving(&ca, &names, clock.now())?;
@@ -207,11 +207,14 @@ impl std::fmt::Display for Store {
     }
 }
 
+/// A way to open the CA in a folder.
+type Open = fn(&Path, TrustDomain, Arc<dyn Clock>) -> Result<BuiltinCa, CaError>;
+
 async fn folder(
     dir: PathBuf,
     trust_domain: TrustDomain,
     clock: Arc<dyn Clock>,
-    open: fn(&Path, TrustDomain, Arc<dyn Clock>) -> Result<BuiltinCa, crate::identity::CaError>,
+    open: Open,
 ) -> Result<(Store, BuiltinCa), CaServiceError> {
     let opening = spawn_blocking(move || {
         let ca = open(&dir, trust_domain, clock)?;

@@ -203,6 +203,7 @@ fn key(own: &SpiffeId) -> PoolKey {
         pod: "u".into(),
         source: "198.18.1.2".parse().unwrap(),
         destination: PodAddr("198.18.2.2:80".parse().unwrap()),
+        peer: "p".into(),
         own: own.clone(),
         expected: id(SERVER),
     }

@@ -22,7 +22,10 @@ use kube::{
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::identity::{CaError, CaFiles, with_causes};
+use crate::{
+    cluster::sentence,
+    identity::{CaError, CaFiles},
+};
 
 /// The ConfigMap with the public roots, and the key in it. Agents mount it.
 const ROOTS: &str = "ambit-ca-root";
@@ -109,7 +112,7 @@ impl RootSecret {
             }
             // Another replica was quicker, and its CA is everybody's.
             Ok(Err(kube::Error::Api(status))) if status.is_already_exists() => self.read().await,
-            Ok(Err(error)) => Err(self.failed(action(), with_causes(&error))),
+            Ok(Err(error)) => Err(self.failed(action(), sentence(&error))),
             Err(_) => Err(self.failed(action(), no_answer())),
         }
     }
@@ -124,7 +127,7 @@ impl RootSecret {
         let action = || format!("read the Secret {}", self.name);
         let found = match timeout(TIMEOUT, self.secrets.get_opt(&self.name)).await {
             Ok(Ok(found)) => found,
-            Ok(Err(error)) => return Err(self.failed(action(), with_causes(&error))),
+            Ok(Err(error)) => return Err(self.failed(action(), sentence(&error))),
             Err(_) => return Err(self.failed(action(), no_answer())),
         };
         let Some(secret) = found else { return Ok(None) };
@@ -140,7 +143,7 @@ impl RootSecret {
         let patch = Patch::Apply(&map);
         let problem = match timeout(TIMEOUT, self.config_maps.patch(ROOTS, &params, &patch)).await {
             Ok(Ok(_)) => return Ok(()),
-            Ok(Err(error)) => with_causes(&error),
+            Ok(Err(error)) => sentence(&error),
             Err(_) => no_answer(),
         };
         Err(self.failed(format!("write the ConfigMap {ROOTS}"), problem))

@@ -24,6 +24,7 @@ fn now() -> SystemTime {
 fn status() -> StatusResponse {
     StatusResponse {
         node: "n1".to_owned(),
+        instance: String::new(),
         version: "0.1.0".to_owned(),
         started: at(-11_000),
         ready: false,
@@ -175,16 +176,18 @@ async fn where_no_agent_runs_the_error_says_what_to_do() {
     assert!(error.starts_with(&expected), "{error}");
 }
 
+#[derive(clap::Parser)]
+struct Line {
+    #[command(flatten)]
+    args: StatusArgs,
+}
+
 #[test]
 fn an_agent_that_hangs_is_given_up() {
     let dir = tempfile::tempdir().unwrap();
     let _silent = std::os::unix::net::UnixListener::bind(RunDir::socket_path(dir.path())).unwrap();
-    let args = StatusArgs {
-        sections: Vec::new(),
-        run_dir: dir.path().to_str().unwrap().parse().unwrap(),
-        output: Format::Table,
-        connections: false,
-    };
+    let run_dir = dir.path().to_str().unwrap();
+    let Line { args } = clap::Parser::try_parse_from(["status", "--run-dir", run_dir]).unwrap();
     let started = std::time::Instant::now();
     let error = run(&args).unwrap_err().to_string();
     assert!(error.contains("did not answer within 5s"), "{error}");

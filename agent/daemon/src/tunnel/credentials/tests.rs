@@ -93,6 +93,7 @@ async fn call(wallet: &Wallet, pool: &Pool, addr: std::net::SocketAddr) -> Resul
         pod: "u".into(),
         source: addr.ip(),
         destination: PodAddr(addr),
+        peer: "p".into(),
         own: id(CLIENT),
         expected: id(SERVER),
     };
