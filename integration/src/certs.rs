@@ -71,7 +71,17 @@ pub fn issue(ca: &Path, folder: &Path, recipe: &Recipe<'_>) -> Result<Certificat
 pub fn request(folder: &Path, name: &str, sans: &[&str]) -> Result<Certificate> {
     let (key, request) = (folder.join(format!("{name}.key")), folder.join(format!("{name}.csr")));
     let mut command = Command::new("openssl");
-    command.args(["req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/"]);
+    command.args([
+        "req",
+        "-new",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-subj",
+        "/",
+    ]);
     command.args(["-sha256", "-addext", &format!("subjectAltName=critical,{}", sans.join(","))]);
     process::must(command.arg("-keyout").arg(&key).arg("-out").arg(&request))?;
     Ok(Certificate { certificate: request, key })

@@ -64,7 +64,12 @@ fn served(world: &mut World) -> Result<()> {
         let blocks = certs::blocks(&pem);
         let root = fs::read_to_string(service.root())?;
         let chain: Vec<&str> = blocks.iter().copied().filter(|block| *block != root).collect();
-        ensure!(chain.len() == 2 && blocks.len() > 2, "{pod}: {} of {} blocks: {pem}", chain.len(), blocks.len());
+        ensure!(
+            chain.len() == 2 && blocks.len() > 2,
+            "{pod}: {} of {} blocks: {pem}",
+            chain.len(),
+            blocks.len()
+        );
         certs::verify(&folder, &chain, &service.root()).with_context(|| format!("the chain of {pod}"))?;
         verified += 1;
         let audited = service.audit();
@@ -73,7 +78,9 @@ fn served(world: &mut World) -> Result<()> {
         let line = line.with_context(|| format!("no audit of {identity}: {audited:?}"))?;
         ensure!(line.outcome == "issued" && line.line["node"] == node.as_str(), "{line:?}");
     }
-    world.notes.push(format!("openssl verify: {verified} chains of leaf and intermediate OK, as client and as server"));
+    world.notes.push(format!(
+        "openssl verify: {verified} chains of leaf and intermediate OK, as client and as server"
+    ));
     Ok(())
 }
 
@@ -164,8 +171,13 @@ fn renewed_under_load(world: &mut World, plan: &Plan) -> Result<()> {
     crowd.wait_certified(world, SECOND * 60)?;
     let (first, before) = (service.audit().len(), failures(world)?);
     let tally = crowd.play((world.pod("b").v4, ports::ECHO), plan.seconds, plan.rest)?;
-    let renewals: Vec<f64> =
-        service.audit().split_off(first).into_iter().filter(|line| line.outcome == "issued").map(|line| line.at).collect();
+    let renewals: Vec<f64> = service
+        .audit()
+        .split_off(first)
+        .into_iter()
+        .filter(|line| line.outcome == "issued")
+        .map(|line| line.at)
+        .collect();
     let count = renewals.len();
     let (second, _) = peak_and_mean(renewals.clone(), 1.0);
     let (peak, mean) = peak_and_mean(renewals, plan.window);
@@ -179,7 +191,10 @@ fn renewed_under_load(world: &mut World, plan: &Plan) -> Result<()> {
         peak as f64 / mean.max(0.1)
     ));
     ensure!(
-        tally.pods == plan.pods && tally.short.failed == 0 && tally.long.failed == 0 && tally.long.good == plan.pods,
+        tally.pods == plan.pods
+            && tally.short.failed == 0
+            && tally.long.failed == 0
+            && tally.long.good == plan.pods,
         "{tally:?}"
     );
     let rounds = plan.seconds * 1000 / u64::try_from(plan.rest.as_millis())?;

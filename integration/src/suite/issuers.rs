@@ -93,7 +93,11 @@ fn longer(world: &mut World) -> Result<()> {
     eventually(SECOND * 5, || world.must_reach("a", "b"))?;
     world.notes.push(format!("served again {:.1} s after the CA was back", back.elapsed().as_secs_f64()));
     long.wait(SECOND * 40)?;
-    ensure!(told(&long)?["rounds"].as_u64() > Some(300), "the long connection did not last: {}", long.output());
+    ensure!(
+        told(&long)?["rounds"].as_u64() > Some(300),
+        "the long connection did not last: {}",
+        long.output()
+    );
     eventually(SECOND * 5, || {
         let status = world.agents[0].status()?;
         ensure!(status["ready"] == true, "{status:#}");
@@ -135,6 +139,7 @@ fn all(world: &World, state: &str) -> Result<()> {
 }
 
 fn failures(world: &World) -> Result<f64> {
-    let failed = world.agents.iter().map(|agent| Ok(agent.metrics()?.sum("ambit_certificate_failures_total", &[])));
+    let failed =
+        world.agents.iter().map(|agent| Ok(agent.metrics()?.sum("ambit_certificate_failures_total", &[])));
     failed.sum()
 }

@@ -88,9 +88,8 @@ pub fn tests() -> Vec<Test> {
 pub fn run(sandbox: &Sandbox, binary: &Path, filter: &str, logs: &Path, console: Console) -> Result<Summary> {
     let mut stage = Stage { sandbox, binary, logs, shared: None, worlds: 0 };
     let mut summary = Summary::default();
-    let asked = |test: &&Test| {
-        test.name.contains(filter) && (filter.contains(SOAK) || !test.name.starts_with(SOAK))
-    };
+    let asked =
+        |test: &&Test| test.name.contains(filter) && (filter.contains(SOAK) || !test.name.starts_with(SOAK));
     for test in tests().iter().filter(asked) {
         console.partial(format_args!("  {:<58} ", test.name));
         let start = Instant::now();

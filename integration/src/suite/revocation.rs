@@ -38,9 +38,11 @@ fn revoked(world: &mut World) -> Result<()> {
     let certs = world.agents[0].certs()?;
     let identity = world.pod("a").identity();
     let all = certs["certificates"].as_array().context("certificates")?;
-    let serial = all.iter().find(|one| one["identity"] == identity.as_str()).and_then(|one| one["serial"].as_str());
+    let serial =
+        all.iter().find(|one| one["identity"] == identity.as_str()).and_then(|one| one["serial"].as_str());
     let serial = serial.context("the serial of a's certificate")?;
-    let (mark, before) = (world.agents[1].mark(), world.agents[1].metrics()?.sum_of_value("certificate_revoked"));
+    let (mark, before) =
+        (world.agents[1].mark(), world.agents[1].metrics()?.sum_of_value("certificate_revoked"));
     revoke(world, &[serial])?;
     world.agents[1].wait_log(mark, &["access", "certificate_revoked", &identity, &to])?;
     let ended = cut.wait(SECOND * 3)?;
@@ -60,11 +62,15 @@ fn revoked(world: &mut World) -> Result<()> {
 fn revoke(world: &World, serials: &[&str]) -> Result<()> {
     let folder = world.folder.join("revocation");
     fs::create_dir_all(&folder)?;
-    let line = |serial: &&str| format!("R\t490101000000Z\t250101000000Z\t{}\tunknown\t/\n", serial.to_uppercase());
+    let line =
+        |serial: &&str| format!("R\t490101000000Z\t250101000000Z\t{}\tunknown\t/\n", serial.to_uppercase());
     fs::write(folder.join("index"), serials.iter().map(line).collect::<String>())?;
     fs::write(
         folder.join("cnf"),
-        format!("[ca]\ndefault_ca = one\n[one]\ndatabase = {}/index\ndefault_md = sha256\n", folder.display()),
+        format!(
+            "[ca]\ndefault_ca = one\n[one]\ndatabase = {}/index\ndefault_md = sha256\n",
+            folder.display()
+        ),
     )?;
     let fresh = folder.join("crl.pem");
     let mut command = Command::new("openssl");

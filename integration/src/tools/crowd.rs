@@ -91,6 +91,7 @@ fn play(how: &Crowd, end: Instant) -> (Tally, std::io::Result<()>) {
         round += 1;
         thread::sleep(Duration::from_millis(how.rest_ms));
     }
-    let lasted = long.and_then(|mut stream: TcpStream| exchange(&mut stream, round).and_then(|()| finish(stream)));
+    let lasted =
+        long.and_then(|mut stream: TcpStream| exchange(&mut stream, round).and_then(|()| finish(stream)));
     (short, lasted)
 }

@@ -143,7 +143,8 @@ fn an_issuer_that_is_back_before_the_end_is_asked_before_the_end() {
             attempts.push(now);
             now = schedule.failed(&id("a"), now, jitter).unwrap();
         }
-        let within = |from: f64, to: f64| attempts.iter().filter(|now| (at(from)..at(to)).contains(now)).count();
+        let within =
+            |from: f64, to: f64| attempts.iter().filter(|now| (at(from)..at(to)).contains(now)).count();
         assert!(within(27.0, 29.0) >= 1, "back at nine tenths: {attempts:?}");
         assert!(within(29.5, 30.6) >= 1 && attempts.len() <= 20, "{attempts:?}");
         assert!(within(30.6, 48.0) >= 1, "and it goes on after the end as before it: {attempts:?}");

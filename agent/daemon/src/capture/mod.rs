@@ -23,12 +23,12 @@ use std::{
 
 use ambit_ebpf_common::{Counters, ProbeKey, addr};
 
-use self::{kubelet::Kubelet, programs::Programs};
 pub(crate) use self::{
     check::{Finding, Verdict, check_host},
     pod::{Accepted, PodNet},
     socket::end_cleanly,
 };
+use self::{kubelet::Kubelet, programs::Programs};
 
 /// Where the kernel's file systems are.
 #[derive(Clone, Debug)]

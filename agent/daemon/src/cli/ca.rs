@@ -98,9 +98,7 @@ impl CaArgs {
         let source = match (set.ca_dir, set.cacerts, set.root_secret) {
             (Some(dir), None, None) => CaSource::Own(dir.0),
             (None, Some(dir), None) => CaSource::PluggedIn(dir.0),
-            (None, None, Some(secret)) => {
-                CaSource::Secret { namespace: secret.namespace, name: secret.name }
-            }
+            (None, None, Some(secret)) => CaSource::Secret { namespace: secret.namespace, name: secret.name },
             (None, None, None) => return Err(missing("ca-dir", "AMBIT_CA_DIR")()),
             (Some(_), Some(_), _) => return both("ca-dir", "cacerts"),
             (Some(_), None, Some(_)) => return both("ca-dir", "root-secret"),

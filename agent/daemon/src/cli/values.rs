@@ -391,16 +391,20 @@ impl FromStr for TrustBundles {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let bundle = |bundle: &str| {
-            let (domain, file) = bundle.split_once('=').ok_or("use DOMAIN=FILE, with commas between several")?;
+            let (domain, file) =
+                bundle.split_once('=').ok_or("use DOMAIN=FILE, with commas between several")?;
             let domain: TrustDomain = domain.trim().parse().map_err(|error| format!("{error}"))?;
             Ok((domain, file.parse::<Location>().map_err(|error| error.to_string())?.0))
         };
         let bundles = text.split(',').map(bundle).collect::<Result<Vec<_>, String>>()?;
-        let twice = bundles.iter().enumerate().find(|(at, (domain, _))| {
-            bundles[..*at].iter().any(|(earlier, _)| earlier == domain)
-        });
+        let twice = bundles
+            .iter()
+            .enumerate()
+            .find(|(at, (domain, _))| bundles[..*at].iter().any(|(earlier, _)| earlier == domain));
         match twice {
-            Some((_, (domain, _))) => Err(format!("{domain} is there twice; one file may hold several roots")),
+            Some((_, (domain, _))) => {
+                Err(format!("{domain} is there twice; one file may hold several roots"))
+            }
             None => Ok(Self(bundles)),
         }
     }

@@ -157,7 +157,11 @@ impl BuiltinCa {
     }
 
     /// A new self-signed CA for ten years. `place` is for messages.
-    pub(crate) fn make(place: &Path, trust_domain: &TrustDomain, now: SystemTime) -> Result<CaFiles, CaError> {
+    pub(crate) fn make(
+        place: &Path,
+        trust_domain: &TrustDomain,
+        now: SystemTime,
+    ) -> Result<CaFiles, CaError> {
         make(trust_domain, now).map_err(|source| CaError::Make { dir: place.to_owned(), source })
     }
 

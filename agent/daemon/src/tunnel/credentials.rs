@@ -84,7 +84,9 @@ impl Wallet {
     pub(crate) fn revoke(&self, revocations: Revocations) {
         let revocations = Arc::new(revocations);
         let federation = |rules: &PeerRules| rules.federation.clone();
-        self.0.rules.rcu(|rules| PeerRules { revocations: revocations.clone(), federation: federation(rules) });
+        self.0
+            .rules
+            .rcu(|rules| PeerRules { revocations: revocations.clone(), federation: federation(rules) });
         self.0.revised.send_modify(|revision| *revision += 1);
     }
 
@@ -113,13 +115,8 @@ impl Wallet {
         certificates: &[CertificateDer<'_>],
         expected: Option<&SpiffeId>,
     ) -> Result<PeerIdentity, (Reason, String)> {
-        let peer = tls::peer_identity(
-            certificates,
-            expected,
-            &self.0.settings,
-            held.rules(),
-            self.0.clock.now(),
-        )?;
+        let peer =
+            tls::peer_identity(certificates, expected, &self.0.settings, held.rules(), self.0.clock.now())?;
         // Tickets live no longer than the credentials: a resumed peer was believed under the same trust.
         peer.believed.store(held.generation, Ordering::Relaxed);
         Ok(peer)

@@ -53,7 +53,13 @@ impl Sides {
         let now = SystemClock.now();
         tokio::join!(
             connect(client, self.client.client_config(&expected), |certificates| {
-                tls::peer_identity(certificates, Some(&expected), &self.settings, &tls::PeerRules::default(), now)
+                tls::peer_identity(
+                    certificates,
+                    Some(&expected),
+                    &self.settings,
+                    &tls::PeerRules::default(),
+                    now,
+                )
             }),
             accept(server, self.server.server_config(), |certificates| {
                 tls::peer_identity(certificates, None, &self.settings, &tls::PeerRules::default(), now)

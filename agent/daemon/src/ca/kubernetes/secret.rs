@@ -54,7 +54,9 @@ pub(crate) enum SecretError {
         problem: String,
     },
     /// There is none any more.
-    #[error("the Secret {namespace}/{name} is gone; restore it, or restart all replicas to have a new CA made")]
+    #[error(
+        "the Secret {namespace}/{name} is gone; restore it, or restart all replicas to have a new CA made"
+    )]
     Gone {
         /// Its namespace.
         namespace: String,
@@ -93,7 +95,9 @@ impl RootSecret {
         let secret = Secret {
             metadata: ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() },
             type_: Some("Opaque".to_owned()),
-            data: Some(made.named().map(|(name, content)| (name.to_owned(), ByteString(content.to_vec()))).into()),
+            data: Some(
+                made.named().map(|(name, content)| (name.to_owned(), ByteString(content.to_vec()))).into(),
+            ),
             ..Secret::default()
         };
         let action = || format!("create the Secret {}", self.name);

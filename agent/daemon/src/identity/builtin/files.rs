@@ -42,12 +42,8 @@ pub(super) struct Layout {
 /// Our own layout, which is Istio's.
 pub(super) const OWN: Layout =
     Layout { ca_cert: CA_CERT, ca_key: CA_KEY, cert_chain: CERT_CHAIN, root_cert: ROOT_CERT };
-const TLS: Layout = Layout {
-    ca_cert: TLS_NAMES[0],
-    ca_key: TLS_NAMES[1],
-    cert_chain: TLS_NAMES[0],
-    root_cert: TLS_NAMES[2],
-};
+const TLS: Layout =
+    Layout { ca_cert: TLS_NAMES[0], ca_key: TLS_NAMES[1], cert_chain: TLS_NAMES[0], root_cert: TLS_NAMES[2] };
 
 const LOCK: &str = ".lock";
 const INCOMING: &str = ".incoming";

@@ -321,7 +321,8 @@ fn a_plugged_in_intermediate_ca_is_delivered_with_its_chain() {
 fn a_plugged_in_ca_may_have_the_names_of_a_tls_secret() {
     let (own, ca) = fresh();
     let dir = TempDir::new().unwrap();
-    let plugged_in = || BuiltinCa::open_plugged_in(dir.path(), "td1".parse().unwrap(), FixedClock::new(now()));
+    let plugged_in =
+        || BuiltinCa::open_plugged_in(dir.path(), "td1".parse().unwrap(), FixedClock::new(now()));
     for (from, to) in [(CERT_CHAIN, "tls.crt"), (CA_KEY, "tls.key"), (ROOT_CERT, "ca.crt")] {
         let error = text(&plugged_in().err().unwrap());
         assert!(error.contains("missing"), "{error}");

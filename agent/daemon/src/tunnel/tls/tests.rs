@@ -129,10 +129,18 @@ fn a_good_pair_knows_each_other_and_resumes() {
         let suite = client.negotiated_cipher_suite().unwrap().suite();
         assert_eq!(suite, rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
         let settings = settings(PostQuantum::Offer);
-        let seen =
-            peer_identity(client.peer_certificates().unwrap(), Some(&id(CART)), &settings, &PeerRules::default(), *NOW).unwrap();
+        let seen = peer_identity(
+            client.peer_certificates().unwrap(),
+            Some(&id(CART)),
+            &settings,
+            &PeerRules::default(),
+            *NOW,
+        )
+        .unwrap();
         assert_eq!((&seen.id, seen.not_after), (&id(CART), *NOW + HOUR));
-        let seen = peer_identity(server.peer_certificates().unwrap(), None, &settings, &PeerRules::default(), *NOW).unwrap();
+        let seen =
+            peer_identity(server.peer_certificates().unwrap(), None, &settings, &PeerRules::default(), *NOW)
+                .unwrap();
         assert_eq!(seen.id, id(WEB));
     }
 }
@@ -163,7 +171,13 @@ fn tickets_end_with_the_certificate_and_so_does_a_resumed_peer() {
     let (_, server) = handshake(&web, &cart, CART);
     assert_eq!(server.handshake_kind(), Some(HandshakeKind::Resumed));
     let settings = settings(PostQuantum::Offer);
-    let refused = peer_identity(server.peer_certificates().unwrap(), None, &settings, &PeerRules::default(), clock.now());
+    let refused = peer_identity(
+        server.peer_certificates().unwrap(),
+        None,
+        &settings,
+        &PeerRules::default(),
+        clock.now(),
+    );
     let (reason, text) = refused.unwrap_err();
     assert_eq!(reason, Reason::CertificateExpired, "{text}");
     // The other way round the ticket itself has ended, and the full handshake refuses.
@@ -352,13 +366,20 @@ fn validity_counts_at_both_ends() {
     let settings = settings(PostQuantum::Off);
     let (leaf, _) = CA.leaf(&[WEB], *NOW, *NOW + HOUR, |_| ());
     let second = Duration::from_secs(1);
-    let at =
-        |now| peer_identity(std::slice::from_ref(&leaf), None, &settings, &PeerRules::default(), now).map_err(|refused| refused.0);
+    let at = |now| {
+        peer_identity(std::slice::from_ref(&leaf), None, &settings, &PeerRules::default(), now)
+            .map_err(|refused| refused.0)
+    };
     assert_eq!(at(*NOW - second).unwrap_err(), Reason::CertificateNotYetValid);
     assert!(at(*NOW).is_ok() && at(*NOW + HOUR).is_ok());
     assert_eq!(at(*NOW + HOUR + second).unwrap_err(), Reason::CertificateExpired);
-    assert_eq!(peer_identity(&[], None, &settings, &PeerRules::default(), *NOW).unwrap_err().0, Reason::CertificateMissing);
-    let mismatch = peer_identity(std::slice::from_ref(&leaf), Some(&id(CART)), &settings, &PeerRules::default(), *NOW).unwrap_err();
+    assert_eq!(
+        peer_identity(&[], None, &settings, &PeerRules::default(), *NOW).unwrap_err().0,
+        Reason::CertificateMissing
+    );
+    let mismatch =
+        peer_identity(std::slice::from_ref(&leaf), Some(&id(CART)), &settings, &PeerRules::default(), *NOW)
+            .unwrap_err();
     assert_eq!(mismatch.0, Reason::IdentityMismatch);
 }
 
@@ -380,7 +401,9 @@ fn arbitrary_bytes_are_refused_without_panic() {
             _ => bytes = (0..rand::random_range(0..300)).map(|_| rand::random()).collect(),
         }
         let certificate = CertificateDer::from(bytes.clone());
-        if let Ok(peer) = peer_identity(&[certificate], Some(&id(WEB)), &settings, &PeerRules::default(), *NOW) {
+        if let Ok(peer) =
+            peer_identity(&[certificate], Some(&id(WEB)), &settings, &PeerRules::default(), *NOW)
+        {
             assert_eq!(peer.id, id(WEB));
             taken += usize::from(round % 3 != 0);
         }
