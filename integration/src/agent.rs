@@ -112,6 +112,21 @@ impl Agent {
         Ok(())
     }
 
+    /// Starts another agent beside it, with the same flags.
+    pub fn successor(&self) -> Result<Process> {
+        Process::start(&mut self.command(), &self.log_file())
+    }
+
+    /// Has `new` be the agent from now on; answers with the process that was.
+    pub fn replace(&mut self, new: Process) -> Option<Process> {
+        self.process.replace(new)
+    }
+
+    /// The process, which is then no longer this agent's.
+    pub fn take(&mut self) -> Option<Process> {
+        self.process.take()
+    }
+
     /// Whether its process is alive.
     pub fn runs(&mut self) -> bool {
         self.process.as_mut().is_some_and(Process::runs)

@@ -27,21 +27,26 @@ const PORT: u16 = 15012;
 /// The name in the service's certificate.
 pub const SERVER_NAME: &str = "ambit-ca.test";
 
+/// What runs on the two nodes, as the file of callers says it.
+const BY_NODE: [&str; 2] =
+    ["service-accounts: [shop/a, shop/e]\n  namespaces: [crowd]", "service-accounts: [shop/b]"];
+
 /// The certificate service of a scene: a replica on each node, over one folder with a plugged-in CA, and a caller for each
 /// node's agent.
 #[derive(Debug)]
 pub struct CaService {
-    binary: PathBuf,
     folder: PathBuf,
-    flags: Vec<String>,
     replicas: [Replica; 2],
 }
 
 /// One process of the service; running or not.
 #[derive(Debug)]
 pub struct Replica {
+    binary: PathBuf,
     netns: Netns,
-    addr: SocketAddr,
+    /// Where it listens.
+    pub addr: SocketAddr,
+    flags: Vec<String>,
     log: PathBuf,
     process: Option<Process>,
 }
@@ -58,57 +63,35 @@ pub struct Audited {
 }
 
 impl CaService {
-    /// Makes the CA (an intermediate under a root, by openssl) and the callers. `identities[n]` are the lines below the
-    /// caller of node n+1 that say what it may ask for. Nothing runs yet.
-    pub fn prepare(world: &World, identities: [&str; 2], flags: &[&str]) -> Result<Self> {
+    /// Makes the CA (an intermediate under a root, by openssl) and the callers: the agents of both nodes, each for what runs
+    /// there. Nothing runs yet.
+    pub fn prepare(world: &World, flags: &[&str]) -> Result<Self> {
         let folder = world.folder.join("certificate-service");
         certs::plugged_in_authority(&folder.join("cacerts"))?;
+        let (cacerts, file) = (folder.join("cacerts"), folder.join("callers.yaml"));
+        let (cacerts, callers_file) = (cacerts.display().to_string(), file.display().to_string());
+        let own = ["--cacerts", &cacerts, "--token-file", &callers_file];
+        let flags = [&own[..], flags].concat();
         let mut callers = "callers:\n".to_owned();
         let mut replicas = Vec::new();
         for (number, node) in world.topology.nodes.iter().enumerate() {
             let token = format!("token-of-{}-0123456789", node.name);
             fs::write(folder.join(format!("token-{number}")), &token)?;
-            callers += &format!("- node: {}\n  token: {token}\n  {}\n", node.name, identities[number]);
-            replicas.push(Replica {
-                netns: node.netns.clone(),
-                addr: SocketAddr::new(node.v4.into(), PORT),
-                log: folder.join(format!("replica-{number}.log")),
-                process: None,
-            });
+            callers += &format!("- node: {}\n  token: {token}\n  {}\n", node.name, BY_NODE[number]);
+            let addr = SocketAddr::new(node.v4.into(), PORT);
+            let log = folder.join(format!("replica-{number}.log"));
+            replicas.push(Replica::new(&world.binary, &node.netns, addr, &log, &flags));
         }
-        let file = folder.join("callers.yaml");
         fs::write(&file, callers)?;
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
         let replicas = replicas.try_into().ok().context("two nodes")?;
-        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        Ok(Self { binary: world.binary.clone(), folder, flags, replicas })
+        Ok(Self { folder, replicas })
     }
 
-    /// Starts both replicas.
+    /// Starts both replicas and waits until they serve.
     pub fn start(&mut self) -> Result<()> {
-        (0..self.replicas.len()).try_for_each(|replica| self.start_replica(replica))
-    }
-
-    /// Starts one of them and waits until it serves.
-    pub fn start_replica(&mut self, replica: usize) -> Result<()> {
-        let Self { binary, folder, flags, replicas } = self;
-        let replica = &mut replicas[replica];
-        let mut command = replica.netns.command(&*binary);
-        command.args(["ca", "--listen", &replica.addr.to_string(), "--dns-name", SERVER_NAME]);
-        command.arg("--cacerts").arg(folder.join("cacerts"));
-        command.arg("--token-file").arg(folder.join("callers.yaml"));
-        command.args(["--log", "info", "--log-format", "json"]).args(flags);
-        command.env("RUST_BACKTRACE", "1").env_remove("RUST_LOG");
-        let before = fs::read_to_string(&replica.log).unwrap_or_default().len();
-        let mut process = Process::start(&mut command, &replica.log)?;
-        process::eventually(Duration::from_secs(10), || {
-            ensure!(process.runs(), "ambit ca has ended: {}", process::tail(&process.output()));
-            let log = process.output();
-            ensure!(log[before.min(log.len())..].contains("CA service started"), "ambit ca does not serve");
-            Ok(())
-        })?;
-        replica.process = Some(process);
-        Ok(())
+        self.replicas.iter_mut().try_for_each(Replica::spawn)?;
+        self.replicas.iter_mut().try_for_each(Replica::wait_serving)
     }
 
     /// Kills both replicas.
@@ -149,12 +132,7 @@ impl CaService {
 
     /// Asks a replica by hand, with further flags of the tool `create-certificate`.
     pub fn ask(&self, replica: usize, csr: &Path, flags: &[&str]) -> Result<Answer> {
-        let replica = &self.replicas[replica];
-        let mut command = load::tool(&replica.netns)?;
-        command.args(["create-certificate", "--to", &replica.addr.to_string(), "--server-name", SERVER_NAME]);
-        command.arg("--root").arg(self.root()).arg("--csr").arg(csr).args(flags);
-        let text = process::run(&mut command, Duration::from_secs(30))?.ok()?;
-        serde_json::from_str(&text).context("the answer of create-certificate")
+        self.replicas[replica].ask(&self.root(), csr, flags)
     }
 
     /// Asks the first `replicas` for certificates of `identity` for `seconds`, as often as they answer.
@@ -173,8 +151,54 @@ impl CaService {
 
     /// The audit log of all replicas so far.
     pub fn audit(&self) -> Vec<Audited> {
-        let logs = self.replicas.iter().map(|replica| fs::read_to_string(&replica.log).unwrap_or_default());
-        logs.flat_map(|log| log.lines().filter_map(Audited::read).collect::<Vec<_>>()).collect()
+        self.replicas.iter().flat_map(Replica::audit).collect()
+    }
+}
+
+impl Replica {
+    /// One that is not started yet; `flags` say what it signs with and for whom.
+    pub fn new(binary: &Path, netns: &Netns, addr: SocketAddr, log: &Path, flags: &[&str]) -> Self {
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let (binary, netns, log) = (binary.to_owned(), netns.clone(), log.to_owned());
+        Self { binary, netns, addr, flags, log, process: None }
+    }
+
+    /// Starts it, without waiting.
+    pub fn spawn(&mut self) -> Result<()> {
+        let mut command = self.netns.command(&self.binary);
+        command.args(["ca", "--listen", &self.addr.to_string(), "--dns-name", SERVER_NAME]);
+        command.args(["--log", "info", "--log-format", "json"]).args(&self.flags);
+        command.env("RUST_BACKTRACE", "1").env_remove("RUST_LOG");
+        // What an earlier process of it has logged stays, but says nothing of this one.
+        let earlier = self.log.with_extension("earlier.log");
+        if let Ok(log) = fs::read(&self.log) {
+            fs::write(&earlier, [fs::read(&earlier).unwrap_or_default(), log].concat())?;
+            fs::remove_file(&self.log)?;
+        }
+        self.process = Some(Process::start(&mut command, &self.log)?);
+        Ok(())
+    }
+
+    /// Waits until it serves.
+    pub fn wait_serving(&mut self) -> Result<()> {
+        let process = self.process.as_mut().context("the replica was not started")?;
+        process.wait_for("CA service started", Duration::from_secs(20))
+    }
+
+    /// Asks it by hand, with further flags of the tool `create-certificate`; its own certificate must lead to `root`.
+    pub fn ask(&self, root: &Path, csr: &Path, flags: &[&str]) -> Result<Answer> {
+        let mut command = load::tool(&self.netns)?;
+        command.args(["create-certificate", "--to", &self.addr.to_string(), "--server-name", SERVER_NAME]);
+        command.arg("--root").arg(root).arg("--csr").arg(csr).args(flags);
+        let text = process::run(&mut command, Duration::from_secs(30))?.ok()?;
+        serde_json::from_str(&text).context("the answer of create-certificate")
+    }
+
+    /// Its audit log so far.
+    pub fn audit(&self) -> Vec<Audited> {
+        let logs = [self.log.with_extension("earlier.log"), self.log.clone()];
+        let logs = logs.map(|log| fs::read_to_string(log).unwrap_or_default());
+        logs.iter().flat_map(|log| log.lines().filter_map(Audited::read)).collect()
     }
 }
 

@@ -76,6 +76,14 @@ impl Manifests {
         self.write(&format!("pod-{}.yaml", pod.name), &pod_yaml(topology, pod, labels, container))
     }
 
+    /// As [`Manifests::pod`], of another pod in the same place: with this UID.
+    pub fn pod_as(&self, topology: &Topology, pod: &Pod, uid: &str) -> Result<()> {
+        let text = pod_yaml(topology, pod, &[], "");
+        let text = text
+            .replace(&format!("uid: uid-{}-{}\n", pod.name, pod.service_account), &format!("uid: {uid}\n"));
+        self.write(&format!("pod-{}.yaml", pod.name), &text)
+    }
+
     /// Writes a PeerAuthentication for a whole namespace.
     pub fn peer_authentication(&self, namespace: &str, mode: &str) -> Result<()> {
         self.write(&format!("peer-authentication-{namespace}.yaml"), &peer_authentication(namespace, mode))
@@ -114,13 +122,14 @@ fn pod_yaml(topology: &Topology, pod: &Pod, labels: &[(&str, &str)], container: 
     let Pod { name, namespace, service_account, v4, v6, .. } = pod;
     let extra: String = labels.iter().map(|(key, value)| format!("    {key}: {value:?}\n")).collect();
     format!(
-        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {namespace}\n  uid: uid-{name}\n  \
+        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {namespace}\n  uid: {uid}\n  \
          creationTimestamp: \"2026-01-01T00:00:00Z\"\n  labels:\n    app: {name}\n{extra}  annotations:\n    \
          {NETNS_ANNOTATION}: {netns}\nspec:\n  nodeName: {node}\n  serviceAccountName: {service_account}\n  \
          containers:\n  - name: main\n    image: example.invalid/main:1\n    ports:\n    - name: http\n      \
          containerPort: 8080\n      protocol: TCP\n    - name: admin\n      containerPort: 8081\n{container}status:\n  \
          phase: Running\n  podIP: {v4}\n  podIPs:\n  - ip: {v4}\n  - ip: {v6}\n  conditions:\n  - type: Ready\n    \
          status: \"True\"\n",
+        uid = format_args!("uid-{name}-{service_account}"),
         netns = pod.netns.name(),
         node = topology.nodes[pod.node].name,
     )

@@ -105,6 +105,28 @@ impl Topology {
         }
     }
 
+    /// Puts a pod in the place of another, as when its address goes to the next one: the interface and the namespace are
+    /// deleted, and new ones made. The namespace's name is another one, as those of pods are, if `renamed`.
+    pub fn replace(&mut self, name: &str, service_account: &'static str, renamed: bool) -> Result<()> {
+        if self.pod(name).netns.path().exists() {
+            self.unplug(name)?;
+        }
+        let index = self.pods.iter().position(|pod| pod.name == name).context("there is no such pod")?;
+        let pod = &mut self.pods[index];
+        let node = &self.nodes[pod.node];
+        let suffix = if renamed { "n" } else { "" };
+        pod.netns = Netns::create(&format!("{}{suffix}", pod.netns.name()))?;
+        pod.service_account = service_account;
+        wire(node, pod).with_context(|| format!("wiring pod {name} anew"))
+    }
+
+    /// Deletes a pod's interface and namespace, with what runs in it.
+    pub fn unplug(&self, name: &str) -> Result<()> {
+        let pod = self.pod(name);
+        self.nodes[pod.node].netns.ip(&["link", "delete", &format!("pod-{name}")])?;
+        pod.netns.delete()
+    }
+
     /// Deletes all namespaces, with what runs in them.
     pub fn remove(&self) -> Result<()> {
         for netns in self.pods.iter().map(|pod| &pod.netns).chain(self.nodes.iter().map(|node| &node.netns)) {

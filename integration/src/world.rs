@@ -15,7 +15,7 @@ use crate::{
     capture::{Capture, Captured},
     load::{self, Lane, Servers, ports},
     manifests::Manifests,
-    process::{self, Finished},
+    process::{self, Finished, Process},
     sandbox::{self, Sandbox},
     tools::Attempt,
     topology::{MESHED, NODE_LINK, Pod, Topology, UNMESHED},
@@ -34,6 +34,8 @@ pub struct World {
     pub folder: PathBuf,
     /// The built-in CA's folder.
     pub ca: PathBuf,
+    /// Agents that have handed over and may still carry connections.
+    pub retired: Vec<Process>,
     /// The daemon.
     pub binary: PathBuf,
     /// Figures that a test wants shown beside its name.
@@ -75,13 +77,14 @@ impl World {
         let agents = [agent(0), agent(1)];
         let serving = ["b", "d", "e"].map(|pod| Servers::start(topology.pod(pod), &folder));
         let servers = serving.into_iter().collect::<Result<_>>().context("starting servers")?;
-        let (binary, notes) = (binary.to_owned(), Vec::new());
-        Ok(Self { topology, manifests, agents, folder, ca, binary, notes, servers })
+        let (binary, notes, retired) = (binary.to_owned(), Vec::new(), Vec::new());
+        Ok(Self { topology, manifests, agents, folder, ca, retired, binary, notes, servers })
     }
 
     /// Takes everything down again.
     pub fn remove(mut self) -> Result<()> {
         self.servers.clear();
+        self.retired.clear();
         for agent in &mut self.agents {
             agent.kill();
             let gone = agent.uninstall()?;
@@ -90,6 +93,13 @@ impl World {
             ensure!(!pins.exists(), "ambit uninstall left {}", pins.display());
         }
         self.topology.remove()
+    }
+
+    /// Ends a pod that has servers, and starts another with the same addresses and `service_account`.
+    pub fn replace_pod(&mut self, name: &str, service_account: &'static str, renamed: bool) -> Result<()> {
+        self.topology.replace(name, service_account, renamed)?;
+        self.servers.push(Servers::start(self.topology.pod(name), &self.folder)?);
+        Ok(())
     }
 
     /// Undoes what tests change in manifests: policies gone, pods without extra labels.

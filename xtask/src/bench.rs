@@ -4,6 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use ambit_integration::{
     console::Console,
+    issuing::Costs,
     load::{Figures, median},
     sandbox,
     world::World,
@@ -16,6 +17,7 @@ use crate::{build, demo::table, setup};
 /// Measure throughput, round trip and rates through the tunnel against plaintext, in several rounds. Needs root.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask bench\n  cargo xtask bench --rounds 9 --seconds 10\n  \
+    cargo xtask bench --certificates     the CA and the agent's memory alone\n  \
     cargo xtask bench --json > figures.json")]
 pub(crate) struct Args {
     /// How many rounds; each measures both ways, and the median counts.
@@ -24,6 +26,9 @@ pub(crate) struct Args {
     /// How long each of the five loads lasts, in seconds.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: u32,
+    /// Measure only what certificates cost.
+    #[arg(long)]
+    certificates: bool,
     /// Print JSON on stdout, and progress on stderr.
     #[arg(long)]
     json: bool,
@@ -40,6 +45,15 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     };
     sandbox::supervised(prepare, |sandbox, binary: PathBuf| {
         let console = Console::new(args.json);
+        let progress = |what: &str| console.line(format_args!("certificates: {what}"));
+        let certificates = Costs::measure(sandbox, &binary, args.seconds, progress)?;
+        if args.certificates {
+            match args.json {
+                true => println!("{:#}", json!({ "seconds": args.seconds, "certificates": certificates })),
+                false => console.line(format_args!("\n{}", certificates.told())),
+            }
+            return Ok(());
+        }
         let world = World::start(sandbox, "bench", &binary, &[])?;
         world.must_reach("a", "b")?;
         let memory_idle = resident(&world)?;
@@ -61,11 +75,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
                 "direct": median(&direct),
                 "ambit": median(&ambit),
                 "all": { "direct": direct, "ambit": ambit },
+                "certificates": certificates,
                 "agent_resident_kib": { "idle": memory_idle, "after_load": memory_loaded },
             });
             println!("{report:#}");
         } else {
             console.line(format_args!("\n{}", table(&median(&direct), &median(&ambit))));
+            console.line(format_args!("{}", certificates.told()));
             console.line(format_args!(
                 "agents' memory, KiB: {memory_idle:?} idle, {memory_loaded:?} after load"
             ));

@@ -10,6 +10,7 @@ mod clean;
 mod cluster;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod image;
 mod kube;
 mod kube_demo;
@@ -42,6 +43,7 @@ enum Verb {
     Test(test::Args),
     Demo(demo::Args),
     Bench(bench::Args),
+    Fuzz(fuzz::Args),
     Cluster(cluster::Args),
     Clean(clean::Args),
     /// A client or server of the end-to-end tests, run inside a pod's namespace.
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Fuzz(args) => fuzz::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Cluster(args) => cluster::run(&args),
         Verb::Clean(args) => clean::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Tool(tool) => tools::run(&tool).map(|()| ExitCode::SUCCESS),

@@ -81,6 +81,18 @@ const HOUSES: [House; 2] = [
             ),
             ("discovery", &["crate::proxy", "crate::identity", "crate::tunnel", "crate::capture"]),
             (
+                "cni",
+                &[
+                    "crate::proxy",
+                    "crate::discovery",
+                    "crate::tunnel",
+                    "crate::capture",
+                    "crate::identity",
+                    "ambit_core::policy",
+                    "aya",
+                ],
+            ),
+            (
                 "reports",
                 &["crate::proxy", "crate::identity", "crate::tunnel", "crate::capture", "ambit_core::policy"],
             ),

@@ -25,6 +25,7 @@ use crate::{
     cargo xtask test --unit-only              lints and unit tests, no root\n  \
     cargo xtask test --e2e-only               the end-to-end tests\n  \
     cargo xtask test --e2e-only policy::      those of one topic\n  \
+    cargo xtask test --soak                   those that take many minutes, and no others\n  \
     cargo xtask test --kube                   the tests on a real two-node Kubernetes\n  \
     cargo xtask test --kube probes::          those of one topic\n  \
     cargo xtask test --list [--kube]          their names, and what each shows")]
@@ -50,6 +51,9 @@ pub(crate) struct Args {
     /// Install with this setting of the chart, too.
     #[arg(long, value_name = "KEY=VALUE", requires = "kube")]
     set: Vec<String>,
+    /// Run the end-to-end tests that take many minutes instead of the others.
+    #[arg(long, conflicts_with_all = ["unit_only", "kube"])]
+    soak: bool,
     /// Run only end-to-end tests whose name contains this.
     #[arg(default_value = "")]
     filter: String,
@@ -90,7 +94,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     let prepare = || {
         setup::programs()?;
-        let passed = if args.e2e_only {
+        let passed = if args.e2e_only || args.soak {
             0
         } else {
             lint::all()?;
@@ -103,7 +107,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         let console = Console::new(false);
         console.heading("End-to-end tests");
         let logs = workspace::target_dir()?.join("e2e-logs");
-        let summary = suite::run(sandbox, &prepared.binary, &args.filter, &logs, console)?;
+        let filter = if args.soak && !args.filter.contains(suite::SOAK) {
+            format!("{}{}", suite::SOAK, args.filter)
+        } else {
+            args.filter.clone()
+        };
+        let summary = suite::run(sandbox, &prepared.binary, &filter, &logs, console)?;
         conclude(&summary, prepared.passed, console)
     })
 }

@@ -3,7 +3,7 @@
 //! A frame is a 4-byte header — type, then the payload's length in 24 bits, big-endian — and a payload. One stream at a
 //! time runs on a connection: OPEN from the client, ACCEPT or DENY from the server, DATA both ways, one FIN each way.
 //! After both FINs the next OPEN may follow. RESET ends the stream and the connection. PING carries nothing and has no
-//! answer. All input is hostile: every length is bounded, and a frame out of place is an error.
+//! answer. GOAWAY, from the server, asks for no further OPEN; one that has crossed it is served. All input is hostile: every length is bounded, and a frame out of place is an error.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -36,6 +36,8 @@ pub enum FrameType {
     Reset = 6,
     /// Either way: keeps the path open.
     Ping = 7,
+    /// Server to client: no stream but those already begun will be taken on this connection.
+    GoAway = 8,
 }
 
 impl FrameType {
@@ -48,6 +50,7 @@ impl FrameType {
             5 => Self::Fin,
             6 => Self::Reset,
             7 => Self::Ping,
+            8 => Self::GoAway,
             _ => return None,
         })
     }
@@ -108,6 +111,8 @@ pub enum Control {
     Reset(Reason),
     /// See [`FrameType::Ping`].
     Ping,
+    /// See [`FrameType::GoAway`].
+    GoAway,
 }
 
 impl Control {
@@ -136,6 +141,7 @@ impl Control {
                 FrameType::Reset
             }
             Self::Ping => FrameType::Ping,
+            Self::GoAway => FrameType::GoAway,
         };
         let mut bytes = header(frame, payload.len()).to_vec();
         bytes.append(&mut payload);
@@ -163,6 +169,7 @@ impl Control {
             FrameType::Fin => Self::Fin,
             FrameType::Reset => Self::Reset(Reason::from_code(input.u16()?)),
             FrameType::Ping => Self::Ping,
+            FrameType::GoAway => Self::GoAway,
             FrameType::Data => return Err(FrameError::Malformed(frame)),
         })
     }

@@ -3,6 +3,7 @@
 //! Promises that the server is verified and that no wait on it is endless. What is asked of it is left to others.
 
 use std::{
+    env,
     error::Error,
     path::{Path, PathBuf},
     time::Duration,
@@ -20,45 +21,65 @@ const CONNECT: Duration = Duration::from_secs(4);
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClusterError {
     /// The kubeconfig cannot be used.
-    #[error("cannot use the kubeconfig {path}")]
+    #[error("the kubeconfig {path}")]
     Kubeconfig {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        source: KubeconfigError,
+        source: Box<KubeconfigError>,
     },
-    /// The kubeconfig tells to take any server for the right one.
-    #[error(
-        "the kubeconfig {0} has insecure-skip-tls-verify: the answers of a server that is not verified prove nothing; \
-         give it the cluster's certificate-authority instead"
-    )]
-    Unverified(PathBuf),
-    /// Not in a pod.
-    #[error("this is no pod of a cluster: name the cluster with --kubeconfig, or a folder with --manifests")]
+    /// The answers of this server would prove nothing.
+    #[error("the kubeconfig {path}: {problem}: the answers of a server that is not verified prove nothing")]
+    Unverified {
+        /// The file.
+        path: PathBuf,
+        /// What makes it so.
+        problem: &'static str,
+    },
+    /// Neither in a pod nor told of a kubeconfig.
+    #[error("this is no pod with a service account; pass --kubeconfig FILE")]
     NoPod(#[source] InClusterError),
     /// TLS or the login cannot be set up.
-    #[error("cannot set up the way to the Kubernetes API")]
-    Client(#[source] kube::Error),
+    #[error("cannot log in to the cluster")]
+    Client(#[source] Box<kube::Error>),
 }
 
-/// A client for the current context of the kubeconfig, or without one for the cluster whose pod this is. Speaks to nobody
-/// yet. Tokens and roots that are files are read again as they change.
-pub(crate) async fn client(kubeconfig: Option<&Path>) -> Result<Client, ClusterError> {
+/// Whether the kubelet has told this process of an API server.
+pub(crate) fn in_pod() -> bool {
+    env::var_os("KUBERNETES_SERVICE_HOST").is_some_and(|host| !host.is_empty())
+}
+
+/// Server and login of the current context of the kubeconfig, or without one of the cluster whose pod this is. Tokens and
+/// roots that are files are read again as they change.
+pub(crate) async fn config(kubeconfig: Option<&Path>) -> Result<Config, ClusterError> {
     let mut config = match kubeconfig {
         Some(path) => {
-            let failed = |source| ClusterError::Kubeconfig { path: path.to_owned(), source };
-            let file = Kubeconfig::read_from(path).map_err(failed)?;
-            let options = KubeConfigOptions::default();
-            let config = Config::from_custom_kubeconfig(file, &options).await.map_err(failed)?;
-            if config.accept_invalid_certs {
-                return Err(ClusterError::Unverified(path.to_owned()));
+            let read = async || {
+                let file = Kubeconfig::read_from(path)?;
+                Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await
+            };
+            let failed =
+                |source| ClusterError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
+            let config = read().await.map_err(failed)?;
+            let problem = match config.cluster_url.scheme_str() {
+                Some("https") if config.accept_invalid_certs => Some("insecure-skip-tls-verify"),
+                Some("https") => None,
+                _ => Some("its server is not https://HOST:PORT"),
+            };
+            match problem {
+                Some(problem) => return Err(ClusterError::Unverified { path: path.to_owned(), problem }),
+                None => config,
             }
-            config
         }
-        None => Config::incluster().map_err(ClusterError::NoPod)?,
+        None => Config::incluster_env().map_err(ClusterError::NoPod)?,
     };
     config.connect_timeout = Some(CONNECT);
-    Client::try_from(config).map_err(ClusterError::Client)
+    Ok(config)
+}
+
+/// A client of it, which connects when it is used.
+pub(crate) fn client(config: Config) -> Result<Client, ClusterError> {
+    Client::try_from(config).map_err(|source| ClusterError::Client(Box::new(source)))
 }
 
 /// What the API server said, or why it could not be asked, in one line.
@@ -81,3 +102,6 @@ pub(crate) fn sentence(error: &kube::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+pub(crate) mod testing;

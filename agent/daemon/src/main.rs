@@ -6,6 +6,7 @@ mod ca;
 mod capture;
 mod cli;
 mod cluster;
+mod cni;
 mod discovery;
 mod identity;
 mod proxy;

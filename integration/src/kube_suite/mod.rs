@@ -6,6 +6,7 @@
 mod birth;
 mod control;
 mod enrolment;
+mod identities;
 mod install;
 mod outage;
 mod pods;
@@ -51,6 +52,7 @@ enum Scene {
 pub fn tests() -> Vec<Test> {
     [
         control::TESTS,
+        identities::TESTS,
         install::TESTS,
         enrolment::TESTS,
         traffic::TESTS,

@@ -58,6 +58,28 @@ pub struct Kit {
     pub settings: Vec<String>,
 }
 
+impl Kit {
+    /// The daemon out of the image, as a file in `folder`.
+    pub(super) fn binary(&self, folder: &Path) -> Result<PathBuf> {
+        let binary = folder.join("ambit");
+        let mut image = tar::Archive::new(File::open(&self.image).context("the image")?);
+        for layer in image.entries()? {
+            let layer = layer?;
+            if !layer.path()?.extension().is_some_and(|extension| extension == "tar") {
+                continue;
+            }
+            for file in tar::Archive::new(layer).entries()? {
+                let mut file = file?;
+                if file.path()?.as_os_str() == "ambit" {
+                    file.unpack(&binary).with_context(|| binary.display().to_string())?;
+                    return Ok(binary);
+                }
+            }
+        }
+        bail!("{} has no /ambit", self.image.display())
+    }
+}
+
 /// How a message went from node to node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wire {

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::{SECOND, Test, identities::BY_NODE, unstarted};
+use super::{SECOND, Test, unstarted};
 use crate::{
     ca::CaService,
     load::{self, ports},
@@ -35,7 +35,7 @@ pub(super) const TESTS: &[Test] = &[
 const BACKOFF_CAP: Duration = Duration::from_secs(150);
 
 fn shorter(world: &mut World) -> Result<()> {
-    let mut service = CaService::prepare(world, BY_NODE, &[])?;
+    let mut service = CaService::prepare(world, &[])?;
     service.start()?;
     service.serve_agents(world);
     world.start_agents()?;
@@ -65,7 +65,7 @@ fn shorter(world: &mut World) -> Result<()> {
 }
 
 fn longer(world: &mut World) -> Result<()> {
-    let mut service = CaService::prepare(world, BY_NODE, &[])?;
+    let mut service = CaService::prepare(world, &[])?;
     service.start()?;
     service.serve_agents(world);
     world.start_agents()?;

@@ -4,6 +4,7 @@
 
 mod addresses;
 mod certificates;
+mod cni;
 mod control;
 mod evasion;
 mod failure;
@@ -14,9 +15,11 @@ mod manifests;
 mod operations;
 mod policy;
 mod probes;
+mod reuse;
 mod revocation;
 mod routing;
 mod trust;
+mod upgrade;
 mod wire;
 
 use std::{
@@ -73,12 +76,15 @@ pub fn tests() -> Vec<Test> {
         manifests::TESTS,
         certificates::TESTS,
         trust::TESTS,
+        cni::TESTS,
         revocation::TESTS,
         identities::TESTS,
         issuers::TESTS,
         evasion::TESTS,
         load::TESTS,
         failure::TESTS,
+        upgrade::TESTS,
+        reuse::TESTS,
     ]
     .concat()
 }

@@ -31,7 +31,7 @@ pub(super) const TESTS: &[Test] = &[
     ),
     shared(
         "operations::one_agent_per_run_directory",
-        "a second agent is refused, the first goes on",
+        "one of another node is refused, the first goes on",
         second_agent,
     ),
     own(
@@ -178,6 +178,8 @@ fn access_log(world: &mut World) -> Result<()> {
 
 fn second_agent(world: &mut World) -> Result<()> {
     let mut second = world.agents[0].command();
+    // What comes last counts.
+    second.args(["--node", &world.topology.nodes[1].name]);
     let refused = process::run(&mut second, Duration::from_secs(10))?;
     ensure!(!refused.status.success(), "a second agent ran: {}", refused.told());
     let folder = world.agents[0].run_dir().display().to_string();

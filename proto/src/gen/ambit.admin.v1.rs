@@ -45,6 +45,9 @@ pub struct StatusResponse {
     /// The roots that the pods' identities trust.
     #[prost(message, repeated, tag = "12")]
     pub roots: ::prost::alloc::vec::Vec<Root>,
+    /// What the agent's process calls itself (--instance), to be told from its predecessor; empty if nothing.
+    #[prost(string, tag = "13")]
+    pub instance: ::prost::alloc::string::String,
 }
 /// One pod of the node.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -76,6 +79,9 @@ pub struct Pod {
     /// What the capture programs did with its connections since it was enrolled.
     #[prost(message, optional, tag = "9")]
     pub counters: ::core::option::Option<CaptureCounters>,
+    /// How its network namespace was found: annotation, cni or cgroup; empty while it is not.
+    #[prost(string, tag = "10")]
+    pub found_by: ::prost::alloc::string::String,
 }
 /// Verdicts of the capture programs for one pod, in connections.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -198,7 +204,7 @@ pub struct Connection {
 /// Something in the sources that could not be used; what was good before stays in force.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Problem {
-    /// The file, where there is one.
+    /// The file, or `kubernetes` with the resource where no object is meant.
     #[prost(string, tag = "1")]
     pub file: ::prost::alloc::string::String,
     /// Kind and namespace/name of the object, as far as known.

@@ -8,7 +8,7 @@ mod routing;
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, HashMap},
+    hash::Hash,
     net::IpAddr,
     ops::Bound,
     sync::{Arc, OnceLock},
@@ -20,28 +20,31 @@ pub use objects::{
 };
 pub use routing::{Endpoint, Route, RouteError};
 
-use crate::model::{Labels, ObjectName, ServiceName, Workload};
+use rpds::{HashTrieMapSync, RedBlackTreeMapSync};
+
+use crate::model::{ObjectName, ServiceName, Workload};
 use routing::Backends;
 
-/// Objects by name, which puts those of one namespace side by side.
-type ByName<T> = BTreeMap<ObjectName, Arc<T>>;
+/// Objects by name, which puts those of one namespace side by side. Persistent, as all maps here: a change to a mesh of
+/// which readers hold snapshots copies the way to what changed, not the map.
+type ByName<T> = RedBlackTreeMapSync<ObjectName, Arc<T>>;
 
-/// What is known of the cluster. Cheap to clone (shared maps of `Arc`s); readers take a snapshot.
+/// What is known of the cluster. Cheap to clone; readers take a snapshot.
 #[derive(Clone, Debug, Default)]
 pub struct Mesh {
     settings: Arc<Settings>,
-    namespaces: Arc<HashMap<Arc<str>, Arc<Namespace>>>,
-    pods: Arc<ByName<PodRecord>>,
-    services: Arc<ByName<ServiceRecord>>,
+    namespaces: HashTrieMapSync<Arc<str>, Arc<Namespace>>,
+    pods: ByName<PodRecord>,
+    services: ByName<ServiceRecord>,
     /// Slices by the service they belong to, then by name.
-    slices: Arc<HashMap<ObjectName, ByName<EndpointSlice>>>,
+    slices: HashTrieMapSync<ObjectName, ByName<EndpointSlice>>,
     /// The service of each slice, to find it again when the slice changes or goes.
-    slice_owners: Arc<HashMap<ObjectName, ObjectName>>,
+    slice_owners: HashTrieMapSync<ObjectName, ObjectName>,
     /// The pods that claim an address; the first one has it.
-    by_ip: Arc<HashMap<IpAddr, Vec<Arc<PodRecord>>>>,
-    by_node: Arc<HashMap<Arc<str>, ByName<Workload>>>,
+    by_ip: HashTrieMapSync<IpAddr, Vec<Arc<PodRecord>>>,
+    by_node: HashTrieMapSync<Arc<str>, ByName<Workload>>,
     /// The services that claim a cluster IP, oldest first.
-    by_vip: Arc<HashMap<IpAddr, Vec<Arc<ServiceName>>>>,
+    by_vip: HashTrieMapSync<IpAddr, Vec<Arc<ServiceName>>>,
 }
 
 #[derive(Debug)]
@@ -70,12 +73,12 @@ impl Mesh {
         match change {
             Change::Namespace(namespace) => {
                 let name = Arc::clone(&namespace.name);
-                Arc::make_mut(&mut self.namespaces).insert(Arc::clone(&name), namespace);
+                self.namespaces.insert_mut(Arc::clone(&name), namespace);
                 self.reconsider_namespace(&name);
             }
             Change::NamespaceGone(name) => {
                 if self.namespaces.contains_key(&name) {
-                    Arc::make_mut(&mut self.namespaces).remove(&name);
+                    self.namespaces.remove_mut(&name);
                     self.reconsider_namespace(&name);
                 }
             }
@@ -99,7 +102,7 @@ impl Mesh {
 
     /// The pods scheduled on `node`, by name; terminated and host-network pods too (they are not enrolled).
     pub fn pods_on<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a Arc<Workload>> + 'a {
-        self.by_node.get(node).into_iter().flat_map(BTreeMap::values)
+        self.by_node.get(node).into_iter().flat_map(ByName::values)
     }
 
     /// The pod of that name, whatever its state.
@@ -117,6 +120,11 @@ impl Mesh {
         self.pods.get(name).map(|record| self.opted_in(&record.pod))
     }
 
+    /// Whether the namespace's own object is known, without which its pods' place in the mesh is not.
+    pub fn knows_namespace(&self, name: &str) -> bool {
+        self.namespaces.contains_key(name)
+    }
+
     /// The namespaces that opt in, in no order.
     pub fn namespaces_opted_in(&self) -> impl Iterator<Item = &Arc<str>> {
         let Settings { label, enabled, .. } = &*self.settings;
@@ -129,7 +137,10 @@ impl Mesh {
     /// with an enrolled endpoint, ready or not. Each address comes once.
     pub fn captured_destinations(&self) -> impl Iterator<Item = IpAddr> + '_ {
         let enrolled = |ip: &IpAddr| self.workload_by_ip(*ip).is_some_and(|workload| workload.enrolled);
-        let pods = self.by_ip.keys().copied().filter(move |ip| enrolled(ip));
+        let owner_enrolled =
+            |claimants: &Vec<Arc<PodRecord>>| claimants.first().is_some_and(|pod| pod.workload.enrolled);
+        let pods =
+            self.by_ip.iter().filter(move |(_, claimants)| owner_enrolled(claimants)).map(|(ip, _)| *ip);
         let services = self.by_vip.iter().filter(move |(ip, claimants)| {
             !enrolled(ip) && claimants.iter().any(|name| self.has_enrolled_endpoint(&name.name))
         });
@@ -158,16 +169,9 @@ impl Mesh {
         self.opted_in(pod) && !pod.ips.is_empty()
     }
 
-    /// spec/policy.md §8, on the label that the settings name.
     fn opted_in(&self, pod: &Pod) -> bool {
-        let Settings { label, enabled, disabled, .. } = &*self.settings;
-        let value = |labels: &Labels| labels.get(&**label).cloned();
-        let on_pod = value(&pod.labels);
-        let on_namespace =
-            self.namespaces.get(&pod.name.namespace).and_then(|namespace| value(&namespace.labels));
-        let opted_in = on_pod.as_deref() == Some(&**enabled)
-            || (on_namespace.as_deref() == Some(&**enabled) && on_pod.as_deref() != Some(&**disabled));
-        opted_in && !pod.host_network && !pod.terminal
+        let namespace = self.namespaces.get(&pod.name.namespace).map(|namespace| &namespace.labels);
+        self.settings.opts_in(namespace, &pod.labels) && !pod.host_network && !pod.terminal
     }
 
     fn upsert_pod(&mut self, pod: Arc<Pod>) {
@@ -187,19 +191,18 @@ impl Mesh {
         });
         let record = Arc::new(PodRecord { pod, workload });
         if !record.pod.host_network && !record.pod.terminal {
-            let by_ip = Arc::make_mut(&mut self.by_ip);
             for ip in &record.pod.ips {
-                let claimants = by_ip.entry(*ip).or_default();
-                let at = claimants.partition_point(|other| other.claim() < record.claim());
-                claimants.insert(at, Arc::clone(&record));
+                change(&mut self.by_ip, ip, |claimants| {
+                    let at = claimants.partition_point(|other| other.claim() < record.claim());
+                    claimants.insert(at, Arc::clone(&record));
+                });
             }
         }
-        Arc::make_mut(&mut self.by_node)
-            .entry(Arc::clone(&record.pod.node))
-            .or_default()
-            .insert(record.pod.name.clone(), Arc::clone(&record.workload));
+        change(&mut self.by_node, &record.pod.node, |pods| {
+            pods.insert_mut(record.pod.name.clone(), Arc::clone(&record.workload));
+        });
         self.reset_selecting_services(&record.pod.name.namespace);
-        Arc::make_mut(&mut self.pods).insert(record.pod.name.clone(), record);
+        self.pods.insert_mut(record.pod.name.clone(), record);
     }
 
     fn remove_pod(&mut self, name: &ObjectName) {
@@ -208,24 +211,20 @@ impl Mesh {
     }
 
     fn forget_pod(&mut self, name: &ObjectName) {
-        if !self.pods.contains_key(name) {
-            return;
-        }
-        let Some(old) = Arc::make_mut(&mut self.pods).remove(name) else { return };
-        let by_ip = Arc::make_mut(&mut self.by_ip);
+        let Some(old) = self.pods.get(name).cloned() else { return };
+        self.pods.remove_mut(name);
         for ip in &old.pod.ips {
-            if let Some(claimants) = by_ip.get_mut(ip) {
+            if let Some(claimants) = self.by_ip.get_mut(ip) {
                 claimants.retain(|record| record.pod.name != *name);
                 if claimants.is_empty() {
-                    by_ip.remove(ip);
+                    self.by_ip.remove_mut(ip);
                 }
             }
         }
-        let by_node = Arc::make_mut(&mut self.by_node);
-        if let Some(pods) = by_node.get_mut(&old.pod.node) {
-            pods.remove(name);
+        if let Some(pods) = self.by_node.get_mut(&old.pod.node) {
+            pods.remove_mut(name);
             if pods.is_empty() {
-                by_node.remove(&old.pod.node);
+                self.by_node.remove_mut(&old.pod.node);
             }
         }
     }
@@ -241,30 +240,28 @@ impl Mesh {
         let name = Arc::new(ServiceName { name: service.name.clone(), host: host.into() });
         let vips: Vec<IpAddr> = service.cluster_ips.clone();
         let record = Arc::new(ServiceRecord { service, name: Arc::clone(&name), backends: OnceLock::new() });
-        Arc::make_mut(&mut self.services).insert(name.name.clone(), record);
+        self.services.insert_mut(name.name.clone(), record);
         for vip in vips {
             let services = &self.services;
             let age = |name: &ServiceName| {
                 let created = services.get(&name.name).and_then(|record| record.service.created);
                 (created.unwrap_or(i64::MAX), name.name.clone())
             };
-            let claimants = Arc::make_mut(&mut self.by_vip).entry(vip).or_default();
-            claimants.push(Arc::clone(&name));
-            claimants.sort_by_cached_key(|name| age(name));
+            change(&mut self.by_vip, &vip, |claimants| {
+                claimants.push(Arc::clone(&name));
+                claimants.sort_by_cached_key(|name| age(name));
+            });
         }
     }
 
     fn remove_service(&mut self, name: &ObjectName) {
-        if !self.services.contains_key(name) {
-            return;
-        }
-        let Some(old) = Arc::make_mut(&mut self.services).remove(name) else { return };
-        let by_vip = Arc::make_mut(&mut self.by_vip);
+        let Some(old) = self.services.get(name).cloned() else { return };
+        self.services.remove_mut(name);
         for vip in &old.service.cluster_ips {
-            if let Some(claimants) = by_vip.get_mut(vip) {
+            if let Some(claimants) = self.by_vip.get_mut(vip) {
                 claimants.retain(|claimant| claimant.name != *name);
                 if claimants.is_empty() {
-                    by_vip.remove(vip);
+                    self.by_vip.remove_mut(vip);
                 }
             }
         }
@@ -273,21 +270,18 @@ impl Mesh {
     fn upsert_slice(&mut self, slice: Arc<EndpointSlice>) {
         self.remove_slice(&slice.name);
         let Some(service) = slice.service.clone() else { return };
-        Arc::make_mut(&mut self.slice_owners).insert(slice.name.clone(), service.clone());
-        Arc::make_mut(&mut self.slices).entry(service.clone()).or_default().insert(slice.name.clone(), slice);
+        self.slice_owners.insert_mut(slice.name.clone(), service.clone());
+        change(&mut self.slices, &service, |slices| slices.insert_mut(slice.name.clone(), slice));
         self.reset_service(&service);
     }
 
     fn remove_slice(&mut self, name: &ObjectName) {
-        if !self.slice_owners.contains_key(name) {
-            return;
-        }
-        let Some(service) = Arc::make_mut(&mut self.slice_owners).remove(name) else { return };
-        let slices = Arc::make_mut(&mut self.slices);
-        if let Some(of_service) = slices.get_mut(&service) {
-            of_service.remove(name);
+        let Some(service) = self.slice_owners.get(name).cloned() else { return };
+        self.slice_owners.remove_mut(name);
+        if let Some(of_service) = self.slices.get_mut(&service) {
+            of_service.remove_mut(name);
             if of_service.is_empty() {
-                slices.remove(&service);
+                self.slices.remove_mut(&service);
             }
         }
         self.reset_service(&service);
@@ -306,7 +300,7 @@ impl Mesh {
     /// Drops what was worked out for the services of a namespace that take their endpoints from its pods.
     fn reset_selecting_services(&mut self, namespace: &str) {
         let stale: Vec<ObjectName> = in_namespace(&self.services, namespace)
-            .filter(|(name, record)| record.backends.get().is_some() && !self.slices.contains_key(name))
+            .filter(|(_, record)| record.backends.get().is_some_and(|backends| backends.selected))
             .map(|(name, _)| name.clone())
             .collect();
         for service in &stale {
@@ -318,7 +312,7 @@ impl Mesh {
         if self.services.get(name).is_none_or(|record| record.backends.get().is_none()) {
             return;
         }
-        if let Some(record) = Arc::make_mut(&mut self.services).get_mut(name) {
+        if let Some(record) = self.services.get_mut(name) {
             *record = Arc::new(ServiceRecord {
                 service: Arc::clone(&record.service),
                 name: Arc::clone(&record.name),
@@ -338,13 +332,24 @@ impl PodRecord {
 
 /// The part of a map by name that lies in one namespace.
 fn in_namespace<'a, T>(
-    map: &'a BTreeMap<ObjectName, T>,
+    map: &'a ByName<T>,
     namespace: &str,
-) -> impl Iterator<Item = (&'a ObjectName, &'a T)> + use<'a, T> {
+) -> impl Iterator<Item = (&'a ObjectName, &'a Arc<T>)> + use<'a, T> {
     let start = ObjectName::new(namespace, "");
     let namespace = Arc::clone(&start.namespace);
     map.range((Bound::Included(start), Bound::Unbounded))
         .take_while(move |(name, _)| name.namespace == namespace)
+}
+
+/// Changes what the map holds at a key, from empty if it holds nothing.
+fn change<K: Clone + Eq + Hash, V: Clone + Default>(
+    map: &mut HashTrieMapSync<K, V>,
+    key: &K,
+    change: impl FnOnce(&mut V),
+) {
+    let mut value = map.get(key).cloned().unwrap_or_default();
+    change(&mut value);
+    map.insert_mut(key.clone(), value);
 }
 
 #[cfg(test)]

@@ -36,6 +36,16 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// Whether the labels of a pod and its namespace opt it in (spec/policy.md §8).
+    pub fn opts_in(&self, namespace: Option<&Labels>, pod: &Labels) -> bool {
+        let value = |labels: &Labels| labels.get(&*self.label).cloned();
+        let (on_pod, on_namespace) = (value(pod), namespace.and_then(value));
+        on_pod.as_deref() == Some(&*self.enabled)
+            || (on_namespace.as_deref() == Some(&*self.enabled) && on_pod.as_deref() != Some(&*self.disabled))
+    }
+}
+
 /// One step from a source: an object as it is now, or the name of one that is gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {

@@ -184,6 +184,8 @@ pub(super) struct Backends {
     ready: HashMap<(u16, bool), Vec<Backend>>,
     /// Addresses of all endpoints, ready or not, on any TCP port.
     addresses: Vec<IpAddr>,
+    /// They are the pods that the service selects, so that any pod of the namespace may change them.
+    pub(super) selected: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -224,7 +226,7 @@ impl Backends {
 
     /// The endpoints of a service without slices, from the pods that its selector matches.
     pub(super) fn from_pods<'a>(service: &Service, pods: impl Iterator<Item = &'a Pod>) -> Self {
-        let mut backends = Self::default();
+        let mut backends = Self { selected: true, ..Self::default() };
         if service.selector.is_empty() {
             return backends;
         }

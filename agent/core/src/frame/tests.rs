@@ -23,6 +23,7 @@ fn examples() -> Vec<Control> {
         Control::Fin,
         Control::Reset(Reason::Reset),
         Control::Ping,
+        Control::GoAway,
     ]
 }
 

@@ -150,8 +150,9 @@ fn sign(dir: &Path, name: &str, lock: &mut Flock<File>, node: &str) -> Result<()
     writeln!(lock, "{}\n{node}", std::process::id()).map_err(unusable)
 }
 
-/// Listens at `path`, in the place of a socket that may be there: whoever connects meets one or the other.
-fn listen(path: PathBuf) -> Result<(UnixListener, SocketFile), AdminError> {
+/// Listens at `path` on a UNIX socket that only this user may connect to, in the place of a socket that may be there:
+/// whoever connects meets one or the other.
+pub(crate) fn listen(path: PathBuf) -> Result<(UnixListener, SocketFile), AdminError> {
     if fs::symlink_metadata(&path).is_ok_and(|found| !found.file_type().is_socket()) {
         return Err(AdminError::InTheWay { path });
     }
@@ -175,7 +176,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     // could connect.
     fchmod(&socket, Mode::from_bits_truncate(0o600))?;
     socket.bind(&SockAddr::unix(path)?)?;
-    socket.listen(16)?;
+    socket.listen(128)?;
     Ok(socket.into())
 }
 
@@ -192,7 +193,7 @@ fn holder(file: File) -> Holder {
 
 /// Removes the socket's file when dropped, unless another agent's is in its place.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     inode: u64,
 }

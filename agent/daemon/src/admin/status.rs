@@ -1,14 +1,29 @@
-//! `ambit.admin.v1.Admin` over the UNIX socket in the run directory.
+//! `ambit.admin.v1.Admin` over the UNIX socket in the run directory, and over TCP on the loopback interface.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use ambit_proto::admin::v1::{
     StatusRequest, StatusResponse,
     admin_server::{Admin, AdminServer},
 };
-use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::{Request, Response, Status, transport::Server};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream, UnixListener},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::sleep,
+};
+use tokio_stream::{Stream, wrappers::UnixListenerStream};
+use tonic::{
+    Request, Response, Status,
+    transport::{Server, server::Connected},
+};
 
 use super::{AdminError, RunDir};
 
@@ -22,6 +37,11 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECTION_AGE: Duration = Duration::from_secs(60);
 /// How long the end of the agent waits for requests under way.
 const DRAIN: Duration = Duration::from_secs(1);
+
+/// Clients at once over TCP, where every process of the host may come.
+const MAX_TCP_CLIENTS: usize = 8;
+/// How long to wait for a predecessor to let go of the address, or for descriptors, before trying again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Where the status comes from.
 pub(crate) trait StatusProvider: Send + Sync + 'static {
@@ -39,6 +59,41 @@ pub(crate) async fn serve_status(
     let incoming = UnixListener::from_std(listener)
         .map(UnixListenerStream::new)
         .map_err(|source| AdminError::RunDir { path: RunDir::socket_path(run_dir.path()), source })?;
+    serve(incoming, provider, shutdown).await
+}
+
+/// Answers status requests on a loopback address until `shutdown`. While an agent that is being replaced still has the
+/// address, waits for it.
+pub(crate) async fn serve_status_tcp(
+    addr: SocketAddr,
+    provider: Arc<dyn StatusProvider>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), AdminError> {
+    let mut shutdown = Box::pin(shutdown);
+    let listener = loop {
+        match TcpListener::bind(addr).await {
+            Ok(listener) => break listener,
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                tracing::debug!(%addr, "the status address is still in use");
+            }
+            Err(source) => return Err(AdminError::ListenStatus { addr, source }),
+        }
+        tokio::select! {
+            () = &mut shutdown => return Ok(()),
+            () = sleep(RETRY) => {}
+        }
+    };
+    serve(Clients::of(listener), provider, shutdown).await
+}
+
+async fn serve<I>(
+    incoming: impl Stream<Item = io::Result<I>>,
+    provider: Arc<dyn StatusProvider>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), AdminError>
+where
+    I: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let server = Server::builder()
         .timeout(REQUEST_TIMEOUT)
@@ -56,6 +111,81 @@ pub(crate) async fn serve_status(
             let _ = stopped.await;
             tokio::time::sleep(DRAIN).await;
         } => Ok(()),
+    }
+}
+
+/// TCP clients as they come, so many at once.
+struct Clients(Pin<Box<dyn Future<Output = (TcpListener, Arc<Semaphore>, Client)> + Send>>);
+
+impl Clients {
+    fn of(listener: TcpListener) -> Self {
+        Self(Box::pin(Self::next(listener, Arc::new(Semaphore::new(MAX_TCP_CLIENTS)))))
+    }
+
+    async fn next(listener: TcpListener, places: Arc<Semaphore>) -> (TcpListener, Arc<Semaphore>, Client) {
+        loop {
+            // The semaphore is never closed.
+            let Ok(place) = places.clone().acquire_owned().await else { return std::future::pending().await };
+            match listener.accept().await {
+                Ok((stream, _)) => return (listener, places, Client { stream, _place: place }),
+                Err(error) => {
+                    tracing::warn!(%error, "a status client could not be accepted");
+                    sleep(RETRY).await;
+                }
+            }
+        }
+    }
+}
+
+impl Stream for Clients {
+    type Item = io::Result<Client>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Poll::Ready((listener, places, client)) = self.0.as_mut().poll(context) else {
+            return Poll::Pending;
+        };
+        self.0 = Box::pin(Self::next(listener, places));
+        Poll::Ready(Some(Ok(client)))
+    }
+}
+
+/// A TCP client and the place that it takes.
+struct Client {
+    stream: TcpStream,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connected for Client {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Client {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Client {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
@@ -127,6 +257,43 @@ mod tests {
             assert_eq!((status.node.as_str(), status.connections.len()), ("n1", listed));
             assert_eq!(status.connections_total, 2_500);
         }
+    }
+
+    #[tokio::test]
+    async fn over_tcp_it_waits_for_its_predecessor_and_serves_only_so_many() {
+        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = taken.local_addr().unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let server = tokio::spawn(serve_status_tcp(addr, Arc::new(with_connections(3)), async {
+            let _ = stopped.await;
+        }));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!server.is_finished(), "the address was in use, and it gave up");
+        drop(taken);
+        let silent = async || loop {
+            match TcpStream::connect(addr).await {
+                Ok(stream) => return stream,
+                Err(_) => sleep(Duration::from_millis(20)).await,
+            }
+        };
+        let mut waiting = Vec::new();
+        for _ in 0..MAX_TCP_CLIENTS {
+            waiting.push(silent().await);
+        }
+        let ask = async || {
+            let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect().await.unwrap();
+            AdminClient::new(channel)
+                .status(StatusRequest { max_connections: None })
+                .await
+                .unwrap()
+                .into_inner()
+        };
+        let crowded = tokio::time::timeout(Duration::from_millis(300), ask()).await;
+        assert!(crowded.is_err(), "a ninth client was served");
+        waiting.clear();
+        assert_eq!(ask().await.connections_total, 3);
+        drop(stop);
+        server.await.unwrap().unwrap();
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use tokio::sync::watch;
 
-use super::terminated;
+use super::lifecycle::Signals;
 use crate::{
     admin::{self, Readiness},
     ca::{Ca, CaSettings},
@@ -30,12 +30,13 @@ pub(crate) async fn run_ca(settings: CaSettings, metrics_addr: Option<SocketAddr
         serving.spawn(async move { Ok(admin::serve_http(addr, metrics, readiness, shutdown).await?) });
     }
     tracing::info!(%listen, version = env!("CARGO_PKG_VERSION"), "CA service started");
+    let mut signals = Signals::listen()?;
     let ended = tokio::select! {
         Some(served) = serving.join_next() => match served? {
             Ok(()) => Err(anyhow::anyhow!("a server of the CA has ended")),
             Err(error) => Err(error),
         },
-        signal = terminated() => signal,
+        () = signals.next() => Ok(()),
     };
     // The receivers may be gone with their servers.
     let _ = stop.send(true);

@@ -1,47 +1,52 @@
 //! Wiring: the only room that knows everyone. Builds the rooms, hands each what it needs, and ends them.
 
+mod attachment;
 mod ca;
 mod federation;
+mod installation;
 mod issuer;
+mod lifecycle;
+mod locations;
 mod node;
 mod revocation;
 mod source;
 mod status;
+mod uninstall;
 
 use std::{collections::HashMap, path::Path, sync::Arc, time::SystemTime};
 
 use ambit_core::discovery::Settings;
 use anyhow::Context as _;
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::watch,
-};
+use tokio::sync::watch;
 
 pub(crate) use ca::run_ca;
 
 use self::{
+    attachment::Attaching,
+    lifecycle::Signals,
+    locations::Locations,
     node::{Node, Pods},
     status::Status,
+    uninstall::Release,
 };
 use crate::{
-    admin::{self, Readiness, RunDir},
-    capture::{self, Capture, CaptureSettings},
+    admin::{Claim, Readiness, RunDir},
+    capture::{self, Capture, CaptureSettings, Cgroups},
     cli::{self, AgentConfig},
+    cni,
     identity::{Clock, KeyStore, SystemClock},
     proxy::Proxy,
     telemetry::Telemetry,
     tunnel::{Wallet, tls},
 };
 
-/// Runs the agent of one node until SIGTERM or SIGINT. Enrolled pods stay closed after it: the next agent, or
-/// `ambit uninstall`, opens them.
+/// Runs the agent of one node until SIGTERM or SIGINT, or until another agent has taken over. Enrolled pods stay closed
+/// after it: the next agent, or `ambit uninstall`, opens them.
 pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
-    let run_dir = RunDir::claim(&config.run_dir)?;
+    let claim = RunDir::claim_or_succeed(&config.run_dir, &config.node)?;
     let readiness = Readiness::default();
     let (objects, pods_enrolled) = (readiness.gate(config.source.gate()), readiness.gate("pods"));
     let telemetry = Telemetry::new();
-    let (stop, stopped) = watch::channel(false);
-
     let trust_domain = config.trust_domain.clone();
     let (feed, api) = source::open(&config).await?;
 
@@ -74,9 +79,13 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         kubelet_cgroup: config.kubelet_cgroup.clone(),
     })?;
 
+    let by_operator = matches!(config.source, cli::SourceConfig::Folder(_));
+    let locations = Locations::new(Cgroups::new(config.cgroup_root.as_deref())?, by_operator);
     let pods = Pods::default();
+    let rounds = watch::Sender::new(0);
     let status = Status {
         node: config.node.clone(),
+        instance: config.instance.clone(),
         started: SystemTime::now(),
         readiness: readiness.clone(),
         pods: pods.clone(),
@@ -84,15 +93,15 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         keys: keys.clone(),
         telemetry: telemetry.clone(),
     };
-    let mut serving = tokio::task::JoinSet::new();
-    let until = |mut stopped: watch::Receiver<bool>| async move {
-        // An error means that the sender is gone, which is a stop as well.
-        let _ = stopped.wait_for(|stop| *stop).await;
+    let attaching = Attaching {
+        node: config.node.clone(),
+        feed: feed.clone(),
+        keys: keys.clone(),
+        pods: pods.clone(),
+        rounds: rounds.subscribe(),
+        attachments: locations.attachments(),
+        telemetry: telemetry.clone(),
     };
-    serving.spawn(admin::serve_status(run_dir, Arc::new(status), until(stopped.clone())));
-    if let Some(addr) = config.metrics_addr {
-        serving.spawn(admin::serve_http(addr, telemetry.clone(), readiness.clone(), until(stopped)));
-    }
     following.spawn({
         let feed = feed.clone();
         async move {
@@ -112,37 +121,74 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         let proxy = proxy.clone();
         async move { proxy.follow_trust().await }
     });
-    let node = Node {
+    let installed = installation::keep(&config, &telemetry)?;
+    installation::inform(&config, &feed, &mut following);
+    let mut node = Node {
         name: config.node.clone(),
         capture,
+        locations,
         feed,
         keys,
         wallet,
-        proxy,
-        telemetry,
+        proxy: proxy.clone(),
+        telemetry: telemetry.clone(),
         pods,
+        rounds,
         enrolled: HashMap::new(),
         readiness: readiness.clone(),
         certificates_late: None,
         expiries: Default::default(),
         serving: tokio::task::JoinSet::new(),
+        settled: false,
     };
-    let name = config.node;
-    tracing::info!(node = name, version = env!("CARGO_PKG_VERSION"), "agent started");
-    let ended = tokio::select! {
-        () = node.run(|| drop(pods_enrolled)) => Err(anyhow::anyhow!("the source of objects has ended")),
-        Some(served) = serving.join_next() => match served {
-            Ok(Ok(())) => Err(anyhow::anyhow!("a server of the agent has ended")),
-            Ok(Err(error)) => Err(error.into()),
-            Err(error) => Err(error.into()),
-        },
-        signal = terminated() => signal,
+    let mut signals = Signals::listen()?;
+    let release = Release::follow(config.daemonset);
+    let run_dir = match claim {
+        Claim::Free(run_dir) => run_dir,
+        Claim::Held(successor) => {
+            tracing::info!(
+                node = config.node,
+                version = env!("CARGO_PKG_VERSION"),
+                "another agent serves this node"
+            );
+            tokio::select! {
+                taken = lifecycle::take_over(&mut node, successor) => taken?,
+                () = signals.next() => return Ok(()),
+            }
+        }
     };
-    // The receivers may be gone with their servers.
-    let _ = stop.send(true);
-    while serving.join_next().await.is_some() {}
-    if ended.is_ok() {
-        tracing::info!(node = name, "agent stopped; enrolled pods stay closed until the next one starts");
+    tracing::info!(node = config.node, version = env!("CARGO_PKG_VERSION"), "agent started");
+    let ended = lifecycle::Serving {
+        node: &mut node,
+        proxy,
+        telemetry,
+        status: Arc::new(status),
+        attaching,
+        addrs: lifecycle::Addrs { metrics: config.metrics_addr, admin: config.admin_addr },
+        readiness,
+        drain: config.drain,
+        signals,
+    }
+    .run(run_dir, || drop(pods_enrolled))
+    .await;
+    if ended.is_ok() && release.uninstall_wanted().await {
+        // The plugin first, and what repairs it before that: without an agent it would keep new pods waiting.
+        drop(installed);
+        let mut removed = config
+            .cni
+            .as_ref()
+            .map_or_else(|| Ok(Vec::new()), |dirs| cni::uninstall(&dirs.bin, &dirs.conf))?;
+        removed.extend(capture::uninstall(&config.bpf_root, Some(&config.node)).await?);
+        tracing::info!(
+            node = config.node,
+            items = removed.len(),
+            "the agents' DaemonSet is gone: taken off this node"
+        );
+    } else if ended.is_ok() {
+        tracing::info!(
+            node = config.node,
+            "agent stopped; enrolled pods stay closed until the next one starts"
+        );
     }
     ended
 }
@@ -164,13 +210,4 @@ fn mesh_settings(config: &AgentConfig) -> Settings {
         enabled: config.dataplane_label.enabled.as_str().into(),
         disabled: config.dataplane_label.disabled.as_str().into(),
     }
-}
-
-async fn terminated() -> anyhow::Result<()> {
-    let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
 }

@@ -18,7 +18,9 @@ pub(super) async fn open(config: &AgentConfig) -> anyhow::Result<(Feed, Option<C
     match &config.source {
         SourceConfig::Folder(dir) => Ok((discovery::watch_folder(dir, settings)?, None)),
         SourceConfig::Cluster { kubeconfig } => {
-            let client = cluster::client(kubeconfig.as_deref()).await.context("cannot watch the cluster")?;
+            let connected = async || cluster::client(cluster::config(kubeconfig.as_deref()).await?);
+            let hint = "cannot watch a cluster; for a folder of manifests pass --manifests DIR";
+            let client = connected().await.context(hint)?;
             Ok((discovery::watch_cluster(&client, settings, &config.node), Some(client)))
         }
     }

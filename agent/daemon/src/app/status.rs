@@ -4,7 +4,10 @@ use std::time::SystemTime;
 
 use ambit_proto::admin::v1 as proto;
 
-use super::node::{PodStatus, Pods};
+use super::{
+    locations::FoundBy,
+    node::{PodStatus, Pods},
+};
 use crate::{
     admin::{Readiness, StatusProvider},
     discovery::Feed,
@@ -15,6 +18,7 @@ use crate::{
 /// Handles to the rooms that are looked at.
 pub(super) struct Status {
     pub(super) node: String,
+    pub(super) instance: String,
     pub(super) started: SystemTime,
     pub(super) readiness: Readiness,
     pub(super) pods: Pods,
@@ -37,6 +41,7 @@ impl StatusProvider for Status {
         let connections: Vec<_> = self.telemetry.live().iter().map(connection).collect();
         proto::StatusResponse {
             node: self.node.clone(),
+            instance: self.instance.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started: Some(self.started.into()),
             ready: pending.is_empty(),
@@ -66,6 +71,7 @@ fn pod(pod: &PodStatus) -> proto::Pod {
         netns_cookie,
         state: state.into(),
         error,
+        found_by: pod.found_by.map(FoundBy::as_str).unwrap_or_default().to_owned(),
         counters: Some(proto::CaptureCounters {
             captured: pod.counters.captured,
             passed: pod.counters.passed,

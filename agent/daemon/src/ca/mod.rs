@@ -22,16 +22,17 @@ use tokio::{net::TcpListener, task::spawn_blocking};
 use self::{
     authority::Authority,
     callers::Callers,
-    kubernetes::{Cluster, LoginError, SecretError},
+    kubernetes::{Cluster, SecretError},
     limits::Limits,
     service::Service,
 };
 use crate::{
     admin::Readiness,
+    cluster::ClusterError,
     identity::{CaError, Clock, IssueError},
 };
 
-pub(crate) use kubernetes::{KubernetesSettings, in_pod};
+pub(crate) use kubernetes::KubernetesSettings;
 pub(crate) use metrics::CaMetrics;
 
 /// How often it is looked whether the CA, the callers or the serving certificate need anything.
@@ -88,7 +89,7 @@ pub(crate) enum CaServiceError {
     NoCluster,
     /// The cluster cannot be asked.
     #[error("cannot use the cluster")]
-    Cluster(#[from] LoginError),
+    Cluster(#[from] ClusterError),
     /// The file of callers cannot be used.
     #[error("the file of callers {path}: {problem}")]
     Callers {

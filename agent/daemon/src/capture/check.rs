@@ -24,11 +24,10 @@ use super::{filesystem, netns::Netns, programs, routing, socket};
 const OLDEST_KERNEL: (u32, u32) = (5, 18);
 
 /// Capabilities (linux/capability.h) and what they are for.
-const CAPABILITIES: [(u32, &str, &str); 4] = [
-    (12, "CAP_NET_ADMIN", "attaches programs, sets rules and transparent sockets"),
+const CAPABILITIES: [(u32, &str, &str); 3] = [
+    (12, "CAP_NET_ADMIN", "sets rules, routes and transparent sockets"),
     (19, "CAP_SYS_PTRACE", "finds pods' network namespaces by their processes"),
-    (21, "CAP_SYS_ADMIN", "enters pods' network namespaces"),
-    (39, "CAP_BPF", "loads programs and maps"),
+    (21, "CAP_SYS_ADMIN", "loads programs, enters pods' network namespaces"),
 ];
 
 /// One thing that was looked at.

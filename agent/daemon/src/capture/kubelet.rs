@@ -109,7 +109,10 @@ impl Kubelet {
         let (started, pid) = processes()
             .filter_map(|pid| is_kubelet(pid).then(|| Some((started(pid)?, pid)))?)
             .min()
-            .ok_or("no kubelet runs on this host, or the agent does not see the host's processes")?;
+            .ok_or(
+                "no kubelet is seen on this host; the agent needs the host's process namespace and CAP_SYS_PTRACE to see \
+                 one, or --kubelet-cgroup",
+            )?;
         let folder = self.folder_of(pid).ok_or_else(|| {
             format!("the cgroup of the kubelet, process {pid}, is not below {}", self.cgroup_root.display())
         })?;
@@ -167,15 +170,17 @@ fn processes() -> impl Iterator<Item = u32> {
 fn is_kubelet(pid: u32) -> bool {
     let proc = PathBuf::from(format!("/proc/{pid}"));
     let named = fs::read_to_string(proc.join("comm")).is_ok_and(|comm| NAMES.contains(&comm.trim_end()));
-    let same = |namespace: &str, as_of: &str| {
-        let of =
-            |proc: &Path| fs::metadata(proc.join("ns").join(namespace)).ok().map(|ns| (ns.dev(), ns.ino()));
-        of(&proc).is_some_and(|found| of(Path::new(as_of)) == Some(found))
+    // Another's namespaces are shown to who might trace it: an agent with fewer capabilities needs CAP_SYS_PTRACE.
+    let same = |namespace: &str| {
+        let of = |process: &Path| {
+            fs::metadata(process.join("ns").join(namespace)).ok().map(|found| (found.dev(), found.ino()))
+        };
+        of(&proc).is_some_and(|found| of(Path::new("/proc/self")) == Some(found))
     };
     named
         && fs::metadata(&proc).is_ok_and(|owner| owner.uid() == 0)
-        && same("net", "/proc/self")
-        && same("pid", "/proc/1")
+        && same("net")
+        && same("pid")
         && cgroup_path(pid).is_some_and(|path| !path.contains(PODS))
 }
 

@@ -2,6 +2,7 @@
 //! knows no policy, identity or tunnel. Links and maps are pinned, so that enrolled pods stay closed without an agent.
 #![expect(unsafe_code, reason = "socket options and netlink that nix and socket2 do not have")]
 
+mod cgroup;
 mod check;
 mod filesystem;
 mod kubelet;
@@ -24,7 +25,9 @@ use std::{
 use ambit_ebpf_common::{Counters, ProbeKey, addr};
 
 pub(crate) use self::{
+    cgroup::{CgroupUid, Cgroups, Found},
     check::{Finding, Verdict, check_host},
+    netns::Netns,
     pod::{Accepted, PodNet},
     socket::end_cleanly,
 };
@@ -48,8 +51,8 @@ pub(crate) struct CaptureSettings {
 pub(crate) struct PodSpec {
     /// The pod's UID.
     pub(crate) uid: Arc<str>,
-    /// Path of its network namespace.
-    pub(crate) netns: PathBuf,
+    /// Its network namespace.
+    pub(crate) netns: Netns,
     /// Its IPv4 address.
     pub(crate) v4: Option<std::net::Ipv4Addr>,
     /// Its IPv6 address.
@@ -103,6 +106,14 @@ pub(crate) enum CaptureError {
         map: &'static str,
         /// The kernel's answer.
         source: aya::maps::MapError,
+    },
+    /// The pod's network namespace is that of a pod enrolled before.
+    #[error("network namespace {netns} is that of the enrolled pod with UID {uid} already", netns = netns.display())]
+    Shared {
+        /// The namespace's path.
+        netns: PathBuf,
+        /// The other pod.
+        uid: Arc<str>,
     },
     /// The pod's network namespace cannot be prepared.
     #[error("network namespace {netns}: {step}: {source}", netns = netns.display())]
@@ -192,7 +203,7 @@ impl Capture {
             }
         }
         let pod = match staged {
-            Some((_, pod)) if pod.is_current() => pod,
+            Some((_, pod)) => pod,
             _ => PodNet::open(spec, programs.maps().clone()).await?,
         };
         programs.admit(&pod)?;
@@ -208,7 +219,7 @@ impl Capture {
     pub(crate) async fn stage(&mut self, spec: &PodSpec) -> Result<(), CaptureError> {
         self.taking_over = true;
         let programs = Self::loaded(&mut self.programs, &self.settings)?;
-        if self.staged.get(&spec.uid).is_some_and(|(staged, pod)| staged == spec && pod.is_current()) {
+        if self.staged.get(&spec.uid).is_some_and(|(staged, _)| staged == spec) {
             return Ok(());
         }
         let pod = PodNet::open(spec, programs.maps().clone()).await?;
@@ -302,7 +313,7 @@ pub(crate) async fn uninstall(bpf_root: &Path, node: Option<&str>) -> io::Result
 /// Takes rules, routes and sysctls off the network namespaces with these cookies, as far as they can be found.
 async fn restore(cookies: HashSet<u64>) {
     if !cookies.is_empty() {
-        for netns in netns::Netns::find(&cookies) {
+        for netns in Netns::find(&cookies) {
             routing::restore(&netns).await;
         }
     }

@@ -9,30 +9,53 @@ use std::{
         unix::fs::MetadataExt as _,
     },
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
 };
 
 use nix::sched::{CloneFlags, setns};
 
 use super::socket;
 
-/// An open network namespace.
+/// A network namespace held open: it stays in being, and itself, while a clone lives. Two are equal if they are the same
+/// namespace, however they were found.
+#[derive(Clone, Debug)]
+pub(crate) struct Netns(Arc<Open>);
+
 #[derive(Debug)]
-pub(super) struct Netns {
+struct Open {
     path: PathBuf,
     fd: OwnedFd,
+    inode: (u64, u64),
     cookie: u64,
 }
 
 impl Netns {
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
-        let fd: OwnedFd = File::open(path)?.into();
-        let mut netns = Self { path: path.to_owned(), fd, cookie: 0 };
-        netns.cookie = netns.run(|| {
+    /// Opens the namespace at `path`.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        Self::held(File::open(path)?.into(), path.to_owned())
+    }
+
+    /// Takes a descriptor of a namespace, which was opened from `path` by somebody else. Fails if it is of anything else.
+    pub(crate) fn held(fd: OwnedFd, path: PathBuf) -> io::Result<Self> {
+        let file = File::from(fd);
+        let metadata = file.metadata()?;
+        let inode = (metadata.dev(), metadata.ino());
+        let mut open = Open { path, fd: file.into(), inode, cookie: 0 };
+        open.cookie = open.run(|| {
             let probe = socket::tcp(false)?;
             socket::netns_cookie(&probe)
         })?;
-        Ok(netns)
+        Ok(Self(Arc::new(open)))
+    }
+
+    /// Whether what is at `path` now is this namespace.
+    pub(crate) fn is_at(&self, path: &Path) -> bool {
+        inode(path) == Some(self.0.inode)
+    }
+
+    /// Whether it is the agent's own, which is the node's: never a pod's.
+    pub(crate) fn is_own(&self) -> bool {
+        inode(Path::new("/proc/thread-self/ns/net")) == Some(self.0.inode)
     }
 
     /// The namespaces whose cookies are among `cookies`, as far as a name under `/run/netns` or a process leads to them.
@@ -50,7 +73,7 @@ impl Netns {
             };
             if seen.insert((metadata.dev(), metadata.ino()))
                 && let Ok(netns) = Self::open(&path)
-                && cookies.contains(&netns.cookie)
+                && cookies.contains(&netns.cookie())
             {
                 found.push(netns);
             }
@@ -59,17 +82,24 @@ impl Netns {
     }
 
     /// The kernel's number for it, never used twice until the next boot (`SO_NETNS_COOKIE`).
-    pub(super) fn cookie(&self) -> u64 {
-        self.cookie
+    pub(crate) fn cookie(&self) -> u64 {
+        self.0.cookie
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    /// Where it was found; there may be something else by now.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0.path
     }
 
     /// Runs `work` with the calling thread inside the namespace. `work` must not block for long; that it is no future
     /// keeps a task from being moved to another thread in between.
     pub(super) fn run<T>(&self, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        self.0.run(work)
+    }
+}
+
+impl Open {
+    fn run<T>(&self, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let home = home()?;
         setns(&self.fd, CloneFlags::CLONE_NEWNET)?;
         let result = work();
@@ -82,16 +112,29 @@ impl Netns {
     }
 }
 
+impl PartialEq for Netns {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.inode == other.0.inode
+    }
+}
+
+impl Eq for Netns {}
+
 impl AsFd for Netns {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.0.fd.as_fd()
     }
 }
 
 impl AsRawFd for Netns {
     fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        self.fd.as_raw_fd()
+        self.0.fd.as_raw_fd()
     }
+}
+
+/// What makes a namespace itself and not another at the same path, as long as somebody holds it open.
+fn inode(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 /// The agent's own namespace. No thread is ever left in another one, so whichever asks first is right.

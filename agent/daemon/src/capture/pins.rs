@@ -46,13 +46,13 @@ pub(super) fn pinned_pods(node_dir: &Path) -> Vec<PodPin> {
 /// goes.
 pub(super) fn sweep(node_dir: &Path, expected: &HashSet<Arc<str>>) -> Vec<PodPin> {
     let expected: HashSet<String> = expected.iter().map(|uid| pin_name(uid)).collect();
-    let (left, gone): (Vec<_>, Vec<_>) =
-        pinned_pods(node_dir).into_iter().partition(|pin| expected.contains(&pin.uid));
+    let mut gone = pinned_pods(node_dir);
+    gone.retain(|pin| !expected.contains(&pin.uid));
     for pin in &gone {
         maps::remove_pinned_pod(&maps_dir(node_dir), pin.cookie);
         unpin(&pin.path);
     }
-    if left.is_empty() {
+    if expected.is_empty() {
         remove_node(node_dir);
     }
     gone

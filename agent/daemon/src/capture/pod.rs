@@ -59,9 +59,10 @@ pub(crate) struct PodNet {
 
 impl PodNet {
     pub(super) async fn open(spec: &PodSpec, maps: Arc<Maps>) -> Result<Self, CaptureError> {
-        let failed =
-            |step: String| move |source| CaptureError::Netns { netns: spec.netns.clone(), step, source };
-        let netns = Netns::open(&spec.netns).map_err(failed("open".into()))?;
+        let failed = |step: String| {
+            move |source| CaptureError::Netns { netns: spec.netns.path().to_owned(), step, source }
+        };
+        let netns = spec.netns.clone();
         routing::prepare(&netns, spec.v4.is_some(), spec.v6.is_some())
             .await
             .map_err(failed("set the rule, route and sysctls of capture".into()))?;
@@ -200,11 +201,6 @@ impl PodNet {
             *port = own.port();
         }
         entry
-    }
-
-    /// Whether its path still leads to the same network namespace.
-    pub(super) fn is_current(&self) -> bool {
-        Netns::open(self.netns.path()).is_ok_and(|now| now.cookie() == self.netns.cookie())
     }
 
     /// The addresses at which it is captured.

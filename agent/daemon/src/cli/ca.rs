@@ -16,7 +16,8 @@ use super::{
 };
 use crate::{
     app,
-    ca::{CaSettings, CaSource, KubernetesSettings, in_pod},
+    ca::{CaSettings, CaSource, KubernetesSettings},
+    cluster::in_pod,
     telemetry::{self, LogFormat},
 };
 

@@ -3,12 +3,14 @@
 use std::time::SystemTime;
 
 use ambit_proto::admin::v1 as proto;
+use anyhow::bail;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::{
     config::DEFAULT_RUN_DIR,
     output,
+    remote::{Answer, Remote},
     status::{
         ask_in_time,
         table::{Table, until},
@@ -23,7 +25,8 @@ Examples:
   ambit certs
   ambit certs shop/sa/web -o pem | openssl x509 -noout -text
   ambit certs -o json | jq -r '.certificates[] | select(.lastError != \"\") | .identity'
-  ambit certs --run-dir /run/ambit-n2")]
+  ambit certs --run-dir /run/ambit-n2
+  ambit certs --kubeconfig ~/.kube/config --node worker-1")]
 pub(super) struct CertsArgs {
     /// Only identities that have this text in them
     identity: Option<String>,
@@ -33,6 +36,8 @@ pub(super) struct CertsArgs {
     /// How to show it; pem writes the chains, then the roots
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "table")]
     output: Format,
+    #[command(flatten)]
+    remote: Remote,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -44,9 +49,54 @@ enum Format {
 }
 
 pub(super) fn run(args: &CertsArgs) -> anyhow::Result<()> {
-    let status = ask_in_time(&args.run_dir.0, 0)?;
-    let view = CertsView::new(status, args.identity.as_deref());
-    output::emit(&render(&view, args.output, SystemTime::now())?)
+    let identity = args.identity.as_deref();
+    if !args.remote.wanted() {
+        let view = CertsView::new(ask_in_time(&args.run_dir.0, 0)?, identity);
+        return output::emit(&render(&view, args.output, SystemTime::now())?);
+    }
+    let mut views = Vec::new();
+    let mut silent = Vec::new();
+    for Answer { node, status } in args.remote.ask(0)? {
+        match status {
+            Ok(status) => views.push(NodeCerts { node, view: CertsView::new(status, identity) }),
+            Err(error) => silent.push(format!("{node}: {error:#}")),
+        }
+    }
+    output::emit(&render_nodes(&views, args.output, SystemTime::now())?)?;
+    if silent.is_empty() { Ok(()) } else { bail!("agents that did not answer: {}", silent.join("; ")) }
+}
+
+/// One node's certificates.
+#[derive(Debug, Serialize)]
+struct NodeCerts {
+    node: String,
+    #[serde(flatten)]
+    view: CertsView,
+}
+
+fn render_nodes(nodes: &[NodeCerts], format: Format, now: SystemTime) -> anyhow::Result<String> {
+    Ok(match format {
+        Format::Json => serde_json::to_string_pretty(nodes)? + "\n",
+        Format::Yaml => serde_yaml_ng::to_string(nodes)?,
+        Format::Pem => nodes.iter().map(|node| node.view.pem()).collect(),
+        Format::Table => {
+            let tables = |table: &dyn Fn(&CertsView) -> Table| {
+                Table::by_node(nodes.iter().map(|node| (node.node.clone(), table(&node.view))).collect())
+            };
+            let drawn = [
+                ("CERTIFICATES", tables(&|view| view.certificates_table(now))),
+                ("\nROOTS", tables(&|view| view.roots_table(now))),
+            ];
+            drawn.into_iter().fold(String::new(), |mut out, (title, table)| {
+                out.push_str(title);
+                out.push('\n');
+                if let Some(table) = table {
+                    table.draw(&mut out);
+                }
+                out
+            })
+        }
+    })
 }
 
 fn render(view: &CertsView, format: Format, now: SystemTime) -> anyhow::Result<String> {
@@ -104,6 +154,13 @@ impl CertsView {
 
     fn table(&self, now: SystemTime) -> String {
         let mut out = String::from("CERTIFICATES\n");
+        self.certificates_table(now).draw(&mut out);
+        out.push_str("\nROOTS\n");
+        self.roots_table(now).draw(&mut out);
+        out
+    }
+
+    fn certificates_table(&self, now: SystemTime) -> Table {
         let mut table = Table::new([
             "IDENTITY",
             "STATE",
@@ -126,8 +183,10 @@ impl CertsView {
                 certificate.last_error.clone(),
             ]);
         }
-        table.draw(&mut out);
-        out.push_str("\nROOTS\n");
+        table
+    }
+
+    fn roots_table(&self, now: SystemTime) -> Table {
         let mut table = Table::new(["SUBJECT", "SHA-256", "NOT BEFORE", "NOT AFTER", "TRUSTED BY"]);
         for root in &self.roots {
             table.row([
@@ -138,8 +197,7 @@ impl CertsView {
                 root.identities.to_string(),
             ]);
         }
-        table.draw(&mut out);
-        out
+        table
     }
 
     fn pem(&self) -> String {

@@ -27,6 +27,8 @@ pub(super) const DEFAULT_BPF_ROOT: &str = "/sys/fs/bpf";
 const DEFAULT_CA_ROOT: &str = "/var/run/secrets/istio/root-cert.pem";
 const DEFAULT_CA_TOKEN: &str = "/var/run/secrets/tokens/istio-token";
 const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
+/// Fits into the 30 seconds that Kubernetes gives a pod by default.
+const DEFAULT_DRAIN: Duration = Duration::from_secs(25);
 /// Where Kubernetes mounts a pod's own token.
 const POD_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 const DEFAULT_MAX_WORKERS: usize = 8;
@@ -42,6 +44,14 @@ pub(crate) struct AgentConfig {
     pub(crate) run_dir: PathBuf,
     /// Where metrics and health are served over HTTP; nowhere if `None`.
     pub(crate) metrics_addr: Option<SocketAddr>,
+    /// How long established connections may go on once the agent is to end.
+    pub(crate) drain: Duration,
+    /// Where the status is served to programs of this host; only over the socket if `None`.
+    pub(crate) admin_addr: Option<SocketAddr>,
+    /// What this process calls itself; empty if nothing.
+    pub(crate) instance: String,
+    /// Namespace and name of the DaemonSet that the agent belongs to.
+    pub(crate) daemonset: Option<(String, String)>,
     /// What to log, in the form of RUST_LOG.
     pub(crate) log_filter: String,
     /// How log lines look.
@@ -62,6 +72,8 @@ pub(crate) struct AgentConfig {
     pub(crate) kubelet_cgroup: Option<PathBuf>,
     /// The BPF file system.
     pub(crate) bpf_root: PathBuf,
+    /// Where the CNI plugin is installed and chained; not at all if `None`.
+    pub(crate) cni: Option<CniDirs>,
     /// Threads of the runtime that carries traffic, 1 to 256.
     pub(crate) workers: usize,
     /// Use of the hybrid post-quantum key exchange.
@@ -74,6 +86,15 @@ pub(crate) struct AgentConfig {
     pub(crate) trust_bundles: Vec<(TrustDomain, PathBuf)>,
     /// Where certificates come from.
     pub(crate) issuer: IssuerConfig,
+}
+
+/// Folders of the CNI, as the node itself sees them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CniDirs {
+    /// Plugins, usually `/opt/cni/bin`.
+    pub(crate) bin: PathBuf,
+    /// Network configurations, usually `/etc/cni/net.d`.
+    pub(crate) conf: PathBuf,
 }
 
 /// Where the Kubernetes objects come from.
@@ -208,6 +229,10 @@ impl AgentConfig {
             },
             run_dir: settings.run_dir.map_or_else(|| DEFAULT_RUN_DIR.into(), |path| path.0),
             metrics_addr: settings.metrics_addr.map(|addr| addr.0),
+            drain: settings.drain.map_or(DEFAULT_DRAIN, |drain| drain.0),
+            admin_addr: settings.admin_addr.map(|addr| addr.0),
+            instance: settings.instance.map_or_else(String::new, |name| name.0),
+            daemonset: settings.daemonset.map(|set| (set.namespace, set.name)),
             log_filter: settings.log.map_or_else(|| "info".to_owned(), |filter| filter.0),
             log_format: settings.log_format.unwrap_or_default(),
             svid_ttl: settings.svid_ttl.map_or(DEFAULT_TTL, |ttl| ttl.0),
@@ -218,6 +243,7 @@ impl AgentConfig {
             cgroup_root: settings.cgroup_root.map(|path| path.0),
             kubelet_cgroup: settings.kubelet_cgroup.map(|path| path.0),
             bpf_root: settings.bpf_root.map_or_else(|| DEFAULT_BPF_ROOT.into(), |path| path.0),
+            cni: cni_dirs(settings.cni_bin_dir, settings.cni_conf_dir)?,
             workers: settings.workers.map_or_else(default_workers, |workers| workers.0.get()),
             post_quantum: settings.post_quantum.unwrap_or_default(),
             crl_file: settings.crl_file.map(|path| path.0),
@@ -238,6 +264,19 @@ impl AgentConfig {
             private_folder("ca-dir", ca_dir)?;
         }
         private_folder("run-dir", &self.run_dir)
+    }
+}
+
+/// Both folders or neither.
+pub(super) fn cni_dirs(
+    bin: Option<Location>,
+    conf: Option<Location>,
+) -> Result<Option<CniDirs>, ConfigError> {
+    match (bin, conf) {
+        (Some(bin), Some(conf)) => Ok(Some(CniDirs { bin: bin.0, conf: conf.0 })),
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(ConfigError::Missing { flag: "cni-conf-dir", variable: "AMBIT_CNI_CONF_DIR" }),
+        (None, Some(_)) => Err(ConfigError::Missing { flag: "cni-bin-dir", variable: "AMBIT_CNI_BIN_DIR" }),
     }
 }
 

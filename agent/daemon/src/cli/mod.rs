@@ -9,17 +9,20 @@ mod certs;
 mod check_node;
 mod config;
 mod output;
+mod remote;
 mod settings;
 mod status;
 mod uninstall;
 mod values;
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{ffi::OsString, path::Path, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-pub(crate) use config::{AgentConfig, ConfigError, IssuerConfig, SourceConfig};
+pub(crate) use config::{AgentConfig, CniDirs, ConfigError, IssuerConfig, SourceConfig};
 pub(crate) use values::PostQuantum;
+
+use crate::cni;
 
 /// What was asked for is not possible as asked: the code that clap ends with as well.
 const USAGE: u8 = 2;
@@ -57,12 +60,20 @@ enum Command {
     CheckNode(check_node::CheckNodeArgs),
     /// Take everything off this node that agents left in the kernel
     Uninstall(uninstall::UninstallArgs),
+    /// Serve a container runtime as its CNI plugin; the same as calling this program by the name ambit-cni
+    #[command(hide = true)]
+    Cni,
     /// Print the version
     Version,
 }
 
 /// Runs the program with the arguments and the environment of the process.
 pub(crate) fn main() -> ExitCode {
+    let name = std::env::args_os().next();
+    let called = name.as_deref().and_then(|name| Path::new(name).file_name());
+    if called.is_some_and(|name| name == cni::BINARY) {
+        return cni::run();
+    }
     run(std::env::args_os())
 }
 
@@ -82,6 +93,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Certs(args) => certs::run(&args).map(|()| ExitCode::SUCCESS),
         Command::CheckNode(args) => check_node::run(&args),
         Command::Uninstall(args) => uninstall::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Cni => Ok(cni::run()),
         Command::Version => {
             output::emit(&format!("ambit {}\n", env!("CARGO_PKG_VERSION"))).map(|()| ExitCode::SUCCESS)
         }

@@ -17,8 +17,9 @@ use serde::{Deserializer, de, de::DeserializeOwned};
 use super::{
     config::ConfigError,
     values::{
-        ClusterId, DataplaneLabel, DnsName, IssuerKind, ListenAddr, Location, LogFilter, Namespace,
-        PostQuantum, ServerName, ServiceAddr, TrustBundles, TrustDomains, Ttl, Url, VaultPath, Workers,
+        ClusterId, DataplaneLabel, DnsName, Drain, IssuerKind, ListenAddr, Location, LogFilter, LoopbackAddr,
+        Namespace, ObjectName, PostQuantum, ServerName, ServiceAddr, TrustBundles, TrustDomains, Ttl, Url,
+        VaultPath, Workers,
     },
 };
 use crate::telemetry::LogFormat;
@@ -78,6 +79,14 @@ settings! {
     run_dir: Location, "AMBIT_RUN_DIR", "DIR";
     /// Where to serve /metrics and /healthz over HTTP; without it nothing is served
     metrics_addr: ListenAddr, "AMBIT_METRICS_ADDR", "ADDR";
+    /// How long connections may go on after SIGTERM, or after another agent has taken over, 0s to 1h [default: 25s]
+    drain: Drain, "AMBIT_DRAIN", "DURATION";
+    /// Where to serve the status to programs of this host, for ambit status --kubeconfig; without it only over the socket
+    admin_addr: LoopbackAddr, "AMBIT_ADMIN_ADDR", "ADDR";
+    /// A name for this process, by which ambit status --ready knows it from its predecessor
+    instance: ClusterId, "AMBIT_INSTANCE", "NAME";
+    /// The DaemonSet that this agent belongs to: when it ends because that is gone, it takes everything off the node
+    daemonset: ObjectName, "AMBIT_DAEMONSET", "NAMESPACE/NAME";
     /// What to log, in the form of RUST_LOG, such as info,access=warn [default: info]
     log: LogFilter, "AMBIT_LOG", "FILTER";
     /// How to log: text or json [default: text]
@@ -98,6 +107,10 @@ settings! {
     kubelet_cgroup: Location, "AMBIT_KUBELET_CGROUP", "PATH";
     /// The BPF file system, mounted there if it is not [default: /sys/fs/bpf]
     bpf_root: Location, "AMBIT_BPF_ROOT", "PATH";
+    /// Where the CNI plugin is installed, as the node itself sees it; with --cni-conf-dir only
+    cni_bin_dir: Location, "AMBIT_CNI_BIN_DIR", "DIR";
+    /// Where the CNI network configuration is that the plugin is chained to, as the node itself sees it
+    cni_conf_dir: Location, "AMBIT_CNI_CONF_DIR", "DIR";
     /// How many threads carry traffic [default: one for each processor, at most 8]
     workers: Workers, "AMBIT_WORKERS", "N";
     /// Whether tunnels use the hybrid key exchange X25519MLKEM768: off, offer, prefer or require [default: offer]

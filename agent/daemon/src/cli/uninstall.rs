@@ -6,13 +6,13 @@ use anyhow::bail;
 use clap::Args;
 
 use super::{
-    config::{DEFAULT_BPF_ROOT, DEFAULT_RUN_DIR},
+    config::{DEFAULT_BPF_ROOT, DEFAULT_RUN_DIR, cni_dirs},
     output,
     values::{DnsName, Location},
 };
 use crate::{
     admin::{AdminError, RunDir},
-    app,
+    app, cni,
 };
 
 #[derive(Debug, Args)]
@@ -23,7 +23,8 @@ off, and pods talk in plaintext again.
 Examples:
   ambit uninstall --node worker-1
   ambit uninstall --all
-  ambit uninstall --all --bpf-root /sys/fs/bpf --run-dir /run/ambit --force")]
+  ambit uninstall --all --bpf-root /sys/fs/bpf --run-dir /run/ambit --force
+  ambit uninstall --all --cni-bin-dir /opt/cni/bin --cni-conf-dir /etc/cni/net.d")]
 pub(super) struct UninstallArgs {
     #[command(flatten)]
     which: Which,
@@ -33,6 +34,12 @@ pub(super) struct UninstallArgs {
     /// The folder of the agent's status socket and lock
     #[arg(long, env = "AMBIT_RUN_DIR", hide_env_values = true, value_name = "DIR", default_value = DEFAULT_RUN_DIR)]
     run_dir: Location,
+    /// Where the CNI plugin was installed, to take it off too; with --cni-conf-dir only
+    #[arg(long, env = "AMBIT_CNI_BIN_DIR", hide_env_values = true, value_name = "DIR")]
+    cni_bin_dir: Option<Location>,
+    /// Where the CNI plugin was chained, to take it out too
+    #[arg(long, env = "AMBIT_CNI_CONF_DIR", hide_env_values = true, value_name = "DIR")]
+    cni_conf_dir: Option<Location>,
     /// Do it even while an agent runs there: its pods lose their capture at once
     #[arg(long)]
     force: bool,
@@ -52,8 +59,12 @@ struct Which {
 pub(super) fn run(args: &UninstallArgs) -> anyhow::Result<()> {
     // Held to the end, so that no agent starts halfway through.
     let _claim = claim(args)?;
+    let cni = cni_dirs(args.cni_bin_dir.clone(), args.cni_conf_dir.clone())?;
     let node = args.which.node.as_ref().map(|name| name.0.as_str());
-    output::emit(&report(&app::uninstall(&args.bpf_root.0, node)?))
+    // The plugin first: without an agent it would keep new pods waiting.
+    let mut removed = cni.map_or_else(|| Ok(Vec::new()), |dirs| cni::uninstall(&dirs.bin, &dirs.conf))?;
+    removed.extend(app::uninstall(&args.bpf_root.0, node)?);
+    output::emit(&report(&removed))
 }
 
 fn claim(args: &UninstallArgs) -> anyhow::Result<Option<RunDir>> {

@@ -15,6 +15,7 @@ use ambit_core::model::TrustDomain;
 use crate::telemetry;
 
 const MIN_TTL: Duration = Duration::from_secs(10);
+const MAX_DRAIN: Duration = Duration::from_secs(3600);
 const MAX_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
 const MAX_WORKERS: usize = 256;
 
@@ -188,6 +189,20 @@ fn namespaced(text: &str) -> Option<(String, String)> {
     good.then(|| (namespace.to_owned(), name.to_owned()))
 }
 
+/// A port of this host's loopback interface.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LoopbackAddr(pub(super) SocketAddr);
+
+impl FromStr for LoopbackAddr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let ListenAddr(addr) = text.parse()?;
+        let ours = addr.ip().is_loopback();
+        ours.then_some(Self(addr)).ok_or_else(|| "use 127.0.0.1:PORT or [::1]:PORT".to_owned())
+    }
+}
+
 /// How many certificates a second.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rate(pub(super) u32);
@@ -227,6 +242,21 @@ impl FromStr for Ttl {
             ttl if ttl < MIN_TTL => Err("it must be at least 10s".to_owned()),
             ttl if ttl > MAX_TTL => Err("it must be at most 90d".to_owned()),
             ttl => Ok(Self(ttl)),
+        }
+    }
+}
+
+/// How long established connections may go on at the agent's end.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Drain(pub(super) Duration);
+
+impl FromStr for Drain {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match parse_duration(text)? {
+            drain if drain > MAX_DRAIN => Err("it must be at most 1h".to_owned()),
+            drain => Ok(Self(drain)),
         }
     }
 }

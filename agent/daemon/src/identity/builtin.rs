@@ -13,6 +13,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use ::pem::{EncodeConfig, LineEnding, Pem, encode_config};
 use ambit_core::model::{SpiffeId, TrustDomain};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
@@ -181,7 +182,8 @@ impl BuiltinCa {
 
     /// The same, PEM.
     pub(crate) fn roots_pem(&self) -> String {
-        let text = |root: &CertificateDer<'_>| ::pem::encode(&::pem::Pem::new("CERTIFICATE", root.as_ref()));
+        let form = EncodeConfig::new().set_line_ending(LineEnding::LF);
+        let text = |root: &CertificateDer<'_>| encode_config(&Pem::new("CERTIFICATE", root.as_ref()), form);
         self.roots.iter().map(text).collect()
     }
 

@@ -30,6 +30,8 @@ const STRICT_PATIENCE: Duration = Duration::from_secs(1);
 const BOTH_SILENT: Duration = Duration::from_secs(1);
 /// How long a tunnel may rest. Longer than clients keep theirs, so that none is closed under their hands.
 const TUNNEL_IDLE: Duration = Duration::from_secs(90);
+/// How long a client may take to begin a stream that has crossed our GOAWAY.
+const LAST_OPEN: Duration = Duration::from_secs(1);
 /// How long the application may take to accept.
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -154,13 +156,21 @@ impl Call<'_> {
         };
         let _open = self.shared.telemetry.tunnel();
         let mut reused = false;
+        let mut patience = TUNNEL_IDLE;
         let last = loop {
             let peer = link.peer().clone();
             let next = select! {
                 biased;
                 () = self.pod.until_released() => break None,
                 (reason, _) = self.until_distrusted(&peer) => break Some(Control::Reset(reason)),
-                next = link.next_open(TUNNEL_IDLE) => next,
+                next = link.next_open(patience) => next,
+                () = self.shared.until_draining(), if patience == TUNNEL_IDLE => {
+                    patience = LAST_OPEN;
+                    match link.go_away().await {
+                        Ok(()) => continue,
+                        Err(_) => break None,
+                    }
+                }
             };
             match next {
                 Ok(Some(open)) => {

@@ -9,7 +9,10 @@ mod relay;
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -19,7 +22,7 @@ use ambit_core::{
     policy::{self, Denial, Facts, Verdict},
     reason::Reason,
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use self::order::{Arrivals, Numbers};
 use crate::{
@@ -42,13 +45,25 @@ struct Shared {
     telemetry: Telemetry,
     pool: Pool,
     pending: Semaphore,
+    /// Tunnels are not kept for further streams any more.
+    draining: watch::Sender<bool>,
+    /// Tasks that carry connections and tunnels.
+    active: AtomicUsize,
 }
 
 impl Proxy {
     /// Over the snapshots and keys of this node.
     pub(crate) fn new(feed: Feed, wallet: Wallet, telemetry: Telemetry) -> Self {
         let pool = Pool::default();
-        Self(Arc::new(Shared { feed, wallet, telemetry, pool, pending: Semaphore::new(PENDING) }))
+        Self(Arc::new(Shared {
+            feed,
+            wallet,
+            telemetry,
+            pool,
+            pending: Semaphore::new(PENDING),
+            draining: watch::Sender::new(false),
+            active: AtomicUsize::new(0),
+        }))
     }
 
     /// Takes connections of `pod` on its `listener`-th listener until it is dropped. One task per connection.
@@ -82,18 +97,34 @@ impl Proxy {
         }
     }
 
+    /// Has tunnels ended once the streams that run on them have: peers are asked to open new ones, which another agent may
+    /// take. Connections go on being taken.
+    pub(crate) fn drain(&self) {
+        self.0.draining.send_replace(true);
+        self.0.pool.sweep(|_, _| false);
+    }
+
+    /// How many connections and tunnels there are, idle ones that this end has opened not counted.
+    pub(crate) fn active(&self) -> usize {
+        self.0.active.load(Ordering::Relaxed)
+    }
+
     /// Numbers the connection while it is known in which order it came, and leaves the rest to a task.
     fn carry(&self, pod: &Arc<PodNet>, accepted: Accepted, serving: &mut Serving) {
         let (shared, pod) = (self.0.clone(), pod.clone());
         match accepted {
             Accepted::Outbound { stream, source, original_dst } => {
                 let routed = outbound::route(&shared, &pod, source, original_dst, &mut serving.outbound);
-                tokio::spawn(async move { outbound::carry(&shared, &pod, stream, routed).await });
+                tokio::spawn(async move {
+                    let _active = shared.activity();
+                    outbound::carry(&shared, &pod, stream, routed).await;
+                });
             }
             Accepted::Inbound { stream, source, destination } => {
                 let order = serving.inbound.next((source.0.ip(), destination.0.port()));
                 let arrivals = serving.arrivals.clone();
                 tokio::spawn(async move {
+                    let _active = shared.activity();
                     inbound::carry(&shared, &pod, stream, (source, destination), (&arrivals, order)).await;
                 });
             }
@@ -196,7 +227,31 @@ fn verdict(
     }
 }
 
+/// Counts a task for as long as it lives.
+struct Activity<'a>(&'a AtomicUsize);
+
+impl Drop for Activity<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Shared {
+    fn activity(&self) -> Activity<'_> {
+        self.active.fetch_add(1, Ordering::Relaxed);
+        Activity(&self.active)
+    }
+
+    fn is_draining(&self) -> bool {
+        *self.draining.borrow()
+    }
+
+    /// Ends once tunnels are no longer to be kept.
+    async fn until_draining(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.draining.subscribe().wait_for(|draining| *draining).await;
+    }
+
     /// Ends once the verdict on a live connection has turned to a refusal.
     async fn until_denied(
         &self,

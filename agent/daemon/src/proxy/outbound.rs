@@ -131,7 +131,11 @@ impl Calling<'_> {
         match ended {
             Ok(()) => {
                 connection.finish(&Ending::Closed);
-                self.shared.pool.put(key, link);
+                if self.shared.is_draining() {
+                    tokio::spawn(link.close_with(None));
+                } else {
+                    self.shared.pool.put(key, link);
+                }
             }
             Err((failure, last)) => {
                 connection.finish(&if failure.by_peer && failure.reason != Reason::Reset {
@@ -151,6 +155,7 @@ impl Calling<'_> {
             pod: self.call.client.uid.clone(),
             source: self.call.source.ip(),
             destination: self.call.endpoint.addr,
+            peer: self.call.endpoint.workload.uid.clone(),
             own: self.call.client.identity.clone(),
             expected: expected.clone(),
         };

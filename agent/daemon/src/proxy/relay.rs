@@ -90,7 +90,7 @@ pub(super) async fn stream(
                 }
                 Received::Control(Control::Fin) if !awaits_accept => break,
                 Received::Control(Control::Reset(reason)) => return Err(RelayError::Reset(reason)),
-                Received::Control(Control::Ping) => {}
+                Received::Control(Control::Ping | Control::GoAway) => {}
                 Received::Control(_) => return Err(TunnelError::Unexpected("control").into()),
             }
         }

@@ -36,6 +36,9 @@ pub(super) struct Metrics {
     certificates_issued: Counter,
     certificate_failures: Counter,
     clock_skews: Counter,
+    cni_requests: Family<CniRequestLabels, Counter>,
+    cni_repairs: Family<CniRepairLabels, Counter>,
+    pub(super) cni_installed: Gauge,
     pub(super) late_certificates: Gauge,
 }
 
@@ -79,6 +82,17 @@ struct HandshakeLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CniRequestLabels {
+    command: &'static str,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CniRepairLabels {
+    what: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct IdentityLabels {
     identity: String,
 }
@@ -116,6 +130,9 @@ impl Metrics {
             certificates_issued: Counter::default(),
             certificate_failures: Counter::default(),
             clock_skews: Counter::default(),
+            cni_requests: Family::default(),
+            cni_repairs: Family::default(),
+            cni_installed: Gauge::default(),
             late_certificates: Gauge::default(),
             registry,
         };
@@ -187,6 +204,21 @@ impl Metrics {
             self.clock_skews.clone(),
         );
         registry.register(
+            "ambit_cni_requests",
+            "Requests of the CNI plugin, by command and result",
+            self.cni_requests.clone(),
+        );
+        registry.register(
+            "ambit_cni_repairs",
+            "Times that the CNI plugin's binary or its place in the network configuration had to be put in again",
+            self.cni_repairs.clone(),
+        );
+        registry.register(
+            "ambit_cni_installed",
+            "Whether the CNI plugin is installed and chained by this agent",
+            self.cni_installed.clone(),
+        );
+        registry.register(
             "ambit_certificates_late",
             "Certificates past 90 % of their life, or expired, and not renewed",
             self.late_certificates.clone(),
@@ -217,6 +249,14 @@ impl Metrics {
     pub(super) fn tunnel(&self) -> OpenTunnel {
         self.tunnels_open.inc();
         OpenTunnel(self.tunnels_open.clone())
+    }
+
+    pub(super) fn cni_request(&self, command: &'static str, result: &'static str) {
+        self.cni_requests.get_or_create(&CniRequestLabels { command, result }).inc();
+    }
+
+    pub(super) fn cni_repaired(&self, what: &'static str) {
+        self.cni_repairs.get_or_create(&CniRepairLabels { what }).inc();
     }
 
     pub(super) fn probes<'a>(&self, pods: impl Iterator<Item = (&'a ObjectName, u64)>) {

@@ -198,6 +198,21 @@ impl Telemetry {
         self.0.metrics.tunnel_reuse.inc();
     }
 
+    /// Counts a request of the CNI plugin.
+    pub(crate) fn cni_request(&self, command: &'static str, result: &'static str) {
+        self.0.metrics.cni_request(command, result);
+    }
+
+    /// Counts what had to be put in order of the CNI plugin's installation: `binary` or `network`.
+    pub(crate) fn cni_repaired(&self, what: &'static str) {
+        self.0.metrics.cni_repaired(what);
+    }
+
+    /// Sets whether the CNI plugin is installed and chained.
+    pub(crate) fn cni_installed(&self, installed: bool) {
+        self.0.metrics.cni_installed.set(i64::from(installed));
+    }
+
     /// Sets how many pods are enrolled on this node.
     pub(crate) fn enrolled_pods(&self, pods: usize) {
         self.0.metrics.enrolled_pods.set(i64::try_from(pods).unwrap_or(i64::MAX));

@@ -65,6 +65,8 @@ struct Shared {
     kernel: Mutex<Kernel>,
     /// The peer asked for new keys of ours.
     rekey: AtomicBool,
+    /// The peer takes no further streams here.
+    last: AtomicBool,
 }
 
 impl Link {
@@ -79,7 +81,11 @@ impl Link {
     ) -> Self {
         let mut incoming = Incoming::new(opener);
         incoming.preload(early);
-        let shared = Shared { kernel: Mutex::new(kernel), rekey: AtomicBool::new(false) };
+        let shared = Shared {
+            kernel: Mutex::new(kernel),
+            rekey: AtomicBool::new(false),
+            last: AtomicBool::new(false),
+        };
         let now = SystemTime::now();
         let left = peer.not_after.duration_since(now).unwrap_or_default();
         let retired = now + left.mul_f64(RETIREMENT);
@@ -101,9 +107,16 @@ impl Link {
         self.resumed
     }
 
-    /// Whether another stream may begin at `now`: the peer's certificate is valid, and the handshake not too long ago.
+    /// Whether another stream may begin at `now`: the peer's certificate is valid, the handshake not too long ago, and the
+    /// peer has not asked for an end.
     pub(crate) fn is_valid(&self, now: SystemTime) -> bool {
-        now < self.peer.not_after && now < self.retired
+        now < self.peer.not_after && now < self.retired && !self.shared.last.load(Ordering::Relaxed)
+    }
+
+    /// Tells the client between two streams that it shall begin no other; one that it has begun meanwhile may follow.
+    pub(crate) async fn go_away(&mut self) -> Result<(), TunnelError> {
+        let (_, mut writer) = self.split();
+        writer.control(&Control::GoAway).await
     }
 
     /// The two directions, to be used by one task side by side.
@@ -264,7 +277,12 @@ impl Reader<'_> {
             return Ok(Received::Data(self.incoming.pieces()));
         }
         match self.incoming.control.take() {
-            Some(control) => Ok(Received::Control(control)),
+            Some(control) => {
+                if control == Control::GoAway {
+                    self.shared.last.store(true, Ordering::Relaxed);
+                }
+                Ok(Received::Control(control))
+            }
             None => Err(TunnelError::Closed),
         }
     }

@@ -29,6 +29,8 @@ pub(crate) struct PoolKey {
     pub(crate) source: IpAddr,
     /// The pod and port on the wire.
     pub(crate) destination: PodAddr,
+    /// UID of that pod: another may have its address within a second, and then knows nothing of this one's connections.
+    pub(crate) peer: Arc<str>,
     /// Our identity on the connection.
     pub(crate) own: SpiffeId,
     /// The identity that the peer must have.
@@ -69,8 +71,12 @@ impl Pool {
         }
     }
 
-    /// Keeps a connection whose last stream has ended cleanly; it is closed if there are enough.
+    /// Keeps a connection whose last stream has ended cleanly; it is closed if there are enough, or if no stream may follow.
     pub(crate) fn put(&self, key: PoolKey, link: Link) {
+        if !link.is_valid(SystemTime::now()) {
+            tokio::spawn(link.close_with(None));
+            return;
+        }
         if self.len.load(Ordering::Relaxed) >= IN_ALL {
             return;
         }

@@ -4,14 +4,13 @@
 //! Promises to refuse whatever the API server does not confirm, also when it cannot be asked. What it said is remembered for
 //! seconds, in tables of bounded size.
 
-mod login;
 mod secret;
 
 use std::{
     collections::{HashMap, HashSet},
     hash::Hash,
     net::IpAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -27,11 +26,13 @@ use kube::{
 };
 use tokio::{sync::Semaphore, time::timeout};
 
-pub(crate) use login::{LoginError, in_pod};
 pub(super) use secret::{RootSecret, SecretError};
 
 use super::{limits::Limits, refusal::Refusal};
-use crate::identity::with_causes;
+use crate::{
+    cluster::{self, ClusterError},
+    identity::with_causes,
+};
 
 /// How long an accepted token is not reviewed again, nor its pod looked up.
 const ACCEPTED: Duration = Duration::from_secs(30);
@@ -83,11 +84,21 @@ pub(crate) struct Account {
     pub(crate) node: Option<String>,
 }
 
+/// A client that gives up as soon as a caller would.
+async fn client(kubeconfig: Option<&Path>) -> Result<Client, ClusterError> {
+    let mut config = cluster::config(kubeconfig).await?;
+    config.read_timeout = Some(TIMEOUT);
+    config.write_timeout = Some(TIMEOUT);
+    // Whoever asks for a certificate asks again by itself.
+    config.default_retry = false;
+    cluster::client(config)
+}
+
 impl Cluster {
     /// Does not ask anything yet; the error is about the login.
-    pub(crate) async fn new(settings: KubernetesSettings) -> Result<Self, LoginError> {
+    pub(crate) async fn new(settings: KubernetesSettings) -> Result<Self, ClusterError> {
         Ok(Self {
-            api: ApiServer::new(login::client(settings.kubeconfig.as_deref()).await?),
+            api: ApiServer::new(client(settings.kubeconfig.as_deref()).await?),
             audience: settings.audience,
             node_accounts: settings.node_accounts.into_iter().collect(),
             accepted: Recent::default(),

@@ -137,7 +137,7 @@ impl Running {
         tokio::spawn(serve(listener, TlsAcceptor::from(Arc::new(config)), fake.clone()));
         let dir = tempfile::tempdir().unwrap();
         let kubeconfig = dir.path().join("kubeconfig");
-        std::fs::write(dir.path().join("token"), "ca-token\n").unwrap();
+        std::fs::write(dir.path().join("token"), "ca-token").unwrap();
         let root = pem::encode(&pem::Pem::new("CERTIFICATE", ca.certificate.as_ref()));
         std::fs::write(&kubeconfig, kubeconfig_text(addr, &root)).unwrap();
         Self { _dir: dir, kubeconfig, fake }
@@ -315,7 +315,7 @@ async fn a_kubeconfig_that_cannot_serve_says_why() {
     let good = kubeconfig_text("127.0.0.1:6443".parse().unwrap(), &root);
     let problem = async |text: String| {
         std::fs::write(&path, text).unwrap();
-        login::client(Some(&path)).await.map(drop).map_err(|error| with_causes(&error))
+        client(Some(&path)).await.map(drop).map_err(|error| with_causes(&error))
     };
     assert_eq!(problem(good.clone()).await, Ok(()));
     for (from, to, expected) in [
@@ -323,10 +323,11 @@ async fn a_kubeconfig_that_cannot_serve_says_why() {
         ("cluster: one", "cluster: two", "two"),
         ("https://", "http://", "is not https://"),
         ("tls-server-name: kubernetes.default.svc", "insecure-skip-tls-verify: true", "prove nothing"),
-        ("tokenFile: token", "tokenFile: nowhere", "nowhere"),
+        ("tokenFile: token", "tokenFile: nowhere", "nowhere cannot be used"),
+        ("tokenFile: token", "tokenFile: config", "the token and nothing else"),
         ("contexts:", "contexts: 5", "contexts"),
     ] {
         let error = problem(good.replace(from, to)).await.unwrap_err();
-        assert!(error.contains(expected) && error.contains("config"), "{to}: {error}");
+        assert!(error.contains(expected), "{to}: {error}");
     }
 }

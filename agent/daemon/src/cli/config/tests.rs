@@ -40,6 +40,10 @@ fn defaults_are_those_of_the_help() {
             source: SourceConfig::Folder("/m".into()),
             run_dir: "/run/ambit".into(),
             metrics_addr: None,
+            drain: Duration::from_secs(25),
+            admin_addr: None,
+            instance: String::new(),
+            daemonset: None,
             log_filter: "info".to_owned(),
             log_format: LogFormat::Text,
             svid_ttl: Duration::from_secs(86_400),
@@ -50,6 +54,7 @@ fn defaults_are_those_of_the_help() {
             kubelet_cgroup: None,
             cgroup_root: None,
             bpf_root: "/sys/fs/bpf".into(),
+            cni: None,
             workers: default_workers(),
             post_quantum: PostQuantum::Offer,
             crl_file: None,
@@ -82,6 +87,18 @@ fn a_file_sets_everything_and_a_flag_goes_above_it() {
     assert_eq!(config.cgroup_root.as_deref(), Some(Path::new("/cg")));
     assert_eq!(config.post_quantum, PostQuantum::Off);
     assert_eq!(resolve(&["--config", &path]).unwrap().workers, 3);
+}
+
+#[test]
+fn the_cni_folders_come_together_or_not_at_all() {
+    let line = |more: &[&'static str]| [&NEEDED[..], more].concat();
+    let both = resolve(&line(&["--cni-bin-dir", "/b", "--cni-conf-dir", "/c"])).unwrap();
+    assert_eq!(both.cni, Some(CniDirs { bin: "/b".into(), conf: "/c".into() }));
+    for (given, missing) in
+        [("--cni-bin-dir", "--cni-conf-dir is needed"), ("--cni-conf-dir", "--cni-bin-dir is needed")]
+    {
+        assert!(message(resolve(&line(&[given, "/x"])).unwrap_err()).contains(missing));
+    }
 }
 
 #[test]

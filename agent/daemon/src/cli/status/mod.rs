@@ -1,5 +1,6 @@
 //! `ambit status`: asks the agent of this node over its socket and shows the answer.
 
+mod nodes;
 pub(super) mod table;
 pub(super) mod view;
 
@@ -9,12 +10,23 @@ use ambit_proto::admin::v1::{StatusRequest, StatusResponse, admin_client::AdminC
 use anyhow::{Context, anyhow, bail};
 use clap::{Args, ValueEnum};
 use hyper_util::rt::TokioIo;
-use tokio::{net::UnixStream, runtime::Builder, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::UnixStream,
+    runtime::Builder,
+    time::timeout,
+};
 use tonic::transport::Endpoint;
 use tower::service_fn;
 
-use super::{config::DEFAULT_RUN_DIR, output, values::Location};
+use super::{
+    config::DEFAULT_RUN_DIR,
+    output,
+    remote::{Answer, Remote},
+    values::Location,
+};
 use crate::admin::RunDir;
+use nodes::NodeView;
 use view::StatusView;
 
 /// How long the agent has for its answer.
@@ -31,6 +43,9 @@ Examples:
   ambit status
   ambit status connections
   ambit status certs problems
+  ambit status --ready
+  ambit status --kubeconfig ~/.kube/config
+  ambit status --context prod --pod shop/web-7d4b9 connections
   ambit status -o json | jq '.connections[] | select(.security == \"plaintext\")'
   ambit status --run-dir /run/ambit-n2")]
 pub(super) struct StatusArgs {
@@ -46,6 +61,14 @@ pub(super) struct StatusArgs {
     /// List every connection, not just the first ten
     #[arg(long)]
     connections: bool,
+    /// Show nothing but whether the agent is ready, and exit with 1 while it is not
+    #[arg(long, conflicts_with_all = ["sections", "output", "connections"])]
+    ready: bool,
+    /// With --ready: the agent that called itself so, not its predecessor or successor
+    #[arg(long, env = "AMBIT_INSTANCE", hide_env_values = true, value_name = "NAME", requires = "ready")]
+    instance: Option<String>,
+    #[command(flatten)]
+    remote: Remote,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -76,8 +99,43 @@ impl StatusArgs {
 }
 
 pub(super) fn run(args: &StatusArgs) -> anyhow::Result<()> {
+    if args.ready {
+        let status = ask_in_time(&args.run_dir.0, 0)?;
+        return output::emit(&readiness(&status, args.instance.as_deref())?);
+    }
+    if args.remote.wanted() {
+        return run_remote(args);
+    }
     let status = ask_in_time(&args.run_dir.0, args.max_connections())?;
     output::emit(&render(&StatusView::new(status, &args.sections), args.output)?)
+}
+
+fn run_remote(args: &StatusArgs) -> anyhow::Result<()> {
+    let mut answers = args.remote.ask(args.max_connections())?;
+    if args.remote.one() && answers.len() == 1 {
+        let Answer { node, status } = answers.remove(0);
+        let status = status.with_context(|| format!("the agent of node {node}"))?;
+        return output::emit(&render(&StatusView::new(status, &args.sections), args.output)?);
+    }
+    let views: Vec<_> = answers.into_iter().map(|answer| NodeView::new(answer, &args.sections)).collect();
+    output::emit(&match args.output {
+        Format::Table => nodes::render(&views, std::time::SystemTime::now()),
+        Format::Json => serde_json::to_string_pretty(&views)? + "\n",
+        Format::Yaml => serde_yaml_ng::to_string(&views)?,
+    })?;
+    let silent = views.iter().filter(|view| matches!(view, NodeView::Silent { .. })).count();
+    if silent > 0 { bail!("{silent} of {} agents did not answer", views.len()) } else { Ok(()) }
+}
+
+/// Whether the agent that calls itself `instance` is ready; why not is an error.
+fn readiness(status: &StatusResponse, instance: Option<&str>) -> anyhow::Result<String> {
+    match instance {
+        Some(instance) if instance != status.instance => {
+            bail!("another agent serves this node; this one has not taken over, or has been replaced")
+        }
+        _ if !status.ready => bail!("not ready, pending: {}", status.pending.join(", ")),
+        _ => Ok("ready\n".to_owned()),
+    }
 }
 
 /// Asks the agent with this run directory, and waits no longer than five seconds.
@@ -101,6 +159,14 @@ fn render(view: &StatusView, format: Format) -> anyhow::Result<String> {
 async fn ask(run_dir: &Path, max_connections: u32) -> anyhow::Result<StatusResponse> {
     let socket = RunDir::socket_path(run_dir);
     let stream = UnixStream::connect(&socket).await.map_err(|error| explain(error, run_dir, &socket))?;
+    ask_over(stream, max_connections).await
+}
+
+/// Asks the agent at the other end of `stream`.
+pub(super) async fn ask_over(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    max_connections: u32,
+) -> anyhow::Result<StatusResponse> {
     let mut stream = Some(TokioIo::new(stream));
     // The name is not looked up: the connection is there already, and there is but one.
     let channel = Endpoint::from_static("http://agent")
@@ -109,7 +175,7 @@ async fn ask(run_dir: &Path, max_connections: u32) -> anyhow::Result<StatusRespo
             async { stream }
         }))
         .await
-        .with_context(|| format!("{} does not speak ambit's protocol", socket.display()))?;
+        .context("what answers does not speak ambit's protocol")?;
     let request = StatusRequest { max_connections: Some(max_connections) };
     match AdminClient::new(channel).max_decoding_message_size(MAX_ANSWER).status(request).await {
         Ok(answer) => Ok(answer.into_inner()),

@@ -39,6 +39,27 @@ pub(super) fn render(view: &StatusView, now: SystemTime) -> String {
     out
 }
 
+/// What the views have of each section, one table for each node.
+pub(super) fn sections(views: &[&StatusView], now: SystemTime) -> Vec<(&'static str, Vec<(String, Table)>)> {
+    let of = |table: &dyn Fn(&StatusView) -> Option<Table>| {
+        views.iter().filter_map(|view| Some((view.node.clone(), table(view)?))).collect()
+    };
+    vec![
+        ("PODS", of(&|view| view.pods.as_deref().map(pods_table))),
+        ("CERTIFICATES", of(&|view| view.certificates.as_deref().map(|list| certificates_table(list, now)))),
+        ("CONNECTIONS", of(&|view| view.connections.as_deref().map(|list| connections_table(list, now)))),
+        ("PROBLEMS", of(&|view| view.problems.as_deref().map(problems_table))),
+    ]
+}
+
+fn problems_table(problems: &[ProblemView]) -> Table {
+    let mut table = Table::new(["PROBLEM"]);
+    for problem in problems {
+        table.row([sentence(problem)]);
+    }
+    table
+}
+
 fn heading(out: &mut String, view: &StatusView, now: SystemTime) {
     let ready = match (view.ready, &view.pending[..]) {
         (true, _) => "ready".to_owned(),
@@ -199,6 +220,17 @@ impl Table {
 
     pub(in crate::cli) fn row<const N: usize>(&mut self, cells: [String; N]) {
         self.rows.push(cells.map(|cell| printable(if cell.is_empty() { "-" } else { &cell })).into());
+    }
+
+    /// The rows of all `tables`, each with its node in front; `None` of no table.
+    pub(in crate::cli) fn by_node(tables: Vec<(String, Self)>) -> Option<Self> {
+        let head = tables.first()?.1.rows.first()?.clone();
+        let body = tables.into_iter().flat_map(|(node, table)| {
+            let rows = table.rows.into_iter().skip(1);
+            rows.map(move |row| [vec![printable(&node)], row].concat())
+        });
+        let rows = std::iter::once([vec!["NODE".to_owned()], head].concat()).chain(body).collect();
+        Some(Self { rows })
     }
 
     pub(in crate::cli) fn draw(&self, out: &mut String) {

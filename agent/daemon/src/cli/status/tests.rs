@@ -36,6 +36,7 @@ fn status() -> StatusResponse {
             ips: vec!["10.0.1.5".to_owned(), "fd00::5".to_owned()],
             netns_cookie: 4242,
             state: PodState::Enrolled.into(),
+            found_by: "cni".to_owned(),
             counters: Some(CaptureCounters { captured: 12, passed: 3, bypassed: 4, refused: 0, probes: 7 }),
             ..Pod::default()
         }],
@@ -116,6 +117,7 @@ fn machines_get_stable_keys_and_times() {
     assert_eq!(json["started"], "2030-03-17T14:43:20Z");
     assert_eq!(json["pods"][0]["netnsCookie"], 4242);
     assert_eq!(json["pods"][0]["counters"]["bypassed"], 4);
+    assert_eq!(json["pods"][0]["foundBy"], "cni");
     assert_eq!(json["certificates"][0]["state"], "valid");
     assert_eq!(json["connections"][0]["security"], "mutual_tls");
     assert_eq!(json["connections"][0]["clientToServerBytes"], 1536);
@@ -187,4 +189,14 @@ fn an_agent_that_hangs_is_given_up() {
     let error = run(&args).unwrap_err().to_string();
     assert!(error.contains("did not answer within 5s"), "{error}");
     assert!(started.elapsed() < Duration::from_secs(8));
+}
+
+#[test]
+fn readiness_is_that_of_the_agent_meant() {
+    let ready = StatusResponse { ready: true, instance: "b".to_owned(), ..status() };
+    assert_eq!(readiness(&ready, None).unwrap(), "ready\n");
+    assert_eq!(readiness(&ready, Some("b")).unwrap(), "ready\n");
+    assert!(readiness(&ready, Some("a")).unwrap_err().to_string().contains("has not taken over"));
+    let pending = readiness(&status(), None).unwrap_err().to_string();
+    assert_eq!(pending, "not ready, pending: certificates, manifests");
 }

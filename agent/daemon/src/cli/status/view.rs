@@ -41,6 +41,7 @@ pub(super) struct PodView {
     netns_cookie: u64,
     pub(super) state: &'static str,
     pub(super) error: String,
+    found_by: String,
     pub(super) counters: CountersView,
 }
 
@@ -162,6 +163,7 @@ impl From<proto::Pod> for PodView {
             netns_cookie: pod.netns_cookie,
             state,
             error: pod.error,
+            found_by: pod.found_by,
             counters: CountersView {
                 captured: counters.captured,
                 passed: counters.passed,

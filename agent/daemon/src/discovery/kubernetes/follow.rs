@@ -27,7 +27,7 @@ use crate::{
 /// The first wait after a failure; it doubles with each that follows.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 /// The longest wait between attempts.
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// The longest wait for a resource that the cluster does not have.
 const ABSENT_WAIT: Duration = Duration::from_secs(15);
 /// Failures in a row before anybody is told: a server that restarts cuts every watch once.
@@ -217,8 +217,8 @@ impl Follower {
         debug!(resource = self.watch.plural, code, reason, failures = self.failures, "watch failed");
         let streaming = self.strategy == InitialListStrategy::StreamingList;
         match code {
-            // The version to go on from is too old; the watcher lists anew.
-            410 => return None,
+            // The version to go on from is too old. Said in the stream, the watcher lists anew of its own accord.
+            410 => return matches!(error, Error::WatchStartFailed(_)).then_some(Over::Again),
             // A server that cannot stream a list.
             400 | 422 if streaming && matches!(error, Error::WatchStartFailed(_)) => {
                 debug!(
@@ -238,7 +238,7 @@ impl Follower {
             }
             _ => {}
         }
-        if self.failures > TOLERATED || code == 403 {
+        if self.failures > TOLERATED {
             self.told = true;
             let trouble = match code {
                 403 => Trouble::Refused(format!("may not be watched ({reason}); {}", self.watch.rule())),

@@ -5,7 +5,7 @@
 
 use std::{borrow::Cow, fmt};
 
-use ambit_core::model::ObjectName;
+use ambit_core::model::{NETNS_ANNOTATION, ObjectName};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Resource,
@@ -19,6 +19,8 @@ use serde_json::{Map, Value};
 
 /// Left out, wherever a list stands on the way. In a pod this is nine bytes out of ten.
 const PASSED_OVER: &[&[&str]] = &[
+    // Whoever may make pods in a cluster could name any namespace of the node, another pod's or the host's.
+    &["metadata", "annotations", NETNS_ANNOTATION],
     &["metadata", "managedFields"],
     &["metadata", "ownerReferences"],
     &["metadata", "annotations", "kubectl.kubernetes.io/last-applied-configuration"],
@@ -195,11 +197,12 @@ mod tests {
     #[test]
     fn what_nobody_reads_is_left_out_and_the_rest_stays() {
         let text = r#"{"metadata":{"name":"a","namespace":"n","resourceVersion":"7","labels":{"env":"x","volumes":"y"},
-            "managedFields":[{"a":[1,{"b":2}]}]},"spec":{"volumes":[{}],"selector":{"env":"x"},"n":1.5,"hostNetwork":true,
+            "managedFields":[{"a":[1,{"b":2}]}],"annotations":{"ambit.dev/netns":"/proc/1/ns/net","ambit.dev/state":"x"}},"spec":{"volumes":[{}],"selector":{"env":"x"},"n":1.5,"hostNetwork":true,
             "containers":[{"name":"c","env":[{"name":"e"}],"ports":[{"containerPort":80}]},null,3]},"status":null}"#;
         let watched: Watched = serde_json::from_str(text).unwrap();
         let expected = serde_json::json!({
-            "metadata": {"name": "a", "namespace": "n", "resourceVersion": "7", "labels": {"env": "x", "volumes": "y"}},
+            "metadata": {"name": "a", "namespace": "n", "resourceVersion": "7", "labels": {"env": "x", "volumes": "y"},
+                "annotations": {"ambit.dev/state": "x"}},
             "spec": {"selector": {"env": "x"}, "n": 1.5, "hostNetwork": true,
                 "containers": [{"name": "c", "ports": [{"containerPort": 80}]}, null, 3]},
             "status": null

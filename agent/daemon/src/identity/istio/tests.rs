@@ -47,7 +47,7 @@ fn answers_of_another_shape_are_unusable() {
         ("no roots", vec![leaf.clone()], "1 elements"),
         ("too many", vec![leaf.clone(); MAX_ELEMENTS + 1], "17 elements"),
         ("roots alone", vec![root.clone(), root.clone()], "no certificate but roots"),
-        ("an empty bundle", vec![leaf.clone(), String::new()], "its roots: no PEM"),
+        ("an empty bundle", vec![leaf.clone(), String::new()], "its roots: holds no PEM"),
         ("noise", vec!["noise".into(), root.clone()], "no PEM"),
         ("too many roots", vec![leaf.clone(), root.repeat(65)], "more than 64"),
         ("another's", vec![other, root.clone()], "got a certificate for spiffe://td1/ns/shop/sa/cart"),

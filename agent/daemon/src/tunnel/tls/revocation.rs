@@ -40,7 +40,9 @@ pub(crate) enum RevocationError {
     #[error("holds more than {MAX_LISTS} revocation lists")]
     TooMany,
     /// A list cannot be used.
-    #[error("revocation list {number} cannot be used: {problem}")]
+    #[error(
+        "revocation list {number} cannot be used ({problem:?}): lists of version 2 are needed, complete and signed (RFC 5280 §5)"
+    )]
     List {
         /// Counted from 1.
         number: usize,

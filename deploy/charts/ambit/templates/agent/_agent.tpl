@@ -1,4 +1,5 @@
-{{- /* Not privileged. BPF and NET_ADMIN load and attach the programs; SYS_ADMIN and SYS_PTRACE enter pods' namespaces. */ -}}
+{{- /* Not privileged. SYS_ADMIN loads the programs (so BPF is not needed beside it) and enters pods' namespaces, which
+       SYS_PTRACE finds by their processes; NET_ADMIN sets rules, routes and transparent sockets there. */ -}}
 {{- define "ambit.agentSecurity" -}}
 runAsUser: 0
 runAsGroup: 0
@@ -7,7 +8,7 @@ allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
-  add: [BPF, NET_ADMIN, SYS_ADMIN, SYS_PTRACE]
+  add: [NET_ADMIN, SYS_ADMIN, SYS_PTRACE]
 seccompProfile:
   {{- toYaml .Values.agent.seccompProfile | nindent 2 }}
 {{- /* Runtimes' default profile forbids reading other processes' namespaces and writing sysctls. */}}
@@ -29,9 +30,9 @@ seLinuxOptions:
   value: /host/cgroup
 {{- if .Values.cni.enabled }}
 - name: AMBIT_CNI_BIN_DIR
-  value: /host/cni/bin
+  value: {{ .Values.cni.binDir }}
 - name: AMBIT_CNI_CONF_DIR
-  value: /host/cni/conf
+  value: {{ .Values.cni.confDir }}
 {{- end }}
 {{- end }}
 
@@ -51,10 +52,11 @@ seLinuxOptions:
   mountPath: /sys/fs/bpf
   mountPropagation: HostToContainer
 {{- if .Values.cni.enabled }}
+{{- /* As on the node: the plugin is told these paths, and runs there. */}}
 - name: cni-bin
-  mountPath: /host/cni/bin
+  mountPath: {{ .Values.cni.binDir }}
 - name: cni-conf
-  mountPath: /host/cni/conf
+  mountPath: {{ .Values.cni.confDir }}
 {{- end }}
 {{- end }}
 

@@ -1,0 +1,240 @@
+//! Agents of a cluster, asked from anywhere through the API server: found by node or pod, reached by port-forward. Needs no
+//! way into the cluster but a kubeconfig that may list the agents' pods and forward ports to them.
+
+use std::{io, time::Duration};
+
+use ambit_proto::admin::v1::StatusResponse;
+use anyhow::{Context as _, anyhow, bail};
+use clap::Args;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, Client, Config,
+    api::ListParams,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use tokio::{runtime::Builder, sync::Semaphore, task::JoinSet, time::timeout};
+
+use super::{
+    status::ask_over,
+    values::{DnsName, Location, Namespace, ObjectName},
+};
+
+/// The labels that the chart gives the agents' pods.
+const AGENTS: &str = "app.kubernetes.io/name=ambit,app.kubernetes.io/component=agent";
+/// The port of the chart's `--admin-addr`.
+const DEFAULT_PORT: u16 = 15_022;
+/// Agents asked at once.
+const AT_ONCE: usize = 16;
+/// How long one agent has, connecting included.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Which agents of which cluster.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Agents of a cluster, through its API")]
+pub(super) struct Remote {
+    /// Ask agents of the cluster in this kubeconfig, not the one of this machine
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<Location>,
+    /// Ask agents of the cluster in this context of the kubeconfig
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+    /// Only the agent of this node
+    #[arg(long, value_name = "NAME")]
+    node: Option<DnsName>,
+    /// Only the agent of the node that this pod runs on
+    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "node")]
+    pod: Option<ObjectName>,
+    /// The agents of every node; so it is without --node and --pod
+    #[arg(long, conflicts_with_all = ["node", "pod"])]
+    all_nodes: bool,
+    /// The namespace that ambit is installed in
+    #[arg(
+        long,
+        env = "AMBIT_NAMESPACE",
+        hide_env_values = true,
+        value_name = "NAME",
+        default_value = "ambit-system"
+    )]
+    agent_namespace: Namespace,
+    /// The port of the agents' --admin-addr
+    #[arg(long, value_name = "PORT", default_value_t = DEFAULT_PORT)]
+    admin_port: u16,
+}
+
+/// What came of asking one agent.
+pub(super) struct Answer {
+    /// Its node.
+    pub(super) node: String,
+    /// What it said.
+    pub(super) status: anyhow::Result<StatusResponse>,
+}
+
+impl Remote {
+    /// Whether a cluster is meant, and not the agent of this machine.
+    pub(super) fn wanted(&self) -> bool {
+        let named = self.kubeconfig.is_some() || self.context.is_some() || self.all_nodes;
+        named || self.node.is_some() || self.pod.is_some() || called_by_kubectl()
+    }
+
+    /// Whether the answer is to be that of one agent.
+    pub(super) fn one(&self) -> bool {
+        self.node.is_some() || self.pod.is_some()
+    }
+
+    /// Asks the agents meant, by name of their node. One that does not answer is an answer; that there is none, an error.
+    pub(super) fn ask(&self, max_connections: u32) -> anyhow::Result<Vec<Answer>> {
+        let runtime =
+            Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+        runtime.block_on(async {
+            let client =
+                timeout(PATIENCE, self.client()).await.context("the kubeconfig's login takes too long")??;
+            let agents = timeout(PATIENCE, self.agents(&client))
+                .await
+                .context("the API server does not answer; is the kubeconfig's cluster up?")??;
+            Ok(ask_all(&client, self, agents, max_connections).await)
+        })
+    }
+
+    async fn client(&self) -> anyhow::Result<Client> {
+        let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
+        let kubeconfig = match &self.kubeconfig {
+            Some(file) => Kubeconfig::read_from(&file.0),
+            None => Kubeconfig::read(),
+        };
+        let kubeconfig = kubeconfig.context("no kubeconfig: pass --kubeconfig, or set KUBECONFIG")?;
+        let config = Config::from_custom_kubeconfig(kubeconfig, &options)
+            .await
+            .context("the kubeconfig cannot be used")?;
+        Client::try_from(config).context("the kubeconfig cannot be used")
+    }
+
+    /// Node and pod name of each agent meant.
+    async fn agents(&self, client: &Client) -> anyhow::Result<Vec<(String, String)>> {
+        let node = match (&self.node, &self.pod) {
+            (Some(node), _) => Some(node.0.clone()),
+            (None, Some(ObjectName { namespace, name })) => {
+                let pod = Api::<Pod>::namespaced(client.clone(), namespace).get(name).await;
+                let pod = pod.with_context(|| format!("cannot look up pod {namespace}/{name}"))?;
+                let node = pod.spec.and_then(|spec| spec.node_name);
+                Some(node.ok_or_else(|| anyhow!("pod {namespace}/{name} is not on a node yet"))?)
+            }
+            (None, None) => None,
+        };
+        let namespace = &self.agent_namespace.0;
+        let mut list = ListParams::default().labels(AGENTS);
+        if let Some(node) = &node {
+            list = list.fields(&format!("spec.nodeName={node}"));
+        }
+        let pods = Api::<Pod>::namespaced(client.clone(), namespace).list(&list).await;
+        let pods = pods.with_context(|| format!("cannot list the agents' pods in namespace {namespace}"))?;
+        let agents = pick(pods.items);
+        match (agents.is_empty(), node) {
+            (false, _) => Ok(agents),
+            (true, Some(node)) => bail!("no agent runs on node {node} (looked in namespace {namespace})"),
+            (true, None) => {
+                bail!("no agents in namespace {namespace}: is ambit installed there? see --agent-namespace")
+            }
+        }
+    }
+}
+
+/// kubectl runs `kubectl-ambit` for `kubectl ambit`.
+fn called_by_kubectl() -> bool {
+    let name = std::env::args_os().next().unwrap_or_default();
+    std::path::Path::new(&name).file_name().is_some_and(|name| name == "kubectl-ambit")
+}
+
+/// One pod for each node, the ready one where an upgrade has two of them.
+fn pick(pods: Vec<Pod>) -> Vec<(String, String)> {
+    let mut running: Vec<_> = pods
+        .into_iter()
+        .filter_map(|pod| {
+            let status = pod.status?;
+            let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+            let old = pod.metadata.deletion_timestamp.is_some();
+            (status.phase.as_deref() == Some("Running")).then_some((
+                pod.spec?.node_name?,
+                (old, !ready),
+                pod.metadata.name?,
+            ))
+        })
+        .collect();
+    running.sort();
+    running.dedup_by(|later, earlier| later.0 == earlier.0);
+    running.into_iter().map(|(node, _, name)| (node, name)).collect()
+}
+
+async fn ask_all(
+    client: &Client,
+    remote: &Remote,
+    agents: Vec<(String, String)>,
+    max_connections: u32,
+) -> Vec<Answer> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &remote.agent_namespace.0);
+    let turns = std::sync::Arc::new(Semaphore::new(AT_ONCE));
+    let mut asking = JoinSet::new();
+    for (node, pod) in agents {
+        let (pods, turns, port) = (pods.clone(), turns.clone(), remote.admin_port);
+        asking.spawn(async move {
+            // The semaphore is never closed.
+            let _turn = turns.acquire_owned().await;
+            let status = timeout(PATIENCE, ask(&pods, &pod, port, max_connections)).await;
+            let status = status.unwrap_or_else(|_| Err(anyhow!("no answer within {PATIENCE:?}")));
+            Answer { node, status }
+        });
+    }
+    let mut answers = Vec::new();
+    while let Some(answer) = asking.join_next().await {
+        answers.extend(answer);
+    }
+    answers.sort_by(|a, b| a.node.cmp(&b.node));
+    answers
+}
+
+async fn ask(pods: &Api<Pod>, pod: &str, port: u16, max_connections: u32) -> anyhow::Result<StatusResponse> {
+    let mut forward = pods
+        .portforward(pod, &[port])
+        .await
+        .with_context(|| format!("cannot forward a port to {pod} (may you create pods/portforward?)"))?;
+    let stream = forward.take_stream(port).ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
+    let refused = forward.take_error(port);
+    let answered = ask_over(stream, max_connections).await;
+    if answered.is_err()
+        && let Some(refused) = refused
+        && let Ok(Some(why)) = timeout(Duration::from_secs(1), refused).await
+    {
+        bail!(
+            "{pod} does not answer on port {port} (--admin-addr, admin.enabled of the chart): {}",
+            why.trim()
+        );
+    }
+    answered
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_agent_for_each_node_the_ready_one() {
+        let pod = |name: &str, node: &str, phase: &str, ready: &str, deleted: bool| -> Pod {
+            let deletion =
+                if deleted { serde_json::json!("2026-01-01T00:00:00Z") } else { serde_json::Value::Null };
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": name, "deletionTimestamp": deletion},
+                "spec": {"nodeName": node, "containers": []},
+                "status": {"phase": phase, "conditions": [{"type": "Ready", "status": ready}]},
+            }))
+            .unwrap()
+        };
+        let picked = pick(vec![
+            pod("ambit-old", "b", "Running", "True", true),
+            pod("ambit-next", "b", "Running", "False", false),
+            pod("ambit-x", "a", "Running", "False", false),
+            pod("ambit-y", "a", "Running", "True", false),
+            pod("ambit-z", "c", "Pending", "False", false),
+        ]);
+        let expected = [("a", "ambit-y"), ("b", "ambit-next")];
+        assert_eq!(picked, expected.map(|(node, name)| (node.to_owned(), name.to_owned())));
+    }
+}

@@ -1,0 +1,185 @@
+//! `ambit ca` in a real cluster: its root in a Secret, service accounts as callers, and what a node's agent may have.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use super::{Plan, Site, Test, bare};
+use crate::{
+    ca::Replica,
+    certs,
+    cluster::{ADDRESS, ApiServer},
+    process::eventually,
+};
+
+pub(super) const TESTS: &[Test] = &[bare(
+    "identities::an_agent_gets_what_runs_on_its_node",
+    "real tokens and TokenReview; another node, audience or pod: refused, and audited",
+    node_authorisation,
+)];
+
+/// The name of the Secret.
+const SECRET: &str = "ambit-ca";
+/// Until a changed Secret is in force, and published.
+const READ_AGAIN: Duration = Duration::from_secs(20);
+
+fn node_authorisation(site: &mut Site) -> Result<()> {
+    let namespace = site.namespace(false)?;
+    let folder = site.cluster.folder().join("identities");
+    fs::create_dir_all(&folder)?;
+    prepare(site, &namespace)?;
+    let kubeconfig = site.cluster.api.user("ambit-ca", "ambit-ca", "nobody")?;
+    let mut replicas = replicas(site, &namespace, &folder, &kubeconfig)?;
+    replicas.iter_mut().try_for_each(Replica::spawn)?;
+    replicas.iter_mut().try_for_each(Replica::wait_serving)?;
+    let api = &site.cluster.api;
+    let root = folder.join("root.pem");
+    fs::write(&root, published(api, &namespace)?)?;
+    let asking = Asking { namespace: &namespace, folder: &folder, root: &root, replicas: &replicas };
+
+    let token =
+        |account: &str, audience: &str, pod: Option<&str>| api.token(&namespace, account, audience, pod);
+    let (a, b) = (token("ambit", "istio-ca", Some("agent-a"))?, token("ambit", "istio-ca", Some("agent-b"))?);
+    let gone = token("ambit", "istio-ca", Some("agent-gone"))?;
+    api.kubectl(&["delete", "pod", "-n", &namespace, "agent-gone", "--now"])?;
+    let (web, unbound) = (token("web", "istio-ca", Some("web"))?, token("ambit", "istio-ca", None)?);
+    let elsewhere = token("ambit", "somebody-else", Some("agent-a"))?;
+    for (who, token, account, code, reason) in [
+        ("the agent of a", &a, "web", "Ok", ""),
+        ("the agent of b", &b, "teller", "Ok", ""),
+        ("the agent of a", &a, "teller", "PermissionDenied", "not_on_node"),
+        ("the agent of b", &b, "web", "PermissionDenied", "not_on_node"),
+        ("the agent of a, of nobody", &a, "nobody", "PermissionDenied", "not_on_node"),
+        ("a pod, for itself", &web, "web", "Ok", ""),
+        ("a pod, for another", &web, "teller", "PermissionDenied", "not_on_node"),
+        ("a token of another audience", &elsewhere, "web", "Unauthenticated", "unknown_caller"),
+        ("a token that is bound to no pod", &unbound, "web", "Unauthenticated", "unknown_caller"),
+        ("a token of a pod that is gone", &gone, "web", "Unauthenticated", "unknown_caller"),
+    ] {
+        asking.demand(token, account, code, reason).with_context(|| format!("{who} asks for {account}"))?;
+    }
+    rotated(site, &asking)
+}
+
+/// Accounts and pods, and for the CA exactly the rights that the chart gives it.
+fn prepare(site: &Site, namespace: &str) -> Result<()> {
+    let rbac = "rbac.authorization.k8s.io/v1";
+    let subject = json!([{ "kind": "User", "name": "ambit-ca", "apiGroup": "rbac.authorization.k8s.io" }]);
+    let binding = |kind: &str, role: &str, name: &str| {
+        json!({ "apiVersion": rbac, "kind": kind, "metadata": { "name": name, "namespace": namespace },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": role, "name": name },
+            "subjects": subject })
+    };
+    let cluster_role = format!("{namespace}-ca");
+    let mut objects = vec![
+        json!({ "apiVersion": rbac, "kind": "ClusterRole", "metadata": { "name": cluster_role }, "rules": [
+            { "apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"] },
+            { "apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"] },
+        ] }),
+        binding("ClusterRoleBinding", "ClusterRole", &cluster_role),
+        json!({ "apiVersion": rbac, "kind": "Role", "metadata": { "name": "ca", "namespace": namespace }, "rules": [
+            { "apiGroups": [""], "resources": ["secrets"], "resourceNames": [SECRET], "verbs": ["get"] },
+            { "apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["ambit-ca-root"],
+              "verbs": ["get", "patch"] },
+            { "apiGroups": [""], "resources": ["secrets", "configmaps"], "verbs": ["create"] },
+        ] }),
+        binding("RoleBinding", "Role", "ca"),
+    ];
+    for account in ["ambit", "web", "teller"] {
+        objects.push(json!({ "apiVersion": "v1", "kind": "ServiceAccount",
+            "metadata": { "name": account, "namespace": namespace } }));
+    }
+    site.apply(&json!({ "apiVersion": "v1", "kind": "List", "items": objects }))?;
+    let client = |name: &str, account: &str, node: &str| Plan::client(name).account(account).on(node);
+    site.pods(
+        namespace,
+        &[
+            client("agent-a", "ambit", "a"),
+            client("agent-b", "ambit", "b"),
+            client("agent-gone", "ambit", "b"),
+            client("web", "web", "a"),
+            client("teller", "teller", "b"),
+        ],
+    )
+    .map(drop)
+}
+
+fn replicas(site: &Site, namespace: &str, folder: &Path, kubeconfig: &Path) -> Result<[Replica; 2]> {
+    let binary = site.kit.binary(folder)?;
+    let (secret, accounts) = (format!("{namespace}/{SECRET}"), format!("{namespace}/ambit"));
+    let kubeconfig = kubeconfig.display().to_string();
+    let flags = ["--root-secret", &secret, "--node-accounts", &accounts, "--kubeconfig", &kubeconfig];
+    let replica = |number: u16| {
+        let addr = SocketAddr::new(ADDRESS.parse()?, 15_012 + number);
+        let log = site.cluster.folder().join(format!("ca-replica-{number}.log"));
+        Ok::<_, anyhow::Error>(Replica::new(&binary, site.cluster.api.netns(), addr, &log, &flags))
+    };
+    Ok([replica(0)?, replica(1)?])
+}
+
+/// The roots that the CA has published.
+fn published(api: &ApiServer, namespace: &str) -> Result<String> {
+    let map = api.json(&["get", "configmap", "ambit-ca-root", "-n", namespace])?;
+    map["data"]["root-cert.pem"].as_str().map(str::to_owned).context("no roots in the ConfigMap")
+}
+
+struct Asking<'a> {
+    namespace: &'a str,
+    folder: &'a Path,
+    root: &'a PathBuf,
+    replicas: &'a [Replica; 2],
+}
+
+impl Asking<'_> {
+    /// Asks both replicas for the identity of `account` and demands this answer of each, and its line in the audit log.
+    fn demand(&self, token: &str, account: &str, code: &str, reason: &str) -> Result<()> {
+        let identity = format!("spiffe://cluster.local/ns/{}/sa/{account}", self.namespace);
+        let csr = certs::request(self.folder, account, &[&format!("URI:{identity}")])?.certificate;
+        let file = self.folder.join("token");
+        fs::write(&file, token)?;
+        for replica in self.replicas {
+            let (before, token) = (replica.audit().len(), file.display().to_string());
+            let answer = replica.ask(self.root, &csr, &["--identity", &identity, "--token", &token])?;
+            ensure!(answer.code == code, "{answer:?}");
+            // Lines are written behind the answer.
+            let line = eventually(Duration::from_secs(2), || {
+                replica.audit().into_iter().nth(before).context("the audit log has no line of it")
+            })?;
+            ensure!(line.line["reason"].as_str().unwrap_or_default() == reason, "{line:?}");
+            if code == "Ok" {
+                ensure!(line.outcome == "issued" && line.line["identity"] == identity.as_str(), "{line:?}");
+                let chain: Vec<&str> = answer.chain.iter().map(String::as_str).collect();
+                certs::verify(self.folder, &chain[..chain.len() - 1], self.root)?;
+            } else {
+                ensure!(line.outcome == "refused", "{line:?}");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An operator puts another CA into the Secret: it signs, and its root is published.
+fn rotated(site: &Site, asking: &Asking<'_>) -> Result<()> {
+    let (namespace, next) = (asking.namespace, asking.folder.join("next"));
+    certs::strange_authority(&next)?;
+    let read = |name: &str| fs::read_to_string(next.join(name)).context("the next CA");
+    let (certificate, key) = (read("ca-cert.pem")?, read("ca-key.pem")?);
+    let patch: Value = json!({ "stringData": {
+        "ca-cert.pem": certificate, "ca-key.pem": key, "cert-chain.pem": certificate, "root-cert.pem": certificate,
+    } });
+    let api = &site.cluster.api;
+    api.kubectl(&["patch", "secret", SECRET, "-n", namespace, "-p", &patch.to_string()])?;
+    eventually(READ_AGAIN, || {
+        ensure!(published(api, namespace)? == certificate, "the old root is published still");
+        Ok(())
+    })?;
+    fs::write(asking.root, &certificate)?;
+    let web = api.token(namespace, "web", "istio-ca", Some("web"))?;
+    eventually(READ_AGAIN, || asking.demand(&web, "web", "Ok", ""))
+}
