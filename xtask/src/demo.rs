@@ -58,7 +58,7 @@ const PICTURE: &str = "
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if args.kube {
-        return kube_demo::run(args, || kube::kit(args.image.as_deref(), args.binary.as_deref()));
+        return kube_demo::run(args, || kube::kit(args.image.as_deref(), args.binary.as_deref(), &[]));
     }
     let prepare = || {
         setup::programs()?;

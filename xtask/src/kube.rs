@@ -70,7 +70,7 @@ pub(crate) fn programs() -> Result<Programs> {
 }
 
 /// What the tests on a cluster put to the test: the chart, and an image that is given, or made of a binary.
-pub(crate) fn kit(image: Option<&Path>, binary: Option<&Path>) -> Result<Kit> {
+pub(crate) fn kit(image: Option<&Path>, binary: Option<&Path>, settings: &[String]) -> Result<Kit> {
     let programs = programs()?;
     let image = match image {
         Some(image) => image.canonicalize().with_context(|| image.display().to_string())?,
@@ -82,7 +82,7 @@ pub(crate) fn kit(image: Option<&Path>, binary: Option<&Path>) -> Result<Kit> {
     };
     let chart = workspace::root().join("deploy/charts/ambit");
     let chart = chart.canonicalize().with_context(|| chart.display().to_string())?;
-    Ok(Kit { programs, chart, image })
+    Ok(Kit { programs, chart, image, settings: settings.to_vec() })
 }
 
 fn sources() -> [Source; 6] {

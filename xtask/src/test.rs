@@ -48,6 +48,9 @@ pub(crate) struct Args {
     /// Use this image (a docker-archive) instead of making one.
     #[arg(long, requires = "kube", conflicts_with = "binary")]
     image: Option<PathBuf>,
+    /// Install with this setting of the chart, too.
+    #[arg(long, value_name = "KEY=VALUE", requires = "kube")]
+    set: Vec<String>,
     /// Run the end-to-end tests that take many minutes instead of the others.
     #[arg(long, conflicts_with_all = ["unit_only", "kube"])]
     soak: bool,
@@ -75,7 +78,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if args.kube {
-        let prepare = || kube::kit(args.image.as_deref(), args.binary.as_deref());
+        let prepare = || kube::kit(args.image.as_deref(), args.binary.as_deref(), &args.set);
         return sandbox::supervised(prepare, |sandbox, kit| {
             let console = Console::new(false);
             console.heading("Tests on a real Kubernetes");

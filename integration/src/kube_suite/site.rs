@@ -28,6 +28,17 @@ use crate::{
 /// The release, and the namespace that the chart is for.
 pub(super) const RELEASE: &str = "ambit";
 pub(super) const SYSTEM: &str = "ambit-system";
+/// kubectl's words for what every container of ambit has logged.
+const LOGS: [&str; 8] = [
+    "logs",
+    "-n",
+    SYSTEM,
+    "-l",
+    "app.kubernetes.io/instance=ambit",
+    "--prefix",
+    "--all-containers",
+    "--ignore-errors",
+];
 /// The label that opts a namespace in, and its value.
 const OPT_IN: (&str, &str) = ("ambit.dev/dataplane", "enabled");
 /// How soon a label or a policy has to be in force: a second, and an allowance for the probe that finds out.
@@ -43,6 +54,8 @@ pub struct Kit {
     pub chart: PathBuf,
     /// ambit's image, as a docker-archive.
     pub image: PathBuf,
+    /// Settings of the chart beside the fitting ones, each `key=value`.
+    pub settings: Vec<String>,
 }
 
 impl Kit {
@@ -153,13 +166,14 @@ impl Site {
         let reference = reference(&self.kit.image)?;
         let (repository, tag) = reference.rsplit_once(':').context("the image's name has no tag")?;
         let cgroups = cgroups::unified()?;
-        Ok(vec![
+        let fitting = [
             format!("image.repository={repository}"),
             format!("image.tag={tag}"),
             "image.pullPolicy=Never".to_owned(),
             "log.format=text".to_owned(),
             format!("cgroupRoot={}", cgroups.display()),
-        ])
+        ];
+        Ok([fitting.as_slice(), &self.kit.settings].concat())
     }
 
     fn helm_release(&self, verb: &str, flags: &[&str], settings: &[&str]) -> Result<()> {
@@ -428,16 +442,7 @@ impl Site {
             .try_kubectl(&all, "")
             .map_or_else(|e| format!("{e:#}"), |f| f.stdout + &f.stderr);
         for argument in ["--previous=false", "--previous=true"] {
-            let logs = [
-                "logs",
-                "-n",
-                SYSTEM,
-                "-l",
-                "app.kubernetes.io/instance=ambit",
-                "--prefix",
-                "--tail=-1",
-                argument,
-            ];
+            let logs = [LOGS.as_slice(), &["--tail=-1", argument]].concat();
             told += &self
                 .cluster
                 .api
@@ -463,15 +468,7 @@ impl Site {
         };
         let pods = kubectl(&["get", "pods", "-n", namespace, "-o", "wide"]);
         let events = kubectl(&["events", "-n", namespace, "--types=Warning"]);
-        let logs = kubectl(&[
-            "logs",
-            "-n",
-            namespace,
-            "-l",
-            "app.kubernetes.io/instance=ambit",
-            "--tail=15",
-            "--prefix",
-        ]);
+        let logs = kubectl(&[LOGS.as_slice(), &["--tail=15"]].concat());
         format!("{pods}\n{}\n{}", process::tail(&events), process::tail(&logs))
     }
 }
