@@ -116,7 +116,9 @@ fn state_of_pods(site: &Site, pods: &[&Pod]) -> Result<Vec<String>> {
     let look = "ip rule; ip route show table all; ss -Hltn | sort; sysctl -e net.ipv4.tcp_fwmark_accept";
     let state = |pod: &&Pod| {
         let mut command = site.in_pod(pod, "sh")?;
-        process::run(command.args(["-c", look]), Duration::from_secs(10))?.ok()
+        let text = process::run(command.args(["-c", look]), Duration::from_secs(10))?.ok()?;
+        // The kernel gives an interface its link-local address when it pleases.
+        Ok(text.lines().filter(|line| !line.starts_with("local fe80")).collect::<Vec<_>>().join("\n"))
     };
     pods.iter().map(state).collect()
 }

@@ -65,7 +65,7 @@ pub(super) struct StatusArgs {
     #[arg(long, conflicts_with_all = ["sections", "output", "connections"])]
     ready: bool,
     /// With --ready: the agent that called itself so, not its predecessor or successor
-    #[arg(long, env = "AMBIT_INSTANCE", hide_env_values = true, value_name = "NAME", requires = "ready")]
+    #[arg(long, env = "AMBIT_INSTANCE", hide_env_values = true, value_name = "NAME")]
     instance: Option<String>,
     #[command(flatten)]
     remote: Remote,
