@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{
-    Plan, Site, Test, installed,
-    site::{SECOND, SYSTEM},
+    Plan, Pod, Site, Test, Wire, installed,
+    site::{IN_FORCE, SECOND, SYSTEM},
 };
 use crate::{load::ports, process::eventually, suite::marker, tools::Attempt};
 
@@ -18,12 +18,19 @@ pub(super) const TESTS: &[Test] = &[
         hundred,
     ),
     installed(
+        "birth::a_new_sandbox_is_in_the_mesh",
+        "a pod whose sandbox dies comes back with another address, captured again",
+        reborn,
+    ),
+    installed(
         "birth::without_an_agent_pods_wait",
         "labelled ones start when it is back; others are not hindered",
         agent_away,
     ),
 ];
 
+/// Until a kubelet has found out that a sandbox is dead, and made another.
+const REBIRTH: Duration = Duration::from_secs(40);
 const PODS: usize = 100;
 const ACCOUNTS: usize = 5;
 
@@ -96,6 +103,23 @@ fn attempts(site: &Site, namespace: &str) -> Result<BTreeMap<String, Attempt>> {
     Ok(logs.lines().filter_map(told).collect())
 }
 
+fn reborn(site: &mut Site) -> Result<()> {
+    let namespace = site.namespace(true)?;
+    let plans = [Plan::client("a").on("a"), Plan::server("mortal").on("b")];
+    let [a, mortal] = site.pods(&namespace, &plans)?;
+    site.peer_authentication(&namespace, "STRICT")?;
+    eventually(IN_FORCE, || site.must_go(&a, &mortal, Wire::Tls))?;
+    site.kill_pod(&mortal)?;
+    let again = eventually(REBIRTH, || {
+        let pod = site.pod(&namespace, "mortal")?;
+        ensure!(pod.ip != mortal.ip && pod.restarts > mortal.restarts, "still the old sandbox: {pod:?}");
+        site.must_go(&a, &pod, Wire::Tls)?;
+        Ok(pod)
+    })?;
+    ensure!(again.uid == mortal.uid, "{again:?}");
+    Ok(())
+}
+
 fn agent_away(site: &mut Site) -> Result<()> {
     let (meshed, other) = (site.namespace(true)?, site.namespace(false)?);
     let [a, b] = site.pods(&meshed, &[Plan::client("a").on("a"), Plan::server("b").on("b")])?;
@@ -112,7 +136,7 @@ fn agent_away(site: &mut Site) -> Result<()> {
     eventually(2 * SECOND, || site.must_reach(&a, &b))
 }
 
-fn while_away(site: &Site, meshed: &str, other: &str, a: &super::Pod, b: &super::Pod) -> Result<()> {
+fn while_away(site: &Site, meshed: &str, other: &str, a: &Pod, b: &Pod) -> Result<()> {
     eventually(60 * SECOND, || {
         ensure!(site.agent("a").is_err() && site.agent("b").is_err(), "agents are still there");
         Ok(())

@@ -117,8 +117,8 @@ fn state_of_pods(site: &Site, pods: &[&Pod]) -> Result<Vec<String>> {
     let state = |pod: &&Pod| {
         let mut command = site.in_pod(pod, "sh")?;
         let text = process::run(command.args(["-c", look]), Duration::from_secs(10))?.ok()?;
-        // Link-local addresses come a second or two after the pod.
-        Ok(text.lines().filter(|line| !line.contains("fe80:")).collect::<Vec<_>>().join("\n"))
+        // The kernel gives an interface its link-local address when it pleases.
+        Ok(text.lines().filter(|line| !line.starts_with("local fe80")).collect::<Vec<_>>().join("\n"))
     };
     pods.iter().map(state).collect()
 }

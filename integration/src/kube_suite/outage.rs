@@ -1,6 +1,6 @@
 //! The API server and etcd go away for a minute: nothing breaks, and on their return nothing has been missed.
 
-use std::{process::Command, thread, time::Duration};
+use std::{thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -8,10 +8,7 @@ use super::{
     Plan, Pod, Site, Test, Wire, installed,
     site::{IN_FORCE, SECOND},
 };
-use crate::{
-    load::ports,
-    process::{self, eventually},
-};
+use crate::{load::ports, process::eventually};
 
 pub(super) const TESTS: &[Test] = &[installed(
     "outage::a_minute_without_the_api",
@@ -63,10 +60,7 @@ fn minute(site: &mut Site) -> Result<()> {
 
 fn while_away(site: &Site, a: &Pod, b: &Pod, mortal: &Pod) -> Result<()> {
     thread::sleep(5 * SECOND);
-    // All of it, with its sandbox: the kubelet makes a new one, in a new network namespace.
-    for process in site.cluster.access().processes("b", &mortal.uid)? {
-        let _ = process::must(Command::new("kill").args(["-9", &process.to_string()]));
-    }
+    site.kill_pod(mortal)?;
     thread::sleep(20 * SECOND);
     site.must_reach(a, b).context("half a minute without the API")?;
     let back = site.connect(mortal, (b.ip, ports::WHOAMI), &["--send", "hello"])?;

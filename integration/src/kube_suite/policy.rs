@@ -17,7 +17,11 @@ pub(super) const TESTS: &[Test] = &[
         "STRICT in ambit-system, an exception below",
         root,
     ),
-    installed("policy::agents_say_what_they_took", "a condition on the policy's status", condition),
+    installed(
+        "policy::agents_say_what_is_odd",
+        "a condition on the policy's status names the field",
+        condition,
+    ),
 ];
 
 fn authentication(name: &str, namespace: &str, spec: &Value) -> Value {
@@ -97,15 +101,15 @@ fn root(site: &mut Site) -> Result<()> {
 
 fn condition(site: &mut Site) -> Result<()> {
     let namespace = site.namespace(true)?;
-    // Taken, but not for what it seems to say.
-    site.peer_authentication(&namespace, "DISABLE")?;
+    let unusual = json!({ "selector": { "matchLabels": {} }, "mtls": { "mode": "STRICT" } });
+    site.apply(&authentication("unusual", &namespace, &unusual))?;
     // Agents wait for a random while, so that usually one of them writes.
     eventually(30 * SECOND, || {
-        let policy = site.cluster.api.json(&["get", "pa", "default", "-n", &namespace])?;
+        let policy = site.cluster.api.json(&["get", "pa", "unusual", "-n", &namespace])?;
         let conditions = policy["status"]["conditions"].as_array();
-        let accepted = conditions.into_iter().flatten().find(|c| c["type"] == "AmbitAccepted");
-        let said = accepted.is_some_and(|c| c["status"] == "True" && c["reason"] == "UnsupportedValue");
-        ensure!(said, "no condition: {:#}", policy["status"]);
+        let told = conditions.into_iter().flatten().find(|c| c["type"] == "AmbitAccepted");
+        let says = |c: &Value| c["message"].as_str().is_some_and(|text| text.contains("selector"));
+        ensure!(told.is_some_and(says), "no condition that names the field: {:#}", policy["status"]);
         Ok(())
     })
 }

@@ -29,6 +29,8 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 const KILLS: usize = 20;
+/// Seconds. What lasts longer than the chart's `drainSeconds` would be cut.
+const WITHIN_DRAIN: u32 = 20;
 
 fn kills(site: &mut Site) -> Result<()> {
     let (namespace, a, b) = strict_pair(site)?;
@@ -67,7 +69,7 @@ fn replaced(site: &mut Site, what: &str, how: fn(&Site) -> Result<()>) -> Result
     let mut load = churn(site, &a, &b)?;
     let shared = &*site;
     let (done, bulk) = thread::scope(|scope| {
-        let bulk = scope.spawn(|| shared.iperf(&a, &b, 45));
+        let bulk = scope.spawn(|| shared.iperf(&a, &b, WITHIN_DRAIN));
         thread::sleep(2 * SECOND);
         let done = how(shared);
         (done, bulk.join().unwrap_or_else(|_| bail!("iperf3's thread panicked")))

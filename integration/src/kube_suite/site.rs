@@ -9,6 +9,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -354,14 +358,15 @@ impl Site {
     pub fn wire(&self, from: &Pod, to: &Pod) -> Result<Wire> {
         let capture = self.capture(&from.node, "wire")?;
         let text = marker("wire");
-        let attempt = self.connect(from, (to.ip, ports::ECHO), &["--send", &text])?;
+        let attempt = self.connect(from, (to.ip, ports::WHOAMI), &["--send", &text])?;
         let seen = capture.stop()?;
-        ensure!(attempt.received == text, "{} does not reach {}: {attempt:?}", from.name, to.name);
+        let known = attempt.received.starts_with(&format!("peer {}:", from.ip));
+        ensure!(known, "{} does not reach {}: {attempt:?}", from.name, to.name);
         if seen.contains(&text) {
             return Ok(Wire::Plaintext);
         }
         // A tunnel that is used again sends no ClientHello; it still goes to the application's port.
-        let target = (to.ip.into(), ports::ECHO);
+        let target = (to.ip.into(), ports::WHOAMI);
         ensure!(
             seen.openings(target).iter().all(|bytes| is_client_hello(bytes) || bytes.first() == Some(&23)),
             "what went to {target:?} is neither plaintext nor TLS"
@@ -390,11 +395,19 @@ impl Site {
         for process in self.cluster.access().processes(node, &agent.uid)? {
             let name = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
             if name.trim() == "ambit" {
-                let process = nix::unistd::Pid::from_raw(process);
-                return nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGKILL).context("kill");
+                return kill(Pid::from_raw(process), Signal::SIGKILL).context("kill");
             }
         }
         bail!("pod {} on node {node} runs no ambit", agent.name)
+    }
+
+    /// Sends SIGKILL to all of a pod, its sandbox included: the kubelet makes a new one, in a new network namespace.
+    pub fn kill_pod(&self, pod: &Pod) -> Result<()> {
+        for process in self.cluster.access().processes(&pod.node, &pod.uid)? {
+            // One that has ended meanwhile is no error.
+            let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
+        }
+        Ok(())
     }
 
     /// Gives the image another tag on both nodes; returns it.

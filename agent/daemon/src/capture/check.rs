@@ -177,13 +177,16 @@ fn try_in_namespace(cgroup_root: Option<PathBuf>) -> Vec<Finding> {
 
 fn rules(netns: &Netns) -> io::Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let lo = netns.run(|| Ok(Path::new("/proc/sys/net/ipv6").exists()))?;
-    runtime.block_on(routing::prepare(netns, true, lo))?;
-    Ok(if lo { "set, IPv4 and IPv6" } else { "set, IPv4; the kernel has no IPv6" }.to_owned())
+    let v6 = netns.run(|| Ok(Path::new("/proc/sys/net/ipv6").exists()))?;
+    runtime.block_on(async {
+        routing::loopback_up(netns).await?;
+        routing::prepare(netns, true, v6).await
+    })?;
+    Ok(if v6 { "set, IPv4 and IPv6" } else { "set, IPv4; the kernel has no IPv6" }.to_owned())
 }
 
 fn attach(root: &Path, netns: &Netns) -> Result<String, String> {
-    let place = Scratch::new(root.join(format!("ambit-check-{}", std::process::id())))
+    let place = Scratch::below(root)
         .map_err(|error| format!("cannot make a cgroup in {}: {error}", root.display()))?;
     let cgroup = File::open(&place.0).map_err(|error| format!("{}: {error}", place.0.display()))?;
     let tried = programs::rehearse(&cgroup, netns.as_fd()).map_err(|error| error.to_string())?;
@@ -211,8 +214,14 @@ fn chain(error: &dyn std::error::Error) -> String {
 struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new(path: PathBuf) -> io::Result<Self> {
-        fs::create_dir(&path).map(|()| Self(path))
+    /// One below the root of the hierarchy; or below one of its groups, where the root takes CAP_DAC_OVERRIDE to write to.
+    fn below(root: &Path) -> io::Result<Self> {
+        let new = |parent: &Path| {
+            let path = parent.join(format!("ambit-check-{}", std::process::id()));
+            fs::create_dir(&path).map(|()| Self(path))
+        };
+        let groups = || fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+        new(root).or_else(|error| groups().find_map(|group| new(&group).ok()).ok_or(error))
     }
 }
 

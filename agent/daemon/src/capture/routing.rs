@@ -4,7 +4,7 @@
 use std::{fs, io, net::Ipv4Addr};
 
 use rtnetlink::{
-    Handle, RouteMessageBuilder,
+    Handle, LinkUnspec, RouteMessageBuilder,
     packet_route::{
         AddressFamily,
         route::{RouteScope, RouteType},
@@ -44,6 +44,12 @@ pub(super) async fn prepare(netns: &Netns, v4: bool, v6: bool) -> io::Result<()>
         }
     }
     Ok(())
+}
+
+/// Brings loopback up in a namespace that nobody has set up yet: no route leads to an interface that is down.
+pub(super) async fn loopback_up(netns: &Netns) -> io::Result<()> {
+    let up = LinkUnspec::new_with_index(LOOPBACK).up().build();
+    connect(netns)?.link().set(up).execute().await.map_err(into_io)
 }
 
 /// Takes them off again. The namespace may be gone, or somebody else may have taken them off: nothing to complain of.

@@ -240,10 +240,14 @@ impl Ledger {
 
     /// The node's CNI gave addresses to a pod.
     pub(super) fn place(&mut self, uid: &str, ips: &[IpAddr], now: Instant) {
-        self.placed.insert(uid, ips, now);
-        let Some(pod) = self.mesh.pod_by_uid(uid) else { return };
-        if let Some(version) = self.in_force.get(&Key { kind: Kind::Pod, name: pod.name.clone() }) {
-            let object = version.object.clone();
+        let known = self.mesh.pod_by_uid(uid).map(|pod| Key { kind: Kind::Pod, name: pod.name.clone() });
+        let object = known.and_then(|key| self.in_force.get(&key)).map(|version| version.object.clone());
+        let before = match &object {
+            Some(Object::Pod(pod)) => pod.ips.clone(),
+            _ => Vec::new(),
+        };
+        self.placed.insert(uid, ips, before, now);
+        if let Some(object) = object {
             self.upsert(object);
         }
     }
