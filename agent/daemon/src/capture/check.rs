@@ -177,9 +177,12 @@ fn try_in_namespace(cgroup_root: Option<PathBuf>) -> Vec<Finding> {
 
 fn rules(netns: &Netns) -> io::Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let lo = netns.run(|| Ok(Path::new("/proc/sys/net/ipv6").exists()))?;
-    runtime.block_on(routing::prepare(netns, true, lo))?;
-    Ok(if lo { "set, IPv4 and IPv6" } else { "set, IPv4; the kernel has no IPv6" }.to_owned())
+    let v6 = netns.run(|| Ok(Path::new("/proc/sys/net/ipv6").exists()))?;
+    runtime.block_on(async {
+        routing::raise_loopback(netns).await?;
+        routing::prepare(netns, true, v6).await
+    })?;
+    Ok(if v6 { "set, IPv4 and IPv6" } else { "set, IPv4; the kernel has no IPv6" }.to_owned())
 }
 
 fn attach(root: &Path, netns: &Netns) -> Result<String, String> {

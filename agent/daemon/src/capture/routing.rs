@@ -4,7 +4,7 @@
 use std::{fs, io, net::Ipv4Addr};
 
 use rtnetlink::{
-    Handle, RouteMessageBuilder,
+    Handle, LinkUnspec, RouteMessageBuilder,
     packet_route::{
         AddressFamily,
         route::{RouteScope, RouteType},
@@ -58,6 +58,12 @@ pub(super) async fn restore(netns: &Netns) {
         let removed = handle.route().del(route(family)).execute().await;
         tracing::trace!(?removed, ?family, netns = %netns.path().display(), "route");
     }
+}
+
+/// Brings the loopback interface up, which is down in a namespace that nobody has set up yet.
+pub(super) async fn raise_loopback(netns: &Netns) -> io::Result<()> {
+    let up = LinkUnspec::new_with_index(LOOPBACK).up().build();
+    connect(netns)?.link().set(up).execute().await.map_err(into_io)
 }
 
 fn families(v4: bool, v6: bool) -> impl Iterator<Item = AddressFamily> {
