@@ -79,8 +79,7 @@ impl Manifests {
     /// As [`Manifests::pod`], of another pod in the same place: with this UID.
     pub fn pod_as(&self, topology: &Topology, pod: &Pod, uid: &str) -> Result<()> {
         let text = pod_yaml(topology, pod, &[], "");
-        let text = text
-            .replace(&format!("uid: uid-{}-{}\n", pod.name, pod.service_account), &format!("uid: {uid}\n"));
+        let text = text.replace(&format!("uid: {}\n", pod_uid(pod)), &format!("uid: {uid}\n"));
         self.write(&format!("pod-{}.yaml", pod.name), &text)
     }
 
@@ -101,6 +100,11 @@ pub fn peer_authentication(namespace: &str, mode: &str) -> String {
         "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata:\n  name: default\n  \
          namespace: {namespace}\n  creationTimestamp: \"2026-01-01T00:00:00Z\"\nspec:\n  mtls:\n    mode: {mode}\n"
     )
+}
+
+/// The UID of a pod in its manifest: another service account makes it another pod.
+pub fn pod_uid(pod: &Pod) -> String {
+    format!("uid-{}-{}", pod.name, pod.service_account)
 }
 
 /// The namespaces as `kubectl get namespaces -o yaml` prints them: a list.
@@ -129,7 +133,7 @@ fn pod_yaml(topology: &Topology, pod: &Pod, labels: &[(&str, &str)], container: 
          containerPort: 8080\n      protocol: TCP\n    - name: admin\n      containerPort: 8081\n{container}status:\n  \
          phase: Running\n  podIP: {v4}\n  podIPs:\n  - ip: {v4}\n  - ip: {v6}\n  conditions:\n  - type: Ready\n    \
          status: \"True\"\n",
-        uid = format_args!("uid-{name}-{service_account}"),
+        uid = pod_uid(pod),
         netns = pod.netns.name(),
         node = topology.nodes[pod.node].name,
     )
@@ -165,7 +169,8 @@ fn slice(service: &str, family: &str, pods: &[&Pod], topology: &Topology) -> Str
         .map(|pod| {
             format!(
                 "- addresses:\n  - {ip:?}\n  conditions:\n    ready: true\n    serving: true\n    terminating: false\n  \
-                 nodeName: {node}\n  targetRef:\n    kind: Pod\n    name: {name}\n    namespace: {MESHED}\n    uid: uid-{name}\n",
+                 nodeName: {node}\n  targetRef:\n    kind: Pod\n    name: {name}\n    namespace: {MESHED}\n    uid: {uid}\n",
+                uid = pod_uid(pod),
                 ip = pod.ip(family == "IPv6").to_string(),
                 node = topology.nodes[pod.node].name,
                 name = pod.name,

@@ -14,6 +14,7 @@ use super::{SECOND, Test, marker, own, unstarted};
 use crate::{
     cgroups::{self, Cgroup},
     load::ports,
+    manifests::pod_uid,
     process::{self, Finished, Process, eventually},
     topology::{MESHED, Pod, UNMESHED},
     world::World,
@@ -242,7 +243,7 @@ fn call(world: &World, name: &str, command: &str) -> Result<Finished> {
 
 /// The UID in the manifest: pods that were not made newborn keep the world's.
 fn uid_in_force(pod: &Pod) -> String {
-    if pod.namespace == MESHED { uid(pod) } else { format!("uid-{}", pod.name) }
+    if pod.namespace == MESHED { uid(pod) } else { pod_uid(pod) }
 }
 
 fn binary(world: &World) -> Result<PathBuf> {

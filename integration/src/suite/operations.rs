@@ -1,6 +1,6 @@
 //! What an operator sees: status, metrics, access log, readiness, and who may run beside whom.
 
-use std::time::Duration;
+use std::{process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -177,9 +177,11 @@ fn access_log(world: &mut World) -> Result<()> {
 }
 
 fn second_agent(world: &mut World) -> Result<()> {
-    let mut second = world.agents[0].command();
-    // What comes last counts.
-    second.args(["--node", &world.topology.nodes[1].name]);
+    let [first, other] = [0, 1].map(|node| world.topology.nodes[node].name.clone());
+    let command = world.agents[0].command();
+    let mut second = Command::new(command.get_program());
+    second
+        .args(command.get_args().map(|argument| if *argument == *first { other.as_ref() } else { argument }));
     let refused = process::run(&mut second, Duration::from_secs(10))?;
     ensure!(!refused.status.success(), "a second agent ran: {}", refused.told());
     let folder = world.agents[0].run_dir().display().to_string();

@@ -28,6 +28,8 @@ const MESHED_PATIENCE: Duration = Duration::from_secs(2);
 const STRICT_PATIENCE: Duration = Duration::from_secs(1);
 /// How long both ends may be silent before the connection counts as plaintext: a tunnel says hello at once.
 const BOTH_SILENT: Duration = Duration::from_secs(1);
+/// How long the greeting of a server that speaks first is kept from a client whose address nobody knows.
+const NEWBORN: Duration = Duration::from_millis(50);
 /// How long a tunnel may rest. Longer than clients keep theirs, so that none is closed under their hands.
 const TUNNEL_IDLE: Duration = Duration::from_secs(90);
 /// How long a client may take to begin a stream that has crossed our GOAWAY.
@@ -121,7 +123,13 @@ impl Call<'_> {
                 Ok(_) => Ok(Recognised::Plaintext(client, app)),
                 Err(_) => Ok(Recognised::Gone),
             },
-            _ = app.readable() => Ok(Recognised::Plaintext(client, app)),
+            _ = app.readable() => match self.caller {
+                // A pod's first connections are here before word of its address is, and its first bytes close behind.
+                None if matches!(first_bytes(&client, NEWBORN).await, Ok(First::Tunnel)) => {
+                    Ok(Recognised::Tunnel(client))
+                }
+                _ => Ok(Recognised::Plaintext(client, app)),
+            }
         }
     }
 
