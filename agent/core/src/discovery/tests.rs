@@ -1,7 +1,7 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use super::*;
-use crate::model::{OriginalDst, TrustDomain};
+use crate::model::{Labels, OriginalDst, TrustDomain};
 
 fn pairs(pairs: &[(&str, &str)]) -> Labels {
     pairs.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect()

@@ -230,7 +230,7 @@ mod tests {
     fn the_socket_is_private_and_a_stale_one_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = RunDir::socket_path(dir.path());
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "a dead listener leaves its file");
         let claim = RunDir::claim(dir.path()).unwrap();
         let (_listener, file) = claim.listen().unwrap();

@@ -115,14 +115,17 @@ where
 }
 
 /// TCP clients as they come, so many at once.
-struct Clients(Pin<Box<dyn Future<Output = (TcpListener, Arc<Semaphore>, Client)> + Send>>);
+struct Clients(Pin<Box<dyn Future<Output = Accepted> + Send>>);
+
+/// A client, and what takes the next one.
+type Accepted = (TcpListener, Arc<Semaphore>, Client);
 
 impl Clients {
     fn of(listener: TcpListener) -> Self {
         Self(Box::pin(Self::next(listener, Arc::new(Semaphore::new(MAX_TCP_CLIENTS)))))
     }
 
-    async fn next(listener: TcpListener, places: Arc<Semaphore>) -> (TcpListener, Arc<Semaphore>, Client) {
+    async fn next(listener: TcpListener, places: Arc<Semaphore>) -> Accepted {
         loop {
             // The semaphore is never closed.
             let Ok(place) = places.clone().acquire_owned().await else { return std::future::pending().await };
@@ -267,7 +270,7 @@ mod tests {
         let server = tokio::spawn(serve_status_tcp(addr, Arc::new(with_connections(3)), async {
             let _ = stopped.await;
         }));
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        sleep(Duration::from_millis(50)).await;
         assert!(!server.is_finished(), "the address was in use, and it gave up");
         drop(taken);
         let silent = async || loop {

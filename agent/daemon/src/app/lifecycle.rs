@@ -169,7 +169,10 @@ impl Serving<'_> {
                         self.node.take_back();
                         run_dir = back;
                     }
-                    _ => return Ok(self.superseded(stopped).await),
+                    _ => {
+                        self.superseded(stopped).await;
+                        return Ok(());
+                    }
                 },
                 (None, _) => {
                     self.proxy.drain();

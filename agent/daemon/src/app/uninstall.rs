@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     fn set(deleted: bool) -> PartialObjectMeta<DaemonSet> {
-        let deletion_timestamp = deleted.then(|| Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH));
+        let deletion_timestamp = deleted.then_some(Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH));
         PartialObjectMeta {
             metadata: ObjectMeta { deletion_timestamp, ..ObjectMeta::default() },
             ..PartialObjectMeta::default()

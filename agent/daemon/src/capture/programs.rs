@@ -166,12 +166,12 @@ impl Drop for Programs {
     }
 }
 
+/// A program's name, and whether the kernel takes it.
+pub(super) type Rehearsed = (&'static str, Result<(), CaptureError>);
+
 /// Loads every program and attaches it, the outbound ones to `cgroup` and the inbound one to `netns`, and takes all off
 /// again. Pins nothing; answers with each program's name and how it went.
-pub(super) fn rehearse(
-    cgroup: &File,
-    netns: BorrowedFd<'_>,
-) -> Result<Vec<(&'static str, Result<(), CaptureError>)>, CaptureError> {
+pub(super) fn rehearse(cgroup: &File, netns: BorrowedFd<'_>) -> Result<Vec<Rehearsed>, CaptureError> {
     let mut ebpf = load_over(0, None)?;
     let mut done = Vec::new();
     macro_rules! attach {

@@ -110,10 +110,10 @@ impl Events {
     }
 
     pub(crate) fn end_of_list(&self, version: &str) {
-        self.bookmark(version, json!({"k8s.io/initial-events-end": "true"}));
+        self.bookmark(version, &json!({"k8s.io/initial-events-end": "true"}));
     }
 
-    pub(crate) fn bookmark(&self, version: &str, annotations: Value) {
+    pub(crate) fn bookmark(&self, version: &str, annotations: &Value) {
         let metadata = json!({"resourceVersion": version, "annotations": annotations});
         self.send("BOOKMARK", &json!({"kind": "Any", "apiVersion": "v1", "metadata": metadata}));
     }

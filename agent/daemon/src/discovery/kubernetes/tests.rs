@@ -103,7 +103,7 @@ async fn the_world_is_synced_when_everything_has_been_read() {
 async fn a_watch_that_ends_goes_on_where_it_was() {
     let mut bench = Bench::new("pods");
     let events = bench.list(&[pod("a", "10.0.0.1", "5")], "6").await;
-    events.bookmark("42", json!({}));
+    events.bookmark("42", &json!({}));
     bench.until("synced", |world| world.synced).await;
     drop(events);
     let call = bench.call().await;
