@@ -126,15 +126,5 @@ pub(crate) fn sentence(error: &kube::Error) -> String {
     text
 }
 
-/// The client library sends the file's content as it is.
-fn check_token(path: &Path) -> Result<(), ClusterError> {
-    let bad = |problem: String| ClusterError::Token { path: path.to_owned(), problem };
-    let token = Zeroizing::new(fs::read_to_string(path).map_err(|error| bad(error.to_string()))?);
-    match !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        true => Ok(()),
-        false => Err(bad("it must hold the token and nothing else, no line end either".into())),
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod testing;
