@@ -144,6 +144,11 @@ impl World {
 
     /// Demands that `from` is turned away by `to` at once, with nothing received.
     pub fn must_not_reach(&self, from: &str, to: &str) -> Result<Attempt> {
+        self.must_be_refused(from, to, Duration::from_secs(1))
+    }
+
+    /// As [`World::must_not_reach`], within `limit`.
+    pub fn must_be_refused(&self, from: &str, to: &str, limit: Duration) -> Result<Attempt> {
         let attempt = self.whoami(from, to)?;
         let error = attempt.error.as_deref().unwrap_or("none");
         ensure!(
@@ -151,7 +156,7 @@ impl World {
             "{from} should be refused by {to}: {attempt:?}"
         );
         ensure!(
-            attempt.took_ms <= 1_000,
+            u128::from(attempt.took_ms) <= limit.as_millis(),
             "{from} was refused by {to}, but only after {} ms",
             attempt.took_ms
         );

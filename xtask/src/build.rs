@@ -54,7 +54,7 @@ pub(crate) fn daemon(release: bool) -> Result<PathBuf> {
         build.args(["build", "--package", "ambit", "--bin", "ambit"]);
         workspace::run(build.env("AMBIT_EBPF_OBJECT", &object))
     })?;
-    built(workspace::target_dir()?.join("debug/ambit"))
+    built(&workspace::target_dir()?.join("debug/ambit"))
 }
 
 /// Builds the static release of the daemon for `arch`; returns the path where cargo left it.
@@ -72,7 +72,7 @@ pub(crate) fn static_daemon(arch: Arch) -> Result<PathBuf> {
         build.env(format!("CC_{}", target.replace('-', "_")), arch.compiler());
     }
     step(&format!("Building the daemon (release, static, {target})"), || workspace::run(&mut build))?;
-    built(workspace::target_dir()?.join(target).join("release/ambit"))
+    built(&workspace::target_dir()?.join(target).join("release/ambit"))
 }
 
 /// A processor architecture that ambit is built for.
@@ -127,7 +127,7 @@ impl Arch {
     }
 }
 
-fn built(binary: PathBuf) -> Result<PathBuf> {
+fn built(binary: &Path) -> Result<PathBuf> {
     binary.canonicalize().with_context(|| format!("cargo left no {}", binary.display()))
 }
 

@@ -31,6 +31,8 @@ pub(super) const TESTS: &[Test] = &[
     ),
 ];
 
+/// How long a connection waits for a certificate that may still come, and a little more.
+const CERTIFICATE_WAIT: Duration = Duration::from_millis(5_500);
 /// The longest wait between two attempts (docs/certificates.md).
 const BACKOFF_CAP: Duration = Duration::from_secs(150);
 
@@ -76,7 +78,7 @@ fn longer(world: &mut World) -> Result<()> {
     // What was made before stays; what is pooled for reuse has ended with its certificate.
     let (mark, before) =
         (world.agents[0].mark(), world.agents[0].metrics()?.sum_of_value("identity_unavailable"));
-    world.must_not_reach("a", "b")?;
+    world.must_be_refused("a", "b", CERTIFICATE_WAIT)?;
     let line = world.agents[0].wait_log(mark, &["access", "identity_unavailable", "expired"])?;
     ensure!(line.contains("cannot be reached"), "the log does not say why: {line}");
     let after = world.agents[0].metrics()?.sum_of_value("identity_unavailable");
@@ -86,7 +88,7 @@ fn longer(world: &mut World) -> Result<()> {
     ensure!(error.contains("cannot be reached"), "{certs:#}");
     ensure!(world.agents[0].status()?["ready"] == false, "ready without a certificate");
     thread::sleep(SECOND * 5);
-    world.must_not_reach("a", "b")?;
+    world.must_be_refused("a", "b", CERTIFICATE_WAIT)?;
     service.start()?;
     let back = Instant::now();
     eventually(BACKOFF_CAP, || all(world, "valid"))?;

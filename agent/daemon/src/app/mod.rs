@@ -141,7 +141,7 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         settled: false,
     };
     let mut signals = Signals::listen()?;
-    let release = Release::follow(config.daemonset);
+    let release = Release::follow(config.daemonset.clone());
     let run_dir = match claim {
         Claim::Free(run_dir) => run_dir,
         Claim::Held(successor) => {

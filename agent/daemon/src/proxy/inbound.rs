@@ -123,12 +123,11 @@ impl Call<'_> {
                 Ok(_) => Ok(Recognised::Plaintext(client, app)),
                 Err(_) => Ok(Recognised::Gone),
             },
-            _ = app.readable() => match self.caller {
+            _ = app.readable() => {
                 // A pod's first connections are here before word of its address is, and its first bytes close behind.
-                None if matches!(first_bytes(&client, NEWBORN).await, Ok(First::Tunnel)) => {
-                    Ok(Recognised::Tunnel(client))
-                }
-                _ => Ok(Recognised::Plaintext(client, app)),
+                let newborn = self.caller.is_none()
+                    && matches!(first_bytes(&client, NEWBORN).await, Ok(First::Tunnel));
+                Ok(if newborn { Recognised::Tunnel(client) } else { Recognised::Plaintext(client, app) })
             }
         }
     }

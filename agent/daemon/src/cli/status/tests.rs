@@ -86,8 +86,8 @@ Agent     ambit 0.1.0, not ready, pending: certificates, manifests, up 3h 3m
 Policies  2 in force
 
 PODS
-  NAMESPACE  NAME  STATE     IDENTITY                     IP                CAPTURED  PASSED  REFUSED
-  shop       web   enrolled  spiffe://td1/ns/shop/sa/web  10.0.1.5,fd00::5  12        3       0
+  NAMESPACE  NAME  STATE     IDENTITY                     IP                CAPTURED  PASSED  PROBES  REFUSED
+  shop       web   enrolled  spiffe://td1/ns/shop/sa/web  10.0.1.5,fd00::5  12        3       7       0
 
 CERTIFICATES
   IDENTITY                     STATE  EXPIRES     RENEWAL  SERIAL  LAST ERROR

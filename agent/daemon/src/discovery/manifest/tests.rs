@@ -101,6 +101,42 @@ status:
 }
 
 #[test]
+fn probes_name_ports_of_the_pod() {
+    let pod = |containers: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\nspec:\n  {containers}\n\
+             status: {{podIP: 10.0.0.1}}\n"
+        )
+    };
+    for (containers, ports) in [
+        ("containers: [{livenessProbe: {httpGet: {port: 8080}}}]", &[8080_u16][..]),
+        (
+            "containers: [{readinessProbe: {tcpSocket: {port: '9000'}}, startupProbe: {grpc: {port: 80}}}]",
+            &[80, 9000],
+        ),
+        (
+            "containers: [{ports: [{name: web, containerPort: 81}], livenessProbe: {httpGet: {port: web}}}]",
+            &[81],
+        ),
+        // A name is one of the same container's; a port of another host, or of a command, is none of the pod's.
+        (
+            "containers: [{livenessProbe: {httpGet: {port: web}}}, {ports: [{name: web, containerPort: 81}]}]",
+            &[],
+        ),
+        ("containers: [{livenessProbe: {httpGet: {port: 80, host: 192.0.2.1}}}]", &[]),
+        ("containers: [{livenessProbe: {httpGet: {port: 80, host: 10.0.0.1}}}]", &[80]),
+        ("containers: [{livenessProbe: {exec: {command: [true]}}}]", &[]),
+        (
+            "initContainers: [{restartPolicy: Always, startupProbe: {tcpSocket: {port: 7}}}, {livenessProbe: {grpc: {port: 8}}}]",
+            &[7],
+        ),
+    ] {
+        let Object::Pod(found) = one(&pod(containers)) else { panic!("no pod") };
+        assert_eq!(found.probe_ports, ports, "{containers}");
+    }
+}
+
+#[test]
 fn a_pod_with_next_to_nothing() {
     for text in [
         "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\n",
