@@ -66,12 +66,6 @@ pub(super) async fn restore(netns: &Netns) {
     }
 }
 
-/// Brings the loopback interface up, which is down in a namespace that nobody has set up yet.
-pub(super) async fn raise_loopback(netns: &Netns) -> io::Result<()> {
-    let up = LinkUnspec::new_with_index(LOOPBACK).up().build();
-    connect(netns)?.link().set(up).execute().await.map_err(into_io)
-}
-
 fn families(v4: bool, v6: bool) -> impl Iterator<Item = AddressFamily> {
     [(v4, AddressFamily::Inet), (v6, AddressFamily::Inet6)]
         .into_iter()
