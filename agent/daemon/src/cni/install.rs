@@ -160,7 +160,15 @@ impl Installer {
         let networks = networks(&self.conf_dir)?;
         let (first, others) =
             networks.split_first().ok_or_else(|| CniError::NoNetwork(self.conf_dir.clone()))?;
-        let changed = if is_list(first) { self.extend(first)? } else { self.convert(first)? };
+        // What a list was made of and is there again was written by its owner, and is newer than the list.
+        let rewritten = others.iter().find(|other| {
+            !is_list(other) && other.with_extension("conflist") == *first && saved(other).exists()
+        });
+        let changed = match rewritten {
+            Some(single) => self.convert(single)?,
+            None if is_list(first) => self.extend(first)?,
+            None => self.convert(first)?,
+        };
         for other in
             others.iter().filter(|other| is_list(other) && **other != first.with_extension("conflist"))
         {

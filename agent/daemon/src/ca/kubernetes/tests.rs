@@ -56,7 +56,8 @@ impl Fake {
         }
         if let Some(name) = path.strip_prefix("/api/v1/namespaces/ambit-system/pods/") {
             let found = self.pods.iter().find(|pod| pod["metadata"]["name"] == name);
-            return found.map_or((StatusCode::NOT_FOUND, json!({})), |pod| (StatusCode::OK, pod.clone()));
+            let none = json!({"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404});
+            return found.map_or((StatusCode::NOT_FOUND, none), |pod| (StatusCode::OK, pod.clone()));
         }
         assert_eq!(path, "/api/v1/pods");
         self.lists += 1;
