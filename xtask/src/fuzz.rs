@@ -27,14 +27,14 @@ pub(crate) struct Args {
     targets: Vec<String>,
 }
 
-/// Runs the verb. Inputs that were found go to `fuzz/corpus`, crashes to `fuzz/artifacts`; a crash is an error.
+/// Runs the verb. Inputs that were found go to `integration/fuzz/corpus`, crashes to `integration/fuzz/artifacts`; a crash is an error.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let path = path_with_cargo_fuzz()?;
     let all = ["csr".to_owned(), "pem".to_owned()];
     let targets = if args.targets.is_empty() { &all[..] } else { &args.targets };
     for target in targets {
         step(&format!("Fuzzing {target} for {} s", args.seconds), || {
-            let folder = workspace::root().join("fuzz");
+            let folder = workspace::root().join("integration/fuzz");
             let (corpus, seeds) = (folder.join("corpus").join(target), folder.join("seeds").join(target));
             std::fs::create_dir_all(&corpus)?;
             let mut fuzz = workspace::nightly_cargo();

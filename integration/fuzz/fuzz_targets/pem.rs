@@ -3,11 +3,11 @@
 #![no_main]
 #![allow(dead_code, reason = "the daemon's own files, of which this asks a part")]
 
-#[path = "../../agent/daemon/src/identity/certificate.rs"]
+#[path = "../../../agent/daemon/src/identity/certificate.rs"]
 mod certificate;
-#[path = "../../agent/daemon/src/identity/pem.rs"]
+#[path = "../../../agent/daemon/src/identity/pem.rs"]
 mod pem;
-#[path = "../../agent/daemon/src/identity/request.rs"]
+#[path = "../../../agent/daemon/src/identity/request.rs"]
 mod request;
 
 use libfuzzer_sys::fuzz_target;

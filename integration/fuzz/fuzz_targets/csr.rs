@@ -4,7 +4,7 @@
 #![no_main]
 #![allow(dead_code, reason = "the daemon's own file, of which this asks a part")]
 
-#[path = "../../agent/daemon/src/identity/request.rs"]
+#[path = "../../../agent/daemon/src/identity/request.rs"]
 mod request;
 
 use libfuzzer_sys::fuzz_target;
