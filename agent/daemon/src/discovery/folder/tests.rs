@@ -102,7 +102,9 @@ fn changes_take_effect() {
 
     fs::write(&path, policy("p", "STRICT")).unwrap();
     until(&feed, "new file", |world| mode(world) == MtlsMode::Strict);
-    assert!(revisions.has_changed().unwrap() && *revisions.borrow_and_update() > first);
+    // Told of just after it is in force.
+    until(&feed, "a new revision", |_| revisions.has_changed().unwrap());
+    assert!(*revisions.borrow_and_update() > first);
     fs::write(&path, policy("p", "PERMISSIVE")).unwrap();
     until(&feed, "written in place", |world| mode(world) == MtlsMode::Permissive);
     let temporary = dir.path().join(".a.yaml.tmp");
