@@ -227,9 +227,7 @@ impl Agent {
 
     /// Its resident memory, in KiB.
     pub fn resident_kib(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()?))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        Ok(line.trim().trim_end_matches(" kB").parse()?)
+        process::resident_kib(self.pid()?.cast_signed())
     }
 
     /// The node it serves.

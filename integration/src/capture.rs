@@ -136,6 +136,11 @@ pub fn is_client_hello(bytes: &[u8]) -> bool {
     matches!(bytes, [22, 3, 1..=3, _, _, 1, ..])
 }
 
+/// Whether these are the first bytes of a TLS connection, or whole records of one that began before the capture.
+pub fn is_tls(bytes: &[u8]) -> bool {
+    is_client_hello(bytes) || matches!(bytes, [23, 3, 3, ..])
+}
+
 fn find(haystack: &[u8], needle: &[u8]) -> bool {
     haystack.windows(needle.len()).any(|window| window == needle)
 }

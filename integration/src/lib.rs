@@ -18,6 +18,7 @@ pub mod manifests;
 pub mod netns;
 pub mod process;
 pub mod sandbox;
+pub mod scale;
 pub mod suite;
 pub mod tools;
 pub mod topology;

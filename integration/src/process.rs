@@ -1,7 +1,7 @@
 //! Child processes with a bound on every wait: one that runs to its end, and one that stays until dropped.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::Read,
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use nix::{
     sys::signal::{Signal, kill},
-    unistd::Pid,
+    unistd::{Pid, SysconfVar, sysconf},
 };
 
 const POLL: Duration = Duration::from_millis(5);
@@ -120,7 +120,7 @@ impl Process {
 
     /// What it has printed so far, on both streams.
     pub fn output(&self) -> String {
-        std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+        fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
     /// Waits until its output contains `text`.
@@ -175,6 +175,24 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Resident memory of a process, in KiB.
+pub fn resident_kib(pid: i32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+/// Processor time of a process so far, its own and the kernel's for it (proc_pid_stat(5), fields 14 and 15).
+pub fn cpu_time(pid: i32) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, fields) = stat.rsplit_once(") ").context("no name")?;
+    let ticks = fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().map_err(Into::into));
+    let ticks = ticks.sum::<Result<u64>>()?;
+    let each = sysconf(SysconfVar::CLK_TCK)?.and_then(|rate| u64::try_from(rate).ok());
+    let each = each.context("no CLK_TCK")?;
+    Ok(Duration::from_millis(ticks * 1_000 / each))
 }
 
 /// The last lines of a text, each cut where it gets too long for a message.

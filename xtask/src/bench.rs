@@ -5,19 +5,22 @@ use std::{path::PathBuf, process::ExitCode};
 use ambit_integration::{
     console::Console,
     issuing::Costs,
+    kube_suite::Kit,
     load::{Figures, median},
     sandbox,
+    scale::Scale,
     world::World,
 };
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
-use crate::{build, demo::table, setup};
+use crate::{build, demo::table, kube, setup};
 
 /// Measure throughput, round trip and rates through the tunnel against plaintext, in several rounds. Needs root.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask bench\n  cargo xtask bench --rounds 9 --seconds 10\n  \
     cargo xtask bench --certificates     the CA and the agent's memory alone\n  \
+    cargo xtask bench --kube             the agent in a Kubernetes of 10,000 pods\n  \
     cargo xtask bench --json > figures.json")]
 pub(crate) struct Args {
     /// How many rounds; each measures both ways, and the median counts.
@@ -29,6 +32,9 @@ pub(crate) struct Args {
     /// Measure only what certificates cost.
     #[arg(long)]
     certificates: bool,
+    /// Measure the agent in a big cluster instead: memory and processor at rest, time from a change to its effect.
+    #[arg(long, conflicts_with_all = ["certificates", "rounds", "seconds"])]
+    kube: bool,
     /// Print JSON on stdout, and progress on stderr.
     #[arg(long)]
     json: bool,
@@ -39,6 +45,9 @@ pub(crate) struct Args {
 
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    if args.kube {
+        return run_kube(args);
+    }
     let prepare = || {
         setup::programs()?;
         build::daemon_or(args.binary.as_deref())
@@ -87,6 +96,19 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             ));
         }
         world.remove()
+    })
+}
+
+fn run_kube(args: &Args) -> Result<ExitCode> {
+    let prepare = || kube::kit(None, args.binary.as_deref(), &[]);
+    sandbox::supervised(prepare, |sandbox, kit: Kit| {
+        let console = Console::new(args.json);
+        let scale = Scale::measure(sandbox, &kit, console)?;
+        match args.json {
+            true => println!("{:#}", json!({ "scale": scale })),
+            false => console.line(format_args!("\n{}", scale.told())),
+        }
+        Ok(())
     })
 }
 

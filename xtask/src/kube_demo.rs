@@ -3,7 +3,7 @@
 use std::{process::ExitCode, time::Duration};
 
 use ambit_integration::{
-    capture::is_client_hello,
+    capture::is_tls,
     console::Console,
     kube_suite::{Kit, Plan, Pod, Site, Wire, probed_pods_must_stay_ready},
     load::ports,
@@ -89,7 +89,7 @@ fn label(site: &Site, scene: &Scene, console: Console) -> Result<()> {
     let seen = capture.stop()?;
     ensure!(!seen.contains(secret), "the secret is readable between the nodes");
     let openings = seen.openings((scene.b.ip.into(), ports::HTTP));
-    ensure!(openings.iter().all(|bytes| is_client_hello(bytes)), "not TLS: {openings:02x?}");
+    ensure!(openings.iter().all(|bytes| is_tls(bytes)), "not TLS: {openings:02x?}");
     console.good(format_args!(
         "between the nodes: {} packets, still to {}:{}, and not one byte of it readable",
         seen.packets.len(),

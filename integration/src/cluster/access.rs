@@ -27,6 +27,7 @@ pub struct Access {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Place {
     name: String,
+    address: String,
     netns: Netns,
     /// The process in the node's mount namespace whose children are in its process namespace.
     pid: u32,
@@ -43,8 +44,12 @@ impl Access {
 
     /// Writes down where the cluster is.
     pub(super) fn write(api: &super::ApiServer, programs: &Programs, nodes: &[Node]) -> Result<Self> {
-        let place =
-            |node: &Node| Place { name: node.name.to_owned(), netns: node.netns.clone(), pid: node.pid() };
+        let place = |node: &Node| Place {
+            name: node.name.to_owned(),
+            address: node.address.clone(),
+            netns: node.netns.clone(),
+            pid: node.pid(),
+        };
         let access = Self {
             programs: programs.clone(),
             folder: api.folder().to_owned(),
@@ -76,6 +81,11 @@ impl Access {
     /// The network namespace of a node.
     pub fn netns(&self, node: &str) -> Result<&Netns> {
         Ok(&self.place(node)?.netns)
+    }
+
+    /// The address of a node.
+    pub fn address(&self, node: &str) -> Result<String> {
+        Ok(self.place(node)?.address.clone())
     }
 
     /// The processes of a pod on a node, as this machine counts them.

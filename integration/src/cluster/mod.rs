@@ -5,6 +5,7 @@
 
 mod access;
 mod api_server;
+mod bulk;
 mod image;
 mod node;
 mod pki;
@@ -22,6 +23,7 @@ use self::node::Node;
 pub use self::{
     access::Access,
     api_server::{ADDRESS, ApiServer},
+    bulk::Request,
     image::POD_IMAGE,
 };
 use crate::{

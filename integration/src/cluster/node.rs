@@ -29,6 +29,7 @@ const CNI_PLUGINS: [&str; 3] = ["ptp", "loopback", "host-local"];
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) name: &'static str,
+    pub(super) address: String,
     pub(super) netns: Netns,
     /// Its end is the end of every process in the node's process namespace.
     init: Process,
@@ -52,7 +53,7 @@ impl Node {
         cgroups::create(&plan.place)?;
         plan.files()?;
         let init = plan.boot(&netns)?;
-        let mut node = Self { name, netns, init, daemons: Vec::new() };
+        let mut node = Self { name, address: plan.address(), netns, init, daemons: Vec::new() };
         node.daemon(&plan, "containerd", |c| c.arg("--config").arg(plan.file("containerd.toml")))?;
         let ctr = |arguments: &[&str]| {
             process::must(enter(&node.netns, node.pid(), programs.path("ctr")).args(arguments))
@@ -213,7 +214,8 @@ impl Plan<'_> {
             "localStorageCapacityIsolation": false,
             // An agent that is killed in a test is started again at once, every time.
             "crashLoopBackOff": { "maxContainerRestartPeriod": "1s" },
-            "maxPods": 250,
+            // So many of a test, and ambit's own beside them.
+            "maxPods": 253,
             "registryPullQPS": 0,
             "kubeAPIQPS": 100,
             "kubeAPIBurst": 200,

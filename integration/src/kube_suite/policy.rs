@@ -19,7 +19,7 @@ pub(super) const TESTS: &[Test] = &[
     ),
     installed(
         "policy::agents_say_what_is_odd",
-        "a condition on the policy's status names the field",
+        "a condition on the policy's status says what DISABLE comes to",
         condition,
     ),
 ];
@@ -101,15 +101,15 @@ fn root(site: &mut Site) -> Result<()> {
 
 fn condition(site: &mut Site) -> Result<()> {
     let namespace = site.namespace(true)?;
-    let unusual = json!({ "selector": { "matchLabels": {} }, "mtls": { "mode": "STRICT" } });
-    site.apply(&authentication("unusual", &namespace, &unusual))?;
+    let odd = json!({ "mtls": { "mode": "DISABLE" } });
+    site.apply(&authentication("odd", &namespace, &odd))?;
     // Agents wait for a random while, so that usually one of them writes.
     eventually(30 * SECOND, || {
-        let policy = site.cluster.api.json(&["get", "pa", "unusual", "-n", &namespace])?;
+        let policy = site.cluster.api.json(&["get", "pa", "odd", "-n", &namespace])?;
         let conditions = policy["status"]["conditions"].as_array();
         let told = conditions.into_iter().flatten().find(|c| c["type"] == "AmbitAccepted");
-        let says = |c: &Value| c["message"].as_str().is_some_and(|text| text.contains("selector"));
-        ensure!(told.is_some_and(says), "no condition that names the field: {:#}", policy["status"]);
+        let says = |c: &Value| c["message"].as_str().is_some_and(|text| text.contains("PERMISSIVE"));
+        ensure!(told.is_some_and(says), "no condition says so: {:#}", policy["status"]);
         Ok(())
     })
 }

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::{Plan, Pod};
 use crate::{
-    capture::{Capture, is_client_hello},
+    capture::{Capture, is_tls},
     cgroups,
     cluster::{Cluster, NODES, Programs},
     console::Console,
@@ -368,7 +368,7 @@ impl Site {
         // A tunnel that is used again sends no ClientHello; it still goes to the application's port.
         let target = (to.ip.into(), ports::WHOAMI);
         ensure!(
-            seen.openings(target).iter().all(|bytes| is_client_hello(bytes) || bytes.first() == Some(&23)),
+            seen.openings(target).iter().all(|bytes| is_tls(bytes)),
             "what went to {target:?} is neither plaintext nor TLS"
         );
         let carried = seen.packets.iter().any(|p| p.destination == target && !p.payload.is_empty());
@@ -389,16 +389,20 @@ impl Site {
         Capture::start(netns, "eth0", self.cluster.folder(), &format!("{name}-{node}"))
     }
 
+    /// The agent's process on a node, as this machine counts it.
+    pub fn agent_process(&self, node: &str) -> Result<i32> {
+        let agent = self.agent(node)?;
+        let processes = self.cluster.access().processes(node, &agent.uid)?;
+        let is_ambit = |process: &i32| {
+            fs::read_to_string(format!("/proc/{process}/comm")).is_ok_and(|name| name.trim() == "ambit")
+        };
+        let found = processes.into_iter().find(is_ambit);
+        found.with_context(|| format!("pod {} on node {node} runs no ambit", agent.name))
+    }
+
     /// Sends SIGKILL to the agent of a node.
     pub fn kill_agent(&self, node: &str) -> Result<()> {
-        let agent = self.agent(node)?;
-        for process in self.cluster.access().processes(node, &agent.uid)? {
-            let name = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
-            if name.trim() == "ambit" {
-                return kill(Pid::from_raw(process), Signal::SIGKILL).context("kill");
-            }
-        }
-        bail!("pod {} on node {node} runs no ambit", agent.name)
+        kill(Pid::from_raw(self.agent_process(node)?), Signal::SIGKILL).context("kill")
     }
 
     /// Sends SIGKILL to all of a pod, its sandbox included: the kubelet makes a new one, in a new network namespace.

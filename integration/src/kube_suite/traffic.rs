@@ -10,7 +10,7 @@ use super::{
     site::{IN_FORCE, SECOND},
 };
 use crate::{
-    capture::is_client_hello,
+    capture::is_tls,
     cluster::ADDRESS,
     load::ports,
     process::{self, Finished, eventually},
@@ -110,7 +110,7 @@ fn services(site: &mut Site) -> Result<()> {
     for port in [ports::HTTP, ports::WHOAMI] {
         let openings = seen.openings((b.ip.into(), port));
         ensure!(!openings.is_empty(), "nothing went to the application's own port {port}");
-        ensure!(openings.iter().all(|bytes| is_client_hello(bytes)), "{openings:02x?}");
+        ensure!(openings.iter().all(|bytes| is_tls(bytes)), "{openings:02x?}");
     }
     Ok(())
 }

@@ -172,6 +172,7 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
     }
     .run(run_dir, || drop(pods_enrolled))
     .await;
+    node.capture.end().await;
     if ended.is_ok() && release.uninstall_wanted().await {
         // The plugin first, and what repairs and informs it before that: without an agent it would keep new pods waiting.
         drop(installed);

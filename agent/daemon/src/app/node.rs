@@ -247,8 +247,9 @@ impl Node {
         let gone: Vec<Arc<str>> =
             self.enrolled.keys().filter(|uid| !desired.contains_key(*uid)).cloned().collect();
         for uid in gone {
-            self.release(&uid).await;
+            self.release(&uid);
         }
+        self.capture.tidy().await;
         for (uid, pod) in &desired {
             // A pod whose namespace is not to be found any more stays enrolled in the one that it had.
             let done = match &pod.location {
@@ -335,9 +336,9 @@ impl Node {
         Ok(())
     }
 
-    async fn release(&mut self, uid: &str) {
+    fn release(&mut self, uid: &str) {
         if let Some(enrolled) = self.enrolled.remove(uid) {
-            self.capture.release(uid).await;
+            self.capture.release(uid);
             enrolled.tasks.iter().for_each(AbortHandle::abort);
             tracing::info!(%uid, netns = %enrolled.spec.netns.path().display(), "pod released");
         }

@@ -135,6 +135,9 @@ pub(crate) struct Capture {
     programs: Option<Programs>,
     destinations: HashSet<IpAddr>,
     pods: HashMap<Arc<str>, Arc<PodNet>>,
+    /// Pods that were let go. Their established connections need the rule and route in their namespaces until the last has
+    /// ended.
+    leaving: Vec<Arc<PodNet>>,
     /// Pods that are ready to be enrolled, by UID: their listeners are open, and nothing leads there yet.
     staged: HashMap<Arc<str>, (PodSpec, PodNet)>,
     /// Another agent serves, or has just stopped to, and hands over to this one.
@@ -153,6 +156,7 @@ impl Capture {
             programs: None,
             destinations: HashSet::new(),
             pods: HashMap::new(),
+            leaving: Vec::new(),
             staged: HashMap::new(),
             taking_over: false,
             kubelet,
@@ -210,6 +214,7 @@ impl Capture {
         let pod = Arc::new(pod);
         if let Some(old) = self.pods.insert(spec.uid.clone(), pod.clone()) {
             old.retire();
+            self.leaving.push(old);
         }
         Ok(pod)
     }
@@ -269,17 +274,41 @@ impl Capture {
         }
     }
 
-    /// Lets a pod go: new connections are untouched, established ones finish. With the last pod, everything comes off.
-    pub(crate) async fn release(&mut self, uid: &str) {
+    /// Lets a pod go: new connections are untouched, established ones finish; [`Self::tidy`] takes the last of it off. With
+    /// the last pod, all programs come off.
+    pub(crate) fn release(&mut self, uid: &str) {
         let Some(pod) = self.pods.remove(uid) else {
             return;
         };
         if let Some(programs) = &self.programs {
             programs.dismiss(&pod);
         }
-        pod.close().await;
+        pod.retire();
+        self.leaving.push(pod);
         if self.pods.is_empty() {
             self.programs = None;
+        }
+    }
+
+    /// Takes rule, route and sysctls off the namespaces of pods that were let go and carry nothing any more.
+    pub(crate) async fn tidy(&mut self) {
+        let in_use = |pod: &Arc<PodNet>| Arc::strong_count(pod) > 1;
+        // One that has come back, or has connections from an earlier stay, keeps them.
+        let kept: HashSet<u64> = self.leaving.iter().filter(|pod| in_use(pod)).map(|pod| pod.cookie()).collect();
+        let enrolled: HashSet<u64> = self.pods.values().map(|pod| pod.cookie()).collect();
+        for pod in self.leaving.extract_if(.., |pod| !in_use(pod)) {
+            if !kept.contains(&pod.cookie()) && !enrolled.contains(&pod.cookie()) {
+                routing::restore(pod.netns()).await;
+            }
+        }
+    }
+
+    /// The same at the agent's end, whatever they still carry; not where a successor has them in the mesh again.
+    pub(crate) async fn end(&mut self) {
+        let node = pins::node_dir(&self.settings.bpf_root, &self.settings.node);
+        let enrolled: HashSet<u64> = pins::pinned_pods(&node).iter().map(|pin| pin.cookie).collect();
+        for pod in self.leaving.drain(..).filter(|pod| !enrolled.contains(&pod.cookie())) {
+            routing::restore(pod.netns()).await;
         }
     }
 

@@ -89,11 +89,6 @@ impl PodNet {
         self.released.send_replace(true);
     }
 
-    pub(super) async fn close(&self) {
-        self.retire();
-        routing::restore(&self.netns).await;
-    }
-
     /// The pod's UID.
     pub(crate) fn uid(&self) -> &Arc<str> {
         &self.uid
