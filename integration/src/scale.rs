@@ -185,9 +185,9 @@ fn crowd(site: &Site) -> Result<()> {
     eventually(LIMIT, || {
         // A pod is refused until its service account is there.
         let found = api.json(&["get", "serviceaccounts", "-A"])?;
-        let found = found["items"].as_array().map_or(0, |items| {
-            items.iter().filter(|item| item["metadata"]["name"] == "default").count()
-        });
+        let found = found["items"]
+            .as_array()
+            .map_or(0, |items| items.iter().filter(|item| item["metadata"]["name"] == "default").count());
         ensure!(found > namespaces.len(), "{found} default service accounts");
         Ok(())
     })?;
@@ -198,7 +198,8 @@ fn crowd(site: &Site) -> Result<()> {
         .map(|number| {
             let ip = far_ip(number);
             let ready = json!([{ "type": "Ready", "status": "True" }]);
-            let status = json!({ "phase": "Running", "podIP": ip, "podIPs": [{ "ip": ip }], "conditions": ready });
+            let status =
+                json!({ "phase": "Running", "podIP": ip, "podIPs": [{ "ip": ip }], "conditions": ready });
             Request::patch(format!("{}/pod-{number}/status", path(number)), json!({ "status": status }))
         })
         .collect();
@@ -214,8 +215,9 @@ fn far_ip(number: usize) -> String {
 /// A pod with about as much in it as pods have.
 fn far_pod(number: usize) -> Value {
     let app = format!("app-{}", number % (SERVICES / (PODS / PODS_EACH)));
-    let variables: Vec<Value> =
-        (0..8).map(|n| json!({ "name": format!("SETTING_{n}"), "value": "a value of some length" })).collect();
+    let variables: Vec<Value> = (0..8)
+        .map(|n| json!({ "name": format!("SETTING_{n}"), "value": "a value of some length" }))
+        .collect();
     json!({
         "metadata": {
             "name": format!("pod-{number}"),
@@ -322,8 +324,7 @@ fn captured(site: &Site) -> Result<usize> {
 fn flips(site: &mut Site, namespace: &str, client: &Pod, server: &Pod) -> Result<Vec<u64>> {
     site.peer_authentication(namespace, "PERMISSIVE")?;
     eventually(LIMIT, || site.must_reach(client, server))?;
-    let path =
-        format!("/apis/security.istio.io/v1/namespaces/{namespace}/peerauthentications/default");
+    let path = format!("/apis/security.istio.io/v1/namespaces/{namespace}/peerauthentications/default");
     let mut took = Vec::new();
     for flip in 0..FLIPS {
         let (mode, open) = if flip % 2 == 0 { ("STRICT", false) } else { ("PERMISSIVE", true) };

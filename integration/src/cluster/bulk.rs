@@ -30,12 +30,7 @@ impl Request {
 
     /// Merges `patch` into the object at `path`.
     pub fn patch(path: impl Into<String>, patch: Value) -> Self {
-        Self {
-            method: "PATCH",
-            path: path.into(),
-            content: "application/merge-patch+json",
-            body: patch,
-        }
+        Self { method: "PATCH", path: path.into(), content: "application/merge-patch+json", body: patch }
     }
 
     /// A section of curl's configuration.
@@ -60,10 +55,12 @@ impl ApiServer {
     /// Sends `requests` as the administrator, many at a time and in no order; an answer other than success is an error.
     pub fn request(&self, requests: &[Request]) -> Result<()> {
         for requests in requests.chunks(CALL) {
-            let sections: Result<Vec<String>> = requests.iter().map(|request| request.section(self)).collect();
+            let sections: Result<Vec<String>> =
+                requests.iter().map(|request| request.section(self)).collect();
             let mut curl: Command = self.netns().command("curl");
             curl.args(["--parallel", "--parallel-max", &PARALLEL.to_string(), "--config", "-"]);
-            let done = process::run_with_input(&mut curl, &sections?.join("next\n"), Duration::from_secs(300))?;
+            let done =
+                process::run_with_input(&mut curl, &sections?.join("next\n"), Duration::from_secs(300))?;
             let succeeded = done.stdout.lines().filter(|line| matches!(*line, "200" | "201")).count();
             let refused = || {
                 let said = done.stdout.lines().find(|line| line.contains("\"message\""));

@@ -71,6 +71,7 @@ impl Tally {
         self.failed += other.failed;
         self.errors.extend(other.errors);
         self.errors.truncate(5);
+        self.longest_outage_ms = self.longest_outage_ms.max(other.longest_outage_ms);
     }
 
     pub(super) fn note(&mut self, done: std::io::Result<()>) {
@@ -193,8 +194,6 @@ pub(super) fn many(how: &Many) -> Result<Tally> {
 /// Connects, exchanges one message, closes, and again.
 pub(super) fn churn(how: &Churn) -> Tally {
     let start = Instant::now();
-    let mut tally = Tally::default();
-    let mut failing_since = None;
     let stopped = Arc::new(AtomicBool::new(false));
     if how.until_eof {
         let stopped = Arc::clone(&stopped);
@@ -203,6 +202,25 @@ pub(super) fn churn(how: &Churn) -> Tally {
             stopped.store(true, Ordering::Relaxed);
         });
     }
+    let mut sum = Tally::default();
+    thread::scope(|scope| {
+        let client = |_| scope.spawn(|| one_after_another(how, start, &stopped));
+        let clients: Vec<_> = (0..how.clients).map(client).collect();
+        for client in clients {
+            match client.join() {
+                Ok(tally) => sum.add(tally),
+                Err(_) => sum.note(Err(std::io::Error::other("a client panicked"))),
+            }
+        }
+    });
+    sum.took_ms = milliseconds(start.elapsed());
+    sum
+}
+
+/// What one client of [`churn`] does.
+fn one_after_another(how: &Churn, start: Instant, stopped: &AtomicBool) -> Tally {
+    let mut tally = Tally::default();
+    let mut failing_since = None;
     let goes_on = |tally: &Tally| {
         let within = start.elapsed() < Duration::from_millis(how.for_ms) && !stopped.load(Ordering::Relaxed);
         within && tally.good + tally.failed < how.count
@@ -223,7 +241,6 @@ pub(super) fn churn(how: &Churn) -> Tally {
             thread::sleep(Duration::from_millis(how.rest_ms));
         }
     }
-    tally.took_ms = milliseconds(start.elapsed());
     tally
 }
 

@@ -146,9 +146,12 @@ pub struct Churn {
     /// Stop after this long in any case, in milliseconds.
     #[arg(long, default_value_t = 120_000)]
     pub for_ms: u64,
-    /// Rest between two connections, in milliseconds.
+    /// Rest between two connections of a client, in milliseconds.
     #[arg(long, default_value_t = 0)]
     pub rest_ms: u64,
+    /// So many clients at a time, each with its own count.
+    #[arg(long, default_value_t = 1)]
+    pub clients: usize,
     /// Stop when standard input ends, too.
     #[arg(long)]
     pub until_eof: bool,

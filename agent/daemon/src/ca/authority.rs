@@ -24,19 +24,22 @@ use tokio::task::spawn_blocking;
 
 use super::{
     CaServiceError, CaSource,
-    kubernetes::{Cluster, RootSecret},
+    kubernetes::{Cluster, RootConfigMap, RootSecret},
     metrics::CaMetrics,
 };
 use crate::identity::{BuiltinCa, CaError, Clock, with_causes};
 
 /// Lifetime of the service's own certificate.
 const SERVING_TTL: Duration = Duration::from_secs(24 * 3600);
-/// How often a Secret is read again.
-const SECRET_POLL: Duration = Duration::from_secs(10);
+/// How often a Secret is read, and the roots are published, again.
+const API_POLL: Duration = Duration::from_secs(10);
 
 /// What signs now.
 pub(crate) struct Authority {
     store: Store,
+    published: Option<RootConfigMap>,
+    /// When the API is asked again.
+    next: Mutex<Instant>,
     trust_domain: TrustDomain,
     names: Vec<SanType>,
     clock: Arc<dyn Clock>,
@@ -54,16 +57,18 @@ struct Tls {
 /// Where the CA is kept, and what is known of that.
 enum Store {
     Folder { dir: PathBuf, seen: Mutex<Stamp> },
-    Secret { secret: Box<RootSecret>, next: Mutex<Instant> },
+    Secret(Box<RootSecret>),
 }
 
 /// What tells one state of the files from another: for each its device, inode, size and change time.
 type Stamp = Vec<Option<(u64, u64, u64, i64, i64)>>;
 
 impl Authority {
-    /// Loads the CA, or makes it where it is our own and there is none. `cluster` is where a Secret is.
+    /// Loads the CA, or makes it where it is our own and there is none; its roots go to the ConfigMap with the namespace and
+    /// name `publish`. `cluster` is where objects are.
     pub(crate) async fn open(
         source: CaSource,
+        publish: Option<(String, String)>,
         cluster: Option<&Cluster>,
         trust_domain: TrustDomain,
         names: Vec<SanType>,
@@ -80,15 +85,23 @@ impl Authority {
                 let place = secret.place();
                 let files = secret.open(|| BuiltinCa::make(&place, &trust_domain, clock.now())).await?;
                 let ca = BuiltinCa::read(&place, &files, trust_domain.clone(), clock.clone())?;
-                secret.publish(&ca.roots_pem()).await?;
-                let next = Mutex::new(Instant::now() + SECRET_POLL);
-                (Store::Secret { secret: Box::new(secret), next }, ca)
+                (Store::Secret(Box::new(secret)), ca)
             }
+        };
+        let published = match publish {
+            Some((namespace, name)) => {
+                let map = cluster.ok_or(CaServiceError::NoCluster)?.root_config_map(&namespace, &name);
+                map.publish(&ca.roots_pem()).await?;
+                Some(map)
+            }
+            None => None,
         };
         let tls = serving(&ca, &names, clock.now())?;
         report(&ca, metrics);
         Ok(Self {
             store,
+            published,
+            next: Mutex::new(Instant::now() + API_POLL),
             trust_domain,
             names,
             clock,
@@ -115,13 +128,20 @@ impl Authority {
 
     /// Takes over a changed CA and renews the serving certificate when it is time.
     pub(crate) async fn refresh(self: &Arc<Self>, metrics: &CaMetrics) -> Result<(), CaServiceError> {
+        let due = self.is_due();
         match &self.store {
             Store::Folder { .. } => {
                 let (authority, metrics) = (self.clone(), metrics.clone());
                 let look = spawn_blocking(move || authority.look_at_folder(&metrics));
                 look.await.map_err(|_| CaServiceError::Internal)?;
             }
-            Store::Secret { secret, next } => self.look_at_secret(secret, next, metrics).await,
+            Store::Secret(secret) if due => self.look_at_secret(secret, metrics).await,
+            Store::Secret(_) => {}
+        }
+        if let Some(map) = self.published.as_ref().filter(|_| due)
+            && let Err(error) = map.publish(&self.ca.load().roots_pem()).await
+        {
+            tracing::warn!(%error, "the roots could not be published");
         }
         let now = self.clock.now();
         if now >= self.tls.load().renew_at && self.can_sign() {
@@ -146,21 +166,21 @@ impl Authority {
         }
     }
 
-    async fn look_at_secret(&self, secret: &RootSecret, next: &Mutex<Instant>, metrics: &CaMetrics) {
-        {
-            let mut next = next.lock().unwrap_or_else(PoisonError::into_inner);
-            if Instant::now() < *next {
-                return;
-            }
-            *next = Instant::now() + SECRET_POLL;
-        }
+    async fn look_at_secret(&self, secret: &RootSecret, metrics: &CaMetrics) {
         let read = secret.read().await.map_err(CaServiceError::from).and_then(|files| {
             Ok(BuiltinCa::read(&secret.place(), &files, self.trust_domain.clone(), self.clock.clone())?)
         });
         self.take(read, metrics);
-        if let Err(error) = secret.publish(&self.ca.load().roots_pem()).await {
-            tracing::warn!(%error, "the roots could not be published");
+    }
+
+    /// Whether it is time to ask the API again; not another time then.
+    fn is_due(&self) -> bool {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = Instant::now() >= *next;
+        if due {
+            *next = Instant::now() + API_POLL;
         }
+        due
     }
 
     /// Makes `fresh` what signs, if it can.
@@ -202,7 +222,7 @@ impl std::fmt::Display for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Folder { dir, .. } => dir.display().fmt(f),
-            Self::Secret { secret, .. } => secret.place().display().fmt(f),
+            Self::Secret(secret) => secret.place().display().fmt(f),
         }
     }
 }

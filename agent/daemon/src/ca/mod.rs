@@ -22,7 +22,7 @@ use tokio::{net::TcpListener, task::spawn_blocking};
 use self::{
     authority::Authority,
     callers::Callers,
-    kubernetes::{Cluster, SecretError},
+    kubernetes::{Cluster, ObjectError},
     limits::Limits,
     service::Service,
 };
@@ -45,6 +45,8 @@ pub(crate) struct CaSettings {
     pub(crate) listen: SocketAddr,
     /// The CA.
     pub(crate) source: CaSource,
+    /// Namespace and name of the ConfigMap in which its roots are published.
+    pub(crate) publish: Option<(String, String)>,
     /// The trust domain whose identities are signed.
     pub(crate) trust_domain: TrustDomain,
     /// The longest lifetime signed; longer ones are refused.
@@ -83,7 +85,7 @@ pub(crate) enum CaServiceError {
     Ca(#[from] CaError),
     /// The Secret of the CA cannot be used.
     #[error("no usable CA")]
-    Secret(#[from] SecretError),
+    Object(#[from] ObjectError),
     /// A Secret, but no cluster.
     #[error("a CA in a Secret needs a cluster: run in a pod, or pass --kubeconfig")]
     NoCluster,
@@ -150,8 +152,16 @@ impl Ca {
             None => None,
         };
         let (domain, names) = (settings.trust_domain.clone(), settings.names);
-        let authority =
-            Authority::open(settings.source, cluster.as_deref(), domain, names, clock, &metrics).await?;
+        let authority = Authority::open(
+            settings.source,
+            settings.publish,
+            cluster.as_deref(),
+            domain,
+            names,
+            clock,
+            &metrics,
+        )
+        .await?;
         let open = spawn_blocking(move || {
             Callers::open(settings.token_file.as_deref(), cluster, &settings.trust_domain)
         });

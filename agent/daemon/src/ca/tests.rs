@@ -60,6 +60,7 @@ impl Running {
         let mut settings = CaSettings {
             listen: "127.0.0.1:0".parse().unwrap(),
             source: CaSource::Own(dir.path().join("ca")),
+            publish: None,
             trust_domain: "td1".parse().unwrap(),
             max_ttl: Duration::from_secs(7200),
             names: vec![
@@ -441,6 +442,7 @@ async fn what_is_wrong_at_start_is_an_error() {
     let settings = |source| CaSettings {
         listen: "127.0.0.1:0".parse().unwrap(),
         source,
+        publish: None,
         trust_domain: "td1".parse().unwrap(),
         max_ttl: Duration::from_secs(60),
         names: vec![],

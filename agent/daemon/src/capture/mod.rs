@@ -294,7 +294,8 @@ impl Capture {
     pub(crate) async fn tidy(&mut self) {
         let in_use = |pod: &Arc<PodNet>| Arc::strong_count(pod) > 1;
         // One that has come back, or has connections from an earlier stay, keeps them.
-        let kept: HashSet<u64> = self.leaving.iter().filter(|pod| in_use(pod)).map(|pod| pod.cookie()).collect();
+        let kept: HashSet<u64> =
+            self.leaving.iter().filter(|pod| in_use(pod)).map(|pod| pod.cookie()).collect();
         let enrolled: HashSet<u64> = self.pods.values().map(|pod| pod.cookie()).collect();
         for pod in self.leaving.extract_if(.., |pod| !in_use(pod)) {
             if !kept.contains(&pod.cookie()) && !enrolled.contains(&pod.cookie()) {

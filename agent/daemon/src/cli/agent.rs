@@ -10,6 +10,7 @@ use tokio::runtime::Builder;
 use super::{
     config::{AgentConfig, ConfigError},
     settings::{self, Settings},
+    supervise,
     values::Location,
 };
 use crate::{app, telemetry};
@@ -38,7 +39,12 @@ pub(super) struct AgentArgs {
     /// A file with settings
     #[arg(long, env = "AMBIT_CONFIG", value_name = "FILE", hide_env_values = true)]
     config: Option<Location>,
+    /// Start the agent again at once when a signal has killed it
+    #[arg(long, env = SUPERVISE, hide_env_values = true)]
+    supervise: bool,
 }
+
+const SUPERVISE: &str = "AMBIT_SUPERVISE";
 
 impl AgentArgs {
     /// The configuration that flags, environment, file and defaults make together.
@@ -50,7 +56,14 @@ impl AgentArgs {
 
 /// Runs the agent until it is told to stop or cannot go on; the latter goes to the log and leaves only the exit code.
 pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
+    let supervised = args.supervise;
     let config = args.resolve()?;
+    if supervised {
+        let mut log = None;
+        let logging = || log = telemetry::init_logging(&config.log_filter, config.log_format).ok();
+        return supervise::run("--supervise", SUPERVISE, logging);
+    }
+    supervise::end_with_parent()?;
     config.prepare_folders()?;
     let _log = telemetry::init_logging(&config.log_filter, config.log_format)?;
     raise_open_files();

@@ -24,6 +24,8 @@ use crate::{
 const DEFAULT_MAX_TTL: Duration = Duration::from_secs(24 * 3600);
 const DEFAULT_AUDIENCE: &str = "istio-ca";
 const DEFAULT_RATE: u32 = 50;
+/// The ConfigMap of the roots, beside the Secret.
+const DEFAULT_CONFIG_MAP: &str = "ambit-ca-root";
 /// The names of the Service in front of the replicas, and of this machine.
 const DEFAULT_NAMES: &str = "ambit-ca.ambit-system.svc,localhost";
 
@@ -37,6 +39,8 @@ settings! {
     cacerts: Location, "AMBIT_CACERTS", "DIR";
     /// The Secret of a CA in the cluster, instead of --ca-dir; a self-signed one is made in it on first use
     root_secret: ObjectName, "AMBIT_CA_ROOT_SECRET", "NAMESPACE/NAME";
+    /// The ConfigMap in which the CA's roots are published for agents to mount [default: with --root-secret, ambit-ca-root beside it]
+    root_config_map: ObjectName, "AMBIT_CA_ROOT_CONFIG_MAP", "NAMESPACE/NAME";
     /// The file that says who may ask, by which token or certificate, and for what
     token_file: Location, "AMBIT_CA_CALLERS", "FILE";
     /// The kubeconfig of a cluster whose service accounts may ask; in a pod that is found without one
@@ -111,13 +115,21 @@ impl CaArgs {
             audience: set.audience.map_or_else(|| DEFAULT_AUDIENCE.to_owned(), |audience| audience.0),
             node_accounts: set.node_accounts.map_or_else(default_accounts, |accounts| accounts.0),
         });
-        if matches!(source, CaSource::Secret { .. }) && kubernetes.is_none() {
+        let publish = match (set.root_config_map, &source) {
+            (Some(map), _) => Some((map.namespace, map.name)),
+            (None, CaSource::Secret { namespace, .. }) => {
+                Some((namespace.clone(), DEFAULT_CONFIG_MAP.to_owned()))
+            }
+            (None, _) => None,
+        };
+        if publish.is_some() && kubernetes.is_none() {
             return Err(missing("kubeconfig", "AMBIT_KUBECONFIG")());
         }
         Ok(CaConfig {
             service: CaSettings {
                 listen,
                 source,
+                publish,
                 trust_domain: set.trust_domain.unwrap_or_default(),
                 max_ttl: set.max_ttl.map_or(DEFAULT_MAX_TTL, |ttl| ttl.0),
                 names: names(set.dns_name, listen),
@@ -212,6 +224,7 @@ mod tests {
             CaSettings {
                 listen: "10.0.0.5:15012".parse().unwrap(),
                 source: CaSource::Own("/ca".into()),
+                publish: None,
                 trust_domain: TrustDomain::default(),
                 max_ttl: Duration::from_secs(86_400),
                 names: vec![
@@ -245,7 +258,11 @@ mod tests {
         let config =
             resolve("--listen 1.2.3.4:5 --root-secret ambit-system/ambit-ca --kubeconfig /k").unwrap();
         let (namespace, name) = ("ambit-system".to_owned(), "ambit-ca".to_owned());
+        let beside = Some((namespace.clone(), "ambit-ca-root".to_owned()));
+        assert_eq!(config.service.publish, beside, "published where the Secret is");
         assert_eq!(config.service.source, CaSource::Secret { namespace, name });
+        let line = "--listen 1.2.3.4:5 --cacerts /x --kubeconfig /k --root-config-map ns/roots";
+        assert_eq!(resolve(line).unwrap().service.publish, Some(("ns".to_owned(), "roots".to_owned())));
         for (line, expected) in [
             ("--ca-dir /ca --token-file /t", "--listen is needed"),
             ("--listen 1.2.3.4:5 --token-file /t", "--ca-dir is needed"),
@@ -253,6 +270,7 @@ mod tests {
             ("--listen 1.2.3.4:5 --ca-dir /ca --cacerts /x --token-file /t", "cannot both be set"),
             ("--listen 1.2.3.4:5 --cacerts /x --root-secret a/b --token-file /t", "cannot both be set"),
             ("--listen 1.2.3.4:5 --root-secret a/b --token-file /t", "--kubeconfig is needed"),
+            ("--listen 1.2.3.4:5 --ca-dir /x --root-config-map a/b --token-file /t", "--kubeconfig is needed"),
         ] {
             assert!(resolve(line).unwrap_err().to_string().contains(expected), "{line}");
         }

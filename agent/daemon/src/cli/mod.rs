@@ -12,6 +12,7 @@ mod output;
 mod remote;
 mod settings;
 mod status;
+mod supervise;
 mod uninstall;
 mod values;
 

@@ -4,6 +4,8 @@
 //! Promises to refuse whatever the API server does not confirm, also when it cannot be asked. What it said is remembered for
 //! seconds, in tables of bounded size.
 
+mod object;
+mod roots;
 mod secret;
 
 use std::{
@@ -26,7 +28,9 @@ use kube::{
 };
 use tokio::{sync::Semaphore, time::timeout};
 
-pub(super) use secret::{RootSecret, SecretError};
+pub(super) use object::ObjectError;
+pub(super) use roots::RootConfigMap;
+pub(super) use secret::RootSecret;
 
 use super::{limits::Limits, refusal::Refusal};
 use crate::{
@@ -110,6 +114,11 @@ impl Cluster {
     /// The Secret of a CA in this cluster.
     pub(super) fn root_secret(&self, namespace: &str, name: &str) -> RootSecret {
         RootSecret::new(self.api.client.clone(), namespace, name)
+    }
+
+    /// A ConfigMap of this cluster for a CA's roots.
+    pub(super) fn root_config_map(&self, namespace: &str, name: &str) -> RootConfigMap {
+        RootConfigMap::new(self.api.client.clone(), namespace, name)
     }
 
     /// The account that a token belongs to; `hash` is what it is remembered by.
