@@ -2,12 +2,17 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     path::Path,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 
 use super::{SECOND, Test, marker, own};
@@ -43,6 +48,18 @@ pub(super) const TESTS: &[Test] = &[
         "no stale pin or listener, no pod broken",
         &[],
         ten_rounds,
+    ),
+    own(
+        "failure::a_killed_agent_is_back_by_itself",
+        "--supervise: started again at once; stopped when told to, and when its parent is killed",
+        &["--supervise"],
+        supervised,
+    ),
+    own(
+        "failure::a_pod_let_go_finishes_first",
+        "its tunnelled connection goes on, then nothing is left in its namespace",
+        &[],
+        let_go,
     ),
     own(
         "failure::renewal_is_not_noticed",
@@ -132,6 +149,78 @@ fn ten_rounds(world: &mut World) -> Result<()> {
         let after = (leavings(world)?, listeners(world)?);
         ensure!(after.0 == before.0, "pins and rules were {:#?}, are {:#?}", before.0, after.0);
         ensure!(after.1 == before.1, "listeners per pod were {:?}, are {:?}", before.1, after.1);
+        Ok(())
+    })
+}
+
+fn supervised(world: &mut World) -> Result<()> {
+    let running = |world: &World| -> Result<i32> {
+        let parent = world.agents[1].pid()?;
+        let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
+        children.trim().parse().with_context(|| format!("the children of {parent}: {children:?}"))
+    };
+    world.must_reach("a", "b")?;
+    for round in 0..3 {
+        // One that dies in its first second is left to whoever supervises the parent.
+        thread::sleep(2 * SECOND);
+        let agent = running(world)?;
+        kill(Pid::from_raw(agent), Signal::SIGKILL)?;
+        eventually(3 * SECOND, || {
+            world.must_reach("a", "b")?;
+            ensure!(running(world)? != agent, "the same process runs");
+            Ok(())
+        })
+        .with_context(|| format!("round {round}"))?;
+    }
+    let log = world.agents[1].log();
+    ensure!(log.contains("the agent was killed; starting it again"), "the log does not tell of it");
+    let agent = running(world)?;
+    world.agents[1].stop()?;
+    ensure!(!Path::new(&format!("/proc/{agent}")).exists(), "the agent outlived its parent");
+    world.agents[1].start()?;
+    eventually(SECOND, || world.must_reach("a", "b"))?;
+    let agent = running(world)?;
+    world.agents[1].kill();
+    eventually(SECOND, || {
+        ensure!(!Path::new(&format!("/proc/{agent}")).exists(), "the agent outlived its parent");
+        Ok(())
+    })?;
+    world.must_not_reach("a", "b")?;
+    world.agents[1].start()?;
+    eventually(SECOND, || world.must_reach("a", "b"))
+}
+
+fn let_go(world: &mut World) -> Result<()> {
+    world.must_reach("a", "b")?;
+    let pod = world.pod("b").clone();
+    let to = format!("{}:{}", pod.v4, ports::ECHO);
+    let mut long = load::tool(&world.pod("a").netns)?;
+    long.args(["ping-pong", "--to", &to, "--for-ms", "6000", "--rest-ms", "10"]);
+    let mut long = Process::start(&mut long, &world.folder.join("let-go.log"))?;
+    thread::sleep(SECOND);
+    let enrolled = network_state(world, "b")?;
+    world.manifests.pod(&world.topology, &pod, &[("ambit.dev/dataplane", "disabled")])?;
+    let text = marker("let-go");
+    let url = format!("http://{}:{}/", pod.v4, ports::HTTP);
+    eventually(IN_FORCE, || {
+        let link = world.on_the_link("let-go", || world.curl("a", &["-d", &text, &url])?.ok().map(drop))?;
+        ensure!(link.contains(&text), "new connections are still in a tunnel");
+        Ok(())
+    })?;
+    ensure!(long.runs(), "the connection did not outlive the change: {}", long.output());
+    let ended = long.wait(20 * SECOND)?;
+    ensure!(ended.success(), "the connection broke: {}", long.output());
+    let untouched = network_state(world, "c")?;
+    ensure!(enrolled != untouched, "an enrolled pod looks like one that never was");
+    eventually(3 * SECOND, || {
+        let state = network_state(world, "b")?;
+        ensure!(state == untouched, "pod b is left with\n{state}\nwhere an untouched one has\n{untouched}");
+        Ok(())
+    })?;
+    world.manifests.pod(&world.topology, &pod, &[])?;
+    eventually(IN_FORCE, || {
+        let link = world.on_the_link("taken-up", || world.curl("a", &["-d", &text, &url])?.ok().map(drop))?;
+        ensure!(!link.contains(&text), "new connections are in plaintext");
         Ok(())
     })
 }
@@ -247,7 +336,7 @@ fn leavings(world: &World) -> Result<BTreeSet<String>> {
 }
 
 fn list(folder: &Path, found: &mut BTreeSet<String>) -> Result<()> {
-    for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let path = entry?.path();
         if path.is_dir() {
             list(&path, found)?;

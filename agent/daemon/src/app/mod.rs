@@ -139,6 +139,7 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         expiries: Default::default(),
         serving: tokio::task::JoinSet::new(),
         settled: false,
+        led_by: None,
     };
     let mut signals = Signals::listen()?;
     let release = Release::follow(config.daemonset.clone());

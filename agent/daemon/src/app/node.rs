@@ -68,6 +68,8 @@ pub(super) struct Node {
     pub(super) serving: JoinSet<()>,
     /// The first round over the pods is done.
     pub(super) settled: bool,
+    /// The world whose addresses are captured.
+    pub(super) led_by: Option<Arc<World>>,
 }
 
 /// What telemetry was last told of, to take back what is gone.
@@ -233,7 +235,7 @@ impl Node {
         }
     }
 
-    async fn reconcile(&mut self, world: &World) {
+    async fn reconcile(&mut self, world: &Arc<World>) {
         let first = !self.settled;
         let mut failures = HashMap::new();
         let desired = self.desired(world).await;
@@ -241,8 +243,11 @@ impl Node {
         if first {
             self.sweep(world).await;
         }
-        if let Err(error) = self.capture.set_destinations(world.mesh.captured_destinations().collect()) {
-            tracing::error!(%error, "the list of meshed destinations could not be updated");
+        if !self.led_by.as_ref().is_some_and(|before| Arc::ptr_eq(before, world)) {
+            match self.capture.set_destinations(world.mesh.captured_destinations().collect()) {
+                Ok(()) => self.led_by = Some(world.clone()),
+                Err(error) => tracing::error!(%error, "the list of meshed destinations could not be updated"),
+            }
         }
         let gone: Vec<Arc<str>> =
             self.enrolled.keys().filter(|uid| !desired.contains_key(*uid)).cloned().collect();
