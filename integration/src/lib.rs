@@ -17,6 +17,7 @@ pub mod load;
 pub mod manifests;
 pub mod netns;
 pub mod process;
+pub mod report;
 pub mod sandbox;
 pub mod scale;
 pub mod suite;

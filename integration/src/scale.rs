@@ -84,8 +84,8 @@ pub struct Scale {
 impl Scale {
     /// Measures in a cluster of its own.
     pub fn measure(sandbox: &Sandbox, kit: &Kit, console: Console) -> Result<Self> {
-        let mut site = Site::up(sandbox, kit, "scale", console)?;
-        console.line("  (installing ambit)");
+        console.line("  (bringing up a cluster with ambit)");
+        let mut site = Site::up(sandbox, kit, "scale")?;
         site.install(&[])?;
         let empty = rest(&site)?;
         console.line(format_args!("  (making {PODS} pods and {SERVICES} services)"));

@@ -22,7 +22,7 @@ pub(crate) fn run(args: &Args, kit: impl FnOnce() -> Result<Kit>) -> Result<Exit
     sandbox::supervised(kit, |sandbox, kit| {
         let console = Console::new(args.json);
         console.heading("1. A real Kubernetes: control plane and two nodes, each in namespaces of its own");
-        let mut site = Site::up(sandbox, &kit, "kube", console)?;
+        let mut site = Site::up(sandbox, &kit, "kube")?;
         console.line(indented(&site.cluster.api.kubectl(&["get", "nodes", "-o", "wide"])?));
         let scene = install(&mut site, console)?;
         label(&site, &scene, console)?;

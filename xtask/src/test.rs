@@ -6,11 +6,7 @@ use std::{
     process::{ExitCode, Stdio},
 };
 
-use ambit_integration::{
-    console::Console,
-    kube_suite, sandbox,
-    suite::{self, Summary},
-};
+use ambit_integration::{console::Console, kube_suite, report::Report, sandbox, suite};
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +50,9 @@ pub(crate) struct Args {
     /// Run the end-to-end tests that take many minutes instead of the others.
     #[arg(long, conflicts_with_all = ["unit_only", "kube"])]
     soak: bool,
+    /// Try an end-to-end test that fails once more, from a fresh start; what holds only then is told of.
+    #[arg(long)]
+    again: bool,
     /// Run only end-to-end tests whose name contains this.
     #[arg(default_value = "")]
     filter: String,
@@ -83,8 +82,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             let console = Console::new(false);
             console.heading("Tests on a real Kubernetes");
             let logs = workspace::target_dir()?.join("kube-logs");
-            let summary = kube_suite::run(sandbox, &kit, &args.filter, &logs, console)?;
-            conclude(&summary, 0, console)
+            let mut report = Report::new(console, args.again);
+            kube_suite::run(sandbox, &kit, &args.filter, &logs, &mut report)?;
+            report.conclude(0)
         });
     }
     if args.unit_only {
@@ -112,25 +112,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         } else {
             args.filter.clone()
         };
-        let summary = suite::run(sandbox, &prepared.binary, &filter, &logs, console)?;
-        conclude(&summary, prepared.passed, console)
+        let mut report = Report::new(console, args.again);
+        suite::run(sandbox, &prepared.binary, &filter, &logs, &mut report)?;
+        report.conclude(prepared.passed)
     })
-}
-
-/// Tells how a suite went, with the tests that `passed` before it; a failure is an error.
-fn conclude(summary: &Summary, passed: usize, console: Console) -> Result<()> {
-    let (passed, failed) = (summary.passed + passed, summary.failed.len());
-    if failed > 0 {
-        console.line(format_args!("\nfailed:\n  {}", summary.failed.join("\n  ")));
-    }
-    console.line(format_args!("\n{passed} passed, {failed} failed"));
-    if failed > 0 || summary.passed == 0 {
-        bail!(
-            "{}",
-            if failed > 0 { "end-to-end tests failed" } else { "no end-to-end test has such a name" }
-        );
-    }
-    Ok(())
 }
 
 /// Runs the unit tests of every crate; returns how many passed. One that fails is an error.

@@ -6,18 +6,13 @@ use aya_ebpf::{macros::sk_lookup, programs::SkLookupContext};
 use crate::{
     connect::count,
     context::read_v6,
-    maps::{BYPASS, LISTENERS},
+    maps::{BYPASS, LISTENERS, NETNS},
 };
 
 const IPPROTO_TCP: u32 = 6;
 const AF_INET: u32 = 2;
 const SK_DROP: u32 = 0;
 const SK_PASS: u32 = 1;
-
-/// The cookie of the network namespace that this copy of the program is attached to; set when it is loaded. The kernel
-/// has no helper that tells it in this hook.
-#[unsafe(no_mangle)]
-static NETNS: u64 = 0;
 
 /// Chooses the listening socket for a new connection.
 #[sk_lookup]
@@ -49,8 +44,9 @@ pub fn ambit_inbound(ctx: SkLookupContext) -> u32 {
     if local == remote || loopback(&local) || loopback(&remote) {
         return SK_PASS;
     }
-    // SAFETY: a plain read; volatile, because the value is written into the object before it is loaded.
-    let netns = unsafe { core::ptr::read_volatile(&raw const NETNS) };
+    let Some(&netns) = NETNS.get(0) else {
+        return SK_DROP;
+    };
     let flow = Flow { netns, remote, local, remote_port, local_port };
     // SAFETY: entries are never edited in place.
     if let Some(owner) = unsafe { BYPASS.get(flow) } {

@@ -4,7 +4,7 @@ use ambit_ebpf_common::{Addr, Counters, Flow, ListenerKey, Origin, OriginKey, Po
 use aya_ebpf::{
     btf_maps::SkStorage,
     macros::{btf_map, map},
-    maps::{HashMap, LruHashMap, PerCpuHashMap, SockHash},
+    maps::{Array, HashMap, LruHashMap, PerCpuHashMap, SockHash},
 };
 
 /// Enrolled pods by the cookie of their network namespace.
@@ -44,3 +44,8 @@ pub static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(8192, 0
 #[map]
 pub static COUNTERS: PerCpuHashMap<u64, Counters> =
     PerCpuHashMap::with_max_entries(4096, 1 /* BPF_F_NO_PREALLOC */);
+
+/// The cookie of the network namespace that this copy of the inbound program is attached to, which has the map for itself:
+/// the kernel has no helper that tells it in that hook.
+#[map]
+pub static NETNS: Array<u64> = Array::with_max_entries(1, 0);

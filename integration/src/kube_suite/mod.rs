@@ -18,7 +18,7 @@ mod restart;
 mod site;
 mod traffic;
 
-use std::{path::Path, time::Instant};
+use std::path::Path;
 
 use anyhow::Result;
 
@@ -27,7 +27,7 @@ pub use self::{
     probes::probed_pods_must_stay_ready,
     site::{Kit, Site, Wire},
 };
-use crate::{console::Console, sandbox::Sandbox, suite::Summary};
+use crate::{report::Report, sandbox::Sandbox};
 
 /// One test on the cluster.
 #[derive(Clone, Copy)]
@@ -68,54 +68,32 @@ pub fn tests() -> Vec<Test> {
     .concat()
 }
 
-/// Runs the tests whose name contains `filter`, one after another, telling of each on `console`. Logs of the cluster in
-/// which a test failed are kept in the folder `logs`.
-pub fn run(sandbox: &Sandbox, kit: &Kit, filter: &str, logs: &Path, console: Console) -> Result<Summary> {
-    let mut stage = Stage { sandbox, kit, logs, console, site: None, clusters: 0 };
-    let mut summary = Summary::default();
+/// Runs the tests whose name contains `filter`, one after another. Logs of the cluster in which a test failed are kept in
+/// the folder `logs`.
+pub fn run(sandbox: &Sandbox, kit: &Kit, filter: &str, logs: &Path, report: &mut Report) -> Result<()> {
+    let mut stage = Stage { sandbox, kit, logs, site: None, clusters: 0 };
     for test in tests().iter().filter(|test| test.name.contains(filter)) {
-        let start = Instant::now();
-        let done = stage.perform(test);
-        let took = start.elapsed().as_secs_f64();
-        console.partial(format_args!("  {:<58} ", test.name));
-        match done {
-            Ok(()) => {
-                summary.passed += 1;
-                console.line(format_args!("{} {took:6.1} s", console.paint("32", "ok    ")));
-                for note in stage.site.iter_mut().flat_map(Site::notes) {
-                    console.line(format_args!("      {note}"));
-                }
-            }
-            Err(error) => {
-                summary.failed.push(test.name.to_owned());
-                console.line(format_args!("{} {took:6.1} s", console.paint("31", "FAILED")));
-                console.line(format_args!("      shows that: {}", test.about));
-                for line in format!("{error:#}").lines() {
-                    console.line(format_args!("      {line}"));
-                }
-            }
-        }
+        report.test(test.name, test.about, || stage.perform(test));
     }
-    stage.end()?;
-    Ok(summary)
+    stage.end()
 }
 
 struct Stage<'a> {
     sandbox: &'a Sandbox,
     kit: &'a Kit,
     logs: &'a Path,
-    console: Console,
     site: Option<Site>,
     clusters: usize,
 }
 
 impl Stage<'_> {
-    fn perform(&mut self, test: &Test) -> Result<()> {
+    /// Runs one test; returns the figures that it wants shown.
+    fn perform(&mut self, test: &Test) -> Result<Vec<String>> {
         let mut site = match self.site.take() {
             Some(site) => site,
             None => {
                 self.clusters += 1;
-                Site::up(self.sandbox, self.kit, &format!("kube{}", self.clusters), self.console)?
+                Site::up(self.sandbox, self.kit, &format!("kube{}", self.clusters))?
             }
         };
         let prepared = match test.scene {
@@ -124,22 +102,17 @@ impl Stage<'_> {
         };
         match prepared.and_then(|()| (test.work)(&mut site)).and_then(|()| site.clear()) {
             Ok(()) => {
+                let notes = site.notes();
                 self.site = Some(site);
-                Ok(())
+                Ok(notes)
             }
             Err(error) => {
                 let kept = site.keep_logs(&self.logs.join(test.name.replace("::", "-")));
                 let place =
                     kept.map_or_else(|e| format!("not kept: {e:#}"), |place| place.display().to_string());
-                let mut text = format!(
-                    "{error:#}
--- logs: {place}"
-                );
+                let mut text = format!("{error:#}\n-- logs: {place}");
                 if let Err(error) = site.down() {
-                    text += &format!(
-                        "
--- taking the cluster down: {error:#}"
-                    );
+                    text += &format!("\n-- taking the cluster down: {error:#}");
                 }
                 Err(anyhow::anyhow!(text))
             }

@@ -21,7 +21,6 @@ use crate::{
     capture::{Capture, is_tls},
     cgroups,
     cluster::{Cluster, NODES, Programs},
-    console::Console,
     load::ports,
     process::{self, Finished, Process, eventually},
     sandbox::Sandbox,
@@ -109,8 +108,7 @@ pub struct Site {
 
 impl Site {
     /// Brings a cluster up, without ambit.
-    pub fn up(sandbox: &Sandbox, kit: &Kit, name: &str, console: Console) -> Result<Self> {
-        console.line("  (bringing up a cluster)");
+    pub fn up(sandbox: &Sandbox, kit: &Kit, name: &str) -> Result<Self> {
         let cluster = Cluster::up(sandbox, &kit.programs, name)?;
         let kit = kit.clone();
         Ok(Self {

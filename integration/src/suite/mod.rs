@@ -22,14 +22,11 @@ mod trust;
 mod upgrade;
 mod wire;
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{path::Path, time::Duration};
 
 use anyhow::Result;
 
-use crate::{console::Console, process, sandbox::Sandbox, world::World};
+use crate::{process, report::Report, sandbox::Sandbox, world::World};
 
 /// One end-to-end test.
 #[derive(Clone, Copy)]
@@ -49,15 +46,6 @@ enum Scene {
     Own(&'static [&'static str], fn(&mut World) -> Result<()>),
     /// A world of its own whose agents are not started yet.
     Unstarted(&'static [&'static str], fn(&mut World) -> Result<()>),
-}
-
-/// How a run of the suite went.
-#[derive(Clone, Debug, Default)]
-pub struct Summary {
-    /// How many tests held.
-    pub passed: usize,
-    /// The names of those that did not.
-    pub failed: Vec<String>,
 }
 
 /// The topic of tests that take many minutes: they run only when it is asked for by name.
@@ -89,36 +77,16 @@ pub fn tests() -> Vec<Test> {
     .concat()
 }
 
-/// Runs the tests whose name contains `filter`, those of topic [`SOAK`] only if it names that, one after another, telling of each on `console`. What the agents logged
-/// in tests that fail is kept in the folder `logs`.
-pub fn run(sandbox: &Sandbox, binary: &Path, filter: &str, logs: &Path, console: Console) -> Result<Summary> {
+/// Runs the tests whose name contains `filter`, those of topic [`SOAK`] only if it names that, one after another. What the
+/// agents logged in tests that fail is kept in the folder `logs`.
+pub fn run(sandbox: &Sandbox, binary: &Path, filter: &str, logs: &Path, report: &mut Report) -> Result<()> {
     let mut stage = Stage { sandbox, binary, logs, shared: None, worlds: 0 };
-    let mut summary = Summary::default();
     let asked =
         |test: &&Test| test.name.contains(filter) && (filter.contains(SOAK) || !test.name.starts_with(SOAK));
     for test in tests().iter().filter(asked) {
-        console.partial(format_args!("  {:<58} ", test.name));
-        let start = Instant::now();
-        let done = stage.perform(test);
-        let took = start.elapsed().as_secs_f64();
-        match done {
-            Ok(notes) => {
-                summary.passed += 1;
-                console.line(format_args!("{} {took:6.1} s", console.paint("32", "ok    ")));
-                notes.iter().for_each(|note| console.line(format_args!("      {note}")));
-            }
-            Err(error) => {
-                summary.failed.push(test.name.to_owned());
-                console.line(format_args!("{} {took:6.1} s", console.paint("31", "FAILED")));
-                console.line(format_args!("      shows that: {}", test.about));
-                for line in format!("{error:#}").lines() {
-                    console.line(format_args!("      {line}"));
-                }
-            }
-        }
+        report.test(test.name, test.about, || stage.perform(test));
     }
-    stage.end()?;
-    Ok(summary)
+    stage.end()
 }
 
 struct Stage<'a> {

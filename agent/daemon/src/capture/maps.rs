@@ -15,17 +15,28 @@ use ambit_ebpf_common::{
 };
 use aya::{
     Ebpf,
-    maps::{HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues, SkStorage, SockHash},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues, SkStorage, SockHash},
 };
 
 use super::{CaptureError, pod::PodNet};
 
-/// The maps by name; each is pinned.
+/// The maps by name that all programs of a node share; each is pinned.
 pub(super) const NAMES: [&str; 9] =
     ["PODS", "DESTINATIONS", "SOCKETS", "ORIGINS", "BYPASS", "LISTENERS", "COUNTERS", "KUBELETS", "PROBES"];
 
 /// An insertion fails where there is an entry (bpf(2)).
 const BPF_NOEXIST: u64 = 1;
+
+/// The map of one copy of the inbound program.
+const NETNS: &str = "NETNS";
+
+/// Tells a copy of the inbound program which network namespace it is for.
+pub(super) fn set_netns(ebpf: &mut Ebpf, cookie: u64) -> Result<(), CaptureError> {
+    let failed = |source| CaptureError::Map { map: NETNS, source };
+    let map = ebpf.map_mut(NETNS).ok_or(CaptureError::NoPrograms)?;
+    let mut netns = Array::try_from(map).map_err(failed)?;
+    netns.set(0, cookie, 0).map_err(failed)
+}
 
 /// The agent's side of the maps. The locks are held for one system call each.
 pub(super) struct Maps {

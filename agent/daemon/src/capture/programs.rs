@@ -34,6 +34,8 @@ const INBOUND: &str = "ambit_inbound";
 pub(super) struct Programs {
     node_dir: PathBuf,
     cgroup: File,
+    /// Loads the programs over the pinned maps. Kept, because making one reads the kernel's types: many milliseconds.
+    loader: EbpfLoader<'static>,
     ebpf: Ebpf,
     maps: Arc<Maps>,
     /// Whether the hooks of the host's cgroup are this process's own.
@@ -65,10 +67,11 @@ impl Programs {
                 source,
             })?;
         }
-        let mut ebpf = load(&node_dir, 0)?;
+        let mut loader = loader(Some(&pins::maps_dir(&node_dir)))?;
+        let mut ebpf = loader.load(OBJECT)?;
         let logger = log(&mut ebpf);
         let maps = Arc::new(Maps::take(&mut ebpf)?);
-        Ok(Self { node_dir, cgroup, ebpf, maps, attached: false, logger })
+        Ok(Self { node_dir, cgroup, loader, ebpf, maps, attached: false, logger })
     }
 
     /// Puts the programs on the host's cgroup, in the place of the pinned links without a gap. Pods of an agent with other
@@ -124,9 +127,10 @@ impl Programs {
     }
 
     /// Inbound first, then outbound: a pod that can be reached only by its agent may call out.
-    pub(super) fn admit(&self, pod: &PodNet) -> Result<(), CaptureError> {
+    pub(super) fn admit(&mut self, pod: &PodNet) -> Result<(), CaptureError> {
         self.maps.add_listeners(pod)?;
-        let mut ebpf = load(&self.node_dir, pod.cookie())?;
+        let mut ebpf = self.loader.load(OBJECT)?;
+        maps::set_netns(&mut ebpf, pod.cookie())?;
         let program: &mut SkLookup = program(&mut ebpf, INBOUND)?;
         let link = program
             .load()
@@ -172,7 +176,7 @@ pub(super) type Rehearsed = (&'static str, Result<(), CaptureError>);
 /// Loads every program and attaches it, the outbound ones to `cgroup` and the inbound one to `netns`, and takes all off
 /// again. Pins nothing; answers with each program's name and how it went.
 pub(super) fn rehearse(cgroup: &File, netns: BorrowedFd<'_>) -> Result<Vec<Rehearsed>, CaptureError> {
-    let mut ebpf = load_over(0, None)?;
+    let mut ebpf = loader(None)?.load(OBJECT)?;
     let mut done = Vec::new();
     macro_rules! attach {
         ($kind:ty, $name:expr, $($to:expr),+) => {
@@ -191,24 +195,20 @@ pub(super) fn rehearse(cgroup: &File, netns: BorrowedFd<'_>) -> Result<Vec<Rehea
     Ok(done)
 }
 
-fn load(node_dir: &Path, netns: u64) -> Result<Ebpf, CaptureError> {
-    load_over(netns, Some(&pins::maps_dir(node_dir)))
-}
-
 /// Loads the programs over the maps pinned in a folder, which are made if they are not there, or over maps of their own.
-fn load_over(netns: u64, pinned: Option<&Path>) -> Result<Ebpf, CaptureError> {
+fn loader(pinned: Option<&Path>) -> Result<EbpfLoader<'static>, CaptureError> {
     if OBJECT.is_empty() {
         return Err(CaptureError::NoPrograms);
     }
     let mut loader = EbpfLoader::new();
     // The programs read contexts and maps only: no kernel types to relocate against.
-    loader.btf(None).override_global("NETNS", &netns, true);
+    loader.btf(None);
     if let Some(folder) = pinned {
         for map in maps::NAMES {
             loader.map_pin_path(map, folder.join(map));
         }
     }
-    Ok(loader.load(OBJECT)?)
+    Ok(loader)
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, CaptureError>

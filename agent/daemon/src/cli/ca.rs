@@ -270,7 +270,10 @@ mod tests {
             ("--listen 1.2.3.4:5 --ca-dir /ca --cacerts /x --token-file /t", "cannot both be set"),
             ("--listen 1.2.3.4:5 --cacerts /x --root-secret a/b --token-file /t", "cannot both be set"),
             ("--listen 1.2.3.4:5 --root-secret a/b --token-file /t", "--kubeconfig is needed"),
-            ("--listen 1.2.3.4:5 --ca-dir /x --root-config-map a/b --token-file /t", "--kubeconfig is needed"),
+            (
+                "--listen 1.2.3.4:5 --ca-dir /x --root-config-map a/b --token-file /t",
+                "--kubeconfig is needed",
+            ),
         ] {
             assert!(resolve(line).unwrap_err().to_string().contains(expected), "{line}");
         }

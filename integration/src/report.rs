@@ -1,0 +1,98 @@
+//! Runs tests one after another and tells of each as it ends.
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use crate::console::Console;
+
+/// A run of a suite.
+#[derive(Debug)]
+pub struct Report {
+    console: Console,
+    /// Whether a test that fails is tried once more.
+    again: bool,
+    passed: usize,
+    unsteady: Vec<&'static str>,
+    failed: Vec<&'static str>,
+}
+
+impl Report {
+    /// A run that is told on `console`. With `again`, a test that fails is tried once more: it counts if it holds then, and
+    /// is told of as unsteady.
+    pub fn new(console: Console, again: bool) -> Self {
+        Self { console, again, passed: 0, unsteady: Vec::new(), failed: Vec::new() }
+    }
+
+    /// Runs a test, which is to show what `about` says; `perform` yields the figures that it wants shown.
+    pub fn test(
+        &mut self,
+        name: &'static str,
+        about: &str,
+        mut perform: impl FnMut() -> Result<Vec<String>>,
+    ) {
+        for last in if self.again { [false, true].as_slice() } else { &[true] } {
+            self.console.partial(format_args!("  {name:<58} "));
+            let start = Instant::now();
+            let done = perform();
+            let took = start.elapsed().as_secs_f64();
+            match done {
+                Ok(notes) => {
+                    self.passed += 1;
+                    self.console.line(format_args!("{} {took:6.1} s", self.console.paint("32", "ok    ")));
+                    notes.iter().for_each(|note| self.console.line(format_args!("      {note}")));
+                    return;
+                }
+                Err(error) => {
+                    self.console.line(format_args!("{} {took:6.1} s", self.console.paint("31", "FAILED")));
+                    self.console.line(format_args!("      shows that: {about}"));
+                    format!("{error:#}")
+                        .lines()
+                        .for_each(|line| self.console.line(format_args!("      {line}")));
+                    let list = if *last { &mut self.failed } else { &mut self.unsteady };
+                    list.push(name);
+                }
+            }
+        }
+    }
+
+    /// Tells how the run went, with the tests that `before` it had passed; a failure is an error, and so is having run none.
+    pub fn conclude(self, before: usize) -> Result<()> {
+        let Self { console, passed, unsteady, failed, .. } = self;
+        let unsteady: Vec<_> = unsteady.into_iter().filter(|name| !failed.contains(name)).collect();
+        for (what, names) in [("failed", &failed), ("held only when tried again", &unsteady)] {
+            if !names.is_empty() {
+                console.line(format_args!("\n{what}:\n  {}", names.join("\n  ")));
+            }
+        }
+        console.line(format_args!("\n{} passed, {} failed", before + passed, failed.len()));
+        match (passed, failed.len()) {
+            (0, 0) => bail!("no end-to-end test has such a name"),
+            (_, 0) => Ok(()),
+            _ => bail!("end-to-end tests failed"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_try_counts_only_where_it_was_asked_for() {
+        for (again, tries, good) in [(false, 1, false), (true, 2, true)] {
+            let mut report = Report::new(Console::new(true), again);
+            let mut tried = 0;
+            report.test("topic::holds_later", "the second try", || {
+                tried += 1;
+                if tried == 2 { Ok(Vec::new()) } else { bail!("not yet") }
+            });
+            assert_eq!((tried, report.conclude(0).is_ok()), (tries, good));
+        }
+    }
+
+    #[test]
+    fn a_run_without_tests_is_an_error() {
+        assert!(Report::new(Console::new(true), true).conclude(7).is_err());
+    }
+}
