@@ -8,15 +8,30 @@ use std::{
 /// Where a verb talks to its user: on stdout, or on stderr when stdout carries JSON.
 #[derive(Clone, Copy, Debug)]
 pub struct Console {
-    to_stderr: bool,
+    to: To,
     colour: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum To {
+    Stdout,
+    Stderr,
+    #[cfg(test)]
+    Nobody,
 }
 
 impl Console {
     /// A console; with `json`, stdout is left alone.
     pub fn new(json: bool) -> Self {
         let terminal = if json { std::io::stderr().is_terminal() } else { std::io::stdout().is_terminal() };
-        Self { to_stderr: json, colour: terminal && std::env::var_os("NO_COLOR").is_none() }
+        let to = if json { To::Stderr } else { To::Stdout };
+        Self { to, colour: terminal && std::env::var_os("NO_COLOR").is_none() }
+    }
+
+    /// A console that nobody reads.
+    #[cfg(test)]
+    pub(crate) fn silent() -> Self {
+        Self { to: To::Nobody, colour: false }
     }
 
     /// A line.
@@ -46,11 +61,14 @@ impl Console {
 
     fn write(&self, text: impl Display) {
         // A closed pipe is the reader's choice; the work goes on and cleans up after itself.
-        if self.to_stderr {
-            let _ = write!(std::io::stderr(), "{text}");
-        } else {
-            let mut stdout = std::io::stdout().lock();
-            let _ = write!(stdout, "{text}").and_then(|()| stdout.flush());
-        }
+        let _ = match self.to {
+            To::Stdout => {
+                let mut stdout = std::io::stdout().lock();
+                write!(stdout, "{text}").and_then(|()| stdout.flush())
+            }
+            To::Stderr => write!(std::io::stderr(), "{text}"),
+            #[cfg(test)]
+            To::Nobody => Ok(()),
+        };
     }
 }

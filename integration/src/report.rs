@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn a_second_try_counts_only_where_it_was_asked_for() {
         for (again, tries, good) in [(false, 1, false), (true, 2, true)] {
-            let mut report = Report::new(Console::new(true), again);
+            let mut report = Report::new(Console::silent(), again);
             let mut tried = 0;
             report.test("topic::holds_later", "the second try", || {
                 tried += 1;
@@ -93,6 +93,6 @@ mod tests {
 
     #[test]
     fn a_run_without_tests_is_an_error() {
-        assert!(Report::new(Console::new(true), true).conclude(7).is_err());
+        assert!(Report::new(Console::silent(), true).conclude(7).is_err());
     }
 }

@@ -258,10 +258,15 @@ impl Ledger {
             self.settle_name(key);
         }
         let problems = self.told();
-        if problems != self.problems {
+        let news = problems != self.problems;
+        if news {
             tell(&self.problems, &problems);
             self.problems = problems;
             self.changed = true;
+        }
+        // Nobody acts on half a world, and a copy of it for every object would be what a start takes longest for.
+        if !self.synced && !news {
+            return None;
         }
         std::mem::take(&mut self.changed).then(|| self.world())
     }
