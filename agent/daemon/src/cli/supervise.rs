@@ -31,10 +31,7 @@ const BY_SIGNAL: i32 = 128;
 /// Runs the agent with the arguments of this process, but for the flag `flag` and the variable `variable` that asked for
 /// a parent. Call it before any other thread is started.
 pub(super) fn run(flag: &str, variable: &str, logging: impl FnOnce()) -> anyhow::Result<ExitCode> {
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
-        signals.add(signal);
-    }
+    let signals = awaited();
     signals.thread_block().context("cannot hold back signals")?;
     logging();
     prctl::set_name(NAME).context("cannot take a name")?;
@@ -82,7 +79,13 @@ fn code(code: Option<i32>) -> ExitCode {
     code.and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
-/// In the agent: ends with the parent that started it, if one did.
+/// The signals that the parent waits for.
+fn awaited() -> SigSet {
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD].into_iter().collect()
+}
+
+/// In the agent: ends with the parent that started it, if one did, and takes the signals that are held back there. Call it
+/// before any other thread is started.
 pub(super) fn end_with_parent() -> anyhow::Result<()> {
     let Some(parent) = env::var(PARENT).ok().and_then(|pid| pid.parse().ok()).map(Pid::from_raw) else {
         return Ok(());
@@ -93,5 +96,5 @@ pub(super) fn end_with_parent() -> anyhow::Result<()> {
     }
     prctl::set_pdeathsig(Signal::SIGKILL).context("cannot be bound to the parent")?;
     anyhow::ensure!(getppid() == parent, "the parent has ended");
-    Ok(())
+    awaited().thread_unblock().context("cannot take signals")
 }
