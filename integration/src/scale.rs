@@ -71,10 +71,8 @@ pub struct Scale {
     pub known: Rest,
     /// With the node's pods in the mesh, too.
     pub enrolled: Rest,
-    /// From the namespace's label until the first running pod was captured, and until all were, in milliseconds.
-    pub first_enrolled_ms: u64,
-    /// The same for all of them.
-    pub all_enrolled_ms: u64,
+    /// From the namespace's label until all running pods were captured, in milliseconds.
+    pub enrolled_ms: u64,
     /// From a changed PeerAuthentication until a connection was refused or let in by it, in milliseconds, sorted.
     pub policy_ms: Vec<u64>,
     /// From SIGKILL until the agent served all pods again, the kubelet's part included, in milliseconds.
@@ -99,7 +97,7 @@ impl Scale {
         let [client] = site.pods(&plain, &[Plan::client("client").on("a")])?;
         let server = start_near(&site, &near)?;
         console.line("  (labelling their namespace)");
-        let (first_enrolled_ms, all_enrolled_ms) = enrol(&site, &near)?;
+        let enrolled_ms = enrol(&site, &near)?;
         eventually(2 * LIMIT, || settled(&site)).context("the agent does not come to rest")?;
         let enrolled = rest(&site)?;
         console.line(format_args!("  (changing policy {FLIPS} times)"));
@@ -114,8 +112,7 @@ impl Scale {
             empty,
             known,
             enrolled,
-            first_enrolled_ms,
-            all_enrolled_ms,
+            enrolled_ms,
             policy_ms,
             restart_ms,
         })
@@ -131,14 +128,13 @@ impl Scale {
         let (near, pods, services) = (self.near, self.pods, self.services);
         format!(
             "the agent of a node, resident and at rest:\n{}{}{}\
-             from the label until the first of {near} running pods was captured: {} ms, all: {} ms\n\
+             from the label until all {near} running pods were captured: {} ms\n\
              from a policy's change until it was in force: median {middle} ms, worst {worst} ms\n\
              from SIGKILL until all {near} pods were served again: {} ms",
             rest("an empty cluster", self.empty),
             rest(&format!("{pods} pods, {services} services"), self.known),
             rest(&format!("and {near} pods of the node in the mesh"), self.enrolled),
-            self.first_enrolled_ms,
-            self.all_enrolled_ms,
+            self.enrolled_ms,
             self.restart_ms
         )
     }
@@ -287,25 +283,23 @@ fn start_near(site: &Site, namespace: &str) -> Result<Pod> {
     site.pod(namespace, "server")
 }
 
-/// Labels the namespace; how long until the first pod was captured and until all were.
-fn enrol(site: &Site, namespace: &str) -> Result<(u64, u64)> {
+/// Labels the namespace; how long until all its pods were captured.
+fn enrol(site: &Site, namespace: &str) -> Result<u64> {
     let label = json!({ "metadata": { "labels": { "ambit.dev/dataplane": "enabled" } } });
     let start = Instant::now();
     site.cluster.api.request(&[Request::patch(format!("/api/v1/namespaces/{namespace}"), label)])?;
-    let first = wait_enrolled(site, start, 1)?;
-    let all = wait_enrolled(site, start, NEAR)?;
-    Ok((first, all))
+    wait_enrolled(site, start)
 }
 
-/// Milliseconds since `start` when at least so many pods of the node are captured.
-fn wait_enrolled(site: &Site, start: Instant, pods: usize) -> Result<u64> {
+/// Milliseconds since `start` when all pods of the node are captured.
+fn wait_enrolled(site: &Site, start: Instant) -> Result<u64> {
     loop {
         let found = captured(site).unwrap_or(0);
         let passed = start.elapsed();
-        if found >= pods {
+        if found >= NEAR {
             return Ok(millis(passed));
         }
-        ensure!(passed < LIMIT, "{found} of {pods} pods are captured after {passed:?}");
+        ensure!(passed < LIMIT, "{found} of {NEAR} pods are captured after {passed:?}");
         std::thread::sleep(LOOK);
     }
 }
@@ -355,7 +349,7 @@ fn restart(site: &Site) -> Result<u64> {
         ensure!(captured(site).is_err(), "the agent still answers");
         Ok(())
     })?;
-    wait_enrolled(site, start, NEAR)
+    wait_enrolled(site, start)
 }
 
 fn millis(time: Duration) -> u64 {
