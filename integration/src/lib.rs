@@ -11,6 +11,7 @@ pub mod cgroups;
 pub mod cluster;
 pub mod console;
 pub mod crowd;
+pub mod docker_archive;
 pub mod issuing;
 pub mod kube_suite;
 pub mod load;

@@ -1,17 +1,16 @@
 //! `cargo xtask image`: the container image, without a container engine.
 //!
-//! The archive is what `docker save` writes (a "docker-archive"): a manifest, a configuration and one layer with one file.
 //! The same binary gives the same bytes. For those who have an engine there is `deploy/image/Dockerfile`.
 
 use std::{
     fs,
-    io::{self, Write as _},
+    io::Write as _,
     path::{Path, PathBuf},
 };
 
+use ambit_integration::docker_archive::{self, Entry};
 use anyhow::{Context as _, Result, bail};
 use serde_json::json;
-use sha2::{Digest as _, Sha256};
 
 use crate::{
     build::{self, Arch},
@@ -77,7 +76,7 @@ pub(crate) fn write(arch: Arch, binary: &Path, output: &Path) -> Result<()> {
         let mut name = output.as_os_str().to_owned();
         name.push(".new");
         let fresh = PathBuf::from(name);
-        let archive = archive(&content, arch)?;
+        let archive = archive(content, arch)?;
         fs::File::create(&fresh)
             .and_then(|mut file| file.write_all(&archive))
             .and_then(|()| fs::rename(&fresh, output))
@@ -85,10 +84,8 @@ pub(crate) fn write(arch: Arch, binary: &Path, output: &Path) -> Result<()> {
     })
 }
 
-fn archive(binary: &[u8], arch: Arch) -> Result<Vec<u8>> {
-    let layer = tar(&[("ambit", 0o755, binary)])?;
-    let layer_id = hex(&layer);
-    let config = serde_json::to_vec(&json!({
+fn archive(binary: Vec<u8>, arch: Arch) -> Result<Vec<u8>> {
+    let config = json!({
         "architecture": arch.image_name(),
         "os": "linux",
         "created": "1970-01-01T00:00:00Z",
@@ -103,39 +100,10 @@ fn archive(binary: &[u8], arch: Arch) -> Result<Vec<u8>> {
                 "org.opencontainers.image.licenses": "Apache-2.0",
             },
         },
-        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{layer_id}")] },
         "history": [{ "created": "1970-01-01T00:00:00Z", "created_by": "cargo xtask image" }],
-    }))?;
-    let config_name = format!("{}.json", hex(&config));
-    let layer_name = format!("{layer_id}.tar");
-    let manifest = serde_json::to_vec(&json!([{
-        "Config": config_name,
-        "RepoTags": [reference()],
-        "Layers": [layer_name],
-    }]))?;
-    tar(&[(&config_name, 0o644, &config), (&layer_name, 0o644, &layer), ("manifest.json", 0o644, &manifest)])
-}
-
-/// A tar archive of files that belong to root and bear no time, in the order given.
-fn tar(files: &[(&str, u32, &[u8])]) -> Result<Vec<u8>> {
-    let write = || -> io::Result<Vec<u8>> {
-        let mut builder = tar::Builder::new(Vec::new());
-        for (name, mode, content) in files {
-            let mut header = tar::Header::new_ustar();
-            header.set_size(content.len() as u64);
-            header.set_mode(*mode);
-            header.set_mtime(0);
-            header.set_uid(0);
-            header.set_gid(0);
-            builder.append_data(&mut header, name, *content)?;
-        }
-        builder.into_inner()
-    };
-    write().context("cannot make a tar archive")
-}
-
-fn hex(content: &[u8]) -> String {
-    format!("{:x}", Sha256::digest(content))
+    });
+    let entry = Entry { path: "ambit".to_owned(), mode: 0o755, content: Some(binary) };
+    docker_archive::archive(&reference(), config, &[entry])
 }
 
 /// Whether `binary` is an ELF executable for `arch` that needs no loader, for the image has none.
@@ -166,27 +134,7 @@ fn check(binary: &[u8], arch: Arch) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read as _;
-
     use super::*;
-
-    #[test]
-    fn the_archive_names_what_it_holds_and_is_the_same_each_time() {
-        let binary = b"the binary".as_slice();
-        let image = archive(binary, Arch::Arm64).unwrap();
-        assert_eq!(image, archive(binary, Arch::Arm64).unwrap());
-        let files = unpack(&image);
-        let json = |name: &str| serde_json::from_slice::<serde_json::Value>(&files[name]).unwrap();
-        let manifest = &json("manifest.json")[0];
-        let config_name = manifest["Config"].as_str().unwrap();
-        let layer = &files[manifest["Layers"][0].as_str().unwrap()];
-        let config = json(config_name);
-        assert_eq!(config_name, format!("{}.json", hex(&files[config_name])));
-        assert_eq!(config["architecture"], "arm64");
-        assert_eq!(config["rootfs"]["diff_ids"][0], format!("sha256:{}", hex(layer)));
-        assert_eq!(manifest["RepoTags"][0], reference());
-        assert_eq!(unpack(layer)["ambit"], binary);
-    }
 
     #[test]
     fn only_a_static_binary_for_the_architecture_will_do() {
@@ -202,19 +150,5 @@ mod tests {
         assert!(refusal(&header[..40], Arch::Amd64).contains("cut short"));
         header[64] = 3;
         assert!(refusal(&header, Arch::Amd64).contains("dynamically"));
-    }
-
-    fn unpack(archive: &[u8]) -> std::collections::BTreeMap<String, Vec<u8>> {
-        let mut archive = tar::Archive::new(archive);
-        let entries = archive.entries().unwrap();
-        entries
-            .map(|entry| {
-                let mut entry = entry.unwrap();
-                assert_eq!(entry.header().mtime().unwrap(), 0);
-                let mut content = Vec::new();
-                entry.read_to_end(&mut content).unwrap();
-                (entry.path().unwrap().to_str().unwrap().to_owned(), content)
-            })
-            .collect()
     }
 }

@@ -9,6 +9,7 @@ use super::{
     site::{IN_FORCE, RELEASE, SECOND, SYSTEM},
 };
 use crate::{
+    certs,
     cluster::NODES,
     load::ports,
     process::{self, eventually},
@@ -21,6 +22,11 @@ pub(super) const TESTS: &[Test] = &[
         "install::helm_uninstall_leaves_nothing",
         "files, pins, rules and routes of nodes and pods as before; plaintext goes on",
         uninstall,
+    ),
+    bare(
+        "install::a_plugged_in_ca_signs",
+        "ca.cacertsSecret: an operator's intermediate CA, its root published to the agents",
+        plugged_in,
     ),
     installed("install::agents_and_ca_are_ready", "one agent a node, two replicas of the CA", ready),
     installed(
@@ -37,6 +43,22 @@ fn lint(site: &mut Site) -> Result<()> {
     site.helm(&[["lint", "--strict", &chart].as_slice(), &set].concat())?;
     let dry_run = ["install", RELEASE, &chart, "-n", SYSTEM, "--create-namespace", "--dry-run=server"];
     site.helm(&[dry_run.as_slice(), &set].concat()).map(drop)
+}
+
+fn plugged_in(site: &mut Site) -> Result<()> {
+    let folder = site.cluster.folder().join("cacerts");
+    certs::plugged_in_authority(&folder)?;
+    site.cluster.api.kubectl(&["create", "namespace", SYSTEM])?;
+    let files = format!("--from-file={}", folder.display());
+    site.cluster.api.kubectl(&["create", "secret", "generic", "operators-ca", "-n", SYSTEM, &files])?;
+    site.install(&["ca.cacertsSecret=operators-ca"])?;
+    let namespace = site.namespace(true)?;
+    let [a, b] = site.pods(&namespace, &[Plan::client("a").on("a"), Plan::server("b").on("b")])?;
+    eventually(2 * IN_FORCE, || site.must_go(&a, &b, Wire::Tls))?;
+    let identity = format!("spiffe://cluster.local/ns/{namespace}/sa/default");
+    let chain = site.ambit("a", &["certs", "-o", "pem", &identity])?.ok()?;
+    certs::verify(&folder, &certs::blocks(&chain), &folder.join("root-cert.pem"))?;
+    site.uninstall()
 }
 
 fn ready(site: &mut Site) -> Result<()> {

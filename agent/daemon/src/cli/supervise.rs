@@ -5,7 +5,7 @@
 
 use std::{
     env,
-    os::unix::process::ExitStatusExt as _,
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
     process::{Command, ExitCode, ExitStatus},
     time::{Duration, Instant},
 };
@@ -40,7 +40,8 @@ pub(super) fn run(flag: &str, variable: &str, logging: impl FnOnce()) -> anyhow:
         let started = Instant::now();
         let mut agent = Command::new(&program);
         agent.args(env::args_os().skip(1).filter(|argument| argument != flag)).env_remove(variable);
-        agent.env(PARENT, std::process::id().to_string());
+        // A Ctrl-C at the terminal comes by this process only: a second signal would cut what the first lets end.
+        agent.env(PARENT, std::process::id().to_string()).process_group(0);
         let (status, stopping) = follow(&mut agent, &signals)?;
         let Some(signal) = status.signal() else {
             return Ok(code(status.code()));
