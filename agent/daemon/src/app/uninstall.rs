@@ -74,8 +74,8 @@ pub(super) fn remove_run_dir(path: &Path) {
         }
     }
     let removed = fs::remove_dir(path).or_else(|error| match error.kind() {
-        // In a container it is a mount point. As the host sees it, it is not.
-        io::ErrorKind::ResourceBusy => {
+        // In a container it is a mount point, and what it is mounted on may be read-only. As the host sees it, neither is so.
+        io::ErrorKind::ResourceBusy | io::ErrorKind::ReadOnlyFilesystem => {
             fs::remove_dir(Path::new("/proc/1/root").join(path.strip_prefix("/").unwrap_or(path)))
         }
         _ => Err(error),
