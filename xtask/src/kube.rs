@@ -40,6 +40,8 @@ struct Source {
     /// Packages below the module; the last part of each is the program's name, unless `renamed` says otherwise.
     packages: &'static [&'static str],
     renamed: Option<&'static str>,
+    /// A main package of ours in place of the module's, where that holds far more than a cluster needs.
+    main: Option<String>,
     ldflags: String,
 }
 
@@ -98,6 +100,7 @@ fn sources() -> [Source; 6] {
         staging: None,
         packages,
         renamed: None,
+        main: None,
         ldflags: String::new(),
     };
     [
@@ -122,7 +125,11 @@ fn sources() -> [Source; 6] {
             renamed: Some("etcd"),
             ..plain("go.etcd.io/etcd/server/v3", ETCD, &[""])
         },
-        Source { renamed: Some("coredns"), ..plain("github.com/coredns/coredns", COREDNS, &[""]) },
+        Source {
+            renamed: Some("coredns"),
+            main: Some(coredns_main()),
+            ..plain("github.com/coredns/coredns", COREDNS, &[""])
+        },
         plain(
             "github.com/containerd/containerd/v2",
             CONTAINERD,
@@ -153,9 +160,15 @@ impl Source {
         step(&format!("Building {} {}", programs.join(", "), self.version), || {
             let out = building.join("out");
             fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
-            let packages: Vec<String> = self.packages.iter().map(|package| self.path(package)).collect();
             fs::write(building.join("go.mod"), self.go_mod(go, building)?)?;
-            fs::write(building.join("programs.go"), programs_go(&packages))?;
+            let (file, text, packages) = match &self.main {
+                Some(main) => ("main.go", main.clone(), vec![".".to_owned()]),
+                None => {
+                    let packages: Vec<String> = self.packages.iter().map(|package| self.path(package)).collect();
+                    ("programs.go", programs_go(&packages), packages)
+                }
+            };
+            fs::write(building.join(file), text)?;
             output(go.command(building).args(["mod", "tidy"]))?;
             let flags = format!("-s -w {}", self.ldflags);
             let file = |name: Option<&str>| out.join(name.unwrap_or_default());
@@ -188,6 +201,16 @@ impl Source {
         }
         Ok(ours)
     }
+}
+
+/// CoreDNS with the plugins that the cluster's configuration names. With all that it can have it takes three times as long.
+fn coredns_main() -> String {
+    let module = "github.com/coredns/coredns";
+    let plugins = ["bind", "cache", "kubernetes"].map(|name| format!("import _ \"{module}/plugin/{name}\"\n"));
+    format!(
+        "package main\n\nimport \"{module}/coremain\"\n{}\nfunc main() {{ coremain.Run() }}\n",
+        plugins.concat()
+    )
 }
 
 /// A file that names the packages, so that `go mod tidy` keeps what they need.

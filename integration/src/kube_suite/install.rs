@@ -17,7 +17,7 @@ use crate::{
 
 pub(super) const TESTS: &[Test] = &[
     bare("install::the_chart_lints_and_the_api_takes_it", "helm lint --strict, server-side dry run", lint),
-    // First of those that install: it compares with nodes that never had ambit.
+    // First of those that install: it compares with nodes that have never had ambit.
     bare(
         "install::helm_uninstall_leaves_nothing",
         "files, pins, rules and routes of nodes and pods as before; plaintext goes on",
@@ -91,6 +91,8 @@ fn uninstall(site: &mut Site) -> Result<()> {
     let namespace = site.namespace(true)?;
     let [a, b] = site.pods(&namespace, &[Plan::client("a").on("a"), Plan::server("b").on("b")])?;
     let before = (state_of_nodes(site)?, state_of_pods(site, &[&a, &b])?);
+    let clean = before.0.values().all(|state| !state.contains("ambit"));
+    ensure!(clean, "these nodes have had ambit before: {:#?}", before.0);
     site.install(&[])?;
     let while_installed = state_of_nodes(site)?;
     ensure!(while_installed != before.0, "installing changed nothing on the nodes: {while_installed:#?}");

@@ -1,4 +1,4 @@
-//! The tests on a real Kubernetes: what issue 5 promises, asked of the chart, the image and real kubelets.
+//! The tests on a real Kubernetes, with the chart, the image and real kubelets.
 //!
 //! All tests share one cluster, in namespaces of their own; ambit is installed in it or not, as a test asks. A cluster in
 //! which a test has failed is nobody's fair start: the next test gets a new one.
@@ -53,9 +53,9 @@ enum Scene {
 pub fn tests() -> Vec<Test> {
     [
         control::TESTS,
+        install::TESTS,
         chart::TESTS,
         identities::TESTS,
-        install::TESTS,
         enrolment::TESTS,
         traffic::TESTS,
         policy::TESTS,

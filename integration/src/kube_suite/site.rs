@@ -391,10 +391,12 @@ impl Site {
     pub fn agent_process(&self, node: &str) -> Result<i32> {
         let agent = self.agent(node)?;
         let processes = self.cluster.access().processes(node, &agent.uid)?;
-        let is_ambit = |process: &i32| {
-            fs::read_to_string(format!("/proc/{process}/comm")).is_ok_and(|name| name.trim() == "ambit")
+        // Probes are `ambit` by name, too.
+        let is_agent = |process: &i32| {
+            let told = |what| fs::read_to_string(format!("/proc/{process}/{what}")).unwrap_or_default();
+            told("comm").trim() == "ambit" && told("cmdline").split('\0').nth(1) == Some("agent")
         };
-        let found = processes.into_iter().find(is_ambit);
+        let found = processes.into_iter().find(is_agent);
         found.with_context(|| format!("pod {} on node {node} runs no ambit", agent.name))
     }
 
