@@ -181,7 +181,7 @@ impl PodNet {
     async fn try_deliver(&self, client: ClientAddr, app: PodAddr, attempt: u32) -> io::Result<TcpStream> {
         let socket = self.netns.run(|| socket::transparent(client.0.ip(), attempt))?;
         self.mark(&socket, SOCKET_DELIVERY)?;
-        TcpSocket::from_std_stream(socket.into()).connect(app.0).await
+        socket::connect_nearby(socket, app.0).await
     }
 
     /// Where the programs find the agent in this pod.

@@ -8,6 +8,7 @@ use std::{
 
 use nix::libc;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::net::TcpStream;
 
 /// The mark of the agent's dials to applications; `tcp_fwmark_accept` gives it to the application's end, whose packets
 /// a rule then keeps inside the pod's namespace.
@@ -59,6 +60,24 @@ pub(super) fn transparent(client: IpAddr, attempt: u32) -> io::Result<Socket> {
     socket.set_reuse_address(true)?;
     socket.bind(&SocketAddr::new(client, delivery_port(attempt)).into())?;
     Ok(socket)
+}
+
+/// Connects to an address of the same network namespace: mostly the kernel is through with the handshake before connect(2)
+/// is, and nobody needs to wait for an event.
+pub(super) async fn connect_nearby(socket: Socket, addr: SocketAddr) -> io::Result<TcpStream> {
+    match socket.connect(&addr.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
+        _ => {}
+    }
+    let connected = socket.peer_addr().is_ok();
+    let stream = TcpStream::from_std(socket.into())?;
+    if !connected {
+        stream.writable().await?;
+        if let Some(error) = stream.take_error()? {
+            return Err(error);
+        }
+    }
+    Ok(stream)
 }
 
 /// Keep-alive of connections between agents: a peer that is gone is noticed after half an hour at most (spec/wire.md

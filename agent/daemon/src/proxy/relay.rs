@@ -1,7 +1,7 @@
 //! Moves bytes between an application and a tunnel, or between two plaintext sockets, each direction until its own end:
 //! half-close and reset stay what they are.
 
-use std::io;
+use std::{io, time::Duration};
 
 use ambit_core::{
     frame::{Control, Deny},
@@ -13,10 +13,15 @@ use tokio::{
         TcpStream,
         tcp::{ReadHalf, WriteHalf},
     },
+    time::timeout,
 };
 
 use crate::capture::end_cleanly;
 use crate::tunnel::{Buffer, Link, MoveError, Received, TunnelError};
+
+/// How long ACCEPT waits for the application's first bytes, to go out with them. The client's agent only learns from it that
+/// there will be no refusal.
+const ANSWER: Duration = Duration::from_millis(5);
 
 /// Counts bytes as they pass.
 pub(super) trait Meter {
@@ -62,18 +67,25 @@ pub(super) async fn stream(
     hello: &Control,
     meter: &impl Meter,
 ) -> Result<(), RelayError> {
-    let mut awaits_accept = matches!(hello, Control::Open(_));
+    let opens = matches!(hello, Control::Open(_));
+    let mut awaits_accept = opens;
     let (mut app_read, mut app_write) = app.split();
     let (mut reader, mut writer) = link.split();
-    writer.control(hello).await?;
+    writer.hold(hello);
     let up = async {
-        loop {
-            match writer.send_from(&mut app_read).await? {
-                0 => break,
-                bytes => meter.app_sent(bytes as u64),
-            }
+        let mut ended = false;
+        if opens {
+            let sent = writer.send_now(&mut app_read).await?;
+            meter.app_sent(sent.bytes as u64);
+            ended = sent.end;
+        } else if timeout(ANSWER, app_read.readable()).await.is_err() {
+            writer.flush().await?;
         }
-        writer.control(&Control::Fin).await?;
+        while !ended {
+            let sent = writer.send_from(&mut app_read).await?;
+            meter.app_sent(sent.bytes as u64);
+            ended = sent.end;
+        }
         Ok(())
     };
     let down = async {

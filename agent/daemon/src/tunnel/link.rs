@@ -3,7 +3,8 @@
 
 use std::{
     fmt,
-    io::{self, IoSlice},
+    io::{self, IoSlice, Read as _},
+    mem,
     ops::Range,
     sync::{
         Arc, Mutex, PoisonError,
@@ -16,8 +17,9 @@ use ambit_core::{
     frame::{Control, Decoder, Event, Open},
     reason::Reason,
 };
+use socket2::SockRef;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncReadExt as _, AsyncWriteExt as _, Interest},
     net::{
         TcpStream,
         tcp::{ReadHalf, WriteHalf},
@@ -124,7 +126,13 @@ impl Link {
         let (read, write) = self.tcp.split();
         (
             Reader { tcp: read, incoming: &mut self.incoming, shared: &self.shared },
-            Writer { tcp: write, sealer: &mut self.sealer, torn: &mut self.torn, shared: &self.shared },
+            Writer {
+                tcp: write,
+                sealer: &mut self.sealer,
+                torn: &mut self.torn,
+                shared: &self.shared,
+                held: Vec::new(),
+            },
         )
     }
 
@@ -465,6 +473,21 @@ impl Shared {
     }
 }
 
+/// Bytes of the record that carries `len` bytes of frames; none for none.
+fn sealed_len(len: usize) -> usize {
+    if len == 0 { 0 } else { HEADER_LEN + len + TRAILER_LEN }
+}
+
+/// What a read that does not wait has brought; `None` if nothing is there.
+fn at_once(read: io::Result<usize>) -> Result<Option<usize>, MoveError> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        // The kernel tells an error once; after that the source would seem to have ended well.
+        Err(error) => Err(MoveError::Source(error)),
+    }
+}
+
 fn alert(description: u8) -> TunnelError {
     let error = rustls::Error::AlertReceived(rustls::AlertDescription::from(description));
     let (reason, text) = tls::handshake_reason(&error);
@@ -480,6 +503,17 @@ pub(crate) struct Writer<'a> {
     sealer: &'a mut Sealer,
     torn: &'a mut bool,
     shared: &'a Shared,
+    /// A frame that goes out in front of whatever is sent next.
+    held: Vec<u8>,
+}
+
+/// What was moved from a local socket into a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sent {
+    /// Bytes of the stream.
+    pub(crate) bytes: usize,
+    /// The source has ended, and FIN is on its way too.
+    pub(crate) end: bool,
 }
 
 /// Why bytes could not be moved from a local socket into a tunnel.
@@ -500,32 +534,73 @@ impl From<TunnelError> for MoveError {
 impl Writer<'_> {
     /// Sends one control frame.
     pub(crate) async fn control(&mut self, control: &Control) -> Result<(), TunnelError> {
-        let frame = control.encode();
-        let mut sealed = vec![0; HEADER_LEN + frame.len() + TRAILER_LEN];
-        sealed[HEADER_LEN..HEADER_LEN + frame.len()].copy_from_slice(&frame);
-        self.record(&mut sealed, frame.len(), ContentType::Data).await
+        self.hold(control);
+        self.flush().await
     }
 
-    /// Waits for bytes from `source` and sends what there is, up to a batch of records; returns how many bytes, 0 at the
-    /// end of the source.
-    pub(crate) async fn send_from(&mut self, source: &mut ReadHalf<'_>) -> Result<usize, MoveError> {
-        source.readable().await.map_err(MoveError::Source)?;
+    /// Has one control frame go out in front of whatever is sent next: a record, a packet and the peer's waking less.
+    pub(crate) fn hold(&mut self, control: &Control) {
+        debug_assert!(self.held.is_empty(), "one frame is held at a time");
+        self.held = control.encode();
+    }
+
+    /// Sends what is held.
+    pub(crate) async fn flush(&mut self) -> Result<(), TunnelError> {
+        let mut sealed = vec![0; sealed_len(self.held.len())];
+        let len = self.seal_held(&mut sealed)?;
+        self.write(&sealed[..len]).await
+    }
+
+    /// Waits for bytes from `source` and sends what there is, up to a batch of records, with FIN behind it if `source` has
+    /// ended.
+    pub(crate) async fn send_from(&mut self, source: &mut ReadHalf<'_>) -> Result<Sent, MoveError> {
+        let ready = source.ready(Interest::READABLE).await.map_err(MoveError::Source)?;
         let mut buffer = Buffer::take();
-        let mut batch = Batch(&mut buffer);
-        let mut len = source.read(batch.first()).await.map_err(MoveError::Source)?;
-        if Batch::fills_first(len) {
-            // An error comes back with the next read.
-            len += source.try_read_vectored(&mut batch.rest()).unwrap_or(0);
+        let mut batch = Batch(&mut buffer[sealed_len(self.held.len())..]);
+        let mut bytes = source.read(batch.first()).await.map_err(MoveError::Source)?;
+        let mut end = bytes == 0;
+        if Batch::fills_first(bytes) {
+            bytes += at_once(source.try_read_vectored(&mut batch.rest()))?.unwrap_or(0);
+        } else if !end && ready.is_read_closed() {
+            let more = at_once(source.try_read(&mut batch.first()[bytes..]))?;
+            end = more == Some(0);
+            bytes += more.unwrap_or(0);
         }
-        if len == 0 {
-            return Ok(0);
-        }
+        self.send(&mut buffer, Sent { bytes, end }).await
+    }
+
+    /// Sends what `source` has at this moment, or else only what is held.
+    pub(crate) async fn send_now(&mut self, source: &mut ReadHalf<'_>) -> Result<Sent, MoveError> {
+        let mut buffer = Buffer::take();
+        let mut batch = Batch(&mut buffer[sealed_len(self.held.len())..]);
+        // Not by tokio: of a new socket it knows nothing before it has asked the kernel for events.
+        let read = at_once((&*SockRef::from(source.as_ref())).read(batch.first()))?;
+        self.send(&mut buffer, Sent { bytes: read.unwrap_or(0), end: read == Some(0) }).await
+    }
+
+    /// Seals and writes what is held, then the payload that stands behind the room for that, then FIN if it is the end.
+    async fn send(&mut self, buffer: &mut [u8], sent: Sent) -> Result<Sent, MoveError> {
         if self.sealer.is_worn() || self.shared.rekey.load(Ordering::Relaxed) {
             self.rekey().await?;
         }
-        let wire = record::seal_batch(&mut buffer, self.sealer, len)?;
+        let mut wire = self.seal_held(buffer)?;
+        wire += record::seal_batch(&mut buffer[wire..], self.sealer, sent.bytes)?;
+        if sent.end {
+            self.hold(&Control::Fin);
+            wire += self.seal_held(&mut buffer[wire..])?;
+        }
         self.write(&buffer[..wire]).await?;
-        Ok(len)
+        Ok(sent)
+    }
+
+    /// Seals what is held, if anything is, at the front of `buffer`; returns the record's length.
+    fn seal_held(&mut self, buffer: &mut [u8]) -> Result<usize, TunnelError> {
+        let held = mem::take(&mut self.held);
+        if held.is_empty() {
+            return Ok(0);
+        }
+        buffer[HEADER_LEN..HEADER_LEN + held.len()].copy_from_slice(&held);
+        self.sealer.seal(buffer, held.len(), ContentType::Data)
     }
 
     async fn close_notify(&mut self) -> Result<(), TunnelError> {
@@ -563,7 +638,7 @@ impl Writer<'_> {
 
     /// A write that is cancelled half-way leaves a cut record behind it: nothing may follow that.
     async fn write(&mut self, sealed: &[u8]) -> Result<(), TunnelError> {
-        if std::mem::replace(self.torn, true) {
+        if mem::replace(self.torn, true) {
             return Err(TunnelError::Closed);
         }
         self.tcp.write_all(sealed).await?;

@@ -122,8 +122,7 @@ async fn send(link: &mut Link, bytes: Vec<u8>) {
     });
     let (_, mut writer) = link.split();
     let (mut source, _) = agent.split();
-    while writer.send_from(&mut source).await.unwrap() > 0 {}
-    writer.control(&Control::Fin).await.unwrap();
+    while !writer.send_from(&mut source).await.unwrap().end {}
     feed.await.unwrap();
 }
 

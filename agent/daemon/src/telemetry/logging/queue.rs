@@ -13,6 +13,8 @@ use std::{
 
 /// Lines that may wait.
 const QUEUE: usize = 4_096;
+/// How long lines gather after others have been written: a busy agent wakes the thread a hundred times a second at most.
+const GATHER: Duration = Duration::from_millis(10);
 /// How long the end of the process waits for a reader of the log.
 const FLUSH_WITHIN: Duration = Duration::from_secs(1);
 
@@ -110,6 +112,7 @@ fn write_lines(out: impl Write, queue: &Receiver<Message>, report_losses: impl F
         }
         let _ = out.flush();
         report_losses();
+        thread::sleep(GATHER);
     }
 }
 
