@@ -7,12 +7,14 @@ use ambit_core::{
     model::{PodAddr, SpiffeId},
     reason::Reason,
 };
+use socket2::SockRef;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncReadExt as _, AsyncWriteExt as _, Interest},
     net::{TcpListener, TcpStream},
 };
 
 use super::{
+    link::Sent,
     tls::{Credentials, TlsSettings},
     *,
 };
@@ -114,6 +116,13 @@ async fn drain(link: &mut Link) -> Result<Vec<u8>, TunnelError> {
     Ok(collect.await.unwrap())
 }
 
+/// Waits until it is known that the other end has ended.
+async fn ended(socket: &TcpStream) {
+    while !socket.ready(Interest::READABLE).await.unwrap().is_read_closed() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 /// Sends `bytes` as an application would have them sent.
 async fn send(link: &mut Link, bytes: Vec<u8>) {
     let (mut app, mut agent) = pair().await;
@@ -147,6 +156,48 @@ async fn streams_follow_one_another_with_new_keys_on_the_way() {
     }
     client.close_with(None).await;
     assert_eq!(server.next_open(Duration::from_secs(5)).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn frames_travel_with_the_data_beside_them() {
+    let sides = Sides::new();
+    let (mut client, mut server) = sides.links().await;
+    let (mut app, mut agent) = pair().await;
+    app.write_all(b"hello").await.unwrap();
+    app.shutdown().await.unwrap();
+    ended(&agent).await;
+    let (_, mut writer) = client.split();
+    let (mut source, _) = agent.split();
+    writer.hold(&Control::Open(open()));
+    assert_eq!(writer.send_from(&mut source).await.unwrap(), Sent { bytes: 5, end: true });
+    assert_eq!(server.next_open(Duration::from_secs(5)).await.unwrap(), Some(open()));
+    assert_eq!(drain(&mut server).await.unwrap(), b"hello");
+}
+
+#[tokio::test]
+async fn an_open_waits_for_nothing() {
+    let sides = Sides::new();
+    let (mut client, mut server) = sides.links().await;
+    let (_app, mut agent) = pair().await;
+    let (_, mut writer) = client.split();
+    writer.hold(&Control::Open(open()));
+    assert_eq!(writer.send_now(&mut agent.split().0).await.unwrap(), Sent { bytes: 0, end: false });
+    assert_eq!(server.next_open(Duration::from_secs(5)).await.unwrap(), Some(open()));
+}
+
+#[tokio::test]
+async fn a_reset_source_has_not_ended() {
+    let sides = Sides::new();
+    for len in [0, 5, 16_380] {
+        let (mut client, _server) = sides.links().await;
+        let (mut app, mut agent) = pair().await;
+        app.write_all(&pattern(len)).await.unwrap();
+        SockRef::from(&app).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(app);
+        ended(&agent).await;
+        let sent = client.split().1.send_from(&mut agent.split().0).await;
+        assert!(matches!(sent, Err(MoveError::Source(_))), "{len} bytes: {sent:?}");
+    }
 }
 
 #[tokio::test]
