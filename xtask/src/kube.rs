@@ -3,7 +3,6 @@
 //! Versions are fixed here and are part of the cache folder's name. A program appears in it whole or not at all.
 
 use std::{
-    env,
     fmt::Write as _,
     fs::{self, File},
     path::{Path, PathBuf},
@@ -61,10 +60,10 @@ pub(crate) fn programs() -> Result<Programs> {
                 let building = cache.join("building");
                 for source in sources().iter().filter(|source| missing(source)) {
                     // What a build that was killed has left is nobody's: this process has the lock.
-                    remove(&building)?;
+                    setup::remove(&building)?;
                     source.build(&go, &building, &cache)?;
                 }
-                remove(&building)
+                setup::remove(&building)
             },
         )?;
     }
@@ -164,7 +163,8 @@ impl Source {
             let (file, text, packages) = match &self.main {
                 Some(main) => ("main.go", main.clone(), vec![".".to_owned()]),
                 None => {
-                    let packages: Vec<String> = self.packages.iter().map(|package| self.path(package)).collect();
+                    let packages: Vec<String> =
+                        self.packages.iter().map(|package| self.path(package)).collect();
                     ("programs.go", programs_go(&packages), packages)
                 }
             };
@@ -206,7 +206,8 @@ impl Source {
 /// CoreDNS with the plugins that the cluster's configuration names. With all that it can have it takes three times as long.
 fn coredns_main() -> String {
     let module = "github.com/coredns/coredns";
-    let plugins = ["bind", "cache", "kubernetes"].map(|name| format!("import _ \"{module}/plugin/{name}\"\n"));
+    let plugins =
+        ["bind", "cache", "kubernetes"].map(|name| format!("import _ \"{module}/plugin/{name}\"\n"));
     format!(
         "package main\n\nimport \"{module}/coremain\"\n{}\nfunc main() {{ coremain.Run() }}\n",
         plugins.concat()
@@ -271,11 +272,6 @@ fn version(told: &str) -> Option<(u32, u32)> {
 
 /// Where the programs of exactly these versions are.
 fn cache() -> Result<PathBuf> {
-    let root = env::var_os("XDG_CACHE_HOME")
-        .filter(|root| !root.is_empty())
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache")))
-        .context("neither XDG_CACHE_HOME nor HOME says where a cache may be")?;
     let parts = [
         ("etcd", ETCD),
         ("coredns", COREDNS),
@@ -284,16 +280,7 @@ fn cache() -> Result<PathBuf> {
         ("helm", HELM),
     ];
     let parts: String = parts.iter().map(|(name, version)| format!("-{name}-{version}")).collect();
-    Ok(root.join("ambit").join(format!("kube-{KUBERNETES}{parts}")))
-}
-
-fn remove(folder: &Path) -> Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| folder.display().to_string())
-        }
-        _ => Ok(()),
-    }
+    Ok(setup::cache()?.join(format!("kube-{KUBERNETES}{parts}")))
 }
 
 #[cfg(test)]

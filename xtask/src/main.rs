@@ -12,6 +12,7 @@ mod demo;
 mod ebpf;
 mod fuzz;
 mod image;
+mod kernel;
 mod kube;
 mod kube_demo;
 mod lint;

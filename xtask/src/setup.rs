@@ -3,7 +3,7 @@
 //! Does nothing, and asks for no network, where everything is there already.
 
 use std::{
-    env,
+    env, fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -39,6 +39,18 @@ const PROGRAMS: &[(&str, &str)] = &[
 
 /// What a Kubernetes cluster on this machine calls beside them.
 const KUBE_PROGRAMS: &[(&str, &str)] = &[("ldd", "libc-bin"), ("runc", "runc")];
+
+/// What booting another kernel under emulation calls beside them.
+const KERNEL_PROGRAMS: &[(&str, &str)] = &[
+    ("busybox", "busybox-static"),
+    ("cpio", "cpio"),
+    ("depmod", "kmod"),
+    ("dpkg-deb", "dpkg"),
+    ("ldd", "libc-bin"),
+    ("modprobe", "kmod"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("xz", "xz-utils"),
+];
 
 /// Install what the other verbs need: the BPF toolchain and the programs the tests use.
 ///
@@ -106,6 +118,11 @@ pub(crate) fn kube_programs() -> Result<()> {
     install(&[PROGRAMS, KUBE_PROGRAMS].concat())
 }
 
+/// Makes sure of every program that the end-to-end tests on another kernel call.
+pub(crate) fn kernel_programs() -> Result<()> {
+    install(&[PROGRAMS, KERNEL_PROGRAMS].concat())
+}
+
 /// Makes sure of what builds programs for machines of another architecture than this one.
 pub(crate) fn cross(arch: Arch) -> Result<()> {
     let installed = workspace::output(
@@ -143,14 +160,7 @@ fn install(wanted: &[(&str, &str)]) -> Result<()> {
         bail!("these Debian packages are missing and there is no apt-get; install their like: {list}");
     }
     step(&format!("Installing Debian packages: {list}"), || {
-        let apt = |args: &[&str]| {
-            workspace::run(
-                Command::new("apt-get")
-                    .args(args)
-                    .env("DEBIAN_FRONTEND", "noninteractive")
-                    .env("LC_ALL", "C"),
-            )
-        };
+        let apt = |args: &[&str]| workspace::run(apt_get().args(args));
         let install: Vec<&str> = ["install", "-y", "--no-install-recommends"]
             .into_iter()
             .chain(packages.iter().copied())
@@ -163,6 +173,33 @@ fn install(wanted: &[(&str, &str)]) -> Result<()> {
     }
 }
 
+/// Debian's package tool, asking nothing.
+pub(crate) fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C");
+    command
+}
+
+/// Where things are that outlive the workspace, because getting them takes minutes.
+pub(crate) fn cache() -> Result<PathBuf> {
+    let root = env::var_os("XDG_CACHE_HOME")
+        .filter(|root| !root.is_empty())
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache")))
+        .context("neither XDG_CACHE_HOME nor HOME says where a cache may be")?;
+    Ok(root.join("ambit"))
+}
+
+/// Removes a folder; one that is not there is no error.
+pub(crate) fn remove(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| folder.display().to_string())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The path of a program, also where only root's `PATH` would look.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
@@ -170,6 +207,11 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
         .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
         .map(|folder| folder.join(program))
         .find(|file| file.is_file())
+}
+
+/// A program, also where only root's `PATH` would look.
+pub(crate) fn program(name: &str) -> Command {
+    Command::new(find(name).unwrap_or_else(|| name.into()))
 }
 
 fn bpf_linker() -> Result<PathBuf> {
@@ -186,11 +228,7 @@ fn bpf_linker() -> Result<PathBuf> {
             .arg(&tools)
             .env("CARGO_TARGET_DIR", &build);
         workspace::run(&mut install)?;
-        std::fs::remove_dir_all(&build).or_else(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => Ok(()),
-            _ => Err(error),
-        })?;
-        Ok(())
+        remove(&build)
     })?;
     Ok(linker)
 }

@@ -11,7 +11,9 @@ use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    build, ebpf, kube, lint, setup,
+    build, ebpf,
+    kernel::{self, Series},
+    kube, lint, setup,
     workspace::{self, step},
 };
 
@@ -24,6 +26,7 @@ use crate::{
     cargo xtask test --soak                   those that take many minutes, and no others\n  \
     cargo xtask test --kube                   the tests on a real two-node Kubernetes\n  \
     cargo xtask test --kube probes::          those of one topic\n  \
+    cargo xtask test --kernel 6.1 wire::      those of one topic, on Debian's Linux 6.1 under emulation\n  \
     cargo xtask test --list [--kube]          their names, and what each shows")]
 pub(crate) struct Args {
     /// Leave out lints and unit tests.
@@ -47,6 +50,10 @@ pub(crate) struct Args {
     /// Install with this setting of the chart, too.
     #[arg(long, value_name = "KEY=VALUE", requires = "kube")]
     set: Vec<String>,
+    /// Run the end-to-end tests, and nothing else, on Debian's newest kernel of this series: under qemu without KVM, several
+    /// times slower. Tests with tight limits of time may fail for that alone.
+    #[arg(long, value_name = "SERIES", conflicts_with_all = ["kube", "unit_only", "list"])]
+    kernel: Option<Series>,
     /// Run the end-to-end tests that take many minutes instead of the others.
     #[arg(long, conflicts_with_all = ["unit_only", "kube"])]
     soak: bool,
@@ -86,6 +93,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             kube_suite::run(sandbox, &kit, &args.filter, &logs, &mut report)?;
             report.conclude(0)
         });
+    }
+    if let Some(series) = &args.kernel {
+        let flags = [("--e2e-only", true), ("--soak", args.soak), ("--again", args.again)];
+        let given = flags.iter().filter(|(_, given)| *given).map(|(flag, _)| *flag);
+        let test: Vec<&str> = given.chain([args.filter.as_str()]).collect();
+        return kernel::run(series, args.binary.as_deref(), &test);
     }
     if args.unit_only {
         lint::all()?;
