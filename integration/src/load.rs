@@ -113,29 +113,50 @@ pub struct Lane<'a> {
     pub scratch: &'a Path,
 }
 
-impl Lane<'_> {
-    /// Measures everything; each of the five loads takes `seconds`.
-    pub fn measure(&self, seconds: u32, mut progress: impl FnMut(&str)) -> Result<Figures> {
-        progress("one stream");
-        let one = self.iperf(seconds, &[])?;
-        progress("eight streams");
-        let eight = self.iperf(seconds, &["-P", "8"])?;
-        progress("round trip");
-        let latency = self.ping_pong(seconds * 1000)?;
-        progress("HTTP keep-alive");
-        let keep_alive = self.wrk(seconds, false)?;
-        progress("HTTP close");
-        let close = self.wrk(seconds, true)?;
-        Ok(Figures {
-            one_stream_gbps: one.gbps(),
-            eight_streams_gbps: eight.gbps(),
-            round_trip_p50_us: latency.p50_us,
-            round_trip_p99_us: latency.p99_us,
-            http_requests_per_second: keep_alive,
-            connections_per_second: close,
-        })
-    }
+type Measure = fn(&Lane<'_>, u32, &mut Figures) -> Result<()>;
 
+const LOADS: [(&str, Measure); 5] = [
+    ("one stream", |lane, seconds, figures| {
+        figures.one_stream_gbps = lane.iperf(seconds, &[])?.gbps();
+        Ok(())
+    }),
+    ("eight streams", |lane, seconds, figures| {
+        figures.eight_streams_gbps = lane.iperf(seconds, &["-P", "8"])?.gbps();
+        Ok(())
+    }),
+    ("round trip", |lane, seconds, figures| {
+        let latency = lane.ping_pong(seconds * 1000)?;
+        (figures.round_trip_p50_us, figures.round_trip_p99_us) = (latency.p50_us, latency.p99_us);
+        Ok(())
+    }),
+    ("HTTP keep-alive", |lane, seconds, figures| {
+        figures.http_requests_per_second = lane.wrk(seconds, false)?;
+        Ok(())
+    }),
+    ("HTTP close", |lane, seconds, figures| {
+        figures.connections_per_second = lane.wrk(seconds, true)?;
+        Ok(())
+    }),
+];
+
+/// Measures ways by each load in turn, for `seconds` each: what else the machine does hits all of them alike. `progress` is
+/// told the load and the name of the way.
+pub fn side_by_side<const N: usize>(
+    ways: [(&str, Lane<'_>); N],
+    seconds: u32,
+    mut progress: impl FnMut(&str, &str),
+) -> Result<[Figures; N]> {
+    let mut figures = [Figures::default(); N];
+    for (load, measure) in LOADS {
+        for ((name, lane), figures) in ways.iter().zip(&mut figures) {
+            progress(load, name);
+            measure(lane, seconds, figures)?;
+        }
+    }
+    Ok(figures)
+}
+
+impl Lane<'_> {
     /// Runs iperf3 for `seconds` with `extra` flags; an error of either end is an error. The server is a fresh one: after
     /// a test, iperf3 stops listening for a moment.
     pub fn iperf(&self, seconds: u32, extra: &[&str]) -> Result<Iperf> {

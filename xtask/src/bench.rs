@@ -6,7 +6,7 @@ use ambit_integration::{
     console::Console,
     issuing::Costs,
     kube_suite::Kit,
-    load::{Figures, median},
+    load::{Figures, median, side_by_side},
     sandbox,
     scale::Scale,
     world::World,
@@ -68,13 +68,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         let memory_idle = resident(&world)?;
         let (mut direct, mut ambit): (Vec<Figures>, Vec<Figures>) = (Vec::new(), Vec::new());
         for round in 1..=args.rounds {
-            for (name, from, to, figures) in
-                [("direct", "c", "d", &mut direct), ("ambit", "a", "b", &mut ambit)]
-            {
-                let progress =
-                    |load: &str| console.line(format_args!("round {round}/{}: {name}, {load}", args.rounds));
-                figures.push(world.lane(from, to).measure(args.seconds, progress)?);
-            }
+            let ways = [("direct", world.lane("c", "d")), ("ambit", world.lane("a", "b"))];
+            let measured = side_by_side(ways, args.seconds, |load, way| {
+                console.line(format_args!("round {round}/{}: {load}, {way}", args.rounds));
+            })?;
+            direct.push(measured[0]);
+            ambit.push(measured[1]);
         }
         let memory_loaded = resident(&world)?;
         if args.json {

@@ -6,7 +6,7 @@ use ambit_integration::{
     agent::IN_FORCE,
     capture::is_client_hello,
     console::Console,
-    load::{Figures, ports},
+    load::{Figures, ports, side_by_side},
     process::eventually,
     sandbox::{self, Sandbox},
     tools::HTTP_BODY,
@@ -198,10 +198,13 @@ fn failure(world: &mut World, console: Console) -> Result<()> {
 
 fn figures(world: &World, seconds: u32, console: Console) -> Result<(Figures, Figures)> {
     console.heading(format_args!("6. What it costs ({seconds} s each, on this machine, now)"));
-    let progress =
-        |name: &'static str| move |load: &str| console.line(format_args!("  measuring {name}: {load}"));
-    let direct = world.lane("c", "d").measure(seconds, progress("plaintext, pod c to pod d"))?;
-    let ambit = world.lane("a", "b").measure(seconds, progress("ambit, pod a to pod b"))?;
+    let ways = [
+        ("plaintext, pod c to pod d", world.lane("c", "d")),
+        ("ambit, pod a to pod b", world.lane("a", "b")),
+    ];
+    let [direct, ambit] = side_by_side(ways, seconds, |load, way| {
+        console.line(format_args!("  measuring {load}: {way}"));
+    })?;
     console.line(format_args!("\n{}", table(&direct, &ambit)));
     Ok((direct, ambit))
 }

@@ -3,7 +3,11 @@
 use anyhow::{Result, ensure};
 
 use super::{SECOND, Test, marker, unstarted};
-use crate::{load::ports, tools::HTTP_BODY, world::World};
+use crate::{
+    load::{ports, side_by_side},
+    tools::HTTP_BODY,
+    world::World,
+};
 
 pub(super) const TESTS: &[Test] = &[unstarted(
     "control::without_agents_the_wire_is_readable",
@@ -43,7 +47,7 @@ fn readable(world: &mut World) -> Result<()> {
         let tally = world.tool("a", &arguments, 30 * SECOND)?;
         ensure!(tally["good"] == 200 && tally["failed"] == 0, "{arguments:?}: {tally}");
     }
-    let figures = world.lane("a", "b").measure(1, |_| {})?;
+    let [figures] = side_by_side([("direct", world.lane("a", "b"))], 1, |_, _| {})?;
     ensure!(figures.one_stream_gbps > 0.1 && figures.http_requests_per_second > 100.0, "{figures:?}");
     Ok(())
 }
