@@ -156,11 +156,13 @@ impl Agent {
 
     /// Everything it has logged since the world was made, over restarts.
     pub fn log(&self) -> String {
+        written();
         fs::read(self.log_file()).map(|raw| String::from_utf8_lossy(&raw).into_owned()).unwrap_or_default()
     }
 
     /// A mark in the log; [`Agent::log_since`] tells what came after it.
     pub fn mark(&self) -> usize {
+        written();
         fs::metadata(self.log_file())
             .map(|file| usize::try_from(file.len()).unwrap_or(usize::MAX))
             .unwrap_or(0)
@@ -168,6 +170,7 @@ impl Agent {
 
     /// What it has logged since `mark`.
     pub fn log_since(&self, mark: usize) -> String {
+        written();
         let raw = fs::read(self.log_file()).unwrap_or_default();
         String::from_utf8_lossy(raw.get(mark..).unwrap_or_default()).into_owned()
     }
@@ -286,6 +289,11 @@ impl Metrics {
         });
         samples.fold(0.0, |sum, value| sum + value)
     }
+}
+
+/// Waits until what agents have logged so far is written: they gather lines for 10 ms.
+fn written() {
+    std::thread::sleep(Duration::from_millis(25));
 }
 
 #[cfg(test)]
