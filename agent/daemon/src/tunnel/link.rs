@@ -1,10 +1,11 @@
 //! One TLS connection between two agents: frames in records, read and written in batches. Streams follow one another on
 //! it; a stream's two directions run side by side through [`Reader`] and [`Writer`].
 
+pub(super) mod writer;
+
 use std::{
     fmt,
-    io::{self, IoSlice, Read as _},
-    mem,
+    io::{self, IoSlice},
     ops::Range,
     sync::{
         Arc, Mutex, PoisonError,
@@ -17,9 +18,8 @@ use ambit_core::{
     frame::{Control, Decoder, Event, Open},
     reason::Reason,
 };
-use socket2::SockRef;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _, Interest},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{
         TcpStream,
         tcp::{ReadHalf, WriteHalf},
@@ -30,9 +30,11 @@ use tokio::{
 use super::{
     Buffer, TunnelError,
     handshake::Kernel,
-    record::{self, Batch, ContentType, HEADER_LEN, Opener, RECORD_LEN, Sealer, TRAILER_LEN},
+    record::{self, ContentType, HEADER_LEN, Opener, Sealer},
     tls::{self, PeerIdentity},
 };
+
+pub(crate) use self::writer::{MoveError, Writer};
 
 /// Pieces of stream data that one batch of records may come in.
 const PIECES: usize = 16;
@@ -473,21 +475,6 @@ impl Shared {
     }
 }
 
-/// Bytes of the record that carries `len` bytes of frames; none for none.
-fn sealed_len(len: usize) -> usize {
-    if len == 0 { 0 } else { HEADER_LEN + len + TRAILER_LEN }
-}
-
-/// What a read that does not wait has brought; `None` if nothing is there.
-fn at_once(read: io::Result<usize>) -> Result<Option<usize>, MoveError> {
-    match read {
-        Ok(read) => Ok(Some(read)),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-        // The kernel tells an error once; after that the source would seem to have ended well.
-        Err(error) => Err(MoveError::Source(error)),
-    }
-}
-
 fn alert(description: u8) -> TunnelError {
     let error = rustls::Error::AlertReceived(rustls::AlertDescription::from(description));
     let (reason, text) = tls::handshake_reason(&error);
@@ -495,154 +482,4 @@ fn alert(description: u8) -> TunnelError {
         return TunnelError::Alert(description);
     }
     TunnelError::Handshake { reason, text }
-}
-
-/// The sending direction.
-pub(crate) struct Writer<'a> {
-    tcp: WriteHalf<'a>,
-    sealer: &'a mut Sealer,
-    torn: &'a mut bool,
-    shared: &'a Shared,
-    /// A frame that goes out in front of whatever is sent next.
-    held: Vec<u8>,
-}
-
-/// What was moved from a local socket into a tunnel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Sent {
-    /// Bytes of the stream.
-    pub(crate) bytes: usize,
-    /// The source has ended, and FIN is on its way too.
-    pub(crate) end: bool,
-}
-
-/// Why bytes could not be moved from a local socket into a tunnel.
-#[derive(Debug)]
-pub(crate) enum MoveError {
-    /// The local socket failed.
-    Source(io::Error),
-    /// The tunnel failed.
-    Tunnel(TunnelError),
-}
-
-impl From<TunnelError> for MoveError {
-    fn from(error: TunnelError) -> Self {
-        Self::Tunnel(error)
-    }
-}
-
-impl Writer<'_> {
-    /// Sends one control frame.
-    pub(crate) async fn control(&mut self, control: &Control) -> Result<(), TunnelError> {
-        self.hold(control);
-        self.flush().await
-    }
-
-    /// Has one control frame go out in front of whatever is sent next: a record, a packet and the peer's waking less.
-    pub(crate) fn hold(&mut self, control: &Control) {
-        debug_assert!(self.held.is_empty(), "one frame is held at a time");
-        self.held = control.encode();
-    }
-
-    /// Sends what is held.
-    pub(crate) async fn flush(&mut self) -> Result<(), TunnelError> {
-        let mut sealed = vec![0; sealed_len(self.held.len())];
-        let len = self.seal_held(&mut sealed)?;
-        self.write(&sealed[..len]).await
-    }
-
-    /// Waits for bytes from `source` and sends what there is, up to a batch of records, with FIN behind it if `source` has
-    /// ended.
-    pub(crate) async fn send_from(&mut self, source: &mut ReadHalf<'_>) -> Result<Sent, MoveError> {
-        let ready = source.ready(Interest::READABLE).await.map_err(MoveError::Source)?;
-        let mut buffer = Buffer::take();
-        let mut batch = Batch(&mut buffer[sealed_len(self.held.len())..]);
-        let mut bytes = source.read(batch.first()).await.map_err(MoveError::Source)?;
-        let mut end = bytes == 0;
-        if Batch::fills_first(bytes) {
-            bytes += at_once(source.try_read_vectored(&mut batch.rest()))?.unwrap_or(0);
-        } else if !end && ready.is_read_closed() {
-            let more = at_once(source.try_read(&mut batch.first()[bytes..]))?;
-            end = more == Some(0);
-            bytes += more.unwrap_or(0);
-        }
-        self.send(&mut buffer, Sent { bytes, end }).await
-    }
-
-    /// Sends what `source` has at this moment, or else only what is held.
-    pub(crate) async fn send_now(&mut self, source: &mut ReadHalf<'_>) -> Result<Sent, MoveError> {
-        let mut buffer = Buffer::take();
-        let mut batch = Batch(&mut buffer[sealed_len(self.held.len())..]);
-        // Not by tokio: of a new socket it knows nothing before it has asked the kernel for events.
-        let read = at_once((&*SockRef::from(source.as_ref())).read(batch.first()))?;
-        self.send(&mut buffer, Sent { bytes: read.unwrap_or(0), end: read == Some(0) }).await
-    }
-
-    /// Seals and writes what is held, then the payload that stands behind the room for that, then FIN if it is the end.
-    async fn send(&mut self, buffer: &mut [u8], sent: Sent) -> Result<Sent, MoveError> {
-        if self.sealer.is_worn() || self.shared.rekey.load(Ordering::Relaxed) {
-            self.rekey().await?;
-        }
-        let mut wire = self.seal_held(buffer)?;
-        wire += record::seal_batch(&mut buffer[wire..], self.sealer, sent.bytes)?;
-        if sent.end {
-            self.hold(&Control::Fin);
-            wire += self.seal_held(&mut buffer[wire..])?;
-        }
-        self.write(&buffer[..wire]).await?;
-        Ok(sent)
-    }
-
-    /// Seals what is held, if anything is, at the front of `buffer`; returns the record's length.
-    fn seal_held(&mut self, buffer: &mut [u8]) -> Result<usize, TunnelError> {
-        let held = mem::take(&mut self.held);
-        if held.is_empty() {
-            return Ok(0);
-        }
-        buffer[HEADER_LEN..HEADER_LEN + held.len()].copy_from_slice(&held);
-        self.sealer.seal(buffer, held.len(), ContentType::Data)
-    }
-
-    async fn close_notify(&mut self) -> Result<(), TunnelError> {
-        let mut alert = [0; HEADER_LEN + 2 + TRAILER_LEN];
-        alert[HEADER_LEN] = 1;
-        self.record(&mut alert, 2, ContentType::Alert).await
-    }
-
-    /// Tells the peer new keys and goes on with them (RFC 8446 §4.6.3).
-    async fn rekey(&mut self) -> Result<(), TunnelError> {
-        const KEY_UPDATE_NOT_REQUESTED: [u8; 5] = [24, 0, 0, 1, 0];
-        let mut update = [0; HEADER_LEN + 5 + TRAILER_LEN];
-        update[HEADER_LEN..HEADER_LEN + 5].copy_from_slice(&KEY_UPDATE_NOT_REQUESTED);
-        self.record(&mut update, 5, ContentType::Handshake).await?;
-        self.shared.rekey.store(false, Ordering::Relaxed);
-        let mut kernel = self.shared.kernel.lock().unwrap_or_else(PoisonError::into_inner);
-        let (sequence, secrets) = match &mut *kernel {
-            Kernel::Client(kernel) => kernel.update_tx_secret()?,
-            Kernel::Server(kernel) => kernel.update_tx_secret()?,
-        };
-        *self.sealer = Sealer::new(sequence, &secrets)?;
-        Ok(())
-    }
-
-    async fn record(
-        &mut self,
-        sealed: &mut [u8],
-        len: usize,
-        content: ContentType,
-    ) -> Result<(), TunnelError> {
-        debug_assert!(sealed.len() <= RECORD_LEN, "control messages are small");
-        self.sealer.seal(sealed, len, content)?;
-        self.write(sealed).await
-    }
-
-    /// A write that is cancelled half-way leaves a cut record behind it: nothing may follow that.
-    async fn write(&mut self, sealed: &[u8]) -> Result<(), TunnelError> {
-        if mem::replace(self.torn, true) {
-            return Err(TunnelError::Closed);
-        }
-        self.tcp.write_all(sealed).await?;
-        *self.torn = false;
-        Ok(())
-    }
 }

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    link::Sent,
+    link::writer::Sent,
     tls::{Credentials, TlsSettings},
     *,
 };
