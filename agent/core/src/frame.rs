@@ -1,13 +1,17 @@
-//! The codec of the tunnel protocol `ambit/1` (DESIGN §4), inside TLS and without I/O.
+//! The codec of the tunnel protocol `ambit/1`, inside TLS and without I/O.
 //!
 //! A frame is a 4-byte header — type, then the payload's length in 24 bits, big-endian — and a payload. One stream at a
 //! time runs on a connection: OPEN from the client, ACCEPT or DENY from the server, DATA both ways, one FIN each way.
 //! After both FINs the next OPEN may follow. RESET ends the stream and the connection. PING carries nothing and has no
-//! answer. GOAWAY, from the server, asks for no further OPEN; one that has crossed it is served. All input is hostile: every length is bounded, and a frame out of place is an error.
+//! answer. GOAWAY, from the server, asks for no further OPEN; one that has crossed it is served. All input is hostile:
+//! every length is bounded, and a frame out of place is an error.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
 
-use crate::reason::Reason;
+use crate::reason::{Reason, Refusal};
 
 /// Bytes of a frame header.
 pub const HEADER_LEN: usize = 4;
@@ -85,17 +89,6 @@ pub struct Order {
     pub number: u64,
 }
 
-/// The payload of DENY.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Deny {
-    /// Why.
-    pub reason: Reason,
-    /// `namespace/name` of the policy that decided, if one did.
-    pub policy: Option<String>,
-    /// One sentence for an operator.
-    pub text: String,
-}
-
 /// A frame with no stream bytes in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Control {
@@ -104,7 +97,7 @@ pub enum Control {
     /// See [`FrameType::Accept`].
     Accept,
     /// See [`FrameType::Deny`].
-    Deny(Deny),
+    Deny(Refusal),
     /// See [`FrameType::Fin`].
     Fin,
     /// See [`FrameType::Reset`].
@@ -129,10 +122,11 @@ impl Control {
                 FrameType::Open
             }
             Self::Accept => FrameType::Accept,
-            Self::Deny(deny) => {
-                payload.extend(deny.reason.code().to_be_bytes());
-                put_text(&mut payload, deny.policy.as_deref().unwrap_or(""));
-                put_text(&mut payload, &deny.text);
+            Self::Deny(refusal) => {
+                payload.extend(refusal.reason.code().to_be_bytes());
+                put_text(&mut payload, refusal.policy.as_deref().unwrap_or(""));
+                put_text(&mut payload, &refusal.text);
+                put_text(&mut payload, refusal.rule.as_deref().unwrap_or(""));
                 FrameType::Deny
             }
             Self::Fin => FrameType::Fin,
@@ -161,10 +155,12 @@ impl Control {
                 },
             }),
             FrameType::Accept => Self::Accept,
-            FrameType::Deny => Self::Deny(Deny {
+            FrameType::Deny => Self::Deny(Refusal {
                 reason: Reason::from_code(input.u16()?),
-                policy: input.text()?,
-                text: input.text()?.unwrap_or_default(),
+                policy: input.text()?.map(Arc::from),
+                text: input.text()?.unwrap_or_default().into(),
+                // Agents before 0.2 end here.
+                rule: if input.bytes.is_empty() { None } else { input.text()?.map(Arc::from) },
             }),
             FrameType::Fin => Self::Fin,
             FrameType::Reset => Self::Reset(Reason::from_code(input.u16()?)),

@@ -1,24 +1,29 @@
-//! The compiled policy set and the one verdict over it (spec/policy.md §1 and §2).
+//! Policies as they stand in the cluster, compiled per workload, and the one verdict over the compiled form.
 //!
-//! Promises one answer for one set of facts, naming the object that decided. Knows nothing of discovery, sockets or
-//! HTTP parsing; objects arrive validated.
+//! Promises one answer for one set of facts, naming the object that decided, at a cost that does not grow with the policies
+//! that do not apply. Knows nothing of discovery, sockets or HTTP parsing; objects arrive validated. Semantics are those
+//! of Istio's security API (PeerAuthentication, `security.istio.io/v1`).
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    net::IpAddr,
-    sync::Arc,
+mod reach;
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use rpds::HashTrieMapSync;
+
+pub use self::reach::Reach;
+use crate::{
+    model::{Labels, ObjectName, SpiffeId, Workload},
+    reason::{Reason, Refusal},
 };
 
-use crate::model::{Labels, ObjectName, SpiffeId};
-
-/// The PeerAuthentication objects in force, compiled. Cheap to clone; readers take a snapshot.
+/// The policy objects in force. Cheap to clone; readers take a snapshot.
 ///
-/// The default set has no root namespace, so that no object in it is mesh-wide; see [`Policies::new`].
+/// The default set has no root namespace, so that no object in it is mesh-wide; see [`PolicySet::new`].
 #[derive(Clone, Debug, Default)]
-pub struct Policies {
+pub struct PolicySet {
     root_namespace: Arc<str>,
-    objects: Arc<HashMap<ObjectName, Arc<PeerAuthentication>>>,
-    namespaces: Arc<HashMap<Arc<str>, Scope>>,
+    objects: HashTrieMapSync<ObjectName, Arc<PeerAuthentication>>,
+    namespaces: HashTrieMapSync<Arc<str>, Scope>,
 }
 
 /// The objects of one namespace, each list in the order of precedence.
@@ -28,7 +33,7 @@ struct Scope {
     selecting: Vec<Arc<PeerAuthentication>>,
 }
 
-/// One valid PeerAuthentication (spec/policy.md §2).
+/// One valid PeerAuthentication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerAuthentication {
     /// Namespace and name. The name has no meaning beyond ties.
@@ -51,26 +56,42 @@ pub enum Mode {
     Permissive,
     /// Accept only mutual TLS.
     Strict,
-    /// As [`Mode::Permissive`]: a node proxy cannot refuse the tunnel (spec/policy.md §2.2).
+    /// As [`Mode::Permissive`]: a node proxy cannot refuse the tunnel, and Istio's ambient mode does not either.
     Disable,
 }
 
-/// `mtls.mode` of a PeerAuthentication as it is in force for one port (spec/policy.md §2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// `mtls.mode` as it is in force for one port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MtlsMode {
     /// Plaintext is accepted beside mutual TLS.
+    #[default]
     Permissive,
     /// Only mutual TLS is accepted.
     Strict,
 }
 
+/// A mode, and the object that set it; none is the default of a mesh without policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MtlsRule {
+    /// The mode in force.
+    pub mode: MtlsMode,
+    /// The PeerAuthentication that says so.
+    pub by: Option<ObjectName>,
+}
+
+/// What the policies make of one workload. Two that are equal decide alike, whatever the objects behind them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WorkloadPolicy {
+    /// Namespace of the workload.
+    namespace: Arc<str>,
+    mtls: MtlsRule,
+    /// Ports that differ from `mtls`.
+    port_mtls: BTreeMap<u16, MtlsRule>,
+}
+
 /// What a verdict is taken over: one inbound connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
-    /// Namespace of the receiving pod.
-    pub namespace: &'a str,
-    /// Labels of the receiving pod.
-    pub labels: &'a Labels,
     /// The pod's own (target) port.
     pub port: u16,
     /// The peer's verified identity; `None` for plaintext.
@@ -81,37 +102,35 @@ pub struct Facts<'a> {
 
 /// The answer for one connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Decision {
     /// Let it through.
     Allow,
     /// Refuse it, and say why.
-    Deny(Denial),
+    Deny(Refusal),
 }
 
-/// Why a connection is refused, for logs, metrics and the DENY frame.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Denial {
-    /// The policy object that decided, if one did.
-    pub policy: Option<ObjectName>,
-    /// One sentence for an operator.
-    pub text: Arc<str>,
-}
-
-/// The verdict for one connection under `policies`.
-pub fn decide(policies: &Policies, facts: &Facts<'_>) -> Verdict {
+/// The verdict on one connection to the workload that `policy` was compiled for.
+pub fn decide(policy: &WorkloadPolicy, facts: &Facts<'_>) -> Decision {
     if facts.peer.is_some() {
-        return Verdict::Allow;
+        return Decision::Allow;
     }
-    match policies.mtls_mode(facts.namespace, facts.labels, facts.port) {
-        (MtlsMode::Permissive, _) => Verdict::Allow,
-        (MtlsMode::Strict, policy) => Verdict::Deny(plaintext_denial(policy, facts)),
+    match policy.mtls(facts.port) {
+        MtlsRule { mode: MtlsMode::Permissive, .. } => Decision::Allow,
+        MtlsRule { mode: MtlsMode::Strict, by } => {
+            Decision::Deny(mtls_required(&policy.namespace, by.as_ref(), facts))
+        }
     }
 }
 
-impl Policies {
+impl PolicySet {
+    /// An empty set; objects in `root_namespace` speak for the whole mesh.
+    pub fn new(root_namespace: impl Into<Arc<str>>) -> Self {
+        Self { root_namespace: root_namespace.into(), ..Self::default() }
+    }
+
     /// How many policy objects are in force.
     pub fn len(&self) -> usize {
-        self.objects.len()
+        self.objects.size()
     }
 
     /// Whether there is none.
@@ -119,54 +138,65 @@ impl Policies {
         self.objects.is_empty()
     }
 
-    /// An empty set; objects in `root_namespace` speak for the whole mesh.
-    pub fn new(root_namespace: impl Into<Arc<str>>) -> Self {
-        Self { root_namespace: root_namespace.into(), ..Self::default() }
-    }
-
-    /// Takes an object into force, in place of the one of the same name.
-    pub fn upsert(&mut self, policy: Arc<PeerAuthentication>) {
-        self.remove(&policy.name);
-        let namespaces = Arc::make_mut(&mut self.namespaces);
-        let list = namespaces.entry(Arc::clone(&policy.name.namespace)).or_default().list_of(&policy);
+    /// Takes an object into force, in place of the one of the same name; answers which workloads it may concern.
+    pub fn upsert(&mut self, policy: Arc<PeerAuthentication>) -> Reach {
+        let mut reach = self.remove(&policy.name);
+        reach.extend(&self.root_namespace, &policy);
+        let namespace = Arc::clone(&policy.name.namespace);
+        let mut scope = self.namespaces.get(&namespace).cloned().unwrap_or_default();
+        let list = scope.list_of(&policy);
         list.insert(position(list, &policy), Arc::clone(&policy));
-        Arc::make_mut(&mut self.objects).insert(policy.name.clone(), policy);
+        self.namespaces.insert_mut(namespace, scope);
+        self.objects.insert_mut(policy.name.clone(), policy);
+        reach
     }
 
-    /// Takes the object of that name out of force, if there is one.
-    pub fn remove(&mut self, name: &ObjectName) {
-        if !self.objects.contains_key(name) {
-            return;
-        }
-        let Some(policy) = Arc::make_mut(&mut self.objects).remove(name) else { return };
-        let namespaces = Arc::make_mut(&mut self.namespaces);
-        if let Some(scope) = namespaces.get_mut(&name.namespace) {
+    /// Takes the object of that name out of force, if there is one; answers which workloads that may concern.
+    pub fn remove(&mut self, name: &ObjectName) -> Reach {
+        let mut reach = Reach::default();
+        let Some(policy) = self.objects.get(name).cloned() else { return reach };
+        self.objects.remove_mut(name);
+        reach.extend(&self.root_namespace, &policy);
+        if let Some(scope) = self.namespaces.get_mut(&name.namespace) {
             let list = scope.list_of(&policy);
             list.remove(position(list, &policy));
             if scope.wide.is_empty() && scope.selecting.is_empty() {
-                namespaces.remove(&name.namespace);
+                self.namespaces.remove_mut(&name.namespace);
             }
         }
+        reach
     }
 
-    /// The mode in force on `port` of a pod with these `labels`, and the object that set it; `None` is the default of a
-    /// mesh without policy. Only the oldest object of each scope counts (spec/policy.md §2.1).
-    pub fn mtls_mode(&self, namespace: &str, labels: &Labels, port: u16) -> (MtlsMode, Option<ObjectName>) {
-        let mesh = self.namespaces.get(&*self.root_namespace).and_then(|scope| scope.wide.first());
-        let own = self.namespaces.get(namespace).filter(|_| namespace != &*self.root_namespace);
-        let wide = own.and_then(|scope| scope.wide.first());
-        let workload = own.and_then(|scope| scope.selecting.iter().find(|policy| policy.selects(labels)));
+    /// What the policies make of `workload`.
+    pub fn compile(&self, workload: &Workload) -> Arc<WorkloadPolicy> {
+        Arc::new(self.compile_for(&workload.name.namespace, &workload.labels))
+    }
 
-        let on_port = workload.and_then(|policy| Some((*policy.port_modes.get(&port)?, policy)));
+    /// The same for any pod in `namespace` with these `labels`. Of each scope only the oldest object counts, as in Istio:
+    /// the mesh, the namespace, and the objects that select the pod.
+    pub fn compile_for(&self, namespace: &Arc<str>, labels: &Labels) -> WorkloadPolicy {
+        let mesh = self.namespaces.get(&self.root_namespace).and_then(|scope| scope.wide.first());
+        let own = self.namespaces.get(namespace).filter(|_| *namespace != self.root_namespace);
+        let wide = own.and_then(|scope| scope.wide.first());
+        let selecting = own.and_then(|scope| scope.selecting.iter().find(|policy| policy.selects(labels)));
+
         let inherited =
-            || [workload, wide, mesh].into_iter().flatten().find_map(|policy| Some((policy.mode?, policy)));
-        match on_port.or_else(inherited) {
-            None => (MtlsMode::Permissive, None),
-            Some((Mode::Strict, policy)) => (MtlsMode::Strict, Some(policy.name.clone())),
-            Some((Mode::Permissive | Mode::Disable, policy)) => {
-                (MtlsMode::Permissive, Some(policy.name.clone()))
-            }
+            [selecting, wide, mesh].into_iter().flatten().find_map(|policy| Some(policy.rule(policy.mode?)));
+        let ports = selecting
+            .into_iter()
+            .flat_map(|policy| policy.port_modes.iter().map(move |(port, mode)| (*port, policy.rule(*mode))));
+        WorkloadPolicy {
+            namespace: Arc::clone(namespace),
+            mtls: inherited.unwrap_or_default(),
+            port_mtls: ports.collect(),
         }
+    }
+}
+
+impl WorkloadPolicy {
+    /// The mode in force on one of the workload's own ports.
+    pub fn mtls(&self, port: u16) -> &MtlsRule {
+        self.port_mtls.get(&port).unwrap_or(&self.mtls)
     }
 }
 
@@ -182,7 +212,7 @@ fn position(list: &[Arc<PeerAuthentication>], policy: &PeerAuthentication) -> us
 }
 
 impl PeerAuthentication {
-    /// The full tuple of spec/policy.md §1, oldest first.
+    /// Oldest first; timestamps count seconds, so ties are common, and the names decide them.
     fn precedence(&self) -> (i64, &str, &str) {
         (self.created.unwrap_or(i64::MAX), &self.name.name, &self.name.namespace)
     }
@@ -190,15 +220,24 @@ impl PeerAuthentication {
     fn selects(&self, labels: &Labels) -> bool {
         self.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
     }
+
+    fn rule(&self, mode: Mode) -> MtlsRule {
+        let mode = match mode {
+            Mode::Strict => MtlsMode::Strict,
+            Mode::Permissive | Mode::Disable => MtlsMode::Permissive,
+        };
+        MtlsRule { mode, by: Some(self.name.clone()) }
+    }
 }
 
-fn plaintext_denial(policy: Option<ObjectName>, facts: &Facts<'_>) -> Denial {
-    let by = policy.as_ref().map_or_else(String::new, |name| format!(" by PeerAuthentication {name}"));
+fn mtls_required(namespace: &str, by: Option<&ObjectName>, facts: &Facts<'_>) -> Refusal {
+    let policy = by.map(ToString::to_string);
+    let named = policy.as_ref().map_or_else(String::new, |name| format!(" by PeerAuthentication {name}"));
     let text = format!(
-        "plaintext from {} refused: mutual TLS is STRICT on port {} of pods in namespace {}{by}",
-        facts.source_ip, facts.port, facts.namespace
+        "plaintext from {} refused: mutual TLS is STRICT on port {} of pods in namespace {namespace}{named}",
+        facts.source_ip, facts.port
     );
-    Denial { policy, text: text.into() }
+    Refusal { policy: policy.map(Arc::from), ..Refusal::new(Reason::MtlsRequired, text) }
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
-//! Why a connection was refused or cut: one code for logs, metrics, `ambit status` and the tunnel's DENY frame.
+//! Why a connection was refused or cut: one code and one shape of a "no" for logs, metrics, `ambit status` and the
+//! tunnel's DENY frame.
+//!
+//! A [`Refusal`] is made where it is decided and passed on as it is; nobody derives a reason a second time.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident = $code:literal, $label:literal;)*) => {
@@ -97,6 +100,32 @@ reasons! {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.label())
+    }
+}
+
+/// A "no" to one connection. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The code.
+    pub reason: Reason,
+    /// `namespace/name` of the policy that decided, if one did.
+    pub policy: Option<Arc<str>>,
+    /// The rule in that policy, as a path such as `rules[2]`, if one decided.
+    pub rule: Option<Arc<str>>,
+    /// One sentence for an operator. A peer's text may hold any printable characters.
+    pub text: Arc<str>,
+}
+
+impl Refusal {
+    /// A refusal that no policy decided.
+    pub fn new(reason: Reason, text: impl Into<Arc<str>>) -> Self {
+        Self { reason, policy: None, rule: None, text: text.into() }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
     }
 }
 

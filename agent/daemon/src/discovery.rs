@@ -22,7 +22,7 @@ use std::{
 
 use ambit_core::{
     discovery::{Mesh, Settings},
-    policy::Policies,
+    policy::PolicySet,
 };
 use arc_swap::ArcSwap;
 use kube::Client;
@@ -39,7 +39,7 @@ pub(crate) struct World {
     /// Workloads, services and endpoints in force.
     pub(crate) mesh: Mesh,
     /// Policies in force.
-    pub(crate) policies: Policies,
+    pub(crate) policies: PolicySet,
     /// What is wrong with the source, in the order of its places.
     pub(crate) problems: Vec<Problem>,
     /// What the API says of the agents' work; nothing where the source is a folder.

@@ -17,10 +17,9 @@ use std::{
 };
 
 use ambit_core::{
-    frame::Deny,
     model::{ObjectName, PodAddr, Workload},
-    policy::{self, Denial, Facts, Verdict},
-    reason::Reason,
+    policy::{self, Decision, Facts},
+    reason::{self, Reason},
 };
 use tokio::sync::{Semaphore, watch};
 
@@ -157,16 +156,18 @@ impl Failure {
         Self { reason, policy: None, text: text.into(), by_peer: false }
     }
 
-    fn denied_by_peer(deny: Deny) -> Self {
-        let policy = deny.policy.and_then(|policy| {
-            policy.split_once('/').map(|(namespace, name)| ObjectName::new(namespace, name))
-        });
-        Self { reason: deny.reason, policy, text: deny.text, by_peer: true }
+    fn denied_by_peer(refusal: &reason::Refusal) -> Self {
+        Self { by_peer: true, ..Self::denial(refusal) }
     }
 
-    fn denial(denial: Denial, plaintext: bool) -> Self {
-        let reason = if plaintext { Reason::MtlsRequired } else { Reason::PolicyDenied };
-        Self { reason, policy: denial.policy, text: denial.text.to_string(), by_peer: false }
+    fn denial(refusal: &reason::Refusal) -> Self {
+        let policy = refusal.policy.as_deref().and_then(|policy| policy.split_once('/'));
+        Self {
+            reason: refusal.reason,
+            policy: policy.map(|(namespace, name)| ObjectName::new(namespace, name)),
+            text: refusal.text.to_string(),
+            by_peer: false,
+        }
     }
 
     /// A failed connect to `what`.
@@ -179,11 +180,10 @@ impl Failure {
         Self::new(reason, format!("cannot connect to {what} {addr}: {error}"))
     }
 
-    fn deny_frame(&self) -> Deny {
-        Deny {
-            reason: self.reason,
-            policy: self.policy.as_ref().map(ToString::to_string),
-            text: self.text.clone(),
+    fn deny_frame(&self) -> reason::Refusal {
+        reason::Refusal {
+            policy: self.policy.as_ref().map(|policy| policy.to_string().into()),
+            ..reason::Refusal::new(self.reason, self.text.as_str())
         }
     }
 
@@ -214,16 +214,10 @@ fn verdict(
     source: IpAddr,
     peer: Option<&ambit_core::model::SpiffeId>,
 ) -> Result<(), Failure> {
-    let facts = Facts {
-        namespace: &destination.name.namespace,
-        labels: &destination.labels,
-        port,
-        peer,
-        source_ip: source,
-    };
-    match policy::decide(&world.policies, &facts) {
-        Verdict::Allow => Ok(()),
-        Verdict::Deny(denial) => Err(Failure::denial(denial, peer.is_none())),
+    let facts = Facts { port, peer, source_ip: source };
+    match policy::decide(&world.policies.compile(destination), &facts) {
+        Decision::Allow => Ok(()),
+        Decision::Deny(refusal) => Err(Failure::denial(&refusal)),
     }
 }
 

@@ -15,9 +15,10 @@ fn examples() -> Vec<Control> {
             order: Order { epoch: u64::MAX, number: 1 },
         }),
         Control::Accept,
-        Control::Deny(Deny {
+        Control::Deny(Refusal {
             reason: Reason::PolicyDenied,
             policy: Some("shop/default".into()),
+            rule: Some("rules[0]".into()),
             text: "no".into(),
         }),
         Control::Fin,
@@ -87,11 +88,20 @@ fn hostile_frames_are_refused() {
 }
 
 #[test]
+fn a_refusal_without_a_rule_is_taken() {
+    // Two bytes of code, an empty policy, a text: what agents wrote before refusals named rules.
+    let payload = [&[0, 1, 0, 0, 0, 2][..], b"no"].concat();
+    let frame = [header(FrameType::Deny, payload.len()).to_vec(), payload].concat();
+    let (controls, _) = decode(&[&frame]).unwrap();
+    assert_eq!(controls, [Control::Deny(Refusal::new(Reason::MtlsRequired, "no"))]);
+}
+
+#[test]
 fn a_text_too_long_is_cut_at_a_character() {
-    let deny = Deny { reason: Reason::Timeout, policy: None, text: "ä".repeat(600) };
+    let deny = Refusal::new(Reason::Timeout, "ä".repeat(600));
     let (controls, _) = decode(&[&Control::Deny(deny).encode()]).unwrap();
     let [Control::Deny(deny)] = &controls[..] else { panic!("{controls:?}") };
-    assert_eq!(deny.text, "ä".repeat(512));
+    assert_eq!(*deny.text, *"ä".repeat(512));
 }
 
 #[test]

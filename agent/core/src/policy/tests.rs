@@ -16,8 +16,8 @@ fn labels(pairs: &[(&str, &str)]) -> Labels {
     pairs.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect()
 }
 
-fn set(objects: impl IntoIterator<Item = PeerAuthentication>) -> Policies {
-    let mut policies = Policies::new(ROOT);
+fn set(objects: impl IntoIterator<Item = PeerAuthentication>) -> PolicySet {
+    let mut policies = PolicySet::new(ROOT);
     for object in objects {
         policies.upsert(Arc::new(object));
     }
@@ -29,17 +29,22 @@ fn app() -> Labels {
 }
 
 /// Whether plaintext to `port` of the pod `shop` with [`app`] labels is taken.
-fn takes_plaintext(policies: &Policies, port: u16) -> bool {
-    verdict(policies, port, None) == Verdict::Allow
+fn takes_plaintext(policies: &PolicySet, port: u16) -> bool {
+    verdict(policies, port, None) == Decision::Allow
 }
 
-fn verdict(policies: &Policies, port: u16, peer: Option<&SpiffeId>) -> Verdict {
-    let labels = app();
+/// The mode on `port` of a pod in `namespace` with [`app`] labels, and the object that set it.
+fn mtls_mode(policies: &PolicySet, namespace: &str, port: u16) -> (MtlsMode, Option<ObjectName>) {
+    let MtlsRule { mode, by } = policies.compile_for(&namespace.into(), &app()).mtls(port).clone();
+    (mode, by)
+}
+
+fn verdict(policies: &PolicySet, port: u16, peer: Option<&SpiffeId>) -> Decision {
     let source_ip = "10.0.0.9".parse().unwrap();
-    decide(policies, &Facts { namespace: "shop", labels: &labels, port, peer, source_ip })
+    decide(&policies.compile_for(&"shop".into(), &app()), &Facts { port, peer, source_ip })
 }
 
-/// The table of spec/policy.md §2.1, row by row; `Some(None)` is an object that says UNSET or nothing.
+/// The table of Istio's order of precedence, row by row; `Some(None)` is an object that says UNSET or nothing.
 #[test]
 fn effective_mode_table() {
     use Mode::{Disable, Permissive, Strict};
@@ -68,8 +73,8 @@ fn effective_mode_table() {
             ..object("shop", "wl")
         });
         let policies = set([mesh, ns, workload].into_iter().flatten());
-        assert_eq!(policies.mtls_mode("shop", &app(), 8080).0, at_8080, "row {row}, port 8080");
-        assert_eq!(policies.mtls_mode("shop", &app(), 9090).0, elsewhere, "row {row}, other port");
+        assert_eq!(mtls_mode(&policies, "shop", 8080).0, at_8080, "row {row}, port 8080");
+        assert_eq!(mtls_mode(&policies, "shop", 9090).0, elsewhere, "row {row}, other port");
     }
 }
 
@@ -79,7 +84,7 @@ fn case_01_same_second_name_decides() {
     let b = PeerAuthentication { mode: Some(Mode::Strict), ..object("shop", "b") };
     for policies in [set([a.clone(), b.clone()]), set([b.clone(), a.clone()])] {
         assert!(takes_plaintext(&policies, 80));
-        assert_eq!(policies.mtls_mode("shop", &app(), 80).1, Some(ObjectName::new("shop", "a")));
+        assert_eq!(mtls_mode(&policies, "shop", 80).1, Some(ObjectName::new("shop", "a")));
     }
 }
 
@@ -94,7 +99,7 @@ fn case_02_selector_in_the_root_namespace_is_ignored() {
     let policies = set([policy]);
     assert!(takes_plaintext(&policies, 80));
     // Also for pods that live in the root namespace.
-    assert_eq!(policies.mtls_mode(ROOT, &app(), 80), (MtlsMode::Permissive, None));
+    assert_eq!(mtls_mode(&policies, ROOT, 80), (MtlsMode::Permissive, None));
 }
 
 #[test]
@@ -102,10 +107,10 @@ fn case_03_absent_mtls_inherits_mesh_strict() {
     let mesh = PeerAuthentication { mode: Some(Mode::Strict), ..object(ROOT, "mesh") };
     let policies = set([mesh, object("shop", "ns")]);
     assert!(!takes_plaintext(&policies, 80));
-    assert_eq!(policies.mtls_mode("shop", &app(), 80).1, Some(ObjectName::new(ROOT, "mesh")));
+    assert_eq!(mtls_mode(&policies, "shop", 80).1, Some(ObjectName::new(ROOT, "mesh")));
 }
 
-fn strict_namespace_with_port(port: u16, mode: Mode) -> Policies {
+fn strict_namespace_with_port(port: u16, mode: Mode) -> PolicySet {
     let ns = PeerAuthentication { mode: Some(Mode::Strict), ..object("shop", "ns") };
     let workload = PeerAuthentication {
         selector: labels(&[("app", "web")]),
@@ -120,8 +125,8 @@ fn case_04_port_exception_under_a_strict_namespace() {
     let policies = strict_namespace_with_port(8080, Mode::Permissive);
     assert!(takes_plaintext(&policies, 8080));
     assert!(!takes_plaintext(&policies, 8081));
-    assert_eq!(policies.mtls_mode("shop", &app(), 8080).1, Some(ObjectName::new("shop", "wl")));
-    assert_eq!(policies.mtls_mode("shop", &app(), 8081).1, Some(ObjectName::new("shop", "ns")));
+    assert_eq!(mtls_mode(&policies, "shop", 8080).1, Some(ObjectName::new("shop", "wl")));
+    assert_eq!(mtls_mode(&policies, "shop", 8081).1, Some(ObjectName::new("shop", "ns")));
 }
 
 #[test]
@@ -140,8 +145,8 @@ fn case_06_port_disable_under_a_strict_namespace() {
 fn case_07_disable_accepts_mutual_tls() {
     let policies = set([PeerAuthentication { mode: Some(Mode::Disable), ..object("shop", "ns") }]);
     let peer = "spiffe://cluster.local/ns/a/sa/b".parse().unwrap();
-    assert_eq!(verdict(&policies, 80, Some(&peer)), Verdict::Allow);
-    assert_eq!(verdict(&policies, 80, None), Verdict::Allow);
+    assert_eq!(verdict(&policies, 80, Some(&peer)), Decision::Allow);
+    assert_eq!(verdict(&policies, 80, None), Decision::Allow);
 }
 
 #[test]
@@ -165,8 +170,8 @@ fn case_08_only_the_oldest_selecting_object_counts() {
 fn case_09_application_tls_is_plaintext() {
     // The application's own TLS carries no identity of the mesh: `peer` is `None`, on 8443 as on any port.
     let policies = set([PeerAuthentication { mode: Some(Mode::Strict), ..object("shop", "default") }]);
-    let Verdict::Deny(denial) = verdict(&policies, 8443, None) else { panic!("accepted") };
-    assert_eq!(denial.policy, Some(ObjectName::new("shop", "default")));
+    let Decision::Deny(denial) = verdict(&policies, 8443, None) else { panic!("accepted") };
+    assert_eq!((denial.reason, denial.policy.as_deref()), (Reason::MtlsRequired, Some("shop/default")));
     assert_eq!(
         &*denial.text,
         "plaintext from 10.0.0.9 refused: mutual TLS is STRICT on port 8443 of pods in namespace shop \
@@ -178,7 +183,7 @@ fn case_09_application_tls_is_plaintext() {
 fn case_10_strict_is_a_denial() {
     // An ALLOW cannot override it: `decide` answers for plaintext before any authorization policy is asked.
     let policies = set([PeerAuthentication { mode: Some(Mode::Strict), ..object(ROOT, "mesh") }]);
-    assert!(matches!(verdict(&policies, 80, None), Verdict::Deny(_)));
+    assert!(matches!(verdict(&policies, 80, None), Decision::Deny(_)));
 }
 
 #[test]
@@ -190,7 +195,7 @@ fn scopes_are_apart() {
     let both =
         PeerAuthentication { selector: labels(&[("app", "web"), ("tier", "back")]), ..strict("shop", "x") };
     assert!(takes_plaintext(&set([both]), 80), "a selector that matches in part");
-    let root_pod = set([strict(ROOT, "mesh")]).mtls_mode(ROOT, &app(), 80);
+    let root_pod = mtls_mode(&set([strict(ROOT, "mesh")]), ROOT, 80);
     assert_eq!(root_pod, (MtlsMode::Strict, Some(ObjectName::new(ROOT, "mesh"))));
 }
 
@@ -218,4 +223,53 @@ fn changes_replace_and_remove() {
     policies.remove(&ObjectName::new("shop", "p"));
     policies.remove(&ObjectName::new("nowhere", "p"));
     assert!(takes_plaintext(&policies, 80));
+}
+
+fn workload(namespace: &str, labels: Labels) -> Workload {
+    Workload {
+        name: ObjectName::new(namespace, "pod"),
+        uid: "u".into(),
+        identity: "spiffe://cluster.local/ns/a/sa/b".parse().unwrap(),
+        node: "n".into(),
+        ips: vec![],
+        labels,
+        named_ports: BTreeMap::new(),
+        probe_ports: vec![],
+        host_network: false,
+        enrolled: true,
+        netns: None,
+    }
+}
+
+#[test]
+fn a_change_reaches_those_whom_it_may_concern() {
+    let (web, db) = (workload("shop", app()), workload("shop", labels(&[("app", "db")])));
+    let elsewhere = workload("other", app());
+    let covered = |reach: &Reach| [&web, &db, &elsewhere].map(|workload| reach.covers(workload));
+    let mut policies = PolicySet::new(ROOT);
+
+    let selecting = PeerAuthentication { selector: labels(&[("app", "web")]), ..object("shop", "p") };
+    assert_eq!(covered(&policies.upsert(Arc::new(selecting))), [true, false, false]);
+    let other = PeerAuthentication { selector: labels(&[("app", "db")]), ..object("shop", "p") };
+    assert_eq!(
+        covered(&policies.upsert(Arc::new(other))),
+        [true, true, false],
+        "those that it has left, too"
+    );
+    assert_eq!(covered(&policies.remove(&ObjectName::new("shop", "p"))), [false, true, false]);
+    assert_eq!(covered(&policies.upsert(Arc::new(object("shop", "ns")))), [true, true, false]);
+    assert_eq!(covered(&policies.upsert(Arc::new(object(ROOT, "mesh")))), [true, true, true]);
+    let ignored = PeerAuthentication { selector: labels(&[("app", "web")]), ..object(ROOT, "sel") };
+    assert!(policies.upsert(Arc::new(ignored)).is_empty());
+    assert!(policies.remove(&ObjectName::new("nowhere", "p")).is_empty());
+}
+
+#[test]
+fn what_decides_alike_is_equal() {
+    let mut policies = set([PeerAuthentication { mode: Some(Mode::Strict), ..object("shop", "ns") }]);
+    let before = policies.compile(&workload("shop", app()));
+    policies.upsert(Arc::new(PeerAuthentication { created: Some(2_000), ..object("shop", "younger") }));
+    assert_eq!(policies.compile(&workload("shop", app())), before);
+    policies.remove(&ObjectName::new("shop", "ns"));
+    assert_ne!(policies.compile(&workload("shop", app())), before);
 }

@@ -16,7 +16,7 @@ use std::{
 use ambit_core::{
     discovery::{Change, Mesh, Settings},
     model::ObjectName,
-    policy::Policies,
+    policy::PolicySet,
 };
 use tracing::{info, warn};
 
@@ -52,7 +52,7 @@ pub(super) struct Ledger {
     in_force: HashMap<Key, InForce>,
     placed: Placed,
     mesh: Mesh,
-    policies: Policies,
+    policies: PolicySet,
     /// Names whose claims have changed since they were settled.
     stale: BTreeSet<Key>,
     /// Names that are claimed more than once.
@@ -83,7 +83,7 @@ impl Ledger {
     pub(super) fn new(settings: Settings) -> Self {
         Self {
             mesh: Mesh::new(settings.clone()),
-            policies: Policies::new(Arc::clone(&settings.root_namespace)),
+            policies: PolicySet::new(Arc::clone(&settings.root_namespace)),
             settings,
             said: Said::default(),
             trouble: BTreeMap::new(),
@@ -325,7 +325,10 @@ impl Ledger {
             Object::Pod(pod) => Change::Pod(self.placed.complete(pod)),
             Object::Service(service) => Change::Service(service),
             Object::EndpointSlice(slice) => Change::EndpointSlice(slice),
-            Object::PeerAuthentication(policy) => return self.policies.upsert(policy),
+            Object::PeerAuthentication(policy) => {
+                self.policies.upsert(policy);
+                return;
+            }
         });
     }
 
@@ -337,7 +340,10 @@ impl Ledger {
             Kind::Pod => Change::PodGone(name),
             Kind::Service => Change::ServiceGone(name),
             Kind::EndpointSlice => Change::EndpointSliceGone(name),
-            Kind::PeerAuthentication => return self.policies.remove(&name),
+            Kind::PeerAuthentication => {
+                self.policies.remove(&name);
+                return;
+            }
         });
     }
 

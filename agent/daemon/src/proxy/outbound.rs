@@ -264,7 +264,7 @@ fn failed(error: RelayError) -> (Failure, Option<Control>) {
             failure.by_peer = true;
             (failure, None)
         }
-        RelayError::Denied(deny) => (Failure::denied_by_peer(deny), None),
+        RelayError::Denied(deny) => (Failure::denied_by_peer(&deny), None),
         RelayError::Tunnel(error) => (error.into(), None),
     }
 }

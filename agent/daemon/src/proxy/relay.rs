@@ -4,8 +4,8 @@
 use std::{io, time::Duration};
 
 use ambit_core::{
-    frame::{Control, Deny},
-    reason::Reason,
+    frame::Control,
+    reason::{Reason, Refusal},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -39,7 +39,7 @@ pub(super) enum RelayError {
     /// The peer reset the stream.
     Reset(Reason),
     /// The peer refused the stream.
-    Denied(Deny),
+    Denied(Refusal),
     /// The tunnel failed.
     Tunnel(TunnelError),
 }

@@ -33,7 +33,7 @@ fn start(dir: &Path) -> Feed {
 }
 
 fn mode(world: &World) -> MtlsMode {
-    world.policies.mtls_mode("shop", &Labels::new(), 80).0
+    world.policies.compile_for(&"shop".into(), &Labels::new()).mtls(80).mode
 }
 
 fn has(mesh: &Mesh, ip: &str) -> bool {

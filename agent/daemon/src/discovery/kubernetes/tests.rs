@@ -77,7 +77,7 @@ fn has(world: &World, ip: &str) -> bool {
 }
 
 fn mode(world: &World) -> MtlsMode {
-    world.policies.mtls_mode("shop", &Labels::new(), 80).0
+    world.policies.compile_for(&"shop".into(), &Labels::new()).mtls(80).mode
 }
 
 #[tokio::test(start_paused = true)]

@@ -21,7 +21,7 @@ impl Bench {
     }
 
     fn mode(&self) -> MtlsMode {
-        self.0.policies.mtls_mode("shop", &Labels::new(), 80).0
+        self.0.policies.compile_for(&"shop".into(), &Labels::new()).mtls(80).mode
     }
 
     fn problems(&self) -> Vec<String> {
