@@ -17,10 +17,10 @@ use tokio::{
 
 use super::locations::{FoundBy, Location, Locations};
 use crate::{
-    admin::{Gate, Readiness, Takeover},
     capture::{Capture, CaptureError, PodNet, PodSpec},
     discovery::{Feed, World},
     identity::{IdentityState, KeyStore, Root, roots},
+    instance::{Gate, Readiness, Takeover},
     proxy::Proxy,
     telemetry::Telemetry,
     tunnel::Wallet,
