@@ -6,14 +6,14 @@ use std::{
     process::{ExitCode, Stdio},
 };
 
-use ambit_integration::{console::Console, kube_suite, report::Report, sandbox, suite};
+use ambit_integration::{console::Console, kube_suite, peers as peer_suite, report::Report, sandbox, suite};
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     build, ebpf,
     kernel::{self, Series},
-    kube, lint, setup,
+    kube, lint, peers, setup,
     workspace::{self, step},
 };
 
@@ -26,8 +26,10 @@ use crate::{
     cargo xtask test --soak                   those that take many minutes, and no others\n  \
     cargo xtask test --kube                   the tests on a real two-node Kubernetes\n  \
     cargo xtask test --kube probes::          those of one topic\n  \
+    cargo xtask test --peers                  the issuers against a real SPIRE and istiod, and promtool\n  \
+    cargo xtask test --peers spire            some of them\n  \
     cargo xtask test --kernel 6.1 wire::      those of one topic, on Debian's Linux 6.1 under emulation\n  \
-    cargo xtask test --list [--kube]          their names, and what each shows")]
+    cargo xtask test --list [--kube|--peers]          their names, and what each shows")]
 pub(crate) struct Args {
     /// Leave out lints and unit tests.
     #[arg(long, conflicts_with = "unit_only")]
@@ -44,6 +46,9 @@ pub(crate) struct Args {
     /// Run the tests on a real Kubernetes instead, with the chart and the image. Needs Go the first time.
     #[arg(long, conflicts_with_all = ["e2e_only", "unit_only"])]
     kube: bool,
+    /// Run the tests against a real SPIRE, a real istiod and promtool instead. Needs Go and gcc the first time.
+    #[arg(long, conflicts_with_all = ["e2e_only", "unit_only", "kube"])]
+    peers: bool,
     /// Use this image (a docker-archive) instead of making one.
     #[arg(long, requires = "kube", conflicts_with = "binary")]
     image: Option<PathBuf>,
@@ -52,10 +57,10 @@ pub(crate) struct Args {
     set: Vec<String>,
     /// Run the end-to-end tests, and nothing else, on Debian's newest kernel of this series: under qemu without KVM, several
     /// times slower. Tests with tight limits of time may fail for that alone.
-    #[arg(long, value_name = "SERIES", conflicts_with_all = ["kube", "unit_only", "list"])]
+    #[arg(long, value_name = "SERIES", conflicts_with_all = ["kube", "peers", "unit_only", "list"])]
     kernel: Option<Series>,
     /// Run the end-to-end tests that take many minutes instead of the others.
-    #[arg(long, conflicts_with_all = ["unit_only", "kube"])]
+    #[arg(long, conflicts_with_all = ["unit_only", "kube", "peers"])]
     soak: bool,
     /// Try an end-to-end test that fails once more, from a fresh start; what holds only then is told of.
     #[arg(long)]
@@ -77,7 +82,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if args.list {
         let namespaces = suite::tests().into_iter().map(|test| (test.name, test.about));
         let cluster = kube_suite::tests().into_iter().map(|test| (test.name, test.about));
-        let list: Vec<_> = if args.kube { cluster.collect() } else { namespaces.collect() };
+        let peers = peer_suite::tests().into_iter().map(|test| (test.name, test.about));
+        let list: Vec<_> = match (args.kube, args.peers) {
+            (true, _) => cluster.collect(),
+            (_, true) => peers.collect(),
+            _ => namespaces.collect(),
+        };
         for (name, about) in list {
             println!("{name:<58} {about}");
         }
@@ -93,6 +103,19 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             kube_suite::run(sandbox, &kit, &args.filter, &logs, &mut report)?;
             report.conclude(0)
         });
+    }
+    if args.peers {
+        return sandbox::supervised(
+            || peers::kit(args.binary.as_deref()),
+            |sandbox, kit| {
+                let console = Console::new(false);
+                console.heading("Tests against a real SPIRE, a real istiod and promtool");
+                let logs = workspace::target_dir()?.join("peers-logs");
+                let mut report = Report::new(console, args.again);
+                peer_suite::run(sandbox, &kit, &args.filter, &logs, &mut report)?;
+                report.conclude(0)
+            },
+        );
     }
     if let Some(series) = &args.kernel {
         let flags = [("--e2e-only", true), ("--soak", args.soak), ("--again", args.again)];
