@@ -31,6 +31,8 @@ const LONG: u32 = 3_600;
 const SHORT: u32 = 20;
 /// Until a change at the server is known to SPIRE's agents, which ask every second, and to ours.
 const HEARD: Duration = Duration::from_secs(20);
+/// How long tunnels of the certificate before may still be taken for new connections.
+const TUNNELS_RENEWED: Duration = Duration::from_secs(5);
 /// How long a connection waits for a certificate that may still come, and a little more.
 const CERTIFICATE_WAIT: Duration = Duration::from_millis(5_500);
 
@@ -86,7 +88,7 @@ fn renewed(stage: &Stage<'_>, world: &mut World) -> Result<()> {
 fn rotated(stage: &Stage<'_>, world: &mut World) -> Result<()> {
     let spire = started(stage, world, LONG)?;
     let (old, before) = (spire.active()?, serials(world)?);
-    let mut load = Dialled::start(world, "a", "b", 60)?;
+    let mut load = Dialled::start(world, "a", "b", 120)?;
     let new = spire.prepare()?;
     eventually(HEARD, || roots(world, 2)).context("the prepared key's root")?;
     spire.activate(&new)?;
@@ -110,9 +112,11 @@ fn rotated(stage: &Stage<'_>, world: &mut World) -> Result<()> {
     }
     let ended = load.long.wait(SECOND * 5)?;
     ensure!(!ended.success(), "a connection under the revoked root went on: {}", load.long.output());
+    world.must_reach("a", "b")?;
+    load.end();
     let good = load.none_failed()?;
     world.notes.push(format!("{good} short connections from key to key, none failed"));
-    world.must_reach("a", "b")
+    Ok(())
 }
 
 /// SPIRE with an entry for each pod, and both agents ready on it.
@@ -125,9 +129,6 @@ fn started(stage: &Stage<'_>, world: &mut World, ttl: u32) -> Result<Spire> {
     world.agents.iter_mut().try_for_each(crate::agent::Agent::wait_ready)?;
     Ok(spire)
 }
-
-/// How long tunnels of the certificate before may still be taken for new connections.
-const TUNNELS_RENEWED: Duration = Duration::from_secs(5);
 
 fn sum(world: &World, name: &str) -> Result<f64> {
     world.agents.iter().map(|agent| Ok(agent.metrics()?.sum(name, &[]))).sum()
