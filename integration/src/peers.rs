@@ -12,20 +12,23 @@ mod tokens;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use serde::{Deserialize, Serialize};
 
 use crate::{cluster::Programs, process, report::Report, sandbox::Sandbox, world::World};
 
 /// What is put to the test, and what it is tried with.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct Kit {
     /// The daemon.
+    #[arg(long)]
     pub binary: PathBuf,
-    /// `spire-server`, `spire-agent`, `pilot-discovery` and `promtool`.
-    pub peers: Programs,
-    /// An API server and what it needs, for istiod.
-    pub kube: Programs,
+    /// The folder of `spire-server`, `spire-agent`, `pilot-discovery` and `promtool`.
+    #[arg(long)]
+    pub programs: Programs,
+    /// The folder of an API server and what it needs, for istiod.
+    #[arg(long)]
+    pub kube_programs: Programs,
     /// The alert rules, as they are deployed.
+    #[arg(long)]
     pub alerts: PathBuf,
 }
 
@@ -53,7 +56,7 @@ pub fn tests() -> Vec<Test> {
 }
 
 /// Runs the tests whose name contains `filter`, one after another. Logs of those that fail are kept in the folder `logs`.
-pub fn run(sandbox: &Sandbox, kit: &Kit, filter: &str, logs: &Path, report: &mut Report) -> Result<()> {
+pub fn run(sandbox: &Sandbox, kit: &Kit, filter: &str, logs: &Path, report: &Report) -> Result<()> {
     let mut worlds = 0;
     for test in tests().iter().filter(|test| test.name.contains(filter)) {
         report.test(test.name, test.about, || {

@@ -4,12 +4,11 @@
 
 use std::path::{Path, PathBuf};
 
-use ambit_integration::{cluster::Programs, kube_suite::Kit};
 use anyhow::{Context as _, Result};
 
 use crate::{
-    build::{self, Arch},
     golang::{self, Source},
+    harness::Kit,
     image, setup, workspace,
 };
 
@@ -20,30 +19,26 @@ const CONTAINERD: &str = "2.3.7";
 const CNI_PLUGINS: &str = "1.9.1";
 const HELM: &str = "3.22.0";
 
-/// Makes sure of every program, and of the Debian packages that a cluster needs beside them.
-pub(crate) fn programs() -> Result<Programs> {
+/// Makes sure of every program, and of the Debian packages that a cluster needs beside them; returns the programs' folder.
+pub(crate) fn programs() -> Result<PathBuf> {
     setup::kube_programs()?;
     let cache = cache()?;
     let told =
         "Building Kubernetes, etcd, CoreDNS, containerd, CNI plugins and Helm (once, about eight minutes)";
     golang::programs(&cache, &sources(), told)?;
-    Ok(Programs::new(cache))
+    Ok(cache)
 }
 
 /// What the tests on a cluster put to the test: the chart, and an image that is given, or made of a binary.
-pub(crate) fn kit(image: Option<&Path>, binary: Option<&Path>, settings: &[String]) -> Result<Kit> {
+pub(crate) fn kit(image: Option<&Path>, binary: Option<&Path>) -> Result<Kit> {
     let programs = programs()?;
     let image = match image {
         Some(image) => image.canonicalize().with_context(|| image.display().to_string())?,
-        None => {
-            let image = image::default_output()?;
-            image::write(Arch::host()?, &build::daemon_or(binary)?, &image)?;
-            image
-        }
+        None => image::of(binary)?,
     };
     let chart = workspace::root().join("deploy/charts/ambit");
     let chart = chart.canonicalize().with_context(|| chart.display().to_string())?;
-    Ok(Kit { programs, chart, image, settings: settings.to_vec() })
+    Ok(Kit { programs, chart, image })
 }
 
 fn sources() -> [Source; 6] {

@@ -9,12 +9,12 @@ use std::{
     process::Command,
 };
 
-use ambit_integration::{cluster::Programs, peers::Kit};
 use anyhow::{Context as _, Result};
 
 use crate::{
     build,
     golang::{self, Source},
+    harness::Call,
     kube, setup,
     workspace::{self, run, step},
 };
@@ -24,23 +24,42 @@ const SPIRE: &str = "1.13.3";
 const ISTIO: &str = "0.0.0-20260827124520-eed52ebb66ad";
 const PROMTOOL: &str = "promtool";
 
-/// Makes sure of every program.
-pub(crate) fn programs() -> Result<Programs> {
+/// What the tests put to the test, and what they try it with.
+pub(crate) struct Kit {
+    daemon: PathBuf,
+    /// The folder of `spire-server`, `spire-agent`, `pilot-discovery` and `promtool`.
+    programs: PathBuf,
+    /// The folder of Kubernetes' programs.
+    kube: PathBuf,
+    /// The alert rules, as they are deployed.
+    alerts: PathBuf,
+}
+
+impl Kit {
+    /// A call that is given it.
+    pub(crate) fn call(&self, call: Call) -> Call {
+        let call = call.value("--binary", &self.daemon).value("--programs", &self.programs);
+        call.value("--kube-programs", &self.kube).value("--alerts", &self.alerts)
+    }
+}
+
+/// Makes sure of every program; returns their folder.
+pub(crate) fn programs() -> Result<PathBuf> {
     setup::peer_programs()?;
     let cache = cache()?;
     golang::programs(&cache, &sources(), "Building SPIRE and istiod (once, about ten minutes)")?;
     if !cache.join(PROMTOOL).is_file() {
         step("Fetching promtool out of Debian's package prometheus (once, 19 MB)", || promtool(&cache))?;
     }
-    Ok(Programs::new(cache))
+    Ok(cache)
 }
 
-/// What the tests put to the test, and what they try it with.
+/// The kit for `binary`, or for the finished daemon.
 pub(crate) fn kit(binary: Option<&Path>) -> Result<Kit> {
-    let (peers, kube) = (programs()?, kube::programs()?);
+    let (programs, kube) = (programs()?, kube::programs()?);
     let alerts = workspace::root().join("deploy/alerts/ambit.yaml");
     let alerts = alerts.canonicalize().with_context(|| alerts.display().to_string())?;
-    Ok(Kit { binary: build::daemon_or(binary)?, peers, kube, alerts })
+    Ok(Kit { daemon: build::daemon_or(binary)?, programs, kube, alerts })
 }
 
 fn sources() -> [Source; 2] {

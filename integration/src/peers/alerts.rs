@@ -112,7 +112,7 @@ fn alerts(stage: &Stage<'_>, world: &mut World) -> Result<()> {
     let rules = rules(&stage.kit.alerts)?;
     let file = world.folder.join("rules.json");
     fs::write(&file, rules.to_string())?;
-    let promtool = || Command::new(stage.kit.peers.path("promtool"));
+    let promtool = || Command::new(stage.kit.programs.path("promtool"));
     process::must(promtool().args(["check", "rules"]).arg(&file))?;
     let all: Vec<&Value> = each(&rules).collect();
     let tried: Vec<Value> = all.iter().map(|rule| tried(rule)).collect::<Result<_>>()?;
@@ -129,7 +129,7 @@ fn metrics(stage: &Stage<'_>, world: &mut World) -> Result<()> {
     world.start_agents()?;
     world.must_reach("a", "b")?;
     let scraped = world.agents[0].metrics()?;
-    let mut promtool = Command::new(stage.kit.peers.path("promtool"));
+    let mut promtool = Command::new(stage.kit.programs.path("promtool"));
     promtool.args(["check", "metrics"]);
     process::run_with_input(&mut promtool, scraped.text(), Duration::from_secs(10))?.ok()?;
     // One that only comes with a list of revocations.

@@ -50,8 +50,8 @@ impl Istiod {
     pub(super) fn start(stage: &Stage<'_>, world: &World) -> Result<Self> {
         let folder = world.folder.join("istiod");
         fs::create_dir_all(&folder)?;
-        let api = ApiServer::start(stage.sandbox, &stage.kit.kube, &format!("{}-api", stage.name))?;
-        let program = stage.kit.peers.path("pilot-discovery");
+        let api = ApiServer::start(stage.sandbox, &stage.kit.kube_programs, &format!("{}-api", stage.name))?;
+        let program = stage.kit.programs.path("pilot-discovery");
         let mut istiod = Self { program, api, folder, process: None };
         for (number, node) in world.topology.nodes.iter().enumerate() {
             wire(istiod.api.netns(), number, node)?;

@@ -37,7 +37,7 @@ const TUNNELS_RENEWED: Duration = Duration::from_secs(5);
 const CERTIFICATE_WAIT: Duration = Duration::from_millis(5_500);
 
 fn issued(stage: &Stage<'_>, world: &mut World) -> Result<()> {
-    let spire = Spire::start(&stage.kit.peers, world)?;
+    let spire = Spire::start(&stage.kit.programs, world)?;
     spire.serve_agents(world);
     ["a", "b"].iter().try_for_each(|pod| spire.entry(world, pod, LONG))?;
     world.agents.iter_mut().try_for_each(crate::agent::Agent::spawn)?;
@@ -121,7 +121,7 @@ fn rotated(stage: &Stage<'_>, world: &mut World) -> Result<()> {
 
 /// SPIRE with an entry for each pod, and both agents ready on it.
 fn started(stage: &Stage<'_>, world: &mut World, ttl: u32) -> Result<Spire> {
-    let spire = Spire::start(&stage.kit.peers, world)?;
+    let spire = Spire::start(&stage.kit.programs, world)?;
     spire.serve_agents(world);
     ["a", "b", "e"].iter().try_for_each(|pod| spire.entry(world, pod, ttl))?;
     world.agents.iter_mut().try_for_each(crate::agent::Agent::spawn)?;
