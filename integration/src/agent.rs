@@ -263,6 +263,11 @@ pub fn scratch(world: &Path, node: usize) -> PathBuf {
 pub struct Metrics(String);
 
 impl Metrics {
+    /// The scrape as it is.
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+
     /// The sum of all samples of `name` whose labels contain every one of `labels`, each written `key="value"`.
     pub fn sum(&self, name: &str, labels: &[&str]) -> f64 {
         let samples = self.0.lines().filter_map(|line| {

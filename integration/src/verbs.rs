@@ -24,6 +24,8 @@ pub enum Verb {
     Test(test::Args),
     /// The tests on a real Kubernetes.
     TestKube(test::KubeArgs),
+    /// The tests against a real SPIRE, a real istiod and promtool.
+    TestPeers(test::PeersArgs),
     /// The end-to-end tests on another kernel, under emulation.
     TestKernel(kernel::Args),
     /// The demo on nodes and pods that are namespaces.
@@ -51,6 +53,7 @@ impl Verb {
         let done = match self {
             Self::Test(args) => return test::run(&args),
             Self::TestKube(args) => return test::run_kube(args),
+            Self::TestPeers(args) => return test::run_peers(args),
             Self::TestKernel(args) => return kernel::run(&args),
             Self::Demo(args) => return demo::run(&args),
             Self::DemoKube(args) => return demo::run_kube(&args),

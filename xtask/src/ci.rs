@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     build, harness,
     harness::{Call, Tally},
-    image, kube, lint, setup, test, times,
+    image, kube, lint, peers, setup, test, times,
     workspace::{self, step},
 };
 
@@ -55,13 +55,16 @@ fn all(parts: &mut Parts) -> Result<()> {
         let call = Call::new("test")?.value("--binary", &binary).value("--logs", harness::logs("e2e-logs")?);
         call.flag("--again", true).tally()
     });
-    parts.part("Kubernetes' programs", || programs.finish().map(|()| Tally::default()))?;
+    parts.part("others' programs", || programs.finish().map(|()| Tally::default()))?;
     parts.suite("tests on Kubernetes", || {
         let kit = kube::kit(Some(&archive), None)?;
         let call = Call::new("test-kube")?.kit(&kit).value("--logs", harness::logs("kube-logs")?);
         call.flag("--again", true).tally()
     });
-    // The tests with real peers, `cargo xtask test --peers`, go here.
+    parts.suite("tests against peers", || {
+        let call = peers::kit(Some(&binary))?.call(Call::new("test-peers")?);
+        call.value("--logs", harness::logs("peers-logs")?).flag("--again", true).tally()
+    });
     Ok(())
 }
 
@@ -131,19 +134,22 @@ impl Background {
         let file = std::fs::File::create(&log).with_context(|| log.display().to_string())?;
         let own = std::env::current_exe().context("own executable")?;
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "TERM", "chrt", "--idle", "0"]).arg(own).args(["setup", "--kube"]);
+        command
+            .args(["--pdeathsig", "TERM", "chrt", "--idle", "0"])
+            .arg(own)
+            .args(["setup", "--kube", "--peers"]);
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-        let child = command.spawn().context("cannot start the builds of Kubernetes' programs")?;
-        eprintln!("==> Kubernetes' programs are built meanwhile, if need be: {}", log.display());
+        let child = command.spawn().context("cannot start the builds of others' programs")?;
+        eprintln!("==> Kubernetes, SPIRE and istiod are built meanwhile, if need be: {}", log.display());
         Ok(Self(child))
     }
 
     /// Waits for their end.
     fn finish(mut self) -> Result<()> {
-        let status = step("Waiting for Kubernetes' programs", || Ok(self.0.wait()?))?;
+        let status = step("Waiting for the programs of others", || Ok(self.0.wait()?))?;
         if !status.success() {
             let log = workspace::target_dir()?.join("programs.log");
-            bail!("the builds of Kubernetes' programs failed:\n{}", tail(&log));
+            bail!("the builds of others' programs failed:\n{}", tail(&log));
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use nix::unistd::geteuid;
 
 use crate::{
     build::Arch,
-    kube,
+    kube, peers,
     workspace::{self, step},
 };
 
@@ -40,6 +40,9 @@ const PROGRAMS: &[(&str, &str)] = &[
 /// What a Kubernetes cluster on this machine calls beside them.
 const KUBE_PROGRAMS: &[(&str, &str)] = &[("ldd", "libc-bin"), ("runc", "runc")];
 
+/// What building and fetching the programs of others that ambit is tried against calls beside them.
+const PEER_PROGRAMS: &[(&str, &str)] = &[("dpkg-deb", "dpkg"), ("gcc", "gcc libc6-dev")];
+
 /// What booting another kernel under emulation calls beside them.
 const KERNEL_PROGRAMS: &[(&str, &str)] = &[
     ("busybox", "busybox-static"),
@@ -58,6 +61,7 @@ const KERNEL_PROGRAMS: &[(&str, &str)] = &[
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask setup               everything\n  \
     cargo xtask setup --kube        also Kubernetes itself, for test --kube and its like\n  \
+    cargo xtask setup --peers       also SPIRE, istiod and promtool, for test --peers\n  \
     cargo xtask setup --build-only  only what building needs, no root")]
 pub(crate) struct Args {
     /// Leave out the programs that only tests, demo and bench need (no root needed).
@@ -66,6 +70,9 @@ pub(crate) struct Args {
     /// Build Kubernetes, etcd, containerd and their like too. Needs Go.
     #[arg(long, conflicts_with = "build_only")]
     kube: bool,
+    /// Build SPIRE and istiod too, and fetch promtool. Needs Go and gcc.
+    #[arg(long, conflicts_with = "build_only")]
+    peers: bool,
 }
 
 /// Runs the verb.
@@ -77,6 +84,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.kube {
         kube::programs()?;
     }
+    if args.peers {
+        peers::programs()?;
+        kube::programs()?;
+    }
     eprintln!("==> Set-up is complete");
     Ok(())
 }
@@ -85,6 +96,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 pub(crate) fn everything() -> Result<()> {
     programs()?;
     kube_programs()?;
+    peer_programs()?;
     bpf_toolchain().map(drop)
 }
 
@@ -123,6 +135,11 @@ pub(crate) fn programs() -> Result<()> {
 /// Makes sure of every program that a Kubernetes cluster calls.
 pub(crate) fn kube_programs() -> Result<()> {
     install(&[PROGRAMS, KUBE_PROGRAMS].concat())
+}
+
+/// Makes sure of every program that it takes to have the peers of `test --peers`.
+pub(crate) fn peer_programs() -> Result<()> {
+    install(&[PROGRAMS, PEER_PROGRAMS].concat())
 }
 
 /// Makes sure of every program that the end-to-end tests on another kernel call.

@@ -13,7 +13,7 @@ use crate::{
     ebpf,
     harness::{self, Call},
     kernels::{Kernel, Series},
-    kube, lint, setup,
+    kube, lint, peers, setup,
     workspace::{self, step},
 };
 
@@ -26,8 +26,10 @@ use crate::{
     cargo xtask test --soak                   those that take many minutes, and no others\n  \
     cargo xtask test --kube                   the tests on a real two-node Kubernetes\n  \
     cargo xtask test --kube probes::          those of one topic\n  \
+    cargo xtask test --peers                  the issuers against a real SPIRE and istiod, and promtool\n  \
+    cargo xtask test --peers spire            some of them\n  \
     cargo xtask test --kernel 6.1 wire::      those of one topic, on Debian's Linux 6.1 under emulation\n  \
-    cargo xtask test --list [--kube]          their names, and what each shows")]
+    cargo xtask test --list [--kube|--peers]          their names, and what each shows")]
 pub(crate) struct Args {
     /// Leave out lints and unit tests.
     #[arg(long, conflicts_with = "unit_only")]
@@ -44,6 +46,9 @@ pub(crate) struct Args {
     /// Run the tests on a real Kubernetes instead, with the chart and the image. Needs Go the first time.
     #[arg(long, conflicts_with_all = ["e2e_only", "unit_only"])]
     kube: bool,
+    /// Run the tests against a real SPIRE, a real istiod and promtool instead. Needs Go and gcc the first time.
+    #[arg(long, conflicts_with_all = ["e2e_only", "unit_only", "kube"])]
+    peers: bool,
     /// Use this image (a docker-archive) instead of making one.
     #[arg(long, requires = "kube", conflicts_with = "binary")]
     image: Option<PathBuf>,
@@ -52,16 +57,16 @@ pub(crate) struct Args {
     set: Vec<String>,
     /// Run the end-to-end tests, and nothing else, on Debian's newest kernel of this series: under qemu without KVM, several
     /// times slower. Tests with tight limits of time may fail for that alone.
-    #[arg(long, value_name = "SERIES", conflicts_with_all = ["kube", "unit_only", "list"])]
+    #[arg(long, value_name = "SERIES", conflicts_with_all = ["kube", "peers", "unit_only", "list"])]
     kernel: Option<Series>,
     /// Run the end-to-end tests that take many minutes instead of the others.
-    #[arg(long, conflicts_with_all = ["unit_only", "kube"])]
+    #[arg(long, conflicts_with_all = ["unit_only", "kube", "peers"])]
     soak: bool,
     /// Try an end-to-end test that fails once more, from a fresh start; what holds only then is told of.
     #[arg(long)]
     again: bool,
     /// So many end-to-end tests at a time, each in a world of its own; those that measure still run alone.
-    #[arg(long, default_value_t = 1, conflicts_with_all = ["kube", "kernel"], value_parser = clap::value_parser!(u32).range(1..=8))]
+    #[arg(long, default_value_t = 1, conflicts_with_all = ["kube", "kernel", "peers"], value_parser = clap::value_parser!(u32).range(1..=8))]
     lanes: u32,
     /// Run only end-to-end tests whose name contains this.
     #[arg(default_value = "")]
@@ -70,10 +75,11 @@ pub(crate) struct Args {
 
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let verb = match (args.kube, &args.kernel) {
-        (true, _) => "test-kube",
-        (false, Some(_)) => "test-kernel",
-        (false, None) => "test",
+    let verb = match &args.kernel {
+        _ if args.kube => "test-kube",
+        _ if args.peers => "test-peers",
+        Some(_) => "test-kernel",
+        None => "test",
     };
     if args.list {
         return Call::new(verb)?.words(["--list"]).become_it();
@@ -90,6 +96,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         let call = Call::for_binary(binary, verb)?.kit(&kit).value("--logs", harness::logs("kube-logs")?);
         let settings = args.set.iter().flat_map(|setting| ["--set", setting.as_str()]);
         return args.asked(call.words(settings)).become_it();
+    }
+    if args.peers {
+        let call = peers::kit(binary)?.call(Call::for_binary(binary, verb)?);
+        return args.asked(call.value("--logs", harness::logs("peers-logs")?)).become_it();
     }
     let logs = harness::logs("e2e-logs")?;
     if let Some(series) = &args.kernel {

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use crate::{
     console::Console,
     kube_suite::{self, Kit},
+    peers,
     report::Report,
     sandbox, suite,
 };
@@ -56,6 +57,15 @@ pub struct KubeArgs {
     asked: Asked,
 }
 
+/// How the tests against what others have made run.
+#[derive(clap::Args)]
+pub struct PeersArgs {
+    #[command(flatten)]
+    kit: Option<peers::Kit>,
+    #[command(flatten)]
+    asked: Asked,
+}
+
 /// Runs the end-to-end tests.
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let (Asked { list, again, logs, filter }, lanes) = (&args.asked, &args.lanes);
@@ -87,6 +97,23 @@ pub(super) fn run_kube(args: KubeArgs) -> Result<ExitCode> {
         console.heading("Tests on a real Kubernetes");
         let report = Report::new(console, again);
         kube_suite::run(sandbox, &kit, &filter, &logs, &report)?;
+        report.conclude(0)
+    })
+}
+
+/// Runs the tests against a real SPIRE, a real istiod and promtool.
+pub(super) fn run_peers(args: PeersArgs) -> Result<ExitCode> {
+    let Asked { list, again, logs, filter } = args.asked;
+    if list {
+        return Ok(show(peers::tests().into_iter().map(|test| (test.name, test.about))));
+    }
+    let kit =
+        args.kit.context("nothing to test: --binary, --programs, --kube-programs and --alerts say what")?;
+    sandbox::supervised(|sandbox| {
+        let console = Console::new(false);
+        console.heading("Tests against a real SPIRE, a real istiod and promtool");
+        let report = Report::new(console, again);
+        peers::run(sandbox, &kit, &filter, &logs, &report)?;
         report.conclude(0)
     })
 }

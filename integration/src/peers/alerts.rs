@@ -1,0 +1,188 @@
+//! promtool's opinion of the alert rules and of an agent's metrics.
+//!
+//! Each alert is tried on series made for it: quiet first, then firing with its text filled in.
+
+use std::{fs, path::Path, process::Command, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use super::{Stage, Test};
+use crate::{process, world::World};
+
+pub(super) const TESTS: &[Test] = &[
+    Test {
+        name: "peers::promtool_has_every_alert_fire",
+        about: "the rules are sound; each alert is quiet before its time, and fires",
+        work: alerts,
+    },
+    Test {
+        name: "peers::promtool_reads_what_an_agent_measures",
+        about: "a live agent's metrics parse, and have every series that an alert asks for",
+        work: metrics,
+    },
+];
+
+/// An alert, and series on which it is quiet at one minute and fires at another.
+struct Case {
+    alert: &'static str,
+    /// Name, labels and samples a minute apart, in promtool's notation.
+    series: &'static [(&'static str, &'static str)],
+    /// The labels that its text names.
+    labels: &'static [(&'static str, &'static str)],
+    /// What `$value` is once it fires.
+    value: &'static str,
+    quiet: u32,
+    firing: u32,
+}
+
+const NODE: (&str, &str) = ("instance", "node1");
+
+const CASES: &[Case] = &[
+    Case {
+        alert: "AmbitCertificateLate",
+        series: &[("ambit_certificates_late{instance=\"node1\"}", "0 0 3x20")],
+        labels: &[NODE],
+        value: "3",
+        quiet: 2,
+        firing: 5,
+    },
+    Case {
+        alert: "AmbitCertificateExpired",
+        series: &[(
+            "ambit_certificate_expiry_timestamp_seconds{instance=\"node1\",identity=\"spiffe://cluster.local/ns/shop/sa/a\"}",
+            "300x60",
+        )],
+        labels: &[NODE, ("identity", "spiffe://cluster.local/ns/shop/sa/a")],
+        value: "300",
+        quiet: 4,
+        firing: 10,
+    },
+    Case {
+        alert: "AmbitRenewalsFailing",
+        series: &[
+            ("ambit_certificate_failures_total{instance=\"node1\"}", "0+1x60"),
+            ("ambit_certificates_issued_total{instance=\"node1\"}", "0+1x20 20x40"),
+        ],
+        labels: &[NODE],
+        value: "",
+        quiet: 25,
+        firing: 45,
+    },
+    Case {
+        alert: "AmbitClockSkew",
+        series: &[("ambit_certificate_clock_skews_total{instance=\"node1\"}", "0x10 1x60")],
+        labels: &[NODE],
+        value: "",
+        quiet: 9,
+        firing: 15,
+    },
+    Case {
+        alert: "AmbitRootExpiring",
+        // Thirty days and two hours ahead.
+        series: &[("ambit_root_expiry_timestamp_seconds{instance=\"node1\",root=\"CN=one\"}", "2599200x300")],
+        labels: &[NODE, ("root", "CN=one")],
+        value: "",
+        quiet: 150,
+        firing: 200,
+    },
+    Case {
+        alert: "AmbitRootExpiringSoon",
+        // Three days and one hour ahead.
+        series: &[("ambit_root_expiry_timestamp_seconds{instance=\"node1\",root=\"CN=one\"}", "262800x120")],
+        labels: &[NODE, ("root", "CN=one")],
+        value: "",
+        quiet: 55,
+        firing: 80,
+    },
+    Case {
+        alert: "AmbitRevocationListStale",
+        series: &[(
+            "ambit_crl_next_update_timestamp_seconds{instance=\"node1\",issuer=\"CN=one\"}",
+            "600x60",
+        )],
+        labels: &[NODE, ("issuer", "CN=one")],
+        value: "",
+        quiet: 15,
+        firing: 25,
+    },
+];
+
+fn alerts(stage: &Stage<'_>, world: &mut World) -> Result<()> {
+    let rules = rules(&stage.kit.alerts)?;
+    let file = world.folder.join("rules.json");
+    fs::write(&file, rules.to_string())?;
+    let promtool = || Command::new(stage.kit.programs.path("promtool"));
+    process::must(promtool().args(["check", "rules"]).arg(&file))?;
+    let all: Vec<&Value> = each(&rules).collect();
+    let tried: Vec<Value> = all.iter().map(|rule| tried(rule)).collect::<Result<_>>()?;
+    ensure!(CASES.len() == all.len(), "{} cases for {} alerts", CASES.len(), all.len());
+    let tests = json!({ "rule_files": ["rules.json"], "evaluation_interval": "1m", "tests": tried });
+    let file = world.folder.join("alerts.json");
+    fs::write(&file, tests.to_string())?;
+    process::must(promtool().args(["test", "rules"]).arg(&file))?;
+    world.notes.push(format!("{} alerts, each quiet and then firing", all.len()));
+    Ok(())
+}
+
+fn metrics(stage: &Stage<'_>, world: &mut World) -> Result<()> {
+    world.start_agents()?;
+    world.must_reach("a", "b")?;
+    let scraped = world.agents[0].metrics()?;
+    let mut promtool = Command::new(stage.kit.programs.path("promtool"));
+    promtool.args(["check", "metrics"]);
+    process::run_with_input(&mut promtool, scraped.text(), Duration::from_secs(10))?.ok()?;
+    // One that only comes with a list of revocations.
+    let later = "ambit_crl_next_update_timestamp_seconds";
+    for rule in each(&rules(&stage.kit.alerts)?) {
+        let expression = rule["expr"].as_str().context("an alert without an expression")?;
+        let names = expression.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+        for name in names.filter(|name| name.starts_with("ambit_") && *name != later) {
+            let known = scraped.text().lines().any(|line| line.split([' ', '{']).next() == Some(name));
+            ensure!(known, "{} asks for {name}, which no agent has", rule["alert"]);
+        }
+    }
+    Ok(())
+}
+
+/// What the Prometheus operator makes of the manifest: the rule file under `spec`.
+fn rules(manifest: &Path) -> Result<Value> {
+    let text = fs::read_to_string(manifest).with_context(|| manifest.display().to_string())?;
+    let mut manifest: Value = serde_yaml_ng::from_str(&text)?;
+    Ok(manifest["spec"].take())
+}
+
+fn each(rules: &Value) -> impl Iterator<Item = &Value> {
+    let groups = rules["groups"].as_array().into_iter().flatten();
+    groups.flat_map(|group| group["rules"].as_array().into_iter().flatten())
+}
+
+/// A test of promtool's for one alert.
+fn tried(rule: &Value) -> Result<Value> {
+    let alert = rule["alert"].as_str().context("an alert without a name")?;
+    let case = CASES.iter().find(|case| case.alert == alert);
+    let case = case.with_context(|| format!("no series here for which {alert} fires"))?;
+    let series = case.series.iter().map(|(series, values)| json!({ "series": series, "values": values }));
+    let mut labels = rule["labels"].clone();
+    for (name, value) in case.labels {
+        labels[name] = json!(value);
+    }
+    let mut annotations = rule["annotations"].clone();
+    for (_, text) in annotations.as_object_mut().into_iter().flatten() {
+        *text = json!(filled(text.as_str().unwrap_or_default(), case));
+    }
+    let at = |minute: u32, expected: Value| json!({ "eval_time": format!("{minute}m"), "alertname": alert, "exp_alerts": expected });
+    let fires = json!([{ "exp_labels": labels, "exp_annotations": annotations }]);
+    Ok(json!({
+        "interval": "1m",
+        "input_series": series.collect::<Vec<_>>(),
+        "alert_rule_test": [at(case.quiet, json!([])), at(case.firing, fires)],
+    }))
+}
+
+/// A text with what it names filled in, as Prometheus does it.
+fn filled(text: &str, case: &Case) -> String {
+    let labels = case.labels.iter().map(|(name, value)| (format!("{{{{ $labels.{name} }}}}"), *value));
+    let all = labels.chain([("{{ $value }}".to_owned(), case.value)]);
+    all.fold(text.to_owned(), |text, (name, value)| text.replace(&name, value))
+}

@@ -1,0 +1,163 @@
+//! What a real SPIRE gives: certificates, renewals, another signing key, and the end of the one before.
+
+use std::{fs, thread, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{Stage, Test, spire::Spire};
+use crate::{certs, dialled::Dialled, load::ports, process::eventually, world::World};
+
+pub(super) const TESTS: &[Test] = &[
+    Test {
+        name: "peers::spire_gives_pods_their_svids",
+        about: "traffic on SVIDs that openssl verifies; a pod without an entry is refused, and why is told",
+        work: issued,
+    },
+    Test {
+        name: "peers::spire_renews_under_load",
+        about: "SVIDs of 20 s for 45 s: no call fails",
+        work: renewed,
+    },
+    Test {
+        name: "peers::spire_rotates_taints_and_revokes",
+        about: "another signing key, the old one tainted and revoked: no call fails, old connections are cut",
+        work: rotated,
+    },
+];
+
+const SECOND: Duration = Duration::from_secs(1);
+/// The lives of certificates, in seconds: for tests in which they last, and in which they do not.
+const LONG: u32 = 3_600;
+const SHORT: u32 = 20;
+/// Until a change at the server is known to SPIRE's agents, which ask every second, and to ours.
+const HEARD: Duration = Duration::from_secs(20);
+/// How long tunnels of the certificate before may still be taken for new connections.
+const TUNNELS_RENEWED: Duration = Duration::from_secs(5);
+/// How long a connection waits for a certificate that may still come, and a little more.
+const CERTIFICATE_WAIT: Duration = Duration::from_millis(5_500);
+
+fn issued(stage: &Stage<'_>, world: &mut World) -> Result<()> {
+    let spire = Spire::start(&stage.kit.programs, world)?;
+    spire.serve_agents(world);
+    ["a", "b"].iter().try_for_each(|pod| spire.entry(world, pod, LONG))?;
+    world.agents.iter_mut().try_for_each(crate::agent::Agent::spawn)?;
+    eventually(HEARD, || world.must_reach("a", "b"))?;
+    let root = world.folder.join("spire-root.pem");
+    fs::write(&root, spire.bundle()?)?;
+    for pod in ["a", "b"] {
+        let identity = world.pod(pod).identity();
+        let pem = world.agent_of(pod).certs_pem(&identity)?;
+        let leaf = *certs::blocks(&pem).first().context("no certificate")?;
+        certs::verify(&world.folder, &[leaf], &root).with_context(|| format!("the SVID of {pod}"))?;
+    }
+    let client = world.pod("a").identity();
+    world.agents[1].wait_log(0, &["access", &client])?;
+
+    // Pod e has no entry.
+    let mark = world.agents[0].mark();
+    world.must_be_refused("e", "b", CERTIFICATE_WAIT)?;
+    let line = world.agents[0].wait_log(mark, &["access", "identity_unavailable"])?;
+    let identity = world.pod("e").identity();
+    ensure!(line.contains("no entry") && line.contains(&identity), "the log does not say why: {line}");
+    let told = last_error(world, &identity)?;
+    ensure!(told.contains("no entry"), "the agent's certificates do not say why: {told}");
+    let status = world.agents[0].status()?;
+    ensure!(status.to_string().contains("no entry"), "ambit status does not say why: {status:#}");
+    spire.entry(world, "e", LONG)?;
+    eventually(HEARD, || world.must_reach("e", "b"))
+}
+
+fn renewed(stage: &Stage<'_>, world: &mut World) -> Result<()> {
+    let spire = started(stage, world, SHORT)?;
+    let mut load = Dialled::start(world, "a", "b", 45)?;
+    let (failures, issued) = ("ambit_certificate_failures_total", "ambit_certificates_issued_total");
+    let before = sum(world, issued)?;
+    let good = load.none_failed()?;
+    let rounds = load.lasted()?;
+    let (renewals, failures) = (sum(world, issued)? - before, sum(world, failures)?);
+    world.notes.push(format!(
+        "{renewals} renewals of three SVIDs, {failures} failed; {good} short connections, none failed; {rounds} round trips on \
+         the long one"
+    ));
+    drop(spire);
+    // Three identities, each at least twice in its lifetime: SPIRE renews at half-life.
+    ensure!(renewals >= 9.0 && failures == 0.0, "{renewals} renewals, {failures} attempts failed");
+    Ok(())
+}
+
+fn rotated(stage: &Stage<'_>, world: &mut World) -> Result<()> {
+    let spire = started(stage, world, LONG)?;
+    let (old, before) = (spire.active()?, serials(world)?);
+    let mut load = Dialled::start(world, "a", "b", 120)?;
+    let new = spire.prepare()?;
+    eventually(HEARD, || roots(world, 2)).context("the prepared key's root")?;
+    spire.activate(&new)?;
+    spire.taint(&old)?;
+    // SPIRE replaces what the tainted key has signed, at once and not at half-life.
+    eventually(HEARD * 2, || {
+        let now = serials(world)?;
+        ensure!(now.iter().all(|serial| !before.contains(serial)), "not all are renewed: {now:?}");
+        Ok(())
+    })
+    .context("certificates of the tainted key")?;
+    thread::sleep(TUNNELS_RENEWED);
+    ensure!(load.long.runs(), "the long connection ended before its root did: {}", load.long.output());
+    let marks = [world.agents[0].mark(), world.agents[1].mark()];
+    spire.revoke(&old)?;
+    eventually(HEARD, || roots(world, 1)).context("the revoked key's root")?;
+    let to = format!("{}:{}", world.pod("b").v4, ports::ECHO);
+    // Whichever agent sees it first cuts the connection, and tells the other.
+    for (agent, mark) in world.agents.iter().zip(marks) {
+        agent.wait_log(mark, &["access", "root_withdrawn", &to])?;
+    }
+    let ended = load.long.wait(SECOND * 5)?;
+    ensure!(!ended.success(), "a connection under the revoked root went on: {}", load.long.output());
+    world.must_reach("a", "b")?;
+    load.end();
+    let good = load.none_failed()?;
+    world.notes.push(format!("{good} short connections from key to key, none failed"));
+    Ok(())
+}
+
+/// SPIRE with an entry for each pod, and both agents ready on it.
+fn started(stage: &Stage<'_>, world: &mut World, ttl: u32) -> Result<Spire> {
+    let spire = Spire::start(&stage.kit.programs, world)?;
+    spire.serve_agents(world);
+    ["a", "b", "e"].iter().try_for_each(|pod| spire.entry(world, pod, ttl))?;
+    world.agents.iter_mut().try_for_each(crate::agent::Agent::spawn)?;
+    eventually(HEARD, || world.must_reach("a", "b").and_then(|()| world.must_reach("e", "b")))?;
+    world.agents.iter_mut().try_for_each(crate::agent::Agent::wait_ready)?;
+    Ok(spire)
+}
+
+fn sum(world: &World, name: &str) -> Result<f64> {
+    world.agents.iter().map(|agent| Ok(agent.metrics()?.sum(name, &[]))).sum()
+}
+
+/// The serial numbers of all certificates of both agents.
+fn serials(world: &World) -> Result<Vec<String>> {
+    let mut serials = Vec::new();
+    for agent in &world.agents {
+        let certs = agent.certs()?;
+        let all = certs["certificates"].as_array().context("certificates")?;
+        serials.extend(all.iter().filter_map(|one| one["serial"].as_str().map(str::to_owned)));
+    }
+    ensure!(serials.len() == 3, "{} certificates", serials.len());
+    Ok(serials)
+}
+
+fn roots(world: &World, expected: usize) -> Result<()> {
+    for agent in &world.agents {
+        let certs = agent.certs()?;
+        let found = certs["roots"].as_array().map_or(0, Vec::len);
+        ensure!(found == expected, "{} trusts {found} roots: {certs:#}", agent.node().name);
+    }
+    Ok(())
+}
+
+fn last_error(world: &World, identity: &str) -> Result<String> {
+    let certs = world.agents[0].certs()?;
+    let all = certs["certificates"].as_array().context("certificates")?;
+    let own = all.iter().find(|one| one["identity"] == identity);
+    Ok(own.and_then(|one| one["lastError"].as_str()).unwrap_or_default().to_owned())
+}

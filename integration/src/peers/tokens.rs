@@ -1,0 +1,83 @@
+//! What a real istiod gives a node's agent for its token: certificates of the pods there, through a restart of istiod.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{Stage, Test, istiod::Istiod};
+use crate::{certs, dialled::Dialled, process::eventually, world::World};
+
+pub(super) const TESTS: &[Test] = &[Test {
+    name: "peers::istiod_issues_through_a_restart",
+    about: "certificates of 30 s for what runs on the node; istiod away and back: no call fails",
+    work: issued,
+}];
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn issued(stage: &Stage<'_>, world: &mut World) -> Result<()> {
+    let mut istiod = Istiod::start(stage, world)?;
+    istiod.serve_agents(world);
+    for agent in &mut world.agents {
+        agent.add_flags(&["--svid-ttl", "30s"]);
+    }
+    world.start_agents()?;
+    world.must_reach("a", "b")?;
+    verified(world, &istiod)?;
+    refused_elsewhere(world, &istiod)?;
+    let before = sum(world, "ambit_certificates_issued_total")?;
+    let mut load = Dialled::start(world, "a", "b", 50)?;
+    std::thread::sleep(SECOND * 3);
+    istiod.kill();
+    let gone = Instant::now();
+    // Renewal begins at half-life, so someone asks in vain while it is away.
+    eventually(SECOND * 20, || {
+        let failures = sum(world, "ambit_certificate_failures_total")?;
+        ensure!(failures > 0.0, "nobody has asked in vain");
+        Ok(())
+    })?;
+    istiod.resume()?;
+    let away = gone.elapsed().as_secs_f64();
+    let (good, rounds) = (load.none_failed()?, load.lasted()?);
+    let issued = sum(world, "ambit_certificates_issued_total")? - before;
+    let failures = sum(world, "ambit_certificate_failures_total")?;
+    world.notes.push(format!(
+        "istiod away for {away:.1} s, {failures} attempts in vain, {issued} renewals of three; {good} short connections, none \
+         failed; {rounds} round trips on the long one"
+    ));
+    ensure!(issued >= 6.0, "only {issued} renewals in 50 s");
+    for agent in &world.agents {
+        let status = agent.status()?;
+        ensure!(status["ready"] == true, "{status:#}");
+    }
+    verified(world, &istiod)?;
+    istiod.remove()
+}
+
+/// openssl's opinion of every certificate, under the root that istiod has published.
+fn verified(world: &mut World, istiod: &Istiod) -> Result<()> {
+    for pod in ["a", "b", "e"] {
+        let identity = world.pod(pod).identity();
+        let pem = world.agent_of(pod).certs_pem(&identity)?;
+        let leaf = *certs::blocks(&pem).first().context("no certificate")?;
+        certs::verify(&world.folder, &[leaf], &istiod.root()).with_context(|| format!("that of {pod}"))?;
+    }
+    Ok(())
+}
+
+/// A node's agent is given what runs there, and nothing else.
+fn refused_elsewhere(world: &World, istiod: &Istiod) -> Result<()> {
+    for (node, pod, code) in
+        [(0, "a", "Ok"), (0, "b", "Unauthenticated"), (1, "b", "Ok"), (1, "a", "Unauthenticated")]
+    {
+        let identity = world.pod(pod).identity();
+        let csr = certs::request(&world.folder, pod, &[&format!("URI:{identity}")])?.certificate;
+        let answer = istiod.ask(node, &csr, &identity)?;
+        ensure!(answer.code == code, "the agent of node {node} asks for {pod}: {answer:?}");
+    }
+    Ok(())
+}
+
+fn sum(world: &World, name: &str) -> Result<f64> {
+    world.agents.iter().map(|agent| Ok(agent.metrics()?.sum(name, &[]))).sum()
+}
