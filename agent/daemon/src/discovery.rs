@@ -5,6 +5,7 @@
 
 mod convert;
 mod folder;
+mod followers;
 mod kubernetes;
 mod ledger;
 mod manifest;
@@ -22,7 +23,8 @@ use std::{
 
 use ambit_core::{
     discovery::{Mesh, Settings},
-    policy::PolicySet,
+    model::Workload,
+    policy::{PolicySet, WorkloadPolicy},
 };
 use arc_swap::ArcSwap;
 use kube::Client;
@@ -31,6 +33,7 @@ use tokio::{sync::watch, task::JoinSet};
 pub(crate) use ledger::Place;
 pub(crate) use said::{ACCEPTED_CONDITION, PodMark, PolicyStatus, STATE_ANNOTATION, Said};
 
+use followers::Followers;
 use ledger::Ledger;
 
 /// The state of the sources at one moment.
@@ -103,6 +106,8 @@ struct Shared {
     /// What the source fills and the world is settled from; readers have no part in it.
     ledger: Mutex<Ledger>,
     world: ArcSwap<World>,
+    /// Locked while a world is published: who begins to follow misses none.
+    followers: Mutex<Followers>,
     revision: watch::Sender<u64>,
     /// Ended with the last handle.
     tasks: Mutex<JoinSet<()>>,
@@ -117,6 +122,12 @@ impl Feed {
     /// A number that grows with every new state, published after the state itself.
     pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
         self.shared.revision.subscribe()
+    }
+
+    /// What the policies make of `workload`, now and whenever it becomes something else. The channel closes when the pod is
+    /// gone or has left the mesh.
+    pub(crate) fn follow_policy(&self, workload: &Workload) -> watch::Receiver<Arc<WorkloadPolicy>> {
+        self.shared.followers().follow(&self.world(), workload)
     }
 
     /// Addresses that this node's CNI gave to the pod of that `metadata.uid`, in force when this returns. They count while
@@ -138,6 +149,7 @@ impl Feed {
         let shared = Shared {
             ledger: Mutex::new(ledger),
             world,
+            followers: Mutex::default(),
             revision: watch::Sender::new(1),
             tasks: Mutex::default(),
         };
@@ -152,7 +164,10 @@ impl Shared {
         let result = change(&mut ledger);
         // Under the lock, or an older world could be published last.
         if let Some(world) = ledger.settle() {
+            let news = ledger.news();
+            let mut followers = self.followers();
             self.world.store(Arc::new(world));
+            followers.publish(&self.world.load(), &news.reach);
             self.revision.send_modify(|revision| *revision += 1);
         }
         result
@@ -161,6 +176,10 @@ impl Shared {
     /// Ends the tasks when the last handle is gone.
     fn keep(&self, tasks: JoinSet<()>) {
         *self.tasks.lock().unwrap_or_else(PoisonError::into_inner) = tasks;
+    }
+
+    fn followers(&self) -> MutexGuard<'_, Followers> {
+        self.followers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {

@@ -322,10 +322,11 @@ impl Node {
             });
         }
         let net = self.capture.enroll(&spec).await?;
+        let policy = self.feed.follow_policy(&pod.workload);
         let tasks = (0..net.listeners())
             .map(|listener| {
-                let (proxy, net) = (self.proxy.clone(), net.clone());
-                self.serving.spawn(async move { proxy.serve(net, listener).await })
+                let (proxy, net, policy) = (self.proxy.clone(), net.clone(), policy.clone());
+                self.serving.spawn(async move { proxy.serve(net, listener, policy).await })
             })
             .collect();
         tracing::info!(

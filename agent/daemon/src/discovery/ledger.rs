@@ -16,7 +16,7 @@ use std::{
 use ambit_core::{
     discovery::{Change, Mesh, Settings},
     model::ObjectName,
-    policy::PolicySet,
+    policy::{PolicySet, Reach},
 };
 use tracing::{info, warn};
 
@@ -53,6 +53,8 @@ pub(super) struct Ledger {
     placed: Placed,
     mesh: Mesh,
     policies: PolicySet,
+    /// What changes since it was last taken may concern.
+    news: News,
     /// Names whose claims have changed since they were settled.
     stale: BTreeSet<Key>,
     /// Names that are claimed more than once.
@@ -63,6 +65,13 @@ pub(super) struct Ledger {
     synced: bool,
     /// Something that the world shows has changed since it was settled.
     changed: bool,
+}
+
+/// What differs in a new world.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    /// The workloads that changed policies may concern.
+    pub(super) reach: Reach,
 }
 
 #[derive(Debug, Default)]
@@ -92,6 +101,7 @@ impl Ledger {
             claims: HashMap::new(),
             in_force: HashMap::new(),
             placed: Placed::default(),
+            news: News::default(),
             stale: BTreeSet::new(),
             contested: BTreeSet::new(),
             troubled: BTreeSet::new(),
@@ -271,6 +281,11 @@ impl Ledger {
         std::mem::take(&mut self.changed).then(|| self.world())
     }
 
+    /// What differs in the settled world from the one this was last asked for.
+    pub(super) fn news(&mut self) -> News {
+        std::mem::take(&mut self.news)
+    }
+
     /// The world as it was settled last.
     pub(super) fn world(&self) -> World {
         World {
@@ -326,7 +341,7 @@ impl Ledger {
             Object::Service(service) => Change::Service(service),
             Object::EndpointSlice(slice) => Change::EndpointSlice(slice),
             Object::PeerAuthentication(policy) => {
-                self.policies.upsert(policy);
+                self.news.reach.merge(self.policies.upsert(policy));
                 return;
             }
         });
@@ -341,7 +356,7 @@ impl Ledger {
             Kind::Service => Change::ServiceGone(name),
             Kind::EndpointSlice => Change::EndpointSliceGone(name),
             Kind::PeerAuthentication => {
-                self.policies.remove(&name);
+                self.news.reach.merge(self.policies.remove(&name));
                 return;
             }
         });
