@@ -1,5 +1,5 @@
 //! The cluster that the CA serves: a service-account token is reviewed by the API server, a node's agent gets what runs on
-//! its node (spec/wire.md §3.2), and the CA itself may live in a Secret.
+//! its node (as with istiod's `CA_TRUSTED_NODE_ACCOUNTS`), and the CA itself may live in a Secret.
 //!
 //! Promises to refuse whatever the API server does not confirm, also when it cannot be asked. What it said is remembered for
 //! seconds, in tables of bounded size.

@@ -41,8 +41,8 @@ impl CgroupUid {
         hexadecimal.then(|| u128::from_str_radix(&digits, 16).ok().map(Self)).flatten()
     }
 
-    /// The pod whose group the directory `name` is (spec/wire.md §6.4): `pod<uid>` with the cgroupfs driver,
-    /// `[<prefix>-]kubepods[-<qos>]-pod<uid with _>.slice` with systemd's.
+    /// The pod whose group the directory `name` is. The kubelet names it `pod<uid>` with its cgroupfs driver,
+    /// `[<prefix>-]kubepods[-<qos>]-pod<uid with _>.slice` with its systemd driver.
     fn of_directory(name: &str) -> Option<Self> {
         let name = name.strip_suffix(".slice").unwrap_or(name);
         let uid = match name.strip_prefix("pod") {
