@@ -47,7 +47,7 @@ const FRESH: Duration = Duration::from_millis(500);
 /// Entries in each table. Beyond it the table is emptied; it fills again by asking.
 const MAX_ENTRIES: usize = 8192;
 /// Bad tokens a second from one address that are reviewed; ten seconds' worth may come at once.
-const STRANGERS: u32 = 5;
+const BAD_TOKENS: u32 = 5;
 /// Pods listed for one node at most, by pages.
 const PAGE: u32 = 500;
 const MAX_PAGES: usize = 10;
@@ -74,7 +74,7 @@ pub(crate) struct Cluster {
     node_accounts: HashSet<(String, String)>,
     accepted: Recent<[u8; 32], Account>,
     nodes: Recent<String, HashSet<(String, String)>>,
-    strangers: Limits<IpAddr>,
+    bad_tokens: Limits<IpAddr>,
 }
 
 /// A service account that the API server vouches for.
@@ -107,7 +107,7 @@ impl Cluster {
             node_accounts: settings.node_accounts.into_iter().collect(),
             accepted: Recent::default(),
             nodes: Recent::default(),
-            strangers: Limits::new(STRANGERS),
+            bad_tokens: Limits::new(BAD_TOKENS),
         })
     }
 
@@ -126,23 +126,23 @@ impl Cluster {
         if let Some((account, _)) = self.accepted.find(&hash, ACCEPTED) {
             return Ok(account);
         }
-        if !self.strangers.has_left(&from, Instant::now()) {
+        if !self.bad_tokens.has_left(&from, Instant::now()) {
             return Err(Refusal::Rate);
         }
-        let reviewed = self.ask(token).await;
+        let reviewed = self.look_up(token).await;
         match &reviewed {
             Ok(account) => self.accepted.keep(hash, account.clone()),
             Err(Refusal::UnknownCaller(_)) => {
-                self.strangers.take(&from, Instant::now());
+                self.bad_tokens.take(&from, Instant::now());
             }
             Err(_) => {}
         }
         reviewed
     }
 
-    async fn ask(&self, token: &str) -> Result<Account, Refusal> {
+    async fn look_up(&self, token: &str) -> Result<Account, Refusal> {
         let unknown = || Refusal::UnknownCaller("token");
-        let user = self.api.review(token, &self.audience).await.map_err(|error| away(&error))?;
+        let user = self.api.review(token, &self.audience).await.map_err(|error| unavailable(&error))?;
         let user = user.ok_or_else(unknown)?;
         let (namespace, name) = service_account(&user).ok_or_else(unknown)?;
         let mut account = Account { namespace, name, node: None };
@@ -151,7 +151,7 @@ impl Cluster {
         }
         // A token that is bound to no pod says nothing of a node.
         let (pod, uid) = bound_pod(&user).ok_or_else(unknown)?;
-        let found = self.api.pod(&account.namespace, pod).await.map_err(|error| away(&error))?;
+        let found = self.api.pod(&account.namespace, pod).await.map_err(|error| unavailable(&error))?;
         let node = found
             .filter(|found| {
                 found.metadata.uid.as_deref() == Some(uid) && account_of(found) == Some(&account.name)
@@ -170,7 +170,7 @@ impl Cluster {
         {
             return Ok(accounts.contains(&wanted));
         }
-        let accounts = self.api.accounts_on(node).await.map_err(|error| away(&error))?;
+        let accounts = self.api.accounts_on(node).await.map_err(|error| unavailable(&error))?;
         let runs = accounts.contains(&wanted);
         self.nodes.keep(node.to_owned(), accounts);
         Ok(runs)
@@ -295,7 +295,7 @@ fn is_name(text: &str) -> bool {
     (1..=253).contains(&text.len()) && text.bytes().all(legal) && !text.starts_with('.')
 }
 
-fn away(error: &ApiError) -> Refusal {
+fn unavailable(error: &ApiError) -> Refusal {
     let error = with_causes(error);
     tracing::warn!(error, "the Kubernetes API could not be asked; the request is refused");
     Refusal::Authority("the Kubernetes API cannot be asked".into())

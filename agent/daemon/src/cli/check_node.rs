@@ -11,7 +11,10 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::{config::DEFAULT_BPF_ROOT, output, status::table::Table, values::Location};
-use crate::capture::{Finding, Verdict, check_host};
+use crate::{
+    capture::{Finding, Verdict, check_host},
+    files,
+};
 
 /// 2026-01-01: no certificate of any issuer of ours is older, and a clock before it was never set.
 const BUILT: u64 = 1_767_225_600;
@@ -127,11 +130,7 @@ fn network(dir: &Path) -> Verdict {
 
 /// The name of the network that a configuration describes.
 fn chainable(path: &Path) -> Result<String, String> {
-    let size = fs::metadata(path).map_err(|error| error.to_string())?.len();
-    if size > MAX_CONFLIST {
-        return Err("it is larger than 1 MiB".to_owned());
-    }
-    let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
+    let text = files::read_text(path, MAX_CONFLIST).map_err(|error| error.into_problem().to_string())?;
     let config: serde_json::Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
     let name = config["name"].as_str().ok_or("it has no name")?;
     let plugins = config["plugins"].as_array().is_some_and(|plugins| !plugins.is_empty());

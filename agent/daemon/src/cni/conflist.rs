@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use serde_json::{Value, json};
 
-use super::plugin::BINARY;
+use super::protocol::BINARY;
 
 /// `text` with `entry`, a JSON object, as the plugin's place in the chain; `None` if it is there already.
 pub(super) fn with_entry(text: &str, entry: &str) -> Result<Option<String>, String> {

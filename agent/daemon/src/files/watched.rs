@@ -1,32 +1,33 @@
-//! Files that others write: notices when they have changed and are left alone again.
+//! Files that others write: notices when they have changed and are left alone again, and takes them in anew.
 //!
 //! Looks instead of being told, so that links (Kubernetes swaps mounted volumes by one), files that come and go, and every
-//! file system are the same. Leaves what is in the files to others.
+//! file system are the same.
 
-use std::{
-    fs,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    time::Duration,
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{
+    task::spawn_blocking,
+    time::{sleep, timeout},
 };
 
-use tokio::{task::spawn_blocking, time::sleep};
+use super::stamp::Stamp;
 
 /// How often the files are looked at. A change counts once two looks in a row have seen the same.
 const LOOK: Duration = Duration::from_millis(500);
+/// How long files that were of no use are left alone before they are tried again although nobody has changed them: the
+/// clock, or a file system, may have come right.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// A set of files and how they looked when they were last taken in.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Watched {
     paths: Vec<PathBuf>,
-    seen: Vec<Look>,
+    seen: Vec<Option<Stamp>>,
 }
 
-/// What tells a file from what it was before; `None` where there is none.
-type Look = Option<(u64, u64, u64, i64, i64)>;
-
 impl Watched {
-    /// Watches `paths` from how they look now: call it before reading them. Symbolic links are followed.
+    /// Watches `paths` from how they look now: call it before reading them, so that a change in between is read once more.
+    /// Symbolic links are followed.
     pub(crate) fn new(paths: impl IntoIterator<Item = PathBuf>) -> Self {
         let paths: Vec<_> = paths.into_iter().collect();
         let seen = look(&paths);
@@ -48,25 +49,60 @@ impl Watched {
             before = now;
         }
     }
+
+    /// Takes the files in by `take` whenever they have changed; never ends. `take` may block. Whoever calls keeps what was
+    /// good; `complain` hears why files are of no use, once and not at every attempt.
+    pub(crate) async fn follow(
+        mut self,
+        take: impl Fn() -> Result<(), String> + Send + Sync + 'static,
+        complain: impl Fn(&str),
+    ) {
+        let take = Arc::new(take);
+        let mut told: Option<String> = None;
+        loop {
+            match &told {
+                None => self.changed().await,
+                Some(_) => {
+                    let _unchanged = timeout(RETRY, self.changed()).await;
+                }
+            }
+            let taking = take.clone();
+            let outcome = match spawn_blocking(move || taking()).await {
+                Ok(outcome) => outcome,
+                Err(panicked) if panicked.is_panic() => Err("reading it failed internally".to_owned()),
+                // The runtime ends.
+                Err(_) => return,
+            };
+            match outcome {
+                Ok(()) => told = None,
+                Err(problem) => {
+                    if told.as_ref() != Some(&problem) {
+                        complain(&problem);
+                    }
+                    told = Some(problem);
+                }
+            }
+        }
+    }
 }
 
-fn look(paths: &[PathBuf]) -> Vec<Look> {
-    paths.iter().map(|path| look_at(path)).collect()
-}
-
-fn look_at(path: &Path) -> Look {
-    let found = fs::metadata(path).ok()?;
-    Some((found.dev(), found.ino(), found.size(), found.mtime(), found.mtime_nsec()))
+fn look(paths: &[PathBuf]) -> Vec<Option<Stamp>> {
+    paths.iter().map(|path| Stamp::of(path)).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::timeout;
+    use std::{
+        fs,
+        os::unix::fs::PermissionsExt,
+        path::Path,
+        sync::{Mutex, mpsc},
+    };
 
     use super::*;
 
     #[tokio::test]
-    async fn writes_replacements_and_removals_are_seen_and_nothing_else() {
+    async fn writes_replacements_modes_and_removals_are_seen_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
         fs::write(&path, "1").unwrap();
@@ -78,10 +114,40 @@ mod tests {
                 fs::write(path.with_extension("new"), "33").unwrap();
                 fs::rename(path.with_extension("new"), path).unwrap();
             },
+            |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o640)).unwrap(),
             |path: &Path| fs::remove_file(path).unwrap(),
         ] {
             change(&path);
             timeout(LOOK * 8, watched.changed()).await.expect("the change is seen");
         }
+    }
+
+    #[tokio::test]
+    async fn what_was_good_is_kept_and_a_problem_is_told_once_and_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        fs::write(&path, "first").unwrap();
+        let watched = Watched::new([path.clone()]);
+        let kept = Arc::new(Mutex::new("first".to_owned()));
+        let (tell, told) = mpsc::channel();
+        let (file, keep) = (path.clone(), kept.clone());
+        let take = move || match fs::read_to_string(&file).map_err(|error| error.to_string())? {
+            text if text.starts_with("bad") => Err("bad".to_owned()),
+            text => {
+                *keep.lock().unwrap() = text;
+                Ok(())
+            }
+        };
+        let following =
+            tokio::spawn(watched.follow(take, move |problem| tell.send(problem.to_owned()).unwrap()));
+        for (text, expected) in
+            [("second", "second"), ("bad", "second"), ("bad as well", "second"), ("third", "third")]
+        {
+            fs::write(&path, text).unwrap();
+            sleep(LOOK * 4).await;
+            assert_eq!(*kept.lock().unwrap(), expected, "{text}");
+        }
+        following.abort();
+        assert_eq!(told.try_iter().collect::<Vec<_>>(), ["bad"]);
     }
 }

@@ -160,8 +160,8 @@ impl Running {
 }
 
 fn kubeconfig_text(addr: SocketAddr, root: &str) -> String {
-    use base64::{Engine as _, engine::general_purpose::STANDARD};
-    let data = STANDARD.encode(root);
+    use data_encoding::BASE64;
+    let data = BASE64.encode(root);
     format!(
         "apiVersion: v1\nkind: Config\ncurrent-context: here\npreferences: {{}}\n\
          contexts:\n- name: here\n  context: {{cluster: one, user: ca, namespace: x}}\n\
