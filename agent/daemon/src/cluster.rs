@@ -4,7 +4,6 @@
 
 use std::{
     env,
-    error::Error,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,7 +13,7 @@ use kube::{
     config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
 
-use crate::files;
+use crate::{error::with_causes, files};
 
 /// The longest token read, in bytes.
 const MAX_TOKEN: u64 = 64 * 1024;
@@ -115,17 +114,7 @@ pub(crate) fn sentence(error: &kube::Error) -> String {
             message => message.to_owned(),
         };
     }
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let cause = error.to_string();
-        // Many errors say in their own words what their cause says.
-        if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
-        }
-        source = error.source();
-    }
-    text
+    with_causes(error)
 }
 
 #[cfg(test)]

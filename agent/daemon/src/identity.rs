@@ -35,15 +35,3 @@ pub(crate) use store::{IdentityState, IdentityStatus, KeyStore};
 pub(crate) use svid::Svid;
 pub(crate) use trust::TrustBundle;
 pub(crate) use vault::{VaultConfig, VaultIssuer, VaultLogin};
-
-/// An error and its causes in one line.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}

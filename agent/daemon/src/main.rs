@@ -8,6 +8,7 @@ mod cli;
 mod cluster;
 mod cni;
 mod discovery;
+mod error;
 mod files;
 mod identity;
 mod proxy;

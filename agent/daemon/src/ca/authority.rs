@@ -25,8 +25,9 @@ use super::{
     metrics::CaMetrics,
 };
 use crate::{
+    error::with_causes,
     files::Watched,
-    identity::{BuiltinCa, CaError, Clock, with_causes},
+    identity::{BuiltinCa, CaError, Clock},
 };
 
 /// Lifetime of the service's own certificate.

@@ -35,7 +35,7 @@ pub(super) use secret::RootSecret;
 use super::{limits::Limits, refusal::Refusal};
 use crate::{
     cluster::{self, ClusterError},
-    identity::with_causes,
+    error::with_causes,
 };
 
 /// How long an accepted token is not reviewed again, nor its pod looked up.

@@ -29,10 +29,8 @@ use tonic::{
 };
 use zeroize::Zeroizing;
 
-use super::{
-    Csr, Fault, IssueError, IssueFuture, Issued, Issuer, Leaf, TrustBundle, certificates, with_causes,
-};
-use crate::files;
+use super::{Csr, Fault, IssueError, IssueFuture, Issued, Issuer, Leaf, TrustBundle, certificates};
+use crate::{error::with_causes, files};
 
 /// How long to wait for TCP and TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -26,7 +26,8 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{Clock, IssueError, Issuer, Svid, TrustBundle, with_causes};
+use super::{Clock, IssueError, Issuer, Svid, TrustBundle};
+use crate::error::with_causes;
 
 /// Attempts under way at a time.
 const CONCURRENCY: usize = 8;

@@ -24,8 +24,8 @@ use tracing::warn;
 use zeroize::Zeroizing;
 
 use self::client::{Client, Failure};
-use super::{Csr, IssueError, IssueFuture, Issued, Issuer, certificate::parse, pem, with_causes};
-use crate::files;
+use super::{Csr, IssueError, IssueFuture, Issued, Issuer, certificate::parse, pem};
+use crate::{error::with_causes, files};
 
 /// The longest between two looks at the lease.
 const LOOK: Duration = Duration::from_secs(30);

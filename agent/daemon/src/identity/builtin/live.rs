@@ -21,8 +21,9 @@ use super::{
     files::{self, CA_CERT, CA_KEY, CERT_CHAIN, ROOT_CERT},
 };
 use crate::{
+    error::with_causes,
     files::Watched,
-    identity::{Clock, Csr, IssueFuture, Issuer, TrustBundle, with_causes},
+    identity::{Clock, Csr, IssueFuture, Issuer, TrustBundle},
 };
 
 /// A [`BuiltinCa`] that follows its directory for as long as it lives.

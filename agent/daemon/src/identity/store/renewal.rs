@@ -18,7 +18,10 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{Shared, Slot};
-use crate::identity::{IssueError, Renewed, Svid, TrustBundle, svid::PendingKey, with_causes};
+use crate::{
+    error::with_causes,
+    identity::{IssueError, Renewed, Svid, TrustBundle, svid::PendingKey},
+};
 
 /// One attempt may take this long.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
