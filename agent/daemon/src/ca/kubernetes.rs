@@ -4,6 +4,7 @@
 //! Promises to refuse whatever the API server does not confirm, also when it cannot be asked. What it said is remembered for
 //! seconds, in tables of bounded size.
 
+mod api;
 mod object;
 mod roots;
 mod secret;
@@ -12,31 +13,21 @@ use std::{
     collections::{HashMap, HashSet},
     hash::Hash,
     net::IpAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use ambit_core::model::SpiffeId;
-use k8s_openapi::api::{
-    authentication::v1::{TokenReview, TokenReviewSpec, UserInfo},
-    core::v1::Pod,
-};
-use kube::{
-    Api, Client,
-    api::{ListParams, PostParams},
-};
-use tokio::{sync::Semaphore, time::timeout};
+use k8s_openapi::api::authentication::v1::UserInfo;
 
 pub(super) use object::ObjectError;
 pub(super) use roots::RootConfigMap;
 pub(super) use secret::RootSecret;
 
+use self::api::{ApiError, ApiServer, account_of};
 use super::{limits::Limits, refusal::Refusal};
-use crate::{
-    cluster::{self, ClusterError},
-    error::with_causes,
-};
+use crate::{cluster::ClusterError, error::with_causes};
 
 /// How long an accepted token is not reviewed again, nor its pod looked up.
 const ACCEPTED: Duration = Duration::from_secs(30);
@@ -48,13 +39,6 @@ const FRESH: Duration = Duration::from_millis(500);
 const MAX_ENTRIES: usize = 8192;
 /// Bad tokens a second from one address that are reviewed; ten seconds' worth may come at once.
 const BAD_TOKENS: u32 = 5;
-/// Pods listed for one node at most, by pages.
-const PAGE: u32 = 500;
-const MAX_PAGES: usize = 10;
-/// How long one request may take, connecting and waiting for its turn included.
-const TIMEOUT: Duration = Duration::from_secs(5);
-/// Requests under way at a time; more wait.
-const CONCURRENCY: usize = 16;
 
 /// What the CA is told of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,21 +72,11 @@ pub(crate) struct Account {
     pub(crate) node: Option<String>,
 }
 
-/// A client that gives up as soon as a caller would.
-async fn client(kubeconfig: Option<&Path>) -> Result<Client, ClusterError> {
-    let mut config = cluster::config(kubeconfig).await?;
-    config.read_timeout = Some(TIMEOUT);
-    config.write_timeout = Some(TIMEOUT);
-    // Whoever asks for a certificate asks again by itself.
-    config.default_retry = false;
-    cluster::client(config)
-}
-
 impl Cluster {
     /// Does not ask anything yet; the error is about the login.
     pub(crate) async fn new(settings: KubernetesSettings) -> Result<Self, ClusterError> {
         Ok(Self {
-            api: ApiServer::new(client(settings.kubeconfig.as_deref()).await?),
+            api: ApiServer::new(settings.kubeconfig.as_deref()).await?,
             audience: settings.audience,
             node_accounts: settings.node_accounts.into_iter().collect(),
             accepted: Recent::default(),
@@ -113,12 +87,12 @@ impl Cluster {
 
     /// The Secret of a CA in this cluster.
     pub(super) fn root_secret(&self, namespace: &str, name: &str) -> RootSecret {
-        RootSecret::new(self.api.client.clone(), namespace, name)
+        RootSecret::new(self.api.client(), namespace, name)
     }
 
     /// A ConfigMap of this cluster for a CA's roots.
     pub(super) fn root_config_map(&self, namespace: &str, name: &str) -> RootConfigMap {
-        RootConfigMap::new(self.api.client.clone(), namespace, name)
+        RootConfigMap::new(self.api.client(), namespace, name)
     }
 
     /// The account that a token belongs to; `hash` is what it is remembered by.
@@ -183,85 +157,6 @@ impl std::fmt::Debug for Cluster {
     }
 }
 
-/// What the CA asks of the API server, each within [`TIMEOUT`].
-struct ApiServer {
-    client: Client,
-    slots: Semaphore,
-}
-
-/// Why the API server gave no answer.
-#[derive(Debug, thiserror::Error)]
-enum ApiError {
-    /// It took too long.
-    #[error("the API server did not answer within {} s", TIMEOUT.as_secs())]
-    Timeout,
-    /// It could not be asked, or answered with an error.
-    #[error("the API server")]
-    Kube(#[from] Box<kube::Error>),
-    /// More pods than can be.
-    #[error("more than {} pods on node {node}", PAGE as usize * MAX_PAGES)]
-    TooManyPods {
-        /// The node.
-        node: String,
-    },
-}
-
-impl ApiServer {
-    fn new(client: Client) -> Self {
-        Self { client, slots: Semaphore::new(CONCURRENCY) }
-    }
-
-    async fn bounded<T>(&self, call: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {
-        let call = async {
-            // The semaphore is never closed.
-            let _slot = self.slots.acquire().await.map_err(|_| ApiError::Timeout)?;
-            call.await.map_err(|error| ApiError::Kube(Box::new(error)))
-        };
-        timeout(TIMEOUT, call).await.map_err(|_| ApiError::Timeout)?
-    }
-
-    /// Whom a token belongs to, if the API server accepts it and says that it is for this audience. An answer without
-    /// audiences comes from a server that does not look at them.
-    async fn review(&self, token: &str, audience: &str) -> Result<Option<UserInfo>, ApiError> {
-        let spec = TokenReviewSpec { token: token.to_owned(), audiences: Some(vec![audience.to_owned()]) };
-        let review = TokenReview { spec, ..TokenReview::default() };
-        let api: Api<TokenReview> = Api::all(self.client.clone());
-        let status = self.bounded(api.create(&PostParams::default(), &review)).await?.status;
-        Ok(status.and_then(|status| {
-            let meant = status.audiences.is_some_and(|all| all.iter().any(|found| found == audience));
-            let good = status.authenticated == Some(true) && status.error.unwrap_or_default().is_empty();
-            status.user.filter(|_| good && meant)
-        }))
-    }
-
-    async fn pod(&self, namespace: &str, name: &str) -> Result<Option<Pod>, ApiError> {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        self.bounded(api.get_opt(name)).await
-    }
-
-    /// Namespaces and service accounts of the pods on `node` that may still run.
-    async fn accounts_on(&self, node: &str) -> Result<HashSet<(String, String)>, ApiError> {
-        let api: Api<Pod> = Api::all(self.client.clone());
-        let mut accounts = HashSet::new();
-        let mut page = ListParams::default().fields(&format!("spec.nodeName={node}")).limit(PAGE);
-        for _ in 0..MAX_PAGES {
-            let list = self.bounded(api.list(&page)).await?;
-            let there = list.items.into_iter().filter(|pod| {
-                pod.spec.as_ref().is_some_and(|spec| spec.node_name.as_deref() == Some(node)) && is_live(pod)
-            });
-            accounts.extend(there.filter_map(|pod| {
-                let account = account_of(&pod)?.clone();
-                Some((pod.metadata.namespace?, account))
-            }));
-            match list.metadata.continue_.filter(|next| !next.is_empty()) {
-                Some(next) => page = page.continue_token(&next),
-                None => return Ok(accounts),
-            }
-        }
-        Err(ApiError::TooManyPods { node: node.to_owned() })
-    }
-}
-
 /// Namespace and name, if the user is a service account.
 fn service_account(user: &UserInfo) -> Option<(String, String)> {
     let (namespace, name) =
@@ -277,16 +172,6 @@ fn bound_pod(user: &UserInfo) -> Option<(&str, &str)> {
     };
     let name = only("authentication.kubernetes.io/pod-name").filter(|name| is_name(name))?;
     Some((name, only("authentication.kubernetes.io/pod-uid")?))
-}
-
-fn account_of(pod: &Pod) -> Option<&String> {
-    pod.spec.as_ref()?.service_account_name.as_ref()
-}
-
-/// Whether its containers may still run. Those of a pod that succeeded do not either.
-fn is_live(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    !matches!(phase, Some("Failed" | "Succeeded"))
 }
 
 /// Whether `text` is a name as Kubernetes has it, and so can stand in a path or a selector.

@@ -316,7 +316,7 @@ async fn a_kubeconfig_that_cannot_serve_says_why() {
     let good = kubeconfig_text("127.0.0.1:6443".parse().unwrap(), &root);
     let problem = async |text: String| {
         std::fs::write(&path, text).unwrap();
-        client(Some(&path)).await.map(drop).map_err(|error| with_causes(&error))
+        ApiServer::new(Some(&path)).await.map(drop).map_err(|error| with_causes(&error))
     };
     assert_eq!(problem(good.clone()).await, Ok(()));
     for (from, to, expected) in [
