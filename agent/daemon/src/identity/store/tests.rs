@@ -10,7 +10,7 @@ use tokio::time::advance;
 use super::*;
 use crate::identity::{
     BuiltinCa, Csr, IssueFuture, Issued,
-    svid::PrivateKey,
+    key::PrivateKey,
     testing::{TestCa, TokioClock, id},
 };
 
