@@ -28,8 +28,8 @@ use arc_swap::ArcSwap;
 use kube::Client;
 use tokio::{sync::watch, task::JoinSet};
 
-pub(crate) use ledger::Place;
-pub(crate) use said::{ACCEPTED_CONDITION, PodMark, PolicyStatus, STATE_ANNOTATION, Said};
+pub(crate) use ledger::Origin;
+pub(crate) use said::{ACCEPTED_CONDITION, PodState, PolicyStatus, STATE_ANNOTATION, ObservedStatus};
 
 use ledger::Ledger;
 
@@ -43,7 +43,7 @@ pub(crate) struct World {
     /// What is wrong with the source, in the order of its places.
     pub(crate) problems: Vec<Problem>,
     /// What the API says of the agents' work; nothing where the source is a folder.
-    pub(crate) said: Said,
+    pub(crate) said: ObservedStatus,
     /// The first complete state has been read. Until then nothing may be decided by this world.
     pub(crate) synced: bool,
 }
@@ -52,7 +52,7 @@ pub(crate) struct World {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Problem {
     /// Where it is.
-    pub(crate) place: Place,
+    pub(crate) place: Origin,
     /// Kind and name of the object, as in `PeerAuthentication shop/default`.
     pub(crate) object: Option<String>,
     /// The field, as in `spec.mtls.mode`.

@@ -17,8 +17,8 @@ use tracing::debug;
 
 use crate::discovery::Feed;
 use events::Events;
-use pods::PodMarks;
-use policies::PolicyStatuses;
+use pods::PodStateWriter;
+use policies::PolicyStatusWriter;
 
 /// How often it is looked what there is to write.
 const LOOK: Duration = Duration::from_secs(1);
@@ -37,14 +37,14 @@ pub(crate) struct PodReport {
     /// The identity under which its traffic goes.
     pub(crate) identity: SpiffeId,
     /// Why it is not enrolled, if it is not.
-    pub(crate) trouble: Option<String>,
+    pub(crate) problem: Option<String>,
 }
 
 /// Reports for ever. `pods` gives this node's pods that have opted in, once that is known; until then nothing is written.
 pub(crate) async fn run(client: Client, node: &str, feed: Feed, pods: impl Fn() -> Option<Vec<PodReport>>) {
-    let mut marks = PodMarks::new(client.clone());
+    let mut marks = PodStateWriter::new(client.clone());
     let mut events = Events::new(client.clone(), node);
-    let mut statuses = PolicyStatuses::new(client);
+    let mut statuses = PolicyStatusWriter::new(client);
     let mut tick = interval(LOOK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

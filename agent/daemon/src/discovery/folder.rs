@@ -24,7 +24,7 @@ use notify::{
 };
 use tracing::{debug, info, warn};
 
-use super::{DiscoveryError, Feed, Place, Shared, ledger::Ledger, tree};
+use super::{DiscoveryError, Feed, Origin, Shared, ledger::Ledger, tree};
 use file::{Look, Stamp};
 
 /// Manifests in one folder.
@@ -116,7 +116,7 @@ impl Folder {
     /// Looks at every file and reads those that changed into the ledger.
     fn scan(&mut self, ledger: &mut Ledger) {
         self.unsettled = false;
-        let place = Place::file(&self.dir);
+        let place = Origin::file(&self.dir);
         match list(&self.dir) {
             Ok(listing) => {
                 let problem = format!(
@@ -144,7 +144,7 @@ impl Folder {
         // With too many files one that was pushed off the list is not gone.
         if !listing.overflow {
             for name in self.known.keys().filter(|name| !present.contains(*name)) {
-                ledger.forget(&Place::file(&self.dir.join(name)));
+                ledger.forget(&Origin::file(&self.dir.join(name)));
             }
             self.known.retain(|name, _| present.contains(name));
         }
@@ -159,7 +159,7 @@ impl Folder {
         }
         let known = match &look {
             Look::Refused(reason) => {
-                ledger.refuse(&Place::file(&path), reason);
+                ledger.refuse(&Origin::file(&path), reason);
                 Some(look)
             }
             Look::File(stamp) if self.started && !is_settled(stamp) => {
@@ -177,7 +177,7 @@ impl Folder {
 
 /// Reads a file into the ledger; what it looked like if nothing can have changed meanwhile.
 fn read(path: &Path, before: &Stamp, ledger: &mut Ledger) -> Option<Look> {
-    let place = Place::file(path);
+    let place = Origin::file(path);
     match file::read(path) {
         Ok((bytes, stamp)) => {
             let json = path.extension().is_some_and(|extension| extension == "json");

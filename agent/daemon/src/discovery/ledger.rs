@@ -20,37 +20,37 @@ use ambit_core::{
 };
 use tracing::{info, warn};
 
-pub(crate) use place::Place;
+pub(crate) use place::Origin;
 
 use super::{
     Problem, World,
     convert::FieldError,
     manifest::{Entry, Key, Kind, Manifest, Object},
-    said::{PodMark, PolicyStatus, Said},
+    said::{PodState, PolicyStatus, ObservedStatus},
     tree::Documents,
 };
-use placed::Placed;
+use placed::CniAddresses;
 
 /// Objects at all places together.
 const MAX_OBJECTS: usize = 200_000;
 /// Problems that are told of one place; the rest are counted.
 const MAX_PROBLEMS: usize = 100;
 /// Problems that are told of one source; the rest are counted.
-const MAX_TOLD: usize = 2_000;
+const MAX_SOURCE_PROBLEMS: usize = 2_000;
 
 /// The state of one source.
 #[derive(Debug)]
 pub(super) struct Ledger {
     settings: Settings,
-    said: Said,
+    said: ObservedStatus,
     /// What is wrong with the source itself, or with a part of it.
-    trouble: BTreeMap<Place, String>,
-    places: BTreeMap<Place, Content>,
+    trouble: BTreeMap<Origin, String>,
+    places: BTreeMap<Origin, Content>,
     objects: usize,
     /// Every entry of every name, in the order of precedence: place and position there.
-    claims: HashMap<Key, Vec<(Place, usize)>>,
+    claims: HashMap<Key, Vec<(Origin, usize)>>,
     in_force: HashMap<Key, InForce>,
-    placed: Placed,
+    placed: CniAddresses,
     mesh: Mesh,
     policies: PolicySet,
     /// Names whose claims have changed since they were settled.
@@ -58,7 +58,7 @@ pub(super) struct Ledger {
     /// Names that are claimed more than once.
     contested: BTreeSet<Key>,
     /// Places with problems of their own.
-    troubled: BTreeSet<Place>,
+    troubled: BTreeSet<Origin>,
     problems: Vec<Problem>,
     synced: bool,
     /// Something that the world shows has changed since it was settled.
@@ -74,7 +74,7 @@ struct Content {
 #[derive(Debug)]
 struct InForce {
     /// The claim that is in force; a broken one if the name has no good one.
-    claim: (Place, usize),
+    claim: (Origin, usize),
     object: Object,
 }
 
@@ -85,13 +85,13 @@ impl Ledger {
             mesh: Mesh::new(settings.clone()),
             policies: PolicySet::new(Arc::clone(&settings.root_namespace)),
             settings,
-            said: Said::default(),
+            said: ObservedStatus::default(),
             trouble: BTreeMap::new(),
             places: BTreeMap::new(),
             objects: 0,
             claims: HashMap::new(),
             in_force: HashMap::new(),
-            placed: Placed::default(),
+            placed: CniAddresses::default(),
             stale: BTreeSet::new(),
             contested: BTreeSet::new(),
             troubled: BTreeSet::new(),
@@ -108,7 +108,7 @@ impl Ledger {
     }
 
     /// The source itself, or the part of it at `place`, is in trouble, or no longer.
-    pub(super) fn trouble(&mut self, place: &Place, problem: Option<String>) {
+    pub(super) fn trouble(&mut self, place: &Origin, problem: Option<String>) {
         match problem {
             Some(problem) => self.trouble.insert(place.clone(), problem),
             None => self.trouble.remove(place),
@@ -117,7 +117,7 @@ impl Ledger {
 
     /// A file has new content. A file that cannot be read to its end keeps what it held before; if it held nothing, the
     /// documents before the error count.
-    pub(super) fn take_file(&mut self, place: &Place, documents: Documents) {
+    pub(super) fn take_file(&mut self, place: &Origin, documents: Documents) {
         if self.places.get(place).is_some_and(|content| !content.entries.is_empty()) {
             if let Some(error) = documents.error {
                 return self.refuse(place, &error);
@@ -131,7 +131,7 @@ impl Ledger {
     }
 
     /// A place has new content, and perhaps an error that goes for the whole of it.
-    pub(super) fn take(&mut self, place: &Place, mut manifest: Manifest, error: Option<String>) {
+    pub(super) fn take(&mut self, place: &Origin, mut manifest: Manifest, error: Option<String>) {
         let held = self.places.get(place).map_or(&[][..], |content| &content.entries);
         if manifest.unidentified {
             let named: HashSet<&Key> = manifest.entries.iter().map(|entry| &entry.key).collect();
@@ -161,7 +161,7 @@ impl Ledger {
     }
 
     /// Something is at a place, but cannot be taken: what was there before stays.
-    pub(super) fn refuse(&mut self, place: &Place, message: &str) {
+    pub(super) fn refuse(&mut self, place: &Origin, message: &str) {
         let content = self.places.entry(place.clone()).or_default();
         let stay = if content.entries.is_empty() { "" } else { " (what it held before stays in force)" };
         let error = FieldError::new("", message);
@@ -171,7 +171,7 @@ impl Ledger {
     }
 
     /// A place is gone, and its objects with it.
-    pub(super) fn forget(&mut self, place: &Place) {
+    pub(super) fn forget(&mut self, place: &Origin) {
         for Key { kind, .. } in self.withdraw(place) {
             match kind {
                 Kind::Pod => self.mark(place, None),
@@ -182,7 +182,7 @@ impl Ledger {
     }
 
     /// Takes back what a place says; the names it spoke of.
-    fn withdraw(&mut self, place: &Place) -> Vec<Key> {
+    fn withdraw(&mut self, place: &Origin) -> Vec<Key> {
         let Some(content) = self.places.remove(place) else { return Vec::new() };
         self.troubled.remove(place);
         self.objects -= content.entries.len();
@@ -199,8 +199,8 @@ impl Ledger {
     }
 
     /// What the pod at a place bears of ours, if anything.
-    pub(super) fn mark(&mut self, place: &Place, mark: Option<PodMark>) {
-        let Place::Object(_, name) = place else { return };
+    pub(super) fn mark(&mut self, place: &Origin, mark: Option<PodState>) {
+        let Origin::Object(_, name) = place else { return };
         if self.said.pods.get(name) == mark.as_ref() {
             return;
         }
@@ -213,8 +213,8 @@ impl Ledger {
     }
 
     /// The status of the policy at a place should say this, or says what it should.
-    pub(super) fn unsaid(&mut self, place: &Place, status: Option<PolicyStatus>) {
-        let Place::Object(_, name) = place else { return };
+    pub(super) fn unsaid(&mut self, place: &Origin, status: Option<PolicyStatus>) {
+        let Origin::Object(_, name) = place else { return };
         if self.said.policies.get(name) == status.as_ref() {
             return;
         }
@@ -228,11 +228,11 @@ impl Ledger {
 
     /// Forgets every object of an API resource that is not among those `present`.
     pub(super) fn retain(&mut self, resource: &'static str, present: &HashSet<ObjectName>) {
-        let start = Place::Object(resource, ObjectName::new("", ""));
+        let start = Origin::Object(resource, ObjectName::new("", ""));
         let of_resource = self.places.range(start..).map(|(place, _)| place);
-        let gone: Vec<Place> = of_resource
-            .take_while(|place| matches!(place, Place::Object(other, _) if *other == resource))
-            .filter(|place| !matches!(place, Place::Object(_, name) if present.contains(name)))
+        let gone: Vec<Origin> = of_resource
+            .take_while(|place| matches!(place, Origin::Object(other, _) if *other == resource))
+            .filter(|place| !matches!(place, Origin::Object(_, name) if present.contains(name)))
             .cloned()
             .collect();
         gone.iter().for_each(|place| self.forget(place));
@@ -352,7 +352,7 @@ impl Ledger {
         let trouble = self.trouble.iter();
         let mut problems: Vec<Problem> =
             trouble.map(|(place, text)| problem(place, None, FieldError::new("", text))).collect();
-        let mut doubles: BTreeMap<&Place, BTreeMap<usize, Problem>> =
+        let mut doubles: BTreeMap<&Origin, BTreeMap<usize, Problem>> =
             self.troubled.iter().map(|place| (place, BTreeMap::new())).collect();
         for key in &self.contested {
             let Some(InForce { claim: first, .. }) = self.in_force.get(key) else { continue };
@@ -366,17 +366,17 @@ impl Ledger {
             problems.extend(capped(place, of_place, MAX_PROBLEMS));
         }
         match problems.first().map(|problem| problem.place.clone()) {
-            Some(place) => capped(&place, problems, MAX_TOLD),
+            Some(place) => capped(&place, problems, MAX_SOURCE_PROBLEMS),
             None => problems,
         }
     }
 }
 
-fn problem(place: &Place, object: Option<String>, error: FieldError) -> Problem {
+fn problem(place: &Origin, object: Option<String>, error: FieldError) -> Problem {
     Problem { place: place.clone(), object, field: error.field, message: error.message }
 }
 
-fn duplicate(place: &Place, first: &Place, key: &Key) -> Problem {
+fn duplicate(place: &Origin, first: &Origin, key: &Key) -> Problem {
     let message = if place == first {
         "stands twice in this file; the first one is in force".to_owned()
     } else {
@@ -386,12 +386,12 @@ fn duplicate(place: &Place, first: &Place, key: &Key) -> Problem {
     problem(place, Some(key.to_string()), error)
 }
 
-fn capped(place: &Place, mut problems: Vec<Problem>, most: usize) -> Vec<Problem> {
+fn capped(place: &Origin, mut problems: Vec<Problem>, most: usize) -> Vec<Problem> {
     if problems.len() > most {
         let more = format!(
             "{} more problems in this {}",
             problems.len() - most,
-            if most == MAX_TOLD { "source" } else { "file" }
+            if most == MAX_SOURCE_PROBLEMS { "source" } else { "file" }
         );
         problems.truncate(most);
         problems.push(problem(place, None, FieldError::new("", more)));

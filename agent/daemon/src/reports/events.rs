@@ -58,25 +58,25 @@ impl Events {
     pub(super) async fn write(&mut self, pods: &[PodReport], enrolled: &[Arc<str>], now: Instant) {
         self.refill(now);
         let present: HashSet<&str> =
-            pods.iter().filter(|pod| pod.trouble.is_some()).map(|pod| &*pod.uid).collect();
+            pods.iter().filter(|pod| pod.problem.is_some()).map(|pod| &*pod.uid).collect();
         self.failing.retain(|uid, _| present.contains(&**uid));
         self.pace.retain(|(uid, _)| present.contains(&**uid));
         for pod in pods {
-            let written = match &pod.trouble {
+            let written = match &pod.problem {
                 None if enrolled.contains(&pod.uid) => {
                     let note = format!("traffic of this pod is carried as {}", pod.identity);
                     self.publish(pod, EventType::Normal, "Enrolled", note).await
                 }
                 None => continue,
-                Some(trouble) if self.is_due(pod, trouble, now) => {
+                Some(problem) if self.is_due(pod, problem, now) => {
                     let note =
-                        format!("this pod's connections are refused until it can be enrolled: {trouble}");
+                        format!("this pod's connections are refused until it can be enrolled: {problem}");
                     let outcome = self.publish(pod, EventType::Warning, "EnrolmentFailed", note).await;
-                    self.pace.done(&(pod.uid.clone(), trouble.clone()), &outcome, now);
+                    self.pace.done(&(pod.uid.clone(), problem.clone()), &outcome, now);
                     if outcome == Outcome::Written
                         && let Some(failing) = self.failing.get_mut(&pod.uid)
                     {
-                        failing.said = Some((trouble.clone(), now));
+                        failing.said = Some((problem.clone(), now));
                     }
                     outcome
                 }
@@ -89,10 +89,10 @@ impl Events {
         }
     }
 
-    fn is_due(&mut self, pod: &PodReport, trouble: &str, now: Instant) -> bool {
+    fn is_due(&mut self, pod: &PodReport, problem: &str, now: Instant) -> bool {
         let failing = self.failing.entry(pod.uid.clone()).or_insert(Failing { since: now, said: None });
-        let quiet = failing.said.as_ref().is_some_and(|(said, at)| said == trouble && now - *at < QUIET);
-        let subject = (pod.uid.clone(), trouble.to_owned());
+        let quiet = failing.said.as_ref().is_some_and(|(said, at)| said == problem && now - *at < QUIET);
+        let subject = (pod.uid.clone(), problem.to_owned());
         now - failing.since >= GRACE && !quiet && self.pace.due(&subject, Duration::ZERO, now)
     }
 

@@ -56,12 +56,12 @@ impl Drop for Bench {
     }
 }
 
-fn report(trouble: Option<&str>) -> PodReport {
+fn report(problem: Option<&str>) -> PodReport {
     PodReport {
         name: ObjectName::new("shop", "web"),
         uid: "u1".into(),
         identity: "spiffe://td/ns/shop/sa/web".parse().unwrap(),
-        trouble: trouble.map(str::to_owned),
+        problem: problem.map(str::to_owned),
     }
 }
 

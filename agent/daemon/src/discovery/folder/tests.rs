@@ -227,7 +227,7 @@ fn a_file_too_large_keeps_what_it_held() {
 fn invalid_objects_and_duplicates_name_file_object_and_field() {
     let dir = TempDir::new().unwrap();
     let at = |name: &str| dir.path().join(name);
-    let place = |name: &str| Place::file(&at(name));
+    let place = |name: &str| Origin::file(&at(name));
     fs::write(at("a.yaml"), policy("p", "STRICT") + &policy("q", "LOOSE") + &pod("a", "10.0.0.1")).unwrap();
     fs::write(at("b.yaml"), policy("p", "PERMISSIVE") + &pod("b", "[10.0.0.2]")).unwrap();
     let feed = start(dir.path());
@@ -355,10 +355,10 @@ fn too_many_files_lose_nothing() {
 fn an_address_that_the_cni_gave_counts_until_the_object_has_its_own() {
     let dir = TempDir::new().unwrap();
     let feed = start(dir.path());
-    feed.place("shop/a", &["10.0.0.7".parse().unwrap()]);
+    feed.assign_addresses("shop/a", &["10.0.0.7".parse().unwrap()]);
     fs::write(dir.path().join("a.yaml"), pod("a", "''")).unwrap();
     until(&feed, "placed before the object came", |world| has(&world.mesh, "10.0.0.7"));
-    feed.place("shop/a", &["::ffff:10.0.0.8".parse().unwrap()]);
+    feed.assign_addresses("shop/a", &["::ffff:10.0.0.8".parse().unwrap()]);
     assert!(has(&feed.world().mesh, "10.0.0.8") && !has(&feed.world().mesh, "10.0.0.7"), "not at once");
     fs::write(dir.path().join("a.yaml"), pod("a", "10.0.0.9")).unwrap();
     until(&feed, "its own", |world| has(&world.mesh, "10.0.0.9") && !has(&world.mesh, "10.0.0.8"));
@@ -372,7 +372,7 @@ fn an_address_of_a_new_sandbox_counts_until_the_object_follows() {
     let feed = start(dir.path());
     fs::write(dir.path().join("a.yaml"), pod("a", "10.0.0.7")).unwrap();
     until(&feed, "the first sandbox's", |world| has(&world.mesh, "10.0.0.7"));
-    feed.place("shop/a", &["10.0.0.8".parse().unwrap()]);
+    feed.assign_addresses("shop/a", &["10.0.0.8".parse().unwrap()]);
     assert!(has(&feed.world().mesh, "10.0.0.8") && !has(&feed.world().mesh, "10.0.0.7"), "not at once");
     fs::write(dir.path().join("a.yaml"), format!("{}\n# the same", pod("a", "10.0.0.7"))).unwrap();
     fs::write(dir.path().join("b.yaml"), pod("b", "10.0.0.20")).unwrap();

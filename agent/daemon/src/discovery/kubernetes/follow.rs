@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     cluster::sentence,
-    discovery::{PodMark, STATE_ANNOTATION, manifest::Manifest},
+    discovery::{PodState, STATE_ANNOTATION, manifest::Manifest},
 };
 
 /// The first wait after a failure; it doubles with each that follows.
@@ -141,7 +141,7 @@ impl Follower {
             }
             Event::Apply(object) => self.write(object),
             Event::Delete(object) => {
-                let place = self.watch.place_of(object.name());
+                let place = self.watch.origin_of(object.name());
                 self.hub.write(|ledger| ledger.forget(&place));
             }
             Event::InitDone => {
@@ -154,7 +154,7 @@ impl Follower {
 
     /// Converts outside the ledger's lock.
     fn write(&self, object: Watched) {
-        let place = self.watch.place_of(object.name());
+        let place = self.watch.origin_of(object.name());
         let mut value = object.value;
         if let Value::Object(fields) = &mut value {
             fields.insert("kind".to_owned(), self.watch.kind().into());
@@ -176,13 +176,13 @@ impl Follower {
     }
 
     /// What a pod of this node bears of ours.
-    fn mark(&self, pod: &Value) -> Option<PodMark> {
+    fn mark(&self, pod: &Value) -> Option<PodState> {
         if pod.pointer("/spec/nodeName")?.as_str()? != &*self.hub.node {
             return None;
         }
         let metadata = pod.get("metadata")?;
         let state = metadata.get("annotations")?.get(STATE_ANNOTATION)?.as_str()?;
-        Some(PodMark { uid: metadata.get("uid")?.as_str()?.into(), state: state.into() })
+        Some(PodState { uid: metadata.get("uid")?.as_str()?.into(), state: state.into() })
     }
 
     /// The resource has been read to its end, and has these objects.
@@ -217,7 +217,7 @@ impl Follower {
         debug!(resource = self.watch.plural, code, reason, failures = self.failures, "watch failed");
         let streaming = self.strategy == InitialListStrategy::StreamingList;
         match code {
-            // The version to go on from is too old. Said in the stream, the watcher lists anew of its own accord.
+            // The version to go on from is too old. ObservedStatus in the stream, the watcher lists anew of its own accord.
             410 => return matches!(error, Error::WatchStartFailed(_)).then_some(Over::Again),
             // A server that cannot stream a list.
             400 | 422 if streaming && matches!(error, Error::WatchStartFailed(_)) => {

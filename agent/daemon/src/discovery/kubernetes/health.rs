@@ -6,10 +6,10 @@ use std::{
 };
 
 use super::{Hub, resource::Watch};
-use crate::discovery::Place;
+use crate::discovery::Origin;
 
 /// Where trouble with the API as a whole stands.
-const API: Place = Place::Resource("API");
+const API: Origin = Origin::Resource("API");
 
 /// Resources in trouble.
 #[derive(Debug, Default)]

@@ -29,8 +29,8 @@ impl Bench {
     }
 }
 
-fn at(file: &str) -> Place {
-    Place::file(std::path::Path::new(file))
+fn at(file: &str) -> Origin {
+    Origin::file(std::path::Path::new(file))
 }
 
 fn policy(name: &str, mode: &str) -> String {

@@ -19,7 +19,7 @@ const MAX_PLACED: usize = 4_096;
 
 /// The addresses by the pod's UID.
 #[derive(Debug, Default)]
-pub(super) struct Placed(HashMap<Arc<str>, Addresses>);
+pub(super) struct CniAddresses(HashMap<Arc<str>, Addresses>);
 
 #[derive(Debug)]
 struct Addresses {
@@ -32,7 +32,7 @@ struct Addresses {
     claimed: bool,
 }
 
-impl Placed {
+impl CniAddresses {
     /// Takes note of a pod's addresses, and of those its object has `before`; the oldest that no object claims make room.
     pub(super) fn insert(&mut self, uid: &str, ips: &[IpAddr], before: Vec<IpAddr>, now: Instant) {
         self.0.retain(|_, held| held.claimed || now.duration_since(held.at) < PATIENCE);

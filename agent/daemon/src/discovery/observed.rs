@@ -12,16 +12,16 @@ pub(crate) const ACCEPTED_CONDITION: &str = "AmbitAccepted";
 
 /// What the API has, of this node's pods and of all policies. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Said {
+pub(crate) struct ObservedStatus {
     /// Pods of this node that bear [`STATE_ANNOTATION`].
-    pub(crate) pods: Arc<BTreeMap<ObjectName, PodMark>>,
+    pub(crate) pods: Arc<BTreeMap<ObjectName, PodState>>,
     /// PeerAuthentications whose status does not say what the agents make of them.
     pub(crate) policies: Arc<BTreeMap<ObjectName, PolicyStatus>>,
 }
 
 /// What a pod bears of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct PodMark {
+pub(crate) struct PodState {
     /// The pod's `metadata.uid`.
     pub(crate) uid: Arc<str>,
     /// The value of [`STATE_ANNOTATION`].

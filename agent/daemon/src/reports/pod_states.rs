@@ -18,7 +18,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{MANAGER, Outcome, PodReport, pace::Pace, send};
-use crate::discovery::{PodMark, STATE_ANNOTATION};
+use crate::discovery::{PodState, STATE_ANNOTATION};
 
 /// Annotations written at one look.
 const AT_A_TIME: usize = 20;
@@ -27,13 +27,13 @@ const ENROLLED: &str = "enrolled";
 const PENDING: &str = "pending";
 
 /// Keeps the annotations.
-pub(super) struct PodMarks {
+pub(super) struct PodStateWriter {
     client: Client,
     /// By UID and the state to be written.
     pace: Pace<(Arc<str>, Option<&'static str>)>,
 }
 
-impl PodMarks {
+impl PodStateWriter {
     pub(super) fn new(client: Client) -> Self {
         Self { client, pace: Pace::new("the annotation ambit.dev/state") }
     }
@@ -41,7 +41,7 @@ impl PodMarks {
     /// Writes what differs; the UIDs of the pods that were marked as enrolled just now.
     pub(super) async fn write(
         &mut self,
-        marks: &BTreeMap<ObjectName, PodMark>,
+        marks: &BTreeMap<ObjectName, PodState>,
         pods: &[PodReport],
         now: Instant,
     ) -> Vec<Arc<str>> {
@@ -88,12 +88,12 @@ impl Change {
     }
 }
 
-fn differences(marks: &BTreeMap<ObjectName, PodMark>, pods: &[PodReport]) -> Vec<Change> {
+fn differences(marks: &BTreeMap<ObjectName, PodState>, pods: &[PodReport]) -> Vec<Change> {
     let mut marked: HashMap<&str, (&ObjectName, &str)> =
         marks.iter().map(|(name, mark)| (&*mark.uid, (name, &*mark.state))).collect();
     let mut changes = Vec::new();
     for pod in pods {
-        let state = if pod.trouble.is_none() { ENROLLED } else { PENDING };
+        let state = if pod.problem.is_none() { ENROLLED } else { PENDING };
         if marked.remove(&*pod.uid).is_none_or(|(_, said)| said != state) {
             changes.push(Change { name: pod.name.clone(), uid: pod.uid.clone(), state: Some(state) });
         }
@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn only_what_differs_is_written() {
-        let mark = |uid: &str, state: &str| PodMark { uid: uid.into(), state: state.into() };
+        let mark = |uid: &str, state: &str| PodState { uid: uid.into(), state: state.into() };
         let name = |name: &str| ObjectName::new("shop", name);
         let marks = BTreeMap::from([
             (name("same"), mark("1", "enrolled")),
@@ -121,11 +121,11 @@ mod tests {
             (name("left"), mark("3", "enrolled")),
             (name("replaced"), mark("4", "pending")),
         ]);
-        let report = |pod: &str, uid: &str, trouble: Option<&str>| PodReport {
+        let report = |pod: &str, uid: &str, problem: Option<&str>| PodReport {
             name: name(pod),
             uid: uid.into(),
             identity: "spiffe://td/ns/shop/sa/web".parse().unwrap(),
-            trouble: trouble.map(str::to_owned),
+            problem: problem.map(str::to_owned),
         };
         let pods = [
             report("same", "1", None),

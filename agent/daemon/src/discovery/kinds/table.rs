@@ -3,7 +3,7 @@
 use ambit_core::model::ObjectName;
 use kube::core::ApiResource;
 
-use crate::discovery::Place;
+use crate::discovery::Origin;
 
 /// One resource.
 #[derive(Debug)]
@@ -64,13 +64,13 @@ impl Watch {
     }
 
     /// Where the resource as a whole stands.
-    pub(super) fn place(&self) -> Place {
-        Place::Resource(self.plural)
+    pub(super) fn place(&self) -> Origin {
+        Origin::Resource(self.plural)
     }
 
     /// Where one of its objects stands.
-    pub(super) fn place_of(&self, name: ObjectName) -> Place {
-        Place::Object(self.plural, name)
+    pub(super) fn origin_of(&self, name: ObjectName) -> Origin {
+        Origin::Object(self.plural, name)
     }
 
     /// The rule that an account needs which may not watch it, for a message.

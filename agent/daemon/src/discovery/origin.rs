@@ -6,7 +6,7 @@ use ambit_core::model::ObjectName;
 
 /// Where something stands in a source. Places are ordered: of two claims to one name the one at the first place counts.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Place {
+pub(crate) enum Origin {
     /// A file, or the folder itself.
     File(Arc<Path>),
     /// The Kubernetes API itself, or one of its resources (`pods`).
@@ -15,7 +15,7 @@ pub(crate) enum Place {
     Object(&'static str, ObjectName),
 }
 
-impl Place {
+impl Origin {
     /// A file, or the folder.
     pub(crate) fn file(path: &Path) -> Self {
         Self::File(path.into())
@@ -23,7 +23,7 @@ impl Place {
 }
 
 /// A path, or `kubernetes` with the resource where no object is named.
-impl fmt::Display for Place {
+impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => write!(f, "{}", path.display()),

@@ -27,14 +27,14 @@ const SPREAD: Duration = Duration::from_secs(10);
 const AT_A_TIME: usize = 5;
 
 /// Keeps the conditions.
-pub(super) struct PolicyStatuses {
+pub(super) struct PolicyStatusWriter {
     client: Client,
     resource: ApiResource,
     /// By name and the version judged.
     pace: Pace<(ObjectName, String)>,
 }
 
-impl PolicyStatuses {
+impl PolicyStatusWriter {
     pub(super) fn new(client: Client) -> Self {
         let resource = ApiResource {
             group: "security.istio.io".to_owned(),
