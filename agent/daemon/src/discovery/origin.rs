@@ -1,18 +1,20 @@
-//! Where an object stands: what an operator is told to look at.
+//! Where in a source something stands: what an operator is told to look at.
 
 use std::{fmt, path::Path, sync::Arc};
 
-use ambit_core::model::ObjectName;
+use super::kinds::{Key, Kind};
 
-/// Where something stands in a source. Places are ordered: of two claims to one name the one at the first place counts.
+/// Where something stands in a source. Ordered: of two claims to one name the one of the first origin counts.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Origin {
     /// A file, or the folder itself.
     File(Arc<Path>),
-    /// The Kubernetes API itself, or one of its resources (`pods`).
-    Resource(&'static str),
-    /// An object in the Kubernetes API, by its resource.
-    Object(&'static str, ObjectName),
+    /// The Kubernetes API as a whole.
+    Api,
+    /// All objects of one kind in the Kubernetes API.
+    Resource(Kind),
+    /// An object in the Kubernetes API.
+    Object(Key),
 }
 
 impl Origin {
@@ -27,8 +29,9 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => write!(f, "{}", path.display()),
-            Self::Resource(resource) => write!(f, "kubernetes {resource}"),
-            Self::Object(..) => f.write_str("kubernetes"),
+            Self::Api => f.write_str("kubernetes API"),
+            Self::Resource(kind) => write!(f, "kubernetes {}", kind.row().plural),
+            Self::Object(_) => f.write_str("kubernetes"),
         }
     }
 }

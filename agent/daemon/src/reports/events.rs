@@ -16,9 +16,9 @@ use tokio::time::Instant;
 
 use super::{Outcome, PodReport, pace::Pace, send};
 
-/// A pod in the making has no network for a moment: no reason to speak of it.
+/// A pod in the making has no network for a moment: no reason for an event.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long one failure of one pod is not spoken of again.
+/// How long one problem of one pod makes no further event.
 const QUIET: Duration = Duration::from_secs(300);
 /// Events that may come at once, and how long one more takes to be allowed.
 const BURST: u32 = 25;
@@ -38,8 +38,8 @@ pub(super) struct Events {
 /// A pod that cannot be enrolled.
 struct Failing {
     since: Instant,
-    /// What was said of it last, and when.
-    said: Option<(String, Instant)>,
+    /// The problem that was published last, and when.
+    published: Option<(String, Instant)>,
 }
 
 impl Events {
@@ -54,7 +54,7 @@ impl Events {
         }
     }
 
-    /// Tells of the pods that were enrolled just now, and of those that cannot be.
+    /// Publishes events for the pods that were enrolled just now, and for those that cannot be.
     pub(super) async fn write(&mut self, pods: &[PodReport], enrolled: &[Arc<str>], now: Instant) {
         self.refill(now);
         let present: HashSet<&str> =
@@ -76,7 +76,7 @@ impl Events {
                     if outcome == Outcome::Written
                         && let Some(failing) = self.failing.get_mut(&pod.uid)
                     {
-                        failing.said = Some((problem.clone(), now));
+                        failing.published = Some((problem.clone(), now));
                     }
                     outcome
                 }
@@ -90,8 +90,11 @@ impl Events {
     }
 
     fn is_due(&mut self, pod: &PodReport, problem: &str, now: Instant) -> bool {
-        let failing = self.failing.entry(pod.uid.clone()).or_insert(Failing { since: now, said: None });
-        let quiet = failing.said.as_ref().is_some_and(|(said, at)| said == problem && now - *at < QUIET);
+        let failing = self.failing.entry(pod.uid.clone()).or_insert(Failing { since: now, published: None });
+        let quiet = failing
+            .published
+            .as_ref()
+            .is_some_and(|(published, at)| published == problem && now - *at < QUIET);
         let subject = (pod.uid.clone(), problem.to_owned());
         now - failing.since >= GRACE && !quiet && self.pace.due(&subject, Duration::ZERO, now)
     }

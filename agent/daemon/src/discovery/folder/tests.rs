@@ -227,7 +227,7 @@ fn a_file_too_large_keeps_what_it_held() {
 fn invalid_objects_and_duplicates_name_file_object_and_field() {
     let dir = TempDir::new().unwrap();
     let at = |name: &str| dir.path().join(name);
-    let place = |name: &str| Origin::file(&at(name));
+    let origin = |name: &str| Origin::file(&at(name));
     fs::write(at("a.yaml"), policy("p", "STRICT") + &policy("q", "LOOSE") + &pod("a", "10.0.0.1")).unwrap();
     fs::write(at("b.yaml"), policy("p", "PERMISSIVE") + &pod("b", "[10.0.0.2]")).unwrap();
     let feed = start(dir.path());
@@ -237,15 +237,15 @@ fn invalid_objects_and_duplicates_name_file_object_and_field() {
         .problems
         .iter()
         .map(|problem| {
-            (problem.place.clone(), problem.object.as_deref().unwrap(), problem.field.as_deref().unwrap())
+            (problem.origin.clone(), problem.object.as_deref().unwrap(), problem.field.as_deref().unwrap())
         })
         .collect();
     assert_eq!(
         fields,
         [
-            (place("a.yaml"), "PeerAuthentication shop/q", "spec.mtls.mode"),
-            (place("b.yaml"), "Pod shop/b", "status.podIP"),
-            (place("b.yaml"), "PeerAuthentication shop/p", "metadata.name"),
+            (origin("a.yaml"), "PeerAuthentication shop/q", "spec.mtls.mode"),
+            (origin("b.yaml"), "Pod shop/b", "status.podIP"),
+            (origin("b.yaml"), "PeerAuthentication shop/p", "metadata.name"),
         ]
     );
     assert!(problems(&world)[2].contains(&*at("a.yaml").display().to_string()));
@@ -307,7 +307,10 @@ struct Bench {
 
 impl Bench {
     fn new(dir: &Path) -> Self {
-        Self { folder: Folder::new(dir.to_owned()), feed: Feed::new(Settings::default()) }
+        Self {
+            folder: Folder::new(dir.to_owned(), Settings::default()),
+            feed: Feed::new(Settings::default()),
+        }
     }
 
     fn scan(&mut self) -> Arc<World> {

@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
-use ambit_core::{model::Labels, policy::MtlsMode};
+use ambit_core::{
+    model::{Labels, ObjectName},
+    policy::MtlsMode,
+};
 use serde_json::{Value, json};
 use tokio::{sync::mpsc::UnboundedReceiver, time::timeout};
 
 use super::*;
 use crate::{
     cluster::testing::{Call, Events, scripted},
-    discovery::World,
+    discovery::{World, kinds::Entry},
 };
 
 struct Bench {
@@ -234,7 +237,7 @@ async fn a_bad_object_keeps_its_last_good_version_and_others() {
         ]
     );
     assert_eq!(mode(&world), MtlsMode::Strict);
-    let status = world.said.policies.values().next().unwrap().clone();
+    let status = bench.feed.observed().policies.values().next().unwrap().clone();
     assert_eq!(
         (status.accepted, status.reason, status.generation, &*status.version),
         (false, "Invalid", Some(3), "7")
@@ -248,7 +251,7 @@ async fn a_bad_object_keeps_its_last_good_version_and_others() {
     assert!(problems(&world)[0].starts_with("kubernetes: PeerAuthentication shop/q: spec: "));
     events.send("DELETED", &json!({"metadata": {"name": "q", "namespace": "shop", "resourceVersion": "10"}}));
     let world = bench.until("removed", |world| world.problems.is_empty()).await;
-    assert!(world.said.policies.is_empty());
+    assert!(bench.feed.observed().policies.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -302,6 +305,50 @@ async fn the_watches_end_with_the_last_handle() {
     );
 }
 
+/// Whether the state of the feed is still the same one, some time after.
+async fn is_unchanged(bench: &Bench, world: &Arc<World>, revision: u64) -> bool {
+    let later = bench.later().await;
+    Arc::ptr_eq(&later, world) && *bench.feed.subscribe().borrow() == revision
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_annotation_of_a_pod_and_what_nobody_reads_make_no_new_world() {
+    let mut bench = Bench::new("pods");
+    let events = bench.list(&[pod("a", "10.0.0.1", "5")], "6").await;
+    let world = bench.until("synced", |world| world.synced).await;
+    let revision = *bench.feed.subscribe().borrow();
+    let mut annotated = pod("a", "10.0.0.1", "7");
+    annotated["metadata"]["annotations"] = json!({"ambit.dev/state": "enrolled"});
+    annotated["status"]["containerStatuses"] = json!([{"restartCount": 1}]);
+    events.send("MODIFIED", &annotated);
+    assert!(is_unchanged(&bench, &world, revision).await);
+    let state = bench.feed.observed().pods[&ObjectName::new("shop", "a")].clone();
+    assert_eq!((&*state.uid, &*state.state), ("a", "enrolled"));
+    events.send("MODIFIED", &pod("a", "10.0.0.1", "8"));
+    assert!(is_unchanged(&bench, &world, revision).await);
+    assert!(bench.feed.observed().pods.is_empty(), "an annotation that is gone is still shown");
+    // Of another node's pods nothing is reported here.
+    annotated["spec"]["nodeName"] = "n2".into();
+    events.send("MODIFIED", &annotated);
+    bench.until("a change that counts", |world| world.mesh.pods_on("n2").count() == 1).await;
+    assert!(*bench.feed.subscribe().borrow() > revision && bench.feed.observed().pods.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_status_of_a_policy_makes_no_new_world() {
+    let mut bench = Bench::new("peerauthentications");
+    let events = bench.list(&[policy("STRIKT", "5")], "6").await;
+    let world = bench.until("problem", |world| world.synced && !world.problems.is_empty()).await;
+    let revision = *bench.feed.subscribe().borrow();
+    let wanted = bench.feed.observed().policies.values().next().unwrap().clone();
+    let mut written = policy("STRIKT", "7");
+    written["status"] = json!({"conditions": [{"type": "AmbitAccepted", "status": "False",
+        "reason": wanted.reason, "observedGeneration": 3}]});
+    events.send("MODIFIED", &written);
+    assert!(is_unchanged(&bench, &world, revision).await);
+    assert!(bench.feed.observed().policies.is_empty(), "written, and still wanted");
+}
+
 #[test]
 fn a_status_is_to_be_written_only_where_it_says_something_else() {
     let judged = |spec: Value, said: Option<Value>| {
@@ -309,8 +356,9 @@ fn a_status_is_to_be_written_only_where_it_says_something_else() {
         value["spec"] = spec;
         let other = json!({"type": "Other", "status": "True"});
         value["status"] = json!({"conditions": said.into_iter().chain([other]).collect::<Vec<_>>()});
-        let manifest = crate::discovery::manifest::Manifest::read(vec![value.clone()], &Settings::default());
-        verdict::unsaid(&value, &manifest).map(|status| {
+        let current = policy_status::CurrentStatus::of(&value);
+        let entry = Entry::read(Kind::PeerAuthentication, value, &Settings::default()).unwrap();
+        current.wanted(&entry).map(|status| {
             assert_eq!(status.others.len(), 1, "the conditions of others must stay");
             (status.accepted, status.reason)
         })
