@@ -1,7 +1,7 @@
 //! Feeds: the outside world's objects become one snapshot of mesh and policies.
 //!
 //! Promises that a snapshot is read without a lock, that a bad object is reported and changes nothing, and that a
-//! source's trouble never ends the feed. What to do with the state is left to others.
+//! source that fails never ends the feed. What to do with the state is left to others.
 
 mod folder;
 mod kinds;
@@ -123,7 +123,7 @@ impl Feed {
         self.shared.update(|ledger| ledger.assign_addresses(uid, ips, Instant::now()));
     }
 
-    /// What the API shows of the agents' reports. No revision tells of it.
+    /// What the API shows of the agents' reports now. A change of it makes no new revision.
     pub(crate) fn observed(&self) -> ObservedStatus {
         self.shared.observed().clone()
     }

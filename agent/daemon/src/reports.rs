@@ -1,4 +1,4 @@
-//! What the agent tells the Kubernetes API: how pods stand, and what became of policies.
+//! What the agent reports to the Kubernetes API: how pods stand, and what became of policies.
 //!
 //! Promises that only what differs is written, that writing is bounded in rate and never holds anything else up, and that
 //! agents of many nodes do not all write the same. Decides nothing: it is handed what is so.

@@ -68,7 +68,7 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// Reads an object of this kind. Fails only if it cannot be told which one it is.
+    /// Reads an object of this kind. Fails only if it has no good name.
     pub(super) fn read(kind: Kind, object: Value, settings: &Settings) -> Result<Self, FieldError> {
         let key = Key::of(kind, &object)?;
         Ok(match (kind.row().read)(key.name.clone(), object, settings) {

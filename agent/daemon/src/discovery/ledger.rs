@@ -221,7 +221,7 @@ impl Ledger {
         }
     }
 
-    /// Decides which version of a name is in force, and tells mesh and policies if that is another one.
+    /// Decides which version of a name is in force, and applies it to mesh and policies if that is another one.
     fn settle_name(&mut self, key: Key) {
         let before = self.in_force.remove(&key);
         let claims = self.claims.get(&key).map_or(&[][..], Vec::as_slice);

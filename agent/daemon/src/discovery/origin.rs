@@ -1,4 +1,4 @@
-//! Where in a source something stands: what an operator is told to look at.
+//! Where in a source something stands: what an operator has to look at.
 
 use std::{fmt, path::Path, sync::Arc};
 

@@ -102,7 +102,7 @@ fn changes_take_effect() {
 
     fs::write(&path, policy("p", "STRICT")).unwrap();
     until(&feed, "new file", |world| mode(world) == MtlsMode::Strict);
-    // Told of just after it is in force.
+    // Published just after it is in force.
     until(&feed, "a new revision", |_| revisions.has_changed().unwrap());
     assert!(*revisions.borrow_and_update() > first);
     fs::write(&path, policy("p", "PERMISSIVE")).unwrap();
@@ -186,25 +186,25 @@ fn things_that_are_no_manifests() {
     assert!(before.elapsed() < SOON, "something blocked");
     let world = feed.world();
     assert!(mode(&world) == MtlsMode::Strict && has(&world.mesh, "10.0.0.9"));
-    let said = |name: &str, what: &str| format!("{}: {what}", at(name).display());
+    let problem_at = |name: &str, what: &str| format!("{}: {what}", at(name).display());
     assert_eq!(
         problems(&world),
         [
-            said("dangling.yaml", "is a link to nothing"),
-            said("dir.yaml", "is a directory, not a file"),
-            said("fifo.yaml", "is a FIFO, not a file"),
-            said("large.yaml", "is larger than 4 MiB; split it"),
-            said("latin1.yaml", "is not UTF-8 text: bad byte at offset 3"),
-            said("self.yaml", "is a link that leads back to itself"),
-            said("socket.yaml", "is a socket, not a file"),
-            said("zero.yaml", "is a device, not a file"),
+            problem_at("dangling.yaml", "is a link to nothing"),
+            problem_at("dir.yaml", "is a directory, not a file"),
+            problem_at("fifo.yaml", "is a FIFO, not a file"),
+            problem_at("large.yaml", "is larger than 4 MiB; split it"),
+            problem_at("latin1.yaml", "is not UTF-8 text: bad byte at offset 3"),
+            problem_at("self.yaml", "is a link that leads back to itself"),
+            problem_at("socket.yaml", "is a socket, not a file"),
+            problem_at("zero.yaml", "is a device, not a file"),
         ]
     );
     drop(listener);
     // A good file that turns into such a thing keeps what it held.
     mkfifo(&at(".fifo"), Mode::S_IRWXU).unwrap();
     fs::rename(at(".fifo"), at("turns.yaml")).unwrap();
-    let turned = said("turns.yaml", "is a FIFO, not a file (what it held before stays in force)");
+    let turned = problem_at("turns.yaml", "is a FIFO, not a file (what it held before stays in force)");
     let world = until(&feed, "FIFO in place", |world| problems(world).contains(&turned));
     assert!(world.problems.len() == 9 && has(&world.mesh, "10.0.0.9"));
 }
@@ -332,7 +332,7 @@ fn changes_are_seen_without_inotify() {
     let world = bench.scan();
     assert_eq!(mode(&world), MtlsMode::Strict);
     assert!(!bench.folder.unsettled && Arc::ptr_eq(&world, &bench.scan()));
-    // The same size and the same time of modification: the change is told by what nobody can set.
+    // The same size and the same time of modification: what nobody can set shows the change.
     let before = fs::metadata(&path).unwrap().modified().unwrap();
     fs::write(&path, policy("p", "STRIKT")).unwrap();
     fs::File::options().write(true).open(&path).unwrap().set_modified(before).unwrap();
@@ -384,7 +384,9 @@ fn an_address_of_a_new_sandbox_counts_until_the_object_follows() {
     });
     fs::write(dir.path().join("a.yaml"), pod("a", "10.0.0.8")).unwrap();
     fs::write(dir.path().join("b.yaml"), pod("b", "10.0.0.21")).unwrap();
-    until(&feed, "told by the object", |world| has(&world.mesh, "10.0.0.21") && has(&world.mesh, "10.0.0.8"));
+    until(&feed, "stated by the object", |world| {
+        has(&world.mesh, "10.0.0.21") && has(&world.mesh, "10.0.0.8")
+    });
     fs::write(dir.path().join("a.yaml"), pod("a", "10.0.0.7")).unwrap();
     until(&feed, "the object's again", |world| has(&world.mesh, "10.0.0.7") && !has(&world.mesh, "10.0.0.8"));
 }

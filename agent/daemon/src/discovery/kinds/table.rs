@@ -133,7 +133,7 @@ static TABLE: [Row; 5] = [
     },
 ];
 
-// A kind finds its row by its place in the enum.
+// A kind's row is found by its position in the enum.
 const _: () = {
     let mut at = 0;
     while at < TABLE.len() {

@@ -43,20 +43,20 @@ impl CurrentStatus {
     }
 
     /// What it should say of what was made of the object; none if it says so. An object that is taken in full needs no
-    /// words, unless other ones were said of an earlier state of it.
+    /// condition, unless there is another one about an earlier state of it.
     ///
-    /// Messages are not compared: agents of two versions would overwrite each other's for ever.
+    /// Messages are not compared, or agents of two versions would overwrite each other's for ever.
     pub(super) fn wanted(self, entry: &Entry) -> Option<PolicyStatus> {
         let (accepted, reason, message) = judged(entry);
-        let is_said = match &self.ours {
+        let up_to_date = match &self.ours {
             None => reason == "Accepted",
-            Some(said) => {
+            Some(ours) => {
                 let status = if accepted { "True" } else { "False" };
-                let same = said.status.as_deref() == Some(status) && said.reason.as_deref() == Some(reason);
-                same && (said.generation == self.generation || reason == "Accepted")
+                let same = ours.status.as_deref() == Some(status) && ours.reason.as_deref() == Some(reason);
+                same && (ours.generation == self.generation || reason == "Accepted")
             }
         };
-        (!is_said).then_some(PolicyStatus {
+        (!up_to_date).then_some(PolicyStatus {
             generation: self.generation,
             version: self.version,
             accepted,

@@ -1,4 +1,4 @@
-//! Against a scripted server, in virtual time: what a real one does only when it is in trouble.
+//! Against a scripted server, in virtual time: what a real one does only when something is wrong with it.
 
 use std::time::Duration;
 
@@ -164,14 +164,18 @@ async fn while_the_api_is_away_everything_stays() {
     assert!(bench.feed.world().problems.is_empty());
     drop(bench.call().await);
     let world = bench.until("problem", |world| !world.problems.is_empty()).await;
-    let told = problems(&world);
-    assert!(told.len() == 1 && told[0].starts_with("kubernetes API: cannot be read: "), "{told:?}");
+    let reported = problems(&world);
     assert!(
-        told[0].contains("connection refused") && told[0].ends_with("; what was known before stays in force")
+        reported.len() == 1 && reported[0].starts_with("kubernetes API: cannot be read: "),
+        "{reported:?}"
+    );
+    assert!(
+        reported[0].contains("connection refused")
+            && reported[0].ends_with("; what was known before stays in force")
     );
     for _ in 0..5 {
         bench.call().await.refuse(503, "ServiceUnavailable", "etcd is away");
-        assert_eq!(problems(&bench.feed.world()), told, "told again in other words");
+        assert_eq!(problems(&bench.feed.world()), reported, "reported again in other words");
     }
     assert!(bench.feed.world().synced && has(&bench.feed.world(), "10.0.0.1"));
     // After so many answers with an error it is listed anew; silence on the watch is a good sign.
@@ -351,11 +355,11 @@ async fn the_status_of_a_policy_makes_no_new_world() {
 
 #[test]
 fn a_status_is_to_be_written_only_where_it_says_something_else() {
-    let judged = |spec: Value, said: Option<Value>| {
+    let judged = |spec: Value, condition: Option<Value>| {
         let mut value = policy("STRICT", "5");
         value["spec"] = spec;
         let other = json!({"type": "Other", "status": "True"});
-        value["status"] = json!({"conditions": said.into_iter().chain([other]).collect::<Vec<_>>()});
+        value["status"] = json!({"conditions": condition.into_iter().chain([other]).collect::<Vec<_>>()});
         let current = policy_status::CurrentStatus::of(&value);
         let entry = Entry::read(Kind::PeerAuthentication, value, &Settings::default()).unwrap();
         current.wanted(&entry).map(|status| {
@@ -363,23 +367,23 @@ fn a_status_is_to_be_written_only_where_it_says_something_else() {
             (status.accepted, status.reason)
         })
     };
-    let said = |status: &str, reason: &str, generation: i64| {
+    let ours = |status: &str, reason: &str, generation: i64| {
         Some(
             json!({"type": "AmbitAccepted", "status": status, "reason": reason, "observedGeneration": generation}),
         )
     };
     let (good, bad) = (json!({"mtls": {"mode": "STRICT"}}), json!({"mtls": {"mode": "STRIKT"}}));
     let partly = json!({"mtls": {"mode": "DISABLE"}});
-    for (spec, said, expected) in [
+    for (spec, condition, expected) in [
         (&good, None, None),
-        (&good, said("True", "Accepted", 1), None),
-        (&good, said("False", "Invalid", 3), Some((true, "Accepted"))),
+        (&good, ours("True", "Accepted", 1), None),
+        (&good, ours("False", "Invalid", 3), Some((true, "Accepted"))),
         (&bad, None, Some((false, "Invalid"))),
-        (&bad, said("False", "Invalid", 3), None),
-        (&bad, said("False", "Invalid", 2), Some((false, "Invalid"))),
+        (&bad, ours("False", "Invalid", 3), None),
+        (&bad, ours("False", "Invalid", 2), Some((false, "Invalid"))),
         (&partly, None, Some((true, "UnsupportedValue"))),
-        (&partly, said("True", "UnsupportedValue", 3), None),
+        (&partly, ours("True", "UnsupportedValue", 3), None),
     ] {
-        assert_eq!(judged(spec.clone(), said.clone()), expected, "{spec} {said:?}");
+        assert_eq!(judged(spec.clone(), condition.clone()), expected, "{spec} {condition:?}");
     }
 }
