@@ -4,6 +4,7 @@
 //! source that fails never ends the feed. What to do with the state is left to others.
 
 mod folder;
+mod followers;
 mod kinds;
 mod kubernetes;
 mod ledger;
@@ -20,7 +21,8 @@ use std::{
 
 use ambit_core::{
     discovery::{Mesh, Settings},
-    policy::PolicySet,
+    model::Workload,
+    policy::{PolicySet, WorkloadPolicy},
 };
 use arc_swap::ArcSwap;
 use kube::Client;
@@ -30,6 +32,7 @@ pub(crate) use kinds::Key;
 pub(crate) use observed::{ACCEPTED_CONDITION, ObservedStatus, PodState, PolicyStatus, STATE_ANNOTATION};
 pub(crate) use origin::Origin;
 
+use followers::Followers;
 use ledger::Ledger;
 
 /// The state of the sources at one moment.
@@ -101,6 +104,8 @@ struct Shared {
     ledger: Mutex<Ledger>,
     world: ArcSwap<World>,
     observed: Mutex<ObservedStatus>,
+    /// Locked while a world is published: who begins to follow misses none.
+    followers: Mutex<Followers>,
     revision: watch::Sender<u64>,
     /// Ended with the last handle.
     tasks: Mutex<JoinSet<()>>,
@@ -115,6 +120,12 @@ impl Feed {
     /// A number that grows with every new state, published after the state itself.
     pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
         self.shared.revision.subscribe()
+    }
+
+    /// What the policies make of `workload`, now and whenever it becomes something else. The channel closes when the pod is
+    /// gone or has left the mesh.
+    pub(crate) fn follow_policy(&self, workload: &Workload) -> watch::Receiver<Arc<WorkloadPolicy>> {
+        self.shared.followers().follow(&self.world(), workload)
     }
 
     /// Addresses that this node's CNI gave to the pod of that `metadata.uid`, in force when this returns. They count while
@@ -142,6 +153,7 @@ impl Feed {
             ledger: Mutex::new(ledger),
             world,
             observed: Mutex::default(),
+            followers: Mutex::default(),
             revision: watch::Sender::new(1),
             tasks: Mutex::default(),
         };
@@ -156,7 +168,10 @@ impl Shared {
         let result = change(&mut ledger);
         // Under the lock, or an older world could be published last.
         if let Some(world) = ledger.settle() {
+            let news = ledger.news();
+            let mut followers = self.followers();
             self.world.store(Arc::new(world));
+            followers.publish(&self.world.load(), &news.reach);
             self.revision.send_modify(|revision| *revision += 1);
         }
         result
@@ -169,6 +184,10 @@ impl Shared {
 
     fn observed(&self) -> MutexGuard<'_, ObservedStatus> {
         self.observed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn followers(&self) -> MutexGuard<'_, Followers> {
+        self.followers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {

@@ -16,7 +16,7 @@ use std::{
 use ambit_core::{
     discovery::{Change as MeshChange, Mesh, Pod, Settings},
     model::ObjectName,
-    policy::PolicySet,
+    policy::{PolicySet, Reach},
 };
 
 use super::{
@@ -41,6 +41,8 @@ pub(super) struct Ledger {
     cni_addresses: CniAddresses,
     mesh: Mesh,
     policies: PolicySet,
+    /// What changes since it was last taken may concern.
+    news: News,
     /// Names whose claims have changed since they were settled.
     stale: BTreeSet<Key>,
     /// Names that are claimed more than once.
@@ -51,6 +53,13 @@ pub(super) struct Ledger {
     synced: bool,
     /// Something that the world shows has changed since it was settled.
     changed: bool,
+}
+
+/// What differs in a new world.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    /// The workloads that changed policies may concern.
+    pub(super) reach: Reach,
 }
 
 /// What an origin holds.
@@ -83,6 +92,7 @@ impl Ledger {
             claims: HashMap::new(),
             in_force: HashMap::new(),
             cni_addresses: CniAddresses::default(),
+            news: News::default(),
             stale: BTreeSet::new(),
             contested: BTreeSet::new(),
             with_problems: BTreeSet::new(),
@@ -211,6 +221,11 @@ impl Ledger {
         std::mem::take(&mut self.changed).then(|| self.world())
     }
 
+    /// What differs in the settled world from the one this was last asked for.
+    pub(super) fn news(&mut self) -> News {
+        std::mem::take(&mut self.news)
+    }
+
     /// The world as it was settled last.
     pub(super) fn world(&self) -> World {
         World {
@@ -266,7 +281,7 @@ impl Ledger {
             }
             Change::Mesh(change) => self.mesh.apply(change),
             Change::Policies(change) => {
-                self.policies.apply(change);
+                self.news.reach.merge(self.policies.apply(change));
             }
         }
     }
