@@ -3,10 +3,10 @@
 //! Promises that the world is not called synced before every resource was read to its end, that a burst of changes makes
 //! few worlds, and that what was known stays in force while the API is away.
 
-mod follow;
 mod health;
+mod object;
 mod policy_status;
-mod watched;
+mod resource_watch;
 
 use std::{
     sync::{
@@ -22,8 +22,8 @@ use tokio::{sync::Notify, task::JoinSet, time::sleep};
 use tracing::info;
 
 use super::{Feed, Shared, kinds::Kind, ledger::Ledger, observed::ObservedStatus};
-use follow::Follower;
 use health::Health;
+use resource_watch::ResourceWatch;
 
 /// How long changes are gathered before a world is made of them.
 const GATHER: Duration = Duration::from_millis(50);
@@ -41,7 +41,7 @@ pub(super) fn watch(client: &Client, settings: Settings, node: &str) -> Feed {
     });
     let mut tasks = JoinSet::new();
     for row in Kind::rows() {
-        tasks.spawn(Follower::new(row, client.clone(), hub.clone()).run());
+        tasks.spawn(ResourceWatch::new(row, client.clone(), hub.clone()).run());
     }
     tasks.spawn(publish(hub));
     feed.shared.keep(tasks);

@@ -142,7 +142,7 @@ impl Ledger {
         self.forget(origin);
         self.objects = objects;
         for (at, (key, _)) in content.objects.iter().enumerate() {
-            let claims = self.claims.entry(key.clone()).or_default();
+            let claims = self.claims.entry(key.clone()).or_insert_with(|| Vec::with_capacity(1));
             let claim = (origin.clone(), at);
             claims.insert(claims.partition_point(|other| *other < claim), claim);
             self.stale.insert(key.clone());

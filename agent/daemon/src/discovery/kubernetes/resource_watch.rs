@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use tokio_stream::{Stream, StreamExt};
 use tracing::{debug, info};
 
-use super::{Hub, health::Failure, policy_status::CurrentStatus, watched::Watched};
+use super::{Hub, health::Failure, object::ApiObject, policy_status::CurrentStatus};
 use crate::{
     cluster::sentence,
     discovery::{
@@ -40,8 +40,8 @@ const STANDS: Duration = Duration::from_secs(5);
 /// How long the server keeps a watch, seconds; a connection that died unnoticed is given up 5 s later.
 const WATCH_SECONDS: u32 = 120;
 
-/// Follows one resource for ever.
-pub(super) struct Follower {
+/// Watches one resource for ever.
+pub(super) struct ResourceWatch {
     row: &'static Row,
     client: Client,
     hub: Arc<Hub>,
@@ -66,7 +66,7 @@ enum Over {
     Again,
 }
 
-impl Follower {
+impl ResourceWatch {
     pub(super) fn new(row: &'static Row, client: Client, hub: Arc<Hub>) -> Self {
         Self {
             row,
@@ -82,7 +82,7 @@ impl Follower {
     }
 
     pub(super) async fn run(mut self) {
-        let api: Api<Watched> = Api::all_with(self.client.clone(), &self.row.kind.api_resource());
+        let api: Api<ApiObject> = Api::all_with(self.client.clone(), &self.row.kind.api_resource());
         loop {
             let config = watcher::Config {
                 initial_list_strategy: self.strategy.clone(),
@@ -98,7 +98,7 @@ impl Follower {
 
     async fn follow(
         &mut self,
-        mut events: impl Stream<Item = watcher::Result<Event<Watched>>> + Unpin,
+        mut events: impl Stream<Item = watcher::Result<Event<ApiObject>>> + Unpin,
     ) -> Over {
         loop {
             let event = if self.failures > 0 {
@@ -127,7 +127,7 @@ impl Follower {
         }
     }
 
-    fn take(&mut self, event: Event<Watched>) {
+    fn take(&mut self, event: Event<ApiObject>) {
         match event {
             // Nothing has been heard from the server yet.
             Event::Init => return self.listing = Some(HashSet::new()),
@@ -152,7 +152,7 @@ impl Follower {
     }
 
     /// Reads outside the ledger's lock.
-    fn write(&self, object: Watched) {
+    fn write(&self, object: ApiObject) {
         let key = self.key_of(&object);
         let state = (self.row.report == Report::StateAnnotation).then(|| self.pod_state(&object.value));
         let status = (self.row.report == Report::AcceptedCondition).then(|| CurrentStatus::of(&object.value));
@@ -168,7 +168,7 @@ impl Follower {
     }
 
     /// The name under which the object is kept, be it a bad one.
-    fn key_of(&self, object: &Watched) -> Key {
+    fn key_of(&self, object: &ApiObject) -> Key {
         Key { kind: self.row.kind, name: object.name() }
     }
 
