@@ -3,13 +3,13 @@
 mod attachment;
 mod ca;
 mod federation;
+mod handles;
 mod installation;
 mod issuer;
 mod lifecycle;
 mod locations;
 mod node;
 mod revocation;
-mod rooms;
 mod source;
 mod status;
 mod trust;
@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 
 pub(crate) use ca::run_ca;
 
-use self::{node::Node, rooms::Rooms, uninstall::Release};
+use self::{handles::Handles, node::Node, uninstall::Release};
 use crate::{
     capture,
     config::AgentConfig,
@@ -36,16 +36,17 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let readiness = Readiness::default();
     let (objects, enrolment) = (readiness.gate(config.source.gate()), readiness.gate("pods"));
     let mut background = JoinSet::new();
-    let rooms = Rooms::open(&config, readiness, &mut background).await?;
-    let mut node = rooms.node(&config)?;
-    rooms.connect(&config, objects, &mut background);
+    let handles = Handles::open(&config, readiness, &mut background).await?;
+    let (mut node, attaching) = handles.node(&config)?;
+    handles.connect(&config, objects, &mut background);
     let mut signals = Signals::listen()?;
     let release = Release::follow(config.daemonset.clone());
     let Some(run_dir) = occupy(claim, &mut node, &mut signals).await? else { return Ok(()) };
     tracing::info!(node = config.node, version = env!("CARGO_PKG_VERSION"), "agent started");
     // Not before: an agent that dies on the way leaves the installation to the one that goes on.
-    let installed = installation::keep(&config, &rooms.telemetry)?;
-    let ended = rooms.serving(&config, &mut node, signals).run(run_dir, enrolment).await;
+    let installed = installation::keep(&config, &handles.telemetry)?;
+    let serving = handles.serving(&config, &mut node, attaching, signals);
+    let ended = serving.run(run_dir, enrolment).await;
     node.capture.end().await;
     ended?;
     if release.uninstall_wanted().await {

@@ -26,8 +26,8 @@ use crate::{
     tunnel::Wallet,
 };
 
-/// Handles to the rooms. Clones are handed out, the narrowest that does.
-pub(super) struct Rooms {
+/// Handles to the rooms; each part gets clones of those that it needs.
+pub(super) struct Handles {
     started: SystemTime,
     readiness: Readiness,
     pub(super) telemetry: Telemetry,
@@ -40,7 +40,7 @@ pub(super) struct Rooms {
     pods: Pods,
 }
 
-impl Rooms {
+impl Handles {
     /// Builds them; what has to go on for ever is spawned into `background`. Must be called in a tokio runtime.
     pub(super) async fn open(
         config: &AgentConfig,
@@ -73,10 +73,21 @@ impl Rooms {
         installation::inform(config, &self.feed, background);
     }
 
-    /// The node, not yet followed.
-    pub(super) fn node(&self, config: &AgentConfig) -> anyhow::Result<Node> {
+    /// The node, not yet followed, and the answers to its CNI plugin.
+    pub(super) fn node(&self, config: &AgentConfig) -> anyhow::Result<(Node, Attaching)> {
         let by_operator = matches!(config.source, SourceConfig::Folder(_));
-        Ok(Node {
+        let locations = Locations::new(Cgroups::new(config.cgroup_root.as_deref())?, by_operator);
+        let rounds = watch::Sender::new(0);
+        let attaching = Attaching {
+            node: config.node.clone(),
+            feed: self.feed.clone(),
+            keys: self.keys.clone(),
+            pods: self.pods.clone(),
+            rounds: rounds.subscribe(),
+            attachments: locations.attachments(),
+            telemetry: self.telemetry.clone(),
+        };
+        let node = Node {
             name: config.node.clone(),
             capture: Capture::new(CaptureSettings {
                 node: config.node.clone(),
@@ -84,14 +95,14 @@ impl Rooms {
                 cgroup_root: config.cgroup_root.clone(),
                 kubelet_cgroup: config.kubelet_cgroup.clone(),
             })?,
-            locations: Locations::new(Cgroups::new(config.cgroup_root.as_deref())?, by_operator),
+            locations,
             feed: self.feed.clone(),
             keys: self.keys.clone(),
             wallet: self.wallet.clone(),
             proxy: self.proxy.clone(),
             telemetry: self.telemetry.clone(),
             pods: self.pods.clone(),
-            rounds: watch::Sender::new(0),
+            rounds,
             enrolled: HashMap::new(),
             readiness: self.readiness.clone(),
             certificates_late: None,
@@ -99,7 +110,8 @@ impl Rooms {
             serving: JoinSet::new(),
             settled: false,
             led_by: None,
-        })
+        };
+        Ok((node, attaching))
     }
 
     /// What serves `node` and answers for it.
@@ -107,17 +119,9 @@ impl Rooms {
         &self,
         config: &AgentConfig,
         node: &'a mut Node,
+        attaching: Attaching,
         signals: Signals,
     ) -> Serving<'a> {
-        let attaching = Attaching {
-            node: config.node.clone(),
-            feed: self.feed.clone(),
-            keys: self.keys.clone(),
-            pods: self.pods.clone(),
-            rounds: node.rounds.subscribe(),
-            attachments: node.locations.attachments(),
-            telemetry: self.telemetry.clone(),
-        };
         let status = Status {
             node: config.node.clone(),
             instance: config.instance.clone(),
