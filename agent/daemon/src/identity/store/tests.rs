@@ -11,6 +11,7 @@ use super::*;
 use crate::identity::{
     BuiltinCa, Csr, IssueFuture, Issued,
     key::PrivateKey,
+    svid::PendingKey,
     testing::{TestCa, TokioClock, id},
 };
 
