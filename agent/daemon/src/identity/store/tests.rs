@@ -5,7 +5,7 @@ use std::{
 
 use ambit_core::rotation::BACKOFF_CAP;
 use tempfile::TempDir;
-use tokio::time::advance;
+use tokio::time::{advance, sleep};
 
 use super::*;
 use crate::identity::{
