@@ -13,6 +13,7 @@ use std::{
 use ambit_core::model::SpiffeId;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio::task::{AbortHandle, spawn_blocking};
+use zeroize::Zeroizing;
 
 use super::{Csr, IssueError, IssueFuture, Issued, Issuer, Renewed, key::PrivateKey, pem};
 use crate::files::{self, Watched};
@@ -103,9 +104,9 @@ fn read(dir: &Path, id: &SpiffeId) -> Result<Issued, IssueError> {
     let place = if own.join(CERTIFICATE).exists() { own.as_path() } else { dir };
     let chain = certificates(&place.join(CERTIFICATE))?;
     let key_path = place.join(KEY);
-    let key = files::read(&key_path, MAX_FILE).map_err(unusable)?;
+    let key = read_file(&key_path)?;
     let key = PrivateKeyDer::from_pem_slice(&key)
-        .map_err(|error| unusable(format!("{}: no unencrypted PEM key: {error}", key_path.display())))?;
+        .map_err(|error| unusable(&key_path, &format!("no unencrypted PEM key: {error}")))?;
     let roots = [place, dir].map(|place| place.join(ROOTS));
     let roots = certificates(if roots[0].exists() { &roots[0] } else { &roots[1] })?;
     // Peers want intermediates and no roots.
@@ -114,12 +115,16 @@ fn read(dir: &Path, id: &SpiffeId) -> Result<Issued, IssueError> {
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, IssueError> {
-    let text = files::read(path, MAX_FILE).map_err(unusable)?;
-    pem::certificates(&text).map_err(|problem| unusable(format!("{}: {problem}", path.display())))
+    let text = read_file(path)?;
+    pem::certificates(&text).map_err(|problem| unusable(path, &problem))
 }
 
-fn unusable(problem: impl ToString) -> IssueError {
-    IssueError::Unusable(problem.to_string())
+fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, IssueError> {
+    files::read(path, MAX_FILE).map_err(|error| IssueError::Unusable(error.to_string()))
+}
+
+fn unusable(path: &Path, problem: &str) -> IssueError {
+    IssueError::Unusable(format!("{}: {problem}", path.display()))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     error::Error as _,
+    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,

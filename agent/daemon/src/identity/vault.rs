@@ -24,7 +24,7 @@ use tracing::warn;
 use zeroize::Zeroizing;
 
 use self::client::{Client, Failure};
-use super::{Csr, IssueError, IssueFuture, Issued, Issuer, certificate::parse, pem};
+use super::{Csr, IssueError, IssueFuture, Issued, Issuer, certificate::parse, certificates};
 use crate::{error::with_causes, files};
 
 /// The longest between two looks at the lease.
@@ -235,7 +235,7 @@ fn lease(seconds: &Value, renewable: &Value) -> Option<Lease> {
 fn issued(data: &Value) -> Result<Issued, IssueError> {
     let unusable = |problem: String| IssueError::Unusable(format!("Vault's answer {problem}"));
     let read = |value: &Value| -> Result<Vec<CertificateDer<'static>>, IssueError> {
-        pem::certificates(value.as_str().unwrap_or_default().as_bytes()).map_err(unusable)
+        certificates(value.as_str().unwrap_or_default().as_bytes()).map_err(unusable)
     };
     let mut chain = read(&data["certificate"])?;
     let mut above = Vec::new();

@@ -15,7 +15,7 @@ use super::MAX_TOKEN;
 /// A shorter token can be guessed.
 pub(super) const MIN_TOKEN: usize = 20;
 
-/// One caller as the file says.
+/// One caller, checked.
 #[derive(Debug)]
 pub(crate) struct Entry {
     node: String,
@@ -34,7 +34,7 @@ pub(super) enum Proof {
     Certificate(SpiffeId),
 }
 
-/// The same as written.
+/// One caller as the file has it.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct Line {

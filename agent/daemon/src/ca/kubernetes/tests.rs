@@ -161,7 +161,7 @@ impl Running {
 
 fn kubeconfig_text(addr: SocketAddr, root: &str) -> String {
     use data_encoding::BASE64;
-    let data = BASE64.encode(root);
+    let data = BASE64.encode(root.as_bytes());
     format!(
         "apiVersion: v1\nkind: Config\ncurrent-context: here\npreferences: {{}}\n\
          contexts:\n- name: here\n  context: {{cluster: one, user: ca, namespace: x}}\n\

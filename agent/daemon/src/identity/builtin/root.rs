@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 use super::{BACKDATE, CaFiles, files};
 
 /// Lifetime of a CA made here.
-const LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
+pub(super) const LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// A new self-signed CA for `trust_domain`.
 pub(super) fn make(trust_domain: &TrustDomain, now: SystemTime) -> Result<CaFiles, rcgen::Error> {
