@@ -166,7 +166,7 @@ fn a_half_written_file_changes_nothing() {
     assert!(mode(&feed.world()) == MtlsMode::Strict && feed.world().problems.is_empty());
 }
 
-/// Everything of issue 3 that may stand in a folder, beside a good file and in place of one.
+/// Everything else that may stand in a folder, beside a good file and in place of one.
 #[test]
 fn things_that_are_no_manifests() {
     let dir = TempDir::new().unwrap();
