@@ -3,6 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use ambit_integration::{
+    changes::Changes,
     console::Console,
     issuing::Costs,
     kube_suite::Kit,
@@ -21,6 +22,7 @@ use crate::{build, demo::table, kube, setup};
 #[command(after_help = "Examples:\n  cargo xtask bench\n  cargo xtask bench --rounds 9 --seconds 10\n  \
     cargo xtask bench --certificates     the CA and the agent's memory alone\n  \
     cargo xtask bench --kube             the agent in a Kubernetes of 10,000 pods\n  \
+    cargo xtask bench --changes          what a change of one pod or policy costs among 10,000 pods\n  \
     cargo xtask bench --json > figures.json")]
 pub(crate) struct Args {
     /// How many rounds; each measures both ways, and the median counts.
@@ -35,6 +37,9 @@ pub(crate) struct Args {
     /// Measure the agent in a big cluster instead: memory and processor at rest, time from a change to its effect.
     #[arg(long, conflicts_with_all = ["certificates", "rounds", "seconds"])]
     kube: bool,
+    /// Measure what one change costs in a big cluster instead: processor time, system calls on maps, connections judged again.
+    #[arg(long, conflicts_with_all = ["certificates", "rounds", "seconds", "kube"])]
+    changes: bool,
     /// Print JSON on stdout, and progress on stderr.
     #[arg(long)]
     json: bool,
@@ -54,6 +59,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     };
     sandbox::supervised(prepare, |sandbox, binary: PathBuf| {
         let console = Console::new(args.json);
+        if args.changes {
+            let changes = Changes::measure(sandbox, &binary, console)?;
+            match args.json {
+                true => println!("{:#}", json!({ "changes": changes })),
+                false => console.line(format_args!("\n{}", changes.told())),
+            }
+            return Ok(());
+        }
         let progress = |what: &str| console.line(format_args!("certificates: {what}"));
         let certificates = Costs::measure(sandbox, &binary, args.seconds, progress)?;
         if args.certificates {

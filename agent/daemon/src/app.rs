@@ -13,7 +13,7 @@ mod source;
 mod status;
 mod uninstall;
 
-use std::{collections::HashMap, path::Path, sync::Arc, time::SystemTime};
+use std::{path::Path, sync::Arc, time::SystemTime};
 
 use ambit_core::discovery::Settings;
 use anyhow::Context as _;
@@ -25,7 +25,7 @@ use self::{
     attachment::Attaching,
     lifecycle::Signals,
     locations::Locations,
-    node::{Node, Pods},
+    node::{Node, Pods, Rooms},
     status::Status,
     uninstall::Release,
 };
@@ -122,7 +122,7 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         async move { proxy.follow_trust().await }
     });
     installation::inform(&config, &feed, &mut following);
-    let mut node = Node {
+    let mut node = Node::new(Rooms {
         name: config.node.clone(),
         capture,
         locations,
@@ -131,16 +131,10 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
         wallet,
         proxy: proxy.clone(),
         telemetry: telemetry.clone(),
+        readiness: readiness.clone(),
         pods,
         rounds,
-        enrolled: HashMap::new(),
-        readiness: readiness.clone(),
-        certificates_late: None,
-        expiries: Default::default(),
-        serving: tokio::task::JoinSet::new(),
-        settled: false,
-        led_by: None,
-    };
+    });
     let mut signals = Signals::listen()?;
     let release = Release::follow(config.daemonset.clone());
     let run_dir = match claim {
@@ -173,7 +167,7 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
     }
     .run(run_dir, || drop(pods_enrolled))
     .await;
-    node.capture.end().await;
+    node.end().await;
     if ended.is_ok() && release.uninstall_wanted().await {
         // The plugin first, and what repairs and informs it before that: without an agent it would keep new pods waiting.
         drop(installed);

@@ -3,6 +3,7 @@
 //! Promises that a snapshot is read without a lock, that a bad object is reported and changes nothing, and that a
 //! source's trouble never ends the feed. What to do with the state is left to others.
 
+mod changes;
 mod convert;
 mod folder;
 mod followers;
@@ -30,11 +31,13 @@ use arc_swap::ArcSwap;
 use kube::Client;
 use tokio::{sync::watch, task::JoinSet};
 
+pub(crate) use changes::Changes;
 pub(crate) use ledger::Place;
 pub(crate) use said::{ACCEPTED_CONDITION, PodMark, PolicyStatus, STATE_ANNOTATION, Said};
 
+use changes::Readers;
 use followers::Followers;
-use ledger::Ledger;
+use ledger::{Ledger, News};
 
 /// The state of the sources at one moment.
 #[derive(Clone, Debug, Default)]
@@ -107,10 +110,17 @@ struct Shared {
     ledger: Mutex<Ledger>,
     world: ArcSwap<World>,
     /// Locked while a world is published: who begins to follow misses none.
-    followers: Mutex<Followers>,
+    audience: Mutex<Audience>,
     revision: watch::Sender<u64>,
     /// Ended with the last handle.
     tasks: Mutex<JoinSet<()>>,
+}
+
+/// Those who are told what differs in a new world.
+#[derive(Debug, Default)]
+struct Audience {
+    followers: Followers,
+    readers: Readers,
 }
 
 impl Feed {
@@ -127,7 +137,12 @@ impl Feed {
     /// What the policies make of `workload`, now and whenever it becomes something else. The channel closes when the pod is
     /// gone or has left the mesh.
     pub(crate) fn follow_policy(&self, workload: &Workload) -> watch::Receiver<Arc<WorkloadPolicy>> {
-        self.shared.followers().follow(&self.world(), workload)
+        self.shared.audience().followers.follow(&self.world(), workload)
+    }
+
+    /// Begins to follow the pods of `node` and the captured destinations of all.
+    pub(crate) fn changes(&self, node: &str) -> Changes {
+        self.shared.audience().readers.join(self.clone(), node)
     }
 
     /// Addresses that this node's CNI gave to the pod of that `metadata.uid`, in force when this returns. They count while
@@ -149,7 +164,7 @@ impl Feed {
         let shared = Shared {
             ledger: Mutex::new(ledger),
             world,
-            followers: Mutex::default(),
+            audience: Mutex::default(),
             revision: watch::Sender::new(1),
             tasks: Mutex::default(),
         };
@@ -164,10 +179,16 @@ impl Shared {
         let result = change(&mut ledger);
         // Under the lock, or an older world could be published last.
         if let Some(world) = ledger.settle() {
-            let news = ledger.news();
-            let mut followers = self.followers();
-            self.world.store(Arc::new(world));
-            followers.publish(&self.world.load(), &news.reach);
+            let News { delta, reach } = ledger.news();
+            let mut audience = self.audience();
+            let before = self.world.swap(Arc::new(world));
+            let world = self.world.load();
+            audience.followers.publish(&world, &delta, &reach);
+            if before.synced {
+                audience.readers.publish(&delta);
+            } else if world.synced {
+                audience.readers.begin();
+            }
             self.revision.send_modify(|revision| *revision += 1);
         }
         result
@@ -178,8 +199,8 @@ impl Shared {
         *self.tasks.lock().unwrap_or_else(PoisonError::into_inner) = tasks;
     }
 
-    fn followers(&self) -> MutexGuard<'_, Followers> {
-        self.followers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn audience(&self) -> MutexGuard<'_, Audience> {
+        self.audience.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {

@@ -163,7 +163,6 @@ impl Serving<'_> {
         let (mut run_dir, mut synced) = (run_dir, Some(synced));
         loop {
             match self.serve(run_dir, || synced.take().into_iter().for_each(|synced| synced())).await? {
-                (Some(Left::Sources), _) => anyhow::bail!("the source of objects has ended"),
                 (Some(Left::Superseded), stopped) => match forsaken(&path, self.node.name()).await {
                     Some(back) if stopped.is_none() => {
                         self.node.take_back();

@@ -6,6 +6,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use ambit_core::{
+    discovery::Delta,
     model::{ObjectName, Workload},
     policy::{Reach, WorkloadPolicy},
 };
@@ -43,16 +44,27 @@ impl Followers {
     }
 
     /// Publishes what differs in this world, to pods that changed and to those that `reach` covers.
-    pub(super) fn publish(&mut self, world: &World, reach: &Reach) {
-        self.0.retain(|name, followed| {
-            let Some(present) = enrolled(world, name, &followed.workload.uid) else { return false };
-            let changed = !Arc::ptr_eq(present, &followed.workload);
-            followed.workload = present.clone();
-            if changed || reach.covers(present) {
+    pub(super) fn publish(&mut self, world: &World, delta: &Delta, reach: &Reach) {
+        if self.0.is_empty() {
+            return;
+        }
+        for (name, _) in delta.pods() {
+            let Some(followed) = self.0.get_mut(name) else { continue };
+            match enrolled(world, name, &followed.workload.uid) {
+                Some(present) => {
+                    followed.workload = present.clone();
+                    followed.compile(world);
+                }
+                None => {
+                    self.0.remove(name);
+                }
+            }
+        }
+        if !reach.is_empty() {
+            for followed in self.0.values().filter(|followed| reach.covers(&followed.workload)) {
                 followed.compile(world);
             }
-            true
-        });
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
 };
 
 use ambit_core::{
-    discovery::{Change, Mesh, Settings},
+    discovery::{Change, Delta, Mesh, Settings},
     model::ObjectName,
     policy::{PolicySet, Reach},
 };
@@ -70,6 +70,8 @@ pub(super) struct Ledger {
 /// What differs in a new world.
 #[derive(Debug, Default)]
 pub(super) struct News {
+    /// Captured destinations and pods.
+    pub(super) delta: Delta,
     /// The workloads that changed policies may concern.
     pub(super) reach: Reach,
 }
@@ -335,7 +337,7 @@ impl Ledger {
 
     fn upsert(&mut self, object: Object) {
         self.changed = true;
-        self.mesh.apply(match object {
+        let delta = self.mesh.apply(match object {
             Object::Namespace(namespace) => Change::Namespace(namespace),
             Object::Pod(pod) => Change::Pod(self.placed.complete(pod)),
             Object::Service(service) => Change::Service(service),
@@ -345,12 +347,13 @@ impl Ledger {
                 return;
             }
         });
+        self.news.delta.merge(delta);
     }
 
     fn remove(&mut self, Key { kind, name }: &Key) {
         self.changed = true;
         let name = name.clone();
-        self.mesh.apply(match kind {
+        let delta = self.mesh.apply(match kind {
             Kind::Namespace => Change::NamespaceGone(name.name),
             Kind::Pod => Change::PodGone(name),
             Kind::Service => Change::ServiceGone(name),
@@ -360,6 +363,7 @@ impl Ledger {
                 return;
             }
         });
+        self.news.delta.merge(delta);
     }
 
     /// What is wrong now: the source first, then place by place.

@@ -30,6 +30,8 @@ pub(super) struct Metrics {
     pub(super) tunnel_reuse: Counter,
     pub(super) enrolled_pods: Gauge,
     probes: Family<PodLabels, Counter>,
+    map_operations: Family<MapLabels, Counter>,
+    pub(super) policy_wakes: Counter,
     certificate_expiry: Family<IdentityLabels, Gauge>,
     root_expiry: Family<RootLabels, Gauge>,
     crl_next_update: Family<IssuerLabels, Gauge>,
@@ -46,6 +48,11 @@ pub(super) struct Metrics {
 struct PodLabels {
     namespace: String,
     pod: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MapLabels {
+    map: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -124,6 +131,8 @@ impl Metrics {
             tunnel_reuse: Counter::default(),
             enrolled_pods: Gauge::default(),
             probes: Family::default(),
+            map_operations: Family::default(),
+            policy_wakes: Counter::default(),
             certificate_expiry: Family::default(),
             root_expiry: Family::default(),
             crl_next_update: Family::default(),
@@ -172,6 +181,16 @@ impl Metrics {
             "ambit_probes",
             "Probes of the kubelet that were let through to a pod of this node",
             self.probes.clone(),
+        );
+        registry.register(
+            "ambit_map_operations",
+            "System calls of the agent on the maps that it shares with the eBPF programs, by map",
+            self.map_operations.clone(),
+        );
+        registry.register(
+            "ambit_policy_wakes",
+            "Live connections that were judged again because the policies of their pod had changed",
+            self.policy_wakes.clone(),
         );
         registry.register(
             "ambit_certificate_expiry_timestamp_seconds",
@@ -264,6 +283,15 @@ impl Metrics {
         for (name, probes) in pods.filter(|(_, probes)| *probes > 0) {
             let labels = PodLabels { namespace: name.namespace.to_string(), pod: name.name.to_string() };
             self.probes.get_or_create(&labels).inner().store(probes, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn map_operations(&self, maps: impl Iterator<Item = (&'static str, u64)>) {
+        for (map, operations) in maps {
+            self.map_operations
+                .get_or_create(&MapLabels { map })
+                .inner()
+                .store(operations, Ordering::Relaxed);
         }
     }
 

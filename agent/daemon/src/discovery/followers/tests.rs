@@ -105,8 +105,8 @@ fn nothing_is_kept_for_pods_that_nobody_follows() {
     drop(policy);
     let db = feed.world().mesh.pod(&ObjectName::new("shop", "db")).unwrap().clone();
     let _db = feed.follow_policy(&db);
-    assert_eq!(feed.shared.followers().0.len(), 2);
+    assert_eq!(feed.shared.audience().followers.0.len(), 2);
     drop(other);
     let _again = feed.follow_policy(&db);
-    assert_eq!(feed.shared.followers().0.len(), 1);
+    assert_eq!(feed.shared.audience().followers.0.len(), 1);
 }
