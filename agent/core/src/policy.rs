@@ -49,6 +49,15 @@ pub struct PeerAuthentication {
     pub port_modes: BTreeMap<u16, Mode>,
 }
 
+/// One step from a source: an object as it is now, or the name of one that is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A PeerAuthentication as it is now.
+    PeerAuthentication(Arc<PeerAuthentication>),
+    /// A PeerAuthentication is gone.
+    PeerAuthenticationGone(ObjectName),
+}
+
 /// A mode as an object states it. UNSET is the absence of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -136,6 +145,14 @@ impl PolicySet {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.objects.is_empty()
+    }
+
+    /// Takes in one change; answers which workloads it may concern.
+    pub fn apply(&mut self, change: Change) -> Reach {
+        match change {
+            Change::PeerAuthentication(policy) => self.upsert(policy),
+            Change::PeerAuthenticationGone(name) => self.remove(&name),
+        }
     }
 
     /// Takes an object into force, in place of the one of the same name; answers which workloads it may concern.

@@ -1,18 +1,16 @@
 //! Feeds: the outside world's objects become one snapshot of mesh and policies.
 //!
 //! Promises that a snapshot is read without a lock, that a bad object is reported and changes nothing, and that a
-//! source's trouble never ends the feed. What to do with the state is left to others.
+//! source that fails never ends the feed. What to do with the state is left to others.
 
 mod changes;
-mod convert;
 mod folder;
 mod followers;
+mod kinds;
 mod kubernetes;
 mod ledger;
-mod manifest;
-mod said;
-mod tree;
-mod wire;
+mod observed;
+mod origin;
 
 use std::{
     fmt,
@@ -32,8 +30,9 @@ use kube::Client;
 use tokio::{sync::watch, task::JoinSet};
 
 pub(crate) use changes::Changes;
-pub(crate) use ledger::Place;
-pub(crate) use said::{ACCEPTED_CONDITION, PodMark, PolicyStatus, STATE_ANNOTATION, Said};
+pub(crate) use kinds::Key;
+pub(crate) use observed::{ACCEPTED_CONDITION, ObservedStatus, PodState, PolicyStatus, STATE_ANNOTATION};
+pub(crate) use origin::Origin;
 
 use changes::Readers;
 use followers::Followers;
@@ -46,10 +45,8 @@ pub(crate) struct World {
     pub(crate) mesh: Mesh,
     /// Policies in force.
     pub(crate) policies: PolicySet,
-    /// What is wrong with the source, in the order of its places.
+    /// What is wrong with the source, in the order of its origins.
     pub(crate) problems: Vec<Problem>,
-    /// What the API says of the agents' work; nothing where the source is a folder.
-    pub(crate) said: Said,
     /// The first complete state has been read. Until then nothing may be decided by this world.
     pub(crate) synced: bool,
 }
@@ -58,7 +55,7 @@ pub(crate) struct World {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Problem {
     /// Where it is.
-    pub(crate) place: Place,
+    pub(crate) origin: Origin,
     /// Kind and name of the object, as in `PeerAuthentication shop/default`.
     pub(crate) object: Option<String>,
     /// The field, as in `spec.mtls.mode`.
@@ -69,7 +66,7 @@ pub(crate) struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.place)?;
+        write!(f, "{}: ", self.origin)?;
         for part in [&self.object, &self.field].into_iter().flatten() {
             write!(f, "{part}: ")?;
         }
@@ -109,6 +106,7 @@ struct Shared {
     /// What the source fills and the world is settled from; readers have no part in it.
     ledger: Mutex<Ledger>,
     world: ArcSwap<World>,
+    observed: Mutex<ObservedStatus>,
     /// Locked while a world is published: who begins to follow misses none.
     audience: Mutex<Audience>,
     revision: watch::Sender<u64>,
@@ -147,8 +145,13 @@ impl Feed {
 
     /// Addresses that this node's CNI gave to the pod of that `metadata.uid`, in force when this returns. They count while
     /// the pod's object has none, and are forgotten when it gets its own or goes; where no object comes, after two minutes.
-    pub(crate) fn place(&self, uid: &str, ips: &[IpAddr]) {
-        self.shared.update(|ledger| ledger.place(uid, ips, Instant::now()));
+    pub(crate) fn assign_addresses(&self, uid: &str, ips: &[IpAddr]) {
+        self.shared.update(|ledger| ledger.assign_addresses(uid, ips, Instant::now()));
+    }
+
+    /// What the API shows of the agents' reports now. A change of it makes no new revision.
+    pub(crate) fn observed(&self) -> ObservedStatus {
+        self.shared.observed().clone()
     }
 
     /// Returns when the first complete state has been read.
@@ -164,6 +167,7 @@ impl Feed {
         let shared = Shared {
             ledger: Mutex::new(ledger),
             world,
+            observed: Mutex::default(),
             audience: Mutex::default(),
             revision: watch::Sender::new(1),
             tasks: Mutex::default(),
@@ -197,6 +201,10 @@ impl Shared {
     /// Ends the tasks when the last handle is gone.
     fn keep(&self, tasks: JoinSet<()>) {
         *self.tasks.lock().unwrap_or_else(PoisonError::into_inner) = tasks;
+    }
+
+    fn observed(&self) -> MutexGuard<'_, ObservedStatus> {
+        self.observed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn audience(&self) -> MutexGuard<'_, Audience> {

@@ -1,12 +1,12 @@
-//! What the agent tells the Kubernetes API: how pods stand, and what became of policies.
+//! What the agent reports to the Kubernetes API: how pods stand, and what became of policies.
 //!
 //! Promises that only what differs is written, that writing is bounded in rate and never holds anything else up, and that
 //! agents of many nodes do not all write the same. Decides nothing: it is handed what is so.
 
 mod events;
 mod pace;
-mod pods;
-mod policies;
+mod pod_states;
+mod policy_status;
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,11 +17,11 @@ use tracing::debug;
 
 use crate::discovery::Feed;
 use events::Events;
-use pods::PodMarks;
-use policies::PolicyStatuses;
+use pod_states::PodStateWriter;
+use policy_status::PolicyStatusWriter;
 
-/// How often it is looked what there is to write.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often the reports are compared with what the API shows.
+const PERIOD: Duration = Duration::from_secs(1);
 /// How long the API may take over one write.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The field manager of what we write.
@@ -37,29 +37,30 @@ pub(crate) struct PodReport {
     /// The identity under which its traffic goes.
     pub(crate) identity: SpiffeId,
     /// Why it is not enrolled, if it is not.
-    pub(crate) trouble: Option<String>,
+    pub(crate) problem: Option<String>,
 }
 
 /// Reports for ever. `pods` gives this node's pods that have opted in, once that is known; until then nothing is written.
 pub(crate) async fn run(client: Client, node: &str, feed: Feed, pods: impl Fn() -> Option<Vec<PodReport>>) {
-    let mut marks = PodMarks::new(client.clone());
+    let mut states = PodStateWriter::new(client.clone());
     let mut events = Events::new(client.clone(), node);
-    let mut statuses = PolicyStatuses::new(client);
-    let mut tick = interval(LOOK);
+    let mut statuses = PolicyStatusWriter::new(client);
+    let mut tick = interval(PERIOD);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
         let world = feed.world();
         let Some(pods) = pods().filter(|_| world.synced) else { continue };
         let now = Instant::now();
-        let enrolled = marks.write(&world.said.pods, &pods, now).await;
+        let observed = feed.observed();
+        let enrolled = states.write(&observed.pods, &pods, now).await;
         events.write(&pods, &enrolled, now).await;
-        statuses.write(&world.said.policies, now).await;
+        statuses.write(&observed.policies, now).await;
     }
 }
 
-/// Sends one write, within bounds. What went wrong stands in the log for those who look; the API itself tells of trouble
-/// with reading.
+/// Sends one write, within bounds. What went wrong stands in the log for those who look; that reading fails is
+/// reported by discovery.
 async fn send<T>(what: &str, write: impl Future<Output = kube::Result<T>>) -> Outcome {
     match timeout(PATIENCE, write).await {
         Ok(Ok(_)) => Outcome::Written,

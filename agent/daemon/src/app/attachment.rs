@@ -115,7 +115,7 @@ impl Attaching {
             return Answer::saying(Outcome::Failed, full);
         }
         // Counts as long as the pod's object has no address itself.
-        self.feed.place(&workload.uid, &request.ips);
+        self.feed.assign_addresses(&workload.uid, &request.ips);
         if let Err(error) = self.enrolled(&workload.uid, cookie, deadline).await {
             return Answer::saying(Outcome::Failed, error);
         }

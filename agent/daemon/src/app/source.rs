@@ -35,7 +35,7 @@ pub(super) async fn report(client: Client, node: String, feed: Feed, pods: Pods,
             name: pod.workload.name.clone(),
             uid: pod.workload.uid.clone(),
             identity: pod.workload.identity.clone(),
-            trouble: pod.state.as_ref().err().cloned(),
+            problem: pod.state.as_ref().err().cloned(),
         });
         known().then(|| report.collect())
     };

@@ -32,7 +32,7 @@ impl StatusProvider for Status {
         let world = self.feed.world();
         let pending = self.readiness.pending();
         let problems = world.problems.iter().map(|problem| proto::Problem {
-            file: problem.place.to_string(),
+            file: problem.origin.to_string(),
             object: problem.object.clone().unwrap_or_default(),
             field: problem.field.clone().unwrap_or_default(),
             message: problem.message.clone(),

@@ -44,7 +44,7 @@ impl Changes {
     pub(crate) fn take(&mut self) -> (Arc<World>, Delta) {
         // Nothing is published meanwhile.
         let _audience = self.feed.shared.audience();
-        (self.feed.world(), mem::take(&mut self.waiting.delta()))
+        (self.feed.world(), mem::take(&mut *self.waiting.delta()))
     }
 }
 

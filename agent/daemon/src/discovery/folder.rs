@@ -3,7 +3,9 @@
 //! Promises that changes are seen within a second whether or not inotify tells of them, and that the folder may go and
 //! come back. A file is read only when it has been left alone for a moment, so that half-written ones are rarely met.
 
+pub(super) mod documents;
 mod file;
+pub(super) mod manifest;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,8 +26,9 @@ use notify::{
 };
 use tracing::{debug, info, warn};
 
-use super::{DiscoveryError, Feed, Place, Shared, ledger::Ledger, tree};
-use file::{Look, Stamp};
+use super::{DiscoveryError, Feed, Origin, Shared, ledger::Ledger};
+use documents::Syntax;
+use file::{Found, Stamp};
 
 /// Manifests in one folder.
 const MAX_FILES: usize = 10_000;
@@ -50,8 +53,8 @@ pub(super) fn watch(dir: &Path, settings: Settings) -> Result<Feed, DiscoveryErr
     let mut watcher = FolderWatcher { dir: path.clone(), wake, active: None, warned: false };
     // Before the first reading, or a change between the two would go unseen until the next poll.
     watcher.rearm();
-    let feed = Feed::new(settings);
-    let mut folder = Folder::new(path);
+    let feed = Feed::new(settings.clone());
+    let mut folder = Folder::new(path, settings);
     feed.shared.update(|ledger| folder.scan(ledger));
     let problems = feed.world().problems.len();
     info!(folder = %folder.dir.display(), files = folder.known.len(), problems, "manifests read");
@@ -86,8 +89,9 @@ fn wait_for_quiet(woken: &Receiver<()>) {
 #[derive(Debug)]
 struct Folder {
     dir: PathBuf,
-    /// What each file looked like when it was read; none for a file that must be read again in any case.
-    known: BTreeMap<OsString, Option<Look>>,
+    settings: Settings,
+    /// What was found of each file when it was read; none for a file that must be read again in any case.
+    known: BTreeMap<OsString, Option<Found>>,
     /// Some file was written to too lately to be read, or to be trusted to have been read whole.
     unsettled: bool,
     started: bool,
@@ -100,8 +104,8 @@ struct Listing {
 }
 
 impl Folder {
-    fn new(dir: PathBuf) -> Self {
-        Self { dir, known: BTreeMap::new(), unsettled: false, started: false }
+    fn new(dir: PathBuf, settings: Settings) -> Self {
+        Self { dir, settings, known: BTreeMap::new(), unsettled: false, started: false }
     }
 
     /// How long to wait for an event.
@@ -116,18 +120,18 @@ impl Folder {
     /// Looks at every file and reads those that changed into the ledger.
     fn scan(&mut self, ledger: &mut Ledger) {
         self.unsettled = false;
-        let place = Place::file(&self.dir);
+        let origin = Origin::file(&self.dir);
         match list(&self.dir) {
             Ok(listing) => {
                 let problem = format!(
                     "holds more than {MAX_FILES} manifests; those that come last by name are not read"
                 );
-                ledger.trouble(&place, listing.overflow.then_some(problem));
+                ledger.set_source_problem(&origin, listing.overflow.then_some(problem));
                 self.visit(listing, ledger);
             }
             Err(error) => {
                 let problem = format!("cannot be read: {error}; what it held before stays in force");
-                ledger.trouble(&place, Some(problem));
+                ledger.set_source_problem(&origin, Some(problem));
             }
         }
         self.started = true;
@@ -144,7 +148,7 @@ impl Folder {
         // With too many files one that was pushed off the list is not gone.
         if !listing.overflow {
             for name in self.known.keys().filter(|name| !present.contains(*name)) {
-                ledger.forget(&Place::file(&self.dir.join(name)));
+                ledger.forget(&Origin::file(&self.dir.join(name)));
             }
             self.known.retain(|name, _| present.contains(name));
         }
@@ -153,42 +157,42 @@ impl Folder {
     /// Whether the file is still there.
     fn visit_file(&mut self, name: &OsString, ledger: &mut Ledger) -> bool {
         let path = self.dir.join(name);
-        let Some(look) = file::look(&path) else { return false };
-        if self.known.get(name).is_some_and(|known| known.as_ref() == Some(&look)) {
+        let Some(found) = file::inspect(&path) else { return false };
+        if self.known.get(name).is_some_and(|known| known.as_ref() == Some(&found)) {
             return true;
         }
-        let known = match &look {
-            Look::Refused(reason) => {
-                ledger.refuse(&Place::file(&path), reason);
-                Some(look)
+        let known = match &found {
+            Found::Unusable(reason) => {
+                ledger.refuse(&Origin::file(&path), reason);
+                Some(found)
             }
-            Look::File(stamp) if self.started && !is_settled(stamp) => {
+            Found::File(stamp) if self.started && !is_settled(stamp) => {
                 self.unsettled = true;
                 self.known.entry(name.clone()).or_default();
                 return true;
             }
-            Look::File(stamp) => read(&path, stamp, ledger),
+            Found::File(stamp) => self.read(&path, stamp, ledger),
         };
         self.unsettled |= known.is_none();
         self.known.insert(name.clone(), known);
         true
     }
-}
 
-/// Reads a file into the ledger; what it looked like if nothing can have changed meanwhile.
-fn read(path: &Path, before: &Stamp, ledger: &mut Ledger) -> Option<Look> {
-    let place = Place::file(path);
-    match file::read(path) {
-        Ok((bytes, stamp)) => {
-            let json = path.extension().is_some_and(|extension| extension == "json");
-            let syntax = if json { tree::Syntax::Json } else { tree::Syntax::Yaml };
-            ledger.take_file(&place, tree::documents(&bytes, syntax));
-            debug!(file = %path.display(), bytes = bytes.len(), "manifest read");
-            (stamp == *before && is_settled(&stamp)).then_some(Look::File(stamp))
-        }
-        Err(reason) => {
-            ledger.refuse(&place, &reason);
-            None
+    /// Reads a file into the ledger; what was found of it if nothing can have changed meanwhile.
+    fn read(&self, path: &Path, before: &Stamp, ledger: &mut Ledger) -> Option<Found> {
+        let origin = Origin::file(path);
+        match file::read(path) {
+            Ok((bytes, stamp)) => {
+                let json = path.extension().is_some_and(|extension| extension == "json");
+                let syntax = if json { Syntax::Json } else { Syntax::Yaml };
+                manifest::take(ledger, &origin, documents::read(&bytes, syntax), &self.settings);
+                debug!(file = %path.display(), bytes = bytes.len(), "manifest read");
+                (stamp == *before && is_settled(&stamp)).then_some(Found::File(stamp))
+            }
+            Err(reason) => {
+                ledger.refuse(&origin, &reason);
+                None
+            }
         }
     }
 }

@@ -3,11 +3,10 @@
 //! Promises that the world is not called synced before every resource was read to its end, that a burst of changes makes
 //! few worlds, and that what was known stays in force while the API is away.
 
-mod follow;
 mod health;
-mod resource;
-mod verdict;
-mod watched;
+mod object;
+mod policy_status;
+mod resource_watch;
 
 use std::{
     sync::{
@@ -22,10 +21,9 @@ use kube::Client;
 use tokio::{sync::Notify, task::JoinSet, time::sleep};
 use tracing::info;
 
-use super::{Feed, Shared, ledger::Ledger};
-use follow::Follower;
+use super::{Feed, Shared, kinds::Kind, ledger::Ledger, observed::ObservedStatus};
 use health::Health;
-use resource::WATCHES;
+use resource_watch::ResourceWatch;
 
 /// How long changes are gathered before a world is made of them.
 const GATHER: Duration = Duration::from_millis(50);
@@ -37,13 +35,13 @@ pub(super) fn watch(client: &Client, settings: Settings, node: &str) -> Feed {
         shared: Arc::downgrade(&feed.shared),
         settings,
         node: node.into(),
-        unread: AtomicUsize::new(WATCHES.len()),
+        unread: AtomicUsize::new(Kind::rows().len()),
         changed: Notify::new(),
         health: Health::default(),
     });
     let mut tasks = JoinSet::new();
-    for watch in &WATCHES {
-        tasks.spawn(Follower::new(watch, client.clone(), hub.clone()).run());
+    for row in Kind::rows() {
+        tasks.spawn(ResourceWatch::new(row, client.clone(), hub.clone()).run());
     }
     tasks.spawn(publish(hub));
     feed.shared.keep(tasks);
@@ -78,6 +76,13 @@ impl Hub {
         if let Some(shared) = self.shared.upgrade() {
             change(&mut shared.ledger());
             self.changed.notify_one();
+        }
+    }
+
+    /// Takes note of what the API shows of the agents' reports; no world follows.
+    fn observe(&self, change: impl FnOnce(&mut ObservedStatus)) {
+        if let Some(shared) = self.shared.upgrade() {
+            change(&mut shared.observed());
         }
     }
 

@@ -16,9 +16,9 @@ use tokio::time::Instant;
 
 use super::{Outcome, PodReport, pace::Pace, send};
 
-/// A pod in the making has no network for a moment: no reason to speak of it.
+/// A pod in the making has no network for a moment: no reason for an event.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long one failure of one pod is not spoken of again.
+/// How long one problem of one pod makes no further event.
 const QUIET: Duration = Duration::from_secs(300);
 /// Events that may come at once, and how long one more takes to be allowed.
 const BURST: u32 = 25;
@@ -38,8 +38,8 @@ pub(super) struct Events {
 /// A pod that cannot be enrolled.
 struct Failing {
     since: Instant,
-    /// What was said of it last, and when.
-    said: Option<(String, Instant)>,
+    /// The problem that was published last, and when.
+    published: Option<(String, Instant)>,
 }
 
 impl Events {
@@ -54,29 +54,29 @@ impl Events {
         }
     }
 
-    /// Tells of the pods that were enrolled just now, and of those that cannot be.
+    /// Publishes events for the pods that were enrolled just now, and for those that cannot be.
     pub(super) async fn write(&mut self, pods: &[PodReport], enrolled: &[Arc<str>], now: Instant) {
         self.refill(now);
         let present: HashSet<&str> =
-            pods.iter().filter(|pod| pod.trouble.is_some()).map(|pod| &*pod.uid).collect();
+            pods.iter().filter(|pod| pod.problem.is_some()).map(|pod| &*pod.uid).collect();
         self.failing.retain(|uid, _| present.contains(&**uid));
         self.pace.retain(|(uid, _)| present.contains(&**uid));
         for pod in pods {
-            let written = match &pod.trouble {
+            let written = match &pod.problem {
                 None if enrolled.contains(&pod.uid) => {
                     let note = format!("traffic of this pod is carried as {}", pod.identity);
                     self.publish(pod, EventType::Normal, "Enrolled", note).await
                 }
                 None => continue,
-                Some(trouble) if self.is_due(pod, trouble, now) => {
+                Some(problem) if self.is_due(pod, problem, now) => {
                     let note =
-                        format!("this pod's connections are refused until it can be enrolled: {trouble}");
+                        format!("this pod's connections are refused until it can be enrolled: {problem}");
                     let outcome = self.publish(pod, EventType::Warning, "EnrolmentFailed", note).await;
-                    self.pace.done(&(pod.uid.clone(), trouble.clone()), &outcome, now);
+                    self.pace.done(&(pod.uid.clone(), problem.clone()), &outcome, now);
                     if outcome == Outcome::Written
                         && let Some(failing) = self.failing.get_mut(&pod.uid)
                     {
-                        failing.said = Some((trouble.clone(), now));
+                        failing.published = Some((problem.clone(), now));
                     }
                     outcome
                 }
@@ -89,10 +89,13 @@ impl Events {
         }
     }
 
-    fn is_due(&mut self, pod: &PodReport, trouble: &str, now: Instant) -> bool {
-        let failing = self.failing.entry(pod.uid.clone()).or_insert(Failing { since: now, said: None });
-        let quiet = failing.said.as_ref().is_some_and(|(said, at)| said == trouble && now - *at < QUIET);
-        let subject = (pod.uid.clone(), trouble.to_owned());
+    fn is_due(&mut self, pod: &PodReport, problem: &str, now: Instant) -> bool {
+        let failing = self.failing.entry(pod.uid.clone()).or_insert(Failing { since: now, published: None });
+        let quiet = failing
+            .published
+            .as_ref()
+            .is_some_and(|(published, at)| published == problem && now - *at < QUIET);
+        let subject = (pod.uid.clone(), problem.to_owned());
         now - failing.since >= GRACE && !quiet && self.pace.due(&subject, Duration::ZERO, now)
     }
 

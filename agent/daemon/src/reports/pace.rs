@@ -51,7 +51,7 @@ impl<K: Hash + Eq> Pace<K> {
         }
     }
 
-    /// Takes note of what became of a write. The first failure in a row is told in the log.
+    /// Takes note of what became of a write. The first failure in a row is logged.
     pub(super) fn done<Q>(&mut self, subject: &Q, outcome: &Outcome, now: Instant)
     where
         K: Borrow<Q>,

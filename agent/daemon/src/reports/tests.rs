@@ -56,12 +56,12 @@ impl Drop for Bench {
     }
 }
 
-fn report(trouble: Option<&str>) -> PodReport {
+fn report(problem: Option<&str>) -> PodReport {
     PodReport {
         name: ObjectName::new("shop", "web"),
         uid: "u1".into(),
         identity: "spiffe://td/ns/shop/sa/web".parse().unwrap(),
-        trouble: trouble.map(str::to_owned),
+        problem: problem.map(str::to_owned),
     }
 }
 
@@ -73,7 +73,7 @@ fn pod(state: Option<&str>, version: &str) -> Value {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pod_is_marked_and_spoken_of_once() {
+async fn a_pod_is_annotated_and_has_one_event() {
     let mut bench = Bench::new("pods", &[pod(None, "5")], vec![report(None)]).await;
     let call = bench.write().await;
     assert_eq!((call.method.as_str(), &*call.path), ("PATCH", "/api/v1/namespaces/shop/pods/web/status"));
@@ -93,7 +93,7 @@ async fn a_pod_is_marked_and_spoken_of_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_mark_of_a_pod_that_left_is_taken_away() {
+async fn the_annotation_of_a_pod_that_left_is_taken_away() {
     let mut bench = Bench::new("pods", &[pod(Some("enrolled"), "5")], vec![]).await;
     let call = bench.write().await;
     assert_eq!(call.body, json!({"metadata": {"uid": "u1", "annotations": {"ambit.dev/state": null}}}));
@@ -103,12 +103,12 @@ async fn the_mark_of_a_pod_that_left_is_taken_away() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_is_told_after_a_moment_and_not_again_for_a_while() {
-    let marked = pod(Some("pending"), "5");
-    let mut bench = Bench::new("pods", &[marked], vec![report(Some("no namespace"))]).await;
+async fn a_failure_makes_an_event_after_a_moment_and_none_again_for_a_while() {
+    let annotated = pod(Some("pending"), "5");
+    let mut bench = Bench::new("pods", &[annotated], vec![report(Some("no namespace"))]).await;
     let start = Instant::now();
     let call = bench.write().await;
-    assert!(start.elapsed() >= Duration::from_secs(4), "a pod in the making was spoken of");
+    assert!(start.elapsed() >= Duration::from_secs(4), "an event for a pod in the making");
     assert_eq!((&call.body["reason"], &call.body["type"]), (&json!("EnrolmentFailed"), &json!("Warning")));
     assert!(call.body["note"].as_str().unwrap().ends_with("no namespace"));
     let body = call.body.clone();

@@ -7,17 +7,21 @@ use ambit_core::{discovery::Settings, model::ObjectName};
 
 use super::*;
 use crate::discovery::{
-    ledger::Place,
-    tree::{self, Syntax},
+    Origin,
+    folder::{
+        documents::{self, Syntax},
+        manifest,
+    },
 };
 
 fn put(feed: &Feed, file: &str, text: &str) {
-    let place = Place::file(std::path::Path::new(file));
-    feed.shared.update(|ledger| ledger.take_file(&place, tree::documents(text.as_bytes(), Syntax::Yaml)));
+    let origin = Origin::file(std::path::Path::new(file));
+    let documents = documents::read(text.as_bytes(), Syntax::Yaml);
+    feed.shared.update(|ledger| manifest::take(ledger, &origin, documents, &Settings::default()));
 }
 
 fn drop_file(feed: &Feed, file: &str) {
-    feed.shared.update(|ledger| ledger.forget(&Place::file(std::path::Path::new(file))));
+    feed.shared.update(|ledger| ledger.forget(&Origin::file(std::path::Path::new(file))));
 }
 
 fn pod(name: &str, node: &str, ip: &str, labels: &str) -> String {

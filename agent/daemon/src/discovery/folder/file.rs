@@ -15,13 +15,13 @@ use nix::libc::{ELOOP, O_CLOEXEC, O_NOCTTY, O_NONBLOCK};
 /// The largest manifest, in bytes.
 const MAX_BYTES: u64 = 4 << 20;
 
-/// What a path looks like from outside.
+/// What stands at a path.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Look {
+pub(super) enum Found {
     /// A regular file, or a link to one.
     File(Stamp),
     /// Anything else, and why it cannot be taken.
-    Refused(String),
+    Unusable(String),
 }
 
 /// Tells two contents of a path apart.
@@ -55,15 +55,15 @@ impl Stamp {
 }
 
 /// What stands at `path`, links followed; nothing if the path is gone.
-pub(super) fn look(path: &Path) -> Option<Look> {
+pub(super) fn inspect(path: &Path) -> Option<Found> {
     match std::fs::metadata(path) {
         Ok(metadata) => Some(match refusal(&metadata) {
-            Some(reason) => Look::Refused(reason),
-            None => Look::File(Stamp::of(&metadata)),
+            Some(reason) => Found::Unusable(reason),
+            None => Found::File(Stamp::of(&metadata)),
         }),
         Err(error) => {
             let link = std::fs::symlink_metadata(path).ok()?.is_symlink();
-            Some(Look::Refused(match error.kind() {
+            Some(Found::Unusable(match error.kind() {
                 io::ErrorKind::NotFound if link => "is a link to nothing".to_owned(),
                 _ if error.raw_os_error() == Some(ELOOP) => "is a link that leads back to itself".to_owned(),
                 _ => format!("cannot be read: {error}"),

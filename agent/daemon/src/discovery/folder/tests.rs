@@ -102,7 +102,7 @@ fn changes_take_effect() {
 
     fs::write(&path, policy("p", "STRICT")).unwrap();
     until(&feed, "new file", |world| mode(world) == MtlsMode::Strict);
-    // Told of just after it is in force.
+    // Published just after it is in force.
     until(&feed, "a new revision", |_| revisions.has_changed().unwrap());
     assert!(*revisions.borrow_and_update() > first);
     fs::write(&path, policy("p", "PERMISSIVE")).unwrap();
@@ -186,25 +186,25 @@ fn things_that_are_no_manifests() {
     assert!(before.elapsed() < SOON, "something blocked");
     let world = feed.world();
     assert!(mode(&world) == MtlsMode::Strict && has(&world.mesh, "10.0.0.9"));
-    let said = |name: &str, what: &str| format!("{}: {what}", at(name).display());
+    let problem_at = |name: &str, what: &str| format!("{}: {what}", at(name).display());
     assert_eq!(
         problems(&world),
         [
-            said("dangling.yaml", "is a link to nothing"),
-            said("dir.yaml", "is a directory, not a file"),
-            said("fifo.yaml", "is a FIFO, not a file"),
-            said("large.yaml", "is larger than 4 MiB; split it"),
-            said("latin1.yaml", "is not UTF-8 text: bad byte at offset 3"),
-            said("self.yaml", "is a link that leads back to itself"),
-            said("socket.yaml", "is a socket, not a file"),
-            said("zero.yaml", "is a device, not a file"),
+            problem_at("dangling.yaml", "is a link to nothing"),
+            problem_at("dir.yaml", "is a directory, not a file"),
+            problem_at("fifo.yaml", "is a FIFO, not a file"),
+            problem_at("large.yaml", "is larger than 4 MiB; split it"),
+            problem_at("latin1.yaml", "is not UTF-8 text: bad byte at offset 3"),
+            problem_at("self.yaml", "is a link that leads back to itself"),
+            problem_at("socket.yaml", "is a socket, not a file"),
+            problem_at("zero.yaml", "is a device, not a file"),
         ]
     );
     drop(listener);
     // A good file that turns into such a thing keeps what it held.
     mkfifo(&at(".fifo"), Mode::S_IRWXU).unwrap();
     fs::rename(at(".fifo"), at("turns.yaml")).unwrap();
-    let turned = said("turns.yaml", "is a FIFO, not a file (what it held before stays in force)");
+    let turned = problem_at("turns.yaml", "is a FIFO, not a file (what it held before stays in force)");
     let world = until(&feed, "FIFO in place", |world| problems(world).contains(&turned));
     assert!(world.problems.len() == 9 && has(&world.mesh, "10.0.0.9"));
 }
@@ -227,7 +227,7 @@ fn a_file_too_large_keeps_what_it_held() {
 fn invalid_objects_and_duplicates_name_file_object_and_field() {
     let dir = TempDir::new().unwrap();
     let at = |name: &str| dir.path().join(name);
-    let place = |name: &str| Place::file(&at(name));
+    let origin = |name: &str| Origin::file(&at(name));
     fs::write(at("a.yaml"), policy("p", "STRICT") + &policy("q", "LOOSE") + &pod("a", "10.0.0.1")).unwrap();
     fs::write(at("b.yaml"), policy("p", "PERMISSIVE") + &pod("b", "[10.0.0.2]")).unwrap();
     let feed = start(dir.path());
@@ -237,15 +237,15 @@ fn invalid_objects_and_duplicates_name_file_object_and_field() {
         .problems
         .iter()
         .map(|problem| {
-            (problem.place.clone(), problem.object.as_deref().unwrap(), problem.field.as_deref().unwrap())
+            (problem.origin.clone(), problem.object.as_deref().unwrap(), problem.field.as_deref().unwrap())
         })
         .collect();
     assert_eq!(
         fields,
         [
-            (place("a.yaml"), "PeerAuthentication shop/q", "spec.mtls.mode"),
-            (place("b.yaml"), "Pod shop/b", "status.podIP"),
-            (place("b.yaml"), "PeerAuthentication shop/p", "metadata.name"),
+            (origin("a.yaml"), "PeerAuthentication shop/q", "spec.mtls.mode"),
+            (origin("b.yaml"), "Pod shop/b", "status.podIP"),
+            (origin("b.yaml"), "PeerAuthentication shop/p", "metadata.name"),
         ]
     );
     assert!(problems(&world)[2].contains(&*at("a.yaml").display().to_string()));
@@ -307,7 +307,10 @@ struct Bench {
 
 impl Bench {
     fn new(dir: &Path) -> Self {
-        Self { folder: Folder::new(dir.to_owned()), feed: Feed::new(Settings::default()) }
+        Self {
+            folder: Folder::new(dir.to_owned(), Settings::default()),
+            feed: Feed::new(Settings::default()),
+        }
     }
 
     fn scan(&mut self) -> Arc<World> {
@@ -329,7 +332,7 @@ fn changes_are_seen_without_inotify() {
     let world = bench.scan();
     assert_eq!(mode(&world), MtlsMode::Strict);
     assert!(!bench.folder.unsettled && Arc::ptr_eq(&world, &bench.scan()));
-    // The same size and the same time of modification: the change is told by what nobody can set.
+    // The same size and the same time of modification: what nobody can set shows the change.
     let before = fs::metadata(&path).unwrap().modified().unwrap();
     fs::write(&path, policy("p", "STRIKT")).unwrap();
     fs::File::options().write(true).open(&path).unwrap().set_modified(before).unwrap();
@@ -355,10 +358,10 @@ fn too_many_files_lose_nothing() {
 fn an_address_that_the_cni_gave_counts_until_the_object_has_its_own() {
     let dir = TempDir::new().unwrap();
     let feed = start(dir.path());
-    feed.place("shop/a", &["10.0.0.7".parse().unwrap()]);
+    feed.assign_addresses("shop/a", &["10.0.0.7".parse().unwrap()]);
     fs::write(dir.path().join("a.yaml"), pod("a", "''")).unwrap();
     until(&feed, "placed before the object came", |world| has(&world.mesh, "10.0.0.7"));
-    feed.place("shop/a", &["::ffff:10.0.0.8".parse().unwrap()]);
+    feed.assign_addresses("shop/a", &["::ffff:10.0.0.8".parse().unwrap()]);
     assert!(has(&feed.world().mesh, "10.0.0.8") && !has(&feed.world().mesh, "10.0.0.7"), "not at once");
     fs::write(dir.path().join("a.yaml"), pod("a", "10.0.0.9")).unwrap();
     until(&feed, "its own", |world| has(&world.mesh, "10.0.0.9") && !has(&world.mesh, "10.0.0.8"));
@@ -372,7 +375,7 @@ fn an_address_of_a_new_sandbox_counts_until_the_object_follows() {
     let feed = start(dir.path());
     fs::write(dir.path().join("a.yaml"), pod("a", "10.0.0.7")).unwrap();
     until(&feed, "the first sandbox's", |world| has(&world.mesh, "10.0.0.7"));
-    feed.place("shop/a", &["10.0.0.8".parse().unwrap()]);
+    feed.assign_addresses("shop/a", &["10.0.0.8".parse().unwrap()]);
     assert!(has(&feed.world().mesh, "10.0.0.8") && !has(&feed.world().mesh, "10.0.0.7"), "not at once");
     fs::write(dir.path().join("a.yaml"), format!("{}\n# the same", pod("a", "10.0.0.7"))).unwrap();
     fs::write(dir.path().join("b.yaml"), pod("b", "10.0.0.20")).unwrap();
@@ -381,7 +384,9 @@ fn an_address_of_a_new_sandbox_counts_until_the_object_follows() {
     });
     fs::write(dir.path().join("a.yaml"), pod("a", "10.0.0.8")).unwrap();
     fs::write(dir.path().join("b.yaml"), pod("b", "10.0.0.21")).unwrap();
-    until(&feed, "told by the object", |world| has(&world.mesh, "10.0.0.21") && has(&world.mesh, "10.0.0.8"));
+    until(&feed, "stated by the object", |world| {
+        has(&world.mesh, "10.0.0.21") && has(&world.mesh, "10.0.0.8")
+    });
     fs::write(dir.path().join("a.yaml"), pod("a", "10.0.0.7")).unwrap();
     until(&feed, "the object's again", |world| has(&world.mesh, "10.0.0.7") && !has(&world.mesh, "10.0.0.8"));
 }

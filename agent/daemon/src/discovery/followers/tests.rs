@@ -1,9 +1,11 @@
 use ambit_core::{discovery::Settings, model::ObjectName, policy::MtlsMode};
 
 use crate::discovery::{
-    Feed,
-    ledger::Place,
-    tree::{self, Syntax},
+    Feed, Origin,
+    folder::{
+        documents::{self, Syntax},
+        manifest,
+    },
 };
 
 fn feed() -> Feed {
@@ -15,12 +17,13 @@ fn feed() -> Feed {
 }
 
 fn put(feed: &Feed, file: &str, text: &str) {
-    let place = Place::file(std::path::Path::new(file));
-    feed.shared.update(|ledger| ledger.take_file(&place, tree::documents(text.as_bytes(), Syntax::Yaml)));
+    let origin = Origin::file(std::path::Path::new(file));
+    let documents = documents::read(text.as_bytes(), Syntax::Yaml);
+    feed.shared.update(|ledger| manifest::take(ledger, &origin, documents, &Settings::default()));
 }
 
 fn drop_file(feed: &Feed, file: &str) {
-    feed.shared.update(|ledger| ledger.forget(&Place::file(std::path::Path::new(file))));
+    feed.shared.update(|ledger| ledger.forget(&Origin::file(std::path::Path::new(file))));
 }
 
 fn namespace(label: &str) -> String {

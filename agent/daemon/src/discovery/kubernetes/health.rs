@@ -1,33 +1,30 @@
-//! What is wrong with the API as a whole and with single resources, told once however many watches meet it.
+//! What is wrong with the API as a whole and with single resources, reported once however many watches meet it.
 
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use super::{Hub, resource::Watch};
-use crate::discovery::Place;
+use super::Hub;
+use crate::discovery::{Origin, kinds::Kind};
 
-/// Where trouble with the API as a whole stands.
-const API: Place = Place::Resource("API");
-
-/// Resources in trouble.
+/// Resources that cannot be read.
 #[derive(Debug, Default)]
 pub(super) struct Health(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Why resources cannot be read for the API's sake.
-    away: BTreeMap<&'static str, String>,
-    /// What is told of that: the first reason that was met, or the log would have a line for each.
-    told: Option<String>,
+    /// Why the API could not be asked for them, by resource.
+    unavailable: BTreeMap<Kind, String>,
+    /// What is reported of that: the first reason that was met, or the log would have a line for each.
+    reported: Option<String>,
 }
 
-/// A kind of trouble.
+/// Why a resource cannot be read.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Trouble {
+pub(super) enum Failure {
     /// The API does not answer, or cannot.
-    Away(String),
+    Unavailable(String),
     /// The API answers, but not to this question.
     Refused(String),
 }
@@ -39,30 +36,32 @@ impl Health {
 }
 
 impl Hub {
-    /// How a resource stands now.
-    pub(super) fn health(&self, watch: &Watch, trouble: Option<Trouble>) {
-        let (away, refused) = match trouble {
-            Some(Trouble::Away(reason)) => (Some(reason), None),
-            Some(Trouble::Refused(reason)) => (None, Some(reason)),
+    /// Whether a resource can be read now.
+    pub(super) fn set_health(&self, kind: Kind, failure: Option<Failure>) {
+        let (unavailable, refused) = match failure {
+            Some(Failure::Unavailable(reason)) => (Some(reason), None),
+            Some(Failure::Refused(reason)) => (None, Some(reason)),
             None => (None, None),
         };
-        let told = {
+        let reported = {
             let mut state = self.health.state();
-            match away {
-                Some(reason) => state.away.insert(watch.plural, reason),
-                None => state.away.remove(watch.plural),
+            match unavailable {
+                Some(reason) => state.unavailable.insert(kind, reason),
+                None => state.unavailable.remove(&kind),
             };
-            state.told = match state.told.take() {
-                _ if state.away.is_empty() => None,
-                Some(told) => Some(told),
-                None => state.away.values().next().cloned(),
+            state.reported = match state.reported.take() {
+                _ if state.unavailable.is_empty() => None,
+                Some(reported) => Some(reported),
+                None => state.unavailable.values().next().cloned(),
             };
-            state.told.clone()
+            state.reported.clone()
         };
         let stays = "; what was known before stays in force";
         self.write(|ledger| {
-            ledger.trouble(&API, told.map(|reason| format!("cannot be read: {reason}{stays}")));
-            ledger.trouble(&watch.place(), refused.map(|reason| format!("{reason}{stays}")));
+            let of_api = reported.map(|reason| format!("cannot be read: {reason}{stays}"));
+            ledger.set_source_problem(&Origin::Api, of_api);
+            let of_resource = refused.map(|reason| format!("{reason}{stays}"));
+            ledger.set_source_problem(&Origin::Resource(kind), of_resource);
         });
     }
 }

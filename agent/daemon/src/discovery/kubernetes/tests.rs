@@ -1,15 +1,18 @@
-//! Against a scripted server, in virtual time: what a real one does only when it is in trouble.
+//! Against a scripted server, in virtual time: what a real one does only when something is wrong with it.
 
 use std::time::Duration;
 
-use ambit_core::{model::Labels, policy::MtlsMode};
+use ambit_core::{
+    model::{Labels, ObjectName},
+    policy::MtlsMode,
+};
 use serde_json::{Value, json};
 use tokio::{sync::mpsc::UnboundedReceiver, time::timeout};
 
 use super::*;
 use crate::{
     cluster::testing::{Call, Events, scripted},
-    discovery::World,
+    discovery::{World, kinds::Entry},
 };
 
 struct Bench {
@@ -161,14 +164,18 @@ async fn while_the_api_is_away_everything_stays() {
     assert!(bench.feed.world().problems.is_empty());
     drop(bench.call().await);
     let world = bench.until("problem", |world| !world.problems.is_empty()).await;
-    let told = problems(&world);
-    assert!(told.len() == 1 && told[0].starts_with("kubernetes API: cannot be read: "), "{told:?}");
+    let reported = problems(&world);
     assert!(
-        told[0].contains("connection refused") && told[0].ends_with("; what was known before stays in force")
+        reported.len() == 1 && reported[0].starts_with("kubernetes API: cannot be read: "),
+        "{reported:?}"
+    );
+    assert!(
+        reported[0].contains("connection refused")
+            && reported[0].ends_with("; what was known before stays in force")
     );
     for _ in 0..5 {
         bench.call().await.refuse(503, "ServiceUnavailable", "etcd is away");
-        assert_eq!(problems(&bench.feed.world()), told, "told again in other words");
+        assert_eq!(problems(&bench.feed.world()), reported, "reported again in other words");
     }
     assert!(bench.feed.world().synced && has(&bench.feed.world(), "10.0.0.1"));
     // After so many answers with an error it is listed anew; silence on the watch is a good sign.
@@ -234,7 +241,7 @@ async fn a_bad_object_keeps_its_last_good_version_and_others() {
         ]
     );
     assert_eq!(mode(&world), MtlsMode::Strict);
-    let status = world.said.policies.values().next().unwrap().clone();
+    let status = bench.feed.observed().policies.values().next().unwrap().clone();
     assert_eq!(
         (status.accepted, status.reason, status.generation, &*status.version),
         (false, "Invalid", Some(3), "7")
@@ -248,7 +255,7 @@ async fn a_bad_object_keeps_its_last_good_version_and_others() {
     assert!(problems(&world)[0].starts_with("kubernetes: PeerAuthentication shop/q: spec: "));
     events.send("DELETED", &json!({"metadata": {"name": "q", "namespace": "shop", "resourceVersion": "10"}}));
     let world = bench.until("removed", |world| world.problems.is_empty()).await;
-    assert!(world.said.policies.is_empty());
+    assert!(bench.feed.observed().policies.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -302,36 +309,81 @@ async fn the_watches_end_with_the_last_handle() {
     );
 }
 
+/// Whether the state of the feed is still the same one, some time after.
+async fn is_unchanged(bench: &Bench, world: &Arc<World>, revision: u64) -> bool {
+    let later = bench.later().await;
+    Arc::ptr_eq(&later, world) && *bench.feed.subscribe().borrow() == revision
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_annotation_of_a_pod_and_what_nobody_reads_make_no_new_world() {
+    let mut bench = Bench::new("pods");
+    let events = bench.list(&[pod("a", "10.0.0.1", "5")], "6").await;
+    let world = bench.until("synced", |world| world.synced).await;
+    let revision = *bench.feed.subscribe().borrow();
+    let mut annotated = pod("a", "10.0.0.1", "7");
+    annotated["metadata"]["annotations"] = json!({"ambit.dev/state": "enrolled"});
+    annotated["status"]["containerStatuses"] = json!([{"restartCount": 1}]);
+    events.send("MODIFIED", &annotated);
+    assert!(is_unchanged(&bench, &world, revision).await);
+    let state = bench.feed.observed().pods[&ObjectName::new("shop", "a")].clone();
+    assert_eq!((&*state.uid, &*state.state), ("a", "enrolled"));
+    events.send("MODIFIED", &pod("a", "10.0.0.1", "8"));
+    assert!(is_unchanged(&bench, &world, revision).await);
+    assert!(bench.feed.observed().pods.is_empty(), "an annotation that is gone is still shown");
+    // Of another node's pods nothing is reported here.
+    annotated["spec"]["nodeName"] = "n2".into();
+    events.send("MODIFIED", &annotated);
+    bench.until("a change that counts", |world| world.mesh.pods_on("n2").count() == 1).await;
+    assert!(*bench.feed.subscribe().borrow() > revision && bench.feed.observed().pods.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_status_of_a_policy_makes_no_new_world() {
+    let mut bench = Bench::new("peerauthentications");
+    let events = bench.list(&[policy("STRIKT", "5")], "6").await;
+    let world = bench.until("problem", |world| world.synced && !world.problems.is_empty()).await;
+    let revision = *bench.feed.subscribe().borrow();
+    let wanted = bench.feed.observed().policies.values().next().unwrap().clone();
+    let mut written = policy("STRIKT", "7");
+    written["status"] = json!({"conditions": [{"type": "AmbitAccepted", "status": "False",
+        "reason": wanted.reason, "observedGeneration": 3}]});
+    events.send("MODIFIED", &written);
+    assert!(is_unchanged(&bench, &world, revision).await);
+    assert!(bench.feed.observed().policies.is_empty(), "written, and still wanted");
+}
+
 #[test]
 fn a_status_is_to_be_written_only_where_it_says_something_else() {
-    let judged = |spec: Value, said: Option<Value>| {
+    let judged = |spec: Value, condition: Option<Value>| {
         let mut value = policy("STRICT", "5");
         value["spec"] = spec;
         let other = json!({"type": "Other", "status": "True"});
-        value["status"] = json!({"conditions": said.into_iter().chain([other]).collect::<Vec<_>>()});
-        let manifest = crate::discovery::manifest::Manifest::read(vec![value.clone()], &Settings::default());
-        verdict::unsaid(&value, &manifest).map(|status| {
+        value["status"] = json!({"conditions": condition.into_iter().chain([other]).collect::<Vec<_>>()});
+        let current = policy_status::CurrentStatus::of(&value);
+        let entry = Entry::read(Kind::PeerAuthentication, value, &Settings::default()).unwrap();
+        current.wanted(&entry).map(|status| {
             assert_eq!(status.others.len(), 1, "the conditions of others must stay");
             (status.accepted, status.reason)
         })
     };
-    let said = |status: &str, reason: &str, generation: i64| {
+    let ours = |status: &str, reason: &str, generation: i64| {
         Some(
             json!({"type": "AmbitAccepted", "status": status, "reason": reason, "observedGeneration": generation}),
         )
     };
     let (good, bad) = (json!({"mtls": {"mode": "STRICT"}}), json!({"mtls": {"mode": "STRIKT"}}));
     let partly = json!({"mtls": {"mode": "DISABLE"}});
-    for (spec, said, expected) in [
+    for (spec, condition, expected) in [
         (&good, None, None),
-        (&good, said("True", "Accepted", 1), None),
-        (&good, said("False", "Invalid", 3), Some((true, "Accepted"))),
+        (&good, ours("True", "Accepted", 1), None),
+        (&good, ours("False", "Invalid", 3), Some((true, "Accepted"))),
         (&bad, None, Some((false, "Invalid"))),
-        (&bad, said("False", "Invalid", 3), None),
-        (&bad, said("False", "Invalid", 2), Some((false, "Invalid"))),
+        (&bad, ours("False", "Invalid", 3), None),
+        (&bad, ours("False", "Invalid", 2), Some((false, "Invalid"))),
         (&partly, None, Some((true, "UnsupportedValue"))),
-        (&partly, said("True", "UnsupportedValue", 3), None),
+        (&partly, ours("True", "UnsupportedValue", 3), None),
     ] {
-        assert_eq!(judged(spec.clone(), said.clone()), expected, "{spec} {said:?}");
+        assert_eq!(judged(spec.clone(), condition.clone()), expected, "{spec} {condition:?}");
     }
 }

@@ -1,7 +1,10 @@
 use ambit_core::{model::Labels, policy::MtlsMode};
 
 use super::*;
-use crate::discovery::tree::{self, Syntax};
+use crate::discovery::folder::{
+    documents::{self, Syntax},
+    manifest,
+};
 
 struct Bench(Ledger);
 
@@ -11,7 +14,8 @@ impl Bench {
     }
 
     fn put(&mut self, file: &str, text: &str) {
-        self.0.take_file(&at(file), tree::documents(text.as_bytes(), Syntax::Yaml));
+        let documents = documents::read(text.as_bytes(), Syntax::Yaml);
+        manifest::take(&mut self.0, &at(file), documents, &Settings::default());
         self.0.settle();
     }
 
@@ -29,8 +33,8 @@ impl Bench {
     }
 }
 
-fn at(file: &str) -> Place {
-    Place::file(std::path::Path::new(file))
+fn at(file: &str) -> Origin {
+    Origin::file(std::path::Path::new(file))
 }
 
 fn policy(name: &str, mode: &str) -> String {
@@ -141,10 +145,10 @@ fn problems_of_one_file_are_bounded_and_only_news_makes_a_world() {
     let mut bench = Bench::new();
     let many: String = (0..500).map(|n| policy(&format!("p{n}"), "BAD")).collect();
     bench.put("a", &many);
-    assert_eq!(bench.problems().len(), MAX_PROBLEMS + 1);
-    assert_eq!(bench.problems()[MAX_PROBLEMS], "a: 400 more problems in this file");
+    assert_eq!(bench.problems().len(), problems::MAX_ORIGIN_PROBLEMS + 1);
+    assert_eq!(bench.problems()[problems::MAX_ORIGIN_PROBLEMS], "a: 400 more problems in this file");
     assert!(bench.0.settle().is_none());
-    bench.0.trouble(&at("/m"), Some("is gone".into()));
+    bench.0.set_source_problem(&at("/m"), Some("is gone".into()));
     bench.0.complete();
     let world = bench.0.settle().unwrap();
     assert_eq!(world.problems[0].to_string(), "/m: is gone");
@@ -160,4 +164,21 @@ fn the_number_of_objects_is_bounded() {
     assert_eq!(bench.problems(), ["b: makes more than 200000 objects"]);
     bench.put("a", &policy("p", "PERMISSIVE"));
     assert_eq!(bench.mode(), MtlsMode::Permissive, "a file of the old size was refused");
+}
+
+#[test]
+fn an_origin_that_holds_the_same_costs_nothing() {
+    let mut bench = Bench::new();
+    bench.0.complete();
+    let read = |mode: &str| {
+        let documents = documents::read(policy("p", mode).as_bytes(), Syntax::Yaml);
+        manifest::Manifest::read(documents.values, &Settings::default()).entries
+    };
+    for mode in ["STRICT", "STRIKT"] {
+        bench.0.take(&at("a"), read(mode), Vec::new());
+        assert!(bench.0.settle().is_some(), "{mode}");
+        bench.0.take(&at("a"), read(mode), Vec::new());
+        assert!(bench.0.stale.is_empty() && bench.0.settle().is_none(), "{mode}");
+    }
+    assert_eq!(bench.mode(), MtlsMode::Strict);
 }

@@ -18,22 +18,22 @@ const MAX_OPEN_BRACKETS: usize = 500;
 
 /// How a file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Syntax {
+pub(in crate::discovery) enum Syntax {
     Yaml,
     Json,
 }
 
 /// What could be read of a file.
 #[derive(Debug, Default)]
-pub(super) struct Documents {
+pub(in crate::discovery) struct Documents {
     /// The complete documents before the error, if there is one; empty documents are left out.
-    pub(super) values: Vec<Value>,
+    pub(in crate::discovery) values: Vec<Value>,
     /// Why reading ended before the end of the text.
-    pub(super) error: Option<String>,
+    pub(in crate::discovery) error: Option<String>,
 }
 
 /// Reads all documents of a text.
-pub(super) fn documents(bytes: &[u8], syntax: Syntax) -> Documents {
+pub(in crate::discovery) fn read(bytes: &[u8], syntax: Syntax) -> Documents {
     let text = match std::str::from_utf8(bytes) {
         Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
         Err(error) => {

@@ -3,13 +3,10 @@
 
 use std::net::IpAddr;
 
-use super::{FieldError, Protocol, port_number, protocol, wire};
+use super::{Container, FieldError, IntOrString, Probe, ProbeTarget, Protocol, port_number, protocol};
 
 /// The ports, ascending, of a pod with these containers and addresses.
-pub(super) fn ports(
-    containers: &[(String, wire::Container)],
-    ips: &[IpAddr],
-) -> Result<Vec<u16>, FieldError> {
+pub(super) fn ports(containers: &[(String, Container)], ips: &[IpAddr]) -> Result<Vec<u16>, FieldError> {
     let mut ports = Vec::new();
     for (path, container) in containers {
         let probes = [
@@ -17,7 +14,7 @@ pub(super) fn ports(
             ("readinessProbe", &container.readiness_probe),
             ("startupProbe", &container.startup_probe),
         ];
-        for (probe, wire::Probe { http_get, tcp_socket, grpc }) in
+        for (probe, Probe { http_get, tcp_socket, grpc }) in
             probes.into_iter().filter_map(|(name, probe)| Some((name, probe.as_ref()?)))
         {
             for (kind, target) in [("httpGet", http_get), ("tcpSocket", tcp_socket), ("grpc", grpc)] {
@@ -33,7 +30,7 @@ pub(super) fn ports(
 }
 
 /// Whether the probe goes to the pod itself; the kubelet takes `host` as it stands there.
-fn on_the_pod(target: &wire::ProbeTarget, ips: &[IpAddr]) -> bool {
+fn on_the_pod(target: &ProbeTarget, ips: &[IpAddr]) -> bool {
     match target.host.as_deref() {
         None | Some("") => true,
         Some(host) => host.parse::<IpAddr>().is_ok_and(|host| ips.contains(&host.to_canonical())),
@@ -41,15 +38,11 @@ fn on_the_pod(target: &wire::ProbeTarget, ips: &[IpAddr]) -> bool {
 }
 
 /// The number of the port; a name is looked for in the probe's own container, as the kubelet does.
-fn port(
-    field: &str,
-    target: &wire::ProbeTarget,
-    container: &wire::Container,
-) -> Result<Option<u16>, FieldError> {
+fn port(field: &str, target: &ProbeTarget, container: &Container) -> Result<Option<u16>, FieldError> {
     match &target.port {
         None => Ok(None),
-        Some(wire::IntOrString::Int(number)) => port_number(field, *number).map(Some),
-        Some(wire::IntOrString::Text(text)) => {
+        Some(IntOrString::Int(number)) => port_number(field, *number).map(Some),
+        Some(IntOrString::Text(text)) => {
             if let Ok(number) = text.parse() {
                 return port_number(field, number).map(Some);
             }

@@ -1,24 +1,50 @@
-//! PeerAuthentication from the wire, with the rules that Istio's admission webhook has (spec/policy.md §2.4): no API
-//! server stands before a folder, and a webhook may be off.
+//! PeerAuthentications, held to what Istio's own validation demands (`ValidatePeerAuthentication` in
+//! `pkg/config/validation` of istio/istio): no API server stands before a folder, and a webhook may be off.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use ambit_core::{
-    model::Labels,
-    policy::{Mode, PeerAuthentication},
+    discovery::Settings,
+    model::{Labels, ObjectName},
+    policy::{self, Mode, PeerAuthentication},
+};
+use serde_json::Value;
+
+use super::{
+    Change, FieldError, Valid,
+    fields::{choice, cut, labels, timestamp},
+    wire::{self, Metadata, Pairs},
 };
 
-use super::{FieldError, choice, cut, labels, namespaced, timestamp};
-use crate::discovery::wire;
+/// What DISABLE comes to: a node proxy cannot refuse the tunnel.
+const DISABLE_EFFECT: &str =
+    "DISABLE has the effect of PERMISSIVE: mutual TLS from the mesh is accepted beside plaintext";
 
-/// A PeerAuthentication, and what an operator should know of it although it is valid.
-pub(in crate::discovery) fn peer_authentication(
-    wire: wire::PeerAuthentication,
-    root_namespace: &str,
-) -> Result<(PeerAuthentication, Option<FieldError>), FieldError> {
-    let mut metadata = wire.metadata.unwrap_or_default();
-    let spec = wire.spec.unwrap_or_default();
-    let name = namespaced(&mut metadata)?;
+wire::objects! {
+    Object {
+        metadata: Option<Metadata>,
+        spec: Option<Spec>,
+    }
+
+    Spec {
+        selector: Option<Selector>,
+        mtls: Option<MutualTls>,
+        port_level_mtls: Option<BTreeMap<String, Option<MutualTls>>>,
+    }
+
+    Selector {
+        match_labels: Option<Pairs>,
+    }
+
+    MutualTls {
+        mode: Option<String>,
+    }
+}
+
+pub(super) fn read(name: ObjectName, object: Value, settings: &Settings) -> Result<Valid, FieldError> {
+    let Object { metadata, spec } = wire::typed(object)?;
+    let metadata = metadata.unwrap_or_default();
+    let spec = spec.unwrap_or_default();
     let named_selector = spec.selector.is_some();
     let selector = labels(spec.selector.and_then(|selector| selector.match_labels));
     check_selector(&selector)?;
@@ -34,16 +60,28 @@ pub(in crate::discovery) fn peer_authentication(
         }
         Some(ports) => port_modes(ports)?,
     };
-    let notice = if &*name.namespace == root_namespace && !selector.is_empty() {
+    let without_effect = name.namespace == settings.root_namespace && !selector.is_empty();
+    let notice = if without_effect {
         Some("has no effect: in the root namespace an object with a selector is ignored")
     } else if named_selector && selector.is_empty() {
         Some("has no labels: the object speaks for the whole namespace")
     } else {
         None
     };
+    let notice = notice.map(|message| FieldError::new("spec.selector", message));
     let created = timestamp(metadata.creation_timestamp)?;
     let policy = PeerAuthentication { name, created, selector, mode, port_modes };
-    Ok((policy, notice.map(|message| FieldError::new("spec.selector", message))))
+    // A selector without labels is pointed out as well, but has its full effect.
+    let unsupported = match &notice {
+        Some(notice) if without_effect => Some(notice.to_string()),
+        _ => states_disable(&policy).then(|| DISABLE_EFFECT.to_owned()),
+    };
+    let change = Change::Policies(policy::Change::PeerAuthentication(Arc::new(policy)));
+    Ok(Valid { change, notice, unsupported })
+}
+
+fn states_disable(policy: &PeerAuthentication) -> bool {
+    policy.mode.iter().chain(policy.port_modes.values()).any(|mode| *mode == Mode::Disable)
 }
 
 fn check_selector(selector: &Labels) -> Result<(), FieldError> {
@@ -63,7 +101,7 @@ fn check_selector(selector: &Labels) -> Result<(), FieldError> {
     Ok(())
 }
 
-fn port_modes(ports: BTreeMap<String, Option<wire::MutualTls>>) -> Result<BTreeMap<u16, Mode>, FieldError> {
+fn port_modes(ports: BTreeMap<String, Option<MutualTls>>) -> Result<BTreeMap<u16, Mode>, FieldError> {
     let mut modes = BTreeMap::new();
     for (key, mtls) in ports {
         let field = format!("spec.portLevelMtls.{key}");
@@ -79,7 +117,7 @@ fn port_modes(ports: BTreeMap<String, Option<wire::MutualTls>>) -> Result<BTreeM
     Ok(modes)
 }
 
-fn mode(field: &str, mtls: Option<wire::MutualTls>) -> Result<Option<Mode>, FieldError> {
+fn mode(field: &str, mtls: Option<MutualTls>) -> Result<Option<Mode>, FieldError> {
     const ALL: [Option<Mode>; 4] = [None, Some(Mode::Disable), Some(Mode::Permissive), Some(Mode::Strict)];
     let Some(text) = mtls.and_then(|mtls| mtls.mode) else { return Ok(None) };
     if text.is_empty() {

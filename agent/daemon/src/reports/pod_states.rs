@@ -18,7 +18,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{MANAGER, Outcome, PodReport, pace::Pace, send};
-use crate::discovery::{PodMark, STATE_ANNOTATION};
+use crate::discovery::{PodState, STATE_ANNOTATION};
 
 /// Annotations written at one look.
 const AT_A_TIME: usize = 20;
@@ -27,25 +27,25 @@ const ENROLLED: &str = "enrolled";
 const PENDING: &str = "pending";
 
 /// Keeps the annotations.
-pub(super) struct PodMarks {
+pub(super) struct PodStateWriter {
     client: Client,
     /// By UID and the state to be written.
     pace: Pace<(Arc<str>, Option<&'static str>)>,
 }
 
-impl PodMarks {
+impl PodStateWriter {
     pub(super) fn new(client: Client) -> Self {
         Self { client, pace: Pace::new("the annotation ambit.dev/state") }
     }
 
-    /// Writes what differs; the UIDs of the pods that were marked as enrolled just now.
+    /// Writes what differs; the UIDs of the pods that were annotated as enrolled just now.
     pub(super) async fn write(
         &mut self,
-        marks: &BTreeMap<ObjectName, PodMark>,
+        observed: &BTreeMap<ObjectName, PodState>,
         pods: &[PodReport],
         now: Instant,
     ) -> Vec<Arc<str>> {
-        let mut differ = differences(marks, pods);
+        let mut differ = differences(observed, pods);
         self.pace
             .retain(|(uid, state)| differ.iter().any(|change| change.uid == *uid && change.state == *state));
         differ.retain(|change| self.pace.due(&change.subject(), Duration::ZERO, now));
@@ -88,22 +88,17 @@ impl Change {
     }
 }
 
-fn differences(marks: &BTreeMap<ObjectName, PodMark>, pods: &[PodReport]) -> Vec<Change> {
-    let mut marked: HashMap<&str, (&ObjectName, &str)> =
-        marks.iter().map(|(name, mark)| (&*mark.uid, (name, &*mark.state))).collect();
+fn differences(observed: &BTreeMap<ObjectName, PodState>, pods: &[PodReport]) -> Vec<Change> {
+    let mut annotated: HashMap<&str, &str> = observed.values().map(|pod| (&*pod.uid, &*pod.state)).collect();
     let mut changes = Vec::new();
     for pod in pods {
-        let state = if pod.trouble.is_none() { ENROLLED } else { PENDING };
-        if marked.remove(&*pod.uid).is_none_or(|(_, said)| said != state) {
+        let state = if pod.problem.is_none() { ENROLLED } else { PENDING };
+        if annotated.remove(&*pod.uid) != Some(state) {
             changes.push(Change { name: pod.name.clone(), uid: pod.uid.clone(), state: Some(state) });
         }
     }
-    let left = marks.iter().filter(|(_, mark)| marked.contains_key(&*mark.uid));
-    changes.extend(left.map(|(name, mark)| Change {
-        name: name.clone(),
-        uid: mark.uid.clone(),
-        state: None,
-    }));
+    let left = observed.iter().filter(|(_, pod)| annotated.contains_key(&*pod.uid));
+    changes.extend(left.map(|(name, pod)| Change { name: name.clone(), uid: pod.uid.clone(), state: None }));
     changes
 }
 
@@ -113,19 +108,19 @@ mod tests {
 
     #[test]
     fn only_what_differs_is_written() {
-        let mark = |uid: &str, state: &str| PodMark { uid: uid.into(), state: state.into() };
+        let annotated = |uid: &str, state: &str| PodState { uid: uid.into(), state: state.into() };
         let name = |name: &str| ObjectName::new("shop", name);
-        let marks = BTreeMap::from([
-            (name("same"), mark("1", "enrolled")),
-            (name("worse"), mark("2", "enrolled")),
-            (name("left"), mark("3", "enrolled")),
-            (name("replaced"), mark("4", "pending")),
+        let observed = BTreeMap::from([
+            (name("same"), annotated("1", "enrolled")),
+            (name("worse"), annotated("2", "enrolled")),
+            (name("left"), annotated("3", "enrolled")),
+            (name("replaced"), annotated("4", "pending")),
         ]);
-        let report = |pod: &str, uid: &str, trouble: Option<&str>| PodReport {
+        let report = |pod: &str, uid: &str, problem: Option<&str>| PodReport {
             name: name(pod),
             uid: uid.into(),
             identity: "spiffe://td/ns/shop/sa/web".parse().unwrap(),
-            trouble: trouble.map(str::to_owned),
+            problem: problem.map(str::to_owned),
         };
         let pods = [
             report("same", "1", None),
@@ -133,7 +128,7 @@ mod tests {
             report("replaced", "5", Some("no")),
             report("new", "6", None),
         ];
-        let changes: Vec<_> = differences(&marks, &pods)
+        let changes: Vec<_> = differences(&observed, &pods)
             .into_iter()
             .map(|change| (change.uid.to_string(), change.state))
             .collect();

@@ -12,16 +12,14 @@ use tokio::time::{sleep, timeout};
 use tokio_stream::{Stream, StreamExt};
 use tracing::{debug, info};
 
-use super::{
-    Hub,
-    health::Trouble,
-    resource::{PEER_AUTHENTICATIONS, PODS, Watch},
-    verdict,
-    watched::Watched,
-};
+use super::{Hub, health::Failure, object::ApiObject, policy_status::CurrentStatus};
 use crate::{
     cluster::sentence,
-    discovery::{PodMark, STATE_ANNOTATION, manifest::Manifest},
+    discovery::{
+        Origin, PodState, Problem, STATE_ANNOTATION,
+        kinds::{Entry, Key, Report, Row},
+        observed::Observation,
+    },
 };
 
 /// The first wait after a failure; it doubles with each that follows.
@@ -30,7 +28,7 @@ const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// The longest wait for a resource that the cluster does not have.
 const ABSENT_WAIT: Duration = Duration::from_secs(15);
-/// Failures in a row before anybody is told: a server that restarts cuts every watch once.
+/// Failures in a row before they are reported: a server that restarts cuts every watch once.
 const TOLERATED: u32 = 1;
 /// Answers in a row that a resource which was there is not, before that is believed.
 const TO_BE_ABSENT: u32 = 3;
@@ -42,9 +40,9 @@ const STANDS: Duration = Duration::from_secs(5);
 /// How long the server keeps a watch, seconds; a connection that died unnoticed is given up 5 s later.
 const WATCH_SECONDS: u32 = 120;
 
-/// Follows one resource for ever.
-pub(super) struct Follower {
-    watch: &'static Watch,
+/// Watches one resource for ever.
+pub(super) struct ResourceWatch {
+    row: &'static Row,
     client: Client,
     hub: Arc<Hub>,
     /// The names met since the last list began, until it is complete.
@@ -53,8 +51,8 @@ pub(super) struct Follower {
     read: bool,
     /// Failures since the last sign of life.
     failures: u32,
-    /// Trouble has been told of.
-    told: bool,
+    /// The failures have been reported.
+    reported: bool,
     /// The cluster does not have the resource.
     absent: bool,
     strategy: InitialListStrategy,
@@ -68,23 +66,23 @@ enum Over {
     Again,
 }
 
-impl Follower {
-    pub(super) fn new(watch: &'static Watch, client: Client, hub: Arc<Hub>) -> Self {
+impl ResourceWatch {
+    pub(super) fn new(row: &'static Row, client: Client, hub: Arc<Hub>) -> Self {
         Self {
-            watch,
+            row,
             client,
             hub,
             listing: None,
             read: false,
             failures: 0,
-            told: false,
+            reported: false,
             absent: false,
             strategy: InitialListStrategy::StreamingList,
         }
     }
 
     pub(super) async fn run(mut self) {
-        let api: Api<Watched> = Api::all_with(self.client.clone(), &self.watch.resource());
+        let api: Api<ApiObject> = Api::all_with(self.client.clone(), &self.row.kind.api_resource());
         loop {
             let config = watcher::Config {
                 initial_list_strategy: self.strategy.clone(),
@@ -100,7 +98,7 @@ impl Follower {
 
     async fn follow(
         &mut self,
-        mut events: impl Stream<Item = watcher::Result<Event<Watched>>> + Unpin,
+        mut events: impl Stream<Item = watcher::Result<Event<ApiObject>>> + Unpin,
     ) -> Over {
         loop {
             let event = if self.failures > 0 {
@@ -129,7 +127,7 @@ impl Follower {
         }
     }
 
-    fn take(&mut self, event: Event<Watched>) {
+    fn take(&mut self, event: Event<ApiObject>) {
         match event {
             // Nothing has been heard from the server yet.
             Event::Init => return self.listing = Some(HashSet::new()),
@@ -141,8 +139,9 @@ impl Follower {
             }
             Event::Apply(object) => self.write(object),
             Event::Delete(object) => {
-                let place = self.watch.place_of(object.name());
-                self.hub.write(|ledger| ledger.forget(&place));
+                let key = self.key_of(&object);
+                self.hub.observe(|observed| observed.forget(&key));
+                self.hub.write(|ledger| ledger.forget(&Origin::Object(key)));
             }
             Event::InitDone => {
                 let present = self.listing.take().unwrap_or_default();
@@ -152,43 +151,42 @@ impl Follower {
         self.recovered();
     }
 
-    /// Converts outside the ledger's lock.
-    fn write(&self, object: Watched) {
-        let place = self.watch.place_of(object.name());
-        let mut value = object.value;
-        if let Value::Object(fields) = &mut value {
-            fields.insert("kind".to_owned(), self.watch.kind().into());
-            fields.insert("apiVersion".to_owned(), self.watch.api_version().into());
-        }
-        let of_policy = self.watch.plural == PEER_AUTHENTICATIONS;
-        let status_of = of_policy.then(|| value.clone());
-        let mark = (self.watch.plural == PODS).then(|| self.mark(&value)).flatten();
-        let manifest = Manifest::read(vec![value], &self.hub.settings);
-        let unsaid = status_of.and_then(|value| verdict::unsaid(&value, &manifest));
-        self.hub.write(|ledger| {
-            ledger.take(&place, manifest, None);
-            match self.watch.plural {
-                PODS => ledger.mark(&place, mark),
-                PEER_AUTHENTICATIONS => ledger.unsaid(&place, unsaid),
-                _ => {}
-            }
+    /// Reads outside the ledger's lock.
+    fn write(&self, object: ApiObject) {
+        let key = self.key_of(&object);
+        let state = (self.row.report == Report::StateAnnotation).then(|| self.pod_state(&object.value));
+        let status = (self.row.report == Report::AcceptedCondition).then(|| CurrentStatus::of(&object.value));
+        let read = Entry::read(self.row.kind, object.value, &self.hub.settings);
+        let wanted = || status?.wanted(read.as_ref().ok()?).map(Observation::Policy);
+        let observation = state.flatten().map(Observation::Pod).or_else(wanted);
+        self.hub.observe(|observed| observed.set(&key, observation));
+        let origin = Origin::Object(key);
+        self.hub.write(|ledger| match read {
+            Ok(entry) => ledger.take(&origin, vec![entry], Vec::new()),
+            Err(error) => ledger.take(&origin, Vec::new(), vec![Problem::new(&origin, None, error)]),
         });
     }
 
-    /// What a pod of this node bears of ours.
-    fn mark(&self, pod: &Value) -> Option<PodMark> {
+    /// The name under which the object is kept, be it a bad one.
+    fn key_of(&self, object: &ApiObject) -> Key {
+        Key { kind: self.row.kind, name: object.name() }
+    }
+
+    /// What the annotation of a pod of this node says.
+    fn pod_state(&self, pod: &Value) -> Option<PodState> {
         if pod.pointer("/spec/nodeName")?.as_str()? != &*self.hub.node {
             return None;
         }
         let metadata = pod.get("metadata")?;
         let state = metadata.get("annotations")?.get(STATE_ANNOTATION)?.as_str()?;
-        Some(PodMark { uid: metadata.get("uid")?.as_str()?.into(), state: state.into() })
+        Some(PodState { uid: metadata.get("uid")?.as_str()?.into(), state: state.into() })
     }
 
     /// The resource has been read to its end, and has these objects.
     fn complete(&mut self, present: &HashSet<ObjectName>) {
-        debug!(resource = self.watch.plural, objects = present.len(), "read");
-        self.hub.write(|ledger| ledger.retain(self.watch.plural, present));
+        debug!(resource = self.row.plural, objects = present.len(), "read");
+        self.hub.observe(|observed| observed.retain(self.row.kind, present));
+        self.hub.write(|ledger| ledger.retain(self.row.kind, present));
         if !std::mem::replace(&mut self.read, true) {
             self.hub.read_one();
         }
@@ -197,8 +195,8 @@ impl Follower {
     fn recovered(&mut self) {
         self.failures = 0;
         self.absent = false;
-        if std::mem::take(&mut self.told) {
-            self.hub.health(self.watch, None);
+        if std::mem::take(&mut self.reported) {
+            self.hub.set_health(self.row.kind, None);
         }
     }
 
@@ -214,22 +212,19 @@ impl Follower {
             Error::WatchError(status) => (status.code, status.message.clone()),
             Error::NoResourceVersion => (0, error.to_string()),
         };
-        debug!(resource = self.watch.plural, code, reason, failures = self.failures, "watch failed");
+        debug!(resource = self.row.plural, code, reason, failures = self.failures, "watch failed");
         let streaming = self.strategy == InitialListStrategy::StreamingList;
         match code {
-            // The version to go on from is too old. Said in the stream, the watcher lists anew of its own accord.
+            // The version to go on from is too old. ObservedStatus in the stream, the watcher lists anew of its own accord.
             410 => return matches!(error, Error::WatchStartFailed(_)).then_some(Over::Again),
             // A server that cannot stream a list.
             400 | 422 if streaming && matches!(error, Error::WatchStartFailed(_)) => {
-                debug!(
-                    resource = self.watch.plural,
-                    "listing page by page: the server does not stream lists"
-                );
+                debug!(resource = self.row.plural, "listing page by page: the server does not stream lists");
                 self.strategy = InitialListStrategy::ListWatch;
                 self.failures = 0;
                 return Some(Over::Again);
             }
-            404 if self.watch.optional => {
+            404 if self.row.optional => {
                 // Policies are not dropped at once: a server that starts may not know its custom resources for a moment.
                 if self.failures > if self.read { TO_BE_ABSENT } else { TOLERATED } {
                     self.absent();
@@ -239,15 +234,15 @@ impl Follower {
             _ => {}
         }
         if self.failures > TOLERATED {
-            self.told = true;
-            let trouble = match code {
-                403 => Trouble::Refused(format!("may not be watched ({reason}); {}", self.watch.rule())),
+            self.reported = true;
+            let failure = match code {
+                403 => Failure::Refused(format!("may not be watched ({reason}); {}", self.missing_rule())),
                 400..=499 if code != 401 && code != 429 => {
-                    Trouble::Refused(format!("cannot be watched: {reason}"))
+                    Failure::Refused(format!("cannot be watched: {reason}"))
                 }
-                _ => Trouble::Away(reason),
+                _ => Failure::Unavailable(reason),
             };
-            self.hub.health(self.watch, Some(trouble));
+            self.hub.set_health(self.row.kind, Some(failure));
         }
         let over = code != 0 && self.failures.is_multiple_of(TO_START_OVER);
         over.then_some(Over::Again)
@@ -257,15 +252,23 @@ impl Follower {
     fn absent(&mut self) {
         if !std::mem::replace(&mut self.absent, true) {
             info!(
-                resource = self.watch.plural,
+                resource = self.row.plural,
                 "not defined in this cluster; it counts as empty, and is watched once it is"
             );
         }
         self.listing = None;
-        if std::mem::take(&mut self.told) {
-            self.hub.health(self.watch, None);
+        if std::mem::take(&mut self.reported) {
+            self.hub.set_health(self.row.kind, None);
         }
         self.complete(&HashSet::new());
+    }
+
+    /// The rule that the agent's account lacks where it may not watch.
+    fn missing_rule(&self) -> String {
+        format!(
+            "the agent's account needs the verbs list and watch on {} (apiGroup {:?}) in a ClusterRole",
+            self.row.plural, self.row.group
+        )
     }
 
     async fn pause(&self, longest: Duration) {

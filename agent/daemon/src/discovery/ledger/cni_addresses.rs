@@ -15,11 +15,11 @@ use ambit_core::discovery::Pod;
 /// How long a pod's object may take to appear.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Pods in the making on one node.
-const MAX_PLACED: usize = 4_096;
+const MAX_PODS: usize = 4_096;
 
 /// The addresses by the pod's UID.
 #[derive(Debug, Default)]
-pub(super) struct Placed(HashMap<Arc<str>, Addresses>);
+pub(super) struct CniAddresses(HashMap<Arc<str>, Addresses>);
 
 #[derive(Debug)]
 struct Addresses {
@@ -32,11 +32,11 @@ struct Addresses {
     claimed: bool,
 }
 
-impl Placed {
+impl CniAddresses {
     /// Takes note of a pod's addresses, and of those its object has `before`; the oldest that no object claims make room.
     pub(super) fn insert(&mut self, uid: &str, ips: &[IpAddr], before: Vec<IpAddr>, now: Instant) {
         self.0.retain(|_, held| held.claimed || now.duration_since(held.at) < PATIENCE);
-        if self.0.len() >= MAX_PLACED {
+        if self.0.len() >= MAX_PODS {
             let oldest = self.0.iter().min_by_key(|(_, held)| (held.claimed, held.at));
             if let Some(uid) = oldest.map(|(uid, _)| Arc::clone(uid)) {
                 self.0.remove(&uid);
@@ -47,7 +47,7 @@ impl Placed {
     }
 
     /// The pod as it is to be in force: with the addresses noted for it if it states nothing newer and may have some.
-    pub(super) fn complete(&mut self, pod: Arc<Pod>) -> Arc<Pod> {
+    pub(super) fn fill_in(&mut self, pod: Arc<Pod>) -> Arc<Pod> {
         let Some(held) = self.0.get_mut(&pod.uid) else { return pod };
         let newer = !pod.ips.is_empty() && pod.ips != held.before;
         if newer || pod.ips == held.ips || pod.terminal || pod.host_network {

@@ -18,7 +18,7 @@ use serde::{
 use serde_json::{Map, Value};
 
 /// Left out, wherever a list stands on the way. In a pod this is nine bytes out of ten.
-const PASSED_OVER: &[&[&str]] = &[
+const PRUNED: &[&[&str]] = &[
     // Whoever may make pods in a cluster could name any namespace of the node, another pod's or the host's.
     &["metadata", "annotations", NETNS_ANNOTATION],
     &["metadata", "managedFields"],
@@ -51,13 +51,13 @@ const PASSED_OVER: &[&[&str]] = &[
 
 /// One object of any kind.
 #[derive(Clone, Debug)]
-pub(super) struct Watched {
+pub(super) struct ApiObject {
     meta: ObjectMeta,
     /// The object itself; of a list's items the API server sends neither kind nor version.
     pub(super) value: Value,
 }
 
-impl Watched {
+impl ApiObject {
     /// The name under which the object is kept.
     pub(super) fn name(&self) -> ObjectName {
         let text = |field: &Option<String>| field.as_deref().unwrap_or_default().to_owned();
@@ -65,9 +65,9 @@ impl Watched {
     }
 }
 
-impl<'de> Deserialize<'de> for Watched {
+impl<'de> Deserialize<'de> for ApiObject {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = Kept(PASSED_OVER.to_vec()).deserialize(deserializer)?;
+        let value = Pruning(PRUNED.to_vec()).deserialize(deserializer)?;
         let text = |field: &str| Some(value.get("metadata")?.get(field)?.as_str()?.to_owned());
         let meta = ObjectMeta {
             name: text("name"),
@@ -79,7 +79,7 @@ impl<'de> Deserialize<'de> for Watched {
     }
 }
 
-impl Resource for Watched {
+impl Resource for ApiObject {
     type DynamicType = ApiResource;
     type Scope = DynamicResourceScope;
 
@@ -109,9 +109,9 @@ impl Resource for Watched {
 }
 
 /// Reads a value without what stands at the paths.
-struct Kept(Vec<&'static [&'static str]>);
+struct Pruning(Vec<&'static [&'static str]>);
 
-impl Kept {
+impl Pruning {
     /// What is to be passed over below a field; `None` if the field itself is.
     fn below(&self, field: &str) -> Option<Self> {
         let mut paths = Vec::new();
@@ -126,7 +126,7 @@ impl Kept {
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Kept {
+impl<'de> DeserializeSeed<'de> for Pruning {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
@@ -134,7 +134,7 @@ impl<'de> DeserializeSeed<'de> for Kept {
     }
 }
 
-impl<'de> Visitor<'de> for Kept {
+impl<'de> Visitor<'de> for Pruning {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -199,7 +199,7 @@ mod tests {
         let text = r#"{"metadata":{"name":"a","namespace":"n","resourceVersion":"7","labels":{"env":"x","volumes":"y"},
             "managedFields":[{"a":[1,{"b":2}]}],"annotations":{"ambit.dev/netns":"/proc/1/ns/net","ambit.dev/state":"x"}},"spec":{"volumes":[{}],"selector":{"env":"x"},"n":1.5,"hostNetwork":true,
             "containers":[{"name":"c","env":[{"name":"e"}],"ports":[{"containerPort":80}]},null,3]},"status":null}"#;
-        let watched: Watched = serde_json::from_str(text).unwrap();
+        let object: ApiObject = serde_json::from_str(text).unwrap();
         let expected = serde_json::json!({
             "metadata": {"name": "a", "namespace": "n", "resourceVersion": "7", "labels": {"env": "x", "volumes": "y"},
                 "annotations": {"ambit.dev/state": "x"}},
@@ -207,9 +207,9 @@ mod tests {
                 "containers": [{"name": "c", "ports": [{"containerPort": 80}]}, null, 3]},
             "status": null
         });
-        assert_eq!(watched.value, expected);
+        assert_eq!(object.value, expected);
         assert_eq!(
-            (watched.name(), watched.meta.resource_version.as_deref()),
+            (object.name(), object.meta.resource_version.as_deref()),
             (ObjectName::new("n", "a"), Some("7"))
         );
     }
@@ -217,8 +217,8 @@ mod tests {
     #[test]
     fn any_object_can_be_read() {
         for text in ["{}", r#"{"metadata":3}"#, r#"{"metadata":{"name":[]},"spec":"x"}"#, "[]", "null"] {
-            let watched: Watched = serde_json::from_str(text).unwrap();
-            assert_eq!(watched.name(), ObjectName::new("", ""), "{text}");
+            let object: ApiObject = serde_json::from_str(text).unwrap();
+            assert_eq!(object.name(), ObjectName::new("", ""), "{text}");
         }
     }
 }

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::*;
 
 fn yaml_of(text: &str) -> Documents {
-    documents(text.as_bytes(), Syntax::Yaml)
+    read(text.as_bytes(), Syntax::Yaml)
 }
 
 /// The one document of a text that must be good.
@@ -29,10 +29,10 @@ fn documents_come_one_by_one() {
 
 #[test]
 fn json_may_be_a_stream() {
-    let read = documents(b"\xef\xbb\xbf{\"a\": 1}\n{\"b\": \"<<\", \"<<\": {}}\n", Syntax::Json);
+    let read = read(b"\xef\xbb\xbf{\"a\": 1}\n{\"b\": \"<<\", \"<<\": {}}\n", Syntax::Json);
     assert_eq!(read.error, None);
     assert_eq!(read.values, [json!({"a": 1}), json!({"b": "<<", "<<": {}})]);
-    let broken = documents(b"{\"a\": 1} {\"b\":", Syntax::Json);
+    let broken = read(b"{\"a\": 1} {\"b\":", Syntax::Json);
     assert_eq!(broken.values, [json!({"a": 1})]);
     assert!(broken.error.unwrap().starts_with("is not valid JSON: EOF"));
 }
@@ -53,7 +53,7 @@ fn keys_are_texts_and_stand_once() {
     {
         assert!(yaml_of(bad).error.is_some(), "{bad:?} was taken");
     }
-    assert!(documents(br#"{"a": 1, "a": 2}"#, Syntax::Json).error.unwrap().contains("stands twice"));
+    assert!(read(br#"{"a": 1, "a": 2}"#, Syntax::Json).error.unwrap().contains("stands twice"));
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn anchors_and_merge_keys() {
 
 #[test]
 fn text_must_be_utf8() {
-    let read = documents(b"a: \xff\n", Syntax::Yaml);
+    let read = read(b"a: \xff\n", Syntax::Yaml);
     assert_eq!(read.error.unwrap(), "is not UTF-8 text: bad byte at offset 3");
     assert!(yaml_of("a: \0\n").error.is_some());
 }
@@ -127,7 +127,7 @@ fn hostile_texts_end_in_time() {
         let name = &text[..10];
         for syntax in [Syntax::Yaml, Syntax::Json] {
             let start = Instant::now();
-            let read = documents(text.as_bytes(), syntax);
+            let read = read(text.as_bytes(), syntax);
             assert!(read.values.len() <= 1, "{name:?}");
             // About a second at most on an idle machine.
             assert!(start.elapsed() < Duration::from_secs(60), "{name:?} {syntax:?}: {:?}", start.elapsed());

@@ -1,0 +1,128 @@
+//! The kinds of Kubernetes objects that the agent reads, and what one object of them says.
+//!
+//! Promises that an object whose name can be read keeps that name when the rest of it is bad, and that an error names the
+//! field as `kubectl explain` does. Where objects come from, and which version of each is in force, is left to others. A new
+//! kind is a row in [`table`], a file beside it that reads the object, and the domain type that it becomes.
+
+mod endpoint_slice;
+mod fields;
+mod namespace;
+mod peer_authentication;
+mod pod;
+mod service;
+mod table;
+mod wire;
+
+use std::fmt;
+
+use ambit_core::{
+    discovery::{self, Settings},
+    model::ObjectName,
+    policy,
+};
+use serde_json::Value;
+
+pub(super) use fields::FieldError;
+pub(crate) use table::Kind;
+pub(super) use table::{Report, Row, SECURITY_GROUP, UNENFORCED};
+
+/// One object of a kind that the agent reads, whatever its state. Displays as `PeerAuthentication shop/default`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Key {
+    /// Its kind.
+    pub(crate) kind: Kind,
+    /// Its namespace and name; of a kind that is not namespaced the namespace is empty.
+    pub(crate) name: ObjectName,
+}
+
+/// What brings an object into force, or takes it out of force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Of workloads, services and endpoints.
+    Mesh(discovery::Change),
+    /// Of policies.
+    Policies(policy::Change),
+}
+
+/// An object that was read and is valid.
+#[derive(Debug)]
+pub(super) struct Valid {
+    /// What brings it into force.
+    change: Change,
+    /// What an operator should know of it all the same.
+    notice: Option<FieldError>,
+    /// What in it has another effect than it states, for its status.
+    unsupported: Option<String>,
+}
+
+/// What a source says of one object.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) key: Key,
+    /// What brings the object into force; none where it cannot be taken, and then its last good version stays.
+    pub(super) change: Option<Change>,
+    /// Why it cannot be taken, or what an operator should know of it all the same.
+    pub(super) problem: Option<FieldError>,
+    /// What in it has another effect than it states, for its status.
+    pub(super) unsupported: Option<String>,
+}
+
+impl Entry {
+    /// Reads an object of this kind. Fails only if it has no good name.
+    pub(super) fn read(kind: Kind, object: Value, settings: &Settings) -> Result<Self, FieldError> {
+        let key = Key::of(kind, &object)?;
+        Ok(match (kind.row().read)(key.name.clone(), object, settings) {
+            Ok(Valid { change, notice, unsupported }) => {
+                Self { key, change: Some(change), problem: notice, unsupported }
+            }
+            Err(error) => Self::invalid(key, error),
+        })
+    }
+
+    /// An object that cannot be taken.
+    pub(super) fn invalid(key: Key, error: FieldError) -> Self {
+        Self { problem: Some(error), ..Self::unreadable(key) }
+    }
+
+    /// An object of which nothing is known but that it may still be there.
+    pub(super) fn unreadable(key: Key) -> Self {
+        Self { key, change: None, problem: None, unsupported: None }
+    }
+}
+
+impl Key {
+    /// Reads the name alone, so that an error anywhere else in the object can be blamed on it.
+    pub(super) fn of(kind: Kind, object: &Value) -> Result<Self, FieldError> {
+        let field = |name: &str| match object.get("metadata").and_then(|metadata| metadata.get(name)) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(_) => Err(FieldError::new(format!("metadata.{name}"), "is not a text")),
+        };
+        let name = if kind.row().namespaced {
+            fields::namespaced(field("namespace")?, field("name")?)?
+        } else {
+            ObjectName::new("", fields::object_name("metadata.name", field("name")?)?)
+        };
+        Ok(Self { kind, name })
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let row = self.kind.row();
+        if row.namespaced {
+            write!(f, "{} {}", row.name, self.name)
+        } else {
+            write!(f, "{} {}", row.name, self.name.name)
+        }
+    }
+}
+
+impl From<discovery::Change> for Valid {
+    fn from(change: discovery::Change) -> Self {
+        Self { change: Change::Mesh(change), notice: None, unsupported: None }
+    }
+}
+
+#[cfg(test)]
+mod tests;

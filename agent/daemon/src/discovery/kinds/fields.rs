@@ -1,0 +1,127 @@
+//! Values that stand in the fields of many kinds.
+
+use std::{
+    collections::HashSet,
+    fmt::{self, Display},
+    net::IpAddr,
+};
+
+use ambit_core::{
+    discovery::Protocol,
+    model::{Labels, ObjectName},
+};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use super::wire::Pairs;
+
+/// Texts from an object that stand in a message are cut to this many characters.
+const MAX_QUOTE: usize = 300;
+
+/// What is wrong with one field of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::discovery) struct FieldError {
+    /// The path from the object's root; none where the object as a whole is meant.
+    pub(in crate::discovery) field: Option<String>,
+    /// What is wrong, as the end of a sentence that began with the field.
+    pub(in crate::discovery) message: String,
+}
+
+impl FieldError {
+    pub(in crate::discovery) fn new(field: impl Into<String>, message: impl Display) -> Self {
+        let field = Some(field.into()).filter(|field| !field.is_empty() && field != ".");
+        Self { field: field.map(|field| cut(&field)), message: cut(&message.to_string()) }
+    }
+}
+
+impl fmt::Display for FieldError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.field {
+            Some(field) => write!(f, "{field}: {}", self.message),
+            None => f.write_str(&self.message),
+        }
+    }
+}
+
+/// The name of a namespaced object; without a namespace it is in `default`.
+pub(super) fn namespaced(namespace: Option<String>, name: Option<String>) -> Result<ObjectName, FieldError> {
+    let namespace = match present(namespace) {
+        Some(namespace) => object_name("metadata.namespace", Some(namespace))?,
+        None => "default".to_owned(),
+    };
+    Ok(ObjectName::new(namespace, object_name("metadata.name", name)?))
+}
+
+pub(super) fn object_name(field: &str, name: Option<String>) -> Result<String, FieldError> {
+    let name = present(name).ok_or_else(|| FieldError::new(field, "is missing"))?;
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if name.len() > 253 || !name.chars().all(legal) || matches!(&*name, "." | "..") {
+        return Err(FieldError::new(field, format_args!("{:?} is not a Kubernetes name", cut(&name))));
+    }
+    Ok(name)
+}
+
+pub(super) fn labels(pairs: Option<Pairs>) -> Labels {
+    pairs.into_iter().flatten().map(|(key, value)| (key, value.unwrap_or_default())).collect()
+}
+
+/// Kubernetes writes an absent text as empty too.
+pub(super) fn present(text: Option<String>) -> Option<String> {
+    text.filter(|text| !text.is_empty())
+}
+
+/// Which of the values stands there; absent and empty mean the first.
+pub(super) fn choice<const N: usize>(
+    field: &str,
+    text: Option<String>,
+    values: [&str; N],
+) -> Result<usize, FieldError> {
+    let Some(text) = present(text) else { return Ok(0) };
+    values.iter().position(|value| *value == text).ok_or_else(|| {
+        let known: Vec<_> = values.into_iter().filter(|value| !value.is_empty()).collect();
+        FieldError::new(field, format_args!("{:?} is not one of {}", cut(&text), known.join(", ")))
+    })
+}
+
+pub(super) fn timestamp(text: Option<String>) -> Result<Option<i64>, FieldError> {
+    let Some(text) = present(text) else { return Ok(None) };
+    match OffsetDateTime::parse(&text, &Rfc3339) {
+        Ok(at) => Ok(Some(at.unix_timestamp())),
+        Err(_) => Err(FieldError::new(
+            "metadata.creationTimestamp",
+            format_args!("{:?} is not a time of the form 2026-01-31T12:00:00Z", cut(&text)),
+        )),
+    }
+}
+
+pub(super) fn address(field: &str, text: &str) -> Result<IpAddr, FieldError> {
+    let ip = text.parse::<IpAddr>().map(|ip| ip.to_canonical());
+    let ip = ip.map_err(|_| FieldError::new(field, format_args!("{:?} is not an IP address", cut(text))))?;
+    if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() {
+        return Err(FieldError::new(field, format_args!("{ip} cannot be the address of a pod or service")));
+    }
+    Ok(ip)
+}
+
+pub(super) fn dedup(ips: &mut Vec<IpAddr>) {
+    let mut seen = HashSet::new();
+    ips.retain(|ip| seen.insert(*ip));
+}
+
+pub(super) fn port_number(field: &str, number: i64) -> Result<u16, FieldError> {
+    match u16::try_from(number) {
+        Ok(port) if port != 0 => Ok(port),
+        _ => Err(FieldError::new(field, format_args!("{number} is not a port (1 to 65535)"))),
+    }
+}
+
+pub(super) fn protocol(field: &str, text: Option<String>) -> Result<Protocol, FieldError> {
+    const ALL: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+    Ok(ALL[choice(field, text, ["TCP", "UDP", "SCTP"])?])
+}
+
+pub(super) fn cut(text: &str) -> String {
+    match text.char_indices().nth(MAX_QUOTE) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}

@@ -1,0 +1,158 @@
+//! Pods, each with the identity that its service account gives it.
+
+mod probes;
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use ambit_core::{
+    discovery::{Change, Pod, Protocol, Settings},
+    model::{NETNS_ANNOTATION, ObjectName, SpiffeId},
+};
+use serde_json::Value;
+
+use super::{
+    FieldError, Valid,
+    fields::{address, dedup, labels, port_number, present, protocol, timestamp},
+    wire::{self, IntOrString, Metadata},
+};
+
+wire::objects! {
+    Object {
+        metadata: Option<Metadata>,
+        spec: Option<Spec>,
+        status: Option<Status>,
+    }
+
+    Spec {
+        node_name: Option<String>,
+        service_account_name: Option<String>,
+        /// The old name of `serviceAccountName`.
+        service_account: Option<String>,
+        host_network: Option<bool>,
+        containers: Option<Vec<Container>>,
+        init_containers: Option<Vec<Container>>,
+    }
+
+    Status {
+        phase: Option<String>,
+        #[serde(rename = "podIP")]
+        pod_ip: Option<String>,
+        #[serde(rename = "podIPs")]
+        pod_ips: Option<Vec<PodIp>>,
+        conditions: Option<Vec<Condition>>,
+    }
+
+    PodIp {
+        ip: Option<String>,
+    }
+
+    Condition {
+        #[serde(rename = "type")]
+        kind: Option<String>,
+        status: Option<String>,
+    }
+
+    Container {
+        ports: Option<Vec<ContainerPort>>,
+        restart_policy: Option<String>,
+        liveness_probe: Option<Probe>,
+        readiness_probe: Option<Probe>,
+        startup_probe: Option<Probe>,
+    }
+
+    ContainerPort {
+        name: Option<String>,
+        container_port: Option<i64>,
+        protocol: Option<String>,
+    }
+
+    Probe {
+        http_get: Option<ProbeTarget>,
+        tcp_socket: Option<ProbeTarget>,
+        grpc: Option<ProbeTarget>,
+    }
+
+    /// Where a probe of any kind connects to; `host` is not for gRPC.
+    ProbeTarget {
+        port: Option<IntOrString>,
+        host: Option<String>,
+    }
+}
+
+pub(super) fn read(name: ObjectName, object: Value, settings: &Settings) -> Result<Valid, FieldError> {
+    let Object { metadata, spec, status } = wire::typed(object)?;
+    let metadata = metadata.unwrap_or_default();
+    let spec = spec.unwrap_or_default();
+    let status = status.unwrap_or_default();
+
+    let account = present(spec.service_account_name).or_else(|| present(spec.service_account));
+    let account = account.as_deref().unwrap_or("default");
+    let identity = SpiffeId::new(settings.trust_domain.clone(), &name.namespace, account)
+        .map_err(|error| FieldError::new("spec.serviceAccountName", error))?;
+
+    let phase = status.phase.as_deref().unwrap_or_default();
+    let ready =
+        status.conditions.iter().flatten().find(|condition| condition.kind.as_deref() == Some("Ready"));
+    let netns = metadata.annotations.and_then(|mut all| present(all.remove(NETNS_ANNOTATION)?));
+    let ips = pod_ips(status.pod_ip, status.pod_ips)?;
+    let containers = lasting(spec.containers, spec.init_containers);
+    let pod = Pod {
+        uid: present(metadata.uid).map_or_else(|| name.to_string().into(), Arc::from),
+        created: timestamp(metadata.creation_timestamp)?,
+        identity,
+        node: spec.node_name.unwrap_or_default().into(),
+        labels: labels(metadata.labels),
+        host_network: spec.host_network.unwrap_or(false),
+        deleting: present(metadata.deletion_timestamp).is_some(),
+        terminal: matches!(phase, "Succeeded" | "Failed"),
+        ready: ready.is_none_or(|condition| condition.status.as_deref() == Some("True")),
+        named_ports: named_ports(&containers)?,
+        probe_ports: probes::ports(&containers, &ips)?,
+        ips,
+        netns: netns.map(Arc::from),
+        name,
+    };
+    Ok(Change::Pod(Arc::new(pod)).into())
+}
+
+fn pod_ips(single: Option<String>, list: Option<Vec<PodIp>>) -> Result<Vec<IpAddr>, FieldError> {
+    let mut ips = Vec::new();
+    for (at, entry) in list.into_iter().flatten().enumerate() {
+        if let Some(ip) = present(entry.ip) {
+            ips.push(address(&format!("status.podIPs[{at}].ip"), &ip)?);
+        }
+    }
+    if let Some(ip) = present(single) {
+        let ip = address("status.podIP", &ip)?;
+        if !ips.contains(&ip) {
+            ips.insert(0, ip);
+        }
+    }
+    dedup(&mut ips);
+    Ok(ips)
+}
+
+/// The containers that run as long as the pod does, with their paths from the object's root.
+fn lasting(containers: Option<Vec<Container>>, init: Option<Vec<Container>>) -> Vec<(String, Container)> {
+    let lasting = |container: &Container| container.restart_policy.as_deref() == Some("Always");
+    let containers = containers.into_iter().flatten().enumerate();
+    let containers = containers.map(|(at, container)| (format!("spec.containers[{at}]"), container));
+    let init = init.into_iter().flatten().enumerate().filter(|(_, container)| lasting(container));
+    containers.chain(init.map(|(at, container)| (format!("spec.initContainers[{at}]"), container))).collect()
+}
+
+/// Named TCP ports; of two with one name the first counts, as it does for the endpoints controller.
+fn named_ports(containers: &[(String, Container)]) -> Result<BTreeMap<String, u16>, FieldError> {
+    let mut named = BTreeMap::new();
+    for (path, container) in containers {
+        for (at, port) in container.ports.iter().flatten().enumerate() {
+            let name = port.name.as_ref().filter(|name| !name.is_empty());
+            let (Some(name), Some(number)) = (name, port.container_port) else { continue };
+            let number = port_number(&format!("{path}.ports[{at}].containerPort"), number)?;
+            if protocol(&format!("{path}.ports[{at}].protocol"), port.protocol.clone())? == Protocol::Tcp {
+                named.entry(name.clone()).or_insert(number);
+            }
+        }
+    }
+    Ok(named)
+}

@@ -1,0 +1,102 @@
+//! Services.
+
+use std::{net::IpAddr, sync::Arc};
+
+use ambit_core::{
+    discovery::{Change, Service, ServicePort, Settings, TargetPort},
+    model::ObjectName,
+};
+use serde_json::Value;
+
+use super::{
+    FieldError, Valid,
+    fields::{address, choice, dedup, labels, port_number, protocol, timestamp},
+    wire::{self, IntOrString, Metadata, Pairs},
+};
+
+wire::objects! {
+    Object {
+        metadata: Option<Metadata>,
+        spec: Option<Spec>,
+    }
+
+    Spec {
+        #[serde(rename = "type")]
+        kind: Option<String>,
+        #[serde(rename = "clusterIP")]
+        cluster_ip: Option<String>,
+        #[serde(rename = "clusterIPs")]
+        cluster_ips: Option<Vec<String>>,
+        ports: Option<Vec<Port>>,
+        selector: Option<Pairs>,
+        session_affinity: Option<String>,
+        internal_traffic_policy: Option<String>,
+        publish_not_ready_addresses: Option<bool>,
+    }
+
+    Port {
+        name: Option<String>,
+        port: Option<i64>,
+        target_port: Option<IntOrString>,
+        protocol: Option<String>,
+    }
+}
+
+/// External-name and headless services have no address of their own.
+pub(super) fn read(name: ObjectName, object: Value, _: &Settings) -> Result<Valid, FieldError> {
+    let Object { metadata, spec } = wire::typed(object)?;
+    let metadata = metadata.unwrap_or_default();
+    let spec = spec.unwrap_or_default();
+    let cluster_ips = if spec.kind.as_deref() == Some("ExternalName") {
+        Vec::new()
+    } else {
+        cluster_ips(spec.cluster_ip.as_deref(), spec.cluster_ips.as_deref())?
+    };
+    let ports = spec.ports.into_iter().flatten().enumerate();
+    let ports = ports.map(|(at, port)| service_port(port, &format!("spec.ports[{at}]")));
+    let service = Service {
+        name,
+        created: timestamp(metadata.creation_timestamp)?,
+        cluster_ips,
+        ports: ports.collect::<Result<_, _>>()?,
+        selector: labels(spec.selector),
+        session_affinity: choice("spec.sessionAffinity", spec.session_affinity, ["None", "ClientIP"])? == 1,
+        local_only: choice("spec.internalTrafficPolicy", spec.internal_traffic_policy, ["Cluster", "Local"])?
+            == 1,
+        publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
+    };
+    Ok(Change::Service(Arc::new(service)).into())
+}
+
+fn cluster_ips(single: Option<&str>, list: Option<&[String]>) -> Result<Vec<IpAddr>, FieldError> {
+    let stated = |text: &str| !text.is_empty() && text != "None";
+    let mut ips = Vec::new();
+    for (at, ip) in list.into_iter().flatten().enumerate().filter(|(_, ip)| stated(ip)) {
+        ips.push(address(&format!("spec.clusterIPs[{at}]"), ip)?);
+    }
+    if let Some(ip) = single.filter(|ip| stated(ip)) {
+        ips.push(address("spec.clusterIP", ip)?);
+    }
+    dedup(&mut ips);
+    Ok(ips)
+}
+
+fn service_port(port: Port, path: &str) -> Result<ServicePort, FieldError> {
+    let field = format!("{path}.port");
+    let number = port.port.ok_or_else(|| FieldError::new(&*field, "is missing"))?;
+    let number = port_number(&field, number)?;
+    let field = format!("{path}.targetPort");
+    let target = match port.target_port {
+        None => TargetPort::Number(number),
+        // What API servers that have not defaulted an object show.
+        Some(IntOrString::Int(0)) => TargetPort::Number(number),
+        Some(IntOrString::Int(target)) => TargetPort::Number(port_number(&field, target)?),
+        Some(IntOrString::Text(text)) => match text.parse() {
+            Ok(target) => TargetPort::Number(port_number(&field, target)?),
+            Err(_) if text.is_empty() => return Err(FieldError::new(field, "is empty")),
+            Err(_) => TargetPort::Name(text),
+        },
+    };
+    let protocol = protocol(&format!("{path}.protocol"), port.protocol)?;
+    Ok(ServicePort { name: port.name.unwrap_or_default(), port: number, target, protocol })
+}

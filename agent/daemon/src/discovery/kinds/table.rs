@@ -1,0 +1,187 @@
+//! The table of kinds.
+
+use ambit_core::{
+    discovery::{Change as MeshChange, Settings},
+    model::ObjectName,
+    policy::Change as PolicyChange,
+};
+use kube::core::ApiResource;
+use serde_json::Value;
+
+use super::{
+    Change, Valid, endpoint_slice, fields::FieldError, namespace, peer_authentication, pod, service,
+};
+
+/// The group of Istio's security API.
+pub(in crate::discovery) const SECURITY_GROUP: &str = "security.istio.io";
+
+/// Its kinds that are known but not read yet.
+pub(in crate::discovery) const UNENFORCED: [&str; 2] = ["AuthorizationPolicy", "RequestAuthentication"];
+
+/// A kind that the agent reads. Ordered so that what others depend on comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    Namespace,
+    Pod,
+    Service,
+    EndpointSlice,
+    PeerAuthentication,
+}
+
+/// All that the agent knows of a kind.
+pub(in crate::discovery) struct Row {
+    pub(in crate::discovery) kind: Kind,
+    /// As `kind:` has it in a manifest.
+    pub(in crate::discovery) name: &'static str,
+    /// As the API's paths have it.
+    pub(in crate::discovery) plural: &'static str,
+    /// Empty for the core group.
+    pub(in crate::discovery) group: &'static str,
+    /// The versions that are read in a manifest; the first one is watched.
+    pub(in crate::discovery) versions: &'static [&'static str],
+    /// Its objects are in namespaces.
+    pub(in crate::discovery) namespaced: bool,
+    /// A cluster need not have it, and it may come and go there.
+    pub(in crate::discovery) optional: bool,
+    /// Other groups have kinds of that name, which are none of ours.
+    pub(in crate::discovery) name_is_shared: bool,
+    /// Reads an object of which the name is known to be good.
+    pub(in crate::discovery) read: fn(ObjectName, Value, &Settings) -> Result<Valid, FieldError>,
+    /// What takes the object of that name out of force.
+    pub(in crate::discovery) gone: fn(ObjectName) -> Change,
+    /// What the agents write into its objects.
+    pub(in crate::discovery) report: Report,
+}
+
+/// How agents report on the objects of a kind, in the Kubernetes API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::discovery) enum Report {
+    /// They do not.
+    Nothing,
+    /// Each on the pods of its own node, by [`STATE_ANNOTATION`](crate::discovery::STATE_ANNOTATION).
+    StateAnnotation,
+    /// One of them, by [`ACCEPTED_CONDITION`](crate::discovery::ACCEPTED_CONDITION).
+    AcceptedCondition,
+}
+
+static TABLE: [Row; 5] = [
+    Row {
+        kind: Kind::Namespace,
+        name: "Namespace",
+        plural: "namespaces",
+        group: "",
+        versions: &["v1"],
+        namespaced: false,
+        optional: false,
+        name_is_shared: false,
+        read: namespace::read,
+        gone: |name| Change::Mesh(MeshChange::NamespaceGone(name.name)),
+        report: Report::Nothing,
+    },
+    Row {
+        kind: Kind::Pod,
+        name: "Pod",
+        plural: "pods",
+        group: "",
+        versions: &["v1"],
+        namespaced: true,
+        optional: false,
+        name_is_shared: false,
+        read: pod::read,
+        gone: |name| Change::Mesh(MeshChange::PodGone(name)),
+        report: Report::StateAnnotation,
+    },
+    Row {
+        kind: Kind::Service,
+        name: "Service",
+        plural: "services",
+        group: "",
+        versions: &["v1"],
+        namespaced: true,
+        optional: false,
+        // Knative's.
+        name_is_shared: true,
+        read: service::read,
+        gone: |name| Change::Mesh(MeshChange::ServiceGone(name)),
+        report: Report::Nothing,
+    },
+    Row {
+        kind: Kind::EndpointSlice,
+        name: "EndpointSlice",
+        plural: "endpointslices",
+        group: "discovery.k8s.io",
+        versions: &["v1"],
+        namespaced: true,
+        optional: false,
+        name_is_shared: false,
+        read: endpoint_slice::read,
+        gone: |name| Change::Mesh(MeshChange::EndpointSliceGone(name)),
+        report: Report::Nothing,
+    },
+    Row {
+        kind: Kind::PeerAuthentication,
+        name: "PeerAuthentication",
+        plural: "peerauthentications",
+        group: SECURITY_GROUP,
+        versions: &["v1", "v1beta1"],
+        namespaced: true,
+        optional: true,
+        name_is_shared: false,
+        read: peer_authentication::read,
+        gone: |name| Change::Policies(PolicyChange::PeerAuthenticationGone(name)),
+        report: Report::AcceptedCondition,
+    },
+];
+
+// A kind's row is found by its position in the enum.
+const _: () = {
+    let mut at = 0;
+    while at < TABLE.len() {
+        assert!(TABLE[at].kind as usize == at);
+        at += 1;
+    }
+};
+
+impl Kind {
+    /// The rows of all kinds.
+    pub(in crate::discovery) fn rows() -> &'static [Row] {
+        &TABLE
+    }
+
+    /// The row of this kind.
+    pub(in crate::discovery) fn row(self) -> &'static Row {
+        &TABLE[self as usize]
+    }
+
+    /// The kind that a manifest names so.
+    pub(in crate::discovery) fn named(name: &str, group: &str) -> Option<Self> {
+        let row = TABLE.iter().find(|row| row.name == name && (!row.name_is_shared || row.group == group))?;
+        Some(row.kind)
+    }
+
+    /// The kind as the API's client knows it.
+    pub(crate) fn api_resource(self) -> ApiResource {
+        let row = self.row();
+        ApiResource {
+            group: row.group.to_owned(),
+            version: row.versions[0].to_owned(),
+            api_version: row.api_version(row.versions[0]),
+            kind: row.name.to_owned(),
+            plural: row.plural.to_owned(),
+        }
+    }
+}
+
+impl Row {
+    /// Every `apiVersion` that is read.
+    pub(in crate::discovery) fn api_versions(&self) -> impl Iterator<Item = String> {
+        self.versions.iter().map(|version| self.api_version(version))
+    }
+
+    fn api_version(&self, version: &str) -> String {
+        match self.group {
+            "" => version.to_owned(),
+            group => format!("{group}/{version}"),
+        }
+    }
+}

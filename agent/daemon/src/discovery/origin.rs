@@ -1,0 +1,37 @@
+//! Where in a source something stands: what an operator has to look at.
+
+use std::{fmt, path::Path, sync::Arc};
+
+use super::kinds::{Key, Kind};
+
+/// Where something stands in a source. Ordered: of two claims to one name the one of the first origin counts.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Origin {
+    /// A file, or the folder itself.
+    File(Arc<Path>),
+    /// The Kubernetes API as a whole.
+    Api,
+    /// All objects of one kind in the Kubernetes API.
+    Resource(Kind),
+    /// An object in the Kubernetes API.
+    Object(Key),
+}
+
+impl Origin {
+    /// A file, or the folder.
+    pub(crate) fn file(path: &Path) -> Self {
+        Self::File(path.into())
+    }
+}
+
+/// A path, or `kubernetes` with the resource where no object is named.
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Api => f.write_str("kubernetes API"),
+            Self::Resource(kind) => write!(f, "kubernetes {}", kind.row().plural),
+            Self::Object(_) => f.write_str("kubernetes"),
+        }
+    }
+}
