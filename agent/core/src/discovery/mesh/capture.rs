@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use super::Mesh;
 use crate::{
-    discovery::{Delta, join},
+    discovery::{Delta, Pod, join},
     model::ObjectName,
 };
 
@@ -13,16 +13,21 @@ impl Mesh {
     pub(super) fn follow_capture(&mut self, addresses: Vec<IpAddr>, delta: &mut Delta) {
         for ip in addresses {
             let captured = self.is_to_be_captured(ip);
-            if captured == self.captured.contains(&ip) {
-                continue;
-            }
-            if captured {
-                self.captured.insert_mut(ip);
-            } else {
-                self.captured.remove_mut(&ip);
-            }
-            delta.capture(ip, captured);
+            self.set_captured(ip, captured, delta);
         }
+    }
+
+    /// The address is captured from now on, or not.
+    pub(super) fn set_captured(&mut self, ip: IpAddr, captured: bool, delta: &mut Delta) {
+        if captured == self.captured.contains(&ip) {
+            return;
+        }
+        if captured {
+            self.captured.insert_mut(ip);
+        } else {
+            self.captured.remove_mut(&ip);
+        }
+        delta.capture(ip, captured);
     }
 
     /// Whether the owner of an address is in the mesh.
@@ -55,12 +60,15 @@ impl Mesh {
                 .values()
                 .flat_map(|slice| join::endpoint_addresses(&record.service, slice))
                 .any(|ip| self.is_enrolled(ip)),
-            None => self
-                .pods_in(&service.namespace)
-                // A pod on the host network is at an address that no pod has.
-                .filter(|pod| !pod.pod.host_network && join::is_endpoint(&record.service, &pod.pod))
-                .any(|pod| pod.pod.ips.iter().any(|ip| self.is_enrolled(*ip))),
+            None => self.pods_in(&service.namespace).any(|pod| {
+                join::is_endpoint(&record.service, &pod.pod) && self.is_enrolled_endpoint(&pod.pod)
+            }),
         }
+    }
+
+    /// Whether the pod is in the mesh as an endpoint. One on the host network is at an address that no pod has.
+    pub(super) fn is_enrolled_endpoint(&self, pod: &Pod) -> bool {
+        !pod.host_network && pod.ips.iter().any(|ip| self.is_enrolled(*ip))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Pods as they come and go, and as their namespaces opt in and out.
 
-use std::{cmp::Reverse, net::IpAddr, sync::Arc};
+use std::{cmp::Reverse, collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use super::{Mesh, change, withdraw};
 use crate::{
@@ -42,10 +42,20 @@ impl Mesh {
             self.link(after);
         }
         let mut affected: Vec<IpAddr> = claimed.iter().map(|(ip, _)| *ip).collect();
-        for record in records() {
-            for service in self.selecting(&record.pod) {
-                self.reset_backends(&service);
-                affected.extend(self.cluster_ips(&service));
+        let selecting = |record: &Option<Arc<PodRecord>>| {
+            record.iter().flat_map(|record| self.selecting(&record.pod)).collect()
+        };
+        let (were, are): (BTreeSet<ObjectName>, BTreeSet<ObjectName>) =
+            (selecting(&before), selecting(&after));
+        let enrolled = after.as_ref().is_some_and(|after| self.is_enrolled_endpoint(&after.pod));
+        for service in were.union(&are) {
+            self.reset_backends(service);
+            let vips = self.cluster_ips(service);
+            // No look at the service's other pods where this one is enough.
+            if enrolled && are.contains(service) {
+                vips.into_iter().for_each(|ip| self.set_captured(ip, true, delta));
+            } else {
+                affected.extend(vips);
             }
         }
         for (ip, enrolled) in claimed {

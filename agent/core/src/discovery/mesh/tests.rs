@@ -268,9 +268,10 @@ fn a_large_mesh_is_quick() {
             .map(|n| (format!("10.1.{}.{}", n / 256, n % 256), true, ""))
             .collect();
         let endpoints: Vec<_> = endpoints.iter().map(|(ip, ready, pod)| (&**ip, *ready, *pod)).collect();
-        mesh.apply(Change::Service(Arc::new(service)));
+        // In the other order the service would look for its pods first.
         let slice = slice(&format!("shop/s{n}"), &format!("shop/svc{n}"), &[("p80", 80)], &endpoints);
         mesh.apply(Change::EndpointSlice(Arc::new(slice)));
+        mesh.apply(Change::Service(Arc::new(service)));
     }
     assert_eq!(mesh.captured_destinations().count(), 11_000);
     let client = client();
@@ -278,6 +279,17 @@ fn a_large_mesh_is_quick() {
         let dst =
             SocketAddr::from(([10, 96, (random % 1_000 / 256) as u8, (random % 1_000 % 256) as u8], 80));
         assert!(matches!(mesh.route(&client, OriginalDst(dst), random), Route::Tunnel(_)));
+    }
+    // A label, an address, and a place in the mesh, to and fro.
+    for round in 0..5_000u32 {
+        let mut changed = pod("shop/svc7-7", &[if round % 4 == 1 { "10.200.0.1" } else { "10.1.0.7" }]);
+        changed.labels.insert("round".into(), round.to_string());
+        if round % 4 == 3 {
+            changed.labels.insert(crate::model::DATAPLANE_LABEL.into(), "disabled".into());
+        }
+        let delta = mesh.apply(Change::Pod(Arc::new(changed)));
+        assert_eq!(delta.pods().count(), 1);
+        assert!(delta.begun().count() + delta.ended().count() <= 2);
     }
     // Unoptimised builds on a loaded machine take about a second; a scan over all pods would take minutes.
     assert!(start.elapsed().as_secs() < 30, "{:?}", start.elapsed());
