@@ -33,7 +33,7 @@ impl FieldError {
     }
 }
 
-impl fmt::Display for FieldError {
+impl Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.field {
             Some(field) => write!(f, "{field}: {}", self.message),

@@ -254,7 +254,7 @@ async fn a_bad_object_keeps_its_last_good_version_and_others() {
     let world = bench.until("good again", |world| mode(world) == MtlsMode::Permissive).await;
     assert!(problems(&world)[0].starts_with("kubernetes: PeerAuthentication shop/q: spec: "));
     events.send("DELETED", &json!({"metadata": {"name": "q", "namespace": "shop", "resourceVersion": "10"}}));
-    let world = bench.until("removed", |world| world.problems.is_empty()).await;
+    bench.until("removed", |world| world.problems.is_empty()).await;
     assert!(bench.feed.observed().policies.is_empty());
 }
 

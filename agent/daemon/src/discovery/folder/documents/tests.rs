@@ -29,9 +29,9 @@ fn documents_come_one_by_one() {
 
 #[test]
 fn json_may_be_a_stream() {
-    let read = read(b"\xef\xbb\xbf{\"a\": 1}\n{\"b\": \"<<\", \"<<\": {}}\n", Syntax::Json);
-    assert_eq!(read.error, None);
-    assert_eq!(read.values, [json!({"a": 1}), json!({"b": "<<", "<<": {}})]);
+    let good = read(b"\xef\xbb\xbf{\"a\": 1}\n{\"b\": \"<<\", \"<<\": {}}\n", Syntax::Json);
+    assert_eq!(good.error, None);
+    assert_eq!(good.values, [json!({"a": 1}), json!({"b": "<<", "<<": {}})]);
     let broken = read(b"{\"a\": 1} {\"b\":", Syntax::Json);
     assert_eq!(broken.values, [json!({"a": 1})]);
     assert!(broken.error.unwrap().starts_with("is not valid JSON: EOF"));
@@ -69,8 +69,8 @@ fn anchors_and_merge_keys() {
 
 #[test]
 fn text_must_be_utf8() {
-    let read = read(b"a: \xff\n", Syntax::Yaml);
-    assert_eq!(read.error.unwrap(), "is not UTF-8 text: bad byte at offset 3");
+    let bad = read(b"a: \xff\n", Syntax::Yaml);
+    assert_eq!(bad.error.unwrap(), "is not UTF-8 text: bad byte at offset 3");
     assert!(yaml_of("a: \0\n").error.is_some());
 }
 
