@@ -29,7 +29,7 @@ pub(crate) use self::{
     cgroup::{CgroupUid, Cgroups, Found},
     check::{Finding, Verdict, check_host},
     netns::Netns,
-    pod::{Accepted, PodNet},
+    pod::{Accepted, Dial, PodNet},
     socket::end_cleanly,
 };
 use self::{kubelet::Kubelet, programs::Programs};

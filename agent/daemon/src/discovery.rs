@@ -132,8 +132,8 @@ impl Feed {
         self.shared.revision.subscribe()
     }
 
-    /// What the policies make of `workload`, now and whenever it becomes something else. The channel closes when the pod is
-    /// gone or has left the mesh.
+    /// What the policies make of `workload`, now and whenever it becomes something else. Nothing comes while the pod is gone
+    /// or out of the mesh; it keeps the verdicts it had.
     pub(crate) fn follow_policy(&self, workload: &Workload) -> watch::Receiver<Arc<WorkloadPolicy>> {
         self.shared.audience().followers.follow(&self.world(), workload)
     }

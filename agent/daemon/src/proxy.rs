@@ -1,6 +1,7 @@
-//! The two directions of a connection and the relay between their two sockets. Asks discovery where to, policy whether,
-//! and the tunnel for a connection; knows no TLS library and no maps.
+//! The two directions of a connection and the relay between their two ends. Asks discovery where to, policy whether, and
+//! the tunnel for a session; knows no dialect, no TLS library and no maps.
 
+mod describe;
 mod inbound;
 mod order;
 mod outbound;
@@ -17,18 +18,18 @@ use std::{
 };
 
 use ambit_core::{
-    model::{ObjectName, PodAddr, Workload},
-    policy::{self, Decision, Facts},
-    reason::{self, Reason},
+    model::{PodAddr, SpiffeId},
+    policy::{self, Decision, Facts, WorkloadPolicy},
+    reason::{Reason, Refusal},
 };
 use tokio::sync::{Semaphore, watch};
 
 use self::order::{Arrivals, Numbers};
 use crate::{
-    capture::{Accepted, PodNet},
-    discovery::{Feed, World},
-    telemetry::{Direction, Ending, Meta, Party, Refusal, Security, Telemetry},
-    tunnel::{Pool, PoolKey, TunnelError, Wallet},
+    capture::{Accepted, Dial, PodNet},
+    discovery::Feed,
+    telemetry::{Connection, Ending, Telemetry},
+    tunnel::{Budget, LegError, Pool, PoolKey, Share, Wallet},
 };
 
 /// Inbound connections that are not yet known to be a tunnel or plaintext, in all.
@@ -43,6 +44,7 @@ struct Shared {
     wallet: Wallet,
     telemetry: Telemetry,
     pool: Pool,
+    budget: Budget,
     pending: Semaphore,
     /// Tunnels are not kept for further streams any more.
     draining: watch::Sender<bool>,
@@ -53,25 +55,31 @@ struct Shared {
 impl Proxy {
     /// Over the snapshots and keys of this node.
     pub(crate) fn new(feed: Feed, wallet: Wallet, telemetry: Telemetry) -> Self {
-        let pool = Pool::default();
         Self(Arc::new(Shared {
             feed,
             wallet,
             telemetry,
-            pool,
+            pool: Pool::default(),
+            budget: Budget::default(),
             pending: Semaphore::new(PENDING),
             draining: watch::Sender::new(false),
             active: AtomicUsize::new(0),
         }))
     }
 
-    /// Takes connections of `pod` on its `listener`-th listener until it is dropped. One task per connection.
-    pub(crate) async fn serve(&self, pod: Arc<PodNet>, listener: usize) {
-        let mut numbers =
-            Serving { arrivals: Arc::default(), outbound: Numbers::new(), inbound: Numbers::new() };
+    /// Takes connections of `pod` on its `listener`-th listener until it is dropped, one task for each. They are judged by
+    /// what `policy` holds, again whenever that changes, and never again once its sender is gone: a pod that has left the
+    /// mesh keeps what it has.
+    pub(crate) async fn serve(
+        &self,
+        pod: Arc<PodNet>,
+        listener: usize,
+        policy: watch::Receiver<Arc<WorkloadPolicy>>,
+    ) {
+        let mut serving = Serving::new(&self.0, pod.clone(), policy);
         loop {
             match pod.accept(listener).await {
-                Ok(accepted) => self.carry(&pod, accepted, &mut numbers),
+                Ok(accepted) => self.carry(accepted, &mut serving),
                 Err(error) => {
                     // Out of descriptors or memory: what is open has to end before more is taken.
                     tracing::warn!(%error, pod = %pod.uid(), "cannot accept a connection");
@@ -109,11 +117,17 @@ impl Proxy {
     }
 
     /// Numbers the connection while it is known in which order it came, and leaves the rest to a task.
-    fn carry(&self, pod: &Arc<PodNet>, accepted: Accepted, serving: &mut Serving) {
-        let (shared, pod) = (self.0.clone(), pod.clone());
+    fn carry<D: Dial>(&self, accepted: Accepted, serving: &mut Serving<D>) {
+        let (shared, pod) = (self.0.clone(), serving.pod.clone());
         match accepted {
             Accepted::Outbound { stream, source, original_dst } => {
-                let routed = outbound::route(&shared, &pod, source, original_dst, &mut serving.outbound);
+                let routed = outbound::route(
+                    &shared.feed.world(),
+                    pod.pod.uid(),
+                    source,
+                    original_dst,
+                    &mut serving.outbound,
+                );
                 tokio::spawn(async move {
                     let _active = shared.activity();
                     outbound::carry(&shared, &pod, stream, routed).await;
@@ -124,101 +138,152 @@ impl Proxy {
                 let arrivals = serving.arrivals.clone();
                 tokio::spawn(async move {
                     let _active = shared.activity();
-                    inbound::carry(&shared, &pod, stream, (source, destination), (&arrivals, order)).await;
+                    inbound::carry(&shared, &pod, stream, source, destination, &arrivals, order).await;
                 });
             }
             Accepted::Stray { source } => {
-                tracing::debug!(%source, pod = %pod.uid(), "a connection to the agent's own port was reset");
+                tracing::debug!(%source, pod = %pod.pod.uid(), "a connection to the agent's own port was reset");
             }
         }
     }
 }
 
+/// One of our pods, as its connections know it.
+struct Pod<D> {
+    pod: Arc<D>,
+    policy: watch::Receiver<Arc<WorkloadPolicy>>,
+    /// Its part of the buffers.
+    share: Arc<Share>,
+}
+
+impl<D> Clone for Pod<D> {
+    fn clone(&self) -> Self {
+        Self { pod: self.pod.clone(), policy: self.policy.clone(), share: self.share.clone() }
+    }
+}
+
+impl<D> Pod<D> {
+    /// The verdict of this moment.
+    fn verdict(&self, facts: &Facts<'_>) -> Result<(), Refusal> {
+        allowed(policy::decide(&self.policy.borrow(), facts))
+    }
+
+    /// Ends once the verdict on a live connection has turned to a refusal.
+    async fn until_denied(&self, facts: Facts<'_>, telemetry: &Telemetry) -> Refusal {
+        let mut policy = self.policy.clone();
+        loop {
+            if let Err(refusal) = allowed(policy::decide(&policy.borrow_and_update(), &facts)) {
+                return refusal;
+            }
+            if policy.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            telemetry.policy_wake();
+        }
+    }
+}
+
+fn allowed(decision: Decision) -> Result<(), Refusal> {
+    match decision {
+        Decision::Allow => Ok(()),
+        Decision::Deny(refusal) => Err(refusal),
+    }
+}
+
+/// What a verdict is taken over: a connection from `source` (with identity `peer`, or in plaintext) to `destination`.
+fn facts(destination: PodAddr, source: IpAddr, peer: Option<&SpiffeId>) -> Facts<'_> {
+    Facts { port: destination.0.port(), peer, source_ip: source }
+}
+
 /// What one listener keeps count of.
-struct Serving {
+struct Serving<D> {
+    pod: Pod<D>,
     arrivals: Arc<Arrivals>,
     outbound: Numbers<PodAddr>,
     inbound: Numbers<(IpAddr, u16)>,
 }
 
-/// Why a connection ended before its time, for everybody who wants to know.
-#[derive(Debug)]
-struct Failure {
-    reason: Reason,
-    policy: Option<ObjectName>,
-    text: String,
-    /// The peer's agent said so.
-    by_peer: bool,
+impl<D: Dial> Serving<D> {
+    fn new(shared: &Shared, pod: Arc<D>, policy: watch::Receiver<Arc<WorkloadPolicy>>) -> Self {
+        let share = shared.budget.share(pod.uid());
+        Self {
+            pod: Pod { pod, policy, share },
+            arrivals: Arc::default(),
+            outbound: Numbers::new(),
+            inbound: Numbers::new(),
+        }
+    }
 }
 
-impl Failure {
-    fn new(reason: Reason, text: impl Into<String>) -> Self {
-        Self { reason, policy: None, text: text.into(), by_peer: false }
+/// Why a connection that was open did not end cleanly, and what the peer is still to be told.
+#[derive(Debug)]
+struct Cut {
+    refusal: Refusal,
+    /// The peer's agent said so.
+    by_peer: bool,
+    /// The peer has not ended the stream itself: it is told this reason.
+    tell: Option<Reason>,
+}
+
+impl Cut {
+    /// By a decision of this agent.
+    fn here(refusal: Refusal) -> Self {
+        Self { by_peer: false, tell: Some(refusal.reason), refusal }
     }
 
-    fn denied_by_peer(refusal: &reason::Refusal) -> Self {
-        Self { by_peer: true, ..Self::denial(refusal) }
-    }
-
-    fn denial(refusal: &reason::Refusal) -> Self {
-        let policy = refusal.policy.as_deref().and_then(|policy| policy.split_once('/'));
-        Self {
-            reason: refusal.reason,
-            policy: policy.map(|(namespace, name)| ObjectName::new(namespace, name)),
-            text: refusal.text.to_string(),
-            by_peer: false,
+    /// By one of the two ends.
+    fn by_leg(error: LegError) -> Self {
+        match error {
+            LegError::App(_) => Self::here(Refusal::new(Reason::Reset, error.to_string())),
+            LegError::Refused(refusal) => Self { refusal, by_peer: true, tell: None },
+            LegError::Reset(reason) => Self {
+                refusal: Refusal::new(reason, "the other end reset the connection"),
+                by_peer: true,
+                tell: None,
+            },
+            LegError::Plain(_) => {
+                Self { refusal: Refusal::new(Reason::Reset, error.to_string()), by_peer: false, tell: None }
+            }
+            LegError::Tunnel(error) => Self { refusal: error.into(), by_peer: false, tell: None },
         }
-    }
-
-    /// A failed connect to `what`.
-    fn connect(what: &str, addr: SocketAddr, error: &io::Error) -> Self {
-        let reason = match error.kind() {
-            io::ErrorKind::ConnectionRefused => Reason::ConnectionRefused,
-            io::ErrorKind::TimedOut => Reason::Timeout,
-            _ => Reason::Unreachable,
-        };
-        Self::new(reason, format!("cannot connect to {what} {addr}: {error}"))
-    }
-
-    fn deny_frame(&self) -> reason::Refusal {
-        reason::Refusal {
-            policy: self.policy.as_ref().map(|policy| policy.to_string().into()),
-            ..reason::Refusal::new(self.reason, self.text.as_str())
-        }
-    }
-
-    fn refusal(self) -> Refusal {
-        Refusal { reason: self.reason, policy: self.policy, text: self.text, by_peer: self.by_peer }
     }
 
     fn ending(self) -> Ending {
-        match self.reason {
+        let Self { refusal, by_peer, .. } = self;
+        match refusal.reason {
             Reason::Reset => Ending::Reset,
-            Reason::PolicyDenied | Reason::MtlsRequired => Ending::Refused(self.refusal()),
-            reason => Ending::Failed { reason, text: self.text },
+            Reason::PolicyDenied | Reason::MtlsRequired => Ending::Refused { refusal, by_peer },
+            _ if by_peer => Ending::Refused { refusal, by_peer },
+            _ => Ending::Failed(refusal),
         }
     }
-}
 
-impl From<TunnelError> for Failure {
-    fn from(error: TunnelError) -> Self {
-        Self::new(error.reason(), error.to_string())
+    /// Reports the end; answers what the peer is to be told.
+    fn report(self, connection: Connection) -> Option<Reason> {
+        let tell = self.tell;
+        connection.finish(&self.ending());
+        tell
     }
 }
 
-/// The verdict on a connection from `source` (with identity `peer`, or in plaintext) to `port` of `destination`.
-fn verdict(
-    world: &World,
-    destination: &Workload,
-    port: u16,
-    source: IpAddr,
-    peer: Option<&ambit_core::model::SpiffeId>,
-) -> Result<(), Failure> {
-    let facts = Facts { port, peer, source_ip: source };
-    match policy::decide(&world.policies.compile(destination), &facts) {
-        Decision::Allow => Ok(()),
-        Decision::Deny(refusal) => Err(Failure::denial(&refusal)),
-    }
+/// A connect to `what` that failed.
+fn unconnected(what: &str, addr: SocketAddr, error: &io::Error) -> Refusal {
+    let reason = match error.kind() {
+        io::ErrorKind::ConnectionRefused => Reason::ConnectionRefused,
+        io::ErrorKind::TimedOut => Reason::Timeout,
+        _ => Reason::Unreachable,
+    };
+    Refusal::new(reason, format!("cannot connect to {what} {addr}: {error}"))
+}
+
+/// What `connect` brings, or that it took too long.
+async fn within<T>(limit: Duration, connect: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    tokio::time::timeout(limit, connect).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// A peer that is not believed.
+fn distrusted((reason, text): (Reason, String)) -> Refusal {
+    Refusal::new(reason, text)
 }
 
 /// Counts a task for as long as it lives.
@@ -245,46 +310,7 @@ impl Shared {
         // The sender lives as long as `self`.
         let _ = self.draining.subscribe().wait_for(|draining| *draining).await;
     }
-
-    /// Ends once the verdict on a live connection has turned to a refusal.
-    async fn until_denied(
-        &self,
-        destination: PodAddr,
-        source: IpAddr,
-        peer: Option<&ambit_core::model::SpiffeId>,
-    ) -> Failure {
-        let mut revisions = self.feed.subscribe();
-        loop {
-            let world = self.feed.world();
-            // A pod that has left the mesh keeps what it has.
-            if let Some(workload) = world.mesh.workload_by_ip(destination.0.ip())
-                && workload.enrolled
-                && let Err(failure) = verdict(&world, workload, destination.0.port(), source, peer)
-            {
-                return failure;
-            }
-            if revisions.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
-    }
 }
 
-/// What telemetry is told of a connection.
-fn meta(
-    direction: Direction,
-    (source, source_addr): (Party, SocketAddr),
-    (destination, destination_addr): (Party, SocketAddr),
-    security: Security,
-) -> Meta {
-    Meta {
-        direction,
-        source,
-        destination,
-        source_addr,
-        destination_addr,
-        original_dst: None,
-        service: None,
-        security,
-    }
-}
+#[cfg(test)]
+mod tests;

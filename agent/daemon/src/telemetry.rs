@@ -21,7 +21,7 @@ use std::{
 
 use ambit_core::{
     model::{ObjectName, ServiceName, SpiffeId, Workload},
-    reason::Reason,
+    reason::{Reason, Refusal},
 };
 
 pub(crate) use logging::{LogFormat, LoggingError, init_logging, parse_filter};
@@ -44,7 +44,7 @@ pub(crate) enum Direction {
 }
 
 impl Direction {
-    /// The `reporter` label (spec/wire.md §7.1).
+    /// The `reporter` label of Istio's standard metrics.
     pub(crate) fn reporter(self) -> &'static str {
         match self {
             Self::Outbound => "source",
@@ -97,19 +97,6 @@ pub(crate) struct Meta {
     pub(crate) security: Security,
 }
 
-/// A connection that was refused, by us or by the peer's agent.
-#[derive(Clone, Debug)]
-pub(crate) struct Refusal {
-    /// The code.
-    pub(crate) reason: Reason,
-    /// The policy that decided, if one did.
-    pub(crate) policy: Option<ObjectName>,
-    /// One sentence for an operator. A peer's text may hold anything; the log escapes it.
-    pub(crate) text: String,
-    /// The peer's agent refused, not this one.
-    pub(crate) by_peer: bool,
-}
-
 /// How a connection came to its end.
 #[derive(Clone, Debug)]
 pub(crate) enum Ending {
@@ -118,14 +105,14 @@ pub(crate) enum Ending {
     /// The application at one end reset it.
     Reset,
     /// It was refused after all, or cut by a policy that came into force.
-    Refused(Refusal),
-    /// It broke.
-    Failed {
-        /// The code.
-        reason: Reason,
-        /// One sentence for an operator.
-        text: String,
+    Refused {
+        /// The answer. A peer's text may hold anything; the log escapes it.
+        refusal: Refusal,
+        /// The peer's agent refused, not this one.
+        by_peer: bool,
     },
+    /// It broke.
+    Failed(Refusal),
     /// The agent let go of it: it is stopping, or the task died.
     Aborted,
 }
@@ -170,7 +157,7 @@ impl Telemetry {
         Connection { live, telemetry: self.clone(), finished: false }
     }
 
-    /// Counts and logs a connection that was refused before it was opened.
+    /// Counts and logs a connection that this agent refused before it was opened.
     pub(crate) fn refuse(&self, meta: &Meta, refusal: &Refusal) {
         let metrics = &self.0.metrics;
         metrics.traffic.series(TrafficLabels::of(meta)).fail(Flag::of(refusal.reason));
@@ -196,6 +183,11 @@ impl Telemetry {
     /// Counts a connection that found a tunnel open and needed no handshake.
     pub(crate) fn tunnel_reused(&self) {
         self.0.metrics.tunnel_reuse.inc();
+    }
+
+    /// Counts a live connection that was judged again because its pod's policy changed.
+    pub(crate) fn policy_wake(&self) {
+        self.0.metrics.policy_wakes.inc();
     }
 
     /// Counts a request of the CNI plugin.
@@ -306,13 +298,13 @@ impl Connection {
         metrics.sockets_open(direction).dec();
         match ending {
             Ending::Closed | Ending::Reset => {}
-            Ending::Refused(refusal) => {
+            Ending::Refused { refusal, .. } => {
                 self.live.series.fail(Flag::of(refusal.reason));
                 metrics.refused(direction, refusal.reason);
             }
-            Ending::Failed { reason, .. } => {
-                self.live.series.fail(Flag::of(*reason));
-                metrics.failed(direction, *reason);
+            Ending::Failed(refusal) => {
+                self.live.series.fail(Flag::of(refusal.reason));
+                metrics.failed(direction, refusal.reason);
             }
             Ending::Aborted => self.live.series.fail(Flag::None),
         }

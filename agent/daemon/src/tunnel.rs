@@ -1,26 +1,29 @@
-//! The tunnel protocol `ambit/1`: TLS, frames, pool. Is told address and expected identity; knows neither discovery nor
-//! policy. rustls does handshakes and verification; records are sealed and opened here, in place and in batches.
+//! Sessions between agents: TLS, the dialects behind [`Session`] and [`Stream`], buffers, and the pool of sessions that wait.
+//! Is told address and expected identity; knows neither discovery nor policy.
 
+mod ambit1;
 mod buffer;
 mod credentials;
 mod detect;
-mod handshake;
-mod link;
+mod plain;
 mod pool;
-mod record;
+pub(crate) mod session;
 pub(crate) mod tls;
 
 use std::io;
 
-use ambit_core::{frame::FrameError, reason::Reason};
+use ambit_core::{
+    frame::FrameError,
+    reason::{Reason, Refusal},
+};
 
 pub(crate) use self::{
-    buffer::Buffer,
+    buffer::{Budget, Share},
     credentials::Wallet,
     detect::{First, first_bytes},
-    handshake::{accept, connect},
-    link::{Link, MoveError, Received},
+    plain::Plain,
     pool::{Pool, PoolKey},
+    session::{Incoming, Leg, LegError, Moved, Order, PeerFacts, Session},
 };
 
 /// Why a tunnel could not be made or ended before its streams did.
@@ -74,5 +77,11 @@ impl TunnelError {
     }
 }
 
+impl From<TunnelError> for Refusal {
+    fn from(error: TunnelError) -> Self {
+        Self::new(error.reason(), error.to_string())
+    }
+}
+
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -95,7 +95,7 @@ impl Node {
             changes: feed.changes(&name),
             desired: DesiredPods::new(name.clone(), locations),
             name,
-            enrolment: Enrolment::new(capture, proxy.clone()),
+            enrolment: Enrolment::new(capture, proxy.clone(), feed),
             publication: Publication::new(pods, rounds, telemetry.clone()),
             expiry: ExpiryWatch::new(keys.clone(), telemetry, readiness),
             keys,

@@ -47,6 +47,33 @@ pub(crate) enum Accepted {
     },
 }
 
+/// What connections of a pod dial through.
+pub(crate) trait Dial: Send + Sync + 'static {
+    /// The pod's UID.
+    fn uid(&self) -> &Arc<str>;
+
+    /// Connects to another pod's agent from `source`, an address of this pod's.
+    fn dial_tunnel(&self, source: IpAddr, dst: PodAddr)
+    -> impl Future<Output = io::Result<TcpStream>> + Send;
+
+    /// Connects to `dst` in plaintext from inside the pod, as the application itself would have. Dropping the connection
+    /// resets it until [`end_cleanly`](super::end_cleanly).
+    fn dial_plain(
+        &self,
+        source: IpAddr,
+        dst: SocketAddr,
+    ) -> impl Future<Output = io::Result<TcpStream>> + Send;
+
+    /// Connects to the pod's application in the name of `client`. Dropping the connection resets it until
+    /// [`end_cleanly`](super::end_cleanly).
+    fn deliver(&self, client: ClientAddr, app: PodAddr)
+    -> impl Future<Output = io::Result<TcpStream>> + Send;
+
+    /// Ends once the pod has been let go, or enrolled anew in another network namespace: what runs may finish, and nothing
+    /// begins here any more.
+    fn until_released(&self) -> impl Future<Output = ()> + Send;
+}
+
 /// An enrolled pod's network.
 #[derive(Debug)]
 pub(crate) struct PodNet {
@@ -78,20 +105,13 @@ impl PodNet {
         Ok(Self { uid: spec.uid.clone(), netns, maps, listeners, released: watch::Sender::new(false) })
     }
 
-    /// Ends once the pod has been let go, or enrolled anew in another network namespace: what runs may finish, and nothing
-    /// begins here any more.
-    pub(crate) async fn until_released(&self) {
-        // The sender lives as long as `self`.
-        let _ = self.released.subscribe().wait_for(|released| *released).await;
+    /// The pod's UID.
+    pub(super) fn uid(&self) -> &Arc<str> {
+        &self.uid
     }
 
     pub(super) fn retire(&self) {
         self.released.send_replace(true);
-    }
-
-    /// The pod's UID.
-    pub(crate) fn uid(&self) -> &Arc<str> {
-        &self.uid
     }
 
     /// The cookie of its network namespace.
@@ -128,54 +148,6 @@ impl PodNet {
                 None => Accepted::Stray { source },
             });
         }
-    }
-
-    /// Connects to another pod's agent from `source`, an address of this pod's.
-    pub(crate) async fn dial_tunnel(&self, source: IpAddr, dst: PodAddr) -> io::Result<TcpStream> {
-        let socket = self.netns.run(|| {
-            let socket = socket::tcp(dst.0.is_ipv6())?;
-            socket::tune_tunnel(&socket)?;
-            socket.bind(&SocketAddr::new(source, 0).into())?;
-            Ok(socket)
-        })?;
-        self.mark(&socket, SOCKET_TUNNEL)?;
-        TcpSocket::from_std_stream(socket.into()).connect(dst.0).await
-    }
-
-    /// Connects to `dst` in plaintext from inside the pod, as the application itself would have. Dropping the connection
-    /// resets it until [`end_cleanly`](super::end_cleanly).
-    pub(crate) async fn dial_plain(&self, source: IpAddr, dst: SocketAddr) -> io::Result<TcpStream> {
-        let stream = self.dial_tunnel(source, PodAddr(dst)).await?;
-        socket::reset_on_drop(&stream);
-        Ok(stream)
-    }
-
-    /// Connects to the pod's application in the name of `client`. Dropping the connection resets it until
-    /// [`end_cleanly`](super::end_cleanly).
-    pub(crate) async fn deliver(&self, client: ClientAddr, app: PodAddr) -> io::Result<TcpStream> {
-        let mut attempt = 0;
-        let stream = loop {
-            match self.try_deliver(client, app, attempt).await {
-                Err(error)
-                    if matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
-                        && attempt < socket::DELIVERY_ATTEMPTS =>
-                {
-                    attempt += 1;
-                }
-                result => break result?,
-            }
-        };
-        let local = canonical(stream.local_addr()?);
-        let flow = Flow {
-            netns: self.netns.cookie(),
-            remote: addr(local.ip()),
-            local: addr(app.0.ip()),
-            remote_port: u32::from(local.port()),
-            local_port: u32::from(app.0.port()),
-        };
-        self.maps.forget_bypass(&flow);
-        socket::reset_on_drop(&stream);
-        Ok(stream)
     }
 
     async fn try_deliver(&self, client: ClientAddr, app: PodAddr, attempt: u32) -> io::Result<TcpStream> {
@@ -225,6 +197,60 @@ impl PodNet {
     fn mark(&self, socket: &socket2::Socket, kind: u32) -> io::Result<()> {
         let state = SocketState { kind, ..SocketState::default() };
         self.maps.mark(socket, state).map_err(|error| io::Error::other(error.to_string()))
+    }
+}
+
+impl Dial for PodNet {
+    fn uid(&self) -> &Arc<str> {
+        &self.uid
+    }
+
+    async fn dial_tunnel(&self, source: IpAddr, dst: PodAddr) -> io::Result<TcpStream> {
+        let socket = self.netns.run(|| {
+            let socket = socket::tcp(dst.0.is_ipv6())?;
+            socket::tune_tunnel(&socket)?;
+            socket.bind(&SocketAddr::new(source, 0).into())?;
+            Ok(socket)
+        })?;
+        self.mark(&socket, SOCKET_TUNNEL)?;
+        TcpSocket::from_std_stream(socket.into()).connect(dst.0).await
+    }
+
+    async fn dial_plain(&self, source: IpAddr, dst: SocketAddr) -> io::Result<TcpStream> {
+        let stream = self.dial_tunnel(source, PodAddr(dst)).await?;
+        socket::reset_on_drop(&stream);
+        Ok(stream)
+    }
+
+    async fn deliver(&self, client: ClientAddr, app: PodAddr) -> io::Result<TcpStream> {
+        let mut attempt = 0;
+        let stream = loop {
+            match self.try_deliver(client, app, attempt).await {
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
+                        && attempt < socket::DELIVERY_ATTEMPTS =>
+                {
+                    attempt += 1;
+                }
+                result => break result?,
+            }
+        };
+        let local = canonical(stream.local_addr()?);
+        let flow = Flow {
+            netns: self.netns.cookie(),
+            remote: addr(local.ip()),
+            local: addr(app.0.ip()),
+            remote_port: u32::from(local.port()),
+            local_port: u32::from(app.0.port()),
+        };
+        self.maps.forget_bypass(&flow);
+        socket::reset_on_drop(&stream);
+        Ok(stream)
+    }
+
+    async fn until_released(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.released.subscribe().wait_for(|released| *released).await;
     }
 }
 

@@ -1,25 +1,24 @@
 //! From a client to an application in a pod: tunnel or plaintext, verdict, and the way to the application in the
 //! client's name.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use ambit_core::{
-    frame::{Control, Open, Order},
-    model::{ClientAddr, PodAddr, SpiffeId, Workload},
-    reason::Reason,
+    model::{ClientAddr, PodAddr, Workload},
+    reason::{Reason, Refusal},
 };
-use tokio::{net::TcpStream, select, time::timeout};
+use tokio::{net::TcpStream, select};
 
 use super::{
-    Failure, Shared, meta,
+    Cut, Pod, Shared, describe, distrusted, facts,
     order::{Arrivals, Turn},
-    relay::{self, Meter, RelayError},
-    verdict,
+    relay::{Meter, Relay},
+    unconnected, within,
 };
 use crate::{
-    capture::{PodNet, end_cleanly},
-    telemetry::{Connection, Direction, Ending, Meta, Party, Security},
-    tunnel::{self, First, Link, first_bytes, tls::PeerIdentity},
+    capture::{Dial, end_cleanly},
+    telemetry::{Connection, Direction, Ending},
+    tunnel::{First, Incoming, LegError, Order, Plain, Session, first_bytes, tls::PeerIdentity},
 };
 
 /// How long a client that may only come through a tunnel may keep silent.
@@ -32,51 +31,56 @@ const BOTH_SILENT: Duration = Duration::from_secs(1);
 const NEWBORN: Duration = Duration::from_millis(50);
 /// How long a tunnel may rest. Longer than clients keep theirs, so that none is closed under their hands.
 const TUNNEL_IDLE: Duration = Duration::from_secs(90);
-/// How long a client may take to begin a stream that has crossed our GOAWAY.
+/// How long a client may take to begin a stream that has crossed our word that there be no other.
 const LAST_OPEN: Duration = Duration::from_secs(1);
 /// How long the application may take to accept.
 const CONNECT: Duration = Duration::from_secs(10);
 
+/// What is known of a connection when it comes.
+#[derive(Debug)]
+pub(super) struct Called {
+    pub(super) source: ClientAddr,
+    pub(super) destination: PodAddr,
+    /// The called pod, if it is known at the address that was called.
+    pub(super) workload: Option<Arc<Workload>>,
+    /// The pod at the client's address, if there is one.
+    pub(super) caller: Option<Arc<Workload>>,
+}
+
 /// Carries one connection, or all streams of one tunnel, to the end.
-pub(super) async fn carry(
+pub(super) async fn carry<D: Dial>(
     shared: &Shared,
-    pod: &PodNet,
+    pod: &Pod<D>,
     client: TcpStream,
-    (source, destination): (ClientAddr, PodAddr),
-    (arrivals, order): (&Arrivals, Order),
+    source: ClientAddr,
+    destination: PodAddr,
+    arrivals: &Arrivals,
+    order: Order,
 ) {
     // Plaintext keeps the order of connections; streams of a tunnel have numbers of their own.
     let turn = arrivals.turn(source.0.ip(), destination.0.port(), order);
-    let world = shared.feed.world();
-    let Some(workload) =
-        world.mesh.workload_by_ip(destination.0.ip()).filter(|workload| workload.uid == *pod.uid()).cloned()
-    else {
+    let called = {
+        let world = shared.feed.world();
+        let of_pod = |workload: &&Arc<Workload>| workload.uid == *pod.pod.uid();
+        Called {
+            source,
+            destination,
+            workload: world.mesh.workload_by_ip(destination.0.ip()).filter(of_pod).cloned(),
+            caller: world.mesh.workload_by_ip(source.0.ip()).cloned(),
+        }
+    };
+    let Some(workload) = &called.workload else {
         let text = "the called pod is not known at the address that was called";
-        let meta = meta(
-            Direction::Inbound,
-            (Party::default(), source.0),
-            (Party::default(), destination.0),
-            Security::Plaintext,
-        );
-        return shared.telemetry.refuse(&meta, &Failure::new(Reason::NotReady, text).refusal());
+        let refusal = Refusal::new(Reason::NotReady, text);
+        return shared.telemetry.refuse(&describe::inbound(&called, None, None), &refusal);
     };
-    let caller = world.mesh.workload_by_ip(source.0.ip()).cloned();
-    let mut call = Call { shared, pod, arrivals, source, destination, workload, caller };
-    let Ok(pending) = shared.pending.try_acquire() else {
-        let text = "too many connections wait to be recognised as tunnel or plaintext";
-        let meta = call.meta(None, Security::Plaintext);
-        return shared.telemetry.refuse(&meta, &Failure::new(Reason::Overloaded, text).refusal());
-    };
-    match call.recognise(client, turn).await {
-        Ok(Recognised::Tunnel(client)) => call.tunnel(client, pending).await,
-        Ok(Recognised::Plaintext(client, app)) => {
-            drop(pending);
-            call.plaintext(client, app).await;
-        }
-        Ok(Recognised::Gone) => {}
-        Err(failure) => {
-            shared.telemetry.refuse(&call.meta(None, Security::Plaintext), &failure.refusal());
-        }
+    let call = Call { shared, pod, arrivals, called: &called, workload };
+    // On the heap while it lasts: a connection lives long, and what it is at first is big.
+    match Box::pin(call.begin(client, turn)).await {
+        Ok(Begun::Tunnel(session)) => call.tunnel(session).await,
+        Ok(Begun::Plaintext(client, app)) => call.plaintext(client, app).await,
+        Ok(Begun::Gone) => {}
+        Err(refusal) => call.refuse(&refusal),
     }
 }
 
@@ -89,21 +93,38 @@ enum Recognised {
     Gone,
 }
 
-struct Call<'a> {
-    shared: &'a Shared,
-    pod: &'a PodNet,
-    arrivals: &'a Arrivals,
-    source: ClientAddr,
-    destination: PodAddr,
-    workload: Arc<Workload>,
-    caller: Option<Arc<Workload>>,
+/// The same, with the handshake of a tunnel over.
+enum Begun {
+    Tunnel(Session),
+    Plaintext(TcpStream, TcpStream),
+    Gone,
 }
 
-impl Call<'_> {
+struct Call<'a, D> {
+    shared: &'a Shared,
+    pod: &'a Pod<D>,
+    arrivals: &'a Arrivals,
+    called: &'a Called,
+    workload: &'a Arc<Workload>,
+}
+
+impl<D: Dial> Call<'_, D> {
+    async fn begin(&self, client: TcpStream, turn: Turn) -> Result<Begun, Refusal> {
+        let _pending = self.shared.pending.try_acquire().map_err(|_| {
+            let text = "too many connections wait to be recognised as tunnel or plaintext";
+            Refusal::new(Reason::Overloaded, text)
+        })?;
+        Ok(match self.recognise(client, turn).await? {
+            Recognised::Tunnel(client) => Begun::Tunnel(self.handshake(client).await?),
+            Recognised::Plaintext(client, app) => Begun::Plaintext(client, app),
+            Recognised::Gone => Begun::Gone,
+        })
+    }
+
     /// First bytes decide. Where plaintext is allowed nobody waits for them: the application is connected at once, so
     /// that protocols in which the server speaks first run as without us.
-    async fn recognise(&self, client: TcpStream, turn: Turn) -> Result<Recognised, Failure> {
-        let meshed = self.caller.as_ref().is_some_and(|caller| caller.enrolled);
+    async fn recognise(&self, client: TcpStream, turn: Turn) -> Result<Recognised, Refusal> {
+        let meshed = self.called.caller.as_ref().is_some_and(|caller| caller.enrolled);
         let allowed = self.verdict(None);
         if meshed || allowed.is_err() {
             let patience = if meshed { MESHED_PATIENCE } else { STRICT_PATIENCE };
@@ -125,142 +146,123 @@ impl Call<'_> {
             },
             _ = app.readable() => {
                 // A pod's first connections are here before word of its address is, and its first bytes close behind.
-                let newborn = self.caller.is_none()
+                let newborn = self.called.caller.is_none()
                     && matches!(first_bytes(&client, NEWBORN).await, Ok(First::Tunnel));
                 Ok(if newborn { Recognised::Tunnel(client) } else { Recognised::Plaintext(client, app) })
             }
         }
     }
 
-    async fn plaintext(&self, mut client: TcpStream, mut app: TcpStream) {
-        let connection = self.shared.telemetry.open(self.meta(None, Security::Plaintext));
+    async fn plaintext(&self, client: TcpStream, app: TcpStream) {
+        let connection = self.shared.telemetry.open(describe::inbound(self.called, None, None));
+        let mut relay = Relay::new(app, Plain::new(client, self.pod.share.clone()));
+        let facts = facts(self.called.destination, self.called.source.0.ip(), None);
         let meter = Inbound(&connection);
         let ended = select! {
-            ended = relay::plain(&mut app, &mut client, &meter) => {
-                ended.map_err(|error| Failure::new(Reason::Reset, error.to_string()))
-            }
-            failure = self.shared.until_denied(self.destination, self.source.0.ip(), None) => Err(failure),
+            ended = relay.run(&meter) => ended.map_err(cut),
+            refusal = self.pod.until_denied(facts, &self.shared.telemetry) => Err(Cut::here(refusal)),
         };
         match ended {
             Ok(()) => connection.finish(&Ending::Closed),
-            Err(failure) => {
-                connection.finish(&failure.ending());
-            }
+            // A reset is all that this peer can be told.
+            Err(cut) => drop(cut.report(connection)),
         }
     }
 
-    async fn tunnel(&mut self, client: TcpStream, pending: tokio::sync::SemaphorePermit<'_>) {
-        let link = self.handshake(client).await;
-        drop(pending);
-        let mut link = match link {
-            Ok(link) => link,
-            Err(failure) => {
-                return self
-                    .shared
-                    .telemetry
-                    .refuse(&self.meta(None, Security::Plaintext), &failure.refusal());
-            }
-        };
+    /// All streams of one tunnel.
+    async fn tunnel(&self, mut session: Session) {
         let _open = self.shared.telemetry.tunnel();
         let mut reused = false;
         let mut patience = TUNNEL_IDLE;
-        let last = loop {
-            let peer = link.peer().clone();
+        let tell = loop {
+            let peer = session.facts().peer.clone();
             let next = select! {
                 biased;
-                () = self.pod.until_released() => break None,
-                (reason, _) = self.until_distrusted(&peer) => break Some(Control::Reset(reason)),
-                next = link.next_open(patience) => next,
+                () = self.pod.pod.until_released() => break None,
+                (reason, _) = self.until_distrusted(&peer) => break Some(reason),
+                next = session.next(patience) => next,
                 () = self.shared.until_draining(), if patience == TUNNEL_IDLE => {
                     patience = LAST_OPEN;
-                    match link.go_away().await {
+                    match session.go_away().await {
                         Ok(()) => continue,
                         Err(_) => break None,
                     }
                 }
             };
             match next {
-                Ok(Some(open)) => {
-                    if let Err(last) = self.stream(&mut link, open, reused).await {
-                        break last;
-                    }
-                    reused = true;
-                }
+                Ok(Some(incoming)) => match self.stream(session, &incoming, reused).await {
+                    Some(back) => session = back,
+                    None => return,
+                },
                 Ok(None) => break None,
                 Err(error) => {
-                    let failure = Failure::from(error);
-                    let last = Control::Reset(failure.reason);
-                    let meta = self.meta(Some(&link), Security::MutualTls { group: link.group(), reused });
-                    self.shared.telemetry.refuse(&meta, &failure.refusal());
-                    break Some(last);
+                    let refusal = Refusal::from(error);
+                    let meta = describe::inbound(self.called, Some((session.facts(), reused)), None);
+                    self.shared.telemetry.refuse(&meta, &refusal);
+                    break Some(refusal.reason);
                 }
             }
+            reused = true;
         };
-        link.close_with(last).await;
+        session.close(tell).await;
     }
 
-    async fn handshake(&self, client: TcpStream) -> Result<Link, Failure> {
+    async fn handshake(&self, client: TcpStream) -> Result<Session, Refusal> {
         // Frames and alerts say how a tunnel ends; a RST could overtake them.
         end_cleanly(&client);
-        let wallet = &self.shared.wallet;
+        let Shared { wallet, telemetry, .. } = self.shared;
         let credentials = wallet.credentials(&self.workload.identity).await?;
         // Whoever calls from a known pod's address must be that pod.
-        let expected = self.caller.as_ref().map(|caller| &caller.identity);
-        let link = tunnel::accept(client, credentials.server_config(), |certificates| {
+        let expected = self.called.caller.as_ref().map(|caller| &caller.identity);
+        let session = Session::accept(client, credentials.server_config(), &self.pod.share, |certificates| {
             wallet.peer(&credentials, certificates, expected)
         })
         .await
-        .inspect_err(|error| self.shared.telemetry.tls_failure(Direction::Inbound, error.reason()))?;
-        wallet
-            .recheck(&self.workload.identity, link.peer())
-            .map_err(|(reason, text)| Failure::new(reason, text))?;
-        self.shared.telemetry.handshake(Direction::Inbound, link.is_resumed());
-        Ok(link)
+        .inspect_err(|error| telemetry.tls_failure(Direction::Inbound, error.reason()))?;
+        wallet.recheck(&self.workload.identity, &session.facts().peer).map_err(distrusted)?;
+        telemetry.handshake(Direction::Inbound, session.facts().resumed);
+        Ok(session)
     }
 
-    /// One stream of a tunnel. An error is the last frame before the tunnel is closed.
-    async fn stream(&mut self, link: &mut Link, open: Open, reused: bool) -> Result<(), Option<Control>> {
-        let security = Security::MutualTls { group: link.group(), reused };
-        let peer = link.peer().clone();
-        let mut meta = self.meta(Some(link), security);
-        meta.original_dst = Some(open.original_dst);
-        let delivered = match self.verdict(Some(&peer.id)) {
-            Ok(()) => {
-                let turn = self.arrivals.turn(self.source.0.ip(), self.destination.0.port(), open.order);
-                self.deliver(turn).await
-            }
-            Err(failure) => Err(failure),
-        };
-        let mut app = match delivered {
+    /// One stream of a tunnel. The session is back if another may follow.
+    async fn stream(&self, session: Session, incoming: &Incoming, reused: bool) -> Option<Session> {
+        let meta = describe::inbound(self.called, Some((session.facts(), reused)), Some(incoming));
+        let peer = session.facts().peer.clone();
+        let app = match Box::pin(self.admit(&peer, incoming)).await {
             Ok(app) => app,
-            Err(failure) => {
-                let deny = failure.deny_frame();
-                self.shared.telemetry.refuse(&meta, &failure.refusal());
-                return Err(Some(Control::Deny(deny)));
+            Err(refusal) => {
+                self.shared.telemetry.refuse(&meta, &refusal);
+                session.refuse_stream(refusal).await;
+                return None;
             }
         };
         let connection = self.shared.telemetry.open(meta);
+        let mut relay = Relay::new(app, session.accept_stream());
+        let facts = facts(self.called.destination, self.called.source.0.ip(), Some(&peer.id));
         let meter = Inbound(&connection);
         let ended = select! {
-            ended = relay::stream(&mut app, link, &Control::Accept, &meter) => ended.map_err(failed),
-            failure = self.shared.until_denied(self.destination, self.source.0.ip(), Some(&peer.id)) => {
-                let last = Control::Reset(failure.reason);
-                Err((failure, Some(last)))
-            }
-            (reason, text) = self.until_distrusted(&peer) => {
-                Err((Failure::new(reason, text), Some(Control::Reset(reason))))
-            }
+            ended = relay.run(&meter) => ended.map_err(cut),
+            refusal = self.pod.until_denied(facts, &self.shared.telemetry) => Err(Cut::here(refusal)),
+            refused = self.until_distrusted(&peer) => Err(Cut::here(distrusted(refused))),
         };
         match ended {
             Ok(()) => {
                 connection.finish(&Ending::Closed);
-                Ok(())
+                Some(relay.into_leg().into_session())
             }
-            Err((failure, last)) => {
-                connection.finish(&failure.ending());
-                Err(last)
+            Err(cut) => {
+                let tell = cut.report(connection);
+                relay.into_leg().close(tell).await;
+                None
             }
         }
+    }
+
+    /// The application, if the client may come to it.
+    async fn admit(&self, peer: &PeerIdentity, incoming: &Incoming) -> Result<TcpStream, Refusal> {
+        self.verdict(Some(peer))?;
+        let Called { source, destination, .. } = self.called;
+        self.deliver(self.arrivals.turn(source.0.ip(), destination.0.port(), incoming.order)).await
     }
 
     /// Ends once the peer of this tunnel is not believed any more.
@@ -268,44 +270,30 @@ impl Call<'_> {
         self.shared.wallet.until_distrusted(&self.workload.identity, peer).await
     }
 
-    /// The verdict under the policies of this moment.
-    fn verdict(&self, peer: Option<&SpiffeId>) -> Result<(), Failure> {
-        let world = self.shared.feed.world();
-        let workload = world.mesh.workload_by_ip(self.destination.0.ip()).unwrap_or(&self.workload);
-        verdict(&world, workload, self.destination.0.port(), self.source.0.ip(), peer)
+    fn verdict(&self, peer: Option<&PeerIdentity>) -> Result<(), Refusal> {
+        let Called { source, destination, .. } = self.called;
+        self.pod.verdict(&facts(*destination, source.0.ip(), peer.map(|peer| &peer.id)))
     }
 
     /// Connects to the application when it is the connection's turn.
-    async fn deliver(&self, turn: Turn) -> Result<TcpStream, Failure> {
+    async fn deliver(&self, turn: Turn) -> Result<TcpStream, Refusal> {
         turn.wait().await;
-        timeout(CONNECT, self.pod.deliver(self.source, self.destination))
+        let Called { source, destination, .. } = *self.called;
+        within(CONNECT, self.pod.pod.deliver(source, destination))
             .await
-            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-            .map_err(|error| Failure::connect("the application at", self.destination.0, &error))
+            .map_err(|error| unconnected("the application at", destination.0, &error))
     }
 
-    fn meta(&self, link: Option<&Link>, security: Security) -> Meta {
-        let source =
-            Party { workload: self.caller.clone(), identity: link.map(|link| link.peer().id.clone()) };
-        let destination = Party {
-            workload: Some(self.workload.clone()),
-            identity: link.map(|_| self.workload.identity.clone()),
-        };
-        meta(Direction::Inbound, (source, self.source.0), (destination, self.destination.0), security)
+    fn refuse(&self, refusal: &Refusal) {
+        self.shared.telemetry.refuse(&describe::inbound(self.called, None, None), refusal);
     }
 }
 
-/// The cause for us, and the last word to the peer.
-fn failed(error: RelayError) -> (Failure, Option<Control>) {
-    match error {
-        RelayError::App(error) => (
-            Failure::new(Reason::Reset, format!("the application reset the connection: {error}")),
-            Some(Control::Reset(Reason::Reset)),
-        ),
-        RelayError::Reset(reason) => (Failure::new(reason, "the client reset the connection"), None),
-        RelayError::Denied(_) => (Failure::new(Reason::ProtocolError, "the client sent DENY"), None),
-        RelayError::Tunnel(error) => (error.into(), None),
-    }
+/// Why a relay to one of our applications has ended early. A client cannot refuse: it breaks off.
+fn cut(error: LegError) -> Cut {
+    let mut cut = Cut::by_leg(error);
+    cut.by_peer = false;
+    cut
 }
 
 /// The application is the server.

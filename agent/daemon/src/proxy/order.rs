@@ -10,8 +10,9 @@ use std::{
     time::Duration,
 };
 
-use ambit_core::frame::Order;
 use tokio::{sync::watch, time::timeout};
+
+use crate::tunnel::Order;
 
 /// How long a connection waits for those before it. What takes longer is not in a hurry.
 const PATIENCE: Duration = Duration::from_millis(25);

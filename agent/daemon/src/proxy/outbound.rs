@@ -1,285 +1,215 @@
 //! From an application in a pod to wherever it wants to go: route, then a tunnel to a meshed pod or a plain connection.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use ambit_core::{
     discovery::{Endpoint, Route, RouteError},
-    frame::{Control, Open, Order},
     model::{OriginalDst, PodAddr, Workload},
-    reason::Reason,
+    reason::{Reason, Refusal},
 };
-use tokio::{net::TcpStream, select, time::timeout};
+use tokio::{net::TcpStream, select};
 
 use super::{
-    Failure, Shared, meta,
+    Cut, Pod, Shared, describe, distrusted, facts,
     order::Numbers,
-    relay::{self, Meter, RelayError},
-    verdict,
+    relay::{Meter, Relay},
+    unconnected, within,
 };
 use crate::{
-    capture::PodNet,
-    telemetry::{Connection, Direction, Ending, Meta, Party, Security},
-    tunnel::{self, Link, PoolKey},
+    capture::Dial,
+    discovery::World,
+    telemetry::{Connection, Direction, Ending},
+    tunnel::{Incoming, Order, Plain, PoolKey, Session},
 };
 
-/// How long a connect to another pod may take (spec/wire.md §1.1).
+/// How long a connect to another pod may take.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// What is to become of one connection.
-pub(super) enum Routed {
-    /// To a pod in the mesh.
-    Tunnel(Box<Call>),
-    /// To where no agent is.
-    Plain(Meta),
+/// What was found out about one connection before anything is dialled.
+#[derive(Debug)]
+pub(super) struct Routed {
+    /// The calling pod, if it is known at the address it calls from.
+    pub(super) client: Option<Arc<Workload>>,
+    pub(super) source: SocketAddr,
+    pub(super) original_dst: OriginalDst,
+    pub(super) way: Way,
+}
+
+/// What is to become of it.
+#[derive(Debug)]
+pub(super) enum Way {
+    /// From this pod to one in the mesh, and the connection's number among those that go there.
+    Tunnel(Arc<Workload>, Endpoint, Order),
+    /// To a pod that is not in the mesh.
+    Plain(Endpoint),
+    /// To where no pod is known.
+    Passthrough,
     /// Nowhere.
-    Refused(Meta, Failure),
+    Refused(Refusal),
 }
 
-/// A call from an enrolled pod to another.
-pub(super) struct Call {
-    client: Arc<Workload>,
-    source: SocketAddr,
-    original_dst: OriginalDst,
-    endpoint: Endpoint,
-    order: Order,
-}
-
-/// Where a connection goes, and its number among those that go there.
+/// Where a connection of the pod `uid` goes, and its number among those that go there.
 pub(super) fn route(
-    shared: &Shared,
-    pod: &PodNet,
+    world: &World,
+    uid: &str,
     source: SocketAddr,
     original_dst: OriginalDst,
     numbers: &mut Numbers<PodAddr>,
 ) -> Routed {
-    let world = shared.feed.world();
-    let Some(client) = world.mesh.workload_by_ip(source.ip()).filter(|client| client.uid == *pod.uid())
-    else {
-        let text = "the calling pod is not known at the address that it calls from";
-        let meta = unrouted(Party::default(), source, original_dst);
-        return Routed::Refused(meta, Failure::new(Reason::NotReady, text));
+    let client = world.mesh.workload_by_ip(source.ip()).filter(|client| *client.uid == *uid);
+    let way = match client {
+        Some(client) => match world.mesh.route(client, original_dst, rand::random()) {
+            Route::Tunnel(endpoint) => {
+                let order = numbers.next(endpoint.addr);
+                Way::Tunnel(client.clone(), endpoint, order)
+            }
+            Route::Plain(endpoint) => Way::Plain(endpoint),
+            Route::Passthrough => Way::Passthrough,
+            Route::Refuse(error) => {
+                let reason = match error {
+                    RouteError::UnknownPort { .. } => Reason::UnknownPort,
+                    RouteError::NoEndpoint { .. } => Reason::NoEndpoint,
+                };
+                Way::Refused(Refusal::new(reason, error.to_string()))
+            }
+        },
+        None => {
+            let text = "the calling pod is not known at the address that it calls from";
+            Way::Refused(Refusal::new(Reason::NotReady, text))
+        }
     };
-    match world.mesh.route(client, original_dst, rand::random()) {
-        Route::Tunnel(endpoint) => {
-            let order = numbers.next(endpoint.addr);
-            Routed::Tunnel(Box::new(Call { client: client.clone(), source, original_dst, endpoint, order }))
-        }
-        Route::Plain(endpoint) => {
-            let mut meta = unrouted(party(client), source, original_dst);
-            meta.destination = party(&endpoint.workload);
-            meta.destination_addr = endpoint.addr.0;
-            meta.service = endpoint.service;
-            Routed::Plain(meta)
-        }
-        Route::Passthrough => Routed::Plain(unrouted(party(client), source, original_dst)),
-        Route::Refuse(error) => {
-            let reason = match error {
-                RouteError::UnknownPort { .. } => Reason::UnknownPort,
-                RouteError::NoEndpoint { .. } => Reason::NoEndpoint,
-            };
-            let meta = unrouted(party(client), source, original_dst);
-            Routed::Refused(meta, Failure::new(reason, error.to_string()))
-        }
-    }
+    Routed { client: client.cloned(), source, original_dst, way }
 }
 
 /// Carries one connection to its end.
-pub(super) async fn carry(shared: &Shared, pod: &PodNet, mut app: TcpStream, routed: Routed) {
-    match routed {
-        Routed::Tunnel(call) => Calling { shared, pod, call: *call }.tunnel(&mut app).await,
-        Routed::Plain(meta) => plain(shared, pod, &mut app, meta).await,
-        Routed::Refused(meta, failure) => {
-            shared.telemetry.refuse(&meta, &failure.refusal());
+pub(super) async fn carry<D: Dial>(shared: &Shared, pod: &Pod<D>, app: TcpStream, routed: Routed) {
+    let call = Call { shared, pod, routed: &routed };
+    match &routed.way {
+        Way::Tunnel(client, endpoint, _) if endpoint.workload.uid == client.uid => {
+            call.to_itself(app, client, endpoint).await;
         }
+        Way::Tunnel(client, endpoint, order) => call.tunnel(app, client, endpoint, *order).await,
+        Way::Plain(endpoint) => call.plain(app, "the destination", endpoint.addr.0).await,
+        Way::Passthrough => call.plain(app, "the destination", routed.original_dst.0).await,
+        Way::Refused(refusal) => call.refuse(refusal),
     }
 }
 
-struct Calling<'a> {
+struct Call<'a, D> {
     shared: &'a Shared,
-    pod: &'a PodNet,
-    call: Call,
+    pod: &'a Pod<D>,
+    routed: &'a Routed,
 }
 
-impl Calling<'_> {
-    async fn tunnel(&self, app: &mut TcpStream) {
-        if self.call.endpoint.workload.uid == self.call.client.uid {
-            return self.to_itself(app).await;
-        }
-        let (key, mut link, reused) = match self.link().await {
+impl<D: Dial> Call<'_, D> {
+    async fn tunnel(&self, app: TcpStream, client: &Workload, endpoint: &Endpoint, order: Order) {
+        // On the heap while it lasts: a connection lives long, and dialling and the handshake are big.
+        let (key, session, reused) = match Box::pin(self.session(client, endpoint)).await {
             Ok(found) => found,
-            Err(failure) => {
-                let meta = self.meta(Security::Plaintext);
-                return self.shared.telemetry.refuse(&meta, &failure.refusal());
-            }
+            Err(refusal) => return self.refuse(&refusal),
         };
-        let security = Security::MutualTls { group: link.group(), reused };
-        let connection = self.shared.telemetry.open(self.meta(security));
-        let open = Control::Open(Open {
-            original_dst: self.call.original_dst.0,
-            service: self.call.endpoint.service.as_ref().map(|service| service.host.to_string()),
+        let meta = describe::outbound(self.routed, Some((session.facts(), reused)));
+        let connection = self.shared.telemetry.open(meta);
+        let peer = session.facts().peer.clone();
+        let stream = session.open(Incoming {
+            original_dst: self.routed.original_dst.0,
+            service: endpoint.service.as_ref().map(|service| service.host.to_string()),
             trace: None,
-            order: self.call.order,
+            order,
         });
-        let peer = link.peer().clone();
+        let mut relay = Relay::new(app, stream);
         let meter = Outbound(&connection);
         let ended = select! {
-            ended = relay::stream(app, &mut link, &open, &meter) => ended.map_err(failed),
-            (reason, text) = self.shared.wallet.until_distrusted(&self.call.client.identity, &peer) => {
-                Err((Failure::new(reason, text), Some(Control::Reset(reason))))
+            ended = relay.run(&meter) => ended.map_err(Cut::by_leg),
+            refused = self.shared.wallet.until_distrusted(&client.identity, &peer) => {
+                Err(Cut::here(distrusted(refused)))
             }
         };
         match ended {
             Ok(()) => {
                 connection.finish(&Ending::Closed);
+                let session = relay.into_leg().into_session();
                 if self.shared.is_draining() {
-                    tokio::spawn(link.close_with(None));
+                    tokio::spawn(session.close(None));
                 } else {
-                    self.shared.pool.put(key, link);
+                    self.shared.pool.put(key, session);
                 }
             }
-            Err((failure, last)) => {
-                connection.finish(&if failure.by_peer && failure.reason != Reason::Reset {
-                    Ending::Refused(failure.refusal())
-                } else {
-                    failure.ending()
-                });
-                tokio::spawn(link.close_with(last));
+            Err(cut) => {
+                let tell = cut.report(connection);
+                tokio::spawn(relay.into_leg().close(tell));
             }
         }
     }
 
-    /// A connection that has waited in the pool, or a new one.
-    async fn link(&self) -> Result<(PoolKey, Link, bool), Failure> {
-        let expected = &self.call.endpoint.workload.identity;
+    /// A session that has waited in the pool, or a new one.
+    async fn session(
+        &self,
+        client: &Workload,
+        endpoint: &Endpoint,
+    ) -> Result<(PoolKey, Session, bool), Refusal> {
+        let expected = &endpoint.workload.identity;
         let key = PoolKey {
-            pod: self.call.client.uid.clone(),
-            source: self.call.source.ip(),
-            destination: self.call.endpoint.addr,
-            peer: self.call.endpoint.workload.uid.clone(),
-            own: self.call.client.identity.clone(),
+            pod: client.uid.clone(),
+            source: self.routed.source.ip(),
+            destination: endpoint.addr,
+            peer: endpoint.workload.uid.clone(),
+            own: client.identity.clone(),
             expected: expected.clone(),
         };
-        let wallet = &self.shared.wallet;
-        while let Some(link) = self.shared.pool.take(&key) {
-            if wallet.recheck(&self.call.client.identity, link.peer()).is_ok() {
-                self.shared.telemetry.tunnel_reused();
-                return Ok((key, link, true));
+        let Shared { wallet, telemetry, pool, .. } = self.shared;
+        while let Some(session) = pool.take(&key) {
+            if wallet.recheck(&client.identity, &session.facts().peer).is_ok() {
+                telemetry.tunnel_reused();
+                return Ok((key, session, true));
             }
         }
-        let credentials = wallet.credentials(&self.call.client.identity).await?;
-        let destination = self.call.endpoint.addr;
-        let tcp = timeout(CONNECT, self.pod.dial_tunnel(self.call.source.ip(), destination))
+        let credentials = wallet.credentials(&client.identity).await?;
+        let destination = endpoint.addr;
+        let tcp = within(CONNECT, self.pod.pod.dial_tunnel(self.routed.source.ip(), destination))
             .await
-            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-            .map_err(|error| Failure::connect("the peer's agent at", destination.0, &error))?;
+            .map_err(|error| unconnected("the peer's agent at", destination.0, &error))?;
         // Tickets are kept by address: the agents of two nodes cannot read each other's.
         let (config, _) = credentials.client_config(expected);
-        let link = tunnel::connect(tcp, (config, destination.0.ip().into()), |certificates| {
+        let name = destination.0.ip().into();
+        let session = Session::connect(tcp, config, name, &self.pod.share, |certificates| {
             wallet.peer(&credentials, certificates, Some(expected))
         })
         .await
-        .inspect_err(|error| self.shared.telemetry.tls_failure(Direction::Outbound, error.reason()))?;
-        wallet
-            .recheck(&self.call.client.identity, link.peer())
-            .map_err(|(reason, text)| Failure::new(reason, text))?;
-        self.shared.telemetry.handshake(Direction::Outbound, link.is_resumed());
-        Ok((key, link, false))
+        .inspect_err(|error| telemetry.tls_failure(Direction::Outbound, error.reason()))?;
+        wallet.recheck(&client.identity, &session.facts().peer).map_err(distrusted)?;
+        telemetry.handshake(Direction::Outbound, session.facts().resumed);
+        Ok((key, session, false))
     }
 
-    /// A pod that calls its own service: its own policy applies, with itself as the source (spec/policy.md §12.46).
-    async fn to_itself(&self, app: &mut TcpStream) {
-        let addr = self.call.endpoint.addr.0;
-        let world = self.shared.feed.world();
-        let allowed =
-            verdict(&world, &self.call.client, addr.port(), addr.ip(), Some(&self.call.client.identity));
-        let dialled = match allowed {
-            Ok(()) => self
-                .pod
-                .dial_plain(self.call.source.ip(), addr)
-                .await
-                .map_err(|error| Failure::connect("the application at", addr, &error)),
-            Err(failure) => Err(failure),
+    /// A pod that calls its own service does not pass its own inbound side: its policy applies here, with itself as the
+    /// source.
+    async fn to_itself(&self, app: TcpStream, client: &Workload, endpoint: &Endpoint) {
+        let addr = endpoint.addr;
+        match self.pod.verdict(&facts(addr, addr.0.ip(), Some(&client.identity))) {
+            Ok(()) => self.plain(app, "the application at", addr.0).await,
+            Err(refusal) => self.refuse(&refusal),
+        }
+    }
+
+    /// To where no agent is: a plain connection from the pod's own address.
+    async fn plain(&self, app: TcpStream, what: &str, destination: SocketAddr) {
+        let dial = self.pod.pod.dial_plain(self.routed.source.ip(), destination);
+        let server = match Box::pin(within(CONNECT, dial)).await {
+            Ok(server) => server,
+            Err(error) => return self.refuse(&unconnected(what, destination, &error)),
         };
-        let meta = self.meta(Security::Plaintext);
-        match dialled {
-            Ok(mut server) => relay_plain(self.shared, app, &mut server, meta).await,
-            Err(failure) => {
-                self.shared.telemetry.refuse(&meta, &failure.refusal());
-            }
+        let connection = self.shared.telemetry.open(describe::outbound(self.routed, None));
+        let mut relay = Relay::new(app, Plain::new(server, self.pod.share.clone()));
+        match relay.run(&Outbound(&connection)).await {
+            Ok(()) => connection.finish(&Ending::Closed),
+            Err(_) => connection.finish(&Ending::Reset),
         }
     }
 
-    fn meta(&self, security: Security) -> Meta {
-        let proven = |workload: &Arc<Workload>| Party {
-            workload: Some(workload.clone()),
-            identity: matches!(security, Security::MutualTls { .. }).then(|| workload.identity.clone()),
-        };
-        let (client, server) = (proven(&self.call.client), proven(&self.call.endpoint.workload));
-        let mut meta = meta(
-            Direction::Outbound,
-            (client, self.call.source),
-            (server, self.call.endpoint.addr.0),
-            security,
-        );
-        meta.original_dst = Some(self.call.original_dst.0);
-        meta.service.clone_from(&self.call.endpoint.service);
-        meta
+    fn refuse(&self, refusal: &Refusal) {
+        self.shared.telemetry.refuse(&describe::outbound(self.routed, None), refusal);
     }
-}
-
-/// To where no agent is: a plain connection from the pod's own address.
-async fn plain(shared: &Shared, pod: &PodNet, app: &mut TcpStream, meta: Meta) {
-    let destination = meta.destination_addr;
-    let dialled = timeout(CONNECT, pod.dial_plain(meta.source_addr.ip(), destination))
-        .await
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    match dialled {
-        Ok(mut server) => relay_plain(shared, app, &mut server, meta).await,
-        Err(error) => {
-            let failure = Failure::connect("the destination", destination, &error);
-            shared.telemetry.refuse(&meta, &failure.refusal());
-        }
-    }
-}
-
-async fn relay_plain(shared: &Shared, app: &mut TcpStream, server: &mut TcpStream, meta: Meta) {
-    let connection = shared.telemetry.open(meta);
-    match relay::plain(app, server, &Outbound(&connection)).await {
-        Ok(()) => connection.finish(&Ending::Closed),
-        Err(_) => {
-            connection.finish(&Ending::Reset);
-        }
-    }
-}
-
-/// The cause for us, and the last word to the peer.
-fn failed(error: RelayError) -> (Failure, Option<Control>) {
-    match error {
-        RelayError::App(error) => (
-            Failure::new(Reason::Reset, format!("the application reset the connection: {error}")),
-            Some(Control::Reset(Reason::Reset)),
-        ),
-        RelayError::Reset(reason) => {
-            let mut failure = Failure::new(reason, "the other end reset the connection");
-            failure.by_peer = true;
-            (failure, None)
-        }
-        RelayError::Denied(deny) => (Failure::denied_by_peer(&deny), None),
-        RelayError::Tunnel(error) => (error.into(), None),
-    }
-}
-
-/// What is known before there is an endpoint.
-fn unrouted(client: Party, source: SocketAddr, original_dst: OriginalDst) -> Meta {
-    let mut meta =
-        meta(Direction::Outbound, (client, source), (Party::default(), original_dst.0), Security::Plaintext);
-    meta.original_dst = Some(original_dst.0);
-    meta
-}
-
-/// A pod without a proof of who it is.
-fn party(workload: &Arc<Workload>) -> Party {
-    Party { workload: Some(workload.clone()), identity: None }
 }
 
 /// The application is the client.

@@ -1,26 +1,23 @@
-//! Moves bytes between an application and a tunnel, or between two plaintext sockets, each direction until its own end:
-//! half-close and reset stay what they are.
+//! Moves bytes between an application and a leg, each direction until its own end: half-close and reset stay what they are.
+//!
+//! All state is in [`Relay`] and the leg: a relay that stops between two steps has lost nothing, and could go on elsewhere.
 
-use std::{io, time::Duration};
-
-use ambit_core::{
-    frame::Control,
-    reason::{Reason, Refusal},
-};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{
-        TcpStream,
-        tcp::{ReadHalf, WriteHalf},
-    },
-    time::timeout,
+use std::{
+    future::poll_fn,
+    pin::pin,
+    task::{Context, Poll},
+    time::Duration,
 };
 
-use crate::capture::end_cleanly;
-use crate::tunnel::{Buffer, Link, MoveError, Received, TunnelError};
+use tokio::{net::TcpStream, time::sleep};
 
-/// How long ACCEPT waits for the application's first bytes, to go out with them. The client's agent only learns from it that
-/// there will be no refusal.
+use crate::{
+    capture::end_cleanly,
+    tunnel::{Leg, LegError, Moved},
+};
+
+/// How long the word that a connection stands waits for the application's first bytes, to go out with them. The client's
+/// agent only learns from it that there will be no refusal.
 const ANSWER: Duration = Duration::from_millis(5);
 
 /// Counts bytes as they pass.
@@ -31,118 +28,103 @@ pub(super) trait Meter {
     fn app_got(&self, bytes: u64);
 }
 
-/// Why a relay ended before both directions had.
+/// An application's socket and the leg to the other end of its connection.
 #[derive(Debug)]
-pub(super) enum RelayError {
-    /// The application, or whoever is at its end, reset the connection.
-    App(io::Error),
-    /// The peer reset the stream.
-    Reset(Reason),
-    /// The peer refused the stream.
-    Denied(Refusal),
-    /// The tunnel failed.
-    Tunnel(TunnelError),
+pub(super) struct Relay<L> {
+    app: TcpStream,
+    leg: L,
+    /// From the application.
+    up: Direction,
+    /// To the application.
+    down: Direction,
 }
 
-impl From<TunnelError> for RelayError {
-    fn from(error: TunnelError) -> Self {
-        Self::Tunnel(error)
+/// One direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Direction {
+    /// Bytes so far.
+    pub(super) bytes: u64,
+    /// The receiver has been told that nothing more comes.
+    pub(super) ended: bool,
+}
+
+impl Direction {
+    fn add(&mut self, moved: Moved) -> u64 {
+        self.bytes += moved.bytes as u64;
+        self.ended |= moved.end;
+        moved.bytes as u64
     }
 }
 
-impl From<MoveError> for RelayError {
-    fn from(error: MoveError) -> Self {
-        match error {
-            MoveError::Source(error) => Self::App(error),
-            MoveError::Tunnel(error) => Self::Tunnel(error),
-        }
+impl<L: Leg> Relay<L> {
+    pub(super) fn new(app: TcpStream, leg: L) -> Self {
+        Self { app, leg, up: Direction::default(), down: Direction::default() }
     }
-}
 
-/// Runs one stream: says `hello` (OPEN or ACCEPT) and relays until both directions have ended. The client's side waits
-/// for ACCEPT while its first bytes are already on the way.
-pub(super) async fn stream(
-    app: &mut TcpStream,
-    link: &mut Link,
-    hello: &Control,
-    meter: &impl Meter,
-) -> Result<(), RelayError> {
-    let opens = matches!(hello, Control::Open(_));
-    let mut awaits_accept = opens;
-    let (mut app_read, mut app_write) = app.split();
-    let (mut reader, mut writer) = link.split();
-    writer.hold(hello);
-    let up = async {
-        let mut ended = false;
-        if opens {
-            let sent = writer.send_now(&mut app_read).await?;
-            meter.app_sent(sent.bytes as u64);
-            ended = sent.end;
-        } else if timeout(ANSWER, app_read.readable()).await.is_err() {
-            writer.flush().await?;
+    /// The leg, for what is to be said at the end.
+    pub(super) fn into_leg(self) -> L {
+        self.leg
+    }
+
+    /// From the application and to it.
+    #[cfg(test)]
+    pub(super) fn directions(&self) -> (Direction, Direction) {
+        (self.up, self.down)
+    }
+
+    /// Relays until both directions have ended. Cancel safe: it can be called again.
+    pub(super) async fn run(&mut self, meter: &impl Meter) -> Result<(), LegError> {
+        if self.leg.holds_answer() && self.run_until_answer(meter).await?.is_ready() {
+            return Ok(());
         }
-        while !ended {
-            let sent = writer.send_from(&mut app_read).await?;
-            meter.app_sent(sent.bytes as u64);
-            ended = sent.end;
-        }
-        Ok(())
-    };
-    let down = async {
+        poll_fn(|cx| self.poll(cx, meter)).await
+    }
+
+    /// The same for as long as the answer is held, but not for long.
+    async fn run_until_answer(&mut self, meter: &impl Meter) -> Result<Poll<()>, LegError> {
+        let mut late = pin!(sleep(ANSWER));
+        poll_fn(|cx| {
+            if let Poll::Ready(ended) = self.poll(cx, meter) {
+                return Poll::Ready(ended.map(Poll::Ready));
+            }
+            if self.leg.holds_answer() {
+                if late.as_mut().poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                self.leg.answer()?;
+            }
+            Poll::Ready(Ok(Poll::Pending))
+        })
+        .await
+    }
+
+    /// A step of each direction in turn, so that neither has all of the task's time.
+    fn poll(&mut self, cx: &mut Context<'_>, meter: &impl Meter) -> Poll<Result<(), LegError>> {
         loop {
-            match reader.receive().await? {
-                Received::Data(_) if awaits_accept => return Err(TunnelError::Unexpected("DATA").into()),
-                Received::Data(pieces) => {
-                    pieces.write_to(&mut app_write).await.map_err(RelayError::App)?;
-                    meter.app_got(pieces.len() as u64);
-                }
-                Received::Control(Control::Accept) if awaits_accept => awaits_accept = false,
-                Received::Control(Control::Deny(deny)) if awaits_accept => {
-                    return Err(RelayError::Denied(deny));
-                }
-                Received::Control(Control::Fin) if !awaits_accept => break,
-                Received::Control(Control::Reset(reason)) => return Err(RelayError::Reset(reason)),
-                Received::Control(Control::Ping | Control::GoAway) => {}
-                Received::Control(_) => return Err(TunnelError::Unexpected("control").into()),
+            let mut moved = false;
+            if !self.up.ended
+                && let Poll::Ready(step) = self.leg.poll_send_from(cx, &mut self.app)
+            {
+                meter.app_sent(self.up.add(step?));
+                moved = true;
+            }
+            if !self.down.ended
+                && let Poll::Ready(step) = self.leg.poll_deliver_to(cx, &mut self.app)
+            {
+                meter.app_got(self.down.add(step?));
+                moved = true;
+            }
+            if self.up.ended && self.down.ended {
+                end_cleanly(&self.app);
+                self.leg.end_cleanly();
+                return Poll::Ready(Ok(()));
+            }
+            if !moved {
+                return Poll::Pending;
             }
         }
-        finish(&mut app_write).await.map_err(RelayError::App)
-    };
-    tokio::try_join!(up, down)?;
-    end_cleanly(app);
-    Ok(())
-}
-
-/// Relays between two plaintext sockets; `app` is the metered one.
-pub(super) async fn plain(app: &mut TcpStream, other: &mut TcpStream, meter: &impl Meter) -> io::Result<()> {
-    let (mut app_read, mut app_write) = app.split();
-    let (mut other_read, mut other_write) = other.split();
-    let up = copy(&mut app_read, &mut other_write, |bytes| meter.app_sent(bytes));
-    let down = copy(&mut other_read, &mut app_write, |bytes| meter.app_got(bytes));
-    tokio::try_join!(up, down)?;
-    end_cleanly(app);
-    end_cleanly(other);
-    Ok(())
-}
-
-async fn copy(from: &mut ReadHalf<'_>, to: &mut WriteHalf<'_>, count: impl Fn(u64)) -> io::Result<()> {
-    loop {
-        // An idle connection holds no buffer.
-        from.readable().await?;
-        let mut buffer = Buffer::take();
-        let read = from.read(&mut buffer).await?;
-        if read == 0 {
-            return finish(to).await;
-        }
-        to.write_all(&buffer[..read]).await?;
-        count(read as u64);
     }
 }
 
-async fn finish(to: &mut WriteHalf<'_>) -> io::Result<()> {
-    match to.shutdown().await {
-        // The other end has closed both ways already.
-        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
-        result => result,
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -1,14 +1,14 @@
-//! The access log (spec/wire.md §7.3): one line for each connection, at its end, target `access`.
+//! The access log: one line for each connection, at its end, target `access`.
 //!
-//! Field names and their order are ztunnel's; `reason`, `policy`, `security` and `dst.original_addr` are ours and come
+//! Field names and their order are ztunnel's; `reason`, `policy`, `rule`, `security` and `dst.original_addr` are ours and come
 //! last. Byte counts are from our own pod's view, unlike the metrics: `bytes_sent` is what our pod sent.
 
-use std::sync::atomic::Ordering;
+use std::{borrow::Cow, sync::atomic::Ordering};
 
-use ambit_core::reason::Reason;
+use ambit_core::reason::{Reason, Refusal};
 use tracing::{Level, enabled, event};
 
-use super::{CLUSTER, Direction, Ending, Meta, Party, Refusal, Security, live::Live};
+use super::{CLUSTER, Direction, Ending, Meta, Party, Security, live::Live};
 
 const TARGET: &str = "access";
 
@@ -56,9 +56,10 @@ pub(super) fn refused(meta: &Meta, refusal: &Refusal) {
         dst.namespace = destination.namespace,
         dst.identity = destination.identity,
         direction = direction(meta),
-        error = refusal.sentence(),
+        error = &*refusal.text,
         reason = refusal.reason.label(),
-        policy = refusal.policy.as_ref().map(ToString::to_string),
+        policy = refusal.policy.as_deref(),
+        rule = refusal.rule.as_deref(),
         security = security(meta),
         dst.original_addr = meta.original_dst.map(tracing::field::display),
         "connection failed"
@@ -94,9 +95,10 @@ pub(super) fn ended(live: &Live, ending: &Ending) {
                     bytes_sent,
                     bytes_recv,
                     duration = format!("{}ms", live.since.elapsed().as_millis()),
-                    error = outcome.error,
-                    reason = outcome.reason.map(Reason::label),
+                    error = outcome.error.as_deref(),
+                    reason = outcome.reason,
                     policy = outcome.policy,
+                    rule = outcome.rule,
                     security = security(meta),
                     dst.original_addr = meta.original_dst.map(tracing::field::display),
                     "connection complete"
@@ -107,35 +109,38 @@ pub(super) fn ended(live: &Live, ending: &Ending) {
     if outcome.error.is_some() { complete!(Level::ERROR) } else { complete!(Level::INFO) }
 }
 
-struct Outcome {
-    error: Option<String>,
-    reason: Option<Reason>,
-    policy: Option<String>,
+/// What the line says of the end.
+#[derive(Default)]
+struct Outcome<'a> {
+    error: Option<Cow<'a, str>>,
+    reason: Option<&'static str>,
+    policy: Option<&'a str>,
+    rule: Option<&'a str>,
 }
 
-impl Outcome {
-    fn of(ending: &Ending) -> Self {
+impl<'a> Outcome<'a> {
+    fn of(ending: &'a Ending) -> Self {
         match ending {
-            Ending::Closed => Self { error: None, reason: None, policy: None },
-            Ending::Reset => Self { error: None, reason: Some(Reason::Reset), policy: None },
-            Ending::Refused(refusal) => Self {
-                error: Some(refusal.sentence()),
-                reason: Some(refusal.reason),
-                policy: refusal.policy.as_ref().map(ToString::to_string),
-            },
-            Ending::Failed { reason, text } => {
-                Self { error: Some(text.clone()), reason: Some(*reason), policy: None }
+            Ending::Closed => Self::default(),
+            Ending::Reset => Self { reason: Some(Reason::Reset.label()), ..Self::default() },
+            Ending::Refused { refusal, by_peer: true } => {
+                let error = Cow::Owned(format!("refused by the peer: {}", refusal.text));
+                Self { error: Some(error), ..Self::refused(refusal) }
             }
+            Ending::Refused { refusal, by_peer: false } | Ending::Failed(refusal) => Self::refused(refusal),
             Ending::Aborted => {
-                Self { error: Some("given up by the agent".to_owned()), reason: None, policy: None }
+                Self { error: Some(Cow::Borrowed("given up by the agent")), ..Self::default() }
             }
         }
     }
-}
 
-impl Refusal {
-    fn sentence(&self) -> String {
-        if self.by_peer { format!("refused by the peer: {}", self.text) } else { self.text.clone() }
+    fn refused(refusal: &'a Refusal) -> Self {
+        Self {
+            error: Some(Cow::Borrowed(&*refusal.text)),
+            reason: Some(refusal.reason.label()),
+            policy: refusal.policy.as_deref(),
+            rule: refusal.rule.as_deref(),
+        }
     }
 }
 

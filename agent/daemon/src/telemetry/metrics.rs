@@ -28,6 +28,7 @@ pub(super) struct Metrics {
     handshakes: Family<HandshakeLabels, Counter>,
     tunnels_open: Gauge,
     pub(super) tunnel_reuse: Counter,
+    pub(super) policy_wakes: Counter,
     pub(super) enrolled_pods: Gauge,
     probes: Family<PodLabels, Counter>,
     map_operations: Family<MapLabels, Counter>,
@@ -129,6 +130,7 @@ impl Metrics {
             handshakes: Family::default(),
             tunnels_open: Gauge::default(),
             tunnel_reuse: Counter::default(),
+            policy_wakes: Counter::default(),
             enrolled_pods: Gauge::default(),
             probes: Family::default(),
             map_operations: Family::default(),
@@ -175,6 +177,11 @@ impl Metrics {
             "ambit_tunnel_reuse",
             "Connections that went over a tunnel that was open already",
             self.tunnel_reuse.clone(),
+        );
+        registry.register(
+            "ambit_policy_wakes",
+            "Live connections that were judged again because their pod's policy changed",
+            self.policy_wakes.clone(),
         );
         registry.register("ambit_enrolled_pods", "Pods of this node in the mesh", self.enrolled_pods.clone());
         registry.register(

@@ -72,9 +72,9 @@ fn from_nowhere(direction: Direction) -> Meta {
 fn denial() -> Refusal {
     Refusal {
         reason: Reason::PolicyDenied,
-        policy: Some(ObjectName::new("stock", "only-web")),
-        text: "explicitly denied by: stock/only-web".to_owned(),
-        by_peer: false,
+        policy: Some("stock/only-web".into()),
+        rule: Some("rules[2]".into()),
+        text: "explicitly denied by: stock/only-web".into(),
     }
 }
 
@@ -171,13 +171,15 @@ fn failures_carry_istio_flags_and_our_reasons() {
     ] {
         telemetry
             .open(web_to_cart(Direction::Outbound))
-            .finish(&Ending::Failed { reason, text: "it broke".to_owned() });
+            .finish(&Ending::Failed(Refusal::new(reason, "it broke")));
         let text = telemetry.encode();
         assert_eq!(sample(&text, "istio_tcp_connections_failed_total", &["\"source\"", flag]), Some(1.0));
         let labels = [&format!("reason=\"{reason}\"") as &str, "reporter=\"source\""];
         assert_eq!(sample(&text, "ambit_connection_failures_total", &labels), Some(1.0));
     }
-    telemetry.open(web_to_cart(Direction::Inbound)).finish(&Ending::Refused(denial()));
+    telemetry
+        .open(web_to_cart(Direction::Inbound))
+        .finish(&Ending::Refused { refusal: denial(), by_peer: false });
     let text = telemetry.encode();
     let denied = ["reporter=\"destination\"", "reason=\"policy_denied\""];
     assert_eq!(sample(&text, "ambit_refusals_total", &denied), Some(2.0));
@@ -308,7 +310,7 @@ fn the_access_log_shows_our_own_pods_view() {
 }
 
 #[test]
-fn a_refusal_is_logged_with_reason_and_policy() {
+fn a_refusal_is_logged_with_reason_policy_and_rule() {
     let lines = logged(LogFormat::Text, |telemetry| {
         telemetry.refuse(&from_nowhere(Direction::Inbound), &denial());
     });
@@ -317,11 +319,11 @@ fn a_refusal_is_logged_with_reason_and_policy() {
         ["warn\taccess\tconnection failed\tsrc.addr=10.0.1.5:40000 dst.addr=10.0.2.7:8080 \
          dst.workload=\"cart\" dst.namespace=\"stock\" direction=\"inbound\" \
          error=\"explicitly denied by: stock/only-web\" reason=\"policy_denied\" policy=\"stock/only-web\" \
-         security=\"plaintext\""]
+         rule=\"rules[2]\" security=\"plaintext\""]
     );
     let lines = logged(LogFormat::Text, |telemetry| {
-        let refusal = Refusal { by_peer: true, ..denial() };
-        telemetry.open(web_to_cart(Direction::Outbound)).finish(&Ending::Refused(refusal));
+        let refused = Ending::Refused { refusal: denial(), by_peer: true };
+        telemetry.open(web_to_cart(Direction::Outbound)).finish(&refused);
         telemetry.open(web_to_cart(Direction::Outbound)).finish(&Ending::Reset);
         drop(telemetry.open(web_to_cart(Direction::Outbound)));
     });
@@ -336,8 +338,9 @@ fn a_peers_text_cannot_forge_a_line() {
     let forged = "no\n2026-01-01T00:00:00Z\tinfo\taccess\tconnection complete\t\u{1b}[2J\"";
     for format in [LogFormat::Text, LogFormat::Json] {
         let lines = logged(format, |telemetry| {
-            let refusal = Refusal { text: forged.to_owned(), by_peer: true, ..denial() };
-            telemetry.refuse(&web_to_cart(Direction::Outbound), &refusal);
+            let refusal = Refusal { text: forged.into(), ..denial() };
+            let refused = Ending::Refused { refusal, by_peer: true };
+            telemetry.open(web_to_cart(Direction::Outbound)).finish(&refused);
         });
         assert_eq!(lines.len(), 1, "{lines:?}");
         assert!(!lines[0].contains('\u{1b}'));

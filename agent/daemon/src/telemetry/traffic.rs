@@ -1,4 +1,4 @@
-//! The `istio_tcp_*` family (spec/wire.md §7.1): one [`Series`] of counters for each label set.
+//! The `istio_tcp_*` family of Istio's standard metrics: one [`Series`] of counters for each label set.
 //!
 //! A connection looks its series up once and keeps it. Labels name workloads, never addresses; the number of label sets
 //! is bounded: idle ones make room, and what still does not fit is counted under `unknown`.

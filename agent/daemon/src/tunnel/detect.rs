@@ -1,11 +1,18 @@
 //! What the first bytes of an inbound connection are: a tunnel of ours, or plaintext (an application's own TLS is
-//! plaintext here).
+//! plaintext here). They are only peeked at: whoever goes on with the connection reads them again.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd as _},
+    time::Duration,
+};
 
+use nix::sys::socket::{MsgFlags, recv};
+use rustls::server::Acceptor;
 use tokio::{
+    io::Interest,
     net::TcpStream,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, timeout_at},
 };
 
 use super::tls::ALPN;
@@ -26,30 +33,40 @@ pub(crate) enum First {
     Closed,
 }
 
-/// Waits up to `patience` for the first bytes, and leaves them where they are.
+/// Waits up to `patience` for the first bytes, and leaves them where they are. Looks once for each arrival.
 pub(crate) async fn first_bytes(stream: &TcpStream, patience: Duration) -> io::Result<First> {
     let deadline = Instant::now() + patience;
-    let mut bytes = [0; LOOK];
-    let mut seen = 0;
-    loop {
-        let Ok(peeked) = timeout_at(deadline, stream.peek(&mut bytes)).await else {
-            return Ok(First::Silence);
-        };
-        let len = peeked?;
-        match look(&bytes[..len]) {
-            _ if len == 0 => return Ok(First::Closed),
-            Look::Tunnel => return Ok(First::Tunnel),
-            Look::Other => return Ok(First::Plaintext),
-            // A ClientHello cut in two. Half of one is no reason to wait for ever.
-            Look::More if Instant::now() >= deadline || len == LOOK => return Ok(First::Plaintext),
-            Look::More => {
-                // The bytes stay readable, so only time tells when there are more.
-                let pause = if len == seen { Duration::from_millis(5) } else { Duration::from_millis(1) };
-                seen = len;
-                sleep(pause).await;
-            }
-        }
+    match timeout_at(deadline, stream.async_io(Interest::READABLE, || peek(stream))).await {
+        Err(_) => Ok(First::Silence),
+        Ok(Err(error)) => Err(error),
+        Ok(Ok(Some(first))) => Ok(first),
+        // A ClientHello cut in two. Half of one is no reason to wait for ever.
+        Ok(Ok(None)) => match timeout_at(deadline, Box::pin(rest(stream))).await {
+            Ok(first) => first,
+            Err(_) => Ok(First::Plaintext),
+        },
     }
+}
+
+/// Looks again whenever more has come. Through another descriptor: the stream itself is to stay readable, as it is.
+async fn rest(stream: &TcpStream) -> io::Result<First> {
+    let other: std::net::TcpStream = stream.as_fd().try_clone_to_owned()?.into();
+    let other = TcpStream::from_std(other)?;
+    let look = || peek(&other)?.ok_or_else(|| io::ErrorKind::WouldBlock.into());
+    other.async_io(Interest::READABLE, look).await
+}
+
+/// What it is by the bytes that are there; `None` while that is open.
+fn peek(socket: &impl AsFd) -> io::Result<Option<First>> {
+    let mut bytes = [0; LOOK];
+    let len = recv(socket.as_fd().as_raw_fd(), &mut bytes, MsgFlags::MSG_PEEK)?;
+    Ok(match look(&bytes[..len]) {
+        _ if len == 0 => Some(First::Closed),
+        Look::Tunnel => Some(First::Tunnel),
+        Look::Other => Some(First::Plaintext),
+        Look::More if len == LOOK => Some(First::Plaintext),
+        Look::More => None,
+    })
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -60,73 +77,28 @@ enum Look {
 }
 
 /// Reads a ClientHello (RFC 8446 §4.1.2) as far as it is there, for the ALPN extension (RFC 7301).
-fn look(bytes: &[u8]) -> Look {
-    const HANDSHAKE: u8 = 22;
-    const CLIENT_HELLO: u8 = 1;
-    let expected = [Some(HANDSHAKE), Some(3), None, None, None, Some(CLIENT_HELLO)];
-    if bytes.iter().zip(expected).any(|(byte, want)| want.is_some_and(|want| want != *byte)) {
+fn look(mut bytes: &[u8]) -> Look {
+    // rustls says nothing before it has a whole record header.
+    let handshake = [22, 3];
+    if bytes.iter().zip(handshake).any(|(byte, want)| *byte != want) {
         return Look::Other;
     }
-    let Some(header) = bytes.first_chunk::<5>() else {
-        return Look::More;
-    };
-    let len = usize::from(u16::from_be_bytes([header[3], header[4]]));
-    let whole = bytes.len() >= 5 + len;
-    let hello = &bytes[5..bytes.len().min(5 + len)];
-    match offers_alpn(hello) {
-        Some(true) => Look::Tunnel,
-        Some(false) => Look::Other,
-        None if whole => Look::Other,
-        None => Look::More,
-    }
-}
-
-/// Whether the ClientHello offers our protocol; `None` if it ends before that is clear.
-fn offers_alpn(hello: &[u8]) -> Option<bool> {
-    const ALPN_EXTENSION: u16 = 16;
-    let mut hello = Cursor(hello);
-    hello.take(4 + 2 + 32)?;
-    let session = hello.u8()?;
-    hello.take(session.into())?;
-    let suites = hello.u16()?;
-    hello.take(suites.into())?;
-    let compressions = hello.u8()?;
-    hello.take(compressions.into())?;
-    let extensions_len = usize::from(hello.u16()?);
-    let complete = hello.0.len() >= extensions_len;
-    let mut extensions = Cursor(&hello.0[..extensions_len.min(hello.0.len())]);
-    while !extensions.0.is_empty() {
-        let (kind, len) = (extensions.u16()?, extensions.u16()?);
-        let body = extensions.take(len.into())?;
-        if kind == ALPN_EXTENSION {
-            let mut protocols = Cursor(body.get(2..)?);
-            while let Some(len) = protocols.u8() {
-                if protocols.take(len.into())? == ALPN {
-                    return Some(true);
-                }
+    let mut acceptor = Acceptor::default();
+    while !bytes.is_empty() {
+        if acceptor.read_tls(&mut bytes).is_err() {
+            return Look::Other;
+        }
+        match acceptor.accept() {
+            Ok(None) => {}
+            Ok(Some(accepted)) => {
+                let ours =
+                    accepted.client_hello().alpn().is_some_and(|mut names| names.any(|name| name == ALPN));
+                return if ours { Look::Tunnel } else { Look::Other };
             }
-            return Some(false);
+            Err(_) => return Look::Other,
         }
     }
-    complete.then_some(false)
-}
-
-struct Cursor<'a>(&'a [u8]);
-
-impl<'a> Cursor<'a> {
-    fn take(&mut self, len: usize) -> Option<&'a [u8]> {
-        let (part, rest) = self.0.split_at_checked(len)?;
-        self.0 = rest;
-        Some(part)
-    }
-
-    fn u8(&mut self) -> Option<u8> {
-        self.take(1).map(|bytes| bytes[0])
-    }
-
-    fn u16(&mut self) -> Option<u16> {
-        self.take(2).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]))
-    }
+    Look::More
 }
 
 #[cfg(test)]
@@ -154,6 +126,39 @@ mod tests {
         assert_eq!(look(&hello(&[])), Look::Other);
         assert_eq!(look(b"GET / HTTP/1.1\r\n"), Look::Other);
         assert_eq!(look(b"\x16\x03\x01"), Look::More);
+    }
+
+    #[tokio::test]
+    async fn a_hello_in_two_parts_is_looked_at_when_the_second_comes() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let (mut client, mut agent) = crate::tunnel::tests::pair().await;
+        let ours = hello(&[ALPN]);
+        client.write_all(&ours[..100]).await.unwrap();
+        let rest = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            client.write_all(&ours[100..]).await.unwrap();
+        };
+        let (first, ()) = tokio::join!(first_bytes(&agent, Duration::from_secs(5)), rest);
+        assert_eq!(first.unwrap(), First::Tunnel);
+        let mut read = vec![0; ours.len()];
+        agent.read_exact(&mut read).await.unwrap();
+        assert!(read == ours, "what was looked at is still there");
+    }
+
+    #[tokio::test]
+    async fn half_a_hello_is_plaintext_in_the_end_and_can_be_read() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let (mut client, mut agent) = crate::tunnel::tests::pair().await;
+        client.write_all(&[22, 3, 1]).await.unwrap();
+        let first = first_bytes(&agent, Duration::from_millis(50)).await;
+        assert_eq!(first.unwrap(), First::Plaintext);
+        let mut read = [0; 8];
+        let read = tokio::time::timeout(Duration::from_secs(5), agent.read(&mut read)).await;
+        assert_eq!(read.expect("it is readable as before").unwrap(), 3);
+        let quiet = first_bytes(&agent, Duration::from_millis(50)).await;
+        assert_eq!(quiet.unwrap(), First::Silence);
+        drop(client);
+        assert_eq!(first_bytes(&agent, Duration::from_secs(5)).await.unwrap(), First::Closed);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Connections that have carried a stream to its clean end and wait for the next one (DESIGN §4, sequential reuse).
+//! Sessions that have carried a stream to its clean end and wait for the next one.
 
 use std::{
     collections::HashMap,
@@ -12,7 +12,7 @@ use std::{
 
 use ambit_core::model::{PodAddr, SpiffeId};
 
-use super::{link::Link, tls::PeerIdentity};
+use super::{Session, tls::PeerIdentity};
 
 /// How long a connection may wait. Servers wait longer, so that they never close under a client's hands.
 const IDLE: Duration = Duration::from_secs(60);
@@ -46,44 +46,44 @@ pub(crate) struct Pool {
 
 #[derive(Debug)]
 struct Idle {
-    link: Link,
+    session: Session,
     since: Instant,
 }
 
 impl Pool {
     /// A connection that can carry another stream at once, the one used last first.
-    pub(crate) fn take(&self, key: &PoolKey) -> Option<Link> {
+    pub(crate) fn take(&self, key: &PoolKey) -> Option<Session> {
         loop {
             let idle = {
                 let mut all = self.lock();
-                let links = all.get_mut(key)?;
-                let idle = links.pop();
-                if links.is_empty() {
+                let sessions = all.get_mut(key)?;
+                let idle = sessions.pop();
+                if sessions.is_empty() {
                     all.remove(key);
                 }
                 idle?
             };
             self.len.fetch_sub(1, Ordering::Relaxed);
-            let Idle { mut link, since } = idle;
-            if since.elapsed() < IDLE && link.is_valid(SystemTime::now()) && link.is_fresh() {
-                return Some(link);
+            let Idle { mut session, since } = idle;
+            if since.elapsed() < IDLE && session.is_valid(SystemTime::now()) && session.is_fresh() {
+                return Some(session);
             }
         }
     }
 
     /// Keeps a connection whose last stream has ended cleanly; it is closed if there are enough, or if no stream may follow.
-    pub(crate) fn put(&self, key: PoolKey, link: Link) {
-        if !link.is_valid(SystemTime::now()) {
-            tokio::spawn(link.close_with(None));
+    pub(crate) fn put(&self, key: PoolKey, session: Session) {
+        if !session.is_valid(SystemTime::now()) {
+            tokio::spawn(session.close(None));
             return;
         }
         if self.len.load(Ordering::Relaxed) >= IN_ALL {
             return;
         }
         let mut all = self.lock();
-        let links = all.entry(key).or_default();
-        if links.len() < PER_KEY {
-            links.push(Idle { link, since: Instant::now() });
+        let sessions = all.entry(key).or_default();
+        if sessions.len() < PER_KEY {
+            sessions.push(Idle { session, since: Instant::now() });
             self.len.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -92,16 +92,16 @@ impl Pool {
     pub(crate) fn sweep(&self, keep: impl Fn(&PoolKey, &PeerIdentity) -> bool) {
         let mut closed = Vec::new();
         let mut all = self.lock();
-        all.retain(|key, links| {
-            closed.extend(
-                links.extract_if(.., |idle| idle.since.elapsed() >= IDLE || !keep(key, idle.link.peer())),
-            );
-            !links.is_empty()
+        all.retain(|key, sessions| {
+            closed.extend(sessions.extract_if(.., |idle| {
+                idle.since.elapsed() >= IDLE || !keep(key, &idle.session.facts().peer)
+            }));
+            !sessions.is_empty()
         });
         drop(all);
         self.len.fetch_sub(closed.len(), Ordering::Relaxed);
         for idle in closed {
-            tokio::spawn(idle.link.close_with(None));
+            tokio::spawn(idle.session.close(None));
         }
     }
 

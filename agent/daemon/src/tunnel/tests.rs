@@ -1,9 +1,8 @@
-//! Two agents' ends of one connection over loopback: rustls' handshake, our records, frames and pool.
+//! Two agents' ends of one session over loopback: rustls' handshake, our records, frames and pool.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::poll_fn, sync::Arc, time::Duration};
 
 use ambit_core::{
-    frame::{Control, Deny, Open},
     model::{PodAddr, SpiffeId},
     reason::Reason,
 };
@@ -14,7 +13,7 @@ use tokio::{
 };
 
 use super::{
-    link::writer::Sent,
+    session::Stream,
     tls::{Credentials, TlsSettings},
     *,
 };
@@ -26,14 +25,15 @@ use crate::identity::{
 const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/web";
 const SERVER: &str = "spiffe://cluster.local/ns/shop/sa/cart";
 
-struct Sides {
+pub(crate) struct Sides {
     settings: TlsSettings,
     client: Credentials,
     server: Credentials,
+    pub(crate) share: Arc<Share>,
 }
 
 impl Sides {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let ca = TestCa::new("test");
         let settings = TlsSettings {
             post_quantum: Default::default(),
@@ -46,72 +46,74 @@ impl Sides {
             Credentials::new(Arc::new(svid), &settings, Arc::default(), clock.clone()).unwrap()
         };
         let (client, server) = (make(CLIENT), make(SERVER));
-        Self { settings, client, server }
+        Self { settings, client, server, share: Share::alone() }
     }
 
-    async fn connect(&self, expected: &str) -> (Result<Link, TunnelError>, Result<Link, TunnelError>) {
+    async fn connect(&self, expected: &str) -> (Result<Session, TunnelError>, Result<Session, TunnelError>) {
         let (client, server) = pair().await;
         let expected = id(expected);
         let now = SystemClock.now();
+        let rules = tls::PeerRules::default();
+        let (config, name) = self.client.client_config(&expected);
         tokio::join!(
-            connect(client, self.client.client_config(&expected), |certificates| {
-                tls::peer_identity(
-                    certificates,
-                    Some(&expected),
-                    &self.settings,
-                    &tls::PeerRules::default(),
-                    now,
-                )
+            Session::connect(client, config, name, &self.share, |certificates| {
+                tls::peer_identity(certificates, Some(&expected), &self.settings, &rules, now)
             }),
-            accept(server, self.server.server_config(), |certificates| {
-                tls::peer_identity(certificates, None, &self.settings, &tls::PeerRules::default(), now)
+            Session::accept(server, self.server.server_config(), &self.share, |certificates| {
+                tls::peer_identity(certificates, None, &self.settings, &rules, now)
             })
         )
     }
 
-    async fn links(&self) -> (Link, Link) {
+    pub(crate) async fn sessions(&self) -> (Session, Session) {
         let (client, server) = self.connect(SERVER).await;
         (client.unwrap(), server.unwrap())
     }
+
+    /// Both ends of a stream; OPEN has gone and been taken.
+    pub(crate) async fn streams(&self) -> (Stream, Stream) {
+        let (client, mut server) = self.sessions().await;
+        let mut client = client.open(incoming());
+        client.flush().await.unwrap();
+        assert_eq!(server.next(SOON).await.unwrap(), Some(incoming()));
+        let mut server = server.accept_stream();
+        server.flush().await.unwrap();
+        (client, server)
+    }
 }
 
-async fn pair() -> (TcpStream, TcpStream) {
+const SOON: Duration = Duration::from_secs(5);
+
+pub(crate) async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (client, accepted) =
         tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
     (client.unwrap(), accepted.unwrap().0)
 }
 
-fn open() -> Open {
-    Open {
+pub(crate) fn incoming() -> Incoming {
+    Incoming {
         original_dst: "198.19.0.1:80".parse().unwrap(),
         service: None,
         trace: None,
-        order: Default::default(),
+        order: Order::default(),
     }
 }
 
-/// All that arrives until FIN or RESET.
-async fn drain(link: &mut Link) -> Result<Vec<u8>, TunnelError> {
-    let (mut reader, _) = link.split();
+/// One step from the application.
+async fn send_from(leg: &mut impl Leg, app: &mut TcpStream) -> Result<Moved, LegError> {
+    poll_fn(|cx| leg.poll_send_from(cx, app)).await
+}
+
+/// All that `stream` brings until its end, as the application gets it.
+async fn drain(stream: &mut Stream) -> Result<Vec<u8>, LegError> {
     let (mut sink, mut received) = pair().await;
     let collect = tokio::spawn(async move {
         let mut bytes = Vec::new();
         received.read_to_end(&mut bytes).await.unwrap();
         bytes
     });
-    loop {
-        match reader.receive().await? {
-            Received::Data(pieces) => {
-                let len = pieces.len();
-                assert!(len > 0);
-                pieces.write_to(&mut sink.split().1).await.unwrap();
-            }
-            Received::Control(Control::Fin) => break,
-            Received::Control(Control::Accept) => {}
-            Received::Control(other) => panic!("{other:?}"),
-        }
-    }
+    while !poll_fn(|cx| stream.poll_deliver_to(cx, &mut sink)).await?.end {}
     drop(sink);
     Ok(collect.await.unwrap())
 }
@@ -123,99 +125,194 @@ async fn ended(socket: &TcpStream) {
     }
 }
 
-/// Sends `bytes` as an application would have them sent.
-async fn send(link: &mut Link, bytes: Vec<u8>) {
+/// Sends `bytes` and the end, as an application would have them sent.
+async fn send(stream: &mut Stream, bytes: Vec<u8>) {
     let (mut app, mut agent) = pair().await;
     let feed = tokio::spawn(async move {
         app.write_all(&bytes).await.unwrap();
     });
-    let (_, mut writer) = link.split();
-    let (mut source, _) = agent.split();
-    while !writer.send_from(&mut source).await.unwrap().end {}
+    while !send_from(stream, &mut agent).await.unwrap().end {}
     feed.await.unwrap();
 }
 
-fn pattern(len: usize) -> Vec<u8> {
+pub(crate) fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|index| (index % 251) as u8).collect()
 }
 
 #[tokio::test]
 async fn streams_follow_one_another_with_new_keys_on_the_way() {
     let sides = Sides::new();
-    let (mut client, mut server) = sides.links().await;
-    assert_eq!((client.peer().id.clone(), server.peer().id.clone()), (id(SERVER), id(CLIENT)));
+    let (mut client, mut server) = sides.sessions().await;
+    let peers = (client.facts().peer.id.clone(), server.facts().peer.id.clone());
+    assert_eq!(peers, (id(SERVER), id(CLIENT)));
     for len in [0, 1, 16_379, 16_380, 16_381, 131_040, 5_000_000] {
         let (up, down) = (pattern(len), pattern(len / 2));
-        client.split().1.control(&Control::Open(open())).await.unwrap();
-        assert_eq!(server.next_open(Duration::from_secs(5)).await.unwrap(), Some(open()));
-        server.split().1.control(&Control::Accept).await.unwrap();
-        let (_, received) = tokio::join!(send(&mut client, up.clone()), drain(&mut server));
+        let mut sending = client.open(incoming());
+        sending.flush().await.unwrap();
+        assert_eq!(server.next(SOON).await.unwrap(), Some(incoming()));
+        let mut receiving = server.accept_stream();
+        let (_, received) = tokio::join!(send(&mut sending, up.clone()), drain(&mut receiving));
         assert!(received.unwrap() == up, "{len} bytes up");
-        let (_, received) = tokio::join!(send(&mut server, down.clone()), drain(&mut client));
+        let (_, received) = tokio::join!(send(&mut receiving, down.clone()), drain(&mut sending));
         assert!(received.unwrap() == down, "{} bytes down", len / 2);
+        (client, server) = (sending.into_session(), receiving.into_session());
     }
-    client.close_with(None).await;
-    assert_eq!(server.next_open(Duration::from_secs(5)).await.unwrap(), None);
+    assert_eq!(sides.share.used(), 0, "idle sessions hold no buffers");
+    client.close(None).await;
+    assert_eq!(server.next(SOON).await.unwrap(), None);
 }
 
 #[tokio::test]
 async fn frames_travel_with_the_data_beside_them() {
     let sides = Sides::new();
-    let (mut client, mut server) = sides.links().await;
+    let (client, mut server) = sides.sessions().await;
     let (mut app, mut agent) = pair().await;
     app.write_all(b"hello").await.unwrap();
     app.shutdown().await.unwrap();
     ended(&agent).await;
-    let (_, mut writer) = client.split();
-    let (mut source, _) = agent.split();
-    writer.hold(&Control::Open(open()));
-    assert_eq!(writer.send_from(&mut source).await.unwrap(), Sent { bytes: 5, end: true });
-    assert_eq!(server.next_open(Duration::from_secs(5)).await.unwrap(), Some(open()));
-    assert_eq!(drain(&mut server).await.unwrap(), b"hello");
+    // The end has company only if it is known before the bytes are sent: the second step finds it.
+    let mut stream = client.open(incoming());
+    let first = send_from(&mut stream, &mut agent).await.unwrap();
+    assert_eq!(first, Moved { bytes: 5, end: false });
+    assert_eq!(send_from(&mut stream, &mut agent).await.unwrap(), Moved { bytes: 0, end: true });
+    assert_eq!(server.next(SOON).await.unwrap(), Some(incoming()));
+    let mut received = server.accept_stream();
+    assert_eq!(drain(&mut received).await.unwrap(), b"hello");
+    let (mut app, mut agent) = pair().await;
+    app.write_all(b"bye").await.unwrap();
+    app.shutdown().await.unwrap();
+    ended(&agent).await;
+    assert_eq!(send_from(&mut received, &mut agent).await.unwrap(), Moved { bytes: 3, end: true });
+    assert_eq!(drain(&mut stream).await.unwrap(), b"bye");
 }
 
 #[tokio::test]
 async fn an_open_waits_for_nothing() {
     let sides = Sides::new();
-    let (mut client, mut server) = sides.links().await;
+    let (client, mut server) = sides.sessions().await;
     let (_app, mut agent) = pair().await;
-    let (_, mut writer) = client.split();
-    writer.hold(&Control::Open(open()));
-    assert_eq!(writer.send_now(&mut agent.split().0).await.unwrap(), Sent { bytes: 0, end: false });
-    assert_eq!(server.next_open(Duration::from_secs(5)).await.unwrap(), Some(open()));
+    let mut stream = client.open(incoming());
+    assert_eq!(send_from(&mut stream, &mut agent).await.unwrap(), Moved { bytes: 0, end: false });
+    assert_eq!(server.next(SOON).await.unwrap(), Some(incoming()));
 }
 
 #[tokio::test]
 async fn a_reset_source_has_not_ended() {
     let sides = Sides::new();
     for len in [0, 5, 16_380] {
-        let (mut client, _server) = sides.links().await;
+        let (mut client, _server) = sides.streams().await;
         let (mut app, mut agent) = pair().await;
         app.write_all(&pattern(len)).await.unwrap();
         SockRef::from(&app).set_linger(Some(Duration::ZERO)).unwrap();
         drop(app);
         ended(&agent).await;
-        let sent = client.split().1.send_from(&mut agent.split().0).await;
-        assert!(matches!(sent, Err(MoveError::Source(_))), "{len} bytes: {sent:?}");
+        let sent = send_from(&mut client, &mut agent).await;
+        assert!(matches!(sent, Err(LegError::App(_))), "{len} bytes: {sent:?}");
     }
 }
 
 #[tokio::test]
-async fn a_denial_arrives_whatever_the_client_has_sent_behind_its_open() {
+async fn a_refusal_arrives_whatever_the_client_has_sent_behind_its_open() {
     let sides = Sides::new();
-    let (mut client, mut server) = sides.links().await;
-    let deny = Deny { reason: Reason::PolicyDenied, policy: Some("shop/deny".into()), text: "no".into() };
-    client.split().1.control(&Control::Open(open())).await.unwrap();
+    let (client, mut server) = sides.sessions().await;
+    let refusal = Refusal {
+        policy: Some("shop/deny".into()),
+        rule: Some("rules[1]".into()),
+        ..Refusal::new(Reason::PolicyDenied, "no")
+    };
+    let mut client = client.open(incoming());
     send(&mut client, pattern(100_000)).await;
-    server.next_open(Duration::from_secs(5)).await.unwrap();
-    let close = tokio::spawn(server.close_with(Some(Control::Deny(deny.clone()))));
-    let (mut reader, _) = client.split();
-    match reader.receive().await.unwrap() {
-        Received::Control(Control::Deny(received)) => assert_eq!(received, deny),
+    server.next(SOON).await.unwrap();
+    let close = tokio::spawn(server.refuse_stream(refusal.clone()));
+    match drain(&mut client).await {
+        Err(LegError::Refused(received)) => assert_eq!(received, refusal),
         other => panic!("{other:?}"),
     }
     drop(client);
     close.await.unwrap();
+}
+
+#[tokio::test]
+async fn legs_are_read_and_written_as_any_other_socket() {
+    let sides = Sides::new();
+    let (mut client, mut server) = sides.streams().await;
+    let sent = pattern(300_000);
+    let write = async {
+        tokio::io::copy(&mut &*sent, &mut client).await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        answer
+    };
+    let read = async {
+        let mut received = Vec::new();
+        tokio::io::copy(&mut server, &mut received).await.unwrap();
+        server.write_all(b"thanks").await.unwrap();
+        server.shutdown().await.unwrap();
+        received
+    };
+    let (answer, received) = tokio::join!(write, read);
+    assert!(received == sent);
+    assert_eq!(answer, b"thanks");
+    // Both directions have ended: another stream can follow.
+    let (client, mut server) = (client.into_session(), server.into_session());
+    client.open(incoming()).flush().await.unwrap();
+    assert_eq!(server.next(SOON).await.unwrap(), Some(incoming()));
+}
+
+#[tokio::test]
+async fn a_plaintext_leg_is_read_and_written_as_any_other_socket() {
+    let (mut far, near) = pair().await;
+    let mut leg = Plain::new(near, Share::alone());
+    let sent = pattern(100_000);
+    let mut source = &*sent;
+    let copied = tokio::io::copy(&mut source, &mut leg);
+    let mut received = vec![0; 100_000];
+    let (copied, read) = tokio::join!(copied, far.read_exact(&mut received));
+    assert_eq!((copied.unwrap(), read.unwrap()), (100_000, 100_000));
+    leg.shutdown().await.unwrap();
+    assert_eq!(far.read(&mut received).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_step_that_is_given_up_half_way_loses_nothing() {
+    let sides = Sides::new();
+    let (mut client, mut server) = sides.streams().await;
+    let (mut app, mut agent) = pair().await;
+    let sent = pattern(20_000_000);
+    let feed = {
+        let sent = sent.clone();
+        tokio::spawn(async move {
+            app.write_all(&sent).await.unwrap();
+            app.shutdown().await.unwrap();
+        })
+    };
+    // Nobody reads at the other end: the tunnel's socket is full, and a batch is cut in the middle of a record.
+    let stuck = async { while !send_from(&mut client, &mut agent).await.unwrap().end {} };
+    assert!(tokio::time::timeout(Duration::from_millis(300), stuck).await.is_err());
+    assert!(sides.share.used() > 0, "what the socket has not taken is kept");
+    let sending = async { while !send_from(&mut client, &mut agent).await.unwrap().end {} };
+    let (_, received) = tokio::join!(sending, drain(&mut server));
+    assert!(received.unwrap() == sent);
+    feed.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_reset_gets_through_behind_a_cut_record() {
+    let sides = Sides::new();
+    let (mut client, mut server) = sides.streams().await;
+    let (mut app, mut agent) = pair().await;
+    let feed = tokio::spawn(async move { while app.write_all(&[7; 65_536]).await.is_ok() {} });
+    let stuck = async { while !send_from(&mut client, &mut agent).await.unwrap().end {} };
+    assert!(tokio::time::timeout(Duration::from_millis(300), stuck).await.is_err());
+    let (_, received) = tokio::join!(client.close(Some(Reason::PolicyDenied)), drain(&mut server));
+    assert!(
+        matches!(received, Err(LegError::Reset(Reason::PolicyDenied))),
+        "{:?}",
+        received.map(|b| b.len())
+    );
+    drop(agent);
+    feed.await.unwrap();
 }
 
 #[tokio::test]
@@ -229,14 +326,12 @@ async fn the_wrong_peer_is_refused_by_the_client() {
 #[tokio::test]
 async fn a_cut_connection_is_an_error_in_a_stream_and_an_end_between_streams() {
     let sides = Sides::new();
-    let (client, mut server) = sides.links().await;
+    let (client, mut server) = sides.sessions().await;
     drop(client);
-    assert_eq!(server.next_open(Duration::from_secs(5)).await.unwrap(), None);
-    let (mut client, mut server) = sides.links().await;
-    client.split().1.control(&Control::Open(open())).await.unwrap();
-    server.next_open(Duration::from_secs(5)).await.unwrap();
+    assert_eq!(server.next(SOON).await.unwrap(), None);
+    let (client, mut server) = sides.streams().await;
     drop(client);
-    assert!(drain(&mut server).await.is_err());
+    assert!(matches!(drain(&mut server).await, Err(LegError::Tunnel(TunnelError::Closed))));
 }
 
 #[tokio::test]
@@ -244,7 +339,8 @@ async fn garbage_on_the_wire_is_refused() {
     let sides = Sides::new();
     let (mut raw, server) = pair().await;
     raw.write_all(&[22, 3, 1, 0, 5, 1, 2, 3, 4, 5]).await.unwrap();
-    let refused = accept(server, sides.server.server_config(), |_| unreachable!()).await;
+    let refused = Session::accept(server, sides.server.server_config(), &sides.share, |_| unreachable!());
+    let refused = refused.await;
     assert!(matches!(refused, Err(TunnelError::Handshake { .. })), "{refused:?}");
 }
 
@@ -263,27 +359,58 @@ fn key(own: &SpiffeId) -> PoolKey {
 async fn the_pool_gives_back_what_is_alive_and_only_for_the_same_pair() {
     let sides = Sides::new();
     let pool = Pool::default();
-    let (client, server) = sides.links().await;
+    let (client, server) = sides.sessions().await;
     pool.put(key(&id(CLIENT)), client);
     assert!(pool.take(&key(&id(SERVER))).is_none());
     let client = pool.take(&key(&id(CLIENT))).expect("it is alive");
     pool.put(key(&id(CLIENT)), client);
-    server.close_with(None).await;
+    server.close(None).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(pool.take(&key(&id(CLIENT))).is_none(), "its peer has closed it");
 }
 
 #[tokio::test]
+async fn no_stream_follows_where_the_server_has_asked_for_none() {
+    let sides = Sides::new();
+    let pool = Pool::default();
+    let (client, mut server) = sides.sessions().await;
+    let mut sending = client.open(incoming());
+    sending.flush().await.unwrap();
+    // It crosses our word on the way, and is served.
+    server.go_away().await.unwrap();
+    assert_eq!(server.next(SOON).await.unwrap(), Some(incoming()));
+    let mut receiving = server.accept_stream();
+    let (_, received) = tokio::join!(send(&mut sending, pattern(9)), drain(&mut receiving));
+    assert_eq!(received.unwrap(), pattern(9));
+    let (_, received) = tokio::join!(send(&mut receiving, pattern(7)), drain(&mut sending));
+    assert_eq!(received.unwrap(), pattern(7));
+    pool.put(key(&id(CLIENT)), sending.into_session());
+    assert!(pool.take(&key(&id(CLIENT))).is_none());
+    // Nor where it is said while the session rests.
+    let (client, mut server) = sides.sessions().await;
+    pool.put(key(&id(CLIENT)), client);
+    server.go_away().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(pool.take(&key(&id(CLIENT))).is_none());
+}
+
+#[tokio::test]
 async fn the_second_handshake_resumes() {
     let sides = Sides::new();
-    let (mut client, mut server) = sides.links().await;
-    assert!(!client.is_resumed());
+    let (mut client, mut server) = sides.streams().await;
     // The ticket comes with the server's first words.
-    client.split().1.control(&Control::Open(open())).await.unwrap();
-    server.next_open(Duration::from_secs(5)).await.unwrap();
     let (_, received) = tokio::join!(send(&mut server, pattern(10)), drain(&mut client));
     received.unwrap();
-    let (client, server) = sides.links().await;
-    assert!(client.is_resumed() && server.is_resumed());
-    assert_eq!(server.peer().id, id(CLIENT));
+    assert!(!client.into_session().facts().resumed);
+    let (client, server) = sides.sessions().await;
+    assert!(client.facts().resumed && server.facts().resumed);
+    assert_eq!(server.facts().peer.id, id(CLIENT));
+}
+
+/// What a session costs while nothing runs on it: measured, so that it does not grow unseen.
+#[test]
+fn sessions_and_streams_are_small() {
+    assert!(size_of::<Session>() <= 16);
+    assert!(size_of::<Stream>() <= 24, "{}", size_of::<Stream>());
+    assert!(size_of::<ambit1::Link>() <= 2_048, "{}", size_of::<ambit1::Link>());
 }

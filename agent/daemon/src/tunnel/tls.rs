@@ -41,7 +41,7 @@ use self::{
 pub(crate) use self::{federation::Federation, reason::handshake_reason, revocation::Revocations};
 use crate::identity::{Clock, Leaf, Svid, TrustBundle};
 
-/// The one application protocol offered and accepted (DESIGN §4).
+/// The one application protocol offered and accepted.
 pub(crate) const ALPN: &[u8] = b"ambit/1";
 
 /// Peers whose configuration is kept ready, per workload.
@@ -54,7 +54,7 @@ const MAX_TICKETS: usize = 16 * 8;
 pub(crate) struct TlsSettings {
     /// Use of X25519MLKEM768.
     pub(crate) post_quantum: PostQuantum,
-    /// Our trust domain, then its aliases (spec/policy.md §1); identities of others are refused unless they are federated.
+    /// Our trust domain, then its aliases; identities of others are refused unless they are federated.
     pub(crate) trust_domains: Vec<TrustDomain>,
 }
 

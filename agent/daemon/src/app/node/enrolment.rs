@@ -13,7 +13,7 @@ use super::desired::{Desired, DesiredPods};
 use crate::{
     app::locations::Location,
     capture::{Capture, CaptureError, PodNet, PodSpec},
-    discovery::World,
+    discovery::{Feed, World},
     proxy::Proxy,
 };
 
@@ -21,6 +21,7 @@ use crate::{
 pub(super) struct Enrolment {
     capture: Capture,
     proxy: Proxy,
+    feed: Feed,
     pods: HashMap<Arc<str>, Enrolled>,
     serving: JoinSet<()>,
 }
@@ -40,8 +41,8 @@ impl Enrolled {
 }
 
 impl Enrolment {
-    pub(super) fn new(capture: Capture, proxy: Proxy) -> Self {
-        Self { capture, proxy, pods: HashMap::new(), serving: JoinSet::new() }
+    pub(super) fn new(capture: Capture, proxy: Proxy, feed: Feed) -> Self {
+        Self { capture, proxy, feed, pods: HashMap::new(), serving: JoinSet::new() }
     }
 
     /// The cookie of the pod's network namespace, if it is enrolled.
@@ -80,10 +81,11 @@ impl Enrolment {
             });
         }
         let net = self.capture.enroll(&spec).await?;
+        let policy = self.feed.follow_policy(&pod.workload);
         let tasks = (0..net.listeners())
             .map(|listener| {
-                let (proxy, net) = (self.proxy.clone(), net.clone());
-                self.serving.spawn(async move { proxy.serve(net, listener).await })
+                let (proxy, net, policy) = (self.proxy.clone(), net.clone(), policy.clone());
+                self.serving.spawn(async move { proxy.serve(net, listener, policy).await })
             })
             .collect();
         tracing::info!(

@@ -7,11 +7,9 @@ use std::{
     time::Duration,
 };
 
-use ambit_core::{
-    frame::{Control, Open},
-    model::PodAddr,
-};
+use ambit_core::model::PodAddr;
 use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     time::{sleep, timeout},
 };
@@ -19,7 +17,7 @@ use tokio::{
 use super::*;
 use crate::{
     identity::{BuiltinCa, LiveCa, SystemClock, testing::id},
-    tunnel::{Link, Pool, PoolKey, Received, accept, connect},
+    tunnel::{Incoming, Order, Pool, PoolKey, Session, Share},
 };
 
 const CLIENT: &str = "spiffe://td1/ns/shop/sa/web";
@@ -44,19 +42,25 @@ fn make_ca(dir: &Path) -> String {
     fs::read_to_string(dir.join("root-cert.pem")).unwrap()
 }
 
-async fn dial(wallet: &Wallet, addr: std::net::SocketAddr) -> Result<Link, TunnelError> {
+async fn dial(wallet: &Wallet, addr: std::net::SocketAddr) -> Result<Session, TunnelError> {
     let held = wallet.credentials(&id(CLIENT)).await?;
     let expected = id(SERVER);
     let tcp = TcpStream::connect(addr).await?;
-    connect(tcp, held.client_config(&expected), |shown| wallet.peer(&held, shown, Some(&expected))).await
+    let (config, name) = held.client_config(&expected);
+    let verify = |shown: &[CertificateDer<'_>]| wallet.peer(&held, shown, Some(&expected));
+    Session::connect(tcp, config, name, &Share::alone(), verify).await
 }
 
-async fn answer(wallet: &Wallet, tcp: TcpStream) -> Result<Link, TunnelError> {
+async fn answer(wallet: &Wallet, tcp: TcpStream) -> Result<Session, TunnelError> {
     let held = wallet.credentials(&id(SERVER)).await?;
-    accept(tcp, held.server_config(), |shown| wallet.peer(&held, shown, None)).await
+    let verify = |shown: &[CertificateDer<'_>]| wallet.peer(&held, shown, None);
+    Session::accept(tcp, held.server_config(), &Share::alone(), verify).await
 }
 
-async fn links(client: &Wallet, server: &Wallet) -> (Result<Link, TunnelError>, Result<Link, TunnelError>) {
+async fn sessions(
+    client: &Wallet,
+    server: &Wallet,
+) -> (Result<Session, TunnelError>, Result<Session, TunnelError>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     tokio::join!(dial(client, addr), async { answer(server, listener.accept().await.unwrap().0).await })
@@ -68,15 +72,16 @@ async fn serve(wallet: Wallet, listener: TcpListener, cut: Arc<AtomicUsize>) {
         let (tcp, _) = listener.accept().await.unwrap();
         let (wallet, cut) = (wallet.clone(), cut.clone());
         tokio::spawn(async move {
-            let mut link = answer(&wallet, tcp).await.unwrap();
-            let (peer, own) = (link.peer().clone(), id(SERVER));
+            let mut session = answer(&wallet, tcp).await.unwrap();
+            let (peer, own) = (session.facts().peer.clone(), id(SERVER));
             select! {
-                () = async {
-                    while let Ok(Some(_)) = link.next_open(SOON).await {
-                        let (mut reader, mut writer) = link.split();
-                        writer.control(&Control::Accept).await.unwrap();
-                        assert!(matches!(reader.receive().await, Ok(Received::Control(Control::Fin))));
-                        writer.control(&Control::Fin).await.unwrap();
+                () = async move {
+                    while let Ok(Some(_)) = session.next(SOON).await {
+                        let mut stream = session.accept_stream();
+                        stream.flush().await.unwrap();
+                        assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+                        stream.shutdown().await.unwrap();
+                        session = stream.into_session();
                     }
                 } => {}
                 _ = wallet.until_distrusted(&own, &peer) => {
@@ -98,38 +103,31 @@ async fn call(wallet: &Wallet, pool: &Pool, addr: std::net::SocketAddr) -> Resul
         expected: id(SERVER),
     };
     let mut found = None;
-    while let Some(link) = pool.take(&key) {
-        if wallet.recheck(&id(CLIENT), link.peer()).is_ok() {
-            found = Some(link);
+    while let Some(session) = pool.take(&key) {
+        if wallet.recheck(&id(CLIENT), &session.facts().peer).is_ok() {
+            found = Some(session);
             break;
         }
     }
-    let mut link = match found {
-        Some(link) => link,
+    let session = match found {
+        Some(session) => session,
         None => dial(wallet, addr).await.map_err(|error| error.to_string())?,
     };
-    let (peer, own) = (link.peer().clone(), id(CLIENT));
-    let stream = async {
-        let (mut reader, mut writer) = link.split();
-        writer
-            .control(&Control::Open(Open {
-                original_dst: addr,
-                service: None,
-                trace: None,
-                order: Default::default(),
-            }))
-            .await?;
-        assert!(matches!(reader.receive().await?, Received::Control(Control::Accept)));
+    let (peer, own) = (session.facts().peer.clone(), id(CLIENT));
+    let run = async {
+        let order = Order::default();
+        let mut stream = session.open(Incoming { original_dst: addr, service: None, trace: None, order });
+        stream.flush().await?;
         sleep(Duration::from_millis(2)).await;
-        writer.control(&Control::Fin).await?;
-        assert!(matches!(reader.receive().await?, Received::Control(Control::Fin)));
-        Ok::<_, TunnelError>(())
+        stream.shutdown().await?;
+        assert_eq!(stream.read(&mut [0]).await?, 0);
+        Ok::<_, std::io::Error>(stream.into_session())
     };
-    select! {
-        done = stream => done.map_err(|error| error.to_string())?,
+    let session = select! {
+        done = run => done.map_err(|error| error.to_string())?,
         (_, text) = wallet.until_distrusted(&own, &peer) => return Err(text),
-    }
-    pool.put(key, link);
+    };
+    pool.put(key, session);
     Ok(())
 }
 
@@ -171,14 +169,14 @@ async fn the_root_rotates_under_traffic_and_only_who_stayed_on_the_old_one_is_cu
         }
     });
     // A connection that lives through it all, from before the rotation.
-    let (client_link, server_link) = links(&client, &server).await;
-    let (client_link, server_link) = (client_link.unwrap(), server_link.unwrap());
+    let (client_session, server_session) = sessions(&client, &server).await;
+    let (client_session, server_session) = (client_session.unwrap(), server_session.unwrap());
     let first: Vec<_> = both.iter().map(|(wallet, own)| wallet.0.keys.current(&id(own)).unwrap()).collect();
 
     fs::write(ca.join("root-cert.pem"), format!("{old_root}{new_root}")).unwrap();
     until("the new root", || both.iter().all(|(wallet, own)| roots_of(wallet, own) == 2)).await;
     assert!(
-        client.recheck(&id(CLIENT), client_link.peer()).is_ok() && Arc::strong_count(&first[0]) > 0,
+        client.recheck(&id(CLIENT), &client_session.facts().peer).is_ok() && Arc::strong_count(&first[0]) > 0,
         "a root more cuts nobody"
     );
     for name in &FILES[..3] {
@@ -196,8 +194,8 @@ async fn the_root_rotates_under_traffic_and_only_who_stayed_on_the_old_one_is_cu
     sleep(ttl / 4).await;
     fs::write(ca.join("root-cert.pem"), &new_root).unwrap();
 
-    for (wallet, own, link) in [(&client, CLIENT, &client_link), (&server, SERVER, &server_link)] {
-        let cut = timeout(SOON, wallet.until_distrusted(&id(own), link.peer())).await;
+    for (wallet, own, session) in [(&client, CLIENT, &client_session), (&server, SERVER, &server_session)] {
+        let cut = timeout(SOON, wallet.until_distrusted(&id(own), &session.facts().peer)).await;
         let (reason, text) = cut.expect("it is cut");
         assert_eq!(reason, Reason::RootWithdrawn, "{text}");
         assert_eq!(roots_of(wallet, own), 1);
@@ -230,20 +228,20 @@ async fn a_revoked_peer_loses_what_it_has_and_gets_nothing_new() {
     make_ca(&ca);
     let hour = Duration::from_secs(3600);
     let (client, server) = (agent(&ca, CLIENT, hour).await, agent(&ca, SERVER, hour).await);
-    let (link, _server_link) = links(&client, &server).await;
-    let link = link.unwrap();
+    let (session, _server_session) = sessions(&client, &server).await;
+    let session = session.unwrap();
     let cut = tokio::spawn({
-        let (client, peer) = (client.clone(), link.peer().clone());
+        let (client, peer) = (client.clone(), session.facts().peer.clone());
         async move { client.until_distrusted(&id(CLIENT), &peer).await }
     });
     let svid = server.0.keys.current(&id(SERVER)).unwrap();
     client.revoke(revocations(&ca, &svid.serial));
     let (reason, text) = timeout(SOON, cut).await.unwrap().unwrap();
     assert_eq!(reason, Reason::CertificateRevoked, "{text}");
-    let (refused, _) = links(&client, &server).await;
+    let (refused, _) = sessions(&client, &server).await;
     assert_eq!(refused.unwrap_err().reason(), Reason::CertificateRevoked);
     client.revoke(Revocations::default());
-    assert!(links(&client, &server).await.0.is_ok(), "no longer on the list");
+    assert!(sessions(&client, &server).await.0.is_ok(), "no longer on the list");
 }
 
 /// A list of the CA in `dir` with one serial, hexadecimal, on it.

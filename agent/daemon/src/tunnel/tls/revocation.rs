@@ -1,4 +1,4 @@
-//! Certificate revocation lists: read from one file, asked about every peer (spec/wire.md §1.1).
+//! Certificate revocation lists: read from one file, asked about every peer.
 //!
 //! The whole chain is checked. What no list speaks of is allowed, a list past its next update still counts. Leaves files and
 //! their changes to others.

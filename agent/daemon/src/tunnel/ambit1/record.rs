@@ -8,7 +8,7 @@ use aws_lc_rs::aead::{
 };
 use rustls::ConnectionTrafficSecrets;
 
-use super::TunnelError;
+use crate::tunnel::TunnelError;
 
 /// Bytes of a record's header.
 pub(super) const HEADER_LEN: usize = 5;
@@ -17,9 +17,9 @@ pub(super) const MAX_PLAINTEXT: usize = 1 << 14;
 /// Bytes behind the plaintext: the content type, and the AEAD's tag.
 pub(super) const TRAILER_LEN: usize = 1 + 16;
 /// Bytes of a full record.
-pub(super) const RECORD_LEN: usize = HEADER_LEN + MAX_PLAINTEXT + TRAILER_LEN;
+pub(in crate::tunnel) const RECORD_LEN: usize = HEADER_LEN + MAX_PLAINTEXT + TRAILER_LEN;
 /// Records in a batch: one system call each way moves up to this many.
-pub(super) const RECORDS: usize = 8;
+pub(in crate::tunnel) const RECORDS: usize = 8;
 /// Bytes of a stream that a full record with one DATA frame carries.
 const PAYLOAD_LEN: usize = MAX_PLAINTEXT - frame::HEADER_LEN;
 /// The longest record that a peer may send: RFC 8446 §5.2 allows 256 bytes of expansion.
@@ -160,7 +160,7 @@ impl Batch<'_> {
         &mut self.0[PAYLOAD_AT..PAYLOAD_AT + PAYLOAD_LEN]
     }
 
-    /// Room for the payloads of the records behind the first.
+    /// Room for the payloads of the records behind the first; none of it in a small buffer.
     pub(super) fn rest(&mut self) -> [IoSliceMut<'_>; RECORDS - 1] {
         let mut records = self.0[RECORD_LEN..].chunks_exact_mut(RECORD_LEN);
         std::array::from_fn(|_| match records.next() {
@@ -169,9 +169,9 @@ impl Batch<'_> {
         })
     }
 
-    /// Whether `len` bytes fill the first record.
-    pub(super) fn fills_first(len: usize) -> bool {
-        len == PAYLOAD_LEN
+    /// Whether `len` bytes fill the first record and there is room for others.
+    pub(super) fn goes_on_after(&self, len: usize) -> bool {
+        len == PAYLOAD_LEN && self.0.len() >= 2 * RECORD_LEN
     }
 }
 

@@ -7,7 +7,6 @@ use ambit_core::reason::Reason;
 use rustls::{
     ClientConfig, CommonState, ServerConfig,
     client::{ClientConnectionData, UnbufferedClientConnection},
-    kernel::KernelConnection,
     pki_types::{CertificateDer, ServerName},
     server::{ServerConnectionData, UnbufferedServerConnection},
     unbuffered::{ConnectionState, EncodeError, UnbufferedStatus},
@@ -19,45 +18,54 @@ use tokio::{
 };
 
 use super::{
-    Buffer, TunnelError,
-    link::Link,
+    link::{Kernel, Link},
     record::{ContentType, HEADER_LEN, Opener, Sealer, TRAILER_LEN},
+};
+use crate::tunnel::{
+    TunnelError,
+    buffer::{SMALL, Share},
+    session::PeerFacts,
     tls::{self, ALPN, PeerIdentity},
 };
 
-/// How long a peer may take for a handshake (spec/wire.md §9).
+/// Bytes that are read of a handshake at first; more, up to [`SMALL`], if a record is longer.
+const FIRST_ROOM: usize = 4096;
+/// How long a peer may take for a handshake.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// What the record layer keeps of rustls: new keys, and session tickets.
-pub(super) enum Kernel {
-    Client(KernelConnection<ClientConnectionData>),
-    Server(KernelConnection<ServerConnectionData>),
-}
 
 /// What the peer must show beyond a good chain: answers with its identity, or why not.
 pub(crate) trait Verify: Fn(&[CertificateDer<'_>]) -> Result<PeerIdentity, (Reason, String)> {}
 impl<F: Fn(&[CertificateDer<'_>]) -> Result<PeerIdentity, (Reason, String)>> Verify for F {}
 
 /// The client's side. `verify` sees the peer's certificates after every handshake, resumed or not.
-pub(crate) async fn connect(
+pub(in crate::tunnel) async fn connect(
     tcp: TcpStream,
-    (config, name): (Arc<ClientConfig>, ServerName<'static>),
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+    share: &Arc<Share>,
     verify: impl Verify,
-) -> Result<Link, TunnelError> {
-    run(tcp, UnbufferedClientConnection::new(config, name)?, verify).await
+) -> Result<Box<Link>, TunnelError> {
+    run(tcp, UnbufferedClientConnection::new(config, name)?, share, verify).await
 }
 
 /// The server's side.
-pub(crate) async fn accept(
+pub(in crate::tunnel) async fn accept(
     tcp: TcpStream,
     config: Arc<ServerConfig>,
+    share: &Arc<Share>,
     verify: impl Verify,
-) -> Result<Link, TunnelError> {
-    run(tcp, UnbufferedServerConnection::new(config)?, verify).await
+) -> Result<Box<Link>, TunnelError> {
+    run(tcp, UnbufferedServerConnection::new(config)?, share, verify).await
 }
 
-async fn run<S: Side>(tcp: TcpStream, side: S, verify: impl Verify) -> Result<Link, TunnelError> {
-    let mut driver = Driver { tcp, side, input: Buffer::take(), filled: 0, shown: 0, output: Vec::new() };
+async fn run<S: Side>(
+    tcp: TcpStream,
+    side: S,
+    share: &Arc<Share>,
+    verify: impl Verify,
+) -> Result<Box<Link>, TunnelError> {
+    let mut driver =
+        Driver { tcp, side, input: vec![0; FIRST_ROOM], filled: 0, shown: 0, output: Vec::new() };
     match timeout(PATIENCE, driver.drive()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
@@ -67,7 +75,7 @@ async fn run<S: Side>(tcp: TcpStream, side: S, verify: impl Verify) -> Result<Li
         }
         Err(_) => return Err(TunnelError::Timeout("finish the TLS handshake")),
     }
-    driver.into_link(verify).await
+    driver.into_link(share, verify).await
 }
 
 /// One side of rustls' unbuffered API.
@@ -93,7 +101,7 @@ impl Side for UnbufferedClientConnection {
     fn keys(self) -> Result<(Sealer, Opener, Kernel), TunnelError> {
         let (secrets, kernel) = self.dangerous_into_kernel_connection()?;
         let (tx, rx) = (secrets.tx, secrets.rx);
-        Ok((Sealer::new(tx.0, &tx.1)?, Opener::new(rx.0, &rx.1)?, Kernel::Client(kernel)))
+        Ok((Sealer::new(tx.0, &tx.1)?, Opener::new(rx.0, &rx.1)?, Kernel::Client(Box::new(kernel))))
     }
 }
 
@@ -111,14 +119,14 @@ impl Side for UnbufferedServerConnection {
     fn keys(self) -> Result<(Sealer, Opener, Kernel), TunnelError> {
         let (secrets, kernel) = self.dangerous_into_kernel_connection()?;
         let (tx, rx) = (secrets.tx, secrets.rx);
-        Ok((Sealer::new(tx.0, &tx.1)?, Opener::new(rx.0, &rx.1)?, Kernel::Server(kernel)))
+        Ok((Sealer::new(tx.0, &tx.1)?, Opener::new(rx.0, &rx.1)?, Kernel::Server(Box::new(kernel))))
     }
 }
 
 struct Driver<S> {
     tcp: TcpStream,
     side: S,
-    input: Buffer,
+    input: Vec<u8>,
     filled: usize,
     /// How much of the input rustls is shown: whole records only, and one more each time it asks.
     shown: usize,
@@ -183,9 +191,12 @@ impl<S: Side> Driver<S> {
                     self.shown += len;
                     return Ok(());
                 }
-                if self.shown + len > self.input.len() {
+                if self.shown + len > SMALL {
                     return Err(TunnelError::Record);
                 }
+            }
+            if self.filled == self.input.len() {
+                self.input.resize(SMALL, 0);
             }
             let read = self.tcp.read(&mut self.input[self.filled..]).await?;
             if read == 0 {
@@ -206,7 +217,7 @@ impl<S: Side> Driver<S> {
         Ok(())
     }
 
-    async fn into_link(mut self, verify: impl Verify) -> Result<Link, TunnelError> {
+    async fn into_link(mut self, share: &Arc<Share>, verify: impl Verify) -> Result<Box<Link>, TunnelError> {
         let state = self.side.state();
         let group = state
             .negotiated_key_exchange_group()
@@ -218,15 +229,11 @@ impl<S: Side> Driver<S> {
         };
         let (mut sealer, opener, kernel) = self.side.keys()?;
         match verified {
-            Ok(peer) => Ok(Link::new(
-                self.tcp,
-                sealer,
-                opener,
-                kernel,
-                peer,
-                (group, resumed),
-                &self.input[..self.filled],
-            )),
+            Ok(peer) => {
+                let facts = PeerFacts { peer: Arc::new(peer), group, resumed };
+                let early = &self.input[..self.filled];
+                Ok(Box::new(Link::new(self.tcp, (sealer, opener, kernel), facts, early, share.clone())))
+            }
             Err((reason, text)) => {
                 const BAD_CERTIFICATE: u8 = 42;
                 const FATAL: u8 = 2;

@@ -1,0 +1,255 @@
+//! One TLS connection between two agents. Streams follow one another on it.
+
+use std::{
+    fmt, mem,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::{Duration, SystemTime},
+};
+
+use ambit_core::frame::{Control, Open};
+use rustls::{client::ClientConnectionData, kernel::KernelConnection, server::ServerConnectionData};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::{timeout, timeout_at},
+};
+
+use super::{
+    receiver::{Received, Receiver},
+    record::{ContentType, Opener, Sealer},
+    sender::Sender,
+};
+use crate::tunnel::{
+    TunnelError,
+    buffer::Share,
+    session::{LegError, Moved, PeerFacts},
+};
+
+/// The part of what is left of a peer's certificate for which new streams may begin on a connection. Thus connections
+/// follow renewed certificates soon, and none stands on an old root when that is withdrawn at last.
+const RETIREMENT: f64 = 0.2;
+/// How long saying goodbye may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// A connection to a peer whose identity has been verified.
+pub(crate) struct Link {
+    tcp: TcpStream,
+    sender: Sender,
+    receiver: Receiver,
+    keys: Keys,
+    facts: PeerFacts,
+    share: Arc<Share>,
+    /// No new streams after this time.
+    retired: SystemTime,
+    /// The peer takes no further streams here.
+    last: bool,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("facts", &self.facts).finish_non_exhaustive()
+    }
+}
+
+/// What rustls keeps for what comes behind the handshake: new keys, and session tickets.
+pub(super) enum Kernel {
+    Client(Box<KernelConnection<ClientConnectionData>>),
+    Server(Box<KernelConnection<ServerConnectionData>>),
+}
+
+/// The keys of both directions, as far as they change.
+pub(super) struct Keys {
+    kernel: Kernel,
+    /// The peer asked for new keys of ours.
+    asked: bool,
+}
+
+impl Link {
+    pub(super) fn new(
+        tcp: TcpStream,
+        (sealer, opener, kernel): (Sealer, Opener, Kernel),
+        facts: PeerFacts,
+        early: &[u8],
+        share: Arc<Share>,
+    ) -> Self {
+        let now = SystemTime::now();
+        let left = facts.peer.not_after.duration_since(now).unwrap_or_default();
+        Self {
+            tcp,
+            sender: Sender::new(sealer),
+            receiver: Receiver::new(opener, early, &share),
+            keys: Keys { kernel, asked: false },
+            facts,
+            share,
+            retired: now + left.mul_f64(RETIREMENT),
+            last: false,
+        }
+    }
+
+    pub(in crate::tunnel) fn facts(&self) -> &PeerFacts {
+        &self.facts
+    }
+
+    /// See [`Session::is_valid`](crate::tunnel::Session::is_valid).
+    pub(in crate::tunnel) fn is_valid(&self, now: SystemTime) -> bool {
+        now < self.facts.peer.not_after && now < self.retired && !self.last
+    }
+
+    /// See [`Session::is_fresh`](crate::tunnel::Session::is_fresh).
+    pub(in crate::tunnel) fn is_fresh(&mut self) -> bool {
+        self.receiver.is_fresh(&self.tcp, &mut self.keys, &self.share)
+    }
+
+    /// Sends GOAWAY between two streams.
+    pub(in crate::tunnel) async fn go_away(&mut self) -> Result<(), TunnelError> {
+        self.send(&Control::GoAway).await
+    }
+
+    /// Waits for the client's next stream; `None` once it has closed the connection or has kept silent for `idle`.
+    pub(in crate::tunnel) async fn next_open(&mut self, idle: Duration) -> Result<Option<Open>, TunnelError> {
+        let deadline = tokio::time::Instant::now() + idle;
+        loop {
+            let received = timeout_at(deadline, std::future::poll_fn(|cx| self.poll_next(cx))).await;
+            match received {
+                // An idle client that dies ends no stream.
+                Err(_) | Ok(Ok(None) | Err(TunnelError::Io(_))) => return Ok(None),
+                Ok(Err(error)) => return Err(error),
+                Ok(Ok(Some(Received::Control(Control::Open(open))))) => return Ok(Some(open)),
+                Ok(Ok(Some(Received::Control(Control::Ping)))) => {}
+                Ok(Ok(Some(Received::Control(_)))) => return Err(TunnelError::Unexpected("control")),
+                Ok(Ok(Some(Received::Data))) => return Err(TunnelError::Unexpected("DATA")),
+            }
+        }
+    }
+
+    /// Sends one control frame.
+    pub(super) async fn send(&mut self, control: &Control) -> Result<(), TunnelError> {
+        self.sender.push(&control.encode(), ContentType::Data)?;
+        std::future::poll_fn(|cx| self.poll_flush(cx)).await.map(|_| ())
+    }
+
+    /// Sends a last frame and closes, waiting a moment for the peer to have read it: what it sent meanwhile must not
+    /// turn our FIN into a RST that overtakes the frame.
+    pub(in crate::tunnel) async fn close_with(mut self: Box<Self>, last: Option<Control>) {
+        let farewell = async {
+            if let Some(control) = &last {
+                self.sender.push(&control.encode(), ContentType::Data)?;
+            }
+            // Nothing follows (RFC 8446 §6.1).
+            self.sender.push(&[1, 0], ContentType::Alert)?;
+            std::future::poll_fn(|cx| self.poll_flush(cx)).await?;
+            self.tcp.shutdown().await?;
+            let mut sink = self.share.take_small();
+            let mut drained = 0;
+            while last.is_some() && drained < 1 << 20 {
+                match self.tcp.read(&mut sink).await? {
+                    0 => break,
+                    read => drained += read,
+                }
+            }
+            Ok::<_, TunnelError>(())
+        };
+        // The peer may be gone: then there is nobody to say goodbye to.
+        let _: Result<_, _> = timeout(FAREWELL, farewell).await;
+    }
+
+    pub(super) fn sender(&mut self) -> &mut Sender {
+        &mut self.sender
+    }
+
+    pub(super) fn receiver(&mut self) -> &mut Receiver {
+        &mut self.receiver
+    }
+
+    /// Writes all that is sealed; answers what of a stream was in it.
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Moved>, TunnelError>> {
+        self.sender.poll_flush(cx, &mut self.tcp)
+    }
+
+    /// The next bytes or frame; `None` at the peer's end.
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Received>, TunnelError>> {
+        let received = ready!(self.receiver.poll_next(cx, &mut self.tcp, &mut self.keys, &self.share));
+        if let Ok(Some(Received::Control(Control::GoAway))) = received {
+            self.last = true;
+        }
+        Poll::Ready(received)
+    }
+
+    /// Moves up to a batch of records from `source`, under new keys if they are due.
+    pub(super) fn poll_send_from(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut TcpStream,
+    ) -> Poll<Result<Moved, LegError>> {
+        loop {
+            if let Some(moved) = ready!(self.poll_flush(cx))? {
+                return Poll::Ready(Ok(moved));
+            }
+            if !self.keys.renew(&mut self.sender)? {
+                ready!(self.sender.poll_read_from(cx, source, &self.share))?;
+            }
+        }
+    }
+
+    /// Seals what `source` has at this moment, or else only what is held.
+    pub(super) fn take_now(&mut self, cx: &mut Context<'_>, source: &TcpStream) -> Result<(), LegError> {
+        self.sender.read_now(cx, source, &self.share)
+    }
+
+    /// Seals the front of `bytes`; answers how many that is.
+    pub(super) fn poll_send_bytes(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<Result<usize, TunnelError>> {
+        loop {
+            ready!(self.poll_flush(cx))?;
+            if !self.keys.renew(&mut self.sender)? {
+                return self.sender.poll_read_bytes(cx, bytes, &self.share);
+            }
+        }
+    }
+}
+
+impl Keys {
+    /// Tells the peer new keys and goes on with them (RFC 8446 §4.6.3), if that is due; answers whether it was.
+    fn renew(&mut self, sender: &mut Sender) -> Result<bool, TunnelError> {
+        const KEY_UPDATE_NOT_REQUESTED: [u8; 5] = [24, 0, 0, 1, 0];
+        if !mem::take(&mut self.asked) && !sender.sealer.is_worn() {
+            return Ok(false);
+        }
+        sender.push(&KEY_UPDATE_NOT_REQUESTED, ContentType::Handshake)?;
+        let (sequence, secrets) = match &mut self.kernel {
+            Kernel::Client(kernel) => kernel.update_tx_secret()?,
+            Kernel::Server(kernel) => kernel.update_tx_secret()?,
+        };
+        sender.sealer = Sealer::new(sequence, &secrets)?;
+        Ok(true)
+    }
+
+    /// Tickets and key updates, the only handshake messages behind the handshake (RFC 8446 §4.6).
+    pub(super) fn handshake_message(&mut self, mut message: &[u8]) -> Result<Option<Opener>, TunnelError> {
+        const NEW_SESSION_TICKET: u8 = 4;
+        const KEY_UPDATE: u8 = 24;
+        let mut opener = None;
+        while let Some((header, rest)) = message.split_first_chunk::<4>() {
+            let len = u32::from_be_bytes([0, header[1], header[2], header[3]]) as usize;
+            let (body, rest) = rest.split_at_checked(len).ok_or(TunnelError::Record)?;
+            message = rest;
+            match (header[0], &mut self.kernel, body) {
+                (NEW_SESSION_TICKET, Kernel::Client(kernel), _) => kernel.handle_new_session_ticket(body)?,
+                (KEY_UPDATE, kernel, [requested @ (0 | 1)]) => {
+                    let (sequence, secrets) = match kernel {
+                        Kernel::Client(kernel) => kernel.update_rx_secret()?,
+                        Kernel::Server(kernel) => kernel.update_rx_secret()?,
+                    };
+                    opener = Some(Opener::new(sequence, &secrets)?);
+                    self.asked |= *requested == 1;
+                }
+                _ => return Err(TunnelError::Unexpected("TLS handshake")),
+            }
+        }
+        Ok(opener)
+    }
+}

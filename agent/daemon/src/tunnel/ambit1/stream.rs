@@ -1,0 +1,181 @@
+//! One stream on a connection: which frames may come when, and bytes in batches between it and an application's socket.
+
+use std::{
+    io, mem,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use ambit_core::{
+    frame::{Control, Open},
+    reason::{Reason, Refusal},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use super::{link::Link, receiver::Received};
+use crate::tunnel::{
+    TunnelError,
+    session::{LegError, Moved, shut},
+};
+
+/// A stream, and with it the connection that it has for itself.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    link: Box<Link>,
+    /// OPEN has not gone out: it goes at once, with the bytes that are there.
+    opens: bool,
+    awaits_accept: bool,
+    /// FIN has come.
+    ended: bool,
+    /// FIN has gone, by [`AsyncWrite::poll_shutdown`].
+    shut: bool,
+}
+
+impl Stream {
+    /// The client's end. OPEN goes out with the first bytes, or with the first flush.
+    pub(in crate::tunnel) fn open(mut link: Box<Link>, open: Open) -> Self {
+        link.sender().hold(&Control::Open(open));
+        Self { link, opens: true, awaits_accept: true, ended: false, shut: false }
+    }
+
+    /// The server's end of a stream whose OPEN has come. ACCEPT goes out with the first bytes, or by [`Self::answer`].
+    pub(in crate::tunnel) fn accepted(mut link: Box<Link>) -> Self {
+        link.sender().hold(&Control::Accept);
+        Self { link, opens: false, awaits_accept: false, ended: false, shut: false }
+    }
+
+    /// Whether ACCEPT waits for the application's first bytes.
+    pub(in crate::tunnel) fn holds_answer(&mut self) -> bool {
+        !self.opens && self.link.sender().holds()
+    }
+
+    /// Has ACCEPT go out with the next flush.
+    pub(in crate::tunnel) fn answer(&mut self) -> Result<(), LegError> {
+        self.link.sender().release().map_err(LegError::Tunnel)
+    }
+
+    /// The connection, for further streams; both directions have ended.
+    pub(in crate::tunnel) fn into_link(self) -> Box<Link> {
+        self.link
+    }
+
+    /// Says why the stream is not taken, in place of ACCEPT.
+    pub(in crate::tunnel) async fn refuse(link: Box<Link>, refusal: Refusal) {
+        link.close_with(Some(Control::Deny(refusal))).await;
+    }
+
+    /// Cuts the stream; the peer is told `reason` unless it knows.
+    pub(in crate::tunnel) async fn close(self, reason: Option<Reason>) {
+        self.link.close_with(reason.map(Control::Reset)).await;
+    }
+
+    pub(in crate::tunnel) fn poll_send_from(
+        &mut self,
+        cx: &mut Context<'_>,
+        app: &mut TcpStream,
+    ) -> Poll<Result<Moved, LegError>> {
+        if mem::take(&mut self.opens) {
+            self.link.take_now(cx, app)?;
+        }
+        if self.ended
+            && let Poll::Ready(cut) = self.poll_cut(cx)
+        {
+            return Poll::Ready(Err(cut));
+        }
+        self.link.poll_send_from(cx, app)
+    }
+
+    pub(in crate::tunnel) fn poll_deliver_to(
+        &mut self,
+        cx: &mut Context<'_>,
+        app: &mut TcpStream,
+    ) -> Poll<Result<Moved, LegError>> {
+        if ready!(self.poll_data(cx))? {
+            let bytes = ready!(self.link.receiver().poll_write_to(cx, app)).map_err(LegError::App)?;
+            return Poll::Ready(Ok(Moved { bytes, end: false }));
+        }
+        ready!(shut(cx, app)).map_err(LegError::App)?;
+        Poll::Ready(Ok(Moved { bytes: 0, end: true }))
+    }
+
+    /// Waits until there are bytes for the application, or until there will be none: then it is `false`.
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, LegError>> {
+        loop {
+            if self.ended {
+                return Poll::Ready(Ok(false));
+            }
+            match ready!(self.link.poll_next(cx))? {
+                Some(Received::Data) if self.awaits_accept => return unexpected("DATA"),
+                Some(Received::Data) => return Poll::Ready(Ok(true)),
+                Some(Received::Control(Control::Accept)) if self.awaits_accept => self.awaits_accept = false,
+                Some(Received::Control(Control::Deny(refusal))) if self.awaits_accept => {
+                    return Poll::Ready(Err(LegError::Refused(refusal)));
+                }
+                Some(Received::Control(Control::Fin)) if !self.awaits_accept => self.ended = true,
+                Some(Received::Control(Control::Reset(reason))) => {
+                    return Poll::Ready(Err(LegError::Reset(reason)));
+                }
+                Some(Received::Control(Control::Ping | Control::GoAway)) => {}
+                Some(Received::Control(_)) => return unexpected("control"),
+                None => return Poll::Ready(Err(TunnelError::Closed.into())),
+            }
+        }
+    }
+
+    /// Waits until the peer, which has said all it had to say, breaks off.
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<LegError> {
+        loop {
+            return Poll::Ready(match ready!(self.link.poll_next(cx)) {
+                Ok(Some(Received::Control(Control::Ping | Control::GoAway))) => continue,
+                Ok(Some(Received::Control(Control::Reset(reason)))) => LegError::Reset(reason),
+                Ok(Some(Received::Control(_))) => TunnelError::Unexpected("control").into(),
+                Ok(Some(Received::Data)) => TunnelError::Unexpected("DATA").into(),
+                Ok(None) => TunnelError::Closed.into(),
+                Err(error) => error.into(),
+            });
+        }
+    }
+}
+
+fn unexpected<T>(frame: &'static str) -> Poll<Result<T, LegError>> {
+    Poll::Ready(Err(TunnelError::Unexpected(frame).into()))
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        room: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if ready!(self.poll_data(cx))? {
+            self.link.receiver().copy_to(room);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.opens = false;
+        Poll::Ready(Ok(ready!(self.link.poll_send_bytes(cx, bytes)).map_err(LegError::Tunnel)?))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.opens = false;
+        self.link.sender().release().map_err(LegError::Tunnel)?;
+        ready!(self.link.poll_flush(cx)).map_err(LegError::Tunnel)?;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.shut {
+            self.link.sender().release().map_err(LegError::Tunnel)?;
+            self.link.sender().hold(&Control::Fin);
+            self.shut = true;
+        }
+        self.poll_flush(cx)
+    }
+}

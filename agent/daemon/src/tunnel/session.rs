@@ -1,0 +1,305 @@
+//! The seam between the data plane and the dialects: a [`Session`] with a peer carries [`Stream`]s, and a [`Leg`] is one end
+//! of a relay. What is known of the peer is apart from what is known of a stream.
+//!
+//! A dialect is one variant of both enums, so that a batch of records costs one branch. `ambit/1` carries one stream at a time:
+//! the stream takes the session along and gives it back at its end. Of HBONE (HTTP/2 CONNECT) and QUIC, which carry many at a
+//! time, a session would be a handle on the connection that stays in the pool while streams run; OPEN is CONNECT there, DENY an
+//! answer other than 200, and RESET a RST_STREAM or RESET_STREAM.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::{Duration, SystemTime},
+};
+
+use ambit_core::{
+    frame,
+    reason::{Reason, Refusal},
+};
+use rustls::{ClientConfig, ServerConfig, pki_types::ServerName};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use super::{
+    TunnelError,
+    ambit1::{self, Link, Verify},
+    buffer::Share,
+    tls::PeerIdentity,
+};
+
+/// What is known of a session once its handshake is over.
+#[derive(Clone, Debug)]
+pub(crate) struct PeerFacts {
+    /// The peer, as its certificate says.
+    pub(crate) peer: Arc<PeerIdentity>,
+    /// The key exchange group of the handshake.
+    pub(crate) group: &'static str,
+    /// Whether the handshake resumed an earlier session.
+    pub(crate) resumed: bool,
+}
+
+/// What a client says of a stream when it opens it. All of it is the client agent's word: good for logs and metrics, never
+/// for a verdict.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Incoming {
+    /// What the application dialled.
+    pub(crate) original_dst: SocketAddr,
+    /// The service's host name, if a service was dialled; at most 1,024 bytes.
+    pub(crate) service: Option<String>,
+    /// W3C trace context (`traceparent`), if there is one.
+    pub(crate) trace: Option<String>,
+    /// The place of the connection among those of the same client to the same destination.
+    pub(crate) order: Order,
+}
+
+/// Where a connection stands among others that were numbered in the same place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Order {
+    /// A random number for the place and time of numbering.
+    pub(crate) epoch: u64,
+    /// 0, 1, 2, …
+    pub(crate) number: u64,
+}
+
+/// What was moved in one step of one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Moved {
+    /// Bytes of the stream.
+    pub(crate) bytes: usize,
+    /// This direction has ended, and the receiver has been told.
+    pub(crate) end: bool,
+}
+
+/// Why a leg cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LegError {
+    /// The application's socket failed.
+    #[error("the application reset the connection: {0}")]
+    App(io::Error),
+    /// The socket of a plaintext leg failed.
+    #[error("the other end reset the connection: {0}")]
+    Plain(io::Error),
+    /// The peer refused the stream.
+    #[error("refused by the peer: {0}")]
+    Refused(Refusal),
+    /// The peer reset the stream.
+    #[error("the other end reset the connection: {0}")]
+    Reset(Reason),
+    /// The session failed.
+    #[error(transparent)]
+    Tunnel(#[from] TunnelError),
+}
+
+impl From<LegError> for io::Error {
+    fn from(error: LegError) -> Self {
+        match error {
+            LegError::App(error) | LegError::Plain(error) | LegError::Tunnel(TunnelError::Io(error)) => error,
+            LegError::Reset(_) => Self::new(io::ErrorKind::ConnectionReset, error),
+            LegError::Refused(_) => Self::new(io::ErrorKind::ConnectionRefused, error),
+            LegError::Tunnel(_) => Self::other(error),
+        }
+    }
+}
+
+/// One end of a relay whose other end is an application's socket. Moves bytes in batches; what it has read and not yet
+/// written is kept here, so that no step is lost when a task stops between two. What needs the bytes themselves reads and
+/// writes the leg.
+pub(crate) trait Leg: AsyncRead + AsyncWrite + Unpin {
+    /// Moves what `app` has, up to a batch, or its end.
+    fn poll_send_from(&mut self, cx: &mut Context<'_>, app: &mut TcpStream) -> Poll<Result<Moved, LegError>>;
+
+    /// Moves what has come for `app`, or the end.
+    fn poll_deliver_to(&mut self, cx: &mut Context<'_>, app: &mut TcpStream)
+    -> Poll<Result<Moved, LegError>>;
+
+    /// Whether the word that the connection stands is kept for the application's first bytes.
+    fn holds_answer(&mut self) -> bool {
+        false
+    }
+
+    /// Does not keep it any longer.
+    fn answer(&mut self) -> Result<(), LegError> {
+        Ok(())
+    }
+
+    /// Both directions have ended: dropping the leg is not to reset the connection.
+    fn end_cleanly(&mut self) {}
+}
+
+/// A connection to a peer whose identity has been verified.
+#[derive(Debug)]
+pub(crate) enum Session {
+    /// See [`ambit1`].
+    Ambit1(Box<Link>),
+}
+
+impl Session {
+    /// The client's side. `verify` sees the peer's certificates after every handshake, resumed or not. The session's buffers
+    /// count for `share`.
+    pub(crate) async fn connect(
+        tcp: TcpStream,
+        config: Arc<ClientConfig>,
+        name: ServerName<'static>,
+        share: &Arc<Share>,
+        verify: impl Verify,
+    ) -> Result<Self, TunnelError> {
+        ambit1::connect(tcp, config, name, share, verify).await.map(Self::Ambit1)
+    }
+
+    /// The server's side.
+    pub(crate) async fn accept(
+        tcp: TcpStream,
+        config: Arc<ServerConfig>,
+        share: &Arc<Share>,
+        verify: impl Verify,
+    ) -> Result<Self, TunnelError> {
+        ambit1::accept(tcp, config, share, verify).await.map(Self::Ambit1)
+    }
+
+    /// What is known of the peer.
+    pub(crate) fn facts(&self) -> &PeerFacts {
+        let Self::Ambit1(link) = self;
+        link.facts()
+    }
+
+    /// Begins a stream, on the client. Nothing waits for the peer's answer: it comes with the first bytes, as may a refusal.
+    pub(crate) fn open(self, stream: Incoming) -> Stream {
+        let Self::Ambit1(link) = self;
+        let Incoming { original_dst, service, trace, order: Order { epoch, number } } = stream;
+        let order = frame::Order { epoch, number };
+        Stream::Ambit1(ambit1::Stream::open(link, frame::Open { original_dst, service, trace, order }))
+    }
+
+    /// Waits for the client's next stream; `None` once the client has closed the session or has kept silent for `idle`. Cancel
+    /// safe. Then follows [`Self::accept_stream`] or [`Self::refuse_stream`].
+    pub(crate) async fn next(&mut self, idle: Duration) -> Result<Option<Incoming>, TunnelError> {
+        let Self::Ambit1(link) = self;
+        Ok(link.next_open(idle).await?.map(|open| {
+            let frame::Open { original_dst, service, trace, order: frame::Order { epoch, number } } = open;
+            Incoming { original_dst, service, trace, order: Order { epoch, number } }
+        }))
+    }
+
+    /// Takes the stream that [`Self::next`] has brought. The client learns of it with the first bytes, or by
+    /// [`Leg::answer`].
+    pub(crate) fn accept_stream(self) -> Stream {
+        let Self::Ambit1(link) = self;
+        Stream::Ambit1(ambit1::Stream::accepted(link))
+    }
+
+    /// Refuses it, and closes the session.
+    pub(crate) async fn refuse_stream(self, refusal: Refusal) {
+        let Self::Ambit1(link) = self;
+        ambit1::Stream::refuse(link, refusal).await;
+    }
+
+    /// Tells the client between two streams that it shall begin no other; one that it has begun meanwhile may follow.
+    pub(crate) async fn go_away(&mut self) -> Result<(), TunnelError> {
+        let Self::Ambit1(link) = self;
+        link.go_away().await
+    }
+
+    /// Closes the session; the peer is told `reason` if there is one. Takes a second at most.
+    pub(crate) async fn close(self, reason: Option<Reason>) {
+        let Self::Ambit1(link) = self;
+        link.close_with(reason.map(frame::Control::Reset)).await;
+    }
+
+    /// Whether another stream may begin at `now`: the peer's certificate is valid, the handshake not too long ago, and the
+    /// peer has not asked for an end.
+    pub(super) fn is_valid(&self, now: SystemTime) -> bool {
+        let Self::Ambit1(link) = self;
+        link.is_valid(now)
+    }
+
+    /// Whether a session that rested can carry another stream: nothing came meanwhile that would end it.
+    pub(super) fn is_fresh(&mut self) -> bool {
+        let Self::Ambit1(link) = self;
+        link.is_fresh()
+    }
+}
+
+/// One connection of an application over a session.
+#[derive(Debug)]
+pub(crate) enum Stream {
+    /// See [`ambit1`].
+    Ambit1(ambit1::Stream),
+}
+
+impl Stream {
+    /// The session, for further streams, once both directions have ended.
+    pub(crate) fn into_session(self) -> Session {
+        let Self::Ambit1(stream) = self;
+        Session::Ambit1(stream.into_link())
+    }
+
+    /// Cuts the stream; the peer is told `reason` unless it knows. Takes a second at most.
+    pub(crate) async fn close(self, reason: Option<Reason>) {
+        let Self::Ambit1(stream) = self;
+        stream.close(reason).await;
+    }
+}
+
+impl Leg for Stream {
+    fn poll_send_from(&mut self, cx: &mut Context<'_>, app: &mut TcpStream) -> Poll<Result<Moved, LegError>> {
+        let Self::Ambit1(stream) = self;
+        stream.poll_send_from(cx, app)
+    }
+
+    fn poll_deliver_to(
+        &mut self,
+        cx: &mut Context<'_>,
+        app: &mut TcpStream,
+    ) -> Poll<Result<Moved, LegError>> {
+        let Self::Ambit1(stream) = self;
+        stream.poll_deliver_to(cx, app)
+    }
+
+    fn holds_answer(&mut self) -> bool {
+        let Self::Ambit1(stream) = self;
+        stream.holds_answer()
+    }
+
+    fn answer(&mut self) -> Result<(), LegError> {
+        let Self::Ambit1(stream) = self;
+        stream.answer()
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Self::Ambit1(stream) = self.get_mut();
+        Pin::new(stream).poll_read(cx, room)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let Self::Ambit1(stream) = self.get_mut();
+        Pin::new(stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self::Ambit1(stream) = self.get_mut();
+        Pin::new(stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self::Ambit1(stream) = self.get_mut();
+        Pin::new(stream).poll_shutdown(cx)
+    }
+}
+
+/// Ends one direction of a socket.
+pub(super) fn shut(cx: &mut Context<'_>, socket: &mut TcpStream) -> Poll<io::Result<()>> {
+    match ready!(Pin::new(socket).poll_shutdown(cx)) {
+        // The other end has closed both ways already.
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
+        result => Poll::Ready(result),
+    }
+}
