@@ -220,11 +220,6 @@ impl Telemetry {
         self.0.metrics.map_operations(maps);
     }
 
-    /// Counts a live connection that is judged again because the policies of its pod have changed.
-    pub(crate) fn policy_wake(&self) {
-        self.0.metrics.policy_wakes.inc();
-    }
-
     /// Sets when the certificate of `identity` ends; `None` once the agent holds none for it.
     pub(crate) fn certificate(&self, identity: &SpiffeId, not_after: Option<SystemTime>) {
         self.0.metrics.certificate(identity, not_after);

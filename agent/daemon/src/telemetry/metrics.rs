@@ -32,7 +32,6 @@ pub(super) struct Metrics {
     pub(super) enrolled_pods: Gauge,
     probes: Family<PodLabels, Counter>,
     map_operations: Family<MapLabels, Counter>,
-    pub(super) policy_wakes: Counter,
     certificate_expiry: Family<IdentityLabels, Gauge>,
     root_expiry: Family<RootLabels, Gauge>,
     crl_next_update: Family<IssuerLabels, Gauge>,
@@ -134,7 +133,6 @@ impl Metrics {
             enrolled_pods: Gauge::default(),
             probes: Family::default(),
             map_operations: Family::default(),
-            policy_wakes: Counter::default(),
             certificate_expiry: Family::default(),
             root_expiry: Family::default(),
             crl_next_update: Family::default(),
@@ -193,11 +191,6 @@ impl Metrics {
             "ambit_map_operations",
             "System calls of the agent on the maps that it shares with the eBPF programs, by map",
             self.map_operations.clone(),
-        );
-        registry.register(
-            "ambit_policy_wakes",
-            "Live connections that were judged again because the policies of their pod had changed",
-            self.policy_wakes.clone(),
         );
         registry.register(
             "ambit_certificate_expiry_timestamp_seconds",
