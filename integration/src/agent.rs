@@ -18,7 +18,7 @@ use crate::{
 
 /// How long an agent may take from its start to readiness.
 pub const START_LIMIT: Duration = Duration::from_secs(15);
-/// How soon a change to a manifest must be in force (issue 3, item 3), with an allowance for the probe that finds out.
+/// How soon a change to a manifest must be in force: a second, with an allowance for the probe that finds out.
 pub const IN_FORCE: Duration = Duration::from_millis(1_500);
 
 const METRICS: &str = "127.0.0.1:15020";

@@ -11,6 +11,7 @@ mod node;
 mod pki;
 
 use std::{
+    ffi::OsString,
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -41,12 +42,13 @@ const READY_LIMIT: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Programs(PathBuf);
 
-impl Programs {
-    /// Programs that are all in `folder`.
-    pub fn new(folder: PathBuf) -> Self {
-        Self(folder)
+impl From<OsString> for Programs {
+    fn from(folder: OsString) -> Self {
+        Self(folder.into())
     }
+}
 
+impl Programs {
     /// The path of one.
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)

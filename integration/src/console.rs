@@ -5,6 +5,12 @@ use std::{
     io::{IsTerminal as _, Write as _},
 };
 
+/// The answer of a verb for a program, on stdout.
+#[allow(clippy::print_stdout, reason = "a command line tool answers on its standard output")]
+pub fn answer(value: &serde_json::Value) {
+    println!("{value:#}");
+}
+
 /// Where a verb talks to its user: on stdout, or on stderr when stdout carries JSON.
 #[derive(Clone, Copy, Debug)]
 pub struct Console {
@@ -37,11 +43,6 @@ impl Console {
     /// A line.
     pub fn line(&self, text: impl Display) {
         self.write(format_args!("{text}\n"));
-    }
-
-    /// Text without a line end, shown at once.
-    pub fn partial(&self, text: impl Display) {
-        self.write(text);
     }
 
     /// The heading of a step.

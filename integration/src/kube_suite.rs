@@ -70,7 +70,7 @@ pub fn tests() -> Vec<Test> {
 
 /// Runs the tests whose name contains `filter`, one after another. Logs of the cluster in which a test failed are kept in
 /// the folder `logs`.
-pub fn run(sandbox: &Sandbox, kit: &Kit, filter: &str, logs: &Path, report: &mut Report) -> Result<()> {
+pub fn run(sandbox: &Sandbox, kit: &Kit, filter: &str, logs: &Path, report: &Report) -> Result<()> {
     let mut stage = Stage { sandbox, kit, logs, site: None, clusters: 0 };
     for test in tests().iter().filter(|test| test.name.contains(filter)) {
         report.test(test.name, test.about, || stage.perform(test));

@@ -25,4 +25,5 @@ pub mod scale;
 pub mod suite;
 pub mod tools;
 pub mod topology;
+pub mod verbs;
 pub mod world;

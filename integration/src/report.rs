@@ -1,6 +1,12 @@
-//! Runs tests one after another and tells of each as it ends.
+//! Runs tests, from several threads if need be, and tells of each as it ends.
+//!
+//! Ours, not the crate libtest-mimic: that has no second try, no figures beside a name, and neither order nor a world that tests
+//! share.
 
-use std::time::Instant;
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
 
 use anyhow::{Result, bail};
 
@@ -12,6 +18,12 @@ pub struct Report {
     console: Console,
     /// Whether a test that fails is tried once more.
     again: bool,
+    ended: Mutex<Ended>,
+}
+
+/// Tests that have ended.
+#[derive(Debug, Default)]
+struct Ended {
     passed: usize,
     unsteady: Vec<&'static str>,
     failed: Vec<&'static str>,
@@ -21,35 +33,31 @@ impl Report {
     /// A run that is told on `console`. With `again`, a test that fails is tried once more: it counts if it holds then, and
     /// is told of as unsteady.
     pub fn new(console: Console, again: bool) -> Self {
-        Self { console, again, passed: 0, unsteady: Vec::new(), failed: Vec::new() }
+        Self { console, again, ended: Mutex::default() }
     }
 
     /// Runs a test, which is to show what `about` says; `perform` yields the figures that it wants shown.
-    pub fn test(
-        &mut self,
-        name: &'static str,
-        about: &str,
-        mut perform: impl FnMut() -> Result<Vec<String>>,
-    ) {
+    pub fn test(&self, name: &'static str, about: &str, mut perform: impl FnMut() -> Result<Vec<String>>) {
         for last in if self.again { [false, true].as_slice() } else { &[true] } {
-            self.console.partial(format_args!("  {name:<58} "));
             let start = Instant::now();
             let done = perform();
             let took = start.elapsed().as_secs_f64();
+            let (style, word) = if done.is_ok() { ("32", "ok    ") } else { ("31", "FAILED") };
+            // The lines of one test stay together.
+            let mut ended = self.ended();
+            self.console.line(format_args!("  {name:<58} {} {took:6.1} s", self.console.paint(style, word)));
             match done {
                 Ok(notes) => {
-                    self.passed += 1;
-                    self.console.line(format_args!("{} {took:6.1} s", self.console.paint("32", "ok    ")));
+                    ended.passed += 1;
                     notes.iter().for_each(|note| self.console.line(format_args!("      {note}")));
                     return;
                 }
                 Err(error) => {
-                    self.console.line(format_args!("{} {took:6.1} s", self.console.paint("31", "FAILED")));
                     self.console.line(format_args!("      shows that: {about}"));
                     format!("{error:#}")
                         .lines()
                         .for_each(|line| self.console.line(format_args!("      {line}")));
-                    let list = if *last { &mut self.failed } else { &mut self.unsteady };
+                    let list = if *last { &mut ended.failed } else { &mut ended.unsteady };
                     list.push(name);
                 }
             }
@@ -58,7 +66,8 @@ impl Report {
 
     /// Tells how the run went, with the tests that `before` it had passed; a failure is an error, and so is having run none.
     pub fn conclude(self, before: usize) -> Result<()> {
-        let Self { console, passed, unsteady, failed, .. } = self;
+        let console = self.console;
+        let Ended { passed, unsteady, failed } = std::mem::take(&mut *self.ended());
         let unsteady: Vec<_> = unsteady.into_iter().filter(|name| !failed.contains(name)).collect();
         for (what, names) in [("failed", &failed), ("held only when tried again", &unsteady)] {
             if !names.is_empty() {
@@ -72,6 +81,10 @@ impl Report {
             _ => bail!("end-to-end tests failed"),
         }
     }
+
+    fn ended(&self) -> MutexGuard<'_, Ended> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[cfg(test)]
@@ -81,7 +94,7 @@ mod tests {
     #[test]
     fn a_second_try_counts_only_where_it_was_asked_for() {
         for (again, tries, good) in [(false, 1, false), (true, 2, true)] {
-            let mut report = Report::new(Console::silent(), again);
+            let report = Report::new(Console::silent(), again);
             let mut tried = 0;
             report.test("topic::holds_later", "the second try", || {
                 tried += 1;

@@ -5,9 +5,10 @@
 
 use std::{
     env, fs,
-    os::unix::process::ExitStatusExt as _,
+    os::unix::{fs::symlink, process::ExitStatusExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode},
+    thread,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -17,13 +18,11 @@ use nix::{
     sys::signal::{SigSet, Signal, kill},
     unistd::{Pid, geteuid},
 };
-use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{cgroups, netns::Netns};
 
 const PREFIX: &str = "ambit-run";
 const ID: &str = "AMBIT_SANDBOX";
-const PREPARED: &str = "AMBIT_PREPARED";
 const BINARY: &str = "ambit";
 /// Held by the supervisor, and by the process that does its work: a run is over when both are gone.
 const SUPERVISOR: &str = "supervisor.lock";
@@ -38,24 +37,18 @@ pub struct Sandbox {
 }
 
 /// Runs `work` as a child process of this one (the same program, called again with the same arguments) and sweeps
-/// behind it when it has ended, failed, been killed, or when this process is told to stop. `prepare` runs before, in
-/// this process; the child is given its result.
-pub fn supervised<T: Serialize + DeserializeOwned>(
-    prepare: impl FnOnce() -> Result<T>,
-    work: impl FnOnce(&Sandbox, T) -> Result<()>,
-) -> Result<ExitCode> {
-    if let (Ok(id), Ok(prepared)) = (env::var(ID), env::var(PREPARED)) {
+/// behind it when it has ended, failed, been killed, or when this process is told to stop.
+pub fn supervised(work: impl FnOnce(&Sandbox) -> Result<()>) -> Result<ExitCode> {
+    if let Ok(id) = env::var(ID) {
         signals().thread_unblock().context("cannot unblock signals")?;
-        let prepared = serde_json::from_str(&prepared).context(PREPARED)?;
         let _lock = lock(&folder(&id), WORK)?.context("another process does this run's work")?;
-        work(&Sandbox { folder: folder(&id), id }, prepared)?;
+        work(&Sandbox { folder: folder(&id), id })?;
         return Ok(ExitCode::SUCCESS);
     }
     if !geteuid().is_root() {
         bail!("this makes network namespaces and loads eBPF programs, and needs root: run it with sudo");
     }
     sweep_abandoned(Kept::Spare)?;
-    let prepared = serde_json::to_string(&prepare()?)?;
     let id = std::process::id().to_string();
     let folder = folder(&id);
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -65,7 +58,6 @@ pub fn supervised<T: Serialize + DeserializeOwned>(
     let child = Command::new(executable)
         .args(env::args_os().skip(1))
         .env(ID, &id)
-        .env(PREPARED, prepared)
         .spawn()
         .context("cannot start the work");
     let outcome = child.and_then(|mut child| watch(&mut child));
@@ -129,11 +121,10 @@ impl Sandbox {
     /// Keeps a copy of the daemon's path, so that sweeping can call `ambit uninstall`.
     pub fn remember_binary(&self, binary: &Path) -> Result<()> {
         let link = self.folder.join(BINARY);
-        match fs::remove_file(&link) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-            _ => {}
-        }
-        std::os::unix::fs::symlink(binary, &link).with_context(|| link.display().to_string())
+        let fresh = self.folder.join(format!("{BINARY}-{:?}", thread::current().id()));
+        symlink(binary, &fresh)
+            .and_then(|()| fs::rename(&fresh, &link))
+            .with_context(|| link.display().to_string())
     }
 
     /// Leaves everything standing when the run ends; `cargo xtask clean` sweeps it.

@@ -1,4 +1,4 @@
-//! The end-to-end tests: what issue 3 promises, asked of the real binary and the real programs.
+//! The end-to-end tests: what ambit promises, asked of the real binary and the real programs.
 //!
 //! A test takes the world it is given and leaves it as it was, or says that it needs one of its own.
 
@@ -22,7 +22,12 @@ mod trust;
 mod upgrade;
 mod wire;
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    sync::{Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
 
 use anyhow::Result;
 
@@ -51,6 +56,11 @@ enum Scene {
 /// The topic of tests that take many minutes: they run only when it is asked for by name.
 pub const SOAK: &str = "soak::";
 
+/// Tests beside which nothing else may run: they measure, they load, or they look at the whole machine. The shared world is one
+/// more that nobody runs beside.
+const ALONE: [&str; 5] =
+    [SOAK, "failure::", "upgrade::", "identities::sixty_renew_under_load", "cni::the_installation_is_kept"];
+
 /// Every test, in the order in which they run.
 pub fn tests() -> Vec<Test> {
     [
@@ -77,22 +87,51 @@ pub fn tests() -> Vec<Test> {
     .concat()
 }
 
-/// Runs the tests whose name contains `filter`, those of topic [`SOAK`] only if it names that, one after another. What the
-/// agents logged in tests that fail is kept in the folder `logs`.
-pub fn run(sandbox: &Sandbox, binary: &Path, filter: &str, logs: &Path, report: &mut Report) -> Result<()> {
-    let mut stage = Stage { sandbox, binary, logs, shared: None, worlds: 0 };
+/// Runs the tests whose name contains `filter`, those of topic [`SOAK`] only if it names that. With several `lanes`, tests that
+/// may have others beside them run first, so many at a time; the rest runs one after another. What the agents logged in tests that
+/// fail is kept in the folder `logs`.
+pub fn run(
+    sandbox: &Sandbox,
+    binary: &Path,
+    filter: &str,
+    logs: &Path,
+    lanes: usize,
+    report: &Report,
+) -> Result<()> {
     let asked =
-        |test: &&Test| test.name.contains(filter) && (filter.contains(SOAK) || !test.name.starts_with(SOAK));
-    for test in tests().iter().filter(asked) {
+        |test: &Test| test.name.contains(filter) && (filter.contains(SOAK) || !test.name.starts_with(SOAK));
+    let asked = tests().into_iter().filter(asked);
+    let (beside, alone): (Vec<Test>, Vec<Test>) = asked.partition(|test| lanes > 1 && !test.is_alone());
+    let queue = Mutex::new(beside.into_iter());
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    thread::scope(|scope| {
+        for lane in 1..=lanes {
+            let mut stage = Stage { sandbox, binary, logs, lane, shared: None, worlds: 0 };
+            scope.spawn(move || {
+                while let Some(test) = next() {
+                    report.test(test.name, test.about, || stage.perform(&test));
+                }
+            });
+        }
+    });
+    let mut stage = Stage { sandbox, binary, logs, lane: 0, shared: None, worlds: 0 };
+    for test in &alone {
         report.test(test.name, test.about, || stage.perform(test));
     }
     stage.end()
+}
+
+impl Test {
+    fn is_alone(&self) -> bool {
+        matches!(self.scene, Scene::Shared(_)) || ALONE.iter().any(|start| self.name.starts_with(start))
+    }
 }
 
 struct Stage<'a> {
     sandbox: &'a Sandbox,
     binary: &'a Path,
     logs: &'a Path,
+    lane: usize,
     shared: Option<World>,
     worlds: usize,
 }
@@ -157,7 +196,7 @@ impl Stage<'_> {
 
     fn next_name(&mut self) -> String {
         self.worlds += 1;
-        format!("w{}", self.worlds)
+        format!("w{}-{}", self.lane, self.worlds)
     }
 
     fn end(&mut self) -> Result<()> {

@@ -1,6 +1,6 @@
 //! Small clients and servers that run inside pods where curl, nc, iperf3 and wrk cannot ask or do what a test needs.
 //!
-//! They are a hidden verb of `cargo xtask`, so that one program is all a pod's namespace has to see. Each prints one JSON
+//! They are a verb of `ambit-integration`, so that one program is all a pod's namespace has to see. Each prints one JSON
 //! object a line; servers say `ready` first.
 
 mod certificates;

@@ -45,7 +45,9 @@ pub(crate) fn daemon_or(given: Option<&Path>) -> Result<PathBuf> {
 /// Builds programs and daemon; returns the binary's path.
 pub(crate) fn daemon(release: bool) -> Result<PathBuf> {
     if release {
-        let built = static_daemon(Arch::host()?)?;
+        let object = ebpf::object()?;
+        // With the harness, which is wanted next and has most of its dependencies in common.
+        let built = release_build(Arch::host()?, &["ambit", "ambit-integration"], Some(&object))?;
         return place(&built, &workspace::target_dir()?.join("release/ambit"));
     }
     let object = ebpf::object()?;
@@ -60,19 +62,40 @@ pub(crate) fn daemon(release: bool) -> Result<PathBuf> {
 /// Builds the static release of the daemon for `arch`; returns the path where cargo left it.
 pub(crate) fn static_daemon(arch: Arch) -> Result<PathBuf> {
     let object = ebpf::object_for(arch)?;
+    release_build(arch, &["ambit"], Some(&object))
+}
+
+/// Builds the harness as it measures, with the daemon's profile; returns its path.
+pub(crate) fn harness() -> Result<PathBuf> {
+    release_build(Arch::host()?, &["ambit-integration"], None)
+}
+
+/// Where that is.
+pub(crate) fn harness_path() -> Result<PathBuf> {
+    Ok(workspace::target_dir()?.join(Arch::host()?.target()).join("release/ambit-integration"))
+}
+
+/// Static release builds of `programs`; returns the path of the first.
+fn release_build(arch: Arch, programs: &[&str], object: Option<&Path>) -> Result<PathBuf> {
     let target = arch.target();
     let mut build = workspace::cargo();
-    build.args(["build", "--package", "ambit", "--bin", "ambit", "--release", "--target", target]);
+    build.args(["build", "--release", "--target", target]);
+    // Always both packages, so that dependencies have one set of features, and are built once.
+    build.args(["--package", "ambit", "--package", "ambit-integration"]);
+    build.args(programs.iter().flat_map(|program| ["--bin", program]));
     // Only for the target: procedural macros cannot be static. RUSTFLAGS would go before this.
     let variable = |name: &str| format!("CARGO_TARGET_{}_{name}", target.replace('-', "_").to_uppercase());
-    build.env(variable("RUSTFLAGS"), "-Ctarget-feature=+crt-static").env("AMBIT_EBPF_OBJECT", &object);
+    build.env(variable("RUSTFLAGS"), "-Ctarget-feature=+crt-static");
+    build.envs(object.map(|object| ("AMBIT_EBPF_OBJECT", object)));
     if arch != Arch::host()? {
         setup::cross(arch)?;
         build.env(variable("LINKER"), arch.compiler());
         build.env(format!("CC_{}", target.replace('-', "_")), arch.compiler());
     }
-    step(&format!("Building the daemon (release, static, {target})"), || workspace::run(&mut build))?;
-    built(&workspace::target_dir()?.join(target).join("release/ambit"))
+    let what =
+        format!("Building {} (release, static, {target}; minutes the first time)", programs.join(", "));
+    step(&what, || workspace::run(&mut build))?;
+    built(&workspace::target_dir()?.join(target).join("release").join(programs[0]))
 }
 
 /// A processor architecture that ambit is built for.

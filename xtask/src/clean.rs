@@ -1,7 +1,10 @@
 //! `cargo xtask clean`: removes what runs that were killed, or kept on purpose, have left on the machine.
 
-use ambit_integration::sandbox::{Kept, sweep_abandoned};
+use std::process::ExitCode;
+
 use anyhow::Result;
+
+use crate::harness::Call;
 
 /// Remove namespaces, processes, pins and files of runs that were kept or killed.
 #[derive(clap::Args)]
@@ -10,10 +13,6 @@ use anyhow::Result;
 pub(crate) struct Args {}
 
 /// Runs the verb.
-pub(crate) fn run(_args: &Args) -> Result<()> {
-    match sweep_abandoned(Kept::Sweep)? {
-        0 => println!("nothing to clean"),
-        runs => println!("cleaned what {runs} runs had left"),
-    }
-    Ok(())
+pub(crate) fn run(_args: &Args) -> Result<ExitCode> {
+    Call::new("clean")?.become_it()
 }

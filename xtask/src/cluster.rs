@@ -1,21 +1,14 @@
 //! `cargo xtask cluster`: a real Kubernetes on this machine to work with.
 
-use std::{
-    ffi::OsString,
-    os::unix::process::CommandExt as _,
-    path::PathBuf,
-    process::{Command, ExitCode},
-};
+use std::{ffi::OsString, process::ExitCode};
 
-use ambit_integration::{
-    cluster::{Access, Cluster, NODES},
-    console::Console,
-    sandbox,
-};
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 use clap::Subcommand;
 
-use crate::kube;
+use crate::{
+    harness::{self, Call},
+    kube,
+};
 
 /// A real two-node Kubernetes on this machine, to try things on. Needs root, and Go the first time.
 #[derive(clap::Args)]
@@ -36,18 +29,9 @@ enum Verb {
     /// helm as the administrator.
     Helm(Words),
     /// A command as if called on a node, `a` or `b`.
-    Node {
-        /// The node.
-        #[arg(value_parser = NODES)]
-        node: String,
-        #[command(flatten)]
-        words: Words,
-    },
+    Node(Words),
     /// Bring an image, as a docker-archive, to both nodes.
-    Import {
-        /// The archive.
-        image: PathBuf,
-    },
+    Import(Words),
     /// Take it down.
     Down,
 }
@@ -61,57 +45,17 @@ struct Words {
 
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    match &args.verb {
-        Verb::Up => up(),
-        Verb::Kubectl(words) => exec(running()?.1.kubectl().args(&words.words)),
-        Verb::Helm(words) => exec(running()?.1.helm().args(&words.words)),
-        Verb::Node { node, words } => {
-            let shell = ["sh".into()];
-            let words = if words.words.is_empty() { &shell } else { words.words.as_slice() };
-            exec(running()?.1.on_node(node, &words[0])?.args(&words[1..]))
+    let (verb, words) = match &args.verb {
+        Verb::Up => {
+            harness::must_be_root()?;
+            let programs = kube::programs()?;
+            return Call::new("cluster")?.words(["up"]).value("--programs", programs).become_it();
         }
-        Verb::Import { image } => {
-            let image = image.canonicalize().with_context(|| image.display().to_string())?;
-            let (_, access) = running()?;
-            NODES.iter().try_for_each(|node| access.import(node, &image))?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Verb::Down => {
-            sandbox::sweep_kept(&running()?.0)?;
-            Ok(ExitCode::SUCCESS)
-        }
-    }
-}
-
-fn up() -> Result<ExitCode> {
-    if running().is_ok() {
-        bail!("a cluster is up already; `cargo xtask cluster down` takes it down");
-    }
-    sandbox::supervised(kube::programs, |sandbox, programs| {
-        let console = Console::new(false);
-        console.line("Bringing up a control plane and two nodes");
-        let cluster = Cluster::up(sandbox, &programs, "kube")?;
-        console.line(cluster.api.kubectl(&["get", "nodes", "-o", "wide"])?.trim_end());
-        console.line(format_args!(
-            "\nPods can run the image {}. Logs are in {}.\nUse `cargo xtask cluster kubectl …`, and `cargo xtask \
-             cluster down` in the end.",
-            ambit_integration::cluster::POD_IMAGE,
-            cluster.folder().display()
-        ));
-        sandbox.keep()?;
-        // Dropping the cluster would end it.
-        std::mem::forget(cluster);
-        Ok(())
-    })
-}
-
-/// The folder of the run that has a cluster, and the way into it.
-fn running() -> Result<(PathBuf, Access)> {
-    let found = sandbox::kept()?.into_iter().find_map(|run| Access::find(&run).map(|access| (run, access)));
-    found.context("no cluster is up; `cargo xtask cluster up` brings one up")
-}
-
-/// Becomes `command`.
-fn exec(command: &mut Command) -> Result<ExitCode> {
-    Err(command.exec()).context("cannot start it")
+        Verb::Kubectl(words) => ("kubectl", words.words.as_slice()),
+        Verb::Helm(words) => ("helm", words.words.as_slice()),
+        Verb::Node(words) => ("node", words.words.as_slice()),
+        Verb::Import(words) => ("import", words.words.as_slice()),
+        Verb::Down => ("down", [].as_slice()),
+    };
+    Call::new("cluster")?.words([verb]).words(words).become_it()
 }

@@ -9,13 +9,12 @@ use std::{
     process::Command,
 };
 
-use ambit_integration::{cluster::Programs, kube_suite::Kit};
 use anyhow::{Context as _, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 
 use crate::{
-    build::{self, Arch},
+    harness::Kit,
     image, setup,
     workspace::{self, output, run, step},
 };
@@ -44,8 +43,8 @@ struct Source {
     ldflags: String,
 }
 
-/// Makes sure of every program, and of the Debian packages that a cluster needs beside them.
-pub(crate) fn programs() -> Result<Programs> {
+/// Makes sure of every program, and of the Debian packages that a cluster needs beside them; returns the programs' folder.
+pub(crate) fn programs() -> Result<PathBuf> {
     setup::kube_programs()?;
     let cache = cache()?;
     let missing = |source: &Source| source.names().any(|name| !cache.join(name).is_file());
@@ -67,23 +66,19 @@ pub(crate) fn programs() -> Result<Programs> {
             },
         )?;
     }
-    Ok(Programs::new(cache))
+    Ok(cache)
 }
 
 /// What the tests on a cluster put to the test: the chart, and an image that is given, or made of a binary.
-pub(crate) fn kit(image: Option<&Path>, binary: Option<&Path>, settings: &[String]) -> Result<Kit> {
+pub(crate) fn kit(image: Option<&Path>, binary: Option<&Path>) -> Result<Kit> {
     let programs = programs()?;
     let image = match image {
         Some(image) => image.canonicalize().with_context(|| image.display().to_string())?,
-        None => {
-            let image = image::default_output()?;
-            image::write(Arch::host()?, &build::daemon_or(binary)?, &image)?;
-            image
-        }
+        None => image::of(binary)?,
     };
     let chart = workspace::root().join("deploy/charts/ambit");
     let chart = chart.canonicalize().with_context(|| chart.display().to_string())?;
-    Ok(Kit { programs, chart, image, settings: settings.to_vec() })
+    Ok(Kit { programs, chart, image })
 }
 
 fn sources() -> [Source; 6] {

@@ -9,13 +9,27 @@ use crate::{
 
 /// Check formatting, lints and the walls between the rooms of the house.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  cargo xtask lint\n\n\
+#[command(after_help = "Examples:\n  cargo xtask lint\n  \
+    cargo xtask lint --rooms                       rooms, arrows, the longest files and functions\n  \
+    cargo xtask lint --rooms --dot | dot -Tsvg     the rooms as a picture\n\n\
     The rooms and what each may not touch are in docs/architecture.md.")]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Only show the rooms with their arrows, and how long files and functions are.
+    #[arg(long)]
+    rooms: bool,
+    /// Show the rooms in Graphviz's language.
+    #[arg(long, requires = "rooms")]
+    dot: bool,
+}
 
 /// Runs the verb.
-pub(crate) fn run(_args: &Args) -> Result<()> {
-    all()
+pub(crate) fn run(args: &Args) -> Result<()> {
+    match args {
+        Args { rooms: false, .. } => return all(),
+        Args { dot: false, .. } => print!("{}", rooms::text(workspace::root())?),
+        Args { dot: true, .. } => print!("{}", rooms::dot(workspace::root())?),
+    }
+    Ok(())
 }
 
 /// Runs every check.

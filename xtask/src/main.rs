@@ -1,29 +1,31 @@
 //! `cargo xtask`: set-up, build, lint, test, demo and bench of ambit, each one command on a fresh machine.
 //!
-//! One file per verb. What the verbs run inside network namespaces stands in the crate `ambit-integration`.
+//! One file per verb, each thin: what they run inside network namespaces is the program `ambit-integration`, which they
+//! build and become.
 
 #![allow(clippy::print_stdout, reason = "a command line tool answers on its standard output")]
 
 mod bench;
 mod build;
+mod ci;
 mod clean;
 mod cluster;
 mod demo;
 mod ebpf;
 mod fuzz;
+mod harness;
 mod image;
-mod kernel;
+mod kernels;
 mod kube;
-mod kube_demo;
 mod lint;
 mod rooms;
 mod setup;
 mod test;
+mod times;
 mod workspace;
 
 use std::process::ExitCode;
 
-use ambit_integration::tools::{self, Tool};
 use clap::{Parser, Subcommand};
 
 /// Build, test and show ambit. Every verb does its own set-up.
@@ -45,11 +47,9 @@ enum Verb {
     Demo(demo::Args),
     Bench(bench::Args),
     Fuzz(fuzz::Args),
+    Ci(ci::Args),
     Cluster(cluster::Args),
     Clean(clean::Args),
-    /// A client or server of the end-to-end tests, run inside a pod's namespace.
-    #[command(hide = true, subcommand)]
-    Tool(Tool),
 }
 
 fn main() -> ExitCode {
@@ -57,15 +57,15 @@ fn main() -> ExitCode {
         Verb::Setup(args) => setup::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Ebpf(args) => ebpf::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Build(args) => build::run(&args).map(|()| ExitCode::SUCCESS),
-        Verb::Image(args) => image::run(&args).map(|()| ExitCode::SUCCESS),
+        Verb::Image(args) => image::run(&args),
         Verb::Lint(args) => lint::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Test(args) => test::run(&args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Ci(args) => ci::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Cluster(args) => cluster::run(&args),
-        Verb::Clean(args) => clean::run(&args).map(|()| ExitCode::SUCCESS),
-        Verb::Tool(tool) => tools::run(&tool).map(|()| ExitCode::SUCCESS),
+        Verb::Clean(args) => clean::run(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

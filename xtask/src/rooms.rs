@@ -1,9 +1,10 @@
 //! The walls between rooms (docs/architecture.md): which room imports which, read from the sources.
 //!
-//! Finds import cycles and imports across a wall. Test code is free of both. Reads `crate::`, `super::` and crate paths
-//! by their text; macros that build paths would escape it, and there are none.
+//! Finds import cycles and imports across a wall, and draws the rooms with their arrows. Test code is free of both.
 
+mod picture;
 mod source;
+mod walls;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,167 +14,97 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-/// Rooms that may know everyone, and that no other room may know.
-const WIRING: [&str; 2] = ["app", "cli"];
+pub(crate) use self::picture::{dot, text};
+use self::{
+    source::Source,
+    walls::{HOUSES, House, WIRING},
+};
 
-/// What the sources of a crate are held to.
-struct House {
-    /// The crate's `src`, from the workspace root.
-    sources: &'static str,
-    /// A room, and the paths it may not name: rooms of this crate as `crate::room`, others by their crate.
-    walls: &'static [(&'static str, &'static [&'static str])],
-    /// Paths that no room may name.
-    nowhere: &'static [&'static str],
+/// Rooms, and those that each imports.
+type Arrows = BTreeMap<String, BTreeSet<String>>;
+
+/// A source file of a crate.
+struct File {
+    /// Below the folder that was read.
+    path: String,
+    lines: usize,
+    source: Source,
 }
-
-const HOUSES: [House; 2] = [
-    House {
-        sources: "agent/core/src",
-        walls: &[
-            (
-                "model",
-                &["crate::policy", "crate::discovery", "crate::rotation", "crate::frame", "crate::reason"],
-            ),
-            ("policy", &["crate::discovery", "crate::frame", "crate::rotation"]),
-            ("discovery", &["crate::policy", "crate::frame", "crate::rotation"]),
-            ("rotation", &["crate::discovery", "crate::policy", "crate::frame"]),
-            ("frame", &["crate::discovery", "crate::policy", "crate::rotation"]),
-        ],
-        nowhere: &[
-            "tokio",
-            "rand",
-            "std::env",
-            "std::fs",
-            "std::net::TcpStream",
-            "std::net::UdpSocket",
-            "std::process",
-        ],
-    },
-    House {
-        sources: "agent/daemon/src",
-        walls: &[
-            (
-                "capture",
-                &["crate::identity", "crate::tunnel", "crate::proxy", "ambit_core::policy", "rustls"],
-            ),
-            ("proxy", &["rustls", "h2", "aya", "crate::identity", "ambit_core::frame"]),
-            ("tunnel", &["crate::discovery", "ambit_core::discovery", "ambit_core::policy", "crate::proxy"]),
-            (
-                "identity",
-                &[
-                    "crate::proxy",
-                    "crate::discovery",
-                    "crate::tunnel",
-                    "crate::capture",
-                    "ambit_core::discovery",
-                ],
-            ),
-            (
-                "ca",
-                &[
-                    "crate::proxy",
-                    "crate::discovery",
-                    "crate::tunnel",
-                    "crate::capture",
-                    "ambit_core::discovery",
-                    "ambit_core::policy",
-                ],
-            ),
-            ("discovery", &["crate::proxy", "crate::identity", "crate::tunnel", "crate::capture"]),
-            (
-                "cni",
-                &[
-                    "crate::proxy",
-                    "crate::discovery",
-                    "crate::tunnel",
-                    "crate::capture",
-                    "crate::identity",
-                    "ambit_core::policy",
-                    "aya",
-                ],
-            ),
-            (
-                "reports",
-                &["crate::proxy", "crate::identity", "crate::tunnel", "crate::capture", "ambit_core::policy"],
-            ),
-            (
-                "cluster",
-                &[
-                    "crate::proxy",
-                    "crate::identity",
-                    "crate::tunnel",
-                    "crate::capture",
-                    "crate::discovery",
-                    "ambit_core::discovery",
-                    "ambit_core::policy",
-                ],
-            ),
-            ("admin", &["crate::proxy", "crate::tunnel", "crate::capture", "ambit_core::policy"]),
-            ("telemetry", &["crate::proxy", "crate::tunnel", "crate::capture", "ambit_core::policy"]),
-        ],
-        nowhere: &[],
-    },
-];
 
 /// Every breach in the workspace at `root`, one sentence each.
 pub(crate) fn breaches(root: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for house in &HOUSES {
-        let mut files = Vec::new();
-        collect(&root.join(house.sources), Path::new(""), &mut files)?;
-        let files: Vec<(&str, &str)> =
-            files.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
-        found.extend(house.breaches(&files));
+        found.extend(house.breaches(&read(&root.join(house.sources))?));
     }
     Ok(found)
 }
 
 impl House {
-    /// The breaches in `files`, each a path below `src` and its text.
-    fn breaches(&self, files: &[(&str, &str)]) -> Vec<String> {
+    /// The breaches in `files`.
+    fn breaches(&self, files: &[File]) -> Vec<String> {
         let mut found = Vec::new();
-        let mut graph: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-        let rooms: BTreeSet<String> = files.iter().filter_map(|(path, _)| room(path)).collect();
-        for (path, text) in files {
-            let Some(from) = room(path).filter(|from| !WIRING.contains(&from.as_str())) else { continue };
+        let rooms = rooms(files);
+        for File { path, source, .. } in files {
+            let Some(from) = room(path) else { continue };
             let forbidden =
                 self.walls.iter().find(|(name, _)| *name == from).map_or(&[][..], |(_, walls)| walls);
-            for import in source::imports(text, depth(path)) {
+            for import in &source.imports {
                 if let Some(wall) =
-                    forbidden.iter().chain(self.nowhere).find(|wall| starts_with(&import, wall))
+                    forbidden.iter().chain(self.nowhere).find(|wall| starts_with(import, wall))
                 {
                     found.push(format!("{}/{path}: room {from} may not touch {wall}", self.sources));
                 }
-                let Some(to) = import.strip_prefix("crate::").and_then(|rest| rest.split("::").next()) else {
-                    continue;
-                };
-                if WIRING.contains(&to) && rooms.contains(to) {
+                if let Some(to) = target(import, &rooms)
+                    && WIRING.contains(&to)
+                    && !WIRING.contains(&from)
+                {
                     found.push(format!("{}/{path}: only the wiring may touch {to}", self.sources));
-                } else if to != from && rooms.contains(to) {
-                    graph.entry(from.clone()).or_default().insert(to.to_owned());
                 }
             }
         }
         found.dedup();
-        if let Some(cycle) = cycle(&graph) {
+        if let Some(cycle) = cycle(&arrows(files)) {
             found.push(format!("{}: import cycle {}", self.sources, cycle.join(" → ")));
         }
         found
     }
 }
 
+fn rooms(files: &[File]) -> BTreeSet<&str> {
+    files.iter().filter_map(|file| room(&file.path)).collect()
+}
+
+/// Every room with those that it imports.
+fn arrows(files: &[File]) -> Arrows {
+    let rooms = rooms(files);
+    let mut arrows: Arrows = rooms.iter().map(|room| ((*room).to_owned(), BTreeSet::new())).collect();
+    for File { path, source, .. } in files {
+        let Some(from) = room(path) else { continue };
+        let others = source.imports.iter().filter_map(|import| target(import, &rooms));
+        let others = others.filter(|to| *to != from).map(str::to_owned);
+        arrows.entry(from.to_owned()).or_default().extend(others);
+    }
+    arrows
+}
+
+/// The room that an import leads to, if any of this crate.
+fn target<'a>(import: &'a str, rooms: &BTreeSet<&str>) -> Option<&'a str> {
+    let name = import.strip_prefix("crate::")?.split("::").next()?;
+    rooms.contains(name).then_some(name)
+}
+
 /// A room is a module at the crate's root; `main.rs` and `lib.rs` are in none.
-fn room(path: &str) -> Option<String> {
+fn room(path: &str) -> Option<&str> {
     match path.split_once('/') {
-        Some((folder, _)) => Some(folder.to_owned()),
-        None => path.strip_suffix(".rs").filter(|name| !["main", "lib"].contains(name)).map(str::to_owned),
+        Some((folder, _)) => Some(folder),
+        None => path.strip_suffix(".rs").filter(|name| !["main", "lib"].contains(name)),
     }
 }
 
-/// How many modules deep a file is: 1 for `room.rs` and `room/mod.rs`, 2 for `room/part.rs`.
+/// How many modules deep a file is: 0 for the crate's root, 1 for `room.rs`, 2 for `room/part.rs`.
 fn depth(path: &str) -> usize {
-    let parts = path.trim_end_matches(".rs").split('/').collect::<Vec<_>>();
-    parts.len() - usize::from(parts.last() == Some(&"mod"))
+    if ["main.rs", "lib.rs"].contains(&path) { 0 } else { path.split('/').count() }
 }
 
 fn starts_with(import: &str, wall: &str) -> bool {
@@ -203,24 +134,37 @@ fn cycle(graph: &BTreeMap<String, BTreeSet<String>>) -> Option<Vec<String>> {
     graph.keys().find_map(|room| walk(graph, room, &mut Vec::new(), &mut done))
 }
 
-fn collect(folder: &Path, below: &Path, files: &mut Vec<(String, String)>) -> Result<()> {
-    let entries =
-        fs::read_dir(folder.join(below)).with_context(|| folder.join(below).display().to_string())?;
-    for entry in entries {
+/// The sources in `folder` and below, but for those of tests, in the order of their paths.
+fn read(folder: &Path) -> Result<Vec<File>> {
+    let mut files = Vec::new();
+    collect(folder, Path::new(""), &mut files)?;
+    files.sort_by(|one, other| one.path.cmp(&other.path));
+    Ok(files)
+}
+
+fn collect(folder: &Path, below: &Path, files: &mut Vec<File>) -> Result<()> {
+    let place = folder.join(below);
+    for entry in fs::read_dir(&place).with_context(|| place.display().to_string())? {
         let entry = entry?;
-        let path = below.join(entry.file_name());
         let name = entry.file_name().to_string_lossy().into_owned();
+        let path = below.join(&name);
         if entry.file_type()?.is_dir() {
-            if name != "tests" {
+            if !["tests", "gen"].contains(&name.as_str()) {
                 collect(folder, &path, files)?;
             }
         } else if name.ends_with(".rs") && name != "tests.rs" {
             let text =
                 fs::read_to_string(entry.path()).with_context(|| entry.path().display().to_string())?;
-            files.push((path.to_string_lossy().into_owned(), text));
+            let path = path.to_string_lossy().into_owned();
+            files.push(file(path, &text).with_context(|| entry.path().display().to_string())?);
         }
     }
     Ok(())
+}
+
+fn file(path: String, text: &str) -> Result<File> {
+    let source = Source::read(text, depth(&path))?;
+    Ok(File { lines: text.lines().count(), path, source })
 }
 
 #[cfg(test)]
@@ -233,16 +177,20 @@ mod tests {
         nowhere: &["tokio"],
     };
 
+    fn files(files: &[(&str, &str)]) -> Vec<File> {
+        files.iter().map(|(path, text)| file((*path).to_owned(), text).unwrap()).collect()
+    }
+
     #[test]
     fn a_clean_house_has_no_breach() {
         let files = [
             ("main.rs", "mod app; mod proxy; use crate::proxy::x;"),
-            ("app/mod.rs", "use crate::{proxy, tunnel}; use tokio::x;"),
-            ("proxy/mod.rs", "use crate::tunnel::Link; use ambit_core::policy;"),
+            ("app.rs", "use crate::{proxy, tunnel};"),
+            ("proxy.rs", "use crate::tunnel::Link; use ambit_core::policy;"),
             ("proxy/relay.rs", "use super::x; use super::super::tunnel;"),
-            ("tunnel/mod.rs", "use crate::tunnel::inner;"),
+            ("tunnel.rs", "use crate::tunnel::inner;"),
         ];
-        assert_eq!(HOUSE.breaches(&files), Vec::<String>::new());
+        assert_eq!(HOUSE.breaches(&self::files(&files)), Vec::<String>::new());
     }
 
     #[test]
@@ -254,31 +202,37 @@ mod tests {
             "use crate::{a, proxy::{b}};",
         ] {
             let files = [
-                ("proxy/mod.rs", "use crate::tunnel;"),
-                ("tunnel/mod.rs", back),
+                ("proxy.rs", "use crate::tunnel;"),
+                ("tunnel.rs", back),
                 ("tunnel/part.rs", ""),
                 ("a.rs", ""),
             ];
-            let found = HOUSE.breaches(&files);
+            let found = HOUSE.breaches(&self::files(&files));
             assert_eq!(found, ["src: import cycle proxy → tunnel → proxy"], "{back}");
         }
     }
 
     #[test]
+    fn the_wiring_is_free_of_cycles_too() {
+        let files = [("app.rs", "use crate::cli::Flags;"), ("cli.rs", "fn f() { crate::app::run() }")];
+        assert_eq!(HOUSE.breaches(&self::files(&files)), ["src: import cycle app → cli → app"]);
+    }
+
+    #[test]
     fn walls_hold_for_rooms_and_crates() {
         for (path, text, wall) in [
-            ("tunnel/mod.rs", "use crate::discovery::Feed;", "crate::discovery"),
+            ("tunnel.rs", "use crate::discovery::Feed;", "crate::discovery"),
             ("tunnel/link.rs", "use ambit_core::{model, policy::{decide}};", "ambit_core::policy"),
-            ("proxy/mod.rs", "fn f(x: rustls::Connection) {}", "rustls"),
-            ("proxy/mod.rs", "use tokio::net;", "tokio"),
+            ("proxy.rs", "fn f(x: rustls::Connection) {}", "rustls"),
+            ("proxy.rs", "use tokio::net;", "tokio"),
         ] {
-            let files = [(path, text), ("discovery/mod.rs", ""), ("app/mod.rs", "")];
-            let found = HOUSE.breaches(&files);
+            let files = [(path, text), ("discovery.rs", ""), ("app.rs", "")];
+            let found = HOUSE.breaches(&self::files(&files));
             assert_eq!(found.len(), 1, "{text}: {found:?}");
             assert!(found[0].ends_with(&format!("may not touch {wall}")), "{found:?}");
         }
-        let found = HOUSE.breaches(&[("proxy/mod.rs", "use crate::app::App;"), ("app/mod.rs", "")]);
-        assert_eq!(found, ["src/proxy/mod.rs: only the wiring may touch app"]);
+        let found = HOUSE.breaches(&files(&[("proxy.rs", "use crate::app::App;"), ("app.rs", "")]));
+        assert_eq!(found, ["src/proxy.rs: only the wiring may touch app"]);
     }
 
     #[test]
@@ -287,8 +241,8 @@ mod tests {
                     const B: &str = r#\"crate::discovery \" \"#;\n#[cfg(test)]\nmod tests { use crate::discovery; fn f() { {} } }\n\
                     #[cfg(test)]\nuse crate::discovery::X;\n#[cfg(test)]\nmod other;\nconst C: char = '\"';\n\
                     fn f<'a>(x: &'a str) {} use my_crate::discovery;";
-        let files = [("tunnel/mod.rs", text), ("discovery/mod.rs", "")];
-        assert_eq!(HOUSE.breaches(&files), Vec::<String>::new());
+        let files = [("tunnel.rs", text), ("discovery.rs", "")];
+        assert_eq!(HOUSE.breaches(&self::files(&files)), Vec::<String>::new());
     }
 
     #[test]

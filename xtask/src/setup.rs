@@ -81,6 +81,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// Makes sure of all that every suite needs, but for what is built of Go modules.
+pub(crate) fn everything() -> Result<()> {
+    programs()?;
+    kube_programs()?;
+    bpf_toolchain().map(drop)
+}
+
 /// Makes sure of a nightly toolchain with rust-src, and of bpf-linker in the target folder; returns the linker's path.
 pub(crate) fn bpf_toolchain() -> Result<PathBuf> {
     let nightly = workspace::nightly();
@@ -226,6 +233,9 @@ fn bpf_linker() -> Result<PathBuf> {
         install
             .args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked", "--force", "--root"])
             .arg(&tools)
+            // It works for seconds: what is built faster is done sooner.
+            .env("CARGO_PROFILE_RELEASE_DEBUG", "false")
+            .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1")
             .env("CARGO_TARGET_DIR", &build);
         workspace::run(&mut install)?;
         remove(&build)

@@ -6,13 +6,13 @@ use std::{
     process::{ExitCode, Stdio},
 };
 
-use ambit_integration::{console::Console, kube_suite, report::Report, sandbox, suite};
 use anyhow::{Context as _, Result, bail};
-use serde::{Deserialize, Serialize};
 
 use crate::{
-    build, ebpf,
-    kernel::{self, Series},
+    build::{self, Arch},
+    ebpf,
+    harness::{self, Call},
+    kernels::{Kernel, Series},
     kube, lint, setup,
     workspace::{self, step},
 };
@@ -60,79 +60,74 @@ pub(crate) struct Args {
     /// Try an end-to-end test that fails once more, from a fresh start; what holds only then is told of.
     #[arg(long)]
     again: bool,
+    /// So many end-to-end tests at a time, each in a world of its own; those that measure still run alone.
+    #[arg(long, default_value_t = 1, conflicts_with_all = ["kube", "kernel"], value_parser = clap::value_parser!(u32).range(1..=8))]
+    lanes: u32,
     /// Run only end-to-end tests whose name contains this.
     #[arg(default_value = "")]
     filter: String,
 }
 
-/// What is known before the end-to-end tests begin.
-#[derive(Serialize, Deserialize)]
-struct Prepared {
-    binary: PathBuf,
-    passed: usize,
-}
-
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let verb = match (args.kube, &args.kernel) {
+        (true, _) => "test-kube",
+        (false, Some(_)) => "test-kernel",
+        (false, None) => "test",
+    };
     if args.list {
-        let namespaces = suite::tests().into_iter().map(|test| (test.name, test.about));
-        let cluster = kube_suite::tests().into_iter().map(|test| (test.name, test.about));
-        let list: Vec<_> = if args.kube { cluster.collect() } else { namespaces.collect() };
-        for (name, about) in list {
-            println!("{name:<58} {about}");
-        }
-        return Ok(ExitCode::SUCCESS);
-    }
-    if args.kube {
-        let prepare = || kube::kit(args.image.as_deref(), args.binary.as_deref(), &args.set);
-        return sandbox::supervised(prepare, |sandbox, kit| {
-            let console = Console::new(false);
-            console.heading("Tests on a real Kubernetes");
-            let logs = workspace::target_dir()?.join("kube-logs");
-            let mut report = Report::new(console, args.again);
-            kube_suite::run(sandbox, &kit, &args.filter, &logs, &mut report)?;
-            report.conclude(0)
-        });
-    }
-    if let Some(series) = &args.kernel {
-        let flags = [("--e2e-only", true), ("--soak", args.soak), ("--again", args.again)];
-        let given = flags.iter().filter(|(_, given)| *given).map(|(flag, _)| *flag);
-        let test: Vec<&str> = given.chain([args.filter.as_str()]).collect();
-        return kernel::run(series, args.binary.as_deref(), &test);
+        return Call::new(verb)?.words(["--list"]).become_it();
     }
     if args.unit_only {
         lint::all()?;
         println!("\n{} passed, 0 failed", unit()?);
         return Ok(ExitCode::SUCCESS);
     }
-    let prepare = || {
-        setup::programs()?;
-        let passed = if args.e2e_only || args.soak {
-            0
-        } else {
-            lint::all()?;
-            unit()?
-        };
-        let binary = build::daemon_or(args.binary.as_deref())?;
-        Ok(Prepared { binary, passed })
+    harness::must_be_root()?;
+    let binary = args.binary.as_deref();
+    if args.kube {
+        let kit = kube::kit(args.image.as_deref(), binary)?;
+        let call = Call::for_binary(binary, verb)?.kit(&kit).value("--logs", harness::logs("kube-logs")?);
+        let settings = args.set.iter().flat_map(|setting| ["--set", setting.as_str()]);
+        return args.asked(call.words(settings)).become_it();
+    }
+    let logs = harness::logs("e2e-logs")?;
+    if let Some(series) = &args.kernel {
+        if Arch::host()? != Arch::Amd64 {
+            bail!(
+                "--kernel is for x86-64 machines only, for now: leave it out to test on this machine's kernel"
+            );
+        }
+        setup::kernel_programs()?;
+        let kernel = Kernel::newest(series)?;
+        let daemon = build::daemon_or(binary)?;
+        let call = Call::for_binary(binary, verb)?.value("--release", &kernel.release);
+        let call = call.value("--kernel", &kernel.folder).value("--binary", daemon);
+        let call = call.value("--logs", logs).words(["--"]);
+        return args.asked(call.flag("--soak", args.soak)).become_it();
+    }
+    setup::programs()?;
+    let passed = if args.e2e_only || args.soak {
+        0
+    } else {
+        lint::all()?;
+        unit()?
     };
-    sandbox::supervised(prepare, |sandbox, prepared| {
-        let console = Console::new(false);
-        console.heading("End-to-end tests");
-        let logs = workspace::target_dir()?.join("e2e-logs");
-        let filter = if args.soak && !args.filter.contains(suite::SOAK) {
-            format!("{}{}", suite::SOAK, args.filter)
-        } else {
-            args.filter.clone()
-        };
-        let mut report = Report::new(console, args.again);
-        suite::run(sandbox, &prepared.binary, &filter, &logs, &mut report)?;
-        report.conclude(prepared.passed)
-    })
+    let daemon = build::daemon_or(binary)?;
+    let call = Call::for_binary(binary, verb)?.value("--binary", daemon).value("--logs", logs);
+    let call = call.value("--passed", passed.to_string()).value("--lanes", args.lanes.to_string());
+    args.asked(call.flag("--soak", args.soak)).become_it()
+}
+
+impl Args {
+    /// What is asked of every suite.
+    fn asked(&self, call: Call) -> Call {
+        call.flag("--again", self.again).words([&self.filter])
+    }
 }
 
 /// Runs the unit tests of every crate; returns how many passed. One that fails is an error.
-fn unit() -> Result<usize> {
+pub(crate) fn unit() -> Result<usize> {
     let object = ebpf::object()?;
     step("Running the unit tests", || {
         let mut test = workspace::cargo();

@@ -10,11 +10,17 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::times;
+
 const KNOWN_NIGHTLY: &str = "nightly-2026-05-20";
 
-/// The root of the workspace this xtask was built from.
+/// The root of the workspace: that of the call, where cargo says it, for another clone may have built this program.
 pub(crate) fn root() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    ROOT.get_or_init(|| {
+        let own = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        Path::new(&own).parent().map_or_else(|| ".".into(), Path::to_path_buf)
+    })
 }
 
 /// Cargo's target directory, wherever the environment or a configuration file puts it.
@@ -97,14 +103,19 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     String::from_utf8(output.stdout).with_context(|| format!("{} printed no UTF-8", shown(command)))
 }
 
-/// Says what is being done, does it, and says how long it took when that was long enough to wonder.
+/// Says what is being done and how long that took the last time, does it, and says how long it took this time, when that was
+/// long enough to wonder.
 pub(crate) fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    eprintln!("==> {what}");
+    match times::last(what) {
+        Some(last) => eprintln!("==> {what} (last time: {})", times::shown(last)),
+        None => eprintln!("==> {what}"),
+    }
     let start = Instant::now();
     let done = work()?;
-    let took = start.elapsed().as_secs_f64();
-    if took >= 5.0 {
-        eprintln!("    ({what}: {took:.0} s)");
+    let took = start.elapsed();
+    times::keep(what, took);
+    if took.as_secs() >= 5 {
+        eprintln!("    ({what}: {})", times::shown(took));
     }
     Ok(done)
 }

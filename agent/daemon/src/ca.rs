@@ -27,9 +27,9 @@ use self::{
     service::Service,
 };
 use crate::{
-    admin::Readiness,
     cluster::ClusterError,
     identity::{CaError, Clock, IssueError},
+    instance::Readiness,
 };
 
 pub(crate) use kubernetes::KubernetesSettings;

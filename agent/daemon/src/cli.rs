@@ -1,29 +1,27 @@
-//! The command line: arguments, config file and environment become one configuration.
+//! The command line: what to do with which configuration.
 //!
 //! Every command ends in one exit code: 0, 1 for what went wrong, 2 for what was asked wrongly. Output goes through a
 //! writer; a reader that goes away early is no error.
 
 mod agent;
+mod ask;
 mod ca;
 mod certs;
 mod check_node;
-mod config;
+mod moment;
 mod output;
+mod process;
 mod remote;
-mod settings;
 mod status;
 mod supervise;
+mod table;
 mod uninstall;
-mod values;
 
 use std::{ffi::OsString, path::Path, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-pub(crate) use config::{AgentConfig, CniDirs, ConfigError, IssuerConfig, SourceConfig};
-pub(crate) use values::PostQuantum;
-
-use crate::cni;
+use crate::{cni, config::ConfigError};
 
 /// What was asked for is not possible as asked: the code that clap ends with as well.
 const USAGE: u8 = 2;
@@ -69,7 +67,7 @@ enum Command {
 }
 
 /// Runs the program with the arguments and the environment of the process.
-pub(crate) fn main() -> ExitCode {
+pub fn main() -> ExitCode {
     let name = std::env::args_os().next();
     let called = name.as_deref().and_then(|name| Path::new(name).file_name());
     if called.is_some_and(|name| name == cni::BINARY) {

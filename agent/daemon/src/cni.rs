@@ -16,7 +16,7 @@ mod state;
 
 use std::{io, path::PathBuf};
 
-use crate::admin::AdminError;
+use crate::instance::InstanceError;
 
 pub(crate) use credentials::{Credentials, follow_credentials};
 pub(crate) use install::{Installed, Installer, Repairs, uninstall};
@@ -40,7 +40,7 @@ pub(crate) enum CniError {
     },
     /// The socket for the plugin cannot be served.
     #[error(transparent)]
-    Socket(#[from] AdminError),
+    Socket(#[from] InstanceError),
     /// The folder has no network configuration yet.
     #[error("{path} has no network configuration to chain to: install a CNI network plugin first", path = .0.display())]
     NoNetwork(PathBuf),

@@ -21,13 +21,13 @@ mod vault;
 mod watched;
 
 pub(crate) use builtin::{BuiltinCa, CaError, CaFiles, LiveCa, RootStanding};
-pub(crate) use certificate::{Fault, Leaf, issuer_name};
+pub use certificate::{Fault, Leaf, issuer_name};
 pub(crate) use clock::{Clock, SystemClock};
 pub(crate) use files::FilesIssuer;
 pub(crate) use issuer::{Csr, IssueError, IssueFuture, Issued, Issuer, Renewed};
 pub(crate) use istio::{IstioIssuer, IstioSettings};
-pub(crate) use pem::certificates;
-pub(crate) use request::{CheckedRequest, RequestFault};
+pub use pem::{MAX_CERTIFICATES, certificates};
+pub use request::{CheckedRequest, RequestFault};
 pub(crate) use roots::{Root, roots};
 pub(crate) use spire::{Selectors, SpireIssuer};
 pub(crate) use store::{IdentityState, IdentityStatus, KeyStore};

@@ -1,19 +1,5 @@
-//! `ambit`, the node-level ambient tunnel daemon.
-
-mod admin;
-mod app;
-mod ca;
-mod capture;
-mod cli;
-mod cluster;
-mod cni;
-mod discovery;
-mod identity;
-mod proxy;
-mod reports;
-mod telemetry;
-mod tunnel;
+//! The program `ambit`; everything is in the library.
 
 fn main() -> std::process::ExitCode {
-    cli::main()
+    ambit::cli::main()
 }

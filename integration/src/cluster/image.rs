@@ -16,7 +16,7 @@ use crate::{
     process,
 };
 
-/// Its name. It has a shell, curl, iperf3, the harness's own tools (`/bin/xtask tool …`) and etcd, which serves gRPC
+/// Its name. It has a shell, curl, iperf3, the harness's own tools (`/bin/harness tool …`) and etcd, which serves gRPC
 /// health checks; it runs the sandboxes of pods too.
 pub const POD_IMAGE: &str = "localhost/pod:1";
 
@@ -35,7 +35,7 @@ pub(super) fn pods(programs: &Programs, folder: &Path) -> Result<PathBuf> {
     for program in FROM_THE_MACHINE {
         add(format!("/bin/{program}"), which(program)?)?;
     }
-    add("/bin/xtask".to_owned(), std::env::current_exe().context("own executable")?)?;
+    add("/bin/harness".to_owned(), std::env::current_exe().context("own executable")?)?;
     add("/bin/etcd".to_owned(), programs.path("etcd"))?;
 
     let folders = [("tmp/", 0o1777), ("proc/", 0o755), ("sys/", 0o755), ("dev/", 0o755), ("etc/", 0o755)];

@@ -46,7 +46,7 @@ fn hundred(site: &mut Site) -> Result<()> {
     let newborn = |number: usize| {
         let (node, server) = (["a", "b"][number % 2], &servers[1 - number % 2]);
         let to = format!("{}:{}", server.ip, ports::WHOAMI);
-        let dial = format!("exec xtask tool connect --to {to} --limit-ms 10000 --send {text}");
+        let dial = format!("exec harness tool connect --to {to} --limit-ms 10000 --send {text}");
         let plan = Plan::script(&format!("newborn-{number}"), &dial).on(node).label("app", "newborn");
         let plan = plan.account(&format!("sa{}", number % ACCOUNTS)).spec("restartPolicy", json!("Never"));
         plan.manifest(&namespace)

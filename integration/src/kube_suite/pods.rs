@@ -37,7 +37,7 @@ impl Plan {
 
     /// A pod with an HTTP, an echo and a whoami server.
     pub fn server(name: &str) -> Self {
-        let serve = |tool: &str, port: u16| format!("xtask tool {tool}-server --listen [::]:{port}");
+        let serve = |tool: &str, port: u16| format!("harness tool {tool}-server --listen [::]:{port}");
         let (http, whoami) = (serve("http", ports::HTTP), serve("whoami", ports::WHOAMI));
         let (bulk, echo) = (format!("iperf3 -s -p {}", ports::IPERF), serve("echo", ports::ECHO));
         Self::script(name, &format!("{http} & {whoami} & {bulk} & exec {echo}"))

@@ -135,7 +135,7 @@ fn node_port(site: &mut Site) -> Result<()> {
 fn rollout(site: &mut Site) -> Result<()> {
     let namespace = site.namespace(true)?;
     // An application that goes on serving until it has left every list of endpoints.
-    let echo = Plan::script("echo", &format!("exec xtask tool echo-server --listen [::]:{}", ports::ECHO))
+    let echo = Plan::script("echo", &format!("exec harness tool echo-server --listen [::]:{}", ports::ECHO))
         .with("lifecycle", json!({ "preStop": { "sleep": { "seconds": 4 } } }))
         .with("readinessProbe", json!({ "tcpSocket": { "port": ports::ECHO }, "periodSeconds": 1 }))
         .spec("terminationGracePeriodSeconds", json!(5));

@@ -1,192 +1,242 @@
-//! Paths in Rust source, read without a parser: comments, texts and test code fall away first.
+//! What a Rust source file imports, and how long it and its functions are. Leaves out what is only built for tests.
 
-/// Every path in `text` that starts at this crate's root, at another crate or at a name in scope, written out from
-/// `crate::` where it leads there. `depth` is how many modules deep the file is.
-pub(super) fn imports(text: &str, depth: usize) -> Vec<String> {
-    let mut tokens = tokens(&bare(text));
-    strip_tests(&mut tokens);
-    let mut found = Vec::new();
-    let mut at = 0;
-    while at < tokens.len() {
-        let follows = at.checked_sub(1).is_some_and(|before| tokens[before] == "::");
-        if is_name(&tokens[at]) && !follows {
-            at = tree(&tokens, at, "", &mut found);
-        } else {
-            at += 1;
-        }
-    }
-    found.iter().filter_map(|path| from_root(path, depth)).collect()
+use proc_macro2::{TokenStream, TokenTree};
+use syn::{
+    Attribute, Block, ImplItem, ImplItemFn, Item, ItemFn, ItemImpl, ItemMod, ItemUse, Macro, MetaList, Path,
+    Signature, TraitItemFn, Type, UseTree,
+    visit::{self, Visit},
+};
+
+/// A file, read.
+#[derive(Default)]
+pub(super) struct Source {
+    /// Every path of two names or more, and every name that is imported, from `crate::` where it leads there.
+    pub(super) imports: Vec<String>,
+    pub(super) functions: Vec<Function>,
 }
 
-/// Reads a path, or a tree of paths in braces, that starts at token `at` below `prefix`; returns where it ends.
-fn tree(tokens: &[String], mut at: usize, prefix: &str, found: &mut Vec<String>) -> usize {
-    let mut path = prefix.to_owned();
-    loop {
-        match tokens.get(at).map(String::as_str) {
-            Some("{") if !path.is_empty() => {
-                at += 1;
-                while tokens.get(at).is_some_and(|token| token != "}") {
-                    let next = tree(tokens, at, &path, found);
-                    at = next.max(at + 1);
+/// A function with a body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Function {
+    /// Its name, behind that of the type it belongs to.
+    pub(super) name: String,
+    /// The line of its `fn`.
+    pub(super) at: usize,
+    /// From there to its last brace.
+    pub(super) lines: usize,
+}
+
+impl Source {
+    /// Reads `text`, the file of a module that is `depth` modules below the crate's root.
+    pub(super) fn read(text: &str, depth: usize) -> syn::Result<Self> {
+        let mut reader = Reader { depth, owner: None, source: Self::default() };
+        reader.visit_file(&syn::parse_file(text)?);
+        Ok(reader.source)
+    }
+}
+
+struct Reader {
+    depth: usize,
+    /// The type whose `impl` is read.
+    owner: Option<String>,
+    source: Source,
+}
+
+impl Reader {
+    fn import(&mut self, names: &[String]) {
+        let ups = names.iter().take_while(|name| *name == "super").count();
+        let found = match names.first().map(String::as_str) {
+            // One that stays inside its own room says nothing about others.
+            None | Some("self") => return,
+            Some("super") if ups < self.depth => return,
+            Some("super") => format!("crate::{}", names[ups..].join("::")),
+            Some(_) => names.join("::"),
+        };
+        self.source.imports.push(found);
+    }
+
+    fn tree(&mut self, tree: &UseTree, above: &[String]) {
+        let with = |name: &syn::Ident| [above, &[name.to_string()]].concat();
+        match tree {
+            UseTree::Path(path) => self.tree(&path.tree, &with(&path.ident)),
+            UseTree::Name(name) if name.ident == "self" => self.import(above),
+            UseTree::Name(name) => self.import(&with(&name.ident)),
+            UseTree::Rename(name) if name.ident == "self" => self.import(above),
+            UseTree::Rename(name) => self.import(&with(&name.ident)),
+            UseTree::Group(group) => group.items.iter().for_each(|tree| self.tree(tree, above)),
+            _ => self.import(above),
+        }
+    }
+
+    /// The paths in what a macro or an attribute is given, which is not parsed.
+    fn tokens(&mut self, tokens: TokenStream) {
+        let (mut path, mut colons) = (Vec::new(), 0);
+        for token in tokens {
+            match token {
+                TokenTree::Ident(name) if colons == 2 && !path.is_empty() => path.push(name.to_string()),
+                TokenTree::Ident(name) => {
+                    self.path(&path);
+                    path = vec![name.to_string()];
                 }
-                return at + 1;
-            }
-            Some(name) if is_name(name) => {
-                path = if path.is_empty() { name.to_owned() } else { format!("{path}::{name}") };
-                at += 1;
-                if tokens.get(at).is_some_and(|token| token == "::") {
-                    at += 1;
+                TokenTree::Punct(mark) if mark.as_char() == ':' => {
+                    colons += 1;
                     continue;
                 }
-            }
-            _ => {}
-        }
-        if path != prefix {
-            found.push(path);
-        }
-        return at;
-    }
-}
-
-/// A path as it looks from the crate's root; `None` for one that stays inside its own room.
-fn from_root(path: &str, depth: usize) -> Option<String> {
-    let ups = path.split("::").take_while(|part| *part == "super").count();
-    if ups == 0 {
-        return (!path.starts_with("self")).then(|| path.to_owned());
-    }
-    let rest: Vec<&str> = path.split("::").skip(ups).collect();
-    (ups >= depth).then(|| format!("crate::{}", rest.join("::")))
-}
-
-/// Removes every item under `#[cfg(test)]`.
-fn strip_tests(tokens: &mut Vec<String>) {
-    const MARK: [&str; 7] = ["#", "[", "cfg", "(", "test", ")", "]"];
-    while let Some(start) = tokens.windows(MARK.len()).position(|window| window == MARK) {
-        let mut end = start + MARK.len();
-        let mut depth = 0_usize;
-        while let Some(token) = tokens.get(end) {
-            end += 1;
-            match token.as_str() {
-                "{" => depth += 1,
-                "}" => {
-                    depth = depth.saturating_sub(1);
-                    if depth == 0 && tokens.get(end).is_none_or(|next| next != ";") {
-                        break;
-                    }
+                TokenTree::Group(group) => {
+                    self.path(&std::mem::take(&mut path));
+                    self.tokens(group.stream());
                 }
-                ";" if depth == 0 => break,
-                _ => {}
+                TokenTree::Punct(_) | TokenTree::Literal(_) => self.path(&std::mem::take(&mut path)),
             }
+            colons = 0;
         }
-        tokens.drain(start..end);
+        self.path(&path);
+    }
+
+    fn path(&mut self, names: &[String]) {
+        if names.len() > 1 {
+            self.import(names);
+        }
+    }
+
+    fn function(&mut self, signature: &Signature, block: &Block) {
+        let at = signature.fn_token.span.start().line;
+        let end = block.brace_token.span.close().end().line;
+        let name = signature.ident.to_string();
+        let name = self.owner.as_ref().map_or(name.clone(), |owner| format!("{owner}::{name}"));
+        self.source.functions.push(Function { name, at, lines: end + 1 - at });
     }
 }
 
-fn is_name(token: &str) -> bool {
-    token.starts_with(|c: char| c.is_alphabetic() || c == '_')
-}
+impl<'ast> Visit<'ast> for Reader {
+    fn visit_item(&mut self, item: &'ast Item) {
+        if !attributes(item).iter().any(is_test) {
+            visit::visit_item(self, item);
+        }
+    }
 
-/// Names, `::`, and single other characters.
-fn tokens(text: &str) -> Vec<String> {
-    let mut tokens = Vec::new();
-    let mut rest = text;
-    while let Some(first) = rest.chars().next() {
-        let length = if first.is_alphanumeric() || first == '_' {
-            rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len())
-        } else if rest.starts_with("::") {
-            2
-        } else {
-            first.len_utf8()
+    fn visit_impl_item(&mut self, item: &'ast ImplItem) {
+        let attributes = match item {
+            ImplItem::Const(item) => &item.attrs,
+            ImplItem::Fn(item) => &item.attrs,
+            ImplItem::Type(item) => &item.attrs,
+            _ => &Vec::new(),
         };
-        if !first.is_whitespace() {
-            tokens.push(rest[..length].to_owned());
+        if !attributes.iter().any(is_test) {
+            visit::visit_impl_item(self, item);
         }
-        rest = &rest[length..];
     }
-    tokens
-}
 
-/// `text` without comments, and with every string and character literal empty.
-fn bare(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(first) = rest.chars().next() {
-        let before_is_name = out.ends_with(|c: char| c.is_alphanumeric() || c == '_');
-        let skip = if rest.starts_with("//") {
-            rest.find('\n').unwrap_or(rest.len())
-        } else if rest.starts_with("/*") {
-            block_comment(rest)
-        } else if first == '"' {
-            quoted(rest)
-        } else if !before_is_name && (rest.starts_with("r\"") || rest.starts_with("r#")) {
-            raw_string(rest)
-        } else if first == '\'' {
-            character(rest)
-        } else {
-            0
+    fn visit_item_mod(&mut self, module: &'ast ItemMod) {
+        self.depth += 1;
+        visit::visit_item_mod(self, module);
+        self.depth -= 1;
+    }
+
+    fn visit_item_impl(&mut self, item: &'ast ItemImpl) {
+        let owner = match &*item.self_ty {
+            Type::Path(path) => path.path.segments.last().map(|name| name.ident.to_string()),
+            _ => None,
         };
-        if skip > 0 {
-            out.push(' ');
-            rest = &rest[skip..];
-        } else {
-            out.push(first);
-            rest = &rest[first.len_utf8()..];
+        let outer = std::mem::replace(&mut self.owner, owner);
+        visit::visit_item_impl(self, item);
+        self.owner = outer;
+    }
+
+    fn visit_item_use(&mut self, item: &'ast ItemUse) {
+        self.tree(&item.tree, &[]);
+    }
+
+    fn visit_path(&mut self, path: &'ast Path) {
+        let names: Vec<String> = path.segments.iter().map(|name| name.ident.to_string()).collect();
+        self.path(&names);
+        visit::visit_path(self, path);
+    }
+
+    fn visit_macro(&mut self, call: &'ast Macro) {
+        self.tokens(call.tokens.clone());
+        visit::visit_macro(self, call);
+    }
+
+    fn visit_meta_list(&mut self, list: &'ast MetaList) {
+        self.tokens(list.tokens.clone());
+        visit::visit_meta_list(self, list);
+    }
+
+    fn visit_item_fn(&mut self, function: &'ast ItemFn) {
+        self.function(&function.sig, &function.block);
+        visit::visit_item_fn(self, function);
+    }
+
+    fn visit_impl_item_fn(&mut self, function: &'ast ImplItemFn) {
+        self.function(&function.sig, &function.block);
+        visit::visit_impl_item_fn(self, function);
+    }
+
+    fn visit_trait_item_fn(&mut self, function: &'ast TraitItemFn) {
+        if let Some(block) = &function.default {
+            self.function(&function.sig, block);
+        }
+        visit::visit_trait_item_fn(self, function);
+    }
+}
+
+fn attributes(item: &Item) -> &[Attribute] {
+    match item {
+        Item::Const(item) => &item.attrs,
+        Item::Enum(item) => &item.attrs,
+        Item::ExternCrate(item) => &item.attrs,
+        Item::Fn(item) => &item.attrs,
+        Item::ForeignMod(item) => &item.attrs,
+        Item::Impl(item) => &item.attrs,
+        Item::Macro(item) => &item.attrs,
+        Item::Mod(item) => &item.attrs,
+        Item::Static(item) => &item.attrs,
+        Item::Struct(item) => &item.attrs,
+        Item::Trait(item) => &item.attrs,
+        Item::Type(item) => &item.attrs,
+        Item::Union(item) => &item.attrs,
+        Item::Use(item) => &item.attrs,
+        _ => &[],
+    }
+}
+
+/// Whether this is `#[cfg(test)]`.
+fn is_test(attribute: &Attribute) -> bool {
+    attribute.path().is_ident("cfg") && attribute.parse_args::<syn::Ident>().is_ok_and(|word| word == "test")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn imports(text: &str, depth: usize) -> Vec<String> {
+        Source::read(text, depth).unwrap().imports
+    }
+
+    #[test]
+    fn imports_are_found_whatever_the_spelling() {
+        for (text, depth, expected) in [
+            ("use crate::a::{self, b::C as D, e::*};", 1, vec!["crate::a", "crate::a::b::C", "crate::a::e"]),
+            (
+                "use super::a::b; mod inner { use super::super::c; use super::d; }",
+                1,
+                vec!["crate::a::b", "crate::c"],
+            ),
+            ("use super::super::a;", 2, vec!["crate::a"]),
+            ("fn f(x: &dyn a::B<c::D>) {}", 1, vec!["a::B", "c::D"]),
+            ("fn f() { g!(\"{}\", a::b(c::d!())) }", 1, vec!["a::b", "c::d"]),
+            ("#[derive(a::B)] struct S;", 1, vec!["a::B"]),
+        ] {
+            assert_eq!(imports(text, depth), expected, "{text}");
         }
     }
-    out
-}
 
-fn block_comment(text: &str) -> usize {
-    let mut depth = 0_usize;
-    let mut at = 0;
-    while at < text.len() {
-        if text.as_bytes()[at..].starts_with(b"/*") {
-            depth += 1;
-            at += 2;
-        } else if text.as_bytes()[at..].starts_with(b"*/") {
-            depth -= 1;
-            at += 2;
-            if depth == 0 {
-                return at;
-            }
-        } else {
-            at += 1;
-        }
-    }
-    text.len()
-}
-
-fn quoted(text: &str) -> usize {
-    let bytes = text.as_bytes();
-    let mut at = 1;
-    while at < bytes.len() && bytes[at] != b'"' {
-        at += if bytes[at] == b'\\' { 2 } else { 1 };
-    }
-    (at + 1).min(text.len())
-}
-
-fn raw_string(text: &str) -> usize {
-    let hashes = text[1..].bytes().take_while(|byte| *byte == b'#').count();
-    let open = 1 + hashes;
-    if text.as_bytes().get(open) != Some(&b'"') {
-        // A raw identifier, such as r#type.
-        return 0;
-    }
-    let close = format!("\"{}", "#".repeat(hashes));
-    text[open + 1..].find(&close).map_or(text.len(), |end| open + 1 + end + close.len())
-}
-
-/// The length of a character literal, or 0 at a lifetime.
-fn character(text: &str) -> usize {
-    let mut chars = text.char_indices().skip(1);
-    match chars.next() {
-        Some((_, '\\')) => {
-            text[2..].char_indices().skip(1).find(|(_, c)| *c == '\'').map_or(0, |(end, _)| end + 3)
-        }
-        Some(_) => match chars.next() {
-            Some((end, '\'')) => end + 1,
-            _ => 0,
-        },
-        None => 0,
+    #[test]
+    fn functions_bear_their_types_name_and_their_length() {
+        let text = "fn a() {}\nimpl B {\n    fn c() {\n    }\n    #[cfg(test)]\n    fn d() {}\n}\ntrait E { fn f(); }\n";
+        let found = Source::read(text, 1).unwrap().functions;
+        let function = |name: &str, at, lines| Function { name: name.to_owned(), at, lines };
+        assert_eq!(found, [function("a", 1, 1), function("B::c", 3, 2)]);
     }
 }

@@ -1,4 +1,5 @@
-//! HTTP for Prometheus and the kubelet: `/metrics`, `/healthz/ready`, `/healthz/live` (spec/wire.md §7.1, §7.4).
+//! HTTP for Prometheus and the kubelet: `/metrics`, `/healthz/ready`, `/healthz/live`, and Istio's path for
+//! metrics, `/stats/prometheus`.
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -18,8 +19,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{AdminError, Readiness};
-use crate::telemetry::Telemetry;
+use super::AdminError;
+use crate::{instance::Readiness, telemetry::Telemetry};
 
 /// Clients served at once; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 64;

@@ -25,7 +25,8 @@ use tonic::{
     transport::{Server, server::Connected},
 };
 
-use super::{AdminError, RunDir};
+use super::AdminError;
+use crate::instance::{InstanceError, RunDir};
 
 /// Connections listed when the caller does not say how many.
 const DEFAULT_CONNECTIONS: u32 = 1_000;
@@ -58,7 +59,7 @@ pub(crate) async fn serve_status(
     let (listener, _file) = run_dir.listen()?;
     let incoming = UnixListener::from_std(listener)
         .map(UnixListenerStream::new)
-        .map_err(|source| AdminError::RunDir { path: RunDir::socket_path(run_dir.path()), source })?;
+        .map_err(|source| InstanceError::RunDir { path: RunDir::socket_path(run_dir.path()), source })?;
     serve(incoming, provider, shutdown).await
 }
 

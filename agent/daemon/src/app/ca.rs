@@ -4,11 +4,11 @@ use std::{net::SocketAddr, sync::Arc};
 
 use tokio::sync::watch;
 
-use super::lifecycle::Signals;
 use crate::{
-    admin::{self, Readiness},
+    admin,
     ca::{Ca, CaSettings},
     identity::SystemClock,
+    instance::{Readiness, Signals},
 };
 
 /// Runs the CA service until SIGTERM or SIGINT.

@@ -10,10 +10,10 @@ use std::{
 use ambit_core::discovery::Settings;
 use tokio::{task::JoinSet, time::timeout};
 
-use super::mesh_settings;
+use super::source::mesh_settings;
 use crate::{
-    cli::{AgentConfig, CniDirs, SourceConfig},
     cni::{CniError, Credentials, Installed, Installer, Repairs, State, follow_credentials},
+    config::{AgentConfig, CniDirs, SourceConfig},
     discovery::Feed,
     telemetry::Telemetry,
 };

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use ambit_core::model::SpiffeId;
 
 use crate::{
-    cli::{AgentConfig, IssuerConfig},
+    config::{AgentConfig, IssuerConfig},
     discovery::Feed,
     identity::{Clock, FilesIssuer, Issuer, IstioIssuer, LiveCa, Selectors, SpireIssuer, VaultIssuer},
 };

@@ -3,7 +3,6 @@
 
 use std::{
     net::SocketAddr,
-    path::Path,
     pin::pin,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -11,10 +10,9 @@ use std::{
 
 use anyhow::Context as _;
 use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, watch},
     task::JoinSet,
-    time::{Instant, sleep, timeout},
+    time::{Instant, timeout},
 };
 
 use super::{
@@ -22,46 +20,24 @@ use super::{
     node::{Left, Node},
 };
 use crate::{
-    admin::{self, Claim, Readiness, RunDir, StatusProvider, Successor, Takeover},
+    admin::{self, StatusProvider},
+    instance::{
+        Gate, Readiness, RunDir, SWAP_LIMIT, Signals, Successor, Takeover, drained, end_superseded, reclaim,
+        serve_successors,
+    },
     proxy::Proxy,
     telemetry::Telemetry,
 };
 
-/// How often is looked whether all has ended.
-const POLL: Duration = Duration::from_millis(50);
-/// How long an agent that has handed over stays at least: connections may be on their way through the handshake to its
-/// listeners.
-const LINGER: Duration = Duration::from_secs(3);
 /// How long tunnels get to say goodbye in the end.
 const FAREWELL: Duration = Duration::from_millis(1_500);
-
-/// SIGTERM and SIGINT.
-pub(super) struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    /// Has them come here instead of ending the process.
-    pub(super) fn listen() -> anyhow::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    /// Waits for one of them.
-    pub(super) async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-}
 
 /// Takes over the node from the agent that serves it: gets ready beside it, has it pause, and leads all pods here.
 pub(super) async fn take_over(node: &mut Node, successor: Successor) -> anyhow::Result<RunDir> {
     node.prepare().await;
     let granted = successor.ask().await?;
     // When this process gives up, it must end: the other agent finds its connection closed and takes everything back.
-    timeout(admin::SWAP_LIMIT, node.take_over())
+    timeout(SWAP_LIMIT, node.take_over())
         .await
         .context("taking over took too long; the agent that served this node goes on")?;
     let run_dir = granted.done().await?;
@@ -92,7 +68,8 @@ impl Servers {
         status: Arc<dyn StatusProvider>,
         attaching: Attaching,
         addrs: Addrs,
-        (telemetry, readiness): (Telemetry, Readiness),
+        telemetry: Telemetry,
+        readiness: Readiness,
     ) -> (Self, mpsc::Receiver<Takeover>) {
         let (stop, stopped) = watch::channel(false);
         let until = |mut stopped: watch::Receiver<bool>| async move {
@@ -115,7 +92,7 @@ impl Servers {
         let claimed = run_dir.clone();
         tasks.spawn(async move {
             tokio::select! {
-                ended = admin::serve_successors(claimed, takeover) => Ok(ended?),
+                ended = serve_successors(claimed, takeover) => Ok(ended?),
                 () = until(stopped) => Ok(()),
             }
         });
@@ -155,50 +132,54 @@ pub(super) struct Serving<'a> {
     pub(super) signals: Signals,
 }
 
+/// Why an agent does not serve its node any more.
+enum Ended {
+    /// Another agent has taken over. A signal may have come before that.
+    Superseded { signalled: Option<Instant> },
+    /// A signal came, and what was established then has ended or was not waited for any longer.
+    Signalled,
+}
+
 impl Serving<'_> {
-    /// Serves until the end. A signal lets the connections that are established then end by themselves, while new ones
-    /// are still taken, as nobody else would; a second one ends it at once. A successor that comes meanwhile takes over.
-    pub(super) async fn run(mut self, run_dir: RunDir, synced: impl FnOnce()) -> anyhow::Result<()> {
+    /// Serves until the end; the gate `enrolment` is passed after the first round over the pods. A signal lets the
+    /// connections that are established then end by themselves, while new ones are still taken, as nobody else would; a
+    /// second one ends it at once. A successor that comes meanwhile takes over.
+    pub(super) async fn run(mut self, run_dir: RunDir, enrolment: Gate) -> anyhow::Result<()> {
         let path = run_dir.path().to_owned();
-        let (mut run_dir, mut synced) = (run_dir, Some(synced));
+        let (mut run_dir, mut enrolment) = (run_dir, Some(enrolment));
         loop {
-            match self.serve(run_dir, || synced.take().into_iter().for_each(|synced| synced())).await? {
-                (Some(Left::Superseded), stopped) => match forsaken(&path, self.node.name()).await {
-                    Some(back) if stopped.is_none() => {
+            match self.serve(run_dir, || drop(enrolment.take())).await? {
+                Ended::Superseded { signalled } => match reclaim(&path, self.node.name()).await {
+                    Some(back) if signalled.is_none() => {
                         self.node.take_back();
                         run_dir = back;
                     }
                     _ => {
-                        self.superseded(stopped).await;
+                        self.superseded(signalled).await;
                         return Ok(());
                     }
                 },
-                (None, _) => {
-                    self.proxy.drain();
-                    if !self.drain.is_zero() {
-                        tokio::select! {
-                            () = idle(&self.proxy, FAREWELL) => {}
-                            () = self.signals.next() => {}
-                        }
-                    }
+                Ended::Signalled => {
+                    self.say_goodbye().await;
                     return Ok(());
                 }
             }
         }
     }
 
-    /// Serves until another agent takes over, or, if that is `None`, until a signal and the end of what was established
-    /// then; tells when the signal came. The run directory is free afterwards.
-    async fn serve(
-        &mut self,
-        run_dir: RunDir,
-        synced: impl FnOnce(),
-    ) -> anyhow::Result<(Option<Left>, Option<Instant>)> {
-        let told = (self.telemetry.clone(), self.readiness.clone());
-        let (mut servers, takeovers) =
-            Servers::start(run_dir, self.status.clone(), self.attaching.clone(), self.addrs, told);
+    /// Serves until another agent takes over, or until a signal and the end of what was established then. The run
+    /// directory is free afterwards.
+    async fn serve(&mut self, run_dir: RunDir, synced: impl FnOnce()) -> anyhow::Result<Ended> {
+        let (mut servers, takeovers) = Servers::start(
+            run_dir,
+            self.status.clone(),
+            self.attaching.clone(),
+            self.addrs,
+            self.telemetry.clone(),
+            self.readiness.clone(),
+        );
         let mut following = pin!(self.node.run(synced, takeovers));
-        let mut stopped = None;
+        let mut signalled = None;
         let left = tokio::select! {
             left = &mut following => Some(left),
             error = servers.failed() => {
@@ -206,84 +187,43 @@ impl Serving<'_> {
                 return Err(error);
             }
             () = self.signals.next() => {
-                stopped = Some(Instant::now());
+                signalled = Some(Instant::now());
                 tracing::info!(drain_s = self.drain.as_secs_f64(), "agent stops once connections have ended");
+                let now = SystemTime::now();
+                let established =
+                    || self.telemetry.live().iter().filter(|connection| connection.opened <= now).count();
                 tokio::select! {
                     left = &mut following => Some(left),
-                    () = ended(&self.telemetry, self.drain) => None,
+                    () = drained(self.drain, established) => None,
                     () = self.signals.next() => None,
                 }
             }
         };
         servers.end().await;
-        Ok((left, stopped))
+        Ok(match left {
+            Some(Left::Superseded) => Ended::Superseded { signalled },
+            None => Ended::Signalled,
+        })
     }
 
     /// Lets everything end after another agent has taken over: until a signal, which then bounds it, or for the time to
     /// drain. What is still in the queues of this agent's listeners is taken all the while.
-    async fn superseded(&mut self, stopped: Option<Instant>) {
+    async fn superseded(&mut self, signalled: Option<Instant>) {
         tracing::info!("another agent has taken over; connections established here go on");
         // What this agent knows of its pods is not to be reported any more.
         let _not_ready = self.readiness.gate("pods");
         self.proxy.drain();
-        let since = Instant::now();
-        let stopped = match stopped {
-            Some(stopped) => stopped,
-            None => {
-                // A supervisor that starts the new agent before it stops the old one would start this one again if it
-                // ended before it was told to.
-                tokio::select! {
-                    () = self.signals.next() => {}
-                    () = sleep(self.drain.max(LINGER)) => return,
-                }
-                Instant::now()
+        end_superseded(&mut self.signals, self.drain, signalled, || self.proxy.active()).await;
+    }
+
+    /// Ends the tunnels, and gives peers a moment to hear of it.
+    async fn say_goodbye(&mut self) {
+        self.proxy.drain();
+        if !self.drain.is_zero() {
+            tokio::select! {
+                () = drained(FAREWELL, || self.proxy.active()) => {}
+                () = self.signals.next() => {}
             }
-        };
-        let left = (stopped + self.drain).saturating_duration_since(Instant::now());
-        let settled = async {
-            sleep((since + LINGER).saturating_duration_since(Instant::now()).min(left)).await;
-            idle(&self.proxy, left).await;
-        };
-        tokio::select! {
-            () = settled => {}
-            () = self.signals.next() => {}
         }
     }
-}
-
-/// The run directory, if the agent that was to have it has died before it did.
-async fn forsaken(path: &Path, node: &str) -> Option<RunDir> {
-    let claimed = async {
-        loop {
-            match RunDir::claim_or_succeed(path, node) {
-                Ok(Claim::Free(run_dir)) => return Some(run_dir),
-                Ok(Claim::Held(_)) => return None,
-                // It is about to claim it.
-                Err(_) => sleep(POLL).await,
-            }
-        }
-    };
-    timeout(LINGER, claimed).await.unwrap_or_default()
-}
-
-/// Waits until the connections that are open now have ended, but no longer than `limit`.
-async fn ended(telemetry: &Telemetry, limit: Duration) {
-    let now = SystemTime::now();
-    let established = async {
-        while telemetry.live().iter().any(|connection| connection.opened <= now) {
-            sleep(POLL).await;
-        }
-    };
-    // What has not ended by then is cut.
-    let _: Result<(), _> = timeout(limit, established).await;
-}
-
-/// Waits until nothing is carried any more, but no longer than `limit`.
-async fn idle(proxy: &Proxy, limit: Duration) {
-    let quiet = async {
-        while proxy.active() > 0 {
-            sleep(POLL).await;
-        }
-    };
-    let _: Result<(), _> = timeout(limit, quiet).await;
 }

@@ -21,10 +21,10 @@ pub(super) use publication::{PodStatus, Pods};
 use self::{desired::DesiredPods, enrolment::Enrolment, expiry::ExpiryWatch, publication::Publication};
 use super::locations::Locations;
 use crate::{
-    admin::{Readiness, Takeover},
     capture::Capture,
     discovery::{Changes, Feed, World},
     identity::{IdentityState, KeyStore},
+    instance::{Readiness, Takeover},
     proxy::Proxy,
     telemetry::Telemetry,
     tunnel::Wallet,

@@ -1,12 +1,13 @@
 //! Where the objects come from, and what is told there in return.
 
+use ambit_core::discovery::Settings;
 use anyhow::Context as _;
 use kube::Client;
 
-use super::{mesh_settings, node::Pods};
+use super::node::Pods;
 use crate::{
-    cli::{AgentConfig, SourceConfig},
     cluster,
+    config::{AgentConfig, SourceConfig},
     discovery::{self, Feed},
     reports::{self, PodReport},
 };
@@ -23,6 +24,18 @@ pub(super) async fn open(config: &AgentConfig) -> anyhow::Result<(Feed, Option<C
             let client = connected().await.context(hint)?;
             Ok((discovery::watch_cluster(&client, settings, &config.node), Some(client)))
         }
+    }
+}
+
+/// What decides which objects are whose.
+pub(super) fn mesh_settings(config: &AgentConfig) -> Settings {
+    Settings {
+        trust_domain: config.trust_domain.clone(),
+        cluster_domain: config.cluster_domain.as_str().into(),
+        root_namespace: config.root_namespace.as_str().into(),
+        label: config.dataplane_label.key.as_str().into(),
+        enabled: config.dataplane_label.enabled.as_str().into(),
+        disabled: config.dataplane_label.disabled.as_str().into(),
     }
 }
 

@@ -9,9 +9,10 @@ use super::{
     node::{PodStatus, Pods},
 };
 use crate::{
-    admin::{Readiness, StatusProvider},
+    admin::StatusProvider,
     discovery::Feed,
     identity::{IdentityState, IdentityStatus, KeyStore, Root, issuer_name, roots},
+    instance::Readiness,
     telemetry::{Direction, LiveConnection, Security, Telemetry},
 };
 

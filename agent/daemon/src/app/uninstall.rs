@@ -1,5 +1,5 @@
 //! Whether the agent ends for good: because the DaemonSet that it belongs to is gone, not because of an upgrade, a drain or
-//! a node's end. Only what the API itself said counts; without an answer the node stays closed.
+//! a node's end. Only what the API itself said counts; without an answer the node stays closed. And what happens then.
 
 use std::{fs, io, path::Path, time::Duration};
 
@@ -14,6 +14,11 @@ use kube::{
 };
 use tokio::{sync::watch, task::AbortHandle, time::timeout};
 use tokio_stream::StreamExt as _;
+
+use crate::{
+    capture, cni,
+    config::{AgentConfig, CniDirs},
+};
 
 /// How long the last question to the API may take: the agent is about to end, and its pods wait.
 const LAST_LOOK: Duration = Duration::from_secs(2);
@@ -66,8 +71,25 @@ impl Drop for Release {
     }
 }
 
+/// Takes everything that agents of this node left off it: the CNI plugin first, which without an agent would keep new pods
+/// waiting, then what is in the kernel, then the run directory.
+pub(super) async fn take_off(config: &AgentConfig) -> anyhow::Result<()> {
+    let mut removed = match &config.cni {
+        Some(CniDirs { bin, conf }) => cni::uninstall(bin, conf)?,
+        None => Vec::new(),
+    };
+    removed.extend(capture::uninstall(&config.bpf_root, Some(&config.node)).await?);
+    remove_run_dir(&config.run_dir);
+    tracing::info!(
+        node = config.node,
+        items = removed.len(),
+        "the agents' DaemonSet is gone: taken off this node"
+    );
+    Ok(())
+}
+
 /// Removes the run directory, if nothing is in it but what agents put there.
-pub(super) fn remove_run_dir(path: &Path) {
+fn remove_run_dir(path: &Path) {
     for entry in fs::read_dir(path).into_iter().flatten().flatten() {
         if entry.file_name().to_str().is_some_and(|name| name.starts_with("ambit") || name == "cni.sock") {
             let _: io::Result<()> = fs::remove_file(entry.path());

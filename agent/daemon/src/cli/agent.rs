@@ -1,22 +1,16 @@
-//! `ambit agent`: settings to configuration, then the runtime and the agent on it.
+//! `ambit agent`: settings to configuration, then the agent on a runtime.
 
-use std::{process::ExitCode, time::Duration};
+use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Args;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::runtime::Builder;
 
-use super::{
-    config::{AgentConfig, ConfigError},
-    settings::{self, Settings},
-    supervise,
-    values::Location,
+use super::{process, supervise};
+use crate::{
+    app,
+    config::{AgentConfig, AgentSettings, Location},
+    telemetry,
 };
-use crate::{app, telemetry};
-
-/// How long tasks get to end after the agent is done.
-pub(super) const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -35,7 +29,7 @@ Examples:
   ambit agent --node worker-1 --manifests ./manifests --ca-dir ./ca --run-dir ./run --svid-ttl 10m --log-format json")]
 pub(super) struct AgentArgs {
     #[command(flatten)]
-    settings: Settings,
+    settings: AgentSettings,
     /// A file with settings
     #[arg(long, env = "AMBIT_CONFIG", value_name = "FILE", hide_env_values = true)]
     config: Option<Location>,
@@ -46,19 +40,11 @@ pub(super) struct AgentArgs {
 
 const SUPERVISE: &str = "AMBIT_SUPERVISE";
 
-impl AgentArgs {
-    /// The configuration that flags, environment, file and defaults make together.
-    pub(super) fn resolve(self) -> Result<AgentConfig, ConfigError> {
-        let file = self.config.map(|path| settings::read(&path.0)).transpose()?.unwrap_or_default();
-        AgentConfig::resolve(self.settings.over(file))
-    }
-}
-
 /// Runs the agent until it is told to stop or cannot go on; the latter goes to the log and leaves only the exit code.
 pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
-    let supervised = args.supervise;
-    let config = args.resolve()?;
-    if supervised {
+    let file = args.config.as_ref().map(|file| &*file.0);
+    let config = AgentConfig::resolve(args.settings, file)?;
+    if args.supervise {
         let mut log = None;
         let logging = || log = telemetry::init_logging(&config.log_filter, config.log_format).ok();
         return supervise::run("--supervise", SUPERVISE, logging);
@@ -66,30 +52,7 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     supervise::end_with_parent()?;
     config.prepare_folders()?;
     let _log = telemetry::init_logging(&config.log_filter, config.log_format)?;
-    raise_open_files();
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(config.workers)
-        .thread_name("ambit")
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
-    let done = runtime.block_on(app::run(config));
-    runtime.shutdown_timeout(LAST_MOMENT);
-    match done {
-        Err(error) if tracing::enabled!(tracing::Level::ERROR) => {
-            tracing::error!(error = format!("{error:#}"), "the agent cannot go on");
-            Ok(ExitCode::FAILURE)
-        }
-        done => done.map(|()| ExitCode::SUCCESS),
-    }
-}
-
-/// A connection takes several descriptors; the usual soft limit of 1024 is meant for programs that call select(2).
-pub(super) fn raise_open_files() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
-    match raised {
-        Ok(limit) => tracing::debug!(limit, "open files"),
-        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
-    }
+    let mut runtime = Builder::new_multi_thread();
+    runtime.worker_threads(config.workers).thread_name("ambit");
+    process::run(&mut runtime, "the agent", app::run(config))
 }

@@ -1,69 +1,17 @@
-//! `ambit ca`: settings to configuration, then the runtime and the CA service on it.
+//! `ambit ca`: settings to configuration, then the CA service on a runtime.
 
-use std::{net::SocketAddr, process::ExitCode, time::Duration};
+use std::process::ExitCode;
 
-use ambit_core::model::TrustDomain;
-use anyhow::Context;
 use clap::Args;
-use rcgen::SanType;
 use tokio::runtime::Builder;
 
-use super::{
-    agent::{LAST_MOMENT, raise_open_files},
-    config::{ConfigError, private_folder},
-    settings::{self, settings},
-    values::{Accounts, ClusterId, ListenAddr, Location, LogFilter, ObjectName, Rate, ServerNames, Ttl},
-};
+use super::process;
 use crate::{
     app,
-    ca::{CaSettings, CaSource, KubernetesSettings},
     cluster::in_pod,
-    telemetry::{self, LogFormat},
+    config::{CaConfig, CaServiceSettings, Location},
+    telemetry,
 };
-
-const DEFAULT_MAX_TTL: Duration = Duration::from_secs(24 * 3600);
-const DEFAULT_AUDIENCE: &str = "istio-ca";
-const DEFAULT_RATE: u32 = 50;
-/// The ConfigMap of the roots, beside the Secret.
-const DEFAULT_CONFIG_MAP: &str = "ambit-ca-root";
-/// The names of the Service in front of the replicas, and of this machine.
-const DEFAULT_NAMES: &str = "ambit-ca.ambit-system.svc,localhost";
-
-settings! {
-    struct CaSettingsList;
-    /// Where to serve certificate requests
-    listen: ListenAddr, "AMBIT_CA_LISTEN", "ADDR";
-    /// The folder of the CA; a self-signed one is made in it on first use
-    ca_dir: Location, "AMBIT_CA_DIR", "DIR";
-    /// The folder of a CA that somebody else keeps (ca-cert.pem, ca-key.pem, cert-chain.pem, root-cert.pem; or tls.crt, tls.key, ca.crt), instead of --ca-dir
-    cacerts: Location, "AMBIT_CACERTS", "DIR";
-    /// The Secret of a CA in the cluster, instead of --ca-dir; a self-signed one is made in it on first use
-    root_secret: ObjectName, "AMBIT_CA_ROOT_SECRET", "NAMESPACE/NAME";
-    /// The ConfigMap in which the CA's roots are published for agents to mount [default: with --root-secret, ambit-ca-root beside it]
-    root_config_map: ObjectName, "AMBIT_CA_ROOT_CONFIG_MAP", "NAMESPACE/NAME";
-    /// The file that says who may ask, by which token or certificate, and for what
-    token_file: Location, "AMBIT_CA_CALLERS", "FILE";
-    /// The kubeconfig of a cluster whose service accounts may ask; in a pod that is found without one
-    kubeconfig: Location, "AMBIT_KUBECONFIG", "FILE";
-    /// The audience that a service account's token must be made for [default: istio-ca]
-    audience: ClusterId, "AMBIT_CA_AUDIENCE", "NAME";
-    /// The service accounts of agents, which get what runs on their node [default: ambit-system/ambit]
-    node_accounts: Accounts, "AMBIT_CA_NODE_ACCOUNTS", "NAMESPACE/NAME,..";
-    /// Where to serve /metrics and /healthz over HTTP; without it nothing is served
-    metrics_addr: ListenAddr, "AMBIT_METRICS_ADDR", "ADDR";
-    /// The SPIFFE trust domain whose identities are signed [default: cluster.local]
-    trust_domain: TrustDomain, "AMBIT_TRUST_DOMAIN", "DOMAIN";
-    /// The longest lifetime signed, 10s to 90d [default: 24h]
-    max_ttl: Ttl, "AMBIT_CA_MAX_TTL", "DURATION";
-    /// The names and addresses in the service's own certificate [default: ambit-ca.ambit-system.svc,localhost and the address of --listen]
-    dns_name: ServerNames, "AMBIT_CA_DNS_NAME", "NAMES";
-    /// Certificates a second for one caller; ten seconds' worth may come at once [default: 50]
-    rate: Rate, "AMBIT_CA_RATE", "N";
-    /// What to log, in the form of RUST_LOG, such as info,audit=warn [default: info]
-    log: LogFilter, "AMBIT_LOG", "FILTER";
-    /// How to log: text or json [default: text]
-    log_format: LogFormat, "AMBIT_LOG_FORMAT", "FORMAT";
-}
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -78,204 +26,18 @@ Examples:
   ambit ca --config /etc/ambit/ca.yaml --metrics-addr 127.0.0.1:15021 --dns-name ca.example.com,10.0.0.5")]
 pub(super) struct CaArgs {
     #[command(flatten)]
-    settings: CaSettingsList,
+    settings: CaServiceSettings,
     /// A file with settings
     #[arg(long, env = "AMBIT_CA_CONFIG", value_name = "FILE", hide_env_values = true)]
     config: Option<Location>,
 }
 
-/// The configuration of one CA service, complete and checked.
-#[derive(Debug)]
-struct CaConfig {
-    service: CaSettings,
-    metrics_addr: Option<SocketAddr>,
-    log_filter: String,
-    log_format: LogFormat,
-}
-
-impl CaArgs {
-    fn resolve(self) -> Result<CaConfig, ConfigError> {
-        let file = self.config.map(|path| settings::read(&path.0)).transpose()?.unwrap_or_default();
-        let set = self.settings.over(file);
-        let missing = |flag, variable| move || ConfigError::Missing { flag, variable };
-        let listen = set.listen.ok_or_else(missing("listen", "AMBIT_CA_LISTEN"))?.0;
-        let both = |first, second| Err(ConfigError::Both { first, second });
-        let source = match (set.ca_dir, set.cacerts, set.root_secret) {
-            (Some(dir), None, None) => CaSource::Own(dir.0),
-            (None, Some(dir), None) => CaSource::PluggedIn(dir.0),
-            (None, None, Some(secret)) => CaSource::Secret { namespace: secret.namespace, name: secret.name },
-            (None, None, None) => return Err(missing("ca-dir", "AMBIT_CA_DIR")()),
-            (Some(_), Some(_), _) => return both("ca-dir", "cacerts"),
-            (Some(_), None, Some(_)) => return both("ca-dir", "root-secret"),
-            (None, Some(_), Some(_)) => return both("cacerts", "root-secret"),
-        };
-        let kubeconfig = set.kubeconfig.map(|path| path.0);
-        let kubernetes = (kubeconfig.is_some() || in_pod()).then(|| KubernetesSettings {
-            kubeconfig,
-            audience: set.audience.map_or_else(|| DEFAULT_AUDIENCE.to_owned(), |audience| audience.0),
-            node_accounts: set.node_accounts.map_or_else(default_accounts, |accounts| accounts.0),
-        });
-        let publish = match (set.root_config_map, &source) {
-            (Some(map), _) => Some((map.namespace, map.name)),
-            (None, CaSource::Secret { namespace, .. }) => {
-                Some((namespace.clone(), DEFAULT_CONFIG_MAP.to_owned()))
-            }
-            (None, _) => None,
-        };
-        if publish.is_some() && kubernetes.is_none() {
-            return Err(missing("kubeconfig", "AMBIT_KUBECONFIG")());
-        }
-        Ok(CaConfig {
-            service: CaSettings {
-                listen,
-                source,
-                publish,
-                trust_domain: set.trust_domain.unwrap_or_default(),
-                max_ttl: set.max_ttl.map_or(DEFAULT_MAX_TTL, |ttl| ttl.0),
-                names: names(set.dns_name, listen),
-                kubernetes: match kubernetes {
-                    None if set.token_file.is_none() => {
-                        return Err(missing("token-file", "AMBIT_CA_CALLERS")());
-                    }
-                    kubernetes => kubernetes,
-                },
-                token_file: set.token_file.map(|path| path.0),
-                rate: set.rate.map_or(DEFAULT_RATE, |rate| rate.0),
-            },
-            metrics_addr: set.metrics_addr.map(|addr| addr.0),
-            log_filter: set.log.map_or_else(|| "info".to_owned(), |filter| filter.0),
-            log_format: set.log_format.unwrap_or_default(),
-        })
-    }
-}
-
 /// Runs the CA service until it is told to stop or cannot go on; the latter goes to the log and leaves only the exit code.
 pub(super) fn run(args: CaArgs) -> anyhow::Result<ExitCode> {
-    let config = args.resolve()?;
-    if let CaSource::Own(dir) = &config.service.source {
-        private_folder("ca-dir", dir)?;
-    }
+    let file = args.config.as_ref().map(|file| &*file.0);
+    let config = CaConfig::resolve(args.settings, file, in_pod())?;
+    config.prepare_folders()?;
     let _log = telemetry::init_logging(&config.log_filter, config.log_format)?;
-    raise_open_files();
-    let runtime = Builder::new_multi_thread()
-        .thread_name("ambit-ca")
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
-    let done = runtime.block_on(app::run_ca(config.service, config.metrics_addr));
-    runtime.shutdown_timeout(LAST_MOMENT);
-    match done {
-        Err(error) if tracing::enabled!(tracing::Level::ERROR) => {
-            tracing::error!(error = format!("{error:#}"), "the CA service cannot go on");
-            Ok(ExitCode::FAILURE)
-        }
-        done => done.map(|()| ExitCode::SUCCESS),
-    }
-}
-
-fn default_accounts() -> Vec<(String, String)> {
-    vec![("ambit-system".to_owned(), "ambit".to_owned())]
-}
-
-/// The names as they go into the certificate.
-fn names(given: Option<ServerNames>, listen: SocketAddr) -> Vec<SanType> {
-    let names = given.map_or_else(
-        || {
-            let mut names: Vec<String> = DEFAULT_NAMES.split(',').map(str::to_owned).collect();
-            if !listen.ip().is_unspecified() {
-                names.push(listen.ip().to_string());
-            }
-            names
-        },
-        |given| given.0,
-    );
-    let san = |name: String| match name.parse() {
-        Ok(ip) => Some(SanType::IpAddress(ip)),
-        // A name of the setting's kind is ASCII, as certificates ask for.
-        Err(_) => name.try_into().ok().map(SanType::DnsName),
-    };
-    names.into_iter().filter_map(san).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use clap::Parser;
-
-    use super::*;
-
-    #[derive(Debug, Parser)]
-    struct Line {
-        #[command(flatten)]
-        args: CaArgs,
-    }
-
-    fn resolve(line: &str) -> Result<CaConfig, ConfigError> {
-        Line::try_parse_from(["ca"].into_iter().chain(line.split_whitespace())).unwrap().args.resolve()
-    }
-
-    #[test]
-    fn defaults_are_those_of_the_help() {
-        let config = resolve("--listen 10.0.0.5:15012 --ca-dir /ca --token-file /callers").unwrap();
-        let dns = |name: &str| SanType::DnsName(name.try_into().unwrap());
-        assert_eq!(
-            config.service,
-            CaSettings {
-                listen: "10.0.0.5:15012".parse().unwrap(),
-                source: CaSource::Own("/ca".into()),
-                publish: None,
-                trust_domain: TrustDomain::default(),
-                max_ttl: Duration::from_secs(86_400),
-                names: vec![
-                    dns("ambit-ca.ambit-system.svc"),
-                    dns("localhost"),
-                    SanType::IpAddress([10, 0, 0, 5].into())
-                ],
-                token_file: Some("/callers".into()),
-                kubernetes: None,
-                rate: 50,
-            }
-        );
-        assert_eq!((config.metrics_addr, config.log_filter.as_str()), (None, "info"));
-    }
-
-    #[test]
-    fn a_file_sets_everything_and_what_is_missing_or_too_much_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("ca.yaml");
-        std::fs::write(
-            &path,
-            "listen: '[::]:1'\ncacerts: /etc/cacerts\ntoken-file: /t\nmetrics-addr: 127.0.0.1:2\ntrust-domain: td1\n\
-             max-ttl: 1h\ndns-name: ca.test, 10.1.2.3\nrate: 7\nlog: debug\nlog-format: json\n",
-        )
-        .unwrap();
-        let config = resolve(&format!("--config {} --rate 9", path.display())).unwrap();
-        assert_eq!(config.service.source, CaSource::PluggedIn(Path::new("/etc/cacerts").into()));
-        assert_eq!((config.service.rate, config.service.max_ttl), (9, Duration::from_secs(3600)));
-        assert_eq!(config.service.names.len(), 2);
-        assert_eq!(config.log_format, LogFormat::Json);
-        let config =
-            resolve("--listen 1.2.3.4:5 --root-secret ambit-system/ambit-ca --kubeconfig /k").unwrap();
-        let (namespace, name) = ("ambit-system".to_owned(), "ambit-ca".to_owned());
-        let beside = Some((namespace.clone(), "ambit-ca-root".to_owned()));
-        assert_eq!(config.service.publish, beside, "published where the Secret is");
-        assert_eq!(config.service.source, CaSource::Secret { namespace, name });
-        let line = "--listen 1.2.3.4:5 --cacerts /x --kubeconfig /k --root-config-map ns/roots";
-        assert_eq!(resolve(line).unwrap().service.publish, Some(("ns".to_owned(), "roots".to_owned())));
-        for (line, expected) in [
-            ("--ca-dir /ca --token-file /t", "--listen is needed"),
-            ("--listen 1.2.3.4:5 --token-file /t", "--ca-dir is needed"),
-            ("--listen 1.2.3.4:5 --ca-dir /ca", "AMBIT_CA_CALLERS"),
-            ("--listen 1.2.3.4:5 --ca-dir /ca --cacerts /x --token-file /t", "cannot both be set"),
-            ("--listen 1.2.3.4:5 --cacerts /x --root-secret a/b --token-file /t", "cannot both be set"),
-            ("--listen 1.2.3.4:5 --root-secret a/b --token-file /t", "--kubeconfig is needed"),
-            (
-                "--listen 1.2.3.4:5 --ca-dir /x --root-config-map a/b --token-file /t",
-                "--kubeconfig is needed",
-            ),
-        ] {
-            assert!(resolve(line).unwrap_err().to_string().contains(expected), "{line}");
-        }
-    }
+    let service = app::run_ca(config.service, config.metrics_addr);
+    process::run(Builder::new_multi_thread().thread_name("ambit-ca"), "the CA service", service)
 }

@@ -8,16 +8,13 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::{
-    config::DEFAULT_RUN_DIR,
+    ask::ask_in_time,
+    moment::{Moment, until},
     output,
     remote::{Answer, Remote},
-    status::{
-        ask_in_time,
-        table::{Table, until},
-        view::Moment,
-    },
-    values::Location,
+    table::Table,
 };
+use crate::config::{DEFAULT_RUN_DIR, Location};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\

@@ -10,8 +10,11 @@ use std::{
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use super::{config::DEFAULT_BPF_ROOT, output, status::table::Table, values::Location};
-use crate::capture::{Finding, Verdict, check_host};
+use super::{output, table::Table};
+use crate::{
+    capture::{Finding, Verdict, check_host},
+    config::{DEFAULT_BPF_ROOT, Location},
+};
 
 /// 2026-01-01: no certificate of any issuer of ours is older, and a clock before it was never set.
 const BUILT: u64 = 1_767_225_600;

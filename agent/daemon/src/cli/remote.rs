@@ -14,10 +14,8 @@ use kube::{
 };
 use tokio::{runtime::Builder, sync::Semaphore, task::JoinSet, time::timeout};
 
-use super::{
-    status::ask_over,
-    values::{DnsName, Location, Namespace, ObjectName},
-};
+use super::ask::ask_over;
+use crate::config::{DnsName, Location, Namespace, ObjectName};
 
 /// The labels that the chart gives the agents' pods.
 const AGENTS: &str = "app.kubernetes.io/name=ambit,app.kubernetes.io/component=agent";

@@ -1,41 +1,25 @@
 //! `ambit status`: asks the agent of this node over its socket and shows the answer.
 
 mod nodes;
-pub(super) mod table;
-pub(super) mod view;
+mod table;
+mod view;
 
-use std::{io, path::Path, time::Duration};
-
-use ambit_proto::admin::v1::{StatusRequest, StatusResponse, admin_client::AdminClient};
-use anyhow::{Context, anyhow, bail};
+use ambit_proto::admin::v1::StatusResponse;
+use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::UnixStream,
-    runtime::Builder,
-    time::timeout,
-};
-use tonic::transport::Endpoint;
-use tower::service_fn;
 
 use super::{
-    config::DEFAULT_RUN_DIR,
+    ask::ask_in_time,
     output,
     remote::{Answer, Remote},
-    values::Location,
 };
-use crate::admin::RunDir;
+use crate::config::{DEFAULT_RUN_DIR, Location};
 use nodes::NodeView;
 use view::StatusView;
 
-/// How long the agent has for its answer.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// Connections in a table that was not asked for all of them.
 const FEW_CONNECTIONS: u32 = 10;
 const ALL_CONNECTIONS: u32 = u32::MAX;
-/// The longest answer taken, in bytes: several times what the agent lists at most.
-const MAX_ANSWER: usize = 128 * 1024 * 1024;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -138,63 +122,12 @@ fn readiness(status: &StatusResponse, instance: Option<&str>) -> anyhow::Result<
     }
 }
 
-/// Asks the agent with this run directory, and waits no longer than five seconds.
-pub(super) fn ask_in_time(run_dir: &Path, max_connections: u32) -> anyhow::Result<StatusResponse> {
-    let runtime = Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
-    runtime.block_on(async {
-        timeout(PATIENCE, ask(run_dir, max_connections)).await.unwrap_or_else(|_| {
-            bail!("the agent did not answer within {PATIENCE:?}: it is overloaded or stuck; see its log")
-        })
-    })
-}
-
 fn render(view: &StatusView, format: Format) -> anyhow::Result<String> {
     Ok(match format {
         Format::Table => table::render(view, std::time::SystemTime::now()),
         Format::Json => serde_json::to_string_pretty(view)? + "\n",
         Format::Yaml => serde_yaml_ng::to_string(view)?,
     })
-}
-
-async fn ask(run_dir: &Path, max_connections: u32) -> anyhow::Result<StatusResponse> {
-    let socket = RunDir::socket_path(run_dir);
-    let stream = UnixStream::connect(&socket).await.map_err(|error| explain(error, run_dir, &socket))?;
-    ask_over(stream, max_connections).await
-}
-
-/// Asks the agent at the other end of `stream`.
-pub(super) async fn ask_over(
-    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    max_connections: u32,
-) -> anyhow::Result<StatusResponse> {
-    let mut stream = Some(TokioIo::new(stream));
-    // The name is not looked up: the connection is there already, and there is but one.
-    let channel = Endpoint::from_static("http://agent")
-        .connect_with_connector(service_fn(move |_| {
-            let stream = stream.take().ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionAborted));
-            async { stream }
-        }))
-        .await
-        .context("what answers does not speak ambit's protocol")?;
-    let request = StatusRequest { max_connections: Some(max_connections) };
-    match AdminClient::new(channel).max_decoding_message_size(MAX_ANSWER).status(request).await {
-        Ok(answer) => Ok(answer.into_inner()),
-        Err(status) => bail!("the agent could not answer: {} ({:?})", status.message(), status.code()),
-    }
-}
-
-fn explain(error: io::Error, run_dir: &Path, socket: &Path) -> anyhow::Error {
-    let run_dir = run_dir.display();
-    match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => anyhow!(
-            "no agent runs with --run-dir {run_dir}: start one (ambit agent --help), or name the folder of the one \
-             that runs with --run-dir or AMBIT_RUN_DIR"
-        ),
-        io::ErrorKind::PermissionDenied => {
-            anyhow!("{} belongs to another user: run this command as the user of the agent", socket.display())
-        }
-        _ => anyhow::Error::new(error).context(format!("cannot connect to {}", socket.display())),
-    }
 }
 
 #[cfg(test)]

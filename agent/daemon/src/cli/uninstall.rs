@@ -5,14 +5,11 @@ use std::fmt::Write;
 use anyhow::bail;
 use clap::Args;
 
-use super::{
-    config::{DEFAULT_BPF_ROOT, DEFAULT_RUN_DIR, cni_dirs},
-    output,
-    values::{DnsName, Location},
-};
+use super::output;
 use crate::{
-    admin::{AdminError, RunDir},
     app, cni,
+    config::{CniDirs, DEFAULT_BPF_ROOT, DEFAULT_RUN_DIR, DnsName, Location},
+    instance::{InstanceError, RunDir},
 };
 
 #[derive(Debug, Args)]
@@ -59,7 +56,7 @@ struct Which {
 pub(super) fn run(args: &UninstallArgs) -> anyhow::Result<()> {
     // Held to the end, so that no agent starts halfway through.
     let _claim = claim(args)?;
-    let cni = cni_dirs(args.cni_bin_dir.clone(), args.cni_conf_dir.clone())?;
+    let cni = CniDirs::of(args.cni_bin_dir.clone(), args.cni_conf_dir.clone())?;
     let node = args.which.node.as_ref().map(|name| name.0.as_str());
     // The plugin first: without an agent it would keep new pods waiting.
     let mut removed = cni.map_or_else(|| Ok(Vec::new()), |dirs| cni::uninstall(&dirs.bin, &dirs.conf))?;
@@ -74,8 +71,8 @@ fn claim(args: &UninstallArgs) -> anyhow::Result<Option<RunDir>> {
     }
     match RunDir::claim(run_dir) {
         Ok(claim) => Ok(Some(claim)),
-        Err(AdminError::Claimed { .. }) if args.force => Ok(None),
-        Err(AdminError::Claimed { dir, pid }) => {
+        Err(InstanceError::Claimed { .. }) if args.force => Ok(None),
+        Err(InstanceError::Claimed { dir, pid }) => {
             let process = pid.map(|pid| format!(" (process {pid})")).unwrap_or_default();
             bail!("an agent runs in --run-dir {}{process}: stop it first, or pass --force", dir.display())
         }

@@ -27,7 +27,7 @@ use super::{
     CniError,
     protocol::{ANSWER_LIMIT, Answer, MAX_LINE, NetnsRef, Outcome, Request},
 };
-use crate::admin;
+use crate::instance;
 
 /// Requests served at once; more wait in the kernel's queue. A node starts no more pods at once.
 const MAX_REQUESTS: usize = 256;
@@ -50,7 +50,7 @@ where
     F: Future<Output = Answer> + Send,
 {
     let path = socket_path(run_dir);
-    let (listener, _file) = admin::listen(path.clone())?;
+    let (listener, _file) = instance::listen(path.clone())?;
     let listener = UnixListener::from_std(listener).map_err(CniError::file("listen on", path))?;
     tokio::select! {
         () = accept(listener, handle) => {}

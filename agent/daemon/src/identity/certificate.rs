@@ -14,21 +14,21 @@ const MAX_CERTIFICATE: usize = 64 * 1024;
 
 /// The parts of a workload certificate that decide who it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Leaf {
+pub struct Leaf {
     /// The one URI SAN.
-    pub(crate) id: SpiffeId,
+    pub id: SpiffeId,
     /// First moment of validity.
-    pub(crate) not_before: SystemTime,
+    pub not_before: SystemTime,
     /// Last moment of validity.
-    pub(crate) not_after: SystemTime,
+    pub not_after: SystemTime,
     /// Lower-case hexadecimal.
-    pub(crate) serial: String,
+    pub serial: String,
     /// DER of the SubjectPublicKeyInfo.
-    pub(crate) public_key: Vec<u8>,
+    pub public_key: Vec<u8>,
 }
 
 /// The name of who signed a certificate; empty if it cannot be read.
-pub(crate) fn issuer_name(der: &[u8]) -> String {
+pub fn issuer_name(der: &[u8]) -> String {
     parse(der).map(|certificate| bounded(certificate.issuer())).unwrap_or_default()
 }
 
@@ -38,7 +38,7 @@ pub(super) fn bounded(name: &X509Name<'_>) -> String {
 
 /// Why a certificate names no workload.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Fault {
+pub enum Fault {
     /// Not a certificate.
     #[error("the certificate cannot be read: {0}")]
     Unreadable(String),
@@ -49,7 +49,7 @@ pub(crate) enum Fault {
 
 impl Leaf {
     /// Reads one DER certificate: exactly one URI SAN, and that a workload identity; other kinds of SAN are allowed.
-    pub(crate) fn read(der: &[u8]) -> Result<Self, Fault> {
+    pub fn read(der: &[u8]) -> Result<Self, Fault> {
         let certificate = parse(der)?;
         Ok(Self {
             id: workload_identity(&certificate)?,

@@ -5,11 +5,11 @@
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 
 /// More certificates in one text are not believed.
-pub(crate) const MAX_CERTIFICATES: usize = 64;
+pub const MAX_CERTIFICATES: usize = 64;
 
 /// The certificates in a text, in their order: 1 to [`MAX_CERTIFICATES`]. Other kinds of PEM blocks are passed over. They
 /// are not looked into. The error says what is wrong with the text, in a few words.
-pub(crate) fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+pub fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let found: Vec<_> = CertificateDer::pem_slice_iter(text)
         .take(MAX_CERTIFICATES + 1)
         .collect::<Result<_, _>>()

@@ -23,16 +23,16 @@ const ECDSA_SHA384: &str = "1.2.840.10045.4.3.3";
 
 /// A request that asks for one identity and nothing else, proved to be made by the holder of its key.
 #[derive(Debug)]
-pub(crate) struct CheckedRequest {
+pub struct CheckedRequest {
     /// The identity asked for.
-    pub(crate) id: SpiffeId,
+    pub id: SpiffeId,
     /// DER of the SubjectPublicKeyInfo: an ECDSA key on P-256 or P-384.
-    pub(crate) public_key: Vec<u8>,
+    pub public_key: Vec<u8>,
 }
 
 /// Why a request is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum RequestFault {
+pub enum RequestFault {
     /// It cannot be read, or asks for more than an identity.
     #[error("the certificate request {0}")]
     Request(String),
@@ -49,7 +49,7 @@ pub(crate) enum RequestFault {
 
 impl CheckedRequest {
     /// Checks the one request in a PEM text.
-    pub(crate) fn from_pem(text: &str) -> Result<Self, RequestFault> {
+    pub fn from_pem(text: &str) -> Result<Self, RequestFault> {
         if text.len() > MAX_LENGTH {
             return Err(bad("is too long"));
         }
@@ -66,7 +66,7 @@ impl CheckedRequest {
     }
 
     /// Checks one PKCS#10 request.
-    pub(crate) fn from_der(der: &[u8]) -> Result<Self, RequestFault> {
+    pub fn from_der(der: &[u8]) -> Result<Self, RequestFault> {
         if der.len() > MAX_LENGTH {
             return Err(bad("is too long"));
         }

@@ -5,8 +5,8 @@ use std::collections::{HashMap, HashSet};
 use ambit_core::model::SpiffeId;
 
 use crate::{
-    admin::{Gate, Readiness},
     identity::{KeyStore, Root, roots},
+    instance::{Gate, Readiness},
     telemetry::Telemetry,
 };
 

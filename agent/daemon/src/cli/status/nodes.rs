@@ -4,12 +4,8 @@ use std::{fmt::Write as _, time::SystemTime};
 
 use serde::Serialize;
 
-use super::{
-    Section,
-    table::{self, Table},
-    view::StatusView,
-};
-use crate::cli::remote::Answer;
+use super::{Section, table, view::StatusView};
+use crate::cli::{remote::Answer, table::Table};
 
 /// What came of asking one node's agent.
 #[derive(Debug, Serialize)]

@@ -1,11 +1,12 @@
-//! The status for people: aligned columns, times as distances from now. Nothing in a value can move the cursor.
+//! The status for people: aligned columns, times as distances from now.
 
-use std::{
-    fmt::Write,
-    time::{Duration, SystemTime},
+use std::{fmt::Write, time::SystemTime};
+
+use super::view::{CertificateView, ConnectionView, PodView, ProblemView, StatusView};
+use crate::cli::{
+    moment::{age, until},
+    table::{Table, line},
 };
-
-use super::view::{CertificateView, ConnectionView, Moment, PodView, ProblemView, StatusView};
 
 /// Draws everything that `view` has.
 pub(super) fn render(view: &StatusView, now: SystemTime) -> String {
@@ -168,31 +169,6 @@ fn sentence(problem: &ProblemView) -> String {
     if place.is_empty() { message.clone() } else { format!("{}: {message}", place.join(": ")) }
 }
 
-/// `in 11h 59m`, `2m 3s ago`, or `-`.
-pub(in crate::cli) fn until(moment: Option<Moment>, now: SystemTime) -> String {
-    let Some(Moment(moment)) = moment else { return "-".to_owned() };
-    match moment.duration_since(now) {
-        Ok(ahead) => format!("in {}", span(ahead)),
-        Err(past) => format!("{} ago", span(past.duration())),
-    }
-}
-
-fn age(moment: Moment, now: SystemTime) -> String {
-    span(now.duration_since(moment.0).unwrap_or_default())
-}
-
-/// A duration in its two largest units.
-fn span(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds}s"),
-        (0, 0, _) => format!("{minutes}m {}s", seconds % 60),
-        (0, ..) => format!("{hours}h {}m", minutes % 60),
-        _ => format!("{days}d {}h", hours % 24),
-    }
-}
-
 /// A byte count with three digits or so: `17 B`, `1.5 KiB`.
 fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
@@ -208,82 +184,9 @@ fn bytes(count: u64) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
-/// Aligned columns under their names.
-pub(in crate::cli) struct Table {
-    rows: Vec<Vec<String>>,
-}
-
-impl Table {
-    pub(in crate::cli) fn new<const N: usize>(head: [&str; N]) -> Self {
-        Self { rows: vec![head.map(str::to_owned).into()] }
-    }
-
-    pub(in crate::cli) fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.map(|cell| printable(if cell.is_empty() { "-" } else { &cell })).into());
-    }
-
-    /// The rows of all `tables`, each with its node in front; `None` of no table.
-    pub(in crate::cli) fn by_node(tables: Vec<(String, Self)>) -> Option<Self> {
-        let head = tables.first()?.1.rows.first()?.clone();
-        let body = tables.into_iter().flat_map(|(node, table)| {
-            let rows = table.rows.into_iter().skip(1);
-            rows.map(move |row| [vec![printable(&node)], row].concat())
-        });
-        let rows = std::iter::once([vec!["NODE".to_owned()], head].concat()).chain(body).collect();
-        Some(Self { rows })
-    }
-
-    pub(in crate::cli) fn draw(&self, out: &mut String) {
-        if self.rows.len() == 1 {
-            out.push_str("  none\n");
-            return;
-        }
-        let columns = self.rows[0].len();
-        let width =
-            |column: usize| self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..columns).map(width).collect();
-        for row in &self.rows {
-            let cells: Vec<String> =
-                row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-            line(out, &format!("  {}", cells.join("  ")));
-        }
-    }
-}
-
-fn line(out: &mut String, text: &str) {
-    out.push_str(printable(text).trim_end());
-    out.push('\n');
-}
-
-/// Names and messages come from manifests and peers: control characters in them are shown, not obeyed.
-fn printable(text: &str) -> String {
-    text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
-        if c.is_control() {
-            shown.extend(c.escape_default());
-        } else {
-            shown.push(c);
-        }
-        shown
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn spans_show_two_units() {
-        for (seconds, expected) in [
-            (0, "0s"),
-            (59, "59s"),
-            (61, "1m 1s"),
-            (43_140, "11h 59m"),
-            (90_000, "1d 1h"),
-            (7_776_000, "90d 0h"),
-        ] {
-            assert_eq!(span(Duration::from_secs(seconds)), expected);
-        }
-    }
 
     #[test]
     fn bytes_stay_short() {

@@ -1,7 +1,4 @@
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use ambit_proto::admin::v1::{
     CaptureCounters, Certificate, CertificateState, Connection, Direction, Pod, PodState, Problem, Security,
@@ -9,7 +6,7 @@ use ambit_proto::admin::v1::{
 use prost_types::Timestamp;
 
 use super::*;
-use crate::admin::{StatusProvider, serve_status};
+use crate::instance::RunDir;
 
 const NOW: i64 = 1_900_000_000;
 
@@ -140,40 +137,6 @@ fn times_beyond_any_clock_are_left_out() {
     }
     let ahead = StatusView::new(odd(NOW + 60, 0), &[]);
     assert!(table::render(&ahead, now()).contains("up 0s"), "the clocks of agent and user may differ");
-}
-
-struct Fixed;
-
-impl StatusProvider for Fixed {
-    fn status(&self) -> StatusResponse {
-        StatusResponse { connections: vec![status().connections[0].clone(); 20_000], ..status() }
-    }
-}
-
-#[tokio::test]
-async fn an_agent_that_runs_is_asked() {
-    let dir = tempfile::tempdir().unwrap();
-    let run_dir = RunDir::claim(dir.path()).unwrap();
-    let server = tokio::spawn(serve_status(run_dir, Arc::new(Fixed), std::future::pending()));
-    while !RunDir::socket_path(dir.path()).exists() {
-        tokio::task::yield_now().await;
-    }
-    let answer = ask(dir.path(), FEW_CONNECTIONS).await.unwrap();
-    assert_eq!((answer.connections.len(), answer.connections_total), (10, 20_000));
-    let answer = ask(dir.path(), ALL_CONNECTIONS).await.unwrap();
-    assert_eq!((answer.node.as_str(), answer.connections.len()), ("n1", 20_000));
-    server.abort();
-}
-
-#[tokio::test]
-async fn where_no_agent_runs_the_error_says_what_to_do() {
-    let dir = tempfile::tempdir().unwrap();
-    let expected = format!("no agent runs with --run-dir {}: start one", dir.path().display());
-    let error = ask(dir.path(), 0).await.unwrap_err().to_string();
-    assert!(error.starts_with(&expected), "{error}");
-    drop(std::os::unix::net::UnixListener::bind(RunDir::socket_path(dir.path())).unwrap());
-    let error = ask(dir.path(), 0).await.unwrap_err().to_string();
-    assert!(error.starts_with(&expected), "{error}");
 }
 
 #[derive(clap::Parser)]

@@ -2,13 +2,11 @@
 //!
 //! Keys are camelCase, times RFC 3339 in UTC, states lower case. Sections that were not asked for are absent.
 
-use std::time::{Duration, SystemTime};
-
 use ambit_proto::admin::v1 as proto;
-use serde::{Serialize, Serializer};
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use serde::Serialize;
 
 use super::Section;
+use crate::cli::moment::Moment;
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -93,33 +91,6 @@ pub(super) struct ProblemView {
     pub(super) object: String,
     pub(super) field: String,
     pub(super) message: String,
-}
-
-/// A point in time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::cli) struct Moment(pub(in crate::cli) SystemTime);
-
-impl Moment {
-    /// `None` for what no clock and no calendar of four-digit years shows.
-    pub(in crate::cli) fn of(time: Option<prost_types::Timestamp>) -> Option<Self> {
-        const LAST_SECOND_OF_9999: u64 = 253_402_300_799;
-        let time = time?;
-        let seconds = u64::try_from(time.seconds).ok().filter(|seconds| *seconds <= LAST_SECOND_OF_9999)?;
-        let nanos = u32::try_from(time.nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
-        SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanos)).map(Self)
-    }
-}
-
-impl Serialize for Moment {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let since_epoch = self.0.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        i64::try_from(since_epoch.as_secs())
-            .ok()
-            .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
-            .and_then(|time| time.format(&Rfc3339).ok())
-            .ok_or_else(|| serde::ser::Error::custom("a time beyond the calendar"))?
-            .serialize(serializer)
-    }
 }
 
 impl StatusView {

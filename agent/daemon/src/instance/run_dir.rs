@@ -1,12 +1,9 @@
 //! The claim on a run directory: a lock file that the kernel releases when the process ends, however it ends.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::{
-        fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
-        net::UnixListener,
-    },
+    os::unix::{fs::OpenOptionsExt, net::UnixListener},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -14,11 +11,12 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg, OFlag},
-    sys::stat::{Mode, fchmod},
 };
-use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::AdminError;
+use super::{
+    InstanceError,
+    socket::{SocketFile, listen},
+};
 
 const LOCK_FILE: &str = "ambit.lock";
 /// Held by the agent that is about to claim the directory, so that there is one at a time.
@@ -50,7 +48,7 @@ impl Successor {
     }
 
     /// Claims the directory once the agent that served it has let go of it.
-    pub(super) fn claim(&self) -> Result<RunDir, AdminError> {
+    pub(super) fn claim(&self) -> Result<RunDir, InstanceError> {
         RunDir::claim_for(&self.path, &self.node)
     }
 }
@@ -63,16 +61,16 @@ pub(crate) struct RunDir {
 }
 
 impl RunDir {
-    /// Claims `path`, a directory that exists. Fails with [`AdminError::Claimed`] while another process holds it.
-    pub(crate) fn claim(path: &Path) -> Result<Self, AdminError> {
+    /// Claims `path`, a directory that exists. Fails with [`InstanceError::Claimed`] while another process holds it.
+    pub(crate) fn claim(path: &Path) -> Result<Self, InstanceError> {
         Self::claim_for(path, "")
     }
 
     /// Claims `path` for the agent of `node`, or the right to be the next one there if an agent of that node serves it.
-    /// Fails with [`AdminError::Claimed`] while another process holds it, or is about to.
-    pub(crate) fn claim_or_succeed(path: &Path, node: &str) -> Result<Claim, AdminError> {
+    /// Fails with [`InstanceError::Claimed`] while another process holds it, or is about to.
+    pub(crate) fn claim_or_succeed(path: &Path, node: &str) -> Result<Claim, InstanceError> {
         let next = lock(path, NEXT_FILE)?
-            .map_err(|holder| AdminError::Claimed { dir: path.to_owned(), pid: holder.pid })?;
+            .map_err(|holder| InstanceError::Claimed { dir: path.to_owned(), pid: holder.pid })?;
         match lock(path, LOCK_FILE)? {
             Ok(lock) => Ok(Claim::Free(Self::held(path, lock, node)?)),
             Err(holder) if holder.node.as_deref() == Some(node) => {
@@ -80,17 +78,17 @@ impl RunDir {
                 sign(path, NEXT_FILE, &mut next, node)?;
                 Ok(Claim::Held(Successor { path: path.to_owned(), node: node.to_owned(), _next: next }))
             }
-            Err(holder) => Err(AdminError::Claimed { dir: path.to_owned(), pid: holder.pid }),
+            Err(holder) => Err(InstanceError::Claimed { dir: path.to_owned(), pid: holder.pid }),
         }
     }
 
-    fn claim_for(path: &Path, node: &str) -> Result<Self, AdminError> {
+    fn claim_for(path: &Path, node: &str) -> Result<Self, InstanceError> {
         let lock = lock(path, LOCK_FILE)?
-            .map_err(|holder| AdminError::Claimed { dir: path.to_owned(), pid: holder.pid })?;
+            .map_err(|holder| InstanceError::Claimed { dir: path.to_owned(), pid: holder.pid })?;
         Self::held(path, lock, node)
     }
 
-    fn held(path: &Path, mut lock: Flock<File>, node: &str) -> Result<Self, AdminError> {
+    fn held(path: &Path, mut lock: Flock<File>, node: &str) -> Result<Self, InstanceError> {
         sign(path, LOCK_FILE, &mut lock, node)?;
         Ok(Self { path: path.to_owned(), _lock: Arc::new(lock) })
     }
@@ -107,12 +105,12 @@ impl RunDir {
 
     /// Listens on the status socket, which only this user may connect to. A socket left by a dead agent is replaced: the
     /// claim proves that it is dead.
-    pub(super) fn listen(&self) -> Result<(UnixListener, SocketFile), AdminError> {
+    pub(crate) fn listen(&self) -> Result<(UnixListener, SocketFile), InstanceError> {
         listen(Self::socket_path(&self.path))
     }
 
     /// Listens for the agent that is to be next.
-    pub(super) fn listen_for_successors(&self) -> Result<(UnixListener, SocketFile), AdminError> {
+    pub(super) fn listen_for_successors(&self) -> Result<(UnixListener, SocketFile), InstanceError> {
         listen(self.path.join(HANDOVER_FILE))
     }
 }
@@ -124,9 +122,9 @@ struct Holder {
 }
 
 /// Takes the lock `name` in `dir`, or tells who has it.
-fn lock(dir: &Path, name: &str) -> Result<Result<Flock<File>, Holder>, AdminError> {
+fn lock(dir: &Path, name: &str) -> Result<Result<Flock<File>, Holder>, InstanceError> {
     let path = dir.join(name);
-    let unusable = |source| AdminError::RunDir { path: path.clone(), source };
+    let unusable = |source| InstanceError::RunDir { path: path.clone(), source };
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -144,40 +142,10 @@ fn lock(dir: &Path, name: &str) -> Result<Result<Flock<File>, Holder>, AdminErro
 }
 
 /// Writes into a lock who holds it.
-fn sign(dir: &Path, name: &str, lock: &mut Flock<File>, node: &str) -> Result<(), AdminError> {
-    let unusable = |source| AdminError::RunDir { path: dir.join(name), source };
+fn sign(dir: &Path, name: &str, lock: &mut Flock<File>, node: &str) -> Result<(), InstanceError> {
+    let unusable = |source| InstanceError::RunDir { path: dir.join(name), source };
     lock.set_len(0).map_err(unusable)?;
     writeln!(lock, "{}\n{node}", std::process::id()).map_err(unusable)
-}
-
-/// Listens at `path` on a UNIX socket that only this user may connect to, in the place of a socket that may be there:
-/// whoever connects meets one or the other.
-pub(crate) fn listen(path: PathBuf) -> Result<(UnixListener, SocketFile), AdminError> {
-    if fs::symlink_metadata(&path).is_ok_and(|found| !found.file_type().is_socket()) {
-        return Err(AdminError::InTheWay { path });
-    }
-    let fresh = path.with_extension("new");
-    let bound = || {
-        match fs::remove_file(&fresh) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let listener = bind(&fresh)?;
-        let inode = fs::symlink_metadata(&fresh)?.ino();
-        fs::rename(&fresh, &path)?;
-        Ok((listener, SocketFile { path: path.clone(), inode }))
-    };
-    bound().map_err(|source| AdminError::RunDir { path: path.clone(), source })
-}
-
-fn bind(path: &Path) -> io::Result<UnixListener> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM.cloexec().nonblocking(), None)?;
-    // The file takes over the mode that the socket has when it is bound (unix(7)), so there is no moment in which others
-    // could connect.
-    fchmod(&socket, Mode::from_bits_truncate(0o600))?;
-    socket.bind(&SockAddr::unix(path)?)?;
-    socket.listen(128)?;
-    Ok(socket.into())
 }
 
 fn holder(file: File) -> Holder {
@@ -191,24 +159,9 @@ fn holder(file: File) -> Holder {
     }
 }
 
-/// Removes the socket's file when dropped, unless another agent's is in its place.
-#[derive(Debug)]
-pub(crate) struct SocketFile {
-    path: PathBuf,
-    inode: u64,
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::{fs, os::unix::fs::PermissionsExt};
 
     use super::*;
 
@@ -245,10 +198,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(RunDir::socket_path(dir.path()), "precious").unwrap();
         let error = RunDir::claim(dir.path()).unwrap().listen().unwrap_err();
-        assert!(matches!(error, AdminError::InTheWay { .. }), "{error:?}");
+        assert!(matches!(error, InstanceError::InTheWay { .. }), "{error:?}");
         let link = dir.path().join("elsewhere");
         fs::create_dir(&link).unwrap();
         std::os::unix::fs::symlink("/dev/null", link.join(LOCK_FILE)).unwrap();
-        assert!(matches!(RunDir::claim(&link), Err(AdminError::RunDir { .. })));
+        assert!(matches!(RunDir::claim(&link), Err(InstanceError::RunDir { .. })));
     }
 }

@@ -1,39 +1,49 @@
-//! `cargo xtask demo --kube`: the demo on a real Kubernetes, as an operator would go about it.
+//! The demo on a real Kubernetes, as an operator would go about it.
 
 use std::{process::ExitCode, time::Duration};
 
-use ambit_integration::{
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use super::How;
+use crate::{
     capture::is_tls,
-    console::Console,
+    console::{self, Console},
     kube_suite::{Kit, Plan, Pod, Site, Wire, probed_pods_must_stay_ready},
     load::ports,
     process::{self, eventually},
     sandbox::{self, Sandbox},
 };
-use anyhow::{Result, ensure};
-use serde_json::json;
 
-use crate::demo::Args;
+/// How the demo runs.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    kit: Kit,
+    #[command(flatten)]
+    how: How,
+}
 
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Runs the verb; `kit` prepares what is shown.
-pub(crate) fn run(args: &Args, kit: impl FnOnce() -> Result<Kit>) -> Result<ExitCode> {
-    sandbox::supervised(kit, |sandbox, kit| {
-        let console = Console::new(args.json);
+/// Runs the verb.
+pub(in crate::verbs) fn run(args: &Args) -> Result<ExitCode> {
+    sandbox::supervised(|sandbox| {
+        let How { keep, json, seconds } = args.how;
+        let console = Console::new(json);
         console.heading("1. A real Kubernetes: control plane and two nodes, each in namespaces of its own");
-        let mut site = Site::up(sandbox, &kit, "kube")?;
+        let mut site = Site::up(sandbox, &args.kit, "kube")?;
         console.line(indented(&site.cluster.api.kubectl(&["get", "nodes", "-o", "wide"])?));
         let scene = install(&mut site, console)?;
         label(&site, &scene, console)?;
         strict(&mut site, &scene, console)?;
-        let (direct, ambit) = figures(&site, &scene, args.seconds, console)?;
-        if args.json {
+        let (direct, ambit) = figures(&site, &scene, seconds, console)?;
+        if json {
             let gbps = json!({ "plaintext": direct / 1e9, "ambit": ambit / 1e9 });
-            println!("{:#}", json!({ "seconds": args.seconds, "one_stream_gbps": gbps }));
+            console::answer(&json!({ "seconds": seconds, "one_stream_gbps": gbps }));
         }
-        if args.keep {
-            keep(sandbox, site, &scene, console)
+        if keep {
+            leave_running(sandbox, site, &scene, console)
         } else {
             console.line("\nTaking everything down again.");
             site.down()
@@ -137,7 +147,7 @@ fn figures(site: &Site, scene: &Scene, seconds: u32, console: Console) -> Result
     Ok((direct, ambit))
 }
 
-fn keep(sandbox: &Sandbox, site: Site, scene: &Scene, console: Console) -> Result<()> {
+fn leave_running(sandbox: &Sandbox, site: Site, scene: &Scene, console: Console) -> Result<()> {
     sandbox.keep()?;
     console.heading("Still running. To look around:");
     let shop = &scene.shop;

@@ -2,7 +2,7 @@
 //! pauses, the new one leads everything to itself and says so, and the old one lets go of the directory. Whichever dies on
 //! the way, the other finds the connection closed, and serves.
 
-use std::{io, time::Duration};
+use std::{io, path::Path, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -12,8 +12,10 @@ use tokio::{
 };
 
 use super::{
-    AdminError, RunDir,
-    run_dir::{SocketFile, Successor},
+    InstanceError,
+    draining::LINGER,
+    run_dir::{Claim, RunDir, Successor},
+    socket::SocketFile,
 };
 
 /// The words of the protocol, each one byte. There are no others, and none comes twice.
@@ -50,9 +52,9 @@ impl Takeover {
 pub(crate) async fn serve_successors(
     run_dir: RunDir,
     takeovers: mpsc::Sender<Takeover>,
-) -> Result<(), AdminError> {
+) -> Result<(), InstanceError> {
     let (listener, _file): (_, SocketFile) = run_dir.listen_for_successors()?;
-    let failed = |source| AdminError::RunDir { path: RunDir::socket_path(run_dir.path()), source };
+    let failed = |source| InstanceError::RunDir { path: RunDir::socket_path(run_dir.path()), source };
     let listener = UnixListener::from_std(listener).map_err(failed)?;
     loop {
         let (mut stream, _) = listener.accept().await.map_err(failed)?;
@@ -66,7 +68,7 @@ pub(crate) async fn serve_successors(
 
 impl Successor {
     /// Asks the agent that serves to pause. From its answer on everything is up to the caller, for [`SWAP_LIMIT`].
-    pub(crate) async fn ask(self) -> Result<Granted, AdminError> {
+    pub(crate) async fn ask(self) -> Result<Granted, InstanceError> {
         let deadline = Instant::now() + PAUSE;
         loop {
             let asked = timeout_at(deadline, self.ask_once()).await;
@@ -76,7 +78,7 @@ impl Successor {
                 Err(source) => match self.claim() {
                     Ok(run_dir) => return Ok(Granted { successor: self, old: Old::Gone(run_dir) }),
                     Err(_) if Instant::now() < deadline => sleep(POLL).await,
-                    Err(_) => return Err(AdminError::NotGranted { path: self.socket_path(), source }),
+                    Err(_) => return Err(InstanceError::NotGranted { path: self.socket_path(), source }),
                 },
             }
         }
@@ -90,6 +92,22 @@ impl Successor {
             other => Err(io::Error::other(format!("an unknown answer, {other}"))),
         }
     }
+}
+
+/// The run directory at `path` back for the agent of `node` that has handed it over, if the agent that was to have it has
+/// died before it did; waits a moment for it.
+pub(crate) async fn reclaim(path: &Path, node: &str) -> Option<RunDir> {
+    let claimed = async {
+        loop {
+            match RunDir::claim_or_succeed(path, node) {
+                Ok(Claim::Free(run_dir)) => return Some(run_dir),
+                Ok(Claim::Held(_)) => return None,
+                // It is about to claim it.
+                Err(_) => sleep(POLL).await,
+            }
+        }
+    };
+    timeout(LINGER, claimed).await.unwrap_or_default()
 }
 
 /// The old agent has paused, or is gone.
@@ -107,7 +125,7 @@ enum Old {
 
 impl Granted {
     /// Says that everything has been taken over, and claims the directory.
-    pub(crate) async fn done(self) -> Result<RunDir, AdminError> {
+    pub(crate) async fn done(self) -> Result<RunDir, InstanceError> {
         let mut stream = match self.old {
             Old::Gone(run_dir) => return Ok(run_dir),
             Old::Paused(stream) => stream,
@@ -117,7 +135,7 @@ impl Granted {
         let deadline = Instant::now() + LET_GO;
         loop {
             match self.successor.claim() {
-                Err(AdminError::Claimed { .. }) if Instant::now() < deadline => sleep(POLL).await,
+                Err(InstanceError::Claimed { .. }) if Instant::now() < deadline => sleep(POLL).await,
                 claimed => return claimed,
             }
         }
@@ -126,9 +144,7 @@ impl Granted {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
-    use super::{super::run_dir::Claim, *};
+    use super::*;
 
     fn claim(dir: &Path) -> Claim {
         RunDir::claim_or_succeed(dir, "n1").unwrap()
@@ -136,7 +152,7 @@ mod tests {
 
     struct Serving {
         run_dir: RunDir,
-        server: tokio::task::JoinHandle<Result<(), AdminError>>,
+        server: tokio::task::JoinHandle<Result<(), InstanceError>>,
         takeovers: mpsc::Receiver<Takeover>,
     }
 
@@ -203,6 +219,15 @@ mod tests {
         let run_dir = asked.await.unwrap().unwrap().done().await.unwrap();
         assert!(matches!(claim(dir.path()), Claim::Held(_)), "the new one holds it");
         drop(run_dir);
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_was_handed_over_comes_back_only_if_nobody_took_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let taken = claim(dir.path());
+        assert!(reclaim(dir.path(), "n1").await.is_none(), "its new owner lives");
+        drop(taken);
+        assert!(reclaim(dir.path(), "n1").await.is_some());
     }
 
     #[test]

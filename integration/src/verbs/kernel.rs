@@ -1,9 +1,7 @@
 //! The end-to-end tests on another kernel than the machine's: Debian's of a series, under qemu, without KVM.
 //!
 //! The guest has the machine's own root file system, read-only with memory on top, and tells what its tests say through a
-//! shared folder. Which kernel it is, and where it comes from, is for `package`; the tests are the verb `test`'s.
-
-mod package;
+//! shared folder. Which kernel it is, and where it comes from, is for `cargo xtask`; the tests are the verb `test`'s.
 
 use std::{
     collections::BTreeSet,
@@ -17,19 +15,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ambit_integration::{
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+
+use crate::{
+    console::Console,
     process::{self, Process},
     sandbox,
-};
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use serde::{Deserialize, Serialize};
-
-use self::package::Kernel;
-pub(crate) use self::package::Series;
-use crate::{
-    build::{self, Arch},
-    setup,
-    workspace::{self, output, run as call, step},
 };
 
 /// What the guest needs beyond what is in its kernel to see the machine's root file system.
@@ -69,42 +60,51 @@ for mounted in proc sys dev; do mount --move "/$mounted" "/root/$mounted"; done
 exec switch_root /root /bin/sh "$SHARED/guest"
 "#;
 
-/// Runs the verb `test`, with the arguments `test`, on the newest kernel of `series` that Debian has.
-pub(crate) fn run(series: &Series, binary: Option<&Path>, test: &[&str]) -> Result<ExitCode> {
-    let prepare = || {
-        if Arch::host()? != Arch::Amd64 {
-            bail!(
-                "--kernel is for x86-64 machines only, for now: leave it out to test on this machine's kernel"
-            );
-        }
-        setup::kernel_programs()?;
-        Ok(Prepared { kernel: Kernel::newest(series)?, binary: build::daemon_or(binary)? })
-    };
-    sandbox::supervised(prepare, |sandbox, Prepared { kernel, binary }| {
+/// Which kernel, and which tests run on it.
+#[derive(clap::Args)]
+pub struct Args {
+    /// As `uname -r` prints it.
+    #[arg(long)]
+    release: String,
+    /// Where its `vmlinuz` and `lib/modules` are.
+    #[arg(long)]
+    kernel: PathBuf,
+    /// The daemon.
+    #[arg(long)]
+    binary: PathBuf,
+    /// Where logs of tests that fail, and what the kernel says, are kept.
+    #[arg(long)]
+    logs: PathBuf,
+    /// Arguments of the verb `test`.
+    #[arg(last = true)]
+    test: Vec<String>,
+}
+
+/// Runs the verb `test` on the kernel.
+pub(super) fn run(args: &Args) -> Result<ExitCode> {
+    sandbox::supervised(|sandbox| {
+        let Args { release, logs, .. } = args;
         let folder = sandbox.folder();
-        let logs = workspace::target_dir()?.join("e2e-logs");
-        fs::create_dir_all(&logs).with_context(|| logs.display().to_string())?;
-        fs::write(folder.join("guest"), guest(&kernel, &binary, &logs, test)?)?;
-        let initramfs = initramfs(&kernel, folder)?;
+        fs::create_dir_all(logs).with_context(|| logs.display().to_string())?;
+        fs::write(folder.join("guest"), guest(args)?)?;
+        let initramfs = initramfs(args, folder)?;
         // Where it can still be read when the run's folder is gone.
-        let console = logs.join(format!("kernel-{}.log", kernel.release));
+        let console = logs.join(format!("kernel-{release}.log"));
         for file in [&folder.join(STDOUT), &folder.join(STDERR), &console] {
             File::create(file).with_context(|| file.display().to_string())?;
         }
-        let booting =
-            format!("Booting Linux {} (emulated: everything takes several times as long)", kernel.release);
-        let mut machine = step(&booting, || {
-            let mut qemu = qemu(&kernel, &initramfs, folder, &logs, &console);
-            Process::start(&mut qemu, &folder.join("qemu.log"))
-        })?;
+        Console::new(true).line(format_args!(
+            "==> Booting Linux {release} (emulated: everything takes several times as long)"
+        ));
+        let mut qemu = qemu(args, &initramfs, folder, &console);
+        let mut machine = Process::start(&mut qemu, &folder.join("qemu.log"))?;
         follow(&mut machine, folder).map_err(|error| anyhow!("{error:#}; {}", said(&machine, &console)))?;
         let code =
             fs::read_to_string(folder.join(RESULT)).ok().and_then(|code| code.trim().parse::<i32>().ok());
         match code {
             Some(0) => Ok(()),
             Some(code) => bail!(
-                "the tests ended with exit code {code} on Linux {}; what its kernel said is in {}",
-                kernel.release,
+                "the tests ended with exit code {code} on Linux {release}; what its kernel said is in {}",
                 console.display()
             ),
             None => bail!("the virtual machine ended before its tests did; {}", said(&machine, &console)),
@@ -112,15 +112,8 @@ pub(crate) fn run(series: &Series, binary: Option<&Path>, test: &[&str]) -> Resu
     })
 }
 
-/// What is known before the virtual machine is started.
-#[derive(Serialize, Deserialize)]
-struct Prepared {
-    kernel: Kernel,
-    binary: PathBuf,
-}
-
 /// Writes the guest's first file system, with [`INIT`] in it, into `folder`.
-fn initramfs(kernel: &Kernel, folder: &Path) -> Result<PathBuf> {
+fn initramfs(args: &Args, folder: &Path) -> Result<PathBuf> {
     let tree = folder.join("initramfs");
     let mut names: Vec<String> = ["bin", "dev", "lower", "modules", "proc", "root", "sys", "upper"]
         .map(str::to_owned)
@@ -129,7 +122,7 @@ fn initramfs(kernel: &Kernel, folder: &Path) -> Result<PathBuf> {
     for name in &names {
         fs::create_dir_all(tree.join(name))?;
     }
-    let busybox = setup::find("busybox").context("no busybox")?;
+    let busybox = find("busybox").context("no busybox")?;
     if Command::new("ldd").arg(&busybox).output().context("cannot start ldd")?.status.success() {
         bail!("{} is not static; replace it: apt-get install busybox-static", busybox.display());
     }
@@ -145,9 +138,9 @@ fn initramfs(kernel: &Kernel, folder: &Path) -> Result<PathBuf> {
     })?;
     let mut there = BTreeSet::new();
     for module in MODULES {
-        let mut modprobe = setup::program("modprobe");
-        modprobe.args(["-C", "/dev/null", "-S", &kernel.release, "--show-depends", "-d"]).arg(&kernel.folder);
-        for file in module_files(&output(modprobe.arg(module))?) {
+        let mut modprobe = Command::new(find("modprobe").context("no modprobe")?);
+        modprobe.args(["-C", "/dev/null", "-S", &args.release, "--show-depends", "-d"]).arg(&args.kernel);
+        for file in module_files(&process::must(modprobe.arg(module))?) {
             if !there.insert(file.clone()) {
                 continue;
             }
@@ -157,7 +150,7 @@ fn initramfs(kernel: &Kernel, folder: &Path) -> Result<PathBuf> {
                 Some("ko") => Ok(fs::copy(&file, at).map(drop)?),
                 Some("xz") => {
                     fs::copy(&file, at.with_extension("ko.xz"))?;
-                    call(Command::new("xz").arg("-d").arg(at.with_extension("ko.xz")))
+                    process::must(Command::new("xz").arg("-d").arg(at.with_extension("ko.xz"))).map(drop)
                 }
                 _ => bail!("{} is packed in a way that is not known here", file.display()),
             })?;
@@ -172,10 +165,11 @@ fn initramfs(kernel: &Kernel, folder: &Path) -> Result<PathBuf> {
 
 /// The script with which the guest goes on after [`INIT`]: it runs the tests and leaves their exit code. What it says
 /// itself comes with what they say.
-fn guest(kernel: &Kernel, binary: &Path, logs: &Path, test: &[&str]) -> Result<String> {
+fn guest(args: &Args) -> Result<String> {
     let word = |path: &Path| path.to_str().map(quoted).with_context(|| format!("{path:?} is no UTF-8"));
     let executable = word(&env::current_exe().context("own executable")?)?;
-    let (modules, binary, logs) = (word(&kernel.modules())?, word(binary)?, word(logs)?);
+    let modules = word(&args.kernel.join("lib/modules"))?;
+    let (binary, logs) = (word(&args.binary)?, word(&args.logs)?);
     let wanted = |name: &str| {
         ["HOME", "PATH"].contains(&name) || name.starts_with("CARGO") || name.starts_with("RUST")
     };
@@ -186,7 +180,7 @@ fn guest(kernel: &Kernel, binary: &Path, logs: &Path, test: &[&str]) -> Result<S
     environment.push(("TMPDIR".to_owned(), "/run/tmp".to_owned()));
     let exports: String =
         environment.iter().map(|(name, value)| format!("export {name}={}\n", quoted(value))).collect();
-    let arguments: String = test.iter().map(|argument| format!(" {}", quoted(argument))).collect();
+    let arguments: String = args.test.iter().map(|argument| format!(" {}", quoted(argument))).collect();
     Ok(format!(
         "set -e\n\
          trap 'echo b >/proc/sysrq-trigger' EXIT\n\
@@ -201,29 +195,31 @@ fn guest(kernel: &Kernel, binary: &Path, logs: &Path, test: &[&str]) -> Result<S
          mount -t 9p -o {SHARE} logs {logs}\n\
          ip link set lo up\n\
          # What is built while the tests run must not change under them.\n\
-         cp {executable} /run/programs/xtask\n\
+         cp {executable} /run/programs/harness\n\
          cp {binary} /run/programs/ambit\n\
          ulimit -n 65536\n\
          echo \"==> Linux $(uname -r) is up\" >&2\n\
          code=0\n\
-         /run/programs/xtask test{arguments} --binary /run/programs/ambit || code=$?\n\
+         /run/programs/harness test --binary /run/programs/ambit --logs {logs}{arguments} || code=$?\n\
          echo $code >{SHARED}/{RESULT}\n"
     ))
 }
 
 /// qemu with the kernel and the shared folders. It ends when the guest reboots, and with the thread that starts it.
-fn qemu(kernel: &Kernel, initramfs: &Path, folder: &Path, logs: &Path, console: &Path) -> Command {
+fn qemu(args: &Args, initramfs: &Path, folder: &Path, console: &Path) -> Command {
     let processors = thread::available_parallelism().map_or(1, |all| all.get().min(MOST_PROCESSORS));
     let mut qemu = Command::new("setpriv");
     qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max"]);
     qemu.args(["-m", MEMORY, "-smp", &processors.to_string()]);
     qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
     qemu.arg("-serial").arg(format!("file:{}", console.display()));
-    qemu.arg("-kernel").arg(kernel.folder.join("vmlinuz")).arg("-initrd").arg(initramfs);
+    qemu.arg("-kernel").arg(args.kernel.join("vmlinuz")).arg("-initrd").arg(initramfs);
     qemu.args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on"]);
-    for (tag, shared, options) in
-        [("root", Path::new("/"), ",readonly=on,multidevs=remap"), ("run", folder, ""), ("logs", logs, "")]
-    {
+    for (tag, shared, options) in [
+        ("root", Path::new("/"), ",readonly=on,multidevs=remap"),
+        ("run", folder, ""),
+        ("logs", &args.logs, ""),
+    ] {
         let shared = shared.display().to_string().replace(',', ",,");
         let share = format!("local,path={shared},mount_tag={tag},security_model=none{options}");
         qemu.args(["-virtfs", &share]);
@@ -268,6 +264,13 @@ fn module_files(told: &str) -> impl Iterator<Item = PathBuf> {
     told.lines().filter_map(|line| Some(line.strip_prefix("insmod ")?.trim_end().into()))
 }
 
+/// The path of a program, also where only root's `PATH` would look.
+fn find(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    folders.map(|folder| folder.join(program)).find(|file| file.is_file())
+}
+
 /// `text` as one word of a shell.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
@@ -290,7 +293,8 @@ mod tests {
     #[test]
     fn a_quoted_word_is_one_word_again() {
         let text = "it's $HOME; \"a\" \\ b";
-        let told = output(Command::new("sh").args(["-c", &format!("printf %s {}", quoted(text))])).unwrap();
+        let told =
+            process::must(Command::new("sh").args(["-c", &format!("printf %s {}", quoted(text))])).unwrap();
         assert_eq!(told, text);
     }
 }

@@ -1,19 +1,18 @@
-use std::{os::unix::fs::PermissionsExt, time::Duration};
-
 use clap::Parser;
 
 use super::*;
-use crate::cli::agent::AgentArgs;
 
 #[derive(Debug, Parser)]
 struct Line {
     #[command(flatten)]
-    args: AgentArgs,
+    settings: AgentSettings,
+    #[arg(long)]
+    config: Option<PathBuf>,
 }
 
 fn resolve(line: &[&str]) -> Result<AgentConfig, ConfigError> {
-    let args = Line::try_parse_from(["agent"].iter().chain(line)).unwrap().args;
-    args.resolve()
+    let line = Line::try_parse_from(["agent"].iter().chain(line)).unwrap();
+    AgentConfig::resolve(line.settings, line.config.as_deref())
 }
 
 /// The whole message, causes included.
@@ -209,25 +208,6 @@ fn only_a_regular_file_of_bounded_size_is_read() {
         assert!(error.starts_with(&format!("cannot read the config file {path}: ")), "{error}");
         assert!(error.contains(expected), "{error}");
     }
-}
-
-#[test]
-fn private_folders_are_made_private_or_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let made = dir.path().join("var/lib/ca");
-    private_folder("ca-dir", &made).unwrap();
-    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    assert_eq!(mode(&made), 0o700);
-    private_folder("ca-dir", &made).unwrap();
-
-    fs::set_permissions(&made, fs::Permissions::from_mode(0o770)).unwrap();
-    let error = message(private_folder("ca-dir", &made).unwrap_err());
-    assert!(error.contains("mode 0770") && error.contains("chmod go-w"), "{error}");
-
-    let plain = dir.path().join("file");
-    fs::write(&plain, "").unwrap();
-    let error = message(private_folder("run-dir", &plain).unwrap_err());
-    assert!(error.starts_with("cannot use --run-dir "), "{error}");
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! The configuration of the agent, complete and checked: what the composition root is built from.
 
+mod settings;
+
 use std::{
-    fs::{self, DirBuilder},
-    io,
+    fs,
     net::SocketAddr,
-    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -13,7 +13,9 @@ use std::{
 use ambit_core::model::TrustDomain;
 
 use super::{
-    settings::Settings,
+    ConfigError,
+    folders::{CniDirs, private_folder},
+    settings::read,
     values::{DataplaneLabel, IssuerKind, Location, PostQuantum, VaultPath},
 };
 use crate::{
@@ -21,9 +23,11 @@ use crate::{
     telemetry::{CLUSTER, LogFormat},
 };
 
-pub(super) const DEFAULT_RUN_DIR: &str = "/run/ambit";
-pub(super) const DEFAULT_BPF_ROOT: &str = "/sys/fs/bpf";
-/// Where Istio's charts mount them (spec/wire.md §3.1).
+pub(crate) use settings::AgentSettings;
+
+pub(crate) const DEFAULT_RUN_DIR: &str = "/run/ambit";
+pub(crate) const DEFAULT_BPF_ROOT: &str = "/sys/fs/bpf";
+/// Where Istio's charts mount them in a pod that asks istiod.
 const DEFAULT_CA_ROOT: &str = "/var/run/secrets/istio/root-cert.pem";
 const DEFAULT_CA_TOKEN: &str = "/var/run/secrets/tokens/istio-token";
 const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
@@ -88,15 +92,6 @@ pub(crate) struct AgentConfig {
     pub(crate) issuer: IssuerConfig,
 }
 
-/// Folders of the CNI, as the node itself sees them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct CniDirs {
-    /// Plugins, usually `/opt/cni/bin`.
-    pub(crate) bin: PathBuf,
-    /// Network configurations, usually `/etc/cni/net.d`.
-    pub(crate) conf: PathBuf,
-}
-
 /// Where the Kubernetes objects come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum SourceConfig {
@@ -143,71 +138,10 @@ pub(crate) enum IssuerConfig {
     },
 }
 
-/// Why there is no configuration.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ConfigError {
-    /// The config file cannot be read.
-    #[error("cannot read the config file {path}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Something in the config file is no setting.
-    #[error("config file {path}: {key}")]
-    Setting {
-        /// The file.
-        path: PathBuf,
-        /// The key as written.
-        key: String,
-        /// What is wrong with it.
-        source: serde_yaml_ng::Error,
-    },
-    /// A setting without a default is not set.
-    #[error("--{flag} is needed: pass the flag, set {variable}, or put `{flag}:` into the config file")]
-    Missing {
-        /// The flag without dashes, which is the key as well.
-        flag: &'static str,
-        /// The environment variable.
-        variable: &'static str,
-    },
-    /// Two settings that exclude each other are both set.
-    #[error("--{first} and --{second} cannot both be set")]
-    Both {
-        /// A flag without dashes.
-        first: &'static str,
-        /// The other.
-        second: &'static str,
-    },
-    /// Somebody else's roots are meant to vouch for our own trust domain.
-    #[error("--trust-bundle {0}: that is our own trust domain or its alias; its roots come from the issuer")]
-    OwnTrustDomain(TrustDomain),
-    /// A folder cannot be used.
-    #[error("cannot use --{flag} {path}")]
-    Folder {
-        /// The flag that names it, without dashes.
-        flag: &'static str,
-        /// The folder.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// A folder that holds secrets is open to others.
-    #[error("--{flag} {path} is not safe: {why}")]
-    Unsafe {
-        /// The flag that names it, without dashes.
-        flag: &'static str,
-        /// The folder.
-        path: PathBuf,
-        /// What is wrong, and how to mend it.
-        why: String,
-    },
-}
-
 impl AgentConfig {
-    /// Completes settings with the defaults.
-    pub(super) fn resolve(settings: Settings) -> Result<Self, ConfigError> {
+    /// Completes settings with those of the config file and with the defaults.
+    pub(crate) fn resolve(settings: AgentSettings, file: Option<&Path>) -> Result<Self, ConfigError> {
+        let settings = settings.over(file.map(read).transpose()?.unwrap_or_default());
         let missing = |flag, variable| move || ConfigError::Missing { flag, variable };
         let issuer = issuer(&settings)?;
         let domain = || TrustDomain::default().as_str().to_owned();
@@ -243,7 +177,7 @@ impl AgentConfig {
             cgroup_root: settings.cgroup_root.map(|path| path.0),
             kubelet_cgroup: settings.kubelet_cgroup.map(|path| path.0),
             bpf_root: settings.bpf_root.map_or_else(|| DEFAULT_BPF_ROOT.into(), |path| path.0),
-            cni: cni_dirs(settings.cni_bin_dir, settings.cni_conf_dir)?,
+            cni: CniDirs::of(settings.cni_bin_dir, settings.cni_conf_dir)?,
             workers: settings.workers.map_or_else(default_workers, |workers| workers.0.get()),
             post_quantum: settings.post_quantum.unwrap_or_default(),
             crl_file: settings.crl_file.map(|path| path.0),
@@ -254,7 +188,7 @@ impl AgentConfig {
     }
 
     /// Checks that the manifests are there and makes the private folders.
-    pub(super) fn prepare_folders(&self) -> Result<(), ConfigError> {
+    pub(crate) fn prepare_folders(&self) -> Result<(), ConfigError> {
         if let SourceConfig::Folder(path) = &self.source {
             let unusable = |source| ConfigError::Folder { flag: "manifests", path: path.clone(), source };
             // Reading it once finds what is missing, not a folder, or not ours to read.
@@ -267,21 +201,8 @@ impl AgentConfig {
     }
 }
 
-/// Both folders or neither.
-pub(super) fn cni_dirs(
-    bin: Option<Location>,
-    conf: Option<Location>,
-) -> Result<Option<CniDirs>, ConfigError> {
-    match (bin, conf) {
-        (Some(bin), Some(conf)) => Ok(Some(CniDirs { bin: bin.0, conf: conf.0 })),
-        (None, None) => Ok(None),
-        (Some(_), None) => Err(ConfigError::Missing { flag: "cni-conf-dir", variable: "AMBIT_CNI_CONF_DIR" }),
-        (None, Some(_)) => Err(ConfigError::Missing { flag: "cni-bin-dir", variable: "AMBIT_CNI_BIN_DIR" }),
-    }
-}
-
 /// The issuer chosen; what it cannot do without must be set.
-fn issuer(settings: &Settings) -> Result<IssuerConfig, ConfigError> {
+fn issuer(settings: &AgentSettings) -> Result<IssuerConfig, ConfigError> {
     let path = |setting: &Option<Location>| setting.as_ref().map(|path| path.0.clone());
     let name = |setting: &Option<VaultPath>| setting.as_ref().map(|name| name.0.clone());
     let missing = |flag, variable| move || ConfigError::Missing { flag, variable };
@@ -335,32 +256,6 @@ fn issuer(settings: &Settings) -> Result<IssuerConfig, ConfigError> {
 
 fn default_workers() -> usize {
     thread::available_parallelism().map_or(1, |cores| cores.get().min(DEFAULT_MAX_WORKERS))
-}
-
-pub(super) fn private_folder(flag: &'static str, path: &Path) -> Result<(), ConfigError> {
-    let unusable = |source| ConfigError::Folder { flag, path: path.to_owned(), source };
-    let not_safe = |why| ConfigError::Unsafe { flag, path: path.to_owned(), why };
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).map_err(unusable)?;
-    }
-    match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(unusable(error)),
-        _ => {}
-    }
-    let found = fs::metadata(path).map_err(unusable)?;
-    if !found.is_dir() {
-        return Err(unusable(io::ErrorKind::NotADirectory.into()));
-    }
-    let owner = found.uid();
-    if owner != 0 && owner != nix::unistd::geteuid().as_raw() {
-        return Err(not_safe(format!("it belongs to user {owner}, who could exchange what is in it")));
-    }
-    if found.mode() & 0o022 != 0 {
-        let mode = found.mode() & 0o7777;
-        let path = path.display();
-        return Err(not_safe(format!("others may write to it (mode {mode:04o}); run: chmod go-w {path}")));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

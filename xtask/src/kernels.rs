@@ -13,7 +13,6 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use nix::fcntl::{Flock, FlockArg};
-use serde::{Deserialize, Serialize};
 
 use crate::{
     setup,
@@ -25,7 +24,6 @@ use crate::{
 pub(crate) struct Series(String);
 
 /// A kernel of Debian's in the cache: `vmlinuz`, and its modules in `lib/modules`.
-#[derive(Serialize, Deserialize)]
 pub(crate) struct Kernel {
     /// As `uname -r` prints it; packages are named after it.
     pub(crate) release: String,
@@ -69,11 +67,6 @@ impl Kernel {
 
     fn at(cache: &Path, release: &str) -> Self {
         Self { release: release.to_owned(), folder: cache.join(release) }
-    }
-
-    /// What is to be seen at `/lib/modules`.
-    pub(crate) fn modules(&self) -> PathBuf {
-        self.folder.join("lib/modules")
     }
 
     /// Makes sure that it is in the cache.

@@ -1,0 +1,141 @@
+//! The rooms of one agent, built in the order in which they need each other, and what keeps them in step.
+
+use std::{sync::Arc, time::SystemTime};
+
+use kube::Client;
+use tokio::{sync::watch, task::JoinSet};
+
+use super::{
+    attachment::Attaching,
+    installation,
+    lifecycle::{Addrs, Serving},
+    locations::Locations,
+    node::{Node, Pods, Rooms},
+    source,
+    status::Status,
+    trust,
+};
+use crate::{
+    capture::{Capture, CaptureSettings, Cgroups},
+    config::{AgentConfig, SourceConfig},
+    discovery::Feed,
+    identity::KeyStore,
+    instance::{Gate, Readiness, Signals},
+    proxy::Proxy,
+    telemetry::Telemetry,
+    tunnel::Wallet,
+};
+
+/// Handles to the rooms; each part gets clones of those that it needs.
+pub(super) struct Handles {
+    started: SystemTime,
+    readiness: Readiness,
+    pub(super) telemetry: Telemetry,
+    feed: Feed,
+    /// The API that the objects come from, unless a folder is the source.
+    api: Option<Client>,
+    keys: KeyStore,
+    wallet: Wallet,
+    proxy: Proxy,
+    pods: Pods,
+}
+
+impl Handles {
+    /// Builds them; what has to go on for ever is spawned into `background`. Must be called in a tokio runtime.
+    pub(super) async fn open(
+        config: &AgentConfig,
+        readiness: Readiness,
+        background: &mut JoinSet<()>,
+    ) -> anyhow::Result<Self> {
+        let (started, telemetry) = (SystemTime::now(), Telemetry::new());
+        let (feed, api) = source::open(config).await?;
+        let (keys, wallet) = trust::open(config, &feed, &telemetry, background).await?;
+        let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone());
+        Ok(Self { started, readiness, telemetry, feed, api, keys, wallet, proxy, pods: Pods::default() })
+    }
+
+    /// Keeps the rooms in step with each other by tasks in `background`. The gate `objects` is passed once the objects are
+    /// known.
+    pub(super) fn connect(&self, config: &AgentConfig, objects: Gate, background: &mut JoinSet<()>) {
+        let feed = self.feed.clone();
+        background.spawn(async move {
+            feed.synced().await;
+            drop(objects);
+        });
+        if let Some(api) = self.api.clone() {
+            let readiness = self.readiness.clone();
+            let known = move || !readiness.pending().contains(&"pods");
+            let (feed, pods) = (self.feed.clone(), self.pods.clone());
+            background.spawn(source::report(api, config.node.clone(), feed, pods, known));
+        }
+        let proxy = self.proxy.clone();
+        background.spawn(async move { proxy.follow_trust().await });
+        installation::inform(config, &self.feed, background);
+    }
+
+    /// The node, not yet followed, and the answers to its CNI plugin.
+    pub(super) fn node(&self, config: &AgentConfig) -> anyhow::Result<(Node, Attaching)> {
+        let by_operator = matches!(config.source, SourceConfig::Folder(_));
+        let locations = Locations::new(Cgroups::new(config.cgroup_root.as_deref())?, by_operator);
+        let rounds = watch::Sender::new(0);
+        let attaching = Attaching {
+            node: config.node.clone(),
+            feed: self.feed.clone(),
+            keys: self.keys.clone(),
+            pods: self.pods.clone(),
+            rounds: rounds.subscribe(),
+            attachments: locations.attachments(),
+            telemetry: self.telemetry.clone(),
+        };
+        let node = Node::new(Rooms {
+            name: config.node.clone(),
+            capture: Capture::new(CaptureSettings {
+                node: config.node.clone(),
+                bpf_root: config.bpf_root.clone(),
+                cgroup_root: config.cgroup_root.clone(),
+                kubelet_cgroup: config.kubelet_cgroup.clone(),
+            })?,
+            locations,
+            feed: self.feed.clone(),
+            keys: self.keys.clone(),
+            wallet: self.wallet.clone(),
+            proxy: self.proxy.clone(),
+            telemetry: self.telemetry.clone(),
+            pods: self.pods.clone(),
+            rounds,
+            readiness: self.readiness.clone(),
+        });
+        Ok((node, attaching))
+    }
+
+    /// What serves `node` and answers for it.
+    pub(super) fn serving<'a>(
+        &self,
+        config: &AgentConfig,
+        node: &'a mut Node,
+        attaching: Attaching,
+        signals: Signals,
+    ) -> Serving<'a> {
+        let status = Status {
+            node: config.node.clone(),
+            instance: config.instance.clone(),
+            started: self.started,
+            readiness: self.readiness.clone(),
+            pods: self.pods.clone(),
+            feed: self.feed.clone(),
+            keys: self.keys.clone(),
+            telemetry: self.telemetry.clone(),
+        };
+        Serving {
+            node,
+            proxy: self.proxy.clone(),
+            telemetry: self.telemetry.clone(),
+            status: Arc::new(status),
+            attaching,
+            addrs: Addrs { metrics: config.metrics_addr, admin: config.admin_addr },
+            readiness: self.readiness.clone(),
+            drain: config.drain,
+            signals,
+        }
+    }
+}

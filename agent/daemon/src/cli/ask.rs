@@ -1,0 +1,128 @@
+//! Asks an agent for its status.
+
+use std::{io, path::Path, time::Duration};
+
+use ambit_proto::admin::v1::{StatusRequest, StatusResponse, admin_client::AdminClient};
+use anyhow::{Context, anyhow, bail};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::UnixStream,
+    runtime::Builder,
+    time::timeout,
+};
+use tonic::transport::Endpoint;
+use tower::service_fn;
+
+use crate::instance::RunDir;
+
+/// How long the agent has for its answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest answer taken, in bytes: several times what the agent lists at most.
+const MAX_ANSWER: usize = 128 * 1024 * 1024;
+
+/// Asks the agent with this run directory, and waits no longer than five seconds.
+pub(super) fn ask_in_time(run_dir: &Path, max_connections: u32) -> anyhow::Result<StatusResponse> {
+    let runtime = Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    runtime.block_on(async {
+        timeout(PATIENCE, ask(run_dir, max_connections)).await.unwrap_or_else(|_| {
+            bail!("the agent did not answer within {PATIENCE:?}: it is overloaded or stuck; see its log")
+        })
+    })
+}
+
+async fn ask(run_dir: &Path, max_connections: u32) -> anyhow::Result<StatusResponse> {
+    let socket = RunDir::socket_path(run_dir);
+    let stream = UnixStream::connect(&socket).await.map_err(|error| explain(error, run_dir, &socket))?;
+    ask_over(stream, max_connections).await
+}
+
+/// Asks the agent at the other end of `stream`.
+pub(super) async fn ask_over(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    max_connections: u32,
+) -> anyhow::Result<StatusResponse> {
+    let mut stream = Some(TokioIo::new(stream));
+    // The name is not looked up: the connection is there already, and there is but one.
+    let channel = Endpoint::from_static("http://agent")
+        .connect_with_connector(service_fn(move |_| {
+            let stream = stream.take().ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionAborted));
+            async { stream }
+        }))
+        .await
+        .context("what answers does not speak ambit's protocol")?;
+    let request = StatusRequest { max_connections: Some(max_connections) };
+    match AdminClient::new(channel).max_decoding_message_size(MAX_ANSWER).status(request).await {
+        Ok(answer) => Ok(answer.into_inner()),
+        Err(status) => bail!("the agent could not answer: {} ({:?})", status.message(), status.code()),
+    }
+}
+
+fn explain(error: io::Error, run_dir: &Path, socket: &Path) -> anyhow::Error {
+    let run_dir = run_dir.display();
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => anyhow!(
+            "no agent runs with --run-dir {run_dir}: start one (ambit agent --help), or name the folder of the one \
+             that runs with --run-dir or AMBIT_RUN_DIR"
+        ),
+        io::ErrorKind::PermissionDenied => {
+            anyhow!("{} belongs to another user: run this command as the user of the agent", socket.display())
+        }
+        _ => anyhow::Error::new(error).context(format!("cannot connect to {}", socket.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use ambit_proto::admin::v1::Connection;
+
+    use super::*;
+    use crate::admin::{StatusProvider, serve_status};
+
+    struct Fixed;
+
+    impl StatusProvider for Fixed {
+        fn status(&self) -> StatusResponse {
+            let connection = Connection {
+                source_addr: "10.0.1.5:40000".to_owned(),
+                destination_addr: "10.0.2.7:8080".to_owned(),
+                source_workload: "shop/web".to_owned(),
+                peer_identity: "spiffe://td1/ns/stock/sa/cart".to_owned(),
+                ..Connection::default()
+            };
+            StatusResponse {
+                node: "n1".to_owned(),
+                connections: vec![connection; 20_000],
+                ..StatusResponse::default()
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_runs_is_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let run_dir = RunDir::claim(dir.path()).unwrap();
+        let server = tokio::spawn(serve_status(run_dir, Arc::new(Fixed), std::future::pending()));
+        while !RunDir::socket_path(dir.path()).exists() {
+            tokio::task::yield_now().await;
+        }
+        let answer = ask(dir.path(), 10).await.unwrap();
+        assert_eq!((answer.connections.len(), answer.connections_total), (10, 20_000));
+        let answer = ask(dir.path(), u32::MAX).await.unwrap();
+        assert_eq!((answer.node.as_str(), answer.connections.len()), ("n1", 20_000));
+        server.abort();
+    }
+
+    #[tokio::test]
+    async fn where_no_agent_runs_the_error_says_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let expected = format!("no agent runs with --run-dir {}: start one", dir.path().display());
+        let error = ask(dir.path(), 0).await.unwrap_err().to_string();
+        assert!(error.starts_with(&expected), "{error}");
+        drop(std::os::unix::net::UnixListener::bind(RunDir::socket_path(dir.path())).unwrap());
+        let error = ask(dir.path(), 0).await.unwrap_err().to_string();
+        assert!(error.starts_with(&expected), "{error}");
+    }
+}

@@ -1,0 +1,101 @@
+//! Lists of settings: a command declares one, and flags, environment and config file share it.
+
+use std::{
+    fmt,
+    fs::OpenOptions,
+    io::{self, Read},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    str::FromStr,
+};
+
+use nix::fcntl::OFlag;
+use serde::{Deserializer, de, de::DeserializeOwned};
+
+use super::ConfigError;
+
+/// The longest config file read, in bytes.
+const MAX_FILE: u64 = 1024 * 1024;
+
+/// Declares a list of settings and how two of them are laid over each other.
+macro_rules! settings {
+    (struct $list:ident; $($(#[$meta:meta])* $name:ident: $kind:ty, $env:literal, $value:literal;)*) => {
+        /// Everything that can be set; what is not set is `None`.
+        #[derive(Debug, Default, clap::Args, serde::Deserialize)]
+        #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+        pub(crate) struct $list {
+            $(
+                $(#[$meta])*
+                #[arg(long, env = $env, value_name = $value, hide_env_values = true)]
+                #[serde(deserialize_with = "crate::config::settings::from_text")]
+                pub(crate) $name: Option<$kind>,
+            )*
+        }
+
+        impl $list {
+            /// Fills what is not set here from `below`.
+            pub(crate) fn over(self, below: Self) -> Self {
+                Self { $($name: self.$name.or(below.$name),)* }
+            }
+        }
+    };
+}
+
+pub(super) use settings;
+
+/// Reads a config file: YAML whose keys are the flags without the dashes.
+pub(super) fn read<T: DeserializeOwned + Default>(path: &Path) -> Result<T, ConfigError> {
+    let text = read_bounded(path).map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
+    let document = serde_yaml_ng::Deserializer::from_str(&text);
+    // A file of comments only is an empty document, not an empty mapping.
+    let read: Result<Option<T>, _> = serde_path_to_error::deserialize(document);
+    read.map(Option::unwrap_or_default).map_err(|error| {
+        let key = error.path().to_string();
+        ConfigError::Setting {
+            path: path.to_owned(),
+            key: if key == "." { "not a list of settings".to_owned() } else { key },
+            source: error.into_inner(),
+        }
+    })
+}
+
+fn read_bounded(path: &Path) -> io::Result<String> {
+    // Opening a FIFO must not wait for somebody to write into it.
+    let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut text = String::new();
+    if file.take(MAX_FILE + 1).read_to_string(&mut text)? as u64 > MAX_FILE {
+        return Err(io::Error::other("it is larger than 1 MiB"));
+    }
+    Ok(text)
+}
+
+/// Reads a text or a whole number and parses it as a flag's value would be.
+pub(super) fn from_text<'de, D: Deserializer<'de>, T>(value: D) -> Result<Option<T>, D::Error>
+where
+    T: FromStr<Err: fmt::Display>,
+{
+    struct Text;
+
+    impl de::Visitor<'_> for Text {
+        type Value = String;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("one value, as the flag of this name takes it")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<String, E> {
+            Ok(text.to_owned())
+        }
+
+        fn visit_u64<E: de::Error>(self, number: u64) -> Result<String, E> {
+            Ok(number.to_string())
+        }
+    }
+
+    let text = value.deserialize_any(Text)?;
+    let parsed = text.parse().map_err(|error| de::Error::custom(format!("invalid value {text:?}: {error}")));
+    parsed.map(Some)
+}

@@ -1,0 +1,117 @@
+//! Durations and counts, each within its bounds.
+
+use std::{num::NonZeroUsize, str::FromStr, time::Duration};
+
+const MIN_TTL: Duration = Duration::from_secs(10);
+const MAX_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
+const MAX_DRAIN: Duration = Duration::from_secs(3600);
+const MAX_WORKERS: usize = 256;
+
+/// The lifetime of a certificate.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ttl(pub(crate) Duration);
+
+impl FromStr for Ttl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match duration(text)? {
+            ttl if ttl < MIN_TTL => Err("it must be at least 10s".to_owned()),
+            ttl if ttl > MAX_TTL => Err("it must be at most 90d".to_owned()),
+            ttl => Ok(Self(ttl)),
+        }
+    }
+}
+
+/// How long established connections may go on at the agent's end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Drain(pub(crate) Duration);
+
+impl FromStr for Drain {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match duration(text)? {
+            drain if drain > MAX_DRAIN => Err("it must be at most 1h".to_owned()),
+            drain => Ok(Self(drain)),
+        }
+    }
+}
+
+/// How many certificates a second.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rate(pub(crate) u32);
+
+impl FromStr for Rate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(rate @ 1..=100_000) => Ok(Self(rate)),
+            _ => Err("use a whole number from 1 to 100000".to_owned()),
+        }
+    }
+}
+
+/// How many threads carry traffic.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Workers(pub(crate) NonZeroUsize);
+
+impl FromStr for Workers {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse::<NonZeroUsize>()
+            .ok()
+            .filter(|workers| workers.get() <= MAX_WORKERS)
+            .map(Self)
+            .ok_or_else(|| format!("use a whole number from 1 to {MAX_WORKERS}"))
+    }
+}
+
+/// As `humantime` reads it: numbers with units, such as `90s`, `1h30m` or `1h 30m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| match error {
+        humantime::DurationError::NumberOverflow => format!("{text:?} is too long a time"),
+        _ => format!("{text:?} is no duration: use a number with a unit, such as 90s, 10m, 24h or 30d"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_need_units() {
+        for (text, seconds) in [
+            ("90s", 90),
+            ("10m", 600),
+            ("24h", 86_400),
+            ("1d", 86_400),
+            ("1h30m", 5_400),
+            ("2d12h", 216_000),
+            ("1d1h1m1s", 90_061),
+            ("1h 30m", 5_400),
+            ("10min", 600),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for bad in ["", "10", "s", "-5m", "99999999999999999999s", "h1", "10µ", "1h30", "1x"] {
+            assert!(duration(bad).is_err(), "{bad} was taken");
+        }
+        let error = "18446744073709551615d".parse::<Ttl>().unwrap_err();
+        assert!(error.contains("too long"), "{error}");
+    }
+
+    #[test]
+    fn durations_have_bounds() {
+        for (text, taken) in
+            [("10s", true), ("9s", false), ("90d", true), ("90d1s", false), ("9999ms", false)]
+        {
+            assert_eq!(text.parse::<Ttl>().is_ok(), taken, "{text}");
+        }
+        for (text, taken) in [("0s", true), ("1h", true), ("1h1s", false)] {
+            assert_eq!(text.parse::<Drain>().is_ok(), taken, "{text}");
+        }
+    }
+}

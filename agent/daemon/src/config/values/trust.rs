@@ -1,0 +1,118 @@
+//! Who signs, who is believed, and by which key exchange.
+
+use std::{fmt, path::PathBuf, str::FromStr};
+
+use ambit_core::model::TrustDomain;
+
+use super::Location;
+
+/// Where certificates come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum IssuerKind {
+    /// A CA in a folder.
+    #[default]
+    Builtin,
+    /// A service that speaks Istio's CreateCertificate.
+    Istio,
+    /// Certificates that others put into a folder.
+    Files,
+    /// HashiCorp Vault's PKI engine.
+    Vault,
+    /// A SPIRE agent's Delegated Identity API.
+    Spire,
+}
+
+impl FromStr for IssuerKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "builtin" => Ok(Self::Builtin),
+            "istio" => Ok(Self::Istio),
+            "files" => Ok(Self::Files),
+            "vault" => Ok(Self::Vault),
+            "spire" => Ok(Self::Spire),
+            _ => Err("use builtin, istio, files, vault or spire".to_owned()),
+        }
+    }
+}
+
+/// Whether tunnels use the hybrid post-quantum key exchange X25519MLKEM768.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum PostQuantum {
+    /// Never.
+    Off,
+    /// Where the peer wants it; X25519 is offered first.
+    #[default]
+    Offer,
+    /// Offered first.
+    Prefer,
+    /// Nothing else: a peer without it is refused.
+    Require,
+}
+
+impl FromStr for PostQuantum {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self::Off),
+            "offer" => Ok(Self::Offer),
+            "prefer" => Ok(Self::Prefer),
+            "require" => Ok(Self::Require),
+            _ => Err("use off, offer, prefer or require".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for PostQuantum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Off => "off",
+            Self::Offer => "offer",
+            Self::Prefer => "prefer",
+            Self::Require => "require",
+        })
+    }
+}
+
+/// Trust domains joined by commas.
+#[derive(Clone, Debug)]
+pub(crate) struct TrustDomains(pub(crate) Vec<TrustDomain>);
+
+impl FromStr for TrustDomains {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let domains: Result<Vec<TrustDomain>, _> = text.split(',').map(str::parse).collect();
+        domains.map(Self).map_err(|error| error.to_string())
+    }
+}
+
+/// Trust domains and the files with their roots, joined by commas.
+#[derive(Clone, Debug)]
+pub(crate) struct TrustBundles(pub(crate) Vec<(TrustDomain, PathBuf)>);
+
+impl FromStr for TrustBundles {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bundle = |bundle: &str| {
+            let (domain, file) =
+                bundle.split_once('=').ok_or("use DOMAIN=FILE, with commas between several")?;
+            let domain: TrustDomain = domain.trim().parse().map_err(|error| format!("{error}"))?;
+            Ok((domain, file.parse::<Location>().map_err(|error| error.to_string())?.0))
+        };
+        let bundles = text.split(',').map(bundle).collect::<Result<Vec<_>, String>>()?;
+        let twice = bundles
+            .iter()
+            .enumerate()
+            .find(|(at, (domain, _))| bundles[..*at].iter().any(|(earlier, _)| earlier == domain));
+        match twice {
+            Some((_, (domain, _))) => {
+                Err(format!("{domain} is there twice; one file may hold several roots"))
+            }
+            None => Ok(Self(bundles)),
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! `ambit`, the node-level ambient tunnel daemon.
+//!
+//! The program calls [`cli::main`]. Beside it only what reads bytes of strangers is public, for the fuzz targets; no part of
+//! it is a stable interface.
+
+mod admin;
+mod app;
+mod ca;
+mod capture;
+pub mod cli;
+mod cluster;
+mod cni;
+mod config;
+mod discovery;
+pub mod identity;
+mod instance;
+mod proxy;
+mod reports;
+mod telemetry;
+mod tunnel;

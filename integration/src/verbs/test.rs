@@ -1,0 +1,98 @@
+//! The suites, run and told of.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    console::Console,
+    kube_suite::{self, Kit},
+    report::Report,
+    sandbox, suite,
+};
+
+/// What is asked of every suite.
+#[derive(clap::Args)]
+struct Asked {
+    /// List the tests and run none.
+    #[arg(long)]
+    list: bool,
+    /// Try a test that fails once more, from a fresh start; what holds only then is told of.
+    #[arg(long)]
+    again: bool,
+    /// Where logs of tests that fail are kept.
+    #[arg(long, default_value = "logs")]
+    logs: PathBuf,
+    /// Run only tests whose name contains this.
+    #[arg(default_value = "")]
+    filter: String,
+}
+
+/// How the end-to-end tests run.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The daemon.
+    #[arg(long, required_unless_present = "list", default_value = "")]
+    binary: PathBuf,
+    /// Those that take many minutes instead of the others.
+    #[arg(long)]
+    soak: bool,
+    /// How many unit tests have passed before, for the line at the end.
+    #[arg(long, default_value_t = 0)]
+    passed: usize,
+    /// So many worlds at a time, for tests that may have others beside them.
+    #[arg(long, default_value_t = 1)]
+    lanes: usize,
+    #[command(flatten)]
+    asked: Asked,
+}
+
+/// How the tests on a real Kubernetes run.
+#[derive(clap::Args)]
+pub struct KubeArgs {
+    #[command(flatten)]
+    kit: Option<Kit>,
+    #[command(flatten)]
+    asked: Asked,
+}
+
+/// Runs the end-to-end tests.
+pub(super) fn run(args: &Args) -> Result<ExitCode> {
+    let (Asked { list, again, logs, filter }, lanes) = (&args.asked, &args.lanes);
+    if *list {
+        return Ok(show(suite::tests().into_iter().map(|test| (test.name, test.about))));
+    }
+    sandbox::supervised(|sandbox| {
+        let console = Console::new(false);
+        console.heading("End-to-end tests");
+        let filter = match args.soak && !filter.contains(suite::SOAK) {
+            true => format!("{}{filter}", suite::SOAK),
+            false => filter.clone(),
+        };
+        let report = Report::new(console, *again);
+        suite::run(sandbox, &args.binary, &filter, logs, *lanes, &report)?;
+        report.conclude(args.passed)
+    })
+}
+
+/// Runs the tests on a real Kubernetes.
+pub(super) fn run_kube(args: KubeArgs) -> Result<ExitCode> {
+    let Asked { list, again, logs, filter } = args.asked;
+    if list {
+        return Ok(show(kube_suite::tests().into_iter().map(|test| (test.name, test.about))));
+    }
+    let kit = args.kit.context("nothing to test: --programs, --chart and --image say what")?;
+    sandbox::supervised(|sandbox| {
+        let console = Console::new(false);
+        console.heading("Tests on a real Kubernetes");
+        let report = Report::new(console, again);
+        kube_suite::run(sandbox, &kit, &filter, &logs, &report)?;
+        report.conclude(0)
+    })
+}
+
+fn show(tests: impl Iterator<Item = (&'static str, &'static str)>) -> ExitCode {
+    let console = Console::new(false);
+    tests.for_each(|(name, about)| console.line(format_args!("{name:<58} {about}")));
+    ExitCode::SUCCESS
+}
