@@ -8,6 +8,7 @@ pub mod ca;
 pub mod capture;
 pub mod certs;
 pub mod cgroups;
+pub mod changes;
 pub mod cluster;
 pub mod console;
 pub mod crowd;

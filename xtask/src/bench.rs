@@ -15,6 +15,7 @@ use crate::{
 #[command(after_help = "Examples:\n  cargo xtask bench\n  cargo xtask bench --rounds 9 --seconds 10\n  \
     cargo xtask bench --certificates     the CA and the agent's memory alone\n  \
     cargo xtask bench --kube             the agent in a Kubernetes of 10,000 pods\n  \
+    cargo xtask bench --changes          what a change of one pod or policy costs among 10,000 pods\n  \
     cargo xtask bench --json > figures.json")]
 pub(crate) struct Args {
     /// How many rounds; each measures both ways, and the median counts.
@@ -29,6 +30,9 @@ pub(crate) struct Args {
     /// Measure the agent in a big cluster instead: memory and processor at rest, time from a change to its effect.
     #[arg(long, conflicts_with_all = ["certificates", "rounds", "seconds"])]
     kube: bool,
+    /// Measure what one change costs in a big cluster instead: processor time, system calls on maps, connections judged again.
+    #[arg(long, conflicts_with_all = ["certificates", "rounds", "seconds", "kube"])]
+    changes: bool,
     /// Print JSON on stdout, and progress on stderr.
     #[arg(long)]
     json: bool,
@@ -52,6 +56,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             .value("--rounds", args.rounds.to_string())
             .value("--seconds", args.seconds.to_string())
             .flag("--certificates", args.certificates)
+            .flag("--changes", args.changes)
     };
     call.flag("--json", args.json).become_it()
 }

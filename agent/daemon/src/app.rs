@@ -47,7 +47,7 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let installed = installation::keep(&config, &handles.telemetry)?;
     let serving = handles.serving(&config, &mut node, attaching, signals);
     let ended = serving.run(run_dir, enrolment).await;
-    node.capture.end().await;
+    node.end().await;
     ended?;
     if release.uninstall_wanted().await {
         // First what repairs and informs the plugin, or it would come back.

@@ -23,6 +23,7 @@ use std::{
     sync::Arc,
 };
 
+use ambit_core::discovery::Delta;
 use ambit_ebpf_common::{Counters, ProbeKey, addr};
 
 pub(crate) use self::{
@@ -164,13 +165,28 @@ impl Capture {
         })
     }
 
-    /// The addresses whose connections are captured from now on.
+    /// The addresses whose connections are captured from now on, whatever was captured before.
     pub(crate) fn set_destinations(&mut self, destinations: HashSet<IpAddr>) -> Result<(), CaptureError> {
-        if let Some(programs) = &self.programs {
-            programs.maps().set_destinations(&destinations)?;
-        }
         self.destinations = destinations;
-        Ok(())
+        match &self.programs {
+            Some(programs) => programs.maps().set_destinations(&self.destinations),
+            None => Ok(()),
+        }
+    }
+
+    /// Begins and ends the capture of what differs. After a failure the next call, be it that nothing differs, puts the whole
+    /// list in order.
+    pub(crate) fn change_destinations(&mut self, delta: &Delta) -> Result<(), CaptureError> {
+        self.destinations.extend(delta.begun());
+        for ip in delta.ended() {
+            self.destinations.remove(&ip);
+        }
+        let Some(programs) = &self.programs else { return Ok(()) };
+        if programs.maps().holds_destinations() {
+            programs.maps().change_destinations(delta.begun(), delta.ended())
+        } else {
+            programs.maps().set_destinations(&self.destinations)
+        }
     }
 
     /// Has the kubelet's connects to these ports of enrolled pods (by UID) let through from now on, and no others.
@@ -190,8 +206,8 @@ impl Capture {
             }
         }
         let kubelets = if probes.is_empty() { None } else { self.kubelet.cgroup() };
-        programs.maps().set_kubelets(&kubelets.into_iter().collect())?;
-        programs.maps().set_probes(&probes)
+        programs.maps().set_kubelets(kubelets.into_iter().collect())?;
+        programs.maps().set_probes(probes)
     }
 
     /// Enrols a pod: its inbound connections first, then its outbound ones. What a dead agent left is adopted without
@@ -199,8 +215,10 @@ impl Capture {
     pub(crate) async fn enroll(&mut self, spec: &PodSpec) -> Result<Arc<PodNet>, CaptureError> {
         let staged = self.staged.remove(&spec.uid).filter(|(staged, _)| staged == spec);
         let programs = Self::loaded(&mut self.programs, &self.settings)?;
-        if !programs.is_attached() {
+        if !programs.maps().holds_destinations() {
             programs.maps().set_destinations(&self.destinations)?;
+        }
+        if !programs.is_attached() {
             // Of an agent that hands over, the programs serve until all pods have been admitted.
             if !self.taking_over {
                 programs.maps().clear_bypass();
@@ -258,6 +276,7 @@ impl Capture {
         let Some(programs) = &mut self.programs else {
             return Ok(());
         };
+        programs.maps().forget_held();
         programs.maps().set_destinations(&self.destinations)?;
         for pod in self.pods.values() {
             programs.admit(pod)?;
@@ -329,6 +348,11 @@ impl Capture {
             (Some(programs), Some(pod)) => programs.maps().counters(pod.cookie()),
             _ => Counters::default(),
         }
+    }
+
+    /// How many system calls each map has taken since the programs were loaded; none if they are not.
+    pub(crate) fn map_operations(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.programs.iter().flat_map(|programs| programs.maps().operations())
     }
 }
 

@@ -3,6 +3,7 @@
 //! Promises that a snapshot is read without a lock, that a bad object is reported and changes nothing, and that a
 //! source that fails never ends the feed. What to do with the state is left to others.
 
+mod changes;
 mod folder;
 mod followers;
 mod kinds;
@@ -28,12 +29,14 @@ use arc_swap::ArcSwap;
 use kube::Client;
 use tokio::{sync::watch, task::JoinSet};
 
+pub(crate) use changes::Changes;
 pub(crate) use kinds::Key;
 pub(crate) use observed::{ACCEPTED_CONDITION, ObservedStatus, PodState, PolicyStatus, STATE_ANNOTATION};
 pub(crate) use origin::Origin;
 
+use changes::Readers;
 use followers::Followers;
-use ledger::Ledger;
+use ledger::{Ledger, News};
 
 /// The state of the sources at one moment.
 #[derive(Clone, Debug, Default)]
@@ -105,10 +108,17 @@ struct Shared {
     world: ArcSwap<World>,
     observed: Mutex<ObservedStatus>,
     /// Locked while a world is published: who begins to follow misses none.
-    followers: Mutex<Followers>,
+    audience: Mutex<Audience>,
     revision: watch::Sender<u64>,
     /// Ended with the last handle.
     tasks: Mutex<JoinSet<()>>,
+}
+
+/// Those who are told what differs in a new world.
+#[derive(Debug, Default)]
+struct Audience {
+    followers: Followers,
+    readers: Readers,
 }
 
 impl Feed {
@@ -122,10 +132,15 @@ impl Feed {
         self.shared.revision.subscribe()
     }
 
-    /// What the policies make of `workload`, now and whenever it becomes something else. The channel closes when the pod is
-    /// gone or has left the mesh.
+    /// What the policies make of `workload`, now and whenever it becomes something else. Nothing comes while the pod is gone
+    /// or out of the mesh; it keeps the verdicts it had.
     pub(crate) fn follow_policy(&self, workload: &Workload) -> watch::Receiver<Arc<WorkloadPolicy>> {
-        self.shared.followers().follow(&self.world(), workload)
+        self.shared.audience().followers.follow(&self.world(), workload)
+    }
+
+    /// Begins to follow the pods of `node` and the captured destinations of all.
+    pub(crate) fn changes(&self, node: &str) -> Changes {
+        self.shared.audience().readers.join(self.clone(), node)
     }
 
     /// Addresses that this node's CNI gave to the pod of that `metadata.uid`, in force when this returns. They count while
@@ -153,7 +168,7 @@ impl Feed {
             ledger: Mutex::new(ledger),
             world,
             observed: Mutex::default(),
-            followers: Mutex::default(),
+            audience: Mutex::default(),
             revision: watch::Sender::new(1),
             tasks: Mutex::default(),
         };
@@ -168,10 +183,16 @@ impl Shared {
         let result = change(&mut ledger);
         // Under the lock, or an older world could be published last.
         if let Some(world) = ledger.settle() {
-            let news = ledger.news();
-            let mut followers = self.followers();
-            self.world.store(Arc::new(world));
-            followers.publish(&self.world.load(), &news.reach);
+            let News { delta, reach } = ledger.news();
+            let mut audience = self.audience();
+            let before = self.world.swap(Arc::new(world));
+            let world = self.world.load();
+            audience.followers.publish(&world, &delta, &reach);
+            if before.synced {
+                audience.readers.publish(&delta);
+            } else if world.synced {
+                audience.readers.begin();
+            }
             self.revision.send_modify(|revision| *revision += 1);
         }
         result
@@ -186,8 +207,8 @@ impl Shared {
         self.observed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn followers(&self) -> MutexGuard<'_, Followers> {
-        self.followers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn audience(&self) -> MutexGuard<'_, Audience> {
+        self.audience.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {

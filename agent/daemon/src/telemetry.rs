@@ -215,6 +215,11 @@ impl Telemetry {
         self.0.metrics.probes(pods);
     }
 
+    /// Sets how many system calls each map of the programs has taken.
+    pub(crate) fn map_operations(&self, maps: impl Iterator<Item = (&'static str, u64)>) {
+        self.0.metrics.map_operations(maps);
+    }
+
     /// Sets when the certificate of `identity` ends; `None` once the agent holds none for it.
     pub(crate) fn certificate(&self, identity: &SpiffeId, not_after: Option<SystemTime>) {
         self.0.metrics.certificate(identity, not_after);

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::demo::table;
 use crate::{
+    changes::Changes,
     console::{self, Console},
     issuing::Costs,
     kube_suite::Kit,
@@ -28,6 +29,9 @@ pub struct Args {
     /// Measure only what certificates cost.
     #[arg(long)]
     certificates: bool,
+    /// Measure what one change costs in a big cluster instead.
+    #[arg(long)]
+    changes: bool,
     /// Print JSON on stdout, and progress on stderr.
     #[arg(long)]
     json: bool,
@@ -51,6 +55,14 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     sandbox::supervised(|sandbox| {
         let binary = &args.binary;
         let console = Console::new(args.json);
+        if args.changes {
+            let changes = Changes::measure(sandbox, binary, console)?;
+            match args.json {
+                true => console::answer(&json!({ "changes": changes })),
+                false => console.line(format_args!("\n{}", changes.told())),
+            }
+            return Ok(());
+        }
         let progress = |what: &str| console.line(format_args!("certificates: {what}"));
         let certificates = Costs::measure(sandbox, binary, args.seconds, progress)?;
         if args.certificates {

@@ -37,7 +37,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Whether the labels of a pod and its namespace opt it in (spec/policy.md §8).
+    /// Whether the labels of a pod and its namespace opt it in.
     pub fn opts_in(&self, namespace: Option<&Labels>, pod: &Labels) -> bool {
         let value = |labels: &Labels| labels.get(&*self.label).cloned();
         let (on_pod, on_namespace) = (value(pod), namespace.and_then(value));

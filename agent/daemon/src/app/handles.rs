@@ -1,6 +1,6 @@
 //! The rooms of one agent, built in the order in which they need each other, and what keeps them in step.
 
-use std::{collections::HashMap, sync::Arc, time::SystemTime};
+use std::{sync::Arc, time::SystemTime};
 
 use kube::Client;
 use tokio::{sync::watch, task::JoinSet};
@@ -10,7 +10,7 @@ use super::{
     installation,
     lifecycle::{Addrs, Serving},
     locations::Locations,
-    node::{Node, Pods},
+    node::{Node, Pods, Rooms},
     source,
     status::Status,
     trust,
@@ -87,7 +87,7 @@ impl Handles {
             attachments: locations.attachments(),
             telemetry: self.telemetry.clone(),
         };
-        let node = Node {
+        let node = Node::new(Rooms {
             name: config.node.clone(),
             capture: Capture::new(CaptureSettings {
                 node: config.node.clone(),
@@ -103,14 +103,8 @@ impl Handles {
             telemetry: self.telemetry.clone(),
             pods: self.pods.clone(),
             rounds,
-            enrolled: HashMap::new(),
             readiness: self.readiness.clone(),
-            certificates_late: None,
-            expiries: Default::default(),
-            serving: JoinSet::new(),
-            settled: false,
-            led_by: None,
-        };
+        });
         Ok((node, attaching))
     }
 

@@ -134,8 +134,6 @@ pub(super) struct Serving<'a> {
 
 /// Why an agent does not serve its node any more.
 enum Ended {
-    /// The source of objects has ended.
-    Sources,
     /// Another agent has taken over. A signal may have come before that.
     Superseded { signalled: Option<Instant> },
     /// A signal came, and what was established then has ended or was not waited for any longer.
@@ -151,7 +149,6 @@ impl Serving<'_> {
         let (mut run_dir, mut enrolment) = (run_dir, Some(enrolment));
         loop {
             match self.serve(run_dir, || drop(enrolment.take())).await? {
-                Ended::Sources => anyhow::bail!("the source of objects has ended"),
                 Ended::Superseded { signalled } => match reclaim(&path, self.node.name()).await {
                     Some(back) if signalled.is_none() => {
                         self.node.take_back();
@@ -204,7 +201,6 @@ impl Serving<'_> {
         };
         servers.end().await;
         Ok(match left {
-            Some(Left::Sources) => Ended::Sources,
             Some(Left::Superseded) => Ended::Superseded { signalled },
             None => Ended::Signalled,
         })

@@ -136,14 +136,18 @@ impl Locations {
         self.attachments.clone()
     }
 
-    /// Brings what is known up to date with `here`, all pods of this node: one walk through the cgroup tree for all those
-    /// of the mesh that are not known otherwise.
-    pub(super) async fn look(&mut self, here: &[Arc<Workload>]) {
+    /// Forgets what is known of other pods than these, all those of this node.
+    pub(super) fn retain(&mut self, here: &[Arc<Workload>]) {
         let uids: HashSet<Arc<str>> = here.iter().map(|pod| pod.uid.clone()).collect();
         self.attachments.forget_others(&uids);
         self.annotated.retain(|uid, _| uids.contains(uid));
         self.found.retain(|uid, _| uids.contains(uid));
-        let unknown = here.iter().filter(|pod| {
+    }
+
+    /// Brings what is known of these pods up to date: one walk through the cgroup tree for all those of the mesh that are not
+    /// known otherwise.
+    pub(super) async fn look(&mut self, pods: &[Arc<Workload>]) {
+        let unknown = pods.iter().filter(|pod| {
             pod.enrolled
                 && self.annotation(pod).is_none()
                 && self.attachments.netns(&pod.uid).is_none()

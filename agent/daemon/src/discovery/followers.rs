@@ -3,9 +3,13 @@
 //! Promises that a follower hears of a policy only if the pod's verdicts may differ, and that nothing is kept for pods that
 //! nobody follows. Which policies a change may concern is told by the sources.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+};
 
 use ambit_core::{
+    discovery::Delta,
     model::{ObjectName, Workload},
     policy::{Reach, WorkloadPolicy},
 };
@@ -19,46 +23,63 @@ pub(super) struct Followers(HashMap<ObjectName, Followed>);
 
 #[derive(Debug)]
 struct Followed {
-    workload: Arc<Workload>,
+    uid: Arc<str>,
+    /// The pod while it is in the mesh. One that has left it keeps the verdicts it had, and may come back.
+    workload: Option<Arc<Workload>>,
     policy: watch::Sender<Arc<WorkloadPolicy>>,
 }
 
 impl Followers {
-    /// What the policies make of `workload` from now on. The channel is closed once the pod is gone or out of the mesh, be
-    /// it at once.
+    /// What the policies make of `workload` from now on. Nothing is published while the pod is gone or out of the mesh; the
+    /// channel closes when another pod of its name is followed.
     pub(super) fn follow(
         &mut self,
         world: &World,
         workload: &Workload,
     ) -> watch::Receiver<Arc<WorkloadPolicy>> {
         self.0.retain(|_, followed| followed.policy.receiver_count() > 0);
-        let Some(present) = enrolled(world, &workload.name, &workload.uid) else {
-            return watch::channel(world.policies.compile(workload)).1;
+        let new = || {
+            let present = enrolled(world, &workload.name, &workload.uid);
+            let policy = world.policies.compile(present.map_or(workload, |present| present));
+            Followed {
+                uid: workload.uid.clone(),
+                workload: present.cloned(),
+                policy: watch::Sender::new(policy),
+            }
         };
-        let followed = self.0.entry(workload.name.clone()).or_insert_with(|| Followed {
-            workload: present.clone(),
-            policy: watch::Sender::new(world.policies.compile(present)),
-        });
-        followed.policy.subscribe()
+        match self.0.entry(workload.name.clone()) {
+            Entry::Occupied(entry) if entry.get().uid == workload.uid => entry.get().policy.subscribe(),
+            entry => entry.insert_entry(new()).get().policy.subscribe(),
+        }
     }
 
     /// Publishes what differs in this world, to pods that changed and to those that `reach` covers.
-    pub(super) fn publish(&mut self, world: &World, reach: &Reach) {
-        self.0.retain(|name, followed| {
-            let Some(present) = enrolled(world, name, &followed.workload.uid) else { return false };
-            let changed = !Arc::ptr_eq(present, &followed.workload);
-            followed.workload = present.clone();
-            if changed || reach.covers(present) {
-                followed.compile(world);
+    pub(super) fn publish(&mut self, world: &World, delta: &Delta, reach: &Reach) {
+        if self.0.is_empty() {
+            return;
+        }
+        for (name, _) in delta.pods() {
+            let Some(followed) = self.0.get_mut(name) else { continue };
+            if followed.policy.receiver_count() == 0 {
+                self.0.remove(name);
+                continue;
             }
-            true
-        });
+            followed.workload = enrolled(world, name, &followed.uid).cloned();
+            followed.compile(world);
+        }
+        if !reach.is_empty() {
+            let covered = |followed: &&Followed| {
+                followed.workload.as_ref().is_some_and(|workload| reach.covers(workload))
+            };
+            self.0.values().filter(covered).for_each(|followed| followed.compile(world));
+        }
     }
 }
 
 impl Followed {
     fn compile(&self, world: &World) {
-        let compiled = world.policies.compile(&self.workload);
+        let Some(workload) = &self.workload else { return };
+        let compiled = world.policies.compile(workload);
         self.policy.send_if_modified(|policy| {
             let differs = *policy != compiled;
             if differs {

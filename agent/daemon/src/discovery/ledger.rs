@@ -14,7 +14,7 @@ use std::{
 };
 
 use ambit_core::{
-    discovery::{Change as MeshChange, Mesh, Pod, Settings},
+    discovery::{Change as MeshChange, Delta, Mesh, Pod, Settings},
     model::ObjectName,
     policy::{PolicySet, Reach},
 };
@@ -58,6 +58,8 @@ pub(super) struct Ledger {
 /// What differs in a new world.
 #[derive(Debug, Default)]
 pub(super) struct News {
+    /// Captured destinations and pods.
+    pub(super) delta: Delta,
     /// The workloads that changed policies may concern.
     pub(super) reach: Reach,
 }
@@ -275,14 +277,14 @@ impl Ledger {
     fn enforce(&mut self, change: Change) {
         self.changed = true;
         match change {
-            Change::Mesh(MeshChange::Pod(pod)) => {
-                let pod = self.cni_addresses.fill_in(pod);
-                self.mesh.apply(MeshChange::Pod(pod));
+            Change::Mesh(change) => {
+                let change = match change {
+                    MeshChange::Pod(pod) => MeshChange::Pod(self.cni_addresses.fill_in(pod)),
+                    other => other,
+                };
+                self.news.delta.merge(self.mesh.apply(change));
             }
-            Change::Mesh(change) => self.mesh.apply(change),
-            Change::Policies(change) => {
-                self.news.reach.merge(self.policies.apply(change));
-            }
+            Change::Policies(change) => self.news.reach.merge(self.policies.apply(change)),
         }
     }
 }

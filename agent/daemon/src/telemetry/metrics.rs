@@ -31,6 +31,7 @@ pub(super) struct Metrics {
     pub(super) policy_wakes: Counter,
     pub(super) enrolled_pods: Gauge,
     probes: Family<PodLabels, Counter>,
+    map_operations: Family<MapLabels, Counter>,
     certificate_expiry: Family<IdentityLabels, Gauge>,
     root_expiry: Family<RootLabels, Gauge>,
     crl_next_update: Family<IssuerLabels, Gauge>,
@@ -47,6 +48,11 @@ pub(super) struct Metrics {
 struct PodLabels {
     namespace: String,
     pod: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MapLabels {
+    map: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -126,6 +132,7 @@ impl Metrics {
             policy_wakes: Counter::default(),
             enrolled_pods: Gauge::default(),
             probes: Family::default(),
+            map_operations: Family::default(),
             certificate_expiry: Family::default(),
             root_expiry: Family::default(),
             crl_next_update: Family::default(),
@@ -185,6 +192,11 @@ impl Metrics {
 
     fn with_certificates(mut self) -> Self {
         let registry = &mut self.registry;
+        registry.register(
+            "ambit_map_operations",
+            "System calls of the agent on the maps that it shares with the eBPF programs, by map",
+            self.map_operations.clone(),
+        );
         registry.register(
             "ambit_certificate_expiry_timestamp_seconds",
             "When the certificate held for an identity ends, in seconds since 1970",
@@ -281,6 +293,15 @@ impl Metrics {
         for (name, probes) in pods.filter(|(_, probes)| *probes > 0) {
             let labels = PodLabels { namespace: name.namespace.to_string(), pod: name.name.to_string() };
             self.probes.get_or_create(&labels).inner().store(probes, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn map_operations(&self, maps: impl Iterator<Item = (&'static str, u64)>) {
+        for (map, operations) in maps {
+            self.map_operations
+                .get_or_create(&MapLabels { map })
+                .inner()
+                .store(operations, Ordering::Relaxed);
         }
     }
 

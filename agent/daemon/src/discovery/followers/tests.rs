@@ -86,17 +86,34 @@ fn labels_that_change_what_applies_are_told() {
 }
 
 #[test]
-fn the_channel_closes_with_the_pods_place_in_the_mesh() {
+fn a_pod_out_of_the_mesh_hears_nothing_until_it_is_back() {
     let feed = feed();
-    let (mut first, second) = (feed.follow_policy(&web(&feed)), feed.follow_policy(&web(&feed)));
+    let mut policy = feed.follow_policy(&web(&feed));
     put(&feed, "namespace", &namespace("disabled"));
-    assert!(first.has_changed().is_err() && second.has_changed().is_err());
-    assert!(feed.follow_policy(&web(&feed)).has_changed().is_err(), "a pod outside the mesh is followed");
+    put(&feed, "own", &strict("own", "front"));
+    assert!(!policy.has_changed().unwrap(), "a pod outside the mesh was told");
     put(&feed, "namespace", &namespace("enabled"));
-    first = feed.follow_policy(&web(&feed));
-    // A pod of the same name that is another one.
-    put(&feed, "web", &pod("web", "tier: front").replace("u-web", "u-other"));
-    assert!(first.has_changed().is_err());
+    assert_eq!(policy.borrow_and_update().mtls(80).mode, MtlsMode::Strict);
+    // Gone and back before anyone noticed: who followed it still does.
+    let pod_web = pod("web", "tier: front");
+    drop_file(&feed, "web");
+    drop_file(&feed, "own");
+    assert!(!policy.has_changed().unwrap(), "a pod that is gone was told");
+    put(&feed, "web", &pod_web);
+    assert_eq!(policy.borrow_and_update().mtls(80).mode, MtlsMode::Permissive);
+}
+
+#[test]
+fn another_pod_of_the_name_is_followed_apart() {
+    let feed = feed();
+    let mut first = feed.follow_policy(&web(&feed));
+    put(&feed, "web", &pod("web", "tier: back").replace("u-web", "u-other"));
+    put(&feed, "back", &strict("back", "back"));
+    assert!(!first.has_changed().unwrap(), "the pod's successor was told of in its place");
+    let second = feed.follow_policy(&web(&feed));
+    assert_eq!(second.borrow().mtls(80).mode, MtlsMode::Strict);
+    assert_eq!(first.borrow_and_update().mtls(80).mode, MtlsMode::Permissive);
+    assert!(first.has_changed().is_err() && second.has_changed().is_ok());
 }
 
 #[test]
@@ -108,8 +125,8 @@ fn nothing_is_kept_for_pods_that_nobody_follows() {
     drop(policy);
     let db = feed.world().mesh.pod(&ObjectName::new("shop", "db")).unwrap().clone();
     let _db = feed.follow_policy(&db);
-    assert_eq!(feed.shared.followers().0.len(), 2);
+    assert_eq!(feed.shared.audience().followers.0.len(), 2);
     drop(other);
     let _again = feed.follow_policy(&db);
-    assert_eq!(feed.shared.followers().0.len(), 1);
+    assert_eq!(feed.shared.audience().followers.0.len(), 1);
 }

@@ -1,14 +1,15 @@
-//! From an original destination to an endpoint (spec/policy.md §5), and the endpoints of a service.
+//! From an original destination to an endpoint.
 //!
 //! Promises that an endpoint known to be in the mesh is never reached in plaintext. Connecting is left to others.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
-use super::{EndpointSlice, Mesh, Pod, Protocol, Service, ServiceRecord, TargetPort};
+use super::{Mesh, ServiceRecord};
+use crate::discovery::{Protocol, Service, join::Backend};
 use crate::model::{Labels, ObjectName, OriginalDst, PodAddr, ServiceName, SpiffeId, Workload};
 
 /// Where a captured connection goes.
@@ -39,7 +40,7 @@ pub struct Endpoint {
 /// Why a destination that is known leads nowhere.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RouteError {
-    /// The service has no such port (spec/policy.md §5: close, no fallback).
+    /// The service has no such port. kube-proxy would not forward it either, so nothing is tried instead.
     #[error("service {service} has no port {port}")]
     UnknownPort {
         /// `namespace/name`.
@@ -177,109 +178,5 @@ fn affinity(client: &Workload, endpoint: SocketAddr) -> u64 {
     (hash ^ (hash >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// The endpoints of one service, ready for look-up.
-#[derive(Debug, Default)]
-pub(super) struct Backends {
-    /// Ready endpoints by (service port, IPv6).
-    ready: HashMap<(u16, bool), Vec<Backend>>,
-    /// Addresses of all endpoints, ready or not, on any TCP port.
-    addresses: Vec<IpAddr>,
-    /// They are the pods that the service selects, so that any pod of the namespace may change them.
-    pub(super) selected: bool,
-}
-
-#[derive(Clone, Debug)]
-struct Backend {
-    addr: SocketAddr,
-    node: Option<Arc<str>>,
-    pod: Option<ObjectName>,
-}
-
-impl Backends {
-    /// The endpoints as endpoint slices state them.
-    pub(super) fn from_slices<'a>(
-        service: &Service,
-        slices: impl Iterator<Item = &'a Arc<EndpointSlice>>,
-    ) -> Self {
-        let mut backends = Self::default();
-        for slice in slices {
-            for port in tcp_ports(service) {
-                let target = slice
-                    .ports
-                    .iter()
-                    .find(|target| target.protocol == Protocol::Tcp && target.name == port.name);
-                let Some(target) = target else { continue };
-                for endpoint in &slice.endpoints {
-                    for ip in &endpoint.addresses {
-                        let backend = Backend {
-                            addr: SocketAddr::new(*ip, target.port),
-                            node: endpoint.node.clone(),
-                            pod: endpoint.pod.clone(),
-                        };
-                        backends.add(port.port, backend, endpoint.ready || service.publish_not_ready);
-                    }
-                }
-            }
-        }
-        backends.finish()
-    }
-
-    /// The endpoints of a service without slices, from the pods that its selector matches.
-    pub(super) fn from_pods<'a>(service: &Service, pods: impl Iterator<Item = &'a Pod>) -> Self {
-        let mut backends = Self { selected: true, ..Self::default() };
-        if service.selector.is_empty() {
-            return backends;
-        }
-        let selected = |pod: &&Pod| {
-            !pod.terminal && service.selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value))
-        };
-        for pod in pods.filter(selected) {
-            for port in tcp_ports(service) {
-                let target = match &port.target {
-                    TargetPort::Number(number) => Some(*number),
-                    TargetPort::Name(name) => pod.named_ports.get(name).copied(),
-                };
-                let Some(target) = target else { continue };
-                for ip in &pod.ips {
-                    let backend = Backend {
-                        addr: SocketAddr::new(*ip, target),
-                        node: Some(Arc::clone(&pod.node)),
-                        pod: Some(pod.name.clone()),
-                    };
-                    backends.add(port.port, backend, pod.ready || service.publish_not_ready);
-                }
-            }
-        }
-        backends.finish()
-    }
-
-    fn add(&mut self, port: u16, backend: Backend, ready: bool) {
-        self.addresses.push(backend.addr.ip());
-        if ready {
-            self.ready.entry((port, backend.addr.is_ipv6())).or_default().push(backend);
-        }
-    }
-
-    /// An endpoint may stand in two slices while it moves between them: it counts once.
-    fn finish(mut self) -> Self {
-        for list in self.ready.values_mut() {
-            list.sort_by_key(|backend| backend.addr);
-            list.dedup_by_key(|backend| backend.addr);
-        }
-        self.addresses.sort_unstable();
-        self.addresses.dedup();
-        self
-    }
-
-    fn ready(&self, port: u16, ipv6: bool) -> &[Backend] {
-        self.ready.get(&(port, ipv6)).map_or(&[], Vec::as_slice)
-    }
-
-    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.addresses.iter().copied()
-    }
-}
-
-fn tcp_ports(service: &Service) -> impl Iterator<Item = &super::ServicePort> {
-    service.ports.iter().filter(|port| port.protocol == Protocol::Tcp)
-}
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+//! Pods as they come and go, and as their namespaces opt in and out.
+
+use std::{cmp::Reverse, collections::BTreeSet, net::IpAddr, sync::Arc};
+
+use super::{Mesh, change, withdraw};
+use crate::{
+    discovery::{Delta, Pod, PodDelta, join},
+    model::{ObjectName, Workload},
+};
+
+#[derive(Debug)]
+pub(super) struct PodRecord {
+    pub(super) pod: Arc<Pod>,
+    pub(super) workload: Arc<Workload>,
+}
+
+impl PodRecord {
+    /// Orders the pods that claim one address, the rightful one first.
+    fn claim(&self) -> (bool, Reverse<i64>, Reverse<bool>, &ObjectName) {
+        let created = self.pod.created.unwrap_or(i64::MAX);
+        (self.pod.deleting, Reverse(created), Reverse(self.workload.enrolled), &self.pod.name)
+    }
+
+    /// The addresses that it claims: that of the host is no pod's, and one of a pod that has ended may be another's.
+    fn claimed(&self) -> &[IpAddr] {
+        if self.pod.host_network || self.pod.terminal { &[] } else { &self.pod.ips }
+    }
+}
+
+impl Mesh {
+    /// The pod of that name becomes this, or goes.
+    pub(super) fn put_pod(&mut self, name: &ObjectName, pod: Option<Arc<Pod>>, delta: &mut Delta) {
+        let before = self.pods.get(name).cloned();
+        let after = pod.map(|pod| Arc::new(self.record(pod, before.as_deref())));
+        let records = || before.iter().chain(&after);
+        let claimed: Vec<(IpAddr, bool)> =
+            records().flat_map(|record| record.claimed()).map(|ip| (*ip, self.is_enrolled(*ip))).collect();
+        if let Some(before) = &before {
+            self.unlink(before);
+        }
+        if let Some(after) = &after {
+            self.link(after);
+        }
+        let mut affected: Vec<IpAddr> = claimed.iter().map(|(ip, _)| *ip).collect();
+        let selecting = |record: &Option<Arc<PodRecord>>| {
+            record.iter().flat_map(|record| self.selecting(&record.pod)).collect()
+        };
+        let (were, are): (BTreeSet<ObjectName>, BTreeSet<ObjectName>) =
+            (selecting(&before), selecting(&after));
+        let enrolled = after.as_ref().is_some_and(|after| self.is_enrolled_endpoint(&after.pod));
+        for service in were.union(&are) {
+            self.reset_backends(service);
+            let vips = self.cluster_ips(service);
+            // No look at the service's other pods where this one is enough.
+            if enrolled && are.contains(service) {
+                vips.into_iter().for_each(|ip| self.set_captured(ip, true, delta));
+            } else {
+                affected.extend(vips);
+            }
+        }
+        for (ip, enrolled) in claimed {
+            if self.is_enrolled(ip) != enrolled {
+                affected.extend(self.cluster_ips_at(ip));
+            }
+        }
+        self.follow_capture(affected, delta);
+        let workload = |record: &Arc<PodRecord>| Arc::clone(&record.workload);
+        let pod = PodDelta { before: before.as_ref().map(workload), after: after.as_ref().map(workload) };
+        delta.pod(name.clone(), pod);
+    }
+
+    /// The namespace's labels may have changed.
+    pub(super) fn reconsider_namespace(&mut self, namespace: &str, delta: &mut Delta) {
+        let enrolled =
+            |pod: &Pod| join::opts_in(&self.settings, self.namespace_of(pod), pod) && !pod.ips.is_empty();
+        let pods: Vec<_> = self
+            .pods_in(namespace)
+            .filter(|record| enrolled(&record.pod) != record.workload.enrolled)
+            .map(|record| Arc::clone(&record.pod))
+            .collect();
+        for pod in pods {
+            self.put_pod(&pod.name.clone(), Some(pod), delta);
+        }
+    }
+
+    /// A workload that is the same as before stays the same value.
+    fn record(&self, pod: Arc<Pod>, before: Option<&PodRecord>) -> PodRecord {
+        let workload = join::workload(&self.settings, self.namespace_of(&pod), &pod);
+        let workload = match before {
+            Some(before) if *before.workload == workload => Arc::clone(&before.workload),
+            _ => Arc::new(workload),
+        };
+        PodRecord { pod, workload }
+    }
+
+    fn link(&mut self, record: &Arc<PodRecord>) {
+        for ip in record.claimed() {
+            change(&mut self.by_ip, ip, |claimants| {
+                let at = claimants.partition_point(|other| other.claim() < record.claim());
+                claimants.insert(at, Arc::clone(record));
+            });
+        }
+        change(&mut self.by_node, &record.pod.node, |pods| {
+            pods.insert_mut(record.pod.name.clone(), Arc::clone(&record.workload));
+        });
+        self.pods.insert_mut(record.pod.name.clone(), Arc::clone(record));
+    }
+
+    fn unlink(&mut self, record: &PodRecord) {
+        let name = &record.pod.name;
+        self.pods.remove_mut(name);
+        for ip in record.claimed() {
+            withdraw(&mut self.by_ip, ip, Vec::is_empty, |claimants| {
+                claimants.retain(|other| other.pod.name != *name);
+            });
+        }
+        withdraw(
+            &mut self.by_node,
+            &record.pod.node,
+            |pods| pods.is_empty(),
+            |pods| {
+                pods.remove_mut(name);
+            },
+        );
+    }
+}

@@ -1,0 +1,160 @@
+//! Services and their endpoint slices as they come and go.
+
+use std::{
+    net::IpAddr,
+    ops::Bound,
+    sync::{Arc, OnceLock},
+};
+
+use super::{ByName, Mesh, Names, ServiceRecord, change, start_of, withdraw};
+use crate::{
+    discovery::{
+        Delta, EndpointSlice, Pod, Service,
+        join::{self, Backends},
+    },
+    model::{ObjectName, ServiceName},
+};
+
+impl Mesh {
+    /// The service of that name becomes this, or goes.
+    pub(super) fn put_service(
+        &mut self,
+        name: &ObjectName,
+        service: Option<Arc<Service>>,
+        delta: &mut Delta,
+    ) {
+        let mut affected = self.cluster_ips(name);
+        self.unlink_service(name);
+        if let Some(service) = service {
+            self.link_service(service);
+            affected.extend(self.cluster_ips(name));
+        }
+        self.follow_capture(affected, delta);
+    }
+
+    /// The slice of that name becomes this, or goes.
+    pub(super) fn put_slice(
+        &mut self,
+        name: &ObjectName,
+        slice: Option<Arc<EndpointSlice>>,
+        delta: &mut Delta,
+    ) {
+        let owners = [self.slice_owners.get(name).cloned(), slice.as_ref().and_then(|s| s.service.clone())];
+        if let Some(owner) = &owners[0] {
+            self.unlink_slice(name, owner);
+        }
+        if let (Some(slice), Some(owner)) = (slice, &owners[1]) {
+            self.link_slice(slice, owner);
+        }
+        for owner in owners.into_iter().flatten() {
+            self.reset_backends(&owner);
+            self.note_selecting(&owner);
+            self.follow_capture(self.cluster_ips(&owner), delta);
+        }
+    }
+
+    /// The services for which no slice speaks and of which the pod is an endpoint.
+    pub(super) fn selecting(&self, pod: &Pod) -> Vec<ObjectName> {
+        let (start, namespace) = start_of(&pod.name.namespace);
+        let of_namespace = self
+            .selecting
+            .range((Bound::Included(start), Bound::Unbounded))
+            .take_while(|name| name.namespace == namespace);
+        let selects = |name: &&ObjectName| {
+            self.services.get(*name).is_some_and(|record| join::is_endpoint(&record.service, pod))
+        };
+        of_namespace.filter(selects).cloned().collect()
+    }
+
+    pub(super) fn cluster_ips(&self, service: &ObjectName) -> Vec<IpAddr> {
+        self.services.get(service).map(|record| record.service.cluster_ips.clone()).unwrap_or_default()
+    }
+
+    pub(super) fn backends<'a>(&'a self, record: &'a ServiceRecord) -> &'a Backends {
+        record.backends.get_or_init(|| match self.slices.get(&record.service.name) {
+            Some(slices) => Backends::from_slices(&record.service, slices.values()),
+            None => Backends::from_pods(
+                &record.service,
+                self.pods_in(&record.service.name.namespace).map(|pod| &*pod.pod),
+            ),
+        })
+    }
+
+    /// Drops what was worked out of a service's endpoints.
+    pub(super) fn reset_backends(&mut self, service: &ObjectName) {
+        if self.services.get(service).is_none_or(|record| record.backends.get().is_none()) {
+            return;
+        }
+        if let Some(record) = self.services.get_mut(service) {
+            *record = Arc::new(ServiceRecord {
+                service: Arc::clone(&record.service),
+                name: Arc::clone(&record.name),
+                backends: OnceLock::new(),
+            });
+        }
+    }
+
+    /// Takes note of whether a service has to look for its pods itself.
+    fn note_selecting(&mut self, name: &ObjectName) {
+        let selects = self.services.get(name).is_some_and(|record| !record.service.selector.is_empty());
+        if selects && !self.slices.contains_key(name) {
+            self.selecting.insert_mut(name.clone());
+        } else {
+            self.selecting.remove_mut(name);
+        }
+    }
+
+    fn link_service(&mut self, service: Arc<Service>) {
+        let name: Arc<ServiceName> = Arc::new(join::service_name(&self.settings, &service.name));
+        let vips: Vec<IpAddr> = service.cluster_ips.clone();
+        let record = Arc::new(ServiceRecord { service, name: Arc::clone(&name), backends: OnceLock::new() });
+        self.services.insert_mut(name.name.clone(), record);
+        for vip in vips {
+            let services = &self.services;
+            let age = |name: &ServiceName| {
+                let created = services.get(&name.name).and_then(|record| record.service.created);
+                (created.unwrap_or(i64::MAX), name.name.clone())
+            };
+            change(&mut self.by_vip, &vip, |claimants| {
+                claimants.push(Arc::clone(&name));
+                claimants.sort_by_cached_key(|name| age(name));
+            });
+        }
+        self.note_selecting(&name.name);
+    }
+
+    fn unlink_service(&mut self, name: &ObjectName) {
+        for vip in self.cluster_ips(name) {
+            withdraw(&mut self.by_vip, &vip, Vec::is_empty, |claimants| {
+                claimants.retain(|claimant| claimant.name != *name);
+            });
+        }
+        self.services.remove_mut(name);
+        self.note_selecting(name);
+    }
+
+    fn link_slice(&mut self, slice: Arc<EndpointSlice>, owner: &ObjectName) {
+        self.slice_owners.insert_mut(slice.name.clone(), owner.clone());
+        for ip in addresses(&slice) {
+            change(&mut self.by_endpoint, &ip, |slices| slices.insert_mut(slice.name.clone()));
+        }
+        change(&mut self.slices, owner, |slices| slices.insert_mut(slice.name.clone(), slice));
+    }
+
+    fn unlink_slice(&mut self, name: &ObjectName, owner: &ObjectName) {
+        self.slice_owners.remove_mut(name);
+        let Some(slice) = self.slices.get(owner).and_then(|slices| slices.get(name)).cloned() else { return };
+        for ip in addresses(&slice) {
+            withdraw(&mut self.by_endpoint, &ip, Names::is_empty, |slices| {
+                slices.remove_mut(name);
+            });
+        }
+        withdraw(&mut self.slices, owner, ByName::is_empty, |slices| {
+            slices.remove_mut(name);
+        });
+    }
+}
+
+fn addresses(slice: &EndpointSlice) -> impl Iterator<Item = IpAddr> + '_ {
+    slice.endpoints.iter().flat_map(|endpoint| endpoint.addresses.iter().copied())
+}

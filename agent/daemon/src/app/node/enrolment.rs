@@ -1,0 +1,187 @@
+//! The pods that are enrolled, and the tasks that serve their listeners.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use ambit_core::discovery::Delta;
+use ambit_ebpf_common::Counters;
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::desired::{Desired, DesiredPods};
+use crate::{
+    app::locations::Location,
+    capture::{Capture, CaptureError, PodNet, PodSpec},
+    discovery::{Feed, World},
+    proxy::Proxy,
+};
+
+/// What is captured on this node, and who serves it.
+pub(super) struct Enrolment {
+    capture: Capture,
+    proxy: Proxy,
+    feed: Feed,
+    pods: HashMap<Arc<str>, Enrolled>,
+    serving: JoinSet<()>,
+}
+
+/// One enrolled pod.
+struct Enrolled {
+    spec: PodSpec,
+    net: Arc<PodNet>,
+    tasks: Vec<AbortHandle>,
+}
+
+impl Enrolled {
+    /// A network namespace is one pod's: two would speak with each other's identities.
+    fn is_in_the_way_of(&self, spec: &PodSpec) -> bool {
+        self.spec.uid != spec.uid && self.spec.netns == spec.netns
+    }
+}
+
+impl Enrolment {
+    pub(super) fn new(capture: Capture, proxy: Proxy, feed: Feed) -> Self {
+        Self { capture, proxy, feed, pods: HashMap::new(), serving: JoinSet::new() }
+    }
+
+    /// The cookie of the pod's network namespace, if it is enrolled.
+    pub(super) fn cookie(&self, uid: &str) -> Option<u64> {
+        self.pods.get(uid).map(|pod| pod.net.cookie())
+    }
+
+    /// Opens what a pod will need, beside an agent that still serves it.
+    pub(super) async fn stage(&mut self, pod: &Desired) -> Result<(), String> {
+        let location = pod.location.as_ref().map_err(Clone::clone)?;
+        self.capture.stage(&pod.spec(location)).await.map_err(|error| error.to_string())
+    }
+
+    /// Enrols the pod where it is, if it is not there already; else says why it cannot be. A pod whose namespace is not to be
+    /// found any more stays enrolled in the one that it had.
+    pub(super) async fn enroll(&mut self, pod: &Desired) -> Result<(), String> {
+        match &pod.location {
+            Ok(location) => self.enroll_at(pod, location).await.map_err(|error| error.to_string()),
+            Err(unknown) if self.pods.contains_key(&pod.workload.uid) => {
+                tracing::debug!(pod = %pod.workload.name, unknown, "the pod stays where it was");
+                Ok(())
+            }
+            Err(unknown) => Err(unknown.clone()),
+        }
+    }
+
+    async fn enroll_at(&mut self, pod: &Desired, location: &Location) -> Result<(), CaptureError> {
+        let spec = pod.spec(location);
+        if self.pods.get(&spec.uid).is_some_and(|enrolled| enrolled.spec == spec) {
+            return Ok(());
+        }
+        if let Some(other) = self.pods.values().find(|other| other.is_in_the_way_of(&spec)) {
+            return Err(CaptureError::Shared {
+                netns: spec.netns.path().to_owned(),
+                uid: other.spec.uid.clone(),
+            });
+        }
+        let net = self.capture.enroll(&spec).await?;
+        let policy = self.feed.follow_policy(&pod.workload);
+        let tasks = (0..net.listeners())
+            .map(|listener| {
+                let (proxy, net, policy) = (self.proxy.clone(), net.clone(), policy.clone());
+                self.serving.spawn(async move { proxy.serve(net, listener, policy).await })
+            })
+            .collect();
+        tracing::info!(
+            pod = %pod.workload.name,
+            identity = %pod.workload.identity,
+            netns = %spec.netns.path().display(),
+            found_by = location.found_by.as_str(),
+            "pod enrolled"
+        );
+        if let Some(old) = self.pods.insert(spec.uid.clone(), Enrolled { spec, net, tasks }) {
+            old.tasks.iter().for_each(AbortHandle::abort);
+        }
+        Ok(())
+    }
+
+    /// Releases the pods that are not desired; whether there was one.
+    pub(super) fn release_others(&mut self, desired: &DesiredPods) -> bool {
+        let gone: Vec<Arc<str>> = self.pods.keys().filter(|uid| !desired.contains(uid)).cloned().collect();
+        for uid in &gone {
+            self.release(uid);
+        }
+        !gone.is_empty()
+    }
+
+    fn release(&mut self, uid: &str) {
+        if let Some(enrolled) = self.pods.remove(uid) {
+            self.capture.release(uid);
+            enrolled.tasks.iter().for_each(AbortHandle::abort);
+            tracing::info!(%uid, netns = %enrolled.spec.netns.path().display(), "pod released");
+        }
+    }
+
+    /// Makes the captured destinations those of this world, whatever was captured before.
+    pub(super) fn set_destinations(&mut self, world: &World) {
+        told(self.capture.set_destinations(world.mesh.captured_destinations().collect()));
+    }
+
+    /// Begins and ends the capture of what differs, and puts in order what failed before.
+    pub(super) fn change_destinations(&mut self, delta: &Delta) {
+        told(self.capture.change_destinations(delta));
+    }
+
+    /// Lets the kubelet's probes through to the pods' probe ports.
+    pub(super) fn set_probes(&mut self, desired: &DesiredPods) {
+        let ports = desired.iter().map(|(uid, pod)| (&**uid, &*pod.workload.probe_ports));
+        if let Err(error) = self.capture.set_probes(ports) {
+            tracing::error!(%error, "the list of ports that the kubelet probes could not be updated");
+        }
+    }
+
+    /// Takes off what an earlier agent left for pods that are not `expected` (UIDs).
+    pub(super) async fn sweep(&self, expected: &HashSet<Arc<str>>) {
+        let released = self.capture.sweep(expected).await;
+        if released > 0 {
+            tracing::info!(released, "pods that left the mesh while no agent ran were released");
+        }
+    }
+
+    /// Ends the first round; whether the programs are this process's now.
+    pub(super) fn settle(&mut self) -> bool {
+        let settled = self.capture.settle();
+        if let Err(error) = &settled {
+            tracing::error!(%error, "the programs cannot be attached");
+        }
+        settled.is_ok()
+    }
+
+    /// Takes the last of released pods off once they carry nothing.
+    pub(super) async fn tidy(&mut self) {
+        self.capture.tidy().await;
+        while self.serving.try_join_next().is_some() {}
+    }
+
+    /// Leads the pods back here.
+    pub(super) fn take_back(&mut self) -> Result<(), CaptureError> {
+        self.capture.take_back()
+    }
+
+    /// Takes off released pods whatever they still carry.
+    pub(super) async fn end(&mut self) {
+        self.capture.end().await;
+    }
+
+    /// What the programs did in a pod so far.
+    pub(super) fn counters(&self, uid: &str) -> Counters {
+        self.capture.counters(uid)
+    }
+
+    /// How many system calls each map has taken.
+    pub(super) fn map_operations(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.capture.map_operations()
+    }
+}
+
+fn told(done: Result<(), CaptureError>) {
+    if let Err(error) = done {
+        tracing::error!(%error, "the list of meshed destinations could not be updated");
+    }
+}
