@@ -95,8 +95,8 @@ impl Changes {
             kinds.push(rest.measure(agent, what, change)?);
             Ok(())
         };
-        measure("a far pod's label", &|round| write(&world, 0, far_ip(0), round))?;
-        measure("a far pod's address", &|round| write(&world, 0, spare_ip(round), 0))?;
+        measure("a far pod's label", &|round| write(&world, 0, &far_ip(0), round))?;
+        measure("a far pod's address", &|round| write(&world, 0, &spare_ip(round), 0))?;
         measure("a near pod's label", &|round| {
             let round = format!("r{round}");
             world.manifests.pod(&world.topology, world.pod("e"), &[("round", &round)])
@@ -268,9 +268,9 @@ fn crowd(world: &World) -> Result<()> {
         "metadata": { "name": NAMESPACE, "labels": { "ambit.dev/dataplane": "enabled" } },
     });
     world.manifests.write("far.json", &namespace.to_string())?;
-    write(world, 0, far_ip(0), 0)?;
+    write(world, 0, &far_ip(0), 0)?;
     for first in (1..PODS).step_by(PER_FILE) {
-        let pods = (first..PODS.min(first + PER_FILE)).map(|number| far_pod(number, far_ip(number), 0));
+        let pods = (first..PODS.min(first + PER_FILE)).map(|number| far_pod(number, &far_ip(number), 0));
         world.manifests.write(&format!("far-pods-{first}.json"), &list(pods))?;
     }
     for first in (0..SERVICES).step_by(PER_FILE) {
@@ -285,7 +285,7 @@ fn list(items: impl Iterator<Item = Value>) -> String {
 }
 
 /// Writes a far pod to a file of its own.
-fn write(world: &World, number: usize, ip: String, round: usize) -> Result<()> {
+fn write(world: &World, number: usize, ip: &str, round: usize) -> Result<()> {
     world.manifests.write(&format!("far-pod-{number}.json"), &far_pod(number, ip, round).to_string())
 }
 
@@ -300,7 +300,7 @@ fn spare_ip(round: usize) -> String {
 }
 
 /// A pod with about as much in it as pods have.
-fn far_pod(number: usize, ip: String, round: usize) -> Value {
+fn far_pod(number: usize, ip: &str, round: usize) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
