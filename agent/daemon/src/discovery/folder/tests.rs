@@ -166,7 +166,7 @@ fn a_half_written_file_changes_nothing() {
     assert!(mode(&feed.world()) == MtlsMode::Strict && feed.world().problems.is_empty());
 }
 
-/// Everything of issue 3 that may stand in a folder, beside a good file and in place of one.
+/// Everything else that may stand in a folder, beside a good file and in place of one.
 #[test]
 fn things_that_are_no_manifests() {
     let dir = TempDir::new().unwrap();
@@ -367,28 +367,6 @@ fn an_address_that_the_cni_gave_counts_until_the_object_has_its_own() {
     until(&feed, "its own", |world| has(&world.mesh, "10.0.0.9") && !has(&world.mesh, "10.0.0.8"));
     fs::write(dir.path().join("a.yaml"), pod("a", "''")).unwrap();
     until(&feed, "forgotten", |world| !has(&world.mesh, "10.0.0.9") && !has(&world.mesh, "10.0.0.8"));
-}
-
-#[test]
-fn an_address_of_a_new_sandbox_counts_until_the_object_follows() {
-    let dir = TempDir::new().unwrap();
-    let feed = start(dir.path());
-    fs::write(dir.path().join("a.yaml"), pod("a", "10.0.0.7")).unwrap();
-    until(&feed, "the first sandbox's", |world| has(&world.mesh, "10.0.0.7"));
-    feed.assign_addresses("shop/a", &["10.0.0.8".parse().unwrap()]);
-    assert!(has(&feed.world().mesh, "10.0.0.8") && !has(&feed.world().mesh, "10.0.0.7"), "not at once");
-    fs::write(dir.path().join("a.yaml"), format!("{}\n# the same", pod("a", "10.0.0.7"))).unwrap();
-    fs::write(dir.path().join("b.yaml"), pod("b", "10.0.0.20")).unwrap();
-    until(&feed, "still the new sandbox's", |world| {
-        has(&world.mesh, "10.0.0.20") && has(&world.mesh, "10.0.0.8")
-    });
-    fs::write(dir.path().join("a.yaml"), pod("a", "10.0.0.8")).unwrap();
-    fs::write(dir.path().join("b.yaml"), pod("b", "10.0.0.21")).unwrap();
-    until(&feed, "stated by the object", |world| {
-        has(&world.mesh, "10.0.0.21") && has(&world.mesh, "10.0.0.8")
-    });
-    fs::write(dir.path().join("a.yaml"), pod("a", "10.0.0.7")).unwrap();
-    until(&feed, "the object's again", |world| has(&world.mesh, "10.0.0.7") && !has(&world.mesh, "10.0.0.8"));
 }
 
 #[test]

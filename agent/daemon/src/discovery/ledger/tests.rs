@@ -24,6 +24,16 @@ impl Bench {
         self.0.settle();
     }
 
+    fn assign(&mut self, uid: &str, ip: &str) {
+        self.0.assign_addresses(uid, &[ip.parse().unwrap()], Instant::now());
+    }
+
+    /// Which of these addresses some pod has.
+    fn known<'a>(&self, ips: [&'a str; 2]) -> Vec<&'a str> {
+        let known = |ip: &&str| self.0.mesh.workload_by_ip(ip.parse().unwrap()).is_some();
+        ips.into_iter().filter(known).collect()
+    }
+
     fn mode(&self) -> MtlsMode {
         self.0.policies.compile_for(&"shop".into(), &Labels::new()).mtls(80).mode
     }
@@ -41,6 +51,13 @@ fn policy(name: &str, mode: &str) -> String {
     format!(
         "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: {name}, namespace: shop}}\n\
          spec: {{mtls: {{mode: {mode}}}}}\n"
+    )
+}
+
+fn pod(ip: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: a, namespace: shop}}\nspec: {{nodeName: n1}}\n\
+         status: {{podIP: {ip}}}\n"
     )
 }
 
@@ -181,4 +198,21 @@ fn an_origin_that_holds_the_same_costs_nothing() {
         assert!(bench.0.stale.is_empty() && bench.0.settle().is_none(), "{mode}");
     }
     assert_eq!(bench.mode(), MtlsMode::Strict);
+}
+
+#[test]
+fn an_address_of_a_new_sandbox_counts_until_the_object_follows() {
+    let mut bench = Bench::new();
+    let (first, second) = ("10.0.0.7", "10.0.0.8");
+    bench.put("a", &pod(first));
+    assert_eq!(bench.known([first, second]), [first]);
+    bench.assign("shop/a", second);
+    assert_eq!(bench.known([first, second]), [second], "not at once");
+    let unready = "conditions: [{type: Ready, status: 'False'}]";
+    bench.put("a", &pod(&format!("{first}, {unready}")));
+    assert_eq!(bench.known([first, second]), [second], "the object still states the old sandbox's");
+    bench.put("a", &pod(second));
+    assert_eq!(bench.known([first, second]), [second]);
+    bench.put("a", &pod(first));
+    assert_eq!(bench.known([first, second]), [first], "kept over what the object states since");
 }

@@ -1,0 +1,111 @@
+use ambit_core::policy::Mode;
+
+use super::*;
+
+#[test]
+fn a_peer_authentication() {
+    let spec = "{selector: {matchLabels: {app: web}}, mtls: {mode: STRICT}, portLevelMtls: {8080: {mode: DISABLE}, '9090': {mode: UNSET}, 1: null}}";
+    for version in ["v1", "v1beta1"] {
+        let text = peer_authentication(spec).replace("istio.io/v1", &format!("istio.io/{version}"));
+        let Change::Policies(PolicyChange::PeerAuthentication(policy)) = one(&text) else {
+            panic!("no policy")
+        };
+        assert_eq!((policy.mode, policy.created), (Some(Mode::Strict), None));
+        assert_eq!(policy.port_modes.iter().collect::<Vec<_>>(), [(&8080, &Mode::Disable)]);
+        assert_eq!(policy.selector["app"], "web");
+    }
+    for inherits in [
+        "null",
+        "{}",
+        "{mtls: null}",
+        "{mtls: {}}",
+        "{mtls: {mode: null}}",
+        "{mtls: {mode: UNSET}}",
+        "{selector: null}",
+    ] {
+        let Change::Policies(PolicyChange::PeerAuthentication(policy)) = one(&peer_authentication(inherits))
+        else {
+            panic!("no policy")
+        };
+        assert_eq!(policy.mode, None, "{inherits}");
+    }
+}
+
+/// What Istio refuses, and every type that may be wrong.
+#[test]
+fn bad_peer_authentications() {
+    for (spec, expected) in [
+        (
+            "{mtls: {mode: STRIKT}}",
+            r#"spec.mtls.mode: "STRIKT" is not one of UNSET, DISABLE, PERMISSIVE, STRICT"#,
+        ),
+        (
+            "{mtls: {mode: strict}}",
+            r#"spec.mtls.mode: "strict" is not one of UNSET, DISABLE, PERMISSIVE, STRICT"#,
+        ),
+        ("{mtls: {mode: ''}}", "spec.mtls.mode: is empty"),
+        ("{mtls: {mode: 3}}", "spec.mtls.mode: invalid type: integer `3`, expected a string"),
+        ("{mtls: STRICT}", r#"spec.mtls: invalid type: string "STRICT", expected an object"#),
+        ("[]", "spec: invalid type: sequence, expected an object"),
+        (
+            "{selector: {matchLabels: {app: 1}}}",
+            "spec.selector.matchLabels.app: invalid type: integer `1`, expected a string",
+        ),
+        (
+            "{selector: {matchLabels: {'a*': b}}}",
+            r#"spec.selector.matchLabels: "a*: b": no wildcards are allowed"#,
+        ),
+        (
+            "{selector: {matchLabels: {a: 'b*'}}}",
+            r#"spec.selector.matchLabels: "a: b*": no wildcards are allowed"#,
+        ),
+        ("{selector: {matchLabels: {'': b}}}", r#"spec.selector.matchLabels: ": b": an empty key"#),
+        (
+            "{portLevelMtls: {80: {mode: STRICT}}}",
+            "spec.portLevelMtls: needs a selector with matchLabels: it cannot speak for a whole namespace",
+        ),
+        (
+            "{selector: {matchLabels: {}}, portLevelMtls: {80: {mode: STRICT}}}",
+            "spec.portLevelMtls: needs a selector with matchLabels: it cannot speak for a whole namespace",
+        ),
+        ("{selector: {matchLabels: {a: b}}, portLevelMtls: {}}", "spec.portLevelMtls: is empty"),
+        (
+            "{selector: {matchLabels: {a: b}}, portLevelMtls: {0: {mode: STRICT}}}",
+            r#"spec.portLevelMtls.0: "0" is not a port (1 to 65535)"#,
+        ),
+        (
+            "{selector: {matchLabels: {a: b}}, portLevelMtls: {65536: {mode: STRICT}}}",
+            r#"spec.portLevelMtls.65536: "65536" is not a port (1 to 65535)"#,
+        ),
+        (
+            "{selector: {matchLabels: {a: b}}, portLevelMtls: {http: {mode: STRICT}}}",
+            r#"spec.portLevelMtls.http: "http" is not a port (1 to 65535)"#,
+        ),
+        (
+            "{selector: {matchLabels: {a: b}}, portLevelMtls: {'080': {mode: STRICT}}}",
+            r#"spec.portLevelMtls.080: "080" is not a port (1 to 65535)"#,
+        ),
+        (
+            "{selector: {matchLabels: {a: b}}, portLevelMtls: {80: {mode: ON}}}",
+            r#"spec.portLevelMtls.80.mode: "ON" is not one of UNSET, DISABLE, PERMISSIVE, STRICT"#,
+        ),
+    ] {
+        let text = peer_authentication(spec);
+        assert_eq!(complaint(&text), format!("PeerAuthentication shop/p: {expected}"));
+        assert!(read(&text).change.is_none(), "{spec} was taken");
+    }
+}
+
+#[test]
+fn a_selector_without_effect_is_pointed_out_but_valid() {
+    for (text, expected) in [
+        (peer_authentication("{selector: {}}"), "has no labels"),
+        (
+            peer_authentication("{selector: {matchLabels: {a: b}}}").replace("shop", "ambit-system"),
+            "has no effect",
+        ),
+    ] {
+        assert!(complaint(&text).contains(&format!("spec.selector: {expected}")), "{text}");
+        assert!(read(&text).change.is_some());
+    }
+}
