@@ -43,7 +43,7 @@ pub(super) const HOUSES: [House; 2] = [
                 "capture",
                 &["crate::identity", "crate::tunnel", "crate::proxy", "ambit_core::policy", "rustls"],
             ),
-            ("proxy", &["rustls", "h2", "aya", "crate::identity"]),
+            ("proxy", &["rustls", "h2", "aya", "crate::identity", "ambit_core::frame"]),
             ("tunnel", &["crate::discovery", "ambit_core::discovery", "ambit_core::policy", "crate::proxy"]),
             (
                 "identity",

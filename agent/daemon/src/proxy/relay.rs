@@ -98,31 +98,37 @@ impl<L: Leg> Relay<L> {
         .await
     }
 
-    /// A step of each direction in turn, so that neither has all of the task's time.
+    /// A step of each direction in turn, so that neither has all of the task's time, until both wait.
     fn poll(&mut self, cx: &mut Context<'_>, meter: &impl Meter) -> Poll<Result<(), LegError>> {
-        loop {
-            let mut moved = false;
-            if !self.up.ended
-                && let Poll::Ready(step) = self.leg.poll_send_from(cx, &mut self.app)
-            {
-                meter.app_sent(self.up.add(step?));
-                moved = true;
+        let (mut up, mut down) = (!self.up.ended, !self.down.ended);
+        while up || down {
+            if up {
+                up = match self.leg.poll_send_from(cx, &mut self.app) {
+                    Poll::Ready(step) => {
+                        meter.app_sent(self.up.add(step?));
+                        !self.up.ended
+                    }
+                    Poll::Pending => false,
+                };
             }
-            if !self.down.ended
-                && let Poll::Ready(step) = self.leg.poll_deliver_to(cx, &mut self.app)
-            {
-                meter.app_got(self.down.add(step?));
-                moved = true;
-            }
-            if self.up.ended && self.down.ended {
-                end_cleanly(&self.app);
-                self.leg.end_cleanly();
-                return Poll::Ready(Ok(()));
-            }
-            if !moved {
-                return Poll::Pending;
+            if down {
+                down = match self.leg.poll_deliver_to(cx, &mut self.app) {
+                    Poll::Ready(step) => {
+                        meter.app_got(self.down.add(step?));
+                        // What is left to wait for is the other direction's affair: it is asked again.
+                        up |= self.down.ended && !self.up.ended;
+                        !self.down.ended
+                    }
+                    Poll::Pending => false,
+                };
             }
         }
+        if !self.up.ended || !self.down.ended {
+            return Poll::Pending;
+        }
+        end_cleanly(&self.app);
+        self.leg.end_cleanly();
+        Poll::Ready(Ok(()))
     }
 }
 

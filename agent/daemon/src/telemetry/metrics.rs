@@ -145,10 +145,10 @@ impl Metrics {
             late_certificates: Gauge::default(),
             registry,
         };
-        metrics.registered()
+        metrics.with_traffic().with_certificates().with_cni()
     }
 
-    fn registered(mut self) -> Self {
+    fn with_traffic(mut self) -> Self {
         let registry = &mut self.registry;
         registry.register(
             "ambit_refusals",
@@ -187,6 +187,11 @@ impl Metrics {
             "Probes of the kubelet that were let through to a pod of this node",
             self.probes.clone(),
         );
+        self
+    }
+
+    fn with_certificates(mut self) -> Self {
+        let registry = &mut self.registry;
         registry.register(
             "ambit_map_operations",
             "System calls of the agent on the maps that it shares with the eBPF programs, by map",
@@ -223,6 +228,16 @@ impl Metrics {
             self.clock_skews.clone(),
         );
         registry.register(
+            "ambit_certificates_late",
+            "Certificates past 90 % of their life, or expired, and not renewed",
+            self.late_certificates.clone(),
+        );
+        self
+    }
+
+    fn with_cni(mut self) -> Self {
+        let registry = &mut self.registry;
+        registry.register(
             "ambit_cni_requests",
             "Requests of the CNI plugin, by command and result",
             self.cni_requests.clone(),
@@ -236,11 +251,6 @@ impl Metrics {
             "ambit_cni_installed",
             "Whether the CNI plugin is installed and chained by this agent",
             self.cni_installed.clone(),
-        );
-        registry.register(
-            "ambit_certificates_late",
-            "Certificates past 90 % of their life, or expired, and not renewed",
-            self.late_certificates.clone(),
         );
         self
     }

@@ -87,7 +87,7 @@ impl Agent {
     }
 
     fn wake(&self) {
-        if self.waiting.swap(false, Ordering::SeqCst) {
+        if self.waiting.load(Ordering::SeqCst) && self.waiting.swap(false, Ordering::SeqCst) {
             let waiters = std::mem::take(&mut *self.waiters.lock().unwrap_or_else(PoisonError::into_inner));
             waiters.into_iter().for_each(Waker::wake);
         }

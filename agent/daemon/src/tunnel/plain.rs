@@ -67,7 +67,7 @@ impl Held {
                 self.0 = Some((buffer, 0..read));
             }
         }
-        let Some((buffer, range)) = &mut self.0 else {
+        let Some((buffer, range)) = &self.0 else {
             ready!(shut(cx, sink)).map_err(Failed::Sink)?;
             return Poll::Ready(Ok(Moved { bytes: 0, end: true }));
         };
@@ -75,11 +75,29 @@ impl Held {
         if bytes == 0 {
             return Poll::Ready(Err(Failed::Sink(io::ErrorKind::WriteZero.into())));
         }
-        range.start += bytes;
-        if range.start == range.end {
-            self.0 = None;
-        }
+        self.pass(bytes);
         Poll::Ready(Ok(Moved { bytes, end: false }))
+    }
+
+    /// Writes all that is held.
+    fn poll_flush(&mut self, cx: &mut Context<'_>, sink: &mut TcpStream) -> Poll<io::Result<()>> {
+        while let Some((buffer, range)) = &self.0 {
+            let written = ready!(Pin::new(&mut *sink).poll_write(cx, &buffer[range.clone()]))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.pass(written);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn pass(&mut self, bytes: usize) {
+        if let Some((_, range)) = &mut self.0 {
+            range.start += bytes;
+            if range.start >= range.end {
+                self.0 = None;
+            }
+        }
     }
 }
 
@@ -114,20 +132,29 @@ impl AsyncRead for Plain {
         cx: &mut Context<'_>,
         room: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_read(cx, room)
+        let Some((buffer, range)) = &self.delivering.0 else {
+            return Pin::new(&mut self.tcp).poll_read(cx, room);
+        };
+        let len = range.len().min(room.remaining());
+        room.put_slice(&buffer[range.clone()][..len]);
+        self.delivering.pass(len);
+        Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Plain {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.as_mut().poll_flush(cx))?;
         Pin::new(&mut self.tcp).poll_write(cx, bytes)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self { tcp, sending, .. } = self.get_mut();
+        sending.poll_flush(cx, tcp)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.as_mut().poll_flush(cx))?;
         shut(cx, &mut self.tcp)
     }
 }

@@ -275,6 +275,28 @@ async fn a_plaintext_leg_is_read_and_written_as_any_other_socket() {
 }
 
 #[tokio::test]
+async fn what_a_plaintext_leg_holds_is_read_first() {
+    let (mut far, near) = pair().await;
+    let (mut app, mut agent) = pair().await;
+    let sent = pattern(20_000_000);
+    let bytes = sent.clone();
+    let write = tokio::spawn(async move { far.write_all(&bytes).await.unwrap() });
+    let share = Share::alone();
+    let mut leg = Plain::new(near, share.clone());
+    // Nobody reads at the application's end.
+    let stuck = async { while !poll_fn(|cx| leg.poll_deliver_to(cx, &mut agent)).await.unwrap().end {} };
+    assert!(tokio::time::timeout(Duration::from_millis(300), stuck).await.is_err());
+    assert!(share.used() > 0);
+    drop(agent);
+    let (mut first, mut rest) = (Vec::new(), Vec::new());
+    tokio::try_join!(app.read_to_end(&mut first), leg.read_to_end(&mut rest)).unwrap();
+    write.await.unwrap();
+    first.append(&mut rest);
+    assert!(first == sent);
+    assert_eq!(share.used(), 0);
+}
+
+#[tokio::test]
 async fn a_step_that_is_given_up_half_way_loses_nothing() {
     let sides = Sides::new();
     let (mut client, mut server) = sides.streams().await;

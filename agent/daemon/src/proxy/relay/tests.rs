@@ -236,7 +236,7 @@ async fn a_slow_reader_gets_everything() {
 
 #[tokio::test]
 async fn connections_whose_readers_are_stuck_hold_little_and_leave_room_for_others() {
-    const STUCK: usize = 200;
+    const STUCK: usize = 150;
     let share = Share::alone();
     let mut ends = Vec::new();
     let mut relays = Vec::new();
