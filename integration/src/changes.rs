@@ -31,9 +31,10 @@ const PER_FILE: usize = 250;
 /// Services over them, and endpoints of each.
 const SERVICES: usize = 1_000;
 const ENDPOINTS: usize = 10;
-/// Changes of each kind, and the time between two: each is taken in by itself.
-const CHANGES: usize = 150;
-const BETWEEN: Duration = Duration::from_millis(80);
+/// Changes of each kind, and the time between two: each is taken in by itself, as the agent reads a file that has been left
+/// alone for 100 ms.
+const CHANGES: usize = 100;
+const BETWEEN: Duration = Duration::from_millis(300);
 /// How long a rest is looked at.
 const REST: Duration = Duration::from_secs(10);
 /// The agent tells of its maps once a second.
@@ -83,9 +84,10 @@ impl Changes {
         console.line(format_args!("  (making {PODS} pods and {SERVICES} services)"));
         let mut world = World::build(sandbox, "changes", binary, &[])?;
         crowd(&world)?;
-        let agent = &mut world.agents[0];
-        agent.spawn()?;
-        eventually(START, || agent.wait_ready())?;
+        for agent in &mut world.agents {
+            agent.spawn()?;
+            eventually(START, || agent.wait_ready())?;
+        }
         thread::sleep(TOLD);
         let agent = &world.agents[0];
         let rest = Rest::of(agent)?;
