@@ -31,9 +31,10 @@ const PER_FILE: usize = 250;
 /// Services over them, and endpoints of each.
 const SERVICES: usize = 1_000;
 const ENDPOINTS: usize = 10;
-/// Changes of each kind, and the time between two: each is taken in by itself.
-const CHANGES: usize = 150;
-const BETWEEN: Duration = Duration::from_millis(80);
+/// Changes of each kind, and the time between two: each is taken in by itself, as the agent reads a file that has been left
+/// alone for 100 ms.
+const CHANGES: usize = 100;
+const BETWEEN: Duration = Duration::from_millis(300);
 /// How long a rest is looked at.
 const REST: Duration = Duration::from_secs(10);
 /// The agent tells of its maps once a second.
@@ -83,9 +84,10 @@ impl Changes {
         console.line(format_args!("  (making {PODS} pods and {SERVICES} services)"));
         let mut world = World::build(sandbox, "changes", binary, &[])?;
         crowd(&world)?;
-        let agent = &mut world.agents[0];
-        agent.spawn()?;
-        eventually(START, || agent.wait_ready())?;
+        for agent in &mut world.agents {
+            agent.spawn()?;
+            eventually(START, || agent.wait_ready())?;
+        }
         thread::sleep(TOLD);
         let agent = &world.agents[0];
         let rest = Rest::of(agent)?;
@@ -95,8 +97,8 @@ impl Changes {
             kinds.push(rest.measure(agent, what, change)?);
             Ok(())
         };
-        measure("a far pod's label", &|round| write(&world, 0, far_ip(0), round))?;
-        measure("a far pod's address", &|round| write(&world, 0, spare_ip(round), 0))?;
+        measure("a far pod's label", &|round| write(&world, 0, &far_ip(0), round))?;
+        measure("a far pod's address", &|round| write(&world, 0, &spare_ip(round), 0))?;
         measure("a near pod's label", &|round| {
             let round = format!("r{round}");
             world.manifests.pod(&world.topology, world.pod("e"), &[("round", &round)])
@@ -268,9 +270,9 @@ fn crowd(world: &World) -> Result<()> {
         "metadata": { "name": NAMESPACE, "labels": { "ambit.dev/dataplane": "enabled" } },
     });
     world.manifests.write("far.json", &namespace.to_string())?;
-    write(world, 0, far_ip(0), 0)?;
+    write(world, 0, &far_ip(0), 0)?;
     for first in (1..PODS).step_by(PER_FILE) {
-        let pods = (first..PODS.min(first + PER_FILE)).map(|number| far_pod(number, far_ip(number), 0));
+        let pods = (first..PODS.min(first + PER_FILE)).map(|number| far_pod(number, &far_ip(number), 0));
         world.manifests.write(&format!("far-pods-{first}.json"), &list(pods))?;
     }
     for first in (0..SERVICES).step_by(PER_FILE) {
@@ -285,7 +287,7 @@ fn list(items: impl Iterator<Item = Value>) -> String {
 }
 
 /// Writes a far pod to a file of its own.
-fn write(world: &World, number: usize, ip: String, round: usize) -> Result<()> {
+fn write(world: &World, number: usize, ip: &str, round: usize) -> Result<()> {
     world.manifests.write(&format!("far-pod-{number}.json"), &far_pod(number, ip, round).to_string())
 }
 
@@ -300,7 +302,7 @@ fn spare_ip(round: usize) -> String {
 }
 
 /// A pod with about as much in it as pods have.
-fn far_pod(number: usize, ip: String, round: usize) -> Value {
+fn far_pod(number: usize, ip: &str, round: usize) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Pod",

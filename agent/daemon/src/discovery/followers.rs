@@ -40,7 +40,7 @@ impl Followers {
         self.0.retain(|_, followed| followed.policy.receiver_count() > 0);
         let new = || {
             let present = enrolled(world, &workload.name, &workload.uid);
-            let policy = world.policies.compile(present.map_or(workload, |present| present));
+            let policy = world.policies.compile(present.map_or(workload, |present| &**present));
             Followed {
                 uid: workload.uid.clone(),
                 workload: present.cloned(),

@@ -43,7 +43,7 @@ impl Mesh {
 
     /// The cluster IPs of the services that may have an endpoint at `ip`.
     pub(super) fn cluster_ips_at(&self, ip: IpAddr) -> Vec<IpAddr> {
-        let slices = self.by_endpoint.get(&ip).into_iter().flat_map(|slices| slices.iter());
+        let slices = self.by_endpoint.get(&ip).into_iter().flatten();
         let mut services: BTreeSet<ObjectName> =
             slices.filter_map(|slice| self.slice_owners.get(slice)).cloned().collect();
         for claimant in self.by_ip.get(&ip).into_iter().flatten() {

@@ -2,7 +2,7 @@
 
 use std::{cmp::Reverse, collections::BTreeSet, net::IpAddr, sync::Arc};
 
-use super::{Mesh, change, withdraw};
+use super::{ByName, Mesh, change, withdraw};
 use crate::{
     discovery::{Delta, Pod, PodDelta, join},
     model::{ObjectName, Workload},
@@ -114,13 +114,8 @@ impl Mesh {
                 claimants.retain(|other| other.pod.name != *name);
             });
         }
-        withdraw(
-            &mut self.by_node,
-            &record.pod.node,
-            |pods| pods.is_empty(),
-            |pods| {
-                pods.remove_mut(name);
-            },
-        );
+        withdraw(&mut self.by_node, &record.pod.node, ByName::is_empty, |pods| {
+            pods.remove_mut(name);
+        });
     }
 }

@@ -120,12 +120,12 @@ impl Enrolment {
 
     /// Makes the captured destinations those of this world, whatever was captured before.
     pub(super) fn set_destinations(&mut self, world: &World) {
-        told(self.capture.set_destinations(world.mesh.captured_destinations().collect()));
+        log_failure(self.capture.set_destinations(world.mesh.captured_destinations().collect()));
     }
 
     /// Begins and ends the capture of what differs, and puts in order what failed before.
     pub(super) fn change_destinations(&mut self, delta: &Delta) {
-        told(self.capture.change_destinations(delta));
+        log_failure(self.capture.change_destinations(delta));
     }
 
     /// Lets the kubelet's probes through to the pods' probe ports.
@@ -180,7 +180,7 @@ impl Enrolment {
     }
 }
 
-fn told(done: Result<(), CaptureError>) {
+fn log_failure(done: Result<(), CaptureError>) {
     if let Err(error) = done {
         tracing::error!(%error, "the list of meshed destinations could not be updated");
     }
