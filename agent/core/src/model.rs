@@ -50,8 +50,9 @@ impl FromStr for TrustDomain {
     }
 }
 
-/// A workload identity of exactly the form `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`
-/// (spec/policy.md §1). `Display` prints the URI, `FromStr` takes nothing but it.
+/// A workload identity of exactly the form `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`: a SPIFFE ID
+/// (SPIFFE-ID specification, section 2) with the path that Istio gives to a service account. `Display` prints the URI,
+/// `FromStr` takes nothing but it.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpiffeId {
     trust_domain: TrustDomain,

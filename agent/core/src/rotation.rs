@@ -13,17 +13,17 @@ use crate::model::SpiffeId;
 /// ±12.5 % of the lifetime, so that identities issued together do not renew together. `jitter` is a random number in
 /// 0.0..1.0.
 ///
-/// `issued` is the time of the issue and not the certificate's not-before: issuers date that back by minutes
-/// (spec/wire.md §3.2), which for a short-lived certificate would put its half-life into the past.
+/// `issued` is the time of the issue and not the certificate's not-before: issuers date that back by minutes, which for a
+/// short-lived certificate would put its half-life into the past.
 pub fn renew_at(issued: SystemTime, not_after: SystemTime, jitter: f64) -> SystemTime {
     let lifetime = not_after.duration_since(issued).unwrap_or_default();
     issued + lifetime.mul_f64(0.5 + (jitter.clamp(0.0, 1.0) - 0.5) * 0.25).max(MIN_INTERVAL)
 }
 
-/// The longest wait between two attempts to renew one identity (spec/wire.md §3.4).
+/// The longest wait between two attempts to renew one identity.
 pub const BACKOFF_CAP: Duration = Duration::from_secs(150);
 
-/// The wait after the first failure, and the shortest there is (spec/wire.md §3.4).
+/// The wait after the first failure, and the shortest there is.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 
 /// No certificate is renewed sooner than this after its issue, however short its life.

@@ -1,4 +1,4 @@
-//! The CA service: Istio's certificate service over TLS, signing with a CA in a directory (spec/wire.md §3).
+//! The CA service: Istio's certificate service (`security/v1alpha1/ca.proto` in istio/api) over TLS.
 //!
 //! Promises that a caller gets only certificates for identities that run on its node, that every issue and refusal is in
 //! the audit log, and that several processes can serve one directory: nothing is kept between requests but rate limits.
@@ -17,7 +17,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use ambit_core::model::TrustDomain;
 use rcgen::SanType;
-use tokio::{net::TcpListener, task::spawn_blocking};
+use tokio::{net::TcpListener, task::spawn_blocking, time::sleep};
 
 use self::{
     authority::Authority,
@@ -35,7 +35,7 @@ use crate::{
 pub(crate) use kubernetes::KubernetesSettings;
 pub(crate) use metrics::CaMetrics;
 
-/// How often it is looked whether the CA, the callers or the serving certificate need anything.
+/// How often it is looked whether the CA's own certificate holds.
 const TICK: Duration = Duration::from_secs(1);
 
 /// Everything that the CA service is told.
@@ -66,7 +66,7 @@ pub(crate) struct CaSettings {
 pub(crate) enum CaSource {
     /// A directory of our own; a self-signed CA is made in it on first use.
     Own(PathBuf),
-    /// A CA that somebody else keeps there, as Istio's `cacerts` (spec/wire.md §3.5).
+    /// A CA that somebody else keeps there, as Istio's `cacerts` (Istio's documentation, "Plug in CA Certificates").
     PluggedIn(PathBuf),
     /// A Secret of the cluster; a self-signed CA is made there on first use.
     Secret {
@@ -159,7 +159,7 @@ impl Ca {
             domain,
             names,
             clock,
-            &metrics,
+            metrics.clone(),
         )
         .await?;
         let open = spawn_blocking(move || {
@@ -191,36 +191,30 @@ impl Ca {
         self,
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), CaServiceError> {
-        let Self { listener, authority, callers, service, metrics, readiness } = self;
-        let watched = follow(authority.clone(), callers, metrics, readiness);
+        let Self { listener, authority, callers, service, metrics: _, readiness } = self;
+        let following = async {
+            let expiry = watch_expiry(&authority, &readiness);
+            tokio::join!(authority.clone().follow(), callers.follow(), expiry);
+        };
         tokio::select! {
-            served = server::serve(listener, authority, service, shutdown) => served,
-            watched = watched => watched,
+            served = server::serve(listener, authority.clone(), service, shutdown) => served,
+            // The runtime ends.
+            () = following => Ok(()),
         }
     }
 }
 
-/// Keeps CA, callers, serving certificate and readiness current. Ends only by a panic in what it calls.
-async fn follow(
-    authority: Arc<Authority>,
-    callers: Arc<Callers>,
-    metrics: CaMetrics,
-    readiness: Readiness,
-) -> Result<(), CaServiceError> {
-    let mut tick = tokio::time::interval(TICK);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+/// Is not ready while the CA's own certificate has expired. Never ends.
+async fn watch_expiry(authority: &Authority, readiness: &Readiness) {
     let mut expired = None;
     loop {
-        tick.tick().await;
-        authority.refresh(&metrics).await?;
-        let callers = callers.clone();
-        spawn_blocking(move || callers.refresh()).await.map_err(|_| CaServiceError::Internal)?;
         if authority.can_sign() {
             expired = None;
         } else if expired.is_none() {
             tracing::error!("the CA certificate has expired; nothing is signed until it is replaced");
             expired = Some(readiness.gate("CA certificate expired"));
         }
+        sleep(TICK).await;
     }
 }
 

@@ -10,6 +10,7 @@ mod maps;
 mod netns;
 mod pins;
 mod pod;
+mod process;
 mod programs;
 mod routing;
 mod socket;

@@ -4,8 +4,6 @@
 
 use std::{
     env,
-    error::Error,
-    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,8 +12,11 @@ use kube::{
     Client, Config,
     config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
-use zeroize::Zeroizing;
 
+use crate::{error::with_causes, files};
+
+/// The longest token read, in bytes.
+const MAX_TOKEN: u64 = 64 * 1024;
 /// How long a connection to the API server may take to come about.
 const CONNECT: Duration = Duration::from_secs(4);
 
@@ -98,7 +99,7 @@ pub(crate) fn client(config: Config) -> Result<Client, ClusterError> {
 /// The client library sends the file's content as it is.
 fn check_token(path: &Path) -> Result<(), ClusterError> {
     let bad = |problem: String| ClusterError::Token { path: path.to_owned(), problem };
-    let token = Zeroizing::new(fs::read_to_string(path).map_err(|error| bad(error.to_string()))?);
+    let token = files::read_text(path, MAX_TOKEN).map_err(|error| bad(error.into_problem().to_string()))?;
     match !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()) {
         true => Ok(()),
         false => Err(bad("it must hold the token and nothing else, no line end either".into())),
@@ -113,17 +114,7 @@ pub(crate) fn sentence(error: &kube::Error) -> String {
             message => message.to_owned(),
         };
     }
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let cause = error.to_string();
-        // Many errors say in their own words what their cause says.
-        if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
-        }
-        source = error.source();
-    }
-    text
+    with_causes(error)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The CNI plugin, the agent's side of it, and its installation on the node (CNI 1.1.0; spec/wire.md §6.1).
+//! The CNI plugin, the agent's side of it, and its installation on the node (CNI specification 1.1.0).
 //!
 //! Promises that a pod which opts in does not start before its traffic is captured, that no other pod is hindered, and that
 //! nothing here waits without a bound. What enrolling a pod means is left to who handles the requests.
@@ -20,8 +20,8 @@ use crate::instance::InstanceError;
 
 pub(crate) use credentials::{Credentials, follow_credentials};
 pub(crate) use install::{Installed, Installer, Repairs, uninstall};
-pub(crate) use plugin::{BINARY, run};
-pub(crate) use protocol::{Answer, Command, ENROLMENT_WAIT, Outcome, PodRef, Request};
+pub(crate) use plugin::run;
+pub(crate) use protocol::{Answer, BINARY, Command, ENROLMENT_WAIT, Outcome, PodRef, Request};
 pub(crate) use server::serve;
 pub(crate) use state::State;
 

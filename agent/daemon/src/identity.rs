@@ -9,6 +9,7 @@ mod clock;
 mod files;
 mod issuer;
 mod istio;
+mod key;
 mod pem;
 mod request;
 mod roots;
@@ -17,8 +18,8 @@ mod store;
 mod svid;
 #[cfg(test)]
 pub(crate) mod testing;
+mod trust;
 mod vault;
-mod watched;
 
 pub(crate) use builtin::{BuiltinCa, CaError, CaFiles, LiveCa, RootStanding};
 pub use certificate::{Fault, Leaf, issuer_name};
@@ -31,18 +32,6 @@ pub use request::{CheckedRequest, RequestFault};
 pub(crate) use roots::{Root, roots};
 pub(crate) use spire::{Selectors, SpireIssuer};
 pub(crate) use store::{IdentityState, IdentityStatus, KeyStore};
-pub(crate) use svid::{Svid, TrustBundle};
+pub(crate) use svid::Svid;
+pub(crate) use trust::TrustBundle;
 pub(crate) use vault::{VaultConfig, VaultIssuer, VaultLogin};
-pub(crate) use watched::Watched;
-
-/// An error and its causes in one line.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}

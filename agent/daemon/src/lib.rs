@@ -12,6 +12,8 @@ mod cluster;
 mod cni;
 mod config;
 mod discovery;
+mod error;
+mod files;
 pub mod identity;
 mod instance;
 mod proxy;

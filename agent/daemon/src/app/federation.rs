@@ -9,7 +9,8 @@ use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 
 use crate::{
-    identity::{Watched, certificates},
+    files::{self, ReadError, Watched},
+    identity::certificates,
     tunnel::Wallet,
 };
 
@@ -24,10 +25,9 @@ pub(super) async fn follow(
     path: PathBuf,
     wallet: Wallet,
 ) -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
-    let (first, mut watched) = {
+    let (first, watched) = {
         let path = path.clone();
         spawn_blocking(move || {
-            // Looked at before it is read: a change in between is read once more.
             let watched = Watched::new([path.clone()]);
             (path.exists().then(|| read(&path)).transpose(), watched)
         })
@@ -40,23 +40,18 @@ pub(super) async fn follow(
             warn!(%domain, file = %path.display(), "there is no file of roots yet; nobody of that trust domain is believed");
         }
     }
-    Ok(async move {
-        loop {
-            watched.changed().await;
-            let file = path.clone();
-            let Ok(fresh) = spawn_blocking(move || read(&file)).await else { return };
-            if let Err(problem) = fresh.and_then(|roots| take(&domain, &path, &roots, &wallet)) {
-                let error = format!("{problem:#}");
-                error!(%domain, file = %path.display(), error, "the roots cannot be used; those read before stay in force");
-            }
-        }
-    })
+    let (file, foreign) = (path.clone(), domain.clone());
+    let again = move || {
+        let taken = read(&file).and_then(|roots| take(&foreign, &file, &roots, &wallet));
+        taken.map_err(|problem| format!("{problem:#}"))
+    };
+    Ok(watched.follow(again, move |problem| {
+        error!(%domain, file = %path.display(), error = problem, "the roots cannot be used; those read before stay in force");
+    }))
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
-    let size = std::fs::metadata(path)?.len();
-    anyhow::ensure!(size <= MAX_FILE, "{size} bytes are too many");
-    certificates(&std::fs::read(path)?).map_err(anyhow::Error::msg)
+    certificates(&files::read(path, MAX_FILE).map_err(ReadError::into_problem)?).map_err(anyhow::Error::msg)
 }
 
 fn take(

@@ -6,7 +6,12 @@ use anyhow::Context as _;
 use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 
-use crate::{identity::Watched, telemetry::Telemetry, tunnel::Wallet, tunnel::tls::Revocations};
+use crate::{
+    files::{self, ReadError, Watched},
+    telemetry::Telemetry,
+    tunnel::Wallet,
+    tunnel::tls::Revocations,
+};
 
 /// A larger file is not read.
 const MAX_FILE: u64 = 64 * 1024 * 1024;
@@ -18,10 +23,9 @@ pub(super) async fn follow(
     wallet: Wallet,
     telemetry: Telemetry,
 ) -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
-    let (first, mut watched) = {
+    let (first, watched) = {
         let path = path.clone();
         spawn_blocking(move || {
-            // Looked at before it is read: a change in between is read once more.
             let watched = Watched::new([path.clone()]);
             (path.exists().then(|| read(&path)).transpose(), watched)
         })
@@ -31,26 +35,19 @@ pub(super) async fn follow(
         Some(lists) => take(&path, lists, &wallet, &telemetry),
         None => warn!(file = %path.display(), "there is no file of revocation lists yet; nothing is revoked"),
     }
-    Ok(async move {
-        loop {
-            watched.changed().await;
-            let file = path.clone();
-            match spawn_blocking(move || read(&file)).await {
-                Ok(Ok(lists)) => take(&path, lists, &wallet, &telemetry),
-                Ok(Err(problem)) => {
-                    let error = format!("{problem:#}");
-                    error!(file = %path.display(), error, "the revocation lists cannot be used; those read before stay in force");
-                }
-                Err(_) => return,
-            }
-        }
-    })
+    let file = path.clone();
+    let again = move || {
+        let lists = read(&file).map_err(|problem| format!("{problem:#}"))?;
+        take(&file, lists, &wallet, &telemetry);
+        Ok(())
+    };
+    Ok(watched.follow(again, move |problem| {
+        error!(file = %path.display(), error = problem, "the revocation lists cannot be used; those read before stay in force");
+    }))
 }
 
 fn read(path: &std::path::Path) -> anyhow::Result<Revocations> {
-    let size = std::fs::metadata(path)?.len();
-    anyhow::ensure!(size <= MAX_FILE, "{size} bytes are too many");
-    Ok(Revocations::parse(&std::fs::read(path)?)?)
+    Ok(Revocations::parse(&files::read(path, MAX_FILE).map_err(ReadError::into_problem)?)?)
 }
 
 fn take(path: &std::path::Path, lists: Revocations, wallet: &Wallet, telemetry: &Telemetry) {

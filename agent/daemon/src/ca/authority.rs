@@ -4,49 +4,49 @@
 //! Promises that what was good stays in force until something good takes its place. Leaves to `identity` what a CA is.
 
 use std::{
-    fs,
-    io::ErrorKind,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    sync::Arc,
+    time::{Duration, SystemTime},
 };
 
 use ambit_core::model::TrustDomain;
 use arc_swap::ArcSwap;
 use rcgen::SanType;
 use rustls::{
-    RootCertStore, ServerConfig,
+    ServerConfig,
     crypto::aws_lc_rs,
     server::{NoServerSessionStorage, WebPkiClientVerifier},
 };
-use tokio::task::spawn_blocking;
+use tokio::{task::spawn_blocking, time::sleep};
 
 use super::{
     CaServiceError, CaSource,
     kubernetes::{Cluster, RootConfigMap, RootSecret},
     metrics::CaMetrics,
 };
-use crate::identity::{BuiltinCa, CaError, Clock, with_causes};
+use crate::{
+    error::with_causes,
+    files::Watched,
+    identity::{BuiltinCa, CaError, Clock},
+};
 
 /// Lifetime of the service's own certificate.
 const SERVING_TTL: Duration = Duration::from_secs(24 * 3600);
 /// How often a Secret is read, and the roots are published, again.
 const API_POLL: Duration = Duration::from_secs(10);
+/// How often it is looked whether the serving certificate is to be renewed.
+const SERVING_LOOK: Duration = Duration::from_secs(1);
 
 /// What signs now.
 pub(crate) struct Authority {
     store: Store,
     published: Option<RootConfigMap>,
-    /// When the API is asked again.
-    next: Mutex<Instant>,
     trust_domain: TrustDomain,
     names: Vec<SanType>,
     clock: Arc<dyn Clock>,
     ca: ArcSwap<BuiltinCa>,
     tls: ArcSwap<Tls>,
-    /// Why what is kept now is not what signs.
-    problem: Mutex<Option<String>>,
+    metrics: CaMetrics,
 }
 
 struct Tls {
@@ -54,14 +54,11 @@ struct Tls {
     renew_at: SystemTime,
 }
 
-/// Where the CA is kept, and what is known of that.
+/// Where the CA is kept.
 enum Store {
-    Folder { dir: PathBuf, seen: Mutex<Stamp> },
+    Folder { dir: PathBuf, files: Watched },
     Secret(Box<RootSecret>),
 }
-
-/// What tells one state of the files from another: for each its device, inode, size and change time.
-type Stamp = Vec<Option<(u64, u64, u64, i64, i64)>>;
 
 impl Authority {
     /// Loads the CA, or makes it where it is our own and there is none; its roots go to the ConfigMap with the namespace and
@@ -73,7 +70,7 @@ impl Authority {
         trust_domain: TrustDomain,
         names: Vec<SanType>,
         clock: Arc<dyn Clock>,
-        metrics: &CaMetrics,
+        metrics: CaMetrics,
     ) -> Result<Self, CaServiceError> {
         let (store, ca) = match source {
             CaSource::Own(dir) => folder(dir, trust_domain.clone(), clock.clone(), BuiltinCa::open).await?,
@@ -97,17 +94,16 @@ impl Authority {
             None => None,
         };
         let tls = serving(&ca, &names, clock.now())?;
-        report(&ca, metrics);
+        metrics.ca(ca.not_after(), &ca.root_standings());
         Ok(Self {
             store,
             published,
-            next: Mutex::new(Instant::now() + API_POLL),
             trust_domain,
             names,
             clock,
             ca: ArcSwap::from_pointee(ca),
             tls: ArcSwap::from_pointee(tls),
-            problem: Mutex::default(),
+            metrics,
         })
     }
 
@@ -126,95 +122,83 @@ impl Authority {
         self.ca.load().not_after() > self.clock.now()
     }
 
-    /// Takes over a changed CA and renews the serving certificate when it is time.
-    pub(crate) async fn refresh(self: &Arc<Self>, metrics: &CaMetrics) -> Result<(), CaServiceError> {
-        let due = self.is_due();
+    /// Takes over a changed CA, keeps the roots published, and renews the serving certificate when it is time. Never ends.
+    pub(crate) async fn follow(self: Arc<Self>) {
+        tokio::join!(self.follow_store(), self.follow_published(), self.follow_serving());
+    }
+
+    async fn follow_store(self: &Arc<Self>) {
+        let complain = |problem: &str| {
+            self.metrics.reload_failed();
+            let from = &self.store;
+            tracing::error!(%from, error = problem, "the CA there cannot be used; the last good one stays in force");
+        };
         match &self.store {
-            Store::Folder { .. } => {
-                let (authority, metrics) = (self.clone(), metrics.clone());
-                let look = spawn_blocking(move || authority.look_at_folder(&metrics));
-                look.await.map_err(|_| CaServiceError::Internal)?;
+            Store::Folder { dir, files } => {
+                let (authority, dir) = (self.clone(), dir.clone());
+                let take = move || {
+                    // Never makes one: files that are gone at this point are being exchanged, or lost.
+                    let (domain, clock) = (authority.trust_domain.clone(), authority.clock.clone());
+                    let ca = BuiltinCa::open_plugged_in(&dir, domain, clock).map_err(CaServiceError::from);
+                    ca.and_then(|ca| authority.take(ca)).map_err(|error| with_causes(&error))
+                };
+                files.clone().follow(take, complain).await;
             }
-            Store::Secret(secret) if due => self.look_at_secret(secret, metrics).await,
-            Store::Secret(_) => {}
+            Store::Secret(secret) => {
+                let mut told = None;
+                loop {
+                    sleep(API_POLL).await;
+                    let problem = self.read(secret).await.err().map(|error| with_causes(&error));
+                    if let Some(problem) = problem.as_ref().filter(|problem| told.as_ref() != Some(*problem))
+                    {
+                        complain(problem);
+                    }
+                    told = problem;
+                }
+            }
         }
-        if let Some(map) = self.published.as_ref().filter(|_| due)
-            && let Err(error) = map.publish(&self.ca.load().roots_pem()).await
-        {
-            tracing::warn!(%error, "the roots could not be published");
+    }
+
+    async fn follow_published(&self) {
+        let Some(map) = &self.published else { return };
+        loop {
+            sleep(API_POLL).await;
+            if let Err(error) = map.publish(&self.ca().roots_pem()).await {
+                tracing::warn!(%error, "the roots could not be published");
+            }
         }
-        let now = self.clock.now();
-        if now >= self.tls.load().renew_at && self.can_sign() {
-            match serving(&self.ca.load(), &self.names, now) {
+    }
+
+    async fn follow_serving(&self) {
+        loop {
+            sleep(SERVING_LOOK).await;
+            let now = self.clock.now();
+            if now < self.tls.load().renew_at || !self.can_sign() {
+                continue;
+            }
+            match serving(&self.ca(), &self.names, now) {
                 Ok(tls) => self.tls.store(Arc::new(tls)),
                 Err(error) => tracing::error!(%error, "the certificate of the service could not be renewed"),
             }
         }
+    }
+
+    async fn read(&self, secret: &RootSecret) -> Result<(), CaServiceError> {
+        let files = secret.read().await?;
+        self.take(BuiltinCa::read(&secret.place(), &files, self.trust_domain.clone(), self.clock.clone())?)
+    }
+
+    /// Makes `ca` what signs, if it is another one and can.
+    fn take(&self, ca: BuiltinCa) -> Result<(), CaServiceError> {
+        if ca.is_same_as(&self.ca()) {
+            return Ok(());
+        }
+        let tls = serving(&ca, &self.names, self.clock.now())?;
+        tracing::info!(from = %self.store, roots = ca.roots().len(), "CA reloaded");
+        self.metrics.ca(ca.not_after(), &ca.root_standings());
+        self.ca.store(Arc::new(ca));
+        self.tls.store(Arc::new(tls));
         Ok(())
-    }
-
-    fn look_at_folder(&self, metrics: &CaMetrics) {
-        let Store::Folder { dir, seen } = &self.store else { return };
-        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-        // Taken before the files are read: what changes in between is seen as a change again.
-        let stamp = stamp(dir);
-        if stamp != *seen || self.problem().is_some() {
-            *seen = stamp;
-            // Never makes one: files that are gone at this point are being exchanged, or lost.
-            let ca = BuiltinCa::open_plugged_in(dir, self.trust_domain.clone(), self.clock.clone());
-            self.take(ca.map_err(CaServiceError::from), metrics);
-        }
-    }
-
-    async fn look_at_secret(&self, secret: &RootSecret, metrics: &CaMetrics) {
-        let read = secret.read().await.map_err(CaServiceError::from).and_then(|files| {
-            Ok(BuiltinCa::read(&secret.place(), &files, self.trust_domain.clone(), self.clock.clone())?)
-        });
-        self.take(read, metrics);
-    }
-
-    /// Whether it is time to ask the API again; not another time then.
-    fn is_due(&self) -> bool {
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = Instant::now() >= *next;
-        if due {
-            *next = Instant::now() + API_POLL;
-        }
-        due
-    }
-
-    /// Makes `fresh` what signs, if it can.
-    fn take(&self, fresh: Result<BuiltinCa, CaServiceError>, metrics: &CaMetrics) {
-        let fresh = fresh.and_then(|ca| {
-            let same = ca.is_same_as(&self.ca.load());
-            let tls = if same { None } else { Some(serving(&ca, &self.names, self.clock.now())?) };
-            Ok((ca, tls))
-        });
-        let mut problem = self.problem();
-        match fresh {
-            Ok((ca, tls)) => {
-                if let Some(tls) = tls {
-                    tracing::info!(from = %self.store, roots = ca.roots().len(), "CA reloaded");
-                    report(&ca, metrics);
-                    self.ca.store(Arc::new(ca));
-                    self.tls.store(Arc::new(tls));
-                }
-                *problem = None;
-            }
-            Err(error) => {
-                let text = with_causes(&error);
-                if problem.as_ref() != Some(&text) {
-                    metrics.reload_failed();
-                    let from = &self.store;
-                    tracing::error!(%from, error = text, "the CA there cannot be used; the last good one stays in force");
-                }
-                *problem = Some(text);
-            }
-        }
-    }
-
-    fn problem(&self) -> std::sync::MutexGuard<'_, Option<String>> {
-        self.problem.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -237,25 +221,18 @@ async fn folder(
     open: Open,
 ) -> Result<(Store, BuiltinCa), CaServiceError> {
     let opening = spawn_blocking(move || {
+        let files = Watched::new(BuiltinCa::FILES.map(|name| dir.join(name)));
         let ca = open(&dir, trust_domain, clock)?;
-        let seen = Mutex::new(stamp(&dir));
-        Ok((Store::Folder { dir, seen }, ca))
+        Ok((Store::Folder { dir, files }, ca))
     });
     opening.await.map_err(|_| CaServiceError::Internal)?
-}
-
-fn report(ca: &BuiltinCa, metrics: &CaMetrics) {
-    metrics.ca(ca.not_after(), &ca.root_standings());
 }
 
 /// Issues the service's own certificate, and makes the configuration that offers it and takes client certificates of the
 /// mesh, where clients have any.
 fn serving(ca: &BuiltinCa, names: &[SanType], now: SystemTime) -> Result<Tls, CaServiceError> {
     let certificate = ca.sign_server(names.to_vec(), SERVING_TTL).map_err(CaServiceError::Serving)?;
-    let mut roots = RootCertStore::empty();
-    for root in ca.roots() {
-        roots.add(root.clone()).map_err(CaServiceError::Tls)?;
-    }
+    let roots = ca.trust().anchors().map_err(CaServiceError::Tls)?;
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
         .allow_unauthenticated()
@@ -273,13 +250,4 @@ fn serving(ca: &BuiltinCa, names: &[SanType], now: SystemTime) -> Result<Tls, Ca
     config.send_tls13_tickets = 0;
     let lifetime = certificate.not_after.duration_since(now).unwrap_or_default();
     Ok(Tls { config: Arc::new(config), renew_at: now + lifetime / 2 })
-}
-
-fn stamp(dir: &Path) -> Stamp {
-    let look = |name: &str| match fs::metadata(dir.join(name)) {
-        Ok(file) => Some((file.dev(), file.ino(), file.size(), file.ctime(), file.ctime_nsec())),
-        Err(error) if error.kind() == ErrorKind::NotFound => None,
-        Err(_) => Some(Default::default()),
-    };
-    BuiltinCa::FILES.iter().map(|name| look(name)).collect()
 }

@@ -1,9 +1,10 @@
 //! The cluster that the CA serves: a service-account token is reviewed by the API server, a node's agent gets what runs on
-//! its node (spec/wire.md §3.2), and the CA itself may live in a Secret.
+//! its node (as with istiod's `CA_TRUSTED_NODE_ACCOUNTS`), and the CA itself may live in a Secret.
 //!
 //! Promises to refuse whatever the API server does not confirm, also when it cannot be asked. What it said is remembered for
 //! seconds, in tables of bounded size.
 
+mod api;
 mod object;
 mod roots;
 mod secret;
@@ -12,31 +13,21 @@ use std::{
     collections::{HashMap, HashSet},
     hash::Hash,
     net::IpAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use ambit_core::model::SpiffeId;
-use k8s_openapi::api::{
-    authentication::v1::{TokenReview, TokenReviewSpec, UserInfo},
-    core::v1::Pod,
-};
-use kube::{
-    Api, Client,
-    api::{ListParams, PostParams},
-};
-use tokio::{sync::Semaphore, time::timeout};
+use k8s_openapi::api::authentication::v1::UserInfo;
 
 pub(super) use object::ObjectError;
 pub(super) use roots::RootConfigMap;
 pub(super) use secret::RootSecret;
 
+use self::api::{ApiError, ApiServer, account_of};
 use super::{limits::Limits, refusal::Refusal};
-use crate::{
-    cluster::{self, ClusterError},
-    identity::with_causes,
-};
+use crate::{cluster::ClusterError, error::with_causes};
 
 /// How long an accepted token is not reviewed again, nor its pod looked up.
 const ACCEPTED: Duration = Duration::from_secs(30);
@@ -47,14 +38,7 @@ const FRESH: Duration = Duration::from_millis(500);
 /// Entries in each table. Beyond it the table is emptied; it fills again by asking.
 const MAX_ENTRIES: usize = 8192;
 /// Bad tokens a second from one address that are reviewed; ten seconds' worth may come at once.
-const STRANGERS: u32 = 5;
-/// Pods listed for one node at most, by pages.
-const PAGE: u32 = 500;
-const MAX_PAGES: usize = 10;
-/// How long one request may take, connecting and waiting for its turn included.
-const TIMEOUT: Duration = Duration::from_secs(5);
-/// Requests under way at a time; more wait.
-const CONCURRENCY: usize = 16;
+const BAD_TOKENS: u32 = 5;
 
 /// What the CA is told of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,7 +58,7 @@ pub(crate) struct Cluster {
     node_accounts: HashSet<(String, String)>,
     accepted: Recent<[u8; 32], Account>,
     nodes: Recent<String, HashSet<(String, String)>>,
-    strangers: Limits<IpAddr>,
+    bad_tokens: Limits<IpAddr>,
 }
 
 /// A service account that the API server vouches for.
@@ -88,37 +72,27 @@ pub(crate) struct Account {
     pub(crate) node: Option<String>,
 }
 
-/// A client that gives up as soon as a caller would.
-async fn client(kubeconfig: Option<&Path>) -> Result<Client, ClusterError> {
-    let mut config = cluster::config(kubeconfig).await?;
-    config.read_timeout = Some(TIMEOUT);
-    config.write_timeout = Some(TIMEOUT);
-    // Whoever asks for a certificate asks again by itself.
-    config.default_retry = false;
-    cluster::client(config)
-}
-
 impl Cluster {
     /// Does not ask anything yet; the error is about the login.
     pub(crate) async fn new(settings: KubernetesSettings) -> Result<Self, ClusterError> {
         Ok(Self {
-            api: ApiServer::new(client(settings.kubeconfig.as_deref()).await?),
+            api: ApiServer::new(settings.kubeconfig.as_deref()).await?,
             audience: settings.audience,
             node_accounts: settings.node_accounts.into_iter().collect(),
             accepted: Recent::default(),
             nodes: Recent::default(),
-            strangers: Limits::new(STRANGERS),
+            bad_tokens: Limits::new(BAD_TOKENS),
         })
     }
 
     /// The Secret of a CA in this cluster.
     pub(super) fn root_secret(&self, namespace: &str, name: &str) -> RootSecret {
-        RootSecret::new(self.api.client.clone(), namespace, name)
+        RootSecret::new(self.api.client(), namespace, name)
     }
 
     /// A ConfigMap of this cluster for a CA's roots.
     pub(super) fn root_config_map(&self, namespace: &str, name: &str) -> RootConfigMap {
-        RootConfigMap::new(self.api.client.clone(), namespace, name)
+        RootConfigMap::new(self.api.client(), namespace, name)
     }
 
     /// The account that a token belongs to; `hash` is what it is remembered by.
@@ -126,23 +100,23 @@ impl Cluster {
         if let Some((account, _)) = self.accepted.find(&hash, ACCEPTED) {
             return Ok(account);
         }
-        if !self.strangers.has_left(&from, Instant::now()) {
+        if !self.bad_tokens.has_left(&from, Instant::now()) {
             return Err(Refusal::Rate);
         }
-        let reviewed = self.ask(token).await;
+        let reviewed = self.look_up(token).await;
         match &reviewed {
             Ok(account) => self.accepted.keep(hash, account.clone()),
             Err(Refusal::UnknownCaller(_)) => {
-                self.strangers.take(&from, Instant::now());
+                self.bad_tokens.take(&from, Instant::now());
             }
             Err(_) => {}
         }
         reviewed
     }
 
-    async fn ask(&self, token: &str) -> Result<Account, Refusal> {
+    async fn look_up(&self, token: &str) -> Result<Account, Refusal> {
         let unknown = || Refusal::UnknownCaller("token");
-        let user = self.api.review(token, &self.audience).await.map_err(|error| away(&error))?;
+        let user = self.api.review(token, &self.audience).await.map_err(|error| unavailable(&error))?;
         let user = user.ok_or_else(unknown)?;
         let (namespace, name) = service_account(&user).ok_or_else(unknown)?;
         let mut account = Account { namespace, name, node: None };
@@ -151,7 +125,7 @@ impl Cluster {
         }
         // A token that is bound to no pod says nothing of a node.
         let (pod, uid) = bound_pod(&user).ok_or_else(unknown)?;
-        let found = self.api.pod(&account.namespace, pod).await.map_err(|error| away(&error))?;
+        let found = self.api.pod(&account.namespace, pod).await.map_err(|error| unavailable(&error))?;
         let node = found
             .filter(|found| {
                 found.metadata.uid.as_deref() == Some(uid) && account_of(found) == Some(&account.name)
@@ -170,7 +144,7 @@ impl Cluster {
         {
             return Ok(accounts.contains(&wanted));
         }
-        let accounts = self.api.accounts_on(node).await.map_err(|error| away(&error))?;
+        let accounts = self.api.accounts_on(node).await.map_err(|error| unavailable(&error))?;
         let runs = accounts.contains(&wanted);
         self.nodes.keep(node.to_owned(), accounts);
         Ok(runs)
@@ -180,85 +154,6 @@ impl Cluster {
 impl std::fmt::Debug for Cluster {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Cluster").field("audience", &self.audience).finish_non_exhaustive()
-    }
-}
-
-/// What the CA asks of the API server, each within [`TIMEOUT`].
-struct ApiServer {
-    client: Client,
-    slots: Semaphore,
-}
-
-/// Why the API server gave no answer.
-#[derive(Debug, thiserror::Error)]
-enum ApiError {
-    /// It took too long.
-    #[error("the API server did not answer within {} s", TIMEOUT.as_secs())]
-    Timeout,
-    /// It could not be asked, or answered with an error.
-    #[error("the API server")]
-    Kube(#[from] Box<kube::Error>),
-    /// More pods than can be.
-    #[error("more than {} pods on node {node}", PAGE as usize * MAX_PAGES)]
-    TooManyPods {
-        /// The node.
-        node: String,
-    },
-}
-
-impl ApiServer {
-    fn new(client: Client) -> Self {
-        Self { client, slots: Semaphore::new(CONCURRENCY) }
-    }
-
-    async fn bounded<T>(&self, call: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {
-        let call = async {
-            // The semaphore is never closed.
-            let _slot = self.slots.acquire().await.map_err(|_| ApiError::Timeout)?;
-            call.await.map_err(|error| ApiError::Kube(Box::new(error)))
-        };
-        timeout(TIMEOUT, call).await.map_err(|_| ApiError::Timeout)?
-    }
-
-    /// Whom a token belongs to, if the API server accepts it and says that it is for this audience. An answer without
-    /// audiences comes from a server that does not look at them.
-    async fn review(&self, token: &str, audience: &str) -> Result<Option<UserInfo>, ApiError> {
-        let spec = TokenReviewSpec { token: token.to_owned(), audiences: Some(vec![audience.to_owned()]) };
-        let review = TokenReview { spec, ..TokenReview::default() };
-        let api: Api<TokenReview> = Api::all(self.client.clone());
-        let status = self.bounded(api.create(&PostParams::default(), &review)).await?.status;
-        Ok(status.and_then(|status| {
-            let meant = status.audiences.is_some_and(|all| all.iter().any(|found| found == audience));
-            let good = status.authenticated == Some(true) && status.error.unwrap_or_default().is_empty();
-            status.user.filter(|_| good && meant)
-        }))
-    }
-
-    async fn pod(&self, namespace: &str, name: &str) -> Result<Option<Pod>, ApiError> {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        self.bounded(api.get_opt(name)).await
-    }
-
-    /// Namespaces and service accounts of the pods on `node` that may still run.
-    async fn accounts_on(&self, node: &str) -> Result<HashSet<(String, String)>, ApiError> {
-        let api: Api<Pod> = Api::all(self.client.clone());
-        let mut accounts = HashSet::new();
-        let mut page = ListParams::default().fields(&format!("spec.nodeName={node}")).limit(PAGE);
-        for _ in 0..MAX_PAGES {
-            let list = self.bounded(api.list(&page)).await?;
-            let there = list.items.into_iter().filter(|pod| {
-                pod.spec.as_ref().is_some_and(|spec| spec.node_name.as_deref() == Some(node)) && is_live(pod)
-            });
-            accounts.extend(there.filter_map(|pod| {
-                let account = account_of(&pod)?.clone();
-                Some((pod.metadata.namespace?, account))
-            }));
-            match list.metadata.continue_.filter(|next| !next.is_empty()) {
-                Some(next) => page = page.continue_token(&next),
-                None => return Ok(accounts),
-            }
-        }
-        Err(ApiError::TooManyPods { node: node.to_owned() })
     }
 }
 
@@ -279,23 +174,13 @@ fn bound_pod(user: &UserInfo) -> Option<(&str, &str)> {
     Some((name, only("authentication.kubernetes.io/pod-uid")?))
 }
 
-fn account_of(pod: &Pod) -> Option<&String> {
-    pod.spec.as_ref()?.service_account_name.as_ref()
-}
-
-/// Whether its containers may still run. Those of a pod that succeeded do not either.
-fn is_live(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    !matches!(phase, Some("Failed" | "Succeeded"))
-}
-
 /// Whether `text` is a name as Kubernetes has it, and so can stand in a path or a selector.
 fn is_name(text: &str) -> bool {
     let legal = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-' || c == b'.';
     (1..=253).contains(&text.len()) && text.bytes().all(legal) && !text.starts_with('.')
 }
 
-fn away(error: &ApiError) -> Refusal {
+fn unavailable(error: &ApiError) -> Refusal {
     let error = with_causes(error);
     tracing::warn!(error, "the Kubernetes API could not be asked; the request is refused");
     Refusal::Authority("the Kubernetes API cannot be asked".into())

@@ -2,14 +2,13 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use ambit_core::model::SpiffeId;
 use ambit_proto::istio::auth::istio_certificate_service_server::IstioCertificateServiceServer;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -21,7 +20,11 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Server, server::Connected};
 
-use super::{CaServiceError, authority::Authority, service::Service};
+use super::{
+    CaServiceError,
+    authority::Authority,
+    service::{Peer, Service},
+};
 use crate::identity::Leaf;
 
 /// Clients served at once; more wait in the kernel's queue.
@@ -42,15 +45,6 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// The longest request read.
 const MAX_REQUEST: usize = 64 * 1024;
 const MAX_HEADERS: u32 = 32 * 1024;
-
-/// Who is at the other end of a connection.
-#[derive(Clone, Debug)]
-pub(super) struct Peer {
-    /// Its address.
-    pub(super) addr: IpAddr,
-    /// The workload identity of its client certificate, which leads to a root of the CA.
-    pub(super) identity: Option<SpiffeId>,
-}
 
 /// Serves until `shutdown`, then lets requests under way end.
 pub(super) async fn serve(

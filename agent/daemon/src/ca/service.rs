@@ -22,18 +22,17 @@ use super::{
     limits::Limits,
     metrics::CaMetrics,
     refusal::Refusal,
-    server::Peer,
 };
 use crate::identity::{CheckedRequest, IssueError, Issued, Leaf, RequestFault};
 
-/// The lifetime given to those who leave it to the CA (spec/wire.md §3.2), if it is not over the longest.
+/// The lifetime given to those who leave it to the CA, if it is not over the longest; istiod's, too.
 const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
 /// Audit lines a second about one stranger, or about one caller that asks too often; ten may come at once.
-const NOISE: u32 = 1;
+const AUDIT_RATE: u32 = 1;
 /// Signatures under way at a time; more wait.
 const SIGNERS: usize = 16;
-/// How much of what a stranger says goes into the audit log.
-const MAX_QUOTE: usize = 300;
+/// How many characters of an identity that a stranger asks for go into the audit log.
+const MAX_IDENTITY: usize = 300;
 
 /// The service. Cheap to clone.
 #[derive(Clone)]
@@ -43,10 +42,19 @@ struct Inner {
     authority: Arc<Authority>,
     callers: Arc<Callers>,
     limits: Limits<Who>,
-    noise: Limits<Who>,
+    audit: Limits<Who>,
     signers: Semaphore,
     max_ttl: Duration,
     metrics: CaMetrics,
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    /// Its address.
+    pub(super) addr: IpAddr,
+    /// The workload identity of its client certificate, which leads to a root of the CA.
+    pub(super) identity: Option<SpiffeId>,
 }
 
 /// Whose rate is limited.
@@ -80,8 +88,8 @@ impl Service {
         max_ttl: Duration,
         metrics: CaMetrics,
     ) -> Self {
-        let (noise, signers) = (Limits::new(NOISE), Semaphore::new(SIGNERS));
-        Self(Arc::new(Inner { authority, callers, limits, noise, signers, max_ttl, metrics }))
+        let (audit, signers) = (Limits::new(AUDIT_RATE), Semaphore::new(SIGNERS));
+        Self(Arc::new(Inner { authority, callers, limits, audit, signers, max_ttl, metrics }))
     }
 
     async fn answer(
@@ -133,7 +141,7 @@ impl Service {
             None => (Who::Stranger(*peer), ""),
         };
         let proof = caller.as_ref().map_or("none", Caller::proof);
-        let identity: String = identity.iter().flat_map(|text| text.chars()).take(MAX_QUOTE).collect();
+        let identity: String = identity.iter().flat_map(|text| text.chars()).take(MAX_IDENTITY).collect();
         match outcome {
             Ok(signed) => {
                 let not_after = time::OffsetDateTime::from(signed.not_after);
@@ -144,7 +152,7 @@ impl Service {
             }
             Err(refusal) => {
                 let noisy = caller.is_none() || matches!(refusal, Refusal::Rate);
-                if noisy && !self.0.noise.take(&who, Instant::now()) {
+                if noisy && !self.0.audit.take(&who, Instant::now()) {
                     return;
                 }
                 tracing::warn!(
@@ -218,7 +226,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     tokio::task::spawn_blocking(work).await.map_err(|_| Refusal::Authority("it failed internally".into()))
 }
 
-/// Leaf, intermediates, and as the last element all roots (spec/wire.md §3.1).
+/// Leaf, intermediates, and as the last element all roots: so says Istio's `ca.proto`.
 fn signed(issued: &Issued) -> Option<Signed> {
     let text = |der: &CertificateDer<'_>| pem::encode(&pem::Pem::new("CERTIFICATE", der.as_ref()));
     let leaf = Leaf::read(issued.chain.first()?).ok()?;

@@ -339,7 +339,10 @@ async fn a_new_ca_is_taken_over_without_a_restart_and_a_broken_one_is_not() {
     .await;
     assert_eq!(issue(&issuer, WEB).await.unwrap().roots, old.roots);
     fs::remove_file(ca.path("ca/ca-key.pem")).unwrap();
-    sleep(TICK + Duration::from_millis(500)).await;
+    until("the missing file is noticed", async || {
+        ca.metrics.encode().contains("ambit_ca_reload_failures_total 2\n")
+    })
+    .await;
     assert_eq!(issue(&issuer, WEB).await.unwrap().roots, old.roots, "no new CA is made in its place");
 
     let fresh = ca.path("fresh");

@@ -19,6 +19,7 @@ use nix::{
 };
 
 use super::{filesystem, netns::Netns, programs, routing, socket};
+use crate::error::with_causes;
 
 /// The oldest kernel that has everything (`sk_lookup` links, `SO_NETNS_COOKIE`, `bpf_getsockopt` where it is used).
 const OLDEST_KERNEL: (u32, u32) = (5, 18);
@@ -192,22 +193,8 @@ fn attach(root: &Path, netns: &Netns) -> Result<String, String> {
     let tried = programs::rehearse(&cgroup, netns.as_fd()).map_err(|error| error.to_string())?;
     let count = tried.len();
     let failed: Vec<String> =
-        tried.into_iter().filter_map(|(_, result)| result.err().map(|error| chain(&error))).collect();
+        tried.into_iter().filter_map(|(_, result)| result.err().map(|error| with_causes(&error))).collect();
     if failed.is_empty() { Ok(format!("{count} loaded and attached")) } else { Err(failed.join("; ")) }
-}
-
-/// An error and what caused it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        let more = source.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = source.source();
-    }
-    text
 }
 
 /// A cgroup of our own, removed when dropped.

@@ -3,7 +3,6 @@
 
 use std::{
     fs,
-    io::{self, Read as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -11,7 +10,7 @@ use std::{
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
-use super::{CaptureError, filesystem, socket};
+use super::{CaptureError, filesystem, process, socket};
 
 /// What a process that serves as kubelet calls itself: alone, or inside the one binary of k3s, RKE2 and MicroK8s.
 const NAMES: [&str; 5] = ["kubelet", "k3s-server", "k3s-agent", "rke2", "kubelite"];
@@ -20,8 +19,8 @@ const PODS: &str = "kubepods";
 /// How many folders of the cgroup tree are looked into, and how deep.
 const MAX_FOLDERS: usize = 20_000;
 const MAX_DEPTH: usize = 12;
-/// How long a search that found nothing is not repeated.
-const REST: Duration = Duration::from_secs(3);
+/// How long after a search that found nothing the next one begins.
+const SEARCH_PAUSE: Duration = Duration::from_secs(3);
 
 /// Follows the kubelet of this host.
 #[derive(Debug)]
@@ -32,9 +31,9 @@ pub(super) struct Kubelet {
     /// The cookie of the agent's own network namespace, which is the kubelet's.
     netns: u64,
     found: Option<Found>,
-    missed: Option<Instant>,
-    /// What was last said about the search, to say it once.
-    told: Option<String>,
+    last_miss: Option<Instant>,
+    /// What the log last heard of the search: the same is not logged again.
+    logged: Option<String>,
 }
 
 #[derive(Debug)]
@@ -56,31 +55,31 @@ impl Kubelet {
                     source,
                 }
             })?;
-        Ok(Self { cgroup_root, given, netns, found: None, missed: None, told: None })
+        Ok(Self { cgroup_root, given, netns, found: None, last_miss: None, logged: None })
     }
 
     /// The id of the kubelet's cgroup as it is now, and the cookie of the network namespace that its probes come from.
     pub(super) fn cgroup(&mut self) -> Option<(u64, u64)> {
-        if self.missed.is_some_and(|missed| missed.elapsed() < REST) {
+        if self.last_miss.is_some_and(|last_miss| last_miss.elapsed() < SEARCH_PAUSE) {
             return None;
         }
-        self.missed = None;
+        self.last_miss = None;
         let folder = match self.look() {
             Ok(folder) => folder,
             Err(why) => {
-                self.missed = self.given.is_none().then(Instant::now);
-                if self.told.as_ref() != Some(&why) {
+                self.last_miss = self.given.is_none().then(Instant::now);
+                if self.logged.as_ref() != Some(&why) {
                     tracing::warn!("{why}; probes are treated as any plaintext until then");
-                    self.told = Some(why);
+                    self.logged = Some(why);
                 }
                 return None;
             }
         };
         let id = fs::metadata(&folder).ok()?.ino();
         let text = format!("{} {id}", folder.display());
-        if self.told.as_ref() != Some(&text) {
+        if self.logged.as_ref() != Some(&text) {
             tracing::info!(cgroup = %folder.display(), "the kubelet's probes are let through");
-            self.told = Some(text);
+            self.logged = Some(text);
         }
         Some((id, self.netns))
     }
@@ -100,14 +99,14 @@ impl Kubelet {
             };
         }
         if let Some(found) = &self.found
-            && started(found.pid) == Some(found.started)
+            && process::started(found.pid) == Some(found.started)
             && contains(&found.folder, found.pid)
         {
             return Ok(found.folder.clone());
         }
         self.found = None;
         let (started, pid) = processes()
-            .filter_map(|pid| is_kubelet(pid).then(|| Some((started(pid)?, pid)))?)
+            .filter_map(|pid| is_kubelet(pid).then(|| Some((process::started(pid)?, pid)))?)
             .min()
             .ok_or(
                 "no kubelet is seen on this host; the agent needs the host's process namespace and CAP_SYS_PTRACE to see \
@@ -129,7 +128,7 @@ impl Kubelet {
     /// The folder of the process's cgroup. What /proc tells is seen from the agent's own cgroup namespace, which may not
     /// be the one that the hierarchy is mounted from; then the tree is searched.
     fn folder_of(&self, pid: u32) -> Option<PathBuf> {
-        let path = cgroup_path(pid)?;
+        let path = process::cgroup(pid)?;
         let told = self.cgroup_root.join(path.trim_start_matches('/'));
         if !path.contains("..") && contains(&told, pid) {
             return Some(told);
@@ -172,8 +171,8 @@ fn is_kubelet(pid: u32) -> bool {
     let named = fs::read_to_string(proc.join("comm")).is_ok_and(|comm| NAMES.contains(&comm.trim_end()));
     // Another's namespaces are shown to who might trace it: an agent with fewer capabilities needs CAP_SYS_PTRACE.
     let same = |namespace: &str| {
-        let of = |process: &Path| {
-            fs::metadata(process.join("ns").join(namespace)).ok().map(|found| (found.dev(), found.ino()))
+        let of = |proc: &Path| {
+            fs::metadata(proc.join("ns").join(namespace)).ok().map(|found| (found.dev(), found.ino()))
         };
         of(&proc).is_some_and(|found| of(Path::new("/proc/self")) == Some(found))
     };
@@ -181,42 +180,18 @@ fn is_kubelet(pid: u32) -> bool {
         && fs::metadata(&proc).is_ok_and(|owner| owner.uid() == 0)
         && same("net")
         && same("pid")
-        && cgroup_path(pid).is_some_and(|path| !path.contains(PODS))
+        && process::cgroup(pid).is_some_and(|path| !path.contains(PODS))
 }
 
-/// The process's cgroup of the v2 hierarchy as `/proc/<pid>/cgroup` has it (cgroups(7)).
-fn cgroup_path(pid: u32) -> Option<String> {
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
-}
-
-/// When the process started, in ticks since the boot: field 22 of `/proc/<pid>/stat` (proc_pid_stat(5)).
-fn started(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in brackets, may hold anything.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
-}
-
+/// Whether the process is in the cgroup `folder` itself, not below it.
 fn contains(folder: &Path, pid: u32) -> bool {
-    let read = || -> io::Result<String> {
-        let mut text = String::new();
-        fs::File::open(folder.join("cgroup.procs"))?.read_to_string(&mut text)?;
-        Ok(text)
-    };
-    read().is_ok_and(|text| text.lines().any(|line| line.parse() == Ok(pid)))
+    let listed = fs::read_to_string(folder.join("cgroup.procs"));
+    listed.is_ok_and(|text| text.lines().any(|line| line.parse() == Ok(pid)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_process_is_told_by_its_start() {
-        let pid = std::process::id();
-        let ticks = started(pid).unwrap();
-        assert!(ticks > 0 && started(pid) == Some(ticks));
-        assert_eq!(started(u32::MAX), None);
-    }
 
     #[test]
     fn not_every_process_is_a_kubelet() {

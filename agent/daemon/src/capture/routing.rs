@@ -1,5 +1,8 @@
-//! What a pod's namespace needs so that the application's answers to the agent's dials stay inside: one rule and one
-//! local route per family, and two sysctls (DESIGN §3).
+//! What a pod's namespace needs so that the application's answers to the agent's dials stay inside.
+//!
+//! The agent dials from the client's own address by a marked socket, and the application's socket takes over the mark
+//! (`tcp_fwmark_accept`, the kernel's ip-sysctl.rst). One rule for each family leads marked packets to a table whose only
+//! route is local, so they end at the agent's socket and not on the way to the client.
 
 use std::{fs, io, net::Ipv4Addr};
 

@@ -14,6 +14,7 @@ use super::{output, table::Table};
 use crate::{
     capture::{Finding, Verdict, check_host},
     config::{DEFAULT_BPF_ROOT, Location},
+    files,
 };
 
 /// 2026-01-01: no certificate of any issuer of ours is older, and a clock before it was never set.
@@ -130,11 +131,7 @@ fn network(dir: &Path) -> Verdict {
 
 /// The name of the network that a configuration describes.
 fn chainable(path: &Path) -> Result<String, String> {
-    let size = fs::metadata(path).map_err(|error| error.to_string())?.len();
-    if size > MAX_CONFLIST {
-        return Err("it is larger than 1 MiB".to_owned());
-    }
-    let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
+    let text = files::read_text(path, MAX_CONFLIST).map_err(|error| error.into_problem().to_string())?;
     let config: serde_json::Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
     let name = config["name"].as_str().ok_or("it has no name")?;
     let plugins = config["plugins"].as_array().is_some_and(|plugins| !plugins.is_empty());

@@ -5,9 +5,10 @@
 
 use std::ops::Range;
 
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde_json::{Value, json, value::RawValue};
 
-use super::plugin::BINARY;
+use super::protocol::BINARY;
 
 /// `text` with `entry`, a JSON object, as the plugin's place in the chain; `None` if it is there already.
 pub(super) fn with_entry(text: &str, entry: &str) -> Result<Option<String>, String> {
@@ -75,106 +76,25 @@ fn splice(text: &str, range: Range<usize>, with: &str) -> String {
 
 /// Where the plugins stand in a list.
 fn plugins(text: &str) -> Result<Vec<Range<usize>>, String> {
+    /// The same key twice is an error of the parser.
+    #[derive(Deserialize)]
+    struct List<'a> {
+        #[serde(borrow)]
+        plugins: Option<&'a RawValue>,
+    }
+
     parse(text)?;
-    let mut found = None;
-    let scan = Scan { bytes: text.as_bytes() };
-    for (key, value) in scan.members(scan.blank(0)) {
-        let is_plugins = serde_json::from_str::<String>(&text[key]).is_ok_and(|key| key == "plugins");
-        if is_plugins && found.replace(value).is_some() {
-            return Err("\"plugins\" stands twice in it".to_owned());
-        }
-    }
-    match found {
-        Some(list) if text[list.clone()].starts_with('[') => Ok(scan.elements(list.start)),
-        Some(_) => Err("its \"plugins\" are no list".to_owned()),
-        None => Err("it has no \"plugins\"".to_owned()),
-    }
-}
-
-/// Finds its way in a text that is known to be JSON.
-struct Scan<'a> {
-    bytes: &'a [u8],
-}
-
-impl Scan<'_> {
-    /// The keys and values of the object that begins at `open`.
-    fn members(&self, open: usize) -> Vec<(Range<usize>, Range<usize>)> {
-        let mut members = Vec::new();
-        let mut at = self.blank(open + 1);
-        while self.byte(at) == b'"' {
-            let key = at..self.end_of_text(at);
-            let value = self.value(self.blank(self.blank(key.end) + 1));
-            at = self.next(value.end);
-            members.push((key, value));
-        }
-        members
-    }
-
-    /// The elements of the list that begins at `open`.
-    fn elements(&self, open: usize) -> Vec<Range<usize>> {
-        let mut elements = Vec::new();
-        let mut at = self.blank(open + 1);
-        while !matches!(self.byte(at), b']' | 0) {
-            let element = self.value(at);
-            at = self.next(element.end);
-            elements.push(element);
-        }
-        elements
-    }
-
-    fn value(&self, start: usize) -> Range<usize> {
-        let mut depth = 0_usize;
-        let mut at = start;
-        loop {
-            match self.byte(at) {
-                b'"' => at = self.end_of_text(at) - 1,
-                b'{' | b'[' => depth += 1,
-                b'}' | b']' if depth > 0 => depth -= 1,
-                // The end of the text, of a number, or of what the value stands in.
-                0 | b'}' | b']' | b',' if depth == 0 => return start..self.trimmed(start, at),
-                0 => return start..at,
-                _ => {}
-            }
-            at += 1;
-            if depth == 0 && matches!(self.byte(at - 1), b'"' | b'}' | b']') {
-                return start..at;
-            }
-        }
-    }
-
-    /// Behind the text that begins at `at`.
-    fn end_of_text(&self, at: usize) -> usize {
-        let mut at = at + 1;
-        while !matches!(self.byte(at), b'"' | 0) {
-            at += if self.byte(at) == b'\\' { 2 } else { 1 };
-        }
-        at + 1
-    }
-
-    /// The next member or element, or the end of them.
-    fn next(&self, end: usize) -> usize {
-        let at = self.blank(end);
-        if self.byte(at) == b',' { self.blank(at + 1) } else { at }
-    }
-
-    fn blank(&self, mut at: usize) -> usize {
-        while self.byte(at).is_ascii_whitespace() {
-            at += 1;
-        }
-        at
-    }
-
-    fn trimmed(&self, start: usize, mut end: usize) -> usize {
-        while end > start && self.byte(end - 1).is_ascii_whitespace() {
-            end -= 1;
-        }
-        end
-    }
-
-    /// 0 behind the end: valid JSON has none.
-    fn byte(&self, at: usize) -> u8 {
-        self.bytes.get(at).copied().unwrap_or(0)
-    }
+    let list: List<'_> =
+        serde_json::from_str(text).map_err(|error| format!("it is no such list: {error}"))?;
+    let plugins = list.plugins.ok_or("it has no \"plugins\"")?;
+    let plugins: Vec<&RawValue> =
+        serde_json::from_str(plugins.get()).map_err(|_| "its \"plugins\" are no list")?;
+    // Each is borrowed from the text, and so tells its place in it.
+    let place = |plugin: &RawValue| {
+        let start = plugin.get().as_ptr().addr() - text.as_ptr().addr();
+        start..start + plugin.get().len()
+    };
+    Ok(plugins.into_iter().map(place).collect())
 }
 
 #[cfg(test)]
@@ -240,7 +160,7 @@ mod tests {
             (r#"{"type":"bridge"}"#, "no \"plugins\""),
             (r#"{"plugins":{}}"#, "no list"),
             (r#"{"plugins":[]}"#, "empty"),
-            (r#"{"plugins":[{}],"plugins":[{}]}"#, "twice"),
+            (r#"{"plugins":[{}],"plugins":[{}]}"#, "duplicate field"),
             (r#"{"plugins":[{}]} trailing"#, "no JSON"),
         ] {
             let error = with_entry(text, ENTRY).unwrap_err();

@@ -1,20 +1,24 @@
 //! The plugin's way to the Kubernetes API: a kubeconfig that the agent keeps on the node, with its own token as it rotates.
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+use data_encoding::BASE64;
 use serde_json::json;
 use tokio::{task::spawn_blocking, time::sleep};
+use zeroize::Zeroizing;
 
-use super::{CniError, install::write_atomically};
+use super::CniError;
+use crate::files::{self, ReadError};
 
 const FILE: &str = "ambit-cni.kubeconfig";
 /// How often the source is looked at; tokens are renewed minutes before their end.
 const LOOK: Duration = Duration::from_secs(20);
+/// The longest file read, in bytes.
+const MAX_FILE: u64 = 1024 * 1024;
 
 /// Where the credentials are taken from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,12 +45,12 @@ impl Credentials {
         dir.is_dir().then(|| Self::ServiceAccount { server: format!("https://{host}:{port}"), dir })
     }
 
-    fn kubeconfig(&self) -> io::Result<Vec<u8>> {
+    fn kubeconfig(&self) -> Result<Zeroizing<Vec<u8>>, ReadError> {
         match self {
-            Self::File(path) => fs::read(path),
+            Self::File(path) => files::read(path, MAX_FILE),
             Self::ServiceAccount { server, dir } => {
-                let token = fs::read_to_string(dir.join("token"))?;
-                let authority = STANDARD.encode(fs::read(dir.join("ca.crt"))?);
+                let token = files::read_text(&dir.join("token"), MAX_FILE)?;
+                let authority = BASE64.encode(&files::read(&dir.join("ca.crt"), MAX_FILE)?);
                 // JSON is YAML.
                 let kubeconfig = json!({
                     "apiVersion": "v1",
@@ -59,7 +63,7 @@ impl Credentials {
                     }],
                     "users": [{ "name": "ambit", "user": { "token": token.trim() } }],
                 });
-                Ok(kubeconfig.to_string().into_bytes())
+                Ok(Zeroizing::new(kubeconfig.to_string().into_bytes()))
             }
         }
     }
@@ -90,15 +94,18 @@ pub(super) fn path(dir: &Path) -> PathBuf {
 
 fn write(source: &Credentials, dir: &Path) -> Result<(), CniError> {
     let path = path(dir);
-    let text = source.kubeconfig().map_err(CniError::file("make", &path))?;
-    if fs::read(&path).is_ok_and(|present| present == text) {
+    let made = source.kubeconfig().map_err(|error| io::Error::other(error.to_string()));
+    let text = made.map_err(CniError::file("make", &path))?;
+    if files::read(&path, MAX_FILE).is_ok_and(|present| present == text) {
         return Ok(());
     }
-    write_atomically(&path, &text, 0o600)
+    files::replace(&path, &text, 0o600).map_err(CniError::file("write", &path))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use kube::config::Kubeconfig;
 
     use super::*;

@@ -4,9 +4,9 @@
 //! node only the one that started last keeps the installation. What its text looks like is left to [`super::conflist`].
 
 use std::{
-    fs::{self, File, OpenOptions, Permissions},
-    io::{self, Read, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
+    fs::{self, File},
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -19,8 +19,10 @@ use std::{
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use serde_json::json;
+use zeroize::Zeroizing;
 
-use super::{CniError, State, conflist, credentials, plugin::BINARY};
+use super::{CniError, conflist, credentials, protocol::BINARY, state::State};
+use crate::files::{self, Stamp};
 
 /// How often everything is looked at without an event.
 const POLL: Duration = Duration::from_secs(5);
@@ -50,7 +52,7 @@ pub(crate) struct Installer {
     entry: String,
     claim: Claim,
     /// How the binary looked when it was last known to be ours.
-    installed: Option<Look>,
+    installed: Option<Stamp>,
 }
 
 /// Grows with every agent that starts on the node.
@@ -59,9 +61,6 @@ struct Claim {
     generation: u64,
     agent: String,
 }
-
-/// What tells a file from what it was before.
-type Look = (u64, u64, u64, i64, i64);
 
 /// Keeps the installation until it is dropped; what is installed stays.
 #[derive(Debug)]
@@ -141,7 +140,7 @@ impl Installer {
 
     fn keep_binary(&mut self) -> Result<bool, CniError> {
         let path = self.bin_dir.join(BINARY);
-        let found = look_at(&path);
+        let found = Stamp::of(&path);
         if found.is_some() && found == self.installed {
             return Ok(false);
         }
@@ -150,9 +149,10 @@ impl Installer {
         if !same {
             fs::create_dir_all(&self.bin_dir).map_err(CniError::file("make", &self.bin_dir))?;
             let mut own = File::open(own).map_err(CniError::file("read", own))?;
-            write_by(&path, 0o755, |file| io::copy(&mut own, file).map(drop))?;
+            let copied = files::replace_by(&path, 0o755, |file| io::copy(&mut own, file).map(drop));
+            copied.map_err(CniError::file("write", &path))?;
         }
-        self.installed = look_at(&path);
+        self.installed = Stamp::of(&path);
         Ok(!same)
     }
 
@@ -189,13 +189,12 @@ impl Installer {
     /// Makes a list of a single configuration, which is kept aside.
     fn convert(&self, single: &Path) -> Result<bool, CniError> {
         let list = single.with_extension("conflist");
-        let foreign =
-            list.exists() && !fs::read_to_string(&list).is_ok_and(|text| conflist::has_entry(&text));
+        let foreign = list.exists() && !read(&list).is_ok_and(|text| conflist::has_entry(&text));
         if foreign {
             return Err(unusable(single)(format!("{} stands beside it", list.display())));
         }
         let new = conflist::from_single(&read(single)?, &self.entry).map_err(unusable(single))?;
-        write_atomically(&list, new.as_bytes(), mode(single))?;
+        write(&list, &new, mode(single))?;
         let saved = saved(single);
         fs::rename(single, &saved).map_err(CniError::file("set aside", single))?;
         Ok(true)
@@ -226,31 +225,6 @@ pub(crate) fn uninstall(bin_dir: &Path, conf_dir: &Path) -> Result<Vec<String>, 
         let _absent: io::Result<()> = fs::remove_file(file);
     }
     Ok(removed)
-}
-
-/// Writes `bytes` to `path` in one step: readers see what was, or all of it.
-pub(super) fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<(), CniError> {
-    write_by(path, mode, |file| file.write_all(bytes))
-}
-
-fn write_by(path: &Path, mode: u32, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), CniError> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    // No runtime reads a file of this ending.
-    let fresh = path.with_file_name(format!(".{name}.ambit-{}", std::process::id()));
-    let written =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&fresh).and_then(
-            |mut file| {
-                write(&mut file)?;
-                // The mode of creation is subject to the umask.
-                file.set_permissions(Permissions::from_mode(mode))?;
-                file.sync_all()?;
-                fs::rename(&fresh, path)
-            },
-        );
-    written.map_err(|error| {
-        let _gone: io::Result<()> = fs::remove_file(&fresh);
-        CniError::file("write", path)(error)
-    })
 }
 
 /// Takes the entry out of a list; whether there was one.
@@ -301,20 +275,18 @@ fn saved(single: &Path) -> PathBuf {
     single.with_file_name(format!("{name}.{SAVED}"))
 }
 
-fn read(path: &Path) -> Result<String, CniError> {
-    let mut text = String::new();
-    let file = File::open(path).map_err(CniError::file("read", path))?;
-    let length = file.take(MAX_CONF + 1).read_to_string(&mut text).map_err(CniError::file("read", path))?;
-    if length as u64 > MAX_CONF {
-        return Err(unusable(path)(format!("it is longer than {MAX_CONF} bytes")));
-    }
-    Ok(text)
+fn read(path: &Path) -> Result<Zeroizing<String>, CniError> {
+    files::read_text(path, MAX_CONF).map_err(|error| CniError::file("read", path)(error.into_problem()))
 }
 
 /// Gives a list a new text, where it really is if the path is a link.
 fn replace(list: &Path, text: &str) -> Result<(), CniError> {
     let list = fs::canonicalize(list).map_err(CniError::file("find", list))?;
-    write_atomically(&list, text.as_bytes(), mode(&list))
+    write(&list, text, mode(&list))
+}
+
+fn write(path: &Path, text: &str, mode: u32) -> Result<(), CniError> {
+    files::replace(path, text.as_bytes(), mode).map_err(CniError::file("write", path))
 }
 
 fn mode(path: &Path) -> u32 {
@@ -329,11 +301,6 @@ fn unusable(path: &Path) -> impl FnOnce(String) -> CniError {
 fn watch(watcher: &mut notify::Result<RecommendedWatcher>, folders: [&PathBuf; 2]) -> bool {
     let Ok(watcher) = watcher else { return false };
     folders.into_iter().all(|folder| watcher.watch(folder, RecursiveMode::NonRecursive).is_ok())
-}
-
-fn look_at(path: &Path) -> Option<Look> {
-    let found = fs::metadata(path).ok()?;
-    Some((found.dev(), found.ino(), found.size(), found.ctime(), found.ctime_nsec()))
 }
 
 fn is_executable(path: &Path) -> bool {
@@ -360,14 +327,14 @@ fn same_content(one: &Path, other: &Path) -> io::Result<bool> {
 
 impl Claim {
     fn read(conf_dir: &Path) -> Option<Self> {
-        let text = fs::read_to_string(conf_dir.join(CLAIM)).ok()?;
+        let text = read(&conf_dir.join(CLAIM)).ok()?;
         let (generation, agent) = text.trim().split_once(' ')?;
         Some(Self { generation: generation.parse().ok()?, agent: agent.to_owned() })
     }
 
     fn write(&self, conf_dir: &Path) -> Result<(), CniError> {
         let text = format!("{} {}\n", self.generation, self.agent);
-        write_atomically(&conf_dir.join(CLAIM), text.as_bytes(), 0o644)
+        write(&conf_dir.join(CLAIM), &text, 0o644)
     }
 }
 

@@ -23,22 +23,21 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{
     fallback::{self, Verdict},
-    protocol::{ANSWER_LIMIT, Answer, Command, MAX_LINE, NetnsRef, Outcome, PodRef, Request},
-    result, server,
+    protocol::{
+        ANSWER_LIMIT, Answer, BINARY, Command, MAX_LINE, NetnsRef, Outcome, PodRef, Request, socket_path,
+    },
+    result,
 };
-
-/// The plugin's name: of its file and in network configurations.
-pub(crate) const BINARY: &str = "ambit-cni";
 
 /// How long a call may take at the very most: container runtimes give a pod's sandbox minutes.
 const LIMIT: Duration = Duration::from_secs(25);
 /// How long a busy agent may leave us waiting before it takes the call.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 /// How long a pod that has to wait for an agent waits here already, and how often is asked meanwhile.
-const PATIENCE: Duration = Duration::from_secs(3);
-const PAUSE: Duration = Duration::from_millis(200);
+const RETRY_FOR: Duration = Duration::from_secs(3);
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// How long the agent may take to hear that a pod is gone.
-const SHORT_LIMIT: Duration = Duration::from_secs(3);
+const NOTICE_LIMIT: Duration = Duration::from_secs(3);
 /// The longest network configuration read, in bytes.
 const MAX_CONF: u64 = 4 * 1024 * 1024;
 const DEFAULT_RUN_DIR: &str = "/run/ambit";
@@ -134,8 +133,8 @@ impl Call {
         match command {
             "ADD" => self.add().map(|()| Some(result::convert(self.conf.prev_result.clone(), version))),
             "CHECK" => self.check().map(|()| None),
-            "DEL" => self.tell(Command::Del, SHORT_LIMIT).map(|()| None),
-            "GC" => self.tell(Command::Gc, SHORT_LIMIT).map(|()| None),
+            "DEL" => self.tell(Command::Del, NOTICE_LIMIT).map(|()| None),
+            "GC" => self.tell(Command::Gc, NOTICE_LIMIT).map(|()| None),
             "STATUS" => self.status().map(|()| None),
             other => Err(Failure::environment(format!("CNI_COMMAND {other:?} is none of CNI's commands"))),
         }
@@ -177,8 +176,8 @@ impl Call {
             }
             // An agent that is being replaced is back sooner than the kubelet would try again.
             let begun = Instant::now();
-            while answer.is_err() && begun.elapsed() < PATIENCE {
-                thread::sleep(PAUSE);
+            while answer.is_err() && begun.elapsed() < RETRY_FOR {
+                thread::sleep(RETRY_PAUSE);
                 answer = self.ask(&request, ANSWER_LIMIT);
             }
         }
@@ -196,7 +195,7 @@ impl Call {
     fn check(&self) -> Result<(), Failure> {
         let Some(pod) = self.pod() else { return Ok(()) };
         let request = Request { pod: Some(pod), ..self.request(Command::Check) };
-        match self.ask(&request, SHORT_LIMIT) {
+        match self.ask(&request, NOTICE_LIMIT) {
             Ok(Answer { outcome: Outcome::Failed, message }) => {
                 Err(Failure { code: code::NOT_ENROLLED, msg: message, details: String::new() })
             }
@@ -215,7 +214,7 @@ impl Call {
 
     /// Without an agent the state that it left suffices to tell who has to wait; without both nothing does.
     fn status(&self) -> Result<(), Failure> {
-        let Err(error) = self.ask(&self.request(Command::Status), SHORT_LIMIT) else { return Ok(()) };
+        let Err(error) = self.ask(&self.request(Command::Status), NOTICE_LIMIT) else { return Ok(()) };
         fallback::can_decide(self.state_dir()).map_err(|unreadable| Failure {
             code: code::NOT_AVAILABLE,
             msg: format!("the ambit agent of this node is not running ({error})"),
@@ -225,7 +224,7 @@ impl Call {
 
     fn ask(&self, request: &Request, limit: Duration) -> io::Result<Answer> {
         let run_dir = self.conf.run_dir.as_deref().unwrap_or(Path::new(DEFAULT_RUN_DIR));
-        ask(&server::socket_path(run_dir), request, limit)
+        ask(&socket_path(run_dir), request, limit)
     }
 
     fn request(&self, command: Command) -> Request {

@@ -1,16 +1,27 @@
 //! What plugin and agent say to each other: one JSON line each way on a UNIX stream socket. Fields are only ever added, so that
 //! plugin and agent of neighbouring versions understand each other.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
+/// The plugin's name: of its file and in network configurations.
+pub(crate) const BINARY: &str = "ambit-cni";
 /// The longest line, in bytes. A GC request names every attachment of the node.
 pub(super) const MAX_LINE: u64 = 256 * 1024;
 /// How long the agent waits for the world to know a pod whose namespace opts in, and for its enrolment.
 pub(crate) const ENROLMENT_WAIT: Duration = Duration::from_secs(10);
 /// How long the agent may take for an answer: enrolment and the first certificate.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(17);
+
+/// Where the agent with this run directory listens for the plugin.
+pub(super) fn socket_path(run_dir: &Path) -> PathBuf {
+    run_dir.join("cni.sock")
+}
 
 /// What a plugin asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

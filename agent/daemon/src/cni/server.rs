@@ -9,7 +9,7 @@ use std::{
         fd::OwnedFd,
         unix::fs::{MetadataExt, OpenOptionsExt},
     },
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -25,7 +25,7 @@ use tokio::{
 
 use super::{
     CniError,
-    protocol::{ANSWER_LIMIT, Answer, MAX_LINE, NetnsRef, Outcome, Request},
+    protocol::{ANSWER_LIMIT, Answer, MAX_LINE, NetnsRef, Outcome, Request, socket_path},
 };
 use crate::instance;
 
@@ -33,11 +33,6 @@ use crate::instance;
 const MAX_REQUESTS: usize = 256;
 /// How long a plugin may take to send its request.
 const READ_LIMIT: Duration = Duration::from_secs(5);
-
-/// Where the agent with this run directory listens for the plugin.
-pub(crate) fn socket_path(run_dir: &Path) -> PathBuf {
-    run_dir.join("cni.sock")
-}
 
 /// Answers the plugin's requests by `handle` until `shutdown`. The socket takes the place of another agent's in one step.
 pub(crate) async fn serve<H, F>(

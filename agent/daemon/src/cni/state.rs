@@ -5,7 +5,8 @@ use std::{collections::BTreeSet, fs, io, path::Path};
 use ambit_core::{discovery::Settings, model::Labels};
 use serde::{Deserialize, Serialize};
 
-use super::{CniError, install::write_atomically};
+use super::CniError;
+use crate::files::{self, ReadError};
 
 const FILE: &str = "ambit-cni.state";
 /// The longest file read, in bytes: namespaces in any number that a cluster can have.
@@ -41,18 +42,15 @@ impl State {
         let path = dir.join(FILE);
         let failed = CniError::file("write", &path);
         match serde_json::to_vec(self) {
-            Ok(text) => write_atomically(&path, &text, 0o644),
+            Ok(text) => files::replace(&path, &text, 0o644).map_err(failed),
             Err(error) => Err(failed(error.into())),
         }
     }
 
     /// Reads what an agent wrote into `dir`.
     pub(super) fn read(dir: &Path) -> io::Result<Self> {
-        let path = dir.join(FILE);
-        if fs::metadata(&path)?.len() > MAX_FILE {
-            return Err(io::Error::other("it is larger than 16 MiB"));
-        }
-        Ok(serde_json::from_slice(&fs::read(&path)?)?)
+        let text = files::read(&dir.join(FILE), MAX_FILE).map_err(ReadError::into_problem)?;
+        Ok(serde_json::from_slice(&text)?)
     }
 
     /// Removes what an agent wrote into `dir`; whether there was anything.

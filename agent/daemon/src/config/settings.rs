@@ -1,18 +1,11 @@
 //! Lists of settings: a command declares one, and flags, environment and config file share it.
 
-use std::{
-    fmt,
-    fs::OpenOptions,
-    io::{self, Read},
-    os::unix::fs::OpenOptionsExt,
-    path::Path,
-    str::FromStr,
-};
+use std::{fmt, path::Path, str::FromStr};
 
-use nix::fcntl::OFlag;
 use serde::{Deserializer, de, de::DeserializeOwned};
 
 use super::ConfigError;
+use crate::files::{self, ReadError};
 
 /// The longest config file read, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
@@ -45,7 +38,8 @@ pub(super) use settings;
 
 /// Reads a config file: YAML whose keys are the flags without the dashes.
 pub(super) fn read<T: DeserializeOwned + Default>(path: &Path) -> Result<T, ConfigError> {
-    let text = read_bounded(path).map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
+    let failed = |error: ReadError| ConfigError::File { path: path.to_owned(), source: error.into_problem() };
+    let text = files::read_text(path, MAX_FILE).map_err(failed)?;
     let document = serde_yaml_ng::Deserializer::from_str(&text);
     // A file of comments only is an empty document, not an empty mapping.
     let read: Result<Option<T>, _> = serde_path_to_error::deserialize(document);
@@ -57,19 +51,6 @@ pub(super) fn read<T: DeserializeOwned + Default>(path: &Path) -> Result<T, Conf
             source: error.into_inner(),
         }
     })
-}
-
-fn read_bounded(path: &Path) -> io::Result<String> {
-    // Opening a FIFO must not wait for somebody to write into it.
-    let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
-    let mut text = String::new();
-    if file.take(MAX_FILE + 1).read_to_string(&mut text)? as u64 > MAX_FILE {
-        return Err(io::Error::other("it is larger than 1 MiB"));
-    }
-    Ok(text)
 }
 
 /// Reads a text or a whole number and parses it as a flag's value would be.

@@ -1,14 +1,16 @@
 //! The built-in CA: signs certificates for workloads of one trust domain with a CA kept in a directory.
 //!
-//! Owns that directory's layout (spec/wire.md §3.5). Promises to sign nothing but the identity that was asked for.
+//! Owns that directory's layout, which is that of Istio's `cacerts` (Istio's documentation, "Plug in CA Certificates"). Promises to sign nothing but the identity that was asked for.
 //! Leaves to its callers who may ask for which identity.
 
+mod error;
 mod files;
 mod live;
+mod root;
 
 use std::{
     future,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -16,25 +18,25 @@ use std::{
 use ::pem::{EncodeConfig, LineEnding, Pem, encode_config};
 use ambit_core::model::{SpiffeId, TrustDomain};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
+    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+    PublicKeyData, SanType, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use time::OffsetDateTime;
 use zeroize::Zeroize;
 
 use self::files::{CA_CERT, CA_KEY, CERT_CHAIN, ROOT_CERT, TLS_NAMES};
-pub(crate) use self::{files::CaFiles, live::LiveCa};
+pub(crate) use self::{error::CaError, files::CaFiles, live::LiveCa};
 use super::{
     CheckedRequest, Clock, Csr, IssueError, IssueFuture, Issued, Issuer, Svid, TrustBundle,
     certificate::{parse, serial, system_time, uri_names},
+    key::PrivateKey,
     pem,
-    svid::{PendingKey, PrivateKey},
+    svid::PendingKey,
 };
 
-/// Lifetime of a CA made here.
-const CA_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
-/// How far a certificate's not-before is dated back, for clocks that are behind (spec/wire.md §3.2).
+/// How far a certificate's not-before is dated back, for clocks that are behind. istiod does the same, by as much
+/// (`ClockSkewGracePeriod` in its sources).
 const BACKDATE: Duration = Duration::from_secs(120);
 
 /// A certificate authority loaded from a directory. Its key stays in memory for as long as it lives.
@@ -67,60 +69,6 @@ pub(crate) struct RootStanding {
     pub(crate) serial: String,
     /// Last moment of validity.
     pub(crate) not_after: SystemTime,
-}
-
-/// Why there is no CA. Every text names the file and says what to do.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum CaError {
-    /// The directory or a file in it cannot be used.
-    #[error("cannot {action} {}", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
-    /// Another process holds the directory's lock.
-    #[error("{} is held by another process for more than {} s; stop it, then try again", path.display(), waited.as_secs())]
-    Locked {
-        /// The lock file.
-        path: PathBuf,
-        /// How long was waited.
-        waited: Duration,
-    },
-    /// Some of the files are there, others are not.
-    #[error(
-        "{} holds only a part of a CA: {missing} missing; restore it, or empty the directory to have a new CA made",
-        dir.display()
-    )]
-    Incomplete {
-        /// The directory.
-        dir: PathBuf,
-        /// The names that are missing.
-        missing: String,
-    },
-    /// A file's content cannot serve.
-    #[error("{}: {problem}; {advice}", path.display())]
-    Content {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: String,
-        /// What to do about it.
-        advice: &'static str,
-    },
-    /// A new CA could not be made.
-    #[error("cannot make a CA in {}", dir.display())]
-    Make {
-        /// The directory.
-        dir: PathBuf,
-        /// The cause.
-        #[source]
-        source: rcgen::Error,
-    },
 }
 
 impl BuiltinCa {
@@ -163,7 +111,7 @@ impl BuiltinCa {
         trust_domain: &TrustDomain,
         now: SystemTime,
     ) -> Result<CaFiles, CaError> {
-        make(trust_domain, now).map_err(|source| CaError::Make { dir: place.to_owned(), source })
+        root::make(trust_domain, now).map_err(|source| CaError::Make { dir: place.to_owned(), source })
     }
 
     /// Names that the files of a CA may have in its directory.
@@ -280,7 +228,7 @@ impl BuiltinCa {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = usages;
         params.is_ca = IsCa::ExplicitNoCa;
-        params.serial_number = Some(random_serial());
+        params.serial_number = Some(root::random_serial());
         params.use_authority_key_identifier_extension = true;
         params.not_before = OffsetDateTime::from((self.clock.now() - BACKDATE).max(self.not_before));
         params.not_after = OffsetDateTime::from(not_after);
@@ -390,38 +338,6 @@ fn certificates(dir: &Path, file: &str, text: &[u8]) -> Result<Vec<CertificateDe
         Some(fault) => Err(bad(fault.to_string())),
         None => Ok(certificates),
     }
-}
-
-/// A new self-signed CA for `trust_domain`.
-fn make(trust_domain: &TrustDomain, now: SystemTime) -> Result<CaFiles, rcgen::Error> {
-    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-    let serial = random_serial();
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::OrganizationName, "ambit");
-    let mark: String = serial.to_bytes().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-    params.distinguished_name.push(DnType::CommonName, format!("ambit CA {mark}"));
-    params.subject_alt_names = vec![SanType::URI(format!("spiffe://{trust_domain}").try_into()?)];
-    params.serial_number = Some(serial);
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.not_before = OffsetDateTime::from(now - BACKDATE);
-    params.not_after = OffsetDateTime::from(now + CA_LIFETIME);
-    let certificate = params.self_signed(&key)?.pem();
-    Ok(CaFiles {
-        ca_cert: certificate.clone().into(),
-        ca_key: key.serialize_pem().into_bytes().into(),
-        cert_chain: certificate.clone().into(),
-        root_cert: certificate.into(),
-        layout: &files::OWN,
-    })
-}
-
-/// 126 random bits; positive, and always of 16 bytes (RFC 5280 §4.1.2.2).
-fn random_serial() -> SerialNumber {
-    let mut bytes: [u8; 16] = rand::random();
-    bytes[0] = bytes[0] & 0x7f | 0x40;
-    SerialNumber::from_slice(&bytes)
 }
 
 #[cfg(test)]

@@ -42,7 +42,7 @@ pub enum Fault {
     /// Not a certificate.
     #[error("the certificate cannot be read: {0}")]
     Unreadable(String),
-    /// Not exactly one URI SAN, or one that is no workload identity (spec/policy.md §1).
+    /// Not exactly one URI SAN (X509-SVID specification, section 2), or one that is no workload identity.
     #[error("{0}")]
     Identity(String),
 }

@@ -6,21 +6,17 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fmt::Display,
-    fs::OpenOptions,
-    io::{self, Read},
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use ambit_core::model::SpiffeId;
-use nix::libc::O_NONBLOCK;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio::task::{AbortHandle, spawn_blocking};
 use zeroize::Zeroizing;
 
-use super::{Csr, IssueError, IssueFuture, Issued, Issuer, Renewed, Watched, pem, svid::PrivateKey};
+use super::{Csr, IssueError, IssueFuture, Issued, Issuer, Renewed, key::PrivateKey, pem};
+use crate::files::{self, Watched};
 
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
@@ -108,8 +104,9 @@ fn read(dir: &Path, id: &SpiffeId) -> Result<Issued, IssueError> {
     let place = if own.join(CERTIFICATE).exists() { own.as_path() } else { dir };
     let chain = certificates(&place.join(CERTIFICATE))?;
     let key_path = place.join(KEY);
-    let key = PrivateKeyDer::from_pem_slice(&content(&key_path)?)
-        .map_err(|error| unusable(&key_path, format!("no unencrypted PEM key: {error}")))?;
+    let key = read_file(&key_path)?;
+    let key = PrivateKeyDer::from_pem_slice(&key)
+        .map_err(|error| unusable(&key_path, &format!("no unencrypted PEM key: {error}")))?;
     let roots = [place, dir].map(|place| place.join(ROOTS));
     let roots = certificates(if roots[0].exists() { &roots[0] } else { &roots[1] })?;
     // Peers want intermediates and no roots.
@@ -118,26 +115,15 @@ fn read(dir: &Path, id: &SpiffeId) -> Result<Issued, IssueError> {
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, IssueError> {
-    pem::certificates(&content(path)?).map_err(|problem| unusable(path, problem))
+    let text = read_file(path)?;
+    pem::certificates(&text).map_err(|problem| unusable(path, &problem))
 }
 
-fn content(path: &Path) -> Result<Zeroizing<Vec<u8>>, IssueError> {
-    let read = || {
-        // Opening a FIFO must not wait for somebody to write into it.
-        let file = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path)?;
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::other("it is not a regular file"));
-        }
-        let mut content = Zeroizing::new(Vec::new());
-        if file.take(MAX_FILE + 1).read_to_end(&mut content)? as u64 > MAX_FILE {
-            return Err(io::Error::other("it is larger than 1 MiB"));
-        }
-        Ok(content)
-    };
-    read().map_err(|error| unusable(path, error))
+fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, IssueError> {
+    files::read(path, MAX_FILE).map_err(|error| IssueError::Unusable(error.to_string()))
 }
 
-fn unusable(path: &Path, problem: impl Display) -> IssueError {
+fn unusable(path: &Path, problem: &str) -> IssueError {
     IssueError::Unusable(format!("{}: {problem}", path.display()))
 }
 

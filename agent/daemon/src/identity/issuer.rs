@@ -12,7 +12,7 @@ use ambit_core::model::SpiffeId;
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
 use tokio::sync::{Notify, watch};
 
-use super::svid::{PrivateKey, TrustBundle};
+use super::{key::PrivateKey, trust::TrustBundle};
 
 /// A source of workload certificates: the built-in CA, or a service on the network.
 ///
@@ -74,7 +74,8 @@ pub(crate) type IssueFuture<'a> = Pin<Box<dyn Future<Output = Result<Issued, Iss
 pub(crate) struct Csr {
     /// The identity asked for.
     pub(crate) id: SpiffeId,
-    /// PKCS#10: ECDSA P-256, empty subject, one critical URI SAN, nothing else (spec/wire.md §3.1).
+    /// PKCS#10 (RFC 2986): ECDSA P-256, empty subject, one URI SAN, and as the subject is empty a critical one (RFC 5280,
+    /// section 4.2.1.6); nothing else.
     pub(crate) der: CertificateSigningRequestDer<'static>,
     /// The lifetime asked for; issuers may give less.
     pub(crate) ttl: Duration,

@@ -1,12 +1,12 @@
-//! The client of Istio's certificate service: istiod, istio-csr, or `ambit ca` (spec/wire.md §3).
+//! The client of Istio's certificate service (`security/v1alpha1/ca.proto` in istio/api): istiod, istio-csr, or `ambit ca`.
 //!
 //! Promises to send the token only to a server that the root file vouches for, and to read token and root file anew for
 //! every call. Leaves retries and what is believed of the answer to the store; only the answer's shape is judged here.
 
 use std::{
     collections::BTreeMap,
-    fs::File,
-    io::{self, Read},
+    error::Error as _,
+    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -19,7 +19,7 @@ use ambit_proto::istio::auth::{
 };
 use hyper_util::rt::TokioIo;
 use prost_types::{Struct, Value, value::Kind};
-use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
+use rustls::{ClientConfig, crypto::aws_lc_rs};
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -30,7 +30,8 @@ use tonic::{
 };
 use zeroize::Zeroizing;
 
-use super::{Csr, Fault, IssueError, IssueFuture, Issued, Issuer, Leaf, certificates};
+use super::{Csr, Fault, IssueError, IssueFuture, Issued, Issuer, Leaf, TrustBundle, certificates};
+use crate::{error::with_causes, files};
 
 /// How long to wait for TCP and TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -185,13 +186,13 @@ type Files = (Result<Option<AsciiMetadataValue>, IssueError>, Result<Vec<u8>, Is
 
 fn read_files(settings: &IstioSettings) -> Files {
     let token = settings.token_file.as_deref().map(read_token).transpose();
-    let roots = read_bounded(&settings.root, MAX_ROOTS).map(|content| content.to_vec());
+    let roots = read_file(&settings.root, MAX_ROOTS).map(|content| content.to_vec());
     (token, roots)
 }
 
 /// The value of the `authorization` header, marked so that it is never printed.
 fn read_token(path: &Path) -> Result<AsciiMetadataValue, IssueError> {
-    let content = read_bounded(path, MAX_TOKEN)?;
+    let content = read_file(path, MAX_TOKEN)?;
     let unusable = || IssueError::Unreachable(format!("{} holds no bearer token", path.display()));
     let text = std::str::from_utf8(&content).map_err(|_| unusable())?.trim();
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -203,31 +204,17 @@ fn read_token(path: &Path) -> Result<AsciiMetadataValue, IssueError> {
     Ok(value)
 }
 
-fn read_bounded(path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>, IssueError> {
-    let read = || {
-        let mut content = Zeroizing::new(Vec::new());
-        let file = File::open(path)?;
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::other("not a regular file"));
-        }
-        if file.take(limit + 1).read_to_end(&mut content)? as u64 > limit {
-            return Err(io::Error::other(format!("larger than {limit} bytes")));
-        }
-        Ok(content)
-    };
-    read().map_err(|error| IssueError::Unreachable(format!("cannot read {}: {error}", path.display())))
+fn read_file(path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>, IssueError> {
+    files::read(path, limit).map_err(|error| IssueError::Unreachable(format!("cannot read {error}")))
 }
 
 fn client_config(roots: &[u8]) -> Result<ClientConfig, String> {
-    let mut store = RootCertStore::empty();
-    for root in certificates(roots)? {
-        store.add(root).map_err(|error| error.to_string())?;
-    }
+    let roots = TrustBundle::from_pem(roots)?.anchors().map_err(|error| error.to_string())?;
     let provider = Arc::new(aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
-        .with_root_certificates(store)
+        .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(config)
@@ -235,10 +222,8 @@ fn client_config(roots: &[u8]) -> Result<ClientConfig, String> {
 
 fn failure(status: &Status) -> IssueError {
     let mut text = format!("{:?}: {}", status.code(), status.message());
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
+    if let Some(cause) = status.source() {
+        text = format!("{text}: {}", with_causes(cause));
     }
     let text: String = text.chars().take(MAX_TEXT).map(|c| if c.is_control() { ' ' } else { c }).collect();
     match status.code() {
@@ -249,7 +234,7 @@ fn failure(status: &Status) -> IssueError {
     }
 }
 
-/// Leaf, intermediates, and as the last element all roots (spec/wire.md §3.1). The leaf must be for `id`.
+/// Leaf, intermediates, and as the last element all roots: so says Istio's `ca.proto`. The leaf must be for `id`.
 fn read_answer(id: &SpiffeId, answer: &IstioCertificateResponse) -> Result<Issued, IssueError> {
     let unusable = |text: String| IssueError::Unusable(text);
     let elements = &answer.cert_chain;

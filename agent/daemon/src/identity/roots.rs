@@ -3,6 +3,7 @@
 use std::{collections::HashMap, time::SystemTime};
 
 use aws_lc_rs::digest::{SHA256, digest};
+use data_encoding::HEXLOWER;
 use rustls_pki_types::CertificateDer;
 
 use super::{
@@ -42,7 +43,7 @@ pub(crate) fn roots(identities: &[IdentityStatus]) -> Vec<Root> {
             let fingerprint = digest(&SHA256, der);
             Some(Root {
                 subject: bounded(certificate.subject()),
-                fingerprint: fingerprint.as_ref().iter().map(|byte| format!("{byte:02x}")).collect(),
+                fingerprint: HEXLOWER.encode(fingerprint.as_ref()),
                 not_before: system_time(certificate.validity().not_before),
                 not_after: system_time(certificate.validity().not_after),
                 identities,

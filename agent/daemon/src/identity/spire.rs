@@ -1,4 +1,4 @@
-//! The issuer `spire`: SVIDs from a SPIRE agent's Delegated Identity API over its admin socket (spec/wire.md §4.2).
+//! The issuer `spire`: SVIDs from a SPIRE agent's Delegated Identity API (spiffe/spire-api-sdk) over its admin socket.
 //!
 //! One subscription for each identity, one for the bundles; what SPIRE rotates is in use at once. The keys are SPIRE's, held
 //! in memory only. Leaves to app what is known of the pods.
@@ -32,10 +32,10 @@ use tracing::warn;
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 use zeroize::Zeroize;
 
-use super::{Csr, IssueError, IssueFuture, Issued, Issuer, Renewed, TrustBundle, svid::PrivateKey};
+use super::{Csr, IssueError, IssueFuture, Issued, Issuer, Renewed, TrustBundle, key::PrivateKey};
 
-/// How long the SPIRE agent has for a first answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the SPIRE agent may take for the first answer of a subscription.
+const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two subscriptions after one has ended: from the first to the last, doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LAST_PAUSE: Duration = Duration::from_secs(15);
@@ -62,7 +62,7 @@ struct Subscription {
     task: AbortHandle,
 }
 
-/// The last that was heard of an identity.
+/// What the last answer said of an identity.
 #[derive(Clone)]
 enum Latest {
     Nothing,
@@ -121,7 +121,9 @@ impl Issuer for SpireIssuer {
                 let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(svid.key.clone()));
                 Ok(Issued { chain: svid.chain.clone(), roots, key: Some(PrivateKey::from(key)) })
             };
-            timeout(PATIENCE, answer).await.unwrap_or(Err(IssueError::Timeout(PATIENCE)))
+            timeout(FIRST_ANSWER_TIMEOUT, answer)
+                .await
+                .unwrap_or(Err(IssueError::Timeout(FIRST_ANSWER_TIMEOUT)))
         })
     }
 
@@ -153,7 +155,7 @@ impl Shared {
         self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is heard of `id`, from a subscription that is there or begins now.
+    /// The answers about `id`, from a subscription that is there or begins now.
     fn subscribed(self: &Arc<Self>, id: &SpiffeId) -> watch::Receiver<Latest> {
         let mut subscriptions = self.subscriptions();
         let subscription = subscriptions.entry(id.clone()).or_insert_with(|| {
@@ -178,14 +180,14 @@ async fn follow_svid(shared: Arc<Shared>, id: SpiffeId, latest: watch::Sender<La
         let request = SubscribeToX509sviDsRequest { selectors };
         let ended = match shared.client().subscribe_to_x509svi_ds(request).await {
             Ok(answers) => {
-                let ended = hear_svids(&shared, &id, &latest, answers.into_inner(), &mut pause).await;
+                let ended = receive_svids(&shared, &id, &latest, answers.into_inner(), &mut pause).await;
                 ended.unwrap_or_else(|| Status::unavailable("the SPIRE agent ended the subscription"))
             }
             Err(status) => status,
         };
-        let text = told(&ended);
+        let text = explain(&ended);
         warn!(%id, error = text, "no SVIDs from SPIRE; subscribing again");
-        // A certificate that is there stays in use: only who has none is told.
+        // A certificate that is there stays in use: only who has none hears of it.
         latest.send_if_modified(|latest| {
             let none = !matches!(latest, Latest::Svid(_));
             if none {
@@ -198,7 +200,7 @@ async fn follow_svid(shared: Arc<Shared>, id: SpiffeId, latest: watch::Sender<La
     }
 }
 
-async fn hear_svids(
+async fn receive_svids(
     shared: &Shared,
     id: &SpiffeId,
     latest: &watch::Sender<Latest>,
@@ -221,14 +223,14 @@ async fn hear_svids(
                 key: with_key.x509_svid_key,
             })
         });
-        let (heard, renewed) = match found {
+        let (now, renewed) = match found {
             Some(svid) => {
                 let known = matches!(&*latest.borrow(), Latest::Svid(known) if **known == svid);
                 (Latest::Svid(Arc::new(svid)), !known)
             }
             None => (Latest::Failed(format!("SPIRE has no entry that gives {id} to its pods")), true),
         };
-        latest.send_replace(heard);
+        latest.send_replace(now);
         if renewed {
             shared.renewed.tell(id.clone());
         }
@@ -254,7 +256,7 @@ async fn follow_bundles(shared: Arc<Shared>, trust_domain: TrustDomain) {
             }
             Err(status) => status,
         };
-        warn!(error = told(&ended), "no trust bundles from SPIRE; subscribing again");
+        warn!(error = explain(&ended), "no trust bundles from SPIRE; subscribing again");
         sleep(pause).await;
         pause = (pause * 2).min(LAST_PAUSE);
     }
@@ -292,7 +294,7 @@ fn certificates(mut der: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
     Some(found)
 }
 
-fn told(status: &Status) -> String {
+fn explain(status: &Status) -> String {
     let hint = match status.code() {
         Code::PermissionDenied => {
             " (is the agent's own SPIFFE ID among authorized_delegates, and is there an entry for the pod?)"

@@ -1,26 +1,25 @@
 //! An X.509-SVID: one workload's certificate, its key, and the roots it trusts.
 
 use std::{
-    fmt,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 use ambit_core::model::SpiffeId;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PublicKeyData, SanType};
-use rustls::{
-    RootCertStore, client::verify_server_cert_signed_by_trust_anchor, crypto::aws_lc_rs,
-    server::ParsedCertificate,
-};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use zeroize::Zeroize;
 
-use super::{Csr, IssueError, Issued, Leaf};
+use super::{
+    certificate::Leaf,
+    issuer::{Csr, IssueError, Issued},
+    key::PrivateKey,
+    pem::MAX_CERTIFICATES,
+    trust::TrustBundle,
+};
 
 /// How far a new certificate's not-before may lie ahead of this node's clock.
 const SKEW_TOLERANCE: Duration = Duration::from_secs(60);
-/// More certificates than this in a chain or a bundle are not believed.
-const MAX_CERTIFICATES: usize = 64;
 
 /// One workload's credentials. Immutable: a renewal makes a new one.
 #[derive(Debug)]
@@ -42,19 +41,6 @@ pub(crate) struct Svid {
     /// When it was first accepted here. Issuers date not-before back, so that lifetimes are counted from this.
     pub(crate) issued: SystemTime,
 }
-
-/// The roots that a workload trusts; several while they rotate.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct TrustBundle {
-    /// Self-signed certificates, DER.
-    pub(crate) roots: Vec<CertificateDer<'static>>,
-}
-
-/// A private key. Lives in memory only, is never printed, and is wiped when the last clone is dropped.
-#[derive(Clone)]
-pub(crate) struct PrivateKey(Arc<Secret>);
-
-struct Secret(PrivateKeyDer<'static>);
 
 /// A key pair made here and the request that asks for its certificate.
 pub(super) struct PendingKey {
@@ -135,29 +121,6 @@ impl Svid {
     }
 }
 
-impl TrustBundle {
-    /// The roots in the form that rustls verifies chains with.
-    pub(crate) fn anchors(&self) -> Result<RootCertStore, rustls::Error> {
-        let mut anchors = RootCertStore::empty();
-        for root in &self.roots {
-            anchors.add(root.clone())?;
-        }
-        Ok(anchors)
-    }
-
-    /// Whether peers with this bundle would believe `chain` at `at`; the error says why not.
-    fn verify(&self, chain: &[CertificateDer<'static>], at: SystemTime) -> Result<(), String> {
-        let anchors = self.anchors().map_err(|error| format!("a root of its trust bundle: {error}"))?;
-        let at = UnixTime::since_unix_epoch(at.duration_since(UNIX_EPOCH).unwrap_or_default());
-        let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms.all;
-        ParsedCertificate::try_from(&chain[0])
-            .and_then(|leaf| {
-                verify_server_cert_signed_by_trust_anchor(&leaf, &anchors, &chain[1..], at, algorithms)
-            })
-            .map_err(|error| format!("the certificate does not verify against its own trust bundle: {error}"))
-    }
-}
-
 impl PendingKey {
     /// Makes an ECDSA P-256 key and a request for `id`.
     pub(super) fn generate(id: SpiffeId, ttl: Duration) -> Result<Self, rcgen::Error> {
@@ -170,35 +133,5 @@ impl PendingKey {
         let key = PrivateKey::from(PrivateKeyDer::Pkcs8(pair.serialize_der().into()));
         pair.zeroize();
         Ok(Self { key, public_key, csr: Csr { id, der: request.der().clone(), ttl } })
-    }
-}
-
-impl PrivateKey {
-    /// The key itself, for the TLS library.
-    pub(crate) fn der(&self) -> &PrivateKeyDer<'static> {
-        &self.0.0
-    }
-
-    /// DER of the SubjectPublicKeyInfo that belongs to it.
-    pub(super) fn public_key(&self) -> Result<Vec<u8>, rcgen::Error> {
-        Ok(KeyPair::try_from(&self.0.0)?.subject_public_key_info())
-    }
-}
-
-impl From<PrivateKeyDer<'static>> for PrivateKey {
-    fn from(key: PrivateKeyDer<'static>) -> Self {
-        Self(Arc::new(Secret(key)))
-    }
-}
-
-impl Drop for Secret {
-    fn drop(&mut self) {
-        self.0.zeroize();
-    }
-}
-
-impl fmt::Debug for PrivateKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PrivateKey(..)")
     }
 }

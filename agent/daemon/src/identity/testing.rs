@@ -13,7 +13,7 @@ use rcgen::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::time::Instant;
 
-use super::{Clock, Svid, svid::TrustBundle};
+use super::{Clock, Svid, TrustBundle};
 
 /// A clock that follows tokio's, so that paused time is the time of day too. `new` needs a runtime.
 pub(crate) struct TokioClock {

@@ -1,4 +1,5 @@
-//! The issuer `vault`: HashiCorp Vault's PKI engine, and whatever speaks its API (spec/wire.md §4.3).
+//! The issuer `vault`: HashiCorp Vault's PKI engine, and whatever speaks its API (Vault's documentation, "PKI secrets engine
+//! (API)", "Sign certificate").
 //!
 //! Signs with a token from a file or from the Kubernetes login, and keeps its lease. The PKI role needs
 //! `allowed_uri_sans="spiffe://<trust domain>/*"`, `require_cn=false`, `key_type=ec`, `client_flag` and `server_flag`.
@@ -12,7 +13,7 @@ use std::{
 };
 
 use hyper::{Method, Uri};
-use rustls_pki_types::{CertificateDer, pem::PemObject};
+use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
 use tokio::{
     sync::Mutex,
@@ -23,12 +24,13 @@ use tracing::warn;
 use zeroize::Zeroizing;
 
 use self::client::{Client, Failure};
-use super::{Csr, IssueError, IssueFuture, Issued, Issuer, certificate::parse, with_causes};
+use super::{Csr, IssueError, IssueFuture, Issued, Issuer, certificate::parse, certificates};
+use crate::{error::with_causes, files};
 
 /// The longest between two looks at the lease.
 const LOOK: Duration = Duration::from_secs(30);
 /// A file with a token is not larger.
-const MAX_TOKEN: usize = 64 * 1024;
+const MAX_TOKEN: u64 = 64 * 1024;
 
 /// How to reach and use Vault.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -231,17 +233,11 @@ fn lease(seconds: &Value, renewable: &Value) -> Option<Lease> {
 
 /// Leaf and intermediates as chain; what signed itself, or else what stands highest, as roots.
 fn issued(data: &Value) -> Result<Issued, IssueError> {
-    let unusable = |text: &str| IssueError::Unusable(format!("Vault's answer: {text}"));
+    let unusable = |problem: String| IssueError::Unusable(format!("Vault's answer {problem}"));
     let read = |value: &Value| -> Result<Vec<CertificateDer<'static>>, IssueError> {
-        let text = value.as_str().unwrap_or_default();
-        CertificateDer::pem_slice_iter(text.as_bytes())
-            .collect::<Result<_, _>>()
-            .map_err(|error| unusable(&format!("not readable as PEM: {error}")))
+        certificates(value.as_str().unwrap_or_default().as_bytes()).map_err(unusable)
     };
     let mut chain = read(&data["certificate"])?;
-    if chain.is_empty() {
-        return Err(unusable("no certificate in it"));
-    }
     let mut above = Vec::new();
     match data["ca_chain"].as_array().filter(|links| !links.is_empty()) {
         Some(links) => {
@@ -266,14 +262,14 @@ fn issued(data: &Value) -> Result<Issued, IssueError> {
 
 async fn secret(file: PathBuf) -> Result<Zeroizing<String>, IssueError> {
     let read = spawn_blocking(move || {
-        let unusable = |problem: String| IssueError::Unusable(format!("{}: {problem}", file.display()));
+        let unusable = |problem| IssueError::Unusable(format!("{}: {problem}", file.display()));
         let text =
-            Zeroizing::new(std::fs::read_to_string(&file).map_err(|error| unusable(error.to_string()))?);
+            files::read_text(&file, MAX_TOKEN).map_err(|error| IssueError::Unusable(error.to_string()))?;
         let token = Zeroizing::new(text.trim().to_owned());
-        match token.len() {
-            0 => Err(unusable("it is empty".into())),
-            1..=MAX_TOKEN if token.chars().all(|c| c.is_ascii_graphic()) => Ok(token),
-            _ => Err(unusable("it holds no token".into())),
+        match token.is_empty() {
+            true => Err(unusable("it is empty")),
+            false if token.chars().all(|c| c.is_ascii_graphic()) => Ok(token),
+            false => Err(unusable("it holds no token")),
         }
     });
     read.await.unwrap_or(Err(IssueError::Internal))

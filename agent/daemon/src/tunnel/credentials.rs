@@ -19,7 +19,10 @@ use super::{
     TunnelError,
     tls::{self, Credentials, Federation, PeerIdentity, PeerRules, Revocations, TlsSettings},
 };
-use crate::identity::{Clock, KeyStore, with_causes};
+use crate::{
+    error::with_causes,
+    identity::{Clock, KeyStore},
+};
 
 /// Answers with the credentials of a local workload. Cheap to clone.
 #[derive(Clone)]

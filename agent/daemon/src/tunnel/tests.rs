@@ -3,9 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use ambit_core::{
-    frame::{Control, Deny, Open},
+    frame::{Control, Open},
     model::{PodAddr, SpiffeId},
-    reason::Reason,
+    reason::{Reason, Refusal},
 };
 use socket2::SockRef;
 use tokio::{
@@ -204,7 +204,12 @@ async fn a_reset_source_has_not_ended() {
 async fn a_denial_arrives_whatever_the_client_has_sent_behind_its_open() {
     let sides = Sides::new();
     let (mut client, mut server) = sides.links().await;
-    let deny = Deny { reason: Reason::PolicyDenied, policy: Some("shop/deny".into()), text: "no".into() };
+    let deny = Refusal {
+        reason: Reason::PolicyDenied,
+        policy: Some("shop/deny".into()),
+        rule: None,
+        text: "no".into(),
+    };
     client.split().1.control(&Control::Open(open())).await.unwrap();
     send(&mut client, pattern(100_000)).await;
     server.next_open(Duration::from_secs(5)).await.unwrap();

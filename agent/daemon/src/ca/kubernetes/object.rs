@@ -1,6 +1,6 @@
 //! What the CA's objects in a cluster have in common: who writes them, and what can go wrong.
 
-use super::TIMEOUT;
+use super::api::TIMEOUT;
 use crate::identity::CaError;
 
 /// Who writes, as the API server remembers it.

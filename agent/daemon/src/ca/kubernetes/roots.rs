@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use super::{
-    TIMEOUT,
+    api::TIMEOUT,
     object::{ObjectError, WRITER, no_answer},
 };
 use crate::cluster::sentence;

@@ -10,7 +10,7 @@ use kube::{Api, Client, api::PostParams};
 use tokio::time::timeout;
 
 use super::{
-    TIMEOUT,
+    api::TIMEOUT,
     object::{ObjectError, WRITER, no_answer},
 };
 use crate::{

@@ -160,8 +160,8 @@ impl Running {
 }
 
 fn kubeconfig_text(addr: SocketAddr, root: &str) -> String {
-    use base64::{Engine as _, engine::general_purpose::STANDARD};
-    let data = STANDARD.encode(root);
+    use data_encoding::BASE64;
+    let data = BASE64.encode(root.as_bytes());
     format!(
         "apiVersion: v1\nkind: Config\ncurrent-context: here\npreferences: {{}}\n\
          contexts:\n- name: here\n  context: {{cluster: one, user: ca, namespace: x}}\n\
@@ -316,7 +316,7 @@ async fn a_kubeconfig_that_cannot_serve_says_why() {
     let good = kubeconfig_text("127.0.0.1:6443".parse().unwrap(), &root);
     let problem = async |text: String| {
         std::fs::write(&path, text).unwrap();
-        client(Some(&path)).await.map(drop).map_err(|error| with_causes(&error))
+        ApiServer::new(Some(&path)).await.map(drop).map_err(|error| with_causes(&error))
     };
     assert_eq!(problem(good.clone()).await, Ok(()));
     for (from, to, expected) in [

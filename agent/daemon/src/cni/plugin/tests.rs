@@ -34,7 +34,7 @@ impl Agent {
             };
             serve(&run_dir, handle, std::future::pending()).await.unwrap();
         });
-        while !server::socket_path(dir.path()).exists() {
+        while !socket_path(dir.path()).exists() {
             thread::sleep(Duration::from_millis(1));
         }
         Self { dir, asked, _runtime: runtime }

@@ -8,17 +8,17 @@
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
-    io::{self, ErrorKind, Read, Write},
+    io::{self, ErrorKind, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
-use nix::libc::O_NONBLOCK;
 use zeroize::Zeroizing;
 
-use super::CaError;
+use super::error::CaError;
+use crate::files;
 
 pub(super) const CA_CERT: &str = "ca-cert.pem";
 pub(super) const CA_KEY: &str = "ca-key.pem";
@@ -244,25 +244,8 @@ fn install(dir: &Path) -> Result<(), CaError> {
     sync(dir)
 }
 
-/// Reads one regular file of bounded size; never blocks on a FIFO.
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, CaError> {
-    let unfit = |problem: String| CaError::Content {
-        path: path.to_owned(),
-        problem,
-        advice: "put the PEM file in its place",
-    };
-    let file =
-        OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path).map_err(io_error("open", path))?;
-    let metadata = file.metadata().map_err(io_error("read", path))?;
-    if !metadata.is_file() {
-        return Err(unfit("not a regular file".into()));
-    }
-    let mut content = Zeroizing::new(Vec::with_capacity(metadata.len().min(MAX_FILE) as usize + 1));
-    file.take(MAX_FILE + 1).read_to_end(&mut content).map_err(io_error("read", path))?;
-    if content.len() as u64 > MAX_FILE {
-        return Err(unfit(format!("larger than {MAX_FILE} bytes")));
-    }
-    Ok(content)
+    files::read(path, MAX_FILE).map_err(|error| CaError::Unreadable(error, "put the PEM file in its place"))
 }
 
 fn read_all(dir: &Path) -> Result<CaFiles, CaError> {

@@ -20,7 +20,11 @@ use super::{
     BuiltinCa, CaError,
     files::{self, CA_CERT, CA_KEY, CERT_CHAIN, ROOT_CERT},
 };
-use crate::identity::{Clock, Csr, IssueFuture, Issuer, TrustBundle, Watched, with_causes};
+use crate::{
+    error::with_causes,
+    files::Watched,
+    identity::{Clock, Csr, IssueFuture, Issuer, TrustBundle},
+};
 
 /// A [`BuiltinCa`] that follows its directory for as long as it lives.
 pub(crate) struct LiveCa {
@@ -46,7 +50,6 @@ impl LiveCa {
     ) -> Result<Self, CaError> {
         let (path, domain, time) = (dir.to_owned(), trust_domain.clone(), clock.clone());
         let opening = spawn_blocking(move || {
-            // Looked at before it is read: a change in between is read once more.
             let watched = Watched::new([CA_CERT, CA_KEY, CERT_CHAIN, ROOT_CERT].map(|name| path.join(name)));
             BuiltinCa::open(&path, domain, time).map(|ca| (ca, watched))
         });
@@ -58,7 +61,12 @@ impl LiveCa {
         let shared =
             Shared { dir: dir.to_owned(), trust_domain, clock, ca: ArcSwap::from_pointee(ca), trust };
         let shared = Arc::new(shared);
-        let watcher = tokio::spawn(follow(shared.clone(), watched)).abort_handle();
+        let (reader, path) = (shared.clone(), dir.to_owned());
+        let following = watched.follow(
+            move || reader.reload(),
+            move |problem| error!(dir = %path.display(), error = problem, "the CA has changed and cannot be used; the one read before stays in use"),
+        );
+        let watcher = tokio::spawn(following).abort_handle();
         Ok(Self { shared, watcher })
     }
 }
@@ -84,29 +92,14 @@ impl Drop for LiveCa {
     }
 }
 
-async fn follow(shared: Arc<Shared>, mut watched: Watched) {
-    loop {
-        watched.changed().await;
-        let reader = shared.clone();
-        if spawn_blocking(move || reader.reload()).await.is_err() {
-            error!(dir = %shared.dir.display(), "the CA could not be read again");
-        }
-    }
-}
-
 impl Shared {
-    fn reload(&self) {
+    /// Takes the files into use, if they are of any; else says why not.
+    fn reload(&self) -> Result<(), String> {
         let dir = &self.dir;
         let gone = || CaError::Incomplete { dir: dir.clone(), missing: "all files".into() };
-        let read = files::open(dir, || Err(gone()))
-            .and_then(|files| BuiltinCa::read(dir, &files, self.trust_domain.clone(), self.clock.clone()));
-        let ca = match read {
-            Ok(ca) => ca,
-            Err(problem) => {
-                let error = with_causes(&problem);
-                return error!(dir = %dir.display(), error, "the CA has changed and cannot be used; the one read before stays in use");
-            }
-        };
+        let ca = files::open(dir, || Err(gone()))
+            .and_then(|files| BuiltinCa::read(dir, &files, self.trust_domain.clone(), self.clock.clone()))
+            .map_err(|problem| with_causes(&problem))?;
         let trust = ca.trust();
         info!(dir = %dir.display(), roots = trust.roots.len(), "the CA was read again");
         // Whoever is signed for from here on must find the bundle that goes with it.
@@ -118,5 +111,6 @@ impl Shared {
             differs
         });
         self.ca.store(Arc::new(ca));
+        Ok(())
     }
 }

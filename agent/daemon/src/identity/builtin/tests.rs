@@ -4,6 +4,7 @@ use std::{
     thread,
 };
 
+use rcgen::{BasicConstraints, DnType};
 use rustls_pki_types::CertificateSigningRequestDer;
 use tempfile::TempDir;
 
@@ -81,7 +82,7 @@ fn a_new_ca_is_private_complete_and_found_again() {
     let root = parse(&first.roots[0]).unwrap();
     assert_eq!(uri_names(&root).unwrap(), ["spiffe://td1"]);
     assert_eq!(root.basic_constraints().unwrap().unwrap().value.path_len_constraint, Some(0));
-    assert_eq!(system_time(root.validity().not_after), now() + CA_LIFETIME);
+    assert_eq!(system_time(root.validity().not_after), now() + root::LIFETIME);
 }
 
 #[test]
@@ -146,11 +147,11 @@ fn lifetimes_end_with_the_ca() {
     let dir = TempDir::new().unwrap();
     let clock = FixedClock::new(now());
     let ca = BuiltinCa::open(dir.path(), "td1".parse().unwrap(), clock.clone()).unwrap();
-    clock.advance(CA_LIFETIME - DAY);
+    clock.advance(root::LIFETIME - DAY);
     let issued = sign(&ca, &request(&[WEB], |_| ()), &id(WEB), 30 * DAY).unwrap();
-    assert_eq!(Leaf::read(&issued.chain[0]).unwrap().not_after, now() + CA_LIFETIME);
+    assert_eq!(Leaf::read(&issued.chain[0]).unwrap().not_after, now() + root::LIFETIME);
     let issued = sign(&ca, &request(&[WEB], |_| ()), &id(WEB), Duration::MAX).unwrap();
-    assert_eq!(Leaf::read(&issued.chain[0]).unwrap().not_after, now() + CA_LIFETIME);
+    assert_eq!(Leaf::read(&issued.chain[0]).unwrap().not_after, now() + root::LIFETIME);
     clock.advance(DAY);
     let error = sign(&ca, &request(&[WEB], |_| ()), &id(WEB), DAY).unwrap_err();
     assert!(error.to_string().contains("has expired"), "{error}");

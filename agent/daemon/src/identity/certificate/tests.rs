@@ -15,7 +15,7 @@ fn a_leaf_is_read_with_all_that_counts() {
     let leaf = Leaf::read(&certificate).unwrap();
     assert_eq!((leaf.id, leaf.serial.as_str()), (id(WEB), "7f000a"));
     assert_eq!((leaf.not_before, leaf.not_after), (from, from + to));
-    assert_eq!(leaf.public_key, crate::identity::svid::PrivateKey::from(key).public_key().unwrap());
+    assert_eq!(leaf.public_key, crate::identity::key::PrivateKey::from(key).public_key().unwrap());
 }
 
 #[test]

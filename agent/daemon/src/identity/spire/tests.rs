@@ -1,4 +1,4 @@
-//! Against a server in this process that behaves as SPIRE's API is documented (spec/wire.md §4.2): not a real SPIRE agent.
+//! Against a server in this process that behaves as SPIRE documents its Delegated Identity API: not a real SPIRE agent.
 
 use std::{pin::Pin, time::SystemTime};
 

@@ -5,12 +5,13 @@ use std::{
 
 use ambit_core::rotation::BACKOFF_CAP;
 use tempfile::TempDir;
-use tokio::time::advance;
+use tokio::time::{advance, sleep};
 
 use super::*;
 use crate::identity::{
     BuiltinCa, Csr, IssueFuture, Issued,
-    svid::PrivateKey,
+    key::PrivateKey,
+    svid::PendingKey,
     testing::{TestCa, TokioClock, id},
 };
 

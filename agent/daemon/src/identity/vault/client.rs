@@ -10,8 +10,8 @@ use hyper::{
     header::{CONTENT_TYPE, HOST, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
-use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
+use rustls::{ClientConfig, crypto::aws_lc_rs};
+use rustls_pki_types::ServerName;
 use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -21,12 +21,17 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use crate::identity::IssueError;
+use crate::{
+    files,
+    identity::{IssueError, TrustBundle},
+};
 
 /// One call may take this long. Shorter than an attempt of the store, so that the error is ours.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// No answer is longer.
 const MAX_ANSWER: usize = 1024 * 1024;
+/// The longest file of roots read, in bytes.
+const MAX_ROOTS: u64 = 1024 * 1024;
 
 /// Vault at one address.
 pub(super) struct Client {
@@ -111,13 +116,8 @@ impl Client {
         };
         let roots = spawn_blocking(move || {
             let bad = |problem: String| Failure::Unreachable(format!("{}: {problem}", file.display()));
-            let pem = std::fs::read(&file).map_err(|error| bad(error.to_string()))?;
-            let mut roots = RootCertStore::empty();
-            for root in CertificateDer::pem_slice_iter(&pem) {
-                let root = root.map_err(|error| bad(error.to_string()))?;
-                roots.add(root).map_err(|error| bad(error.to_string()))?;
-            }
-            if roots.is_empty() { Err(bad("holds no PEM certificate".into())) } else { Ok(roots) }
+            let text = files::read(&file, MAX_ROOTS).map_err(unreachable)?;
+            TrustBundle::from_pem(&text).map_err(bad)?.anchors().map_err(|error| bad(error.to_string()))
         });
         let roots = roots.await.map_err(unreachable)??;
         Ok(ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))

@@ -1,4 +1,4 @@
-//! Against a server in this process that behaves as Vault's API is documented (spec/wire.md §4.3): not a real Vault.
+//! Against a server in this process that behaves as Vault documents its PKI engine: not a real Vault.
 
 use std::{
     convert::Infallible,

@@ -18,6 +18,7 @@ use tracing_subscriber::{
 };
 
 use super::LogFormat;
+use crate::error::with_causes;
 
 /// Formats events and the fields of the spans around them.
 #[derive(Clone, Copy, Debug)]
@@ -135,13 +136,7 @@ impl Visit for Fields {
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
-        let mut text = value.to_string();
-        let mut cause = value.source();
-        while let Some(error) = cause {
-            let _ = write!(text, ": {error}");
-            cause = error.source();
-        }
-        self.record_str(field, &text);
+        self.record_str(field, &with_causes(value));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
