@@ -43,7 +43,7 @@ pub(super) const HOUSES: [House; 2] = [
                 "capture",
                 &["crate::identity", "crate::tunnel", "crate::proxy", "ambit_core::policy", "rustls"],
             ),
-            ("proxy", &["rustls", "h2", "aya", "crate::identity", "ambit_core::frame"]),
+            ("proxy", &["rustls", "h2", "aya", "crate::identity"]),
             ("tunnel", &["crate::discovery", "ambit_core::discovery", "ambit_core::policy", "crate::proxy"]),
             (
                 "identity",
@@ -106,31 +106,12 @@ pub(super) const HOUSES: [House; 2] = [
                     "crate::cni",
                     "crate::discovery",
                     "crate::identity",
-                    "crate::instance",
                     "crate::proxy",
                     "crate::reports",
                     "crate::telemetry",
                     "crate::tunnel",
                 ],
             ),
-            (
-                // Every room but those whose settings it fills in: identity, ca, telemetry.
-                "config",
-                &[
-                    "crate::admin",
-                    "crate::capture",
-                    "crate::cluster",
-                    "crate::cni",
-                    "crate::discovery",
-                    "crate::instance",
-                    "crate::proxy",
-                    "crate::reports",
-                    "crate::tunnel",
-                    "ambit_core::discovery",
-                    "ambit_core::policy",
-                ],
-            ),
-            ("instance", &["crate::proxy", "crate::discovery", "crate::identity"]),
             ("admin", &["crate::proxy", "crate::tunnel", "crate::capture", "ambit_core::policy"]),
             (
                 // Every room but those whose settings it fills in: identity, ca, telemetry.
