@@ -26,6 +26,11 @@ pub enum Verb {
     TestKube(test::KubeArgs),
     /// The tests against a real SPIRE, a real istiod and promtool.
     TestPeers(test::PeersArgs),
+    /// Lists the tests of a suite.
+    List {
+        /// Which.
+        suite: test::Suite,
+    },
     /// The end-to-end tests on another kernel, under emulation.
     TestKernel(kernel::Args),
     /// The demo on nodes and pods that are namespaces.
@@ -52,14 +57,18 @@ impl Verb {
     pub fn run(self) -> Result<ExitCode> {
         let done = match self {
             Self::Test(args) => return test::run(&args),
-            Self::TestKube(args) => return test::run_kube(args),
-            Self::TestPeers(args) => return test::run_peers(args),
+            Self::TestKube(args) => return test::run_kube(&args),
+            Self::TestPeers(args) => return test::run_peers(&args),
             Self::TestKernel(args) => return kernel::run(&args),
             Self::Demo(args) => return demo::run(&args),
             Self::DemoKube(args) => return demo::run_kube(&args),
             Self::Bench(args) => return bench::run(&args),
             Self::BenchKube(args) => return bench::run_kube(&args),
             Self::Cluster(args) => return cluster::run(&args),
+            Self::List { suite } => {
+                test::list(suite);
+                Ok(())
+            }
             Self::Clean => clean::run(),
             Self::Image(args) => image::run(&args),
             Self::Tool(tool) => tools::run(&tool),

@@ -12,6 +12,7 @@ pub mod admin {
         unused_qualifications,
         clippy::all,
         clippy::allow_attributes_without_reason,
+        clippy::too_many_lines,
         clippy::unwrap_used,
         reason = "generated code follows the generator's taste, not ours"
     )]
@@ -29,6 +30,7 @@ pub mod spire {
         unused_qualifications,
         clippy::all,
         clippy::allow_attributes_without_reason,
+        clippy::too_many_lines,
         clippy::unwrap_used,
         reason = "generated code follows the generator's taste, not ours"
     )]
@@ -46,6 +48,7 @@ pub mod istio {
         unused_qualifications,
         clippy::all,
         clippy::allow_attributes_without_reason,
+        clippy::too_many_lines,
         clippy::unwrap_used,
         reason = "generated code follows the generator's taste, not ours"
     )]

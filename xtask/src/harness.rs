@@ -143,8 +143,9 @@ pub(crate) fn logs(suite: &str) -> Result<PathBuf> {
 fn dev_program() -> Result<PathBuf> {
     step("Building the harness (dev)", || {
         let mut build = workspace::cargo();
-        // With the features that unit tests build dependencies with.
-        build.args(["build", "--workspace", "--exclude", "ambit-ebpf", "--bin", "ambit-integration"]);
+        // The whole workspace and a test target, so that dependencies are those of the unit tests, built already.
+        build.args(["build", "--workspace", "--exclude", "ambit-ebpf"]);
+        build.args(["--bin", "ambit-integration", "--test", "generated"]);
         workspace::run(&mut build)
     })?;
     dev_path()

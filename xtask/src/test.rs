@@ -82,7 +82,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         None => "test",
     };
     if args.list {
-        return Call::new(verb)?.words(["--list"]).become_it();
+        return Call::new("list")?.words([verb]).become_it();
     }
     if args.unit_only {
         lint::all()?;

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use crate::{
     console::Console,
@@ -15,9 +15,6 @@ use crate::{
 /// What is asked of every suite.
 #[derive(clap::Args)]
 struct Asked {
-    /// List the tests and run none.
-    #[arg(long)]
-    list: bool,
     /// Try a test that fails once more, from a fresh start; what holds only then is told of.
     #[arg(long)]
     again: bool,
@@ -33,7 +30,7 @@ struct Asked {
 #[derive(clap::Args)]
 pub struct Args {
     /// The daemon.
-    #[arg(long, required_unless_present = "list", default_value = "")]
+    #[arg(long)]
     binary: PathBuf,
     /// Those that take many minutes instead of the others.
     #[arg(long)]
@@ -52,7 +49,7 @@ pub struct Args {
 #[derive(clap::Args)]
 pub struct KubeArgs {
     #[command(flatten)]
-    kit: Option<Kit>,
+    kit: Kit,
     #[command(flatten)]
     asked: Asked,
 }
@@ -61,17 +58,14 @@ pub struct KubeArgs {
 #[derive(clap::Args)]
 pub struct PeersArgs {
     #[command(flatten)]
-    kit: Option<peers::Kit>,
+    kit: peers::Kit,
     #[command(flatten)]
     asked: Asked,
 }
 
 /// Runs the end-to-end tests.
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
-    let (Asked { list, again, logs, filter }, lanes) = (&args.asked, &args.lanes);
-    if *list {
-        return Ok(show(suite::tests().into_iter().map(|test| (test.name, test.about))));
-    }
+    let (Asked { again, logs, filter }, lanes) = (&args.asked, &args.lanes);
     sandbox::supervised(|sandbox| {
         let console = Console::new(false);
         console.heading("End-to-end tests");
@@ -86,40 +80,47 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// Runs the tests on a real Kubernetes.
-pub(super) fn run_kube(args: KubeArgs) -> Result<ExitCode> {
-    let Asked { list, again, logs, filter } = args.asked;
-    if list {
-        return Ok(show(kube_suite::tests().into_iter().map(|test| (test.name, test.about))));
-    }
-    let kit = args.kit.context("nothing to test: --programs, --chart and --image say what")?;
+pub(super) fn run_kube(args: &KubeArgs) -> Result<ExitCode> {
+    let Asked { again, logs, filter } = &args.asked;
     sandbox::supervised(|sandbox| {
         let console = Console::new(false);
         console.heading("Tests on a real Kubernetes");
-        let report = Report::new(console, again);
-        kube_suite::run(sandbox, &kit, &filter, &logs, &report)?;
+        let report = Report::new(console, *again);
+        kube_suite::run(sandbox, &args.kit, filter, logs, &report)?;
         report.conclude(0)
     })
 }
 
 /// Runs the tests against a real SPIRE, a real istiod and promtool.
-pub(super) fn run_peers(args: PeersArgs) -> Result<ExitCode> {
-    let Asked { list, again, logs, filter } = args.asked;
-    if list {
-        return Ok(show(peers::tests().into_iter().map(|test| (test.name, test.about))));
-    }
-    let kit =
-        args.kit.context("nothing to test: --binary, --programs, --kube-programs and --alerts say what")?;
+pub(super) fn run_peers(args: &PeersArgs) -> Result<ExitCode> {
+    let Asked { again, logs, filter } = &args.asked;
     sandbox::supervised(|sandbox| {
         let console = Console::new(false);
         console.heading("Tests against a real SPIRE, a real istiod and promtool");
-        let report = Report::new(console, again);
-        peers::run(sandbox, &kit, &filter, &logs, &report)?;
+        let report = Report::new(console, *again);
+        peers::run(sandbox, &args.kit, filter, logs, &report)?;
         report.conclude(0)
     })
 }
 
-fn show(tests: impl Iterator<Item = (&'static str, &'static str)>) -> ExitCode {
+/// Whose tests are listed.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Suite {
+    /// Those of the verb `test`.
+    Test,
+    /// Those of the verb `test-kube`.
+    TestKube,
+    /// Those of the verb `test-peers`.
+    TestPeers,
+}
+
+/// Lists the tests of a suite, and what each shows.
+pub(super) fn list(suite: Suite) {
+    let tests: Vec<(&str, &str)> = match suite {
+        Suite::Test => suite::tests().iter().map(|test| (test.name, test.about)).collect(),
+        Suite::TestKube => kube_suite::tests().iter().map(|test| (test.name, test.about)).collect(),
+        Suite::TestPeers => peers::tests().iter().map(|test| (test.name, test.about)).collect(),
+    };
     let console = Console::new(false);
-    tests.for_each(|(name, about)| console.line(format_args!("{name:<58} {about}")));
-    ExitCode::SUCCESS
+    tests.iter().for_each(|(name, about)| console.line(format_args!("{name:<58} {about}")));
 }

@@ -21,6 +21,10 @@ pub(super) const HOUSES: [House; 2] = [
                 "model",
                 &["crate::policy", "crate::discovery", "crate::rotation", "crate::frame", "crate::reason"],
             ),
+            (
+                "reason",
+                &["crate::model", "crate::policy", "crate::discovery", "crate::rotation", "crate::frame"],
+            ),
             ("policy", &["crate::discovery", "crate::frame", "crate::rotation"]),
             ("discovery", &["crate::policy", "crate::frame", "crate::rotation"]),
             ("rotation", &["crate::discovery", "crate::policy", "crate::frame"]),
@@ -43,7 +47,18 @@ pub(super) const HOUSES: [House; 2] = [
                 "capture",
                 &["crate::identity", "crate::tunnel", "crate::proxy", "ambit_core::policy", "rustls"],
             ),
-            ("proxy", &["rustls", "h2", "aya", "crate::identity"]),
+            ("proxy", &["rustls", "h2", "aya", "crate::identity", "ambit_core::frame"]),
+            (
+                "config",
+                &[
+                    "crate::proxy",
+                    "crate::discovery",
+                    "crate::tunnel",
+                    "crate::reports",
+                    "ambit_core::discovery",
+                ],
+            ),
+            ("instance", &["crate::proxy", "crate::discovery", "crate::identity", "crate::tunnel"]),
             ("tunnel", &["crate::discovery", "ambit_core::discovery", "ambit_core::policy", "crate::proxy"]),
             (
                 "identity",
