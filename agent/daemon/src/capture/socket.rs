@@ -80,8 +80,8 @@ pub(super) async fn connect_nearby(socket: Socket, addr: SocketAddr) -> io::Resu
     Ok(stream)
 }
 
-/// Keep-alive of connections between agents: a peer that is gone is noticed after half an hour at most (spec/wire.md
-/// §1.1 has the numbers), and small frames are not held back.
+/// Keep-alive of connections between agents: a peer that is gone is noticed after half an hour at most, asked every three
+/// minutes; and small frames are not held back.
 pub(super) fn tune_tunnel(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     let minutes = std::time::Duration::from_secs(180);
