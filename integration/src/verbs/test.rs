@@ -15,8 +15,8 @@ use crate::{
 /// What is asked of every suite.
 #[derive(clap::Args)]
 struct Asked {
-    /// List the tests and run none.
-    #[arg(long)]
+    /// List the tests and run none. Nothing else need be said then.
+    #[arg(long, exclusive = true)]
     list: bool,
     /// Try a test that fails once more, from a fresh start; what holds only then is told of.
     #[arg(long)]
