@@ -7,8 +7,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
-pub use self::kube::Args as KubeArgs;
-pub(super) use self::kube::run as run_kube;
+pub(super) use self::kube::{Args as KubeArgs, run as run_kube};
 use crate::{
     agent::IN_FORCE,
     capture::is_client_hello,

@@ -82,11 +82,11 @@ impl Reader {
                     colons += 1;
                     continue;
                 }
-                TokenTree::Group(group) => self.tokens(group.stream()),
-                TokenTree::Punct(_) | TokenTree::Literal(_) => {
-                    self.path(&path);
-                    path.clear();
+                TokenTree::Group(group) => {
+                    self.path(&std::mem::take(&mut path));
+                    self.tokens(group.stream());
                 }
+                TokenTree::Punct(_) | TokenTree::Literal(_) => self.path(&std::mem::take(&mut path)),
             }
             colons = 0;
         }
