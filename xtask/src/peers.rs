@@ -47,7 +47,7 @@ impl Kit {
 pub(crate) fn programs() -> Result<PathBuf> {
     setup::peer_programs()?;
     let cache = cache()?;
-    golang::programs(&cache, &sources(), "Building SPIRE and istiod (once, about ten minutes)")?;
+    golang::programs(&cache, &sources(), "Building SPIRE and istiod (once, many minutes)")?;
     if !cache.join(PROMTOOL).is_file() {
         step("Fetching promtool out of Debian's package prometheus (once, 19 MB)", || promtool(&cache))?;
     }
