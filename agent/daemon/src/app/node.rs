@@ -150,7 +150,7 @@ impl Node {
             if world.synced {
                 // What is lacking for a reason of its own is tried again, and told of, once this agent serves.
                 self.desired.look_at_all(&world).await;
-                self.keys.retain(self.desired.identities().into_iter());
+                self.keys.retain(self.desired.identities());
                 let mut staged = 0;
                 for (_, pod) in self.desired.iter() {
                     match self.enrolment.stage(pod).await {
