@@ -93,7 +93,7 @@ impl Node {
         let domain: ambit_core::model::TrustDomain = "cluster.local".parse().unwrap();
         let ca = BuiltinCa::open(&dir.path().join("ca"), domain.clone(), clock.clone()).unwrap();
         let keys = KeyStore::new(Arc::new(ca), clock.clone(), Duration::from_secs(3600));
-        keys.retain(["web", "cart"].map(|name| identity(name)));
+        keys.retain(["web", "cart"].map(identity));
         let settings = TlsSettings { post_quantum: Default::default(), trust_domains: vec![domain] };
         let wallet = Wallet::new(keys, settings, clock);
         Self { proxy: Proxy::new(feed, wallet, Telemetry::new()), _dir: dir }

@@ -353,7 +353,9 @@ async fn a_cut_connection_is_an_error_in_a_stream_and_an_end_between_streams() {
     assert_eq!(server.next(SOON).await.unwrap(), None);
     let (client, mut server) = sides.streams().await;
     drop(client);
-    assert!(matches!(drain(&mut server).await, Err(LegError::Tunnel(TunnelError::Closed))));
+    // What was sent to it unread makes the kernel answer with a RST.
+    let cut = drain(&mut server).await;
+    assert!(matches!(cut, Err(LegError::Tunnel(TunnelError::Closed | TunnelError::Io(_)))), "{cut:?}");
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use crate::discovery::{
         documents::{self, Syntax},
         manifest,
     },
+    ledger::Ledger,
 };
 
 fn put(feed: &Feed, file: &str, text: &str) {
@@ -59,7 +60,7 @@ fn the_first_complete_world_wakes_and_is_not_told_piece_by_piece() {
     let mut changes = feed.changes("n1");
     put(&feed, "b", &pod("b", "n1", "10.0.0.2", ""));
     assert_eq!(told(&mut changes), None);
-    feed.shared.update(|ledger| ledger.complete());
+    feed.shared.update(Ledger::complete);
     assert_eq!(told(&mut changes).as_deref(), Some("+ - "));
     assert_eq!(changes.take().0.mesh.captured_destinations().count(), 2);
 }
@@ -67,7 +68,7 @@ fn the_first_complete_world_wakes_and_is_not_told_piece_by_piece() {
 #[test]
 fn a_reader_is_told_what_differs_and_concerns_its_node() {
     let feed = feed();
-    feed.shared.update(|ledger| ledger.complete());
+    feed.shared.update(Ledger::complete);
     let mut changes = feed.changes("n1");
     put(&feed, "a", &pod("a", "n1", "10.0.0.1", "version: two"));
     assert_eq!(told(&mut changes).as_deref(), Some("+ - shop/a"));
@@ -83,7 +84,7 @@ fn a_reader_is_told_what_differs_and_concerns_its_node() {
 #[test]
 fn what_waits_is_merged() {
     let feed = feed();
-    feed.shared.update(|ledger| ledger.complete());
+    feed.shared.update(Ledger::complete);
     let mut changes = feed.changes("n1");
     for round in 0..3 {
         put(&feed, "b", &pod("b", "n1", "10.0.0.2", &format!("round: r{round}")));

@@ -6,13 +6,14 @@ use crate::discovery::{
         documents::{self, Syntax},
         manifest,
     },
+    ledger::Ledger,
 };
 
 fn feed() -> Feed {
     let feed = Feed::new(Settings::default());
     put(&feed, "namespace", &namespace("enabled"));
     put(&feed, "web", &pod("web", "tier: front"));
-    feed.shared.update(|ledger| ledger.complete());
+    feed.shared.update(Ledger::complete);
     feed
 }
 

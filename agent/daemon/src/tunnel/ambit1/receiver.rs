@@ -266,7 +266,7 @@ impl Receiver {
     }
 
     /// Gives the buffer back, or moves a record that is not yet whole to its front.
-    fn tidy(&mut self) {
+    pub(super) fn tidy(&mut self) {
         if !self.pieces.is_empty() {
             return;
         }

@@ -57,8 +57,9 @@ impl Stream {
         self.link.sender().release().map_err(LegError::Tunnel)
     }
 
-    /// The connection, for further streams; both directions have ended.
-    pub(in crate::tunnel) fn into_link(self) -> Box<Link> {
+    /// The connection, for further streams; both directions have ended. It may rest for long, and keeps no buffer meanwhile.
+    pub(in crate::tunnel) fn into_link(mut self) -> Box<Link> {
+        self.link.receiver().tidy();
         self.link
     }
 
