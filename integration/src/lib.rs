@@ -10,6 +10,7 @@ pub mod certs;
 pub mod cgroups;
 pub mod changes;
 pub mod cluster;
+pub mod comparison;
 pub mod console;
 pub mod crowd;
 mod dialled;

@@ -132,6 +132,9 @@ pub struct Many {
     /// How many messages each sends while all are open.
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,
+    /// Says `holding` then, and keeps all open until standard input ends.
+    #[arg(long)]
+    pub hold: bool,
 }
 
 /// How `churn` loads.

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::{
     build,
@@ -16,6 +16,7 @@ use crate::{
     cargo xtask bench --certificates     the CA and the agent's memory alone\n  \
     cargo xtask bench --kube             the agent in a Kubernetes of 10,000 pods\n  \
     cargo xtask bench --changes          what a change of one pod or policy costs among 10,000 pods\n  \
+    cargo xtask bench --against OLD      this daemon and another one, both up, in turn; and what an idle connection takes\n  \
     cargo xtask bench --json > figures.json")]
 pub(crate) struct Args {
     /// How many rounds; each measures both ways, and the median counts.
@@ -33,6 +34,9 @@ pub(crate) struct Args {
     /// Measure what one change costs in a big cluster instead: processor time, system calls on maps, connections judged again.
     #[arg(long, conflicts_with_all = ["certificates", "rounds", "seconds", "kube"])]
     changes: bool,
+    /// Compare with this other daemon instead: the same loads through both in turn, and their memory.
+    #[arg(long, value_name = "BINARY", conflicts_with_all = ["certificates", "kube", "changes"])]
+    against: Option<PathBuf>,
     /// Print JSON on stdout, and progress on stderr.
     #[arg(long)]
     json: bool,
@@ -51,12 +55,18 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     } else {
         setup::programs()?;
         let daemon = build::daemon_or(binary)?;
-        Call::for_binary(binary, "bench")?
+        let call = Call::for_binary(binary, "bench")?
             .value("--binary", daemon)
             .value("--rounds", args.rounds.to_string())
             .value("--seconds", args.seconds.to_string())
             .flag("--certificates", args.certificates)
-            .flag("--changes", args.changes)
+            .flag("--changes", args.changes);
+        match &args.against {
+            Some(old) => {
+                call.value("--against", old.canonicalize().with_context(|| old.display().to_string())?)
+            }
+            None => call,
+        }
     };
     call.flag("--json", args.json).become_it()
 }

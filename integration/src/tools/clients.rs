@@ -168,19 +168,33 @@ pub(super) fn ping_pong(how: &PingPong) -> Result<Latency> {
 pub(super) fn many(how: &Many) -> Result<Tally> {
     let start = Instant::now();
     let barrier = Barrier::new(how.connections);
+    let exchanged = Barrier::new(how.connections + usize::from(how.hold));
+    let over = Barrier::new(how.connections + usize::from(how.hold));
     let mut tally = Tally::default();
     thread::scope(|scope| -> Result<()> {
         let mut threads = Vec::new();
         for number in 0..how.connections {
-            let barrier = &barrier;
+            let (barrier, exchanged, over) = (&barrier, &exchanged, &over);
             let work = move || {
                 let stream = open(how.to);
                 barrier.wait();
-                let mut stream = stream?;
-                (0..how.rounds).try_for_each(|round| exchange(&mut stream, number * 31 + round))?;
-                finish(stream)
+                let done = stream.and_then(|mut stream| {
+                    (0..how.rounds).try_for_each(|round| exchange(&mut stream, number * 31 + round))?;
+                    Ok(stream)
+                });
+                if how.hold {
+                    exchanged.wait();
+                    over.wait();
+                }
+                finish(done?)
             };
             threads.push(thread::Builder::new().stack_size(128 * 1024).spawn_scoped(scope, work)?);
+        }
+        if how.hold {
+            exchanged.wait();
+            eprintln!("holding");
+            std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+            over.wait();
         }
         for thread in threads {
             tally.note(thread.join().unwrap_or_else(|_| Err(std::io::Error::other("panicked"))));

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::demo::table;
 use crate::{
     changes::Changes,
+    comparison::Comparison,
     console::{self, Console},
     issuing::Costs,
     kube_suite::Kit,
@@ -32,6 +33,9 @@ pub struct Args {
     /// Measure what one change costs in a big cluster instead.
     #[arg(long)]
     changes: bool,
+    /// Compare with this other daemon instead.
+    #[arg(long)]
+    against: Option<PathBuf>,
     /// Print JSON on stdout, and progress on stderr.
     #[arg(long)]
     json: bool,
@@ -60,6 +64,15 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
             match args.json {
                 true => console::answer(&json!({ "changes": changes })),
                 false => console.line(format_args!("\n{}", changes.told())),
+            }
+            return Ok(());
+        }
+        if let Some(old) = &args.against {
+            let daemons = (binary.as_path(), old.as_path());
+            let compared = Comparison::measure(sandbox, daemons, args.rounds, args.seconds, console)?;
+            match args.json {
+                true => console::answer(&json!({ "comparison": compared })),
+                false => console.line(format_args!("\n{}", compared.told())),
             }
             return Ok(());
         }
