@@ -149,7 +149,11 @@ impl World {
 
     /// As [`World::must_not_reach`], within `limit`.
     pub fn must_be_refused(&self, from: &str, to: &str, limit: Duration) -> Result<Attempt> {
-        let attempt = self.whoami(from, to)?;
+        // The client waits longer than it may take, so that what comes late is told from what does not come.
+        let patience =
+            (limit + Duration::from_millis(500)).max(Duration::from_secs(3)).as_millis().to_string();
+        let server = (self.pod(to).v4, ports::WHOAMI);
+        let attempt = self.connect(from, server, &["--send", "hello", "--limit-ms", &patience])?;
         let error = attempt.error.as_deref().unwrap_or("none");
         ensure!(
             attempt.received.is_empty() && ["ConnectionRefused", "ConnectionReset"].contains(&error),
