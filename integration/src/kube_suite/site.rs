@@ -232,9 +232,10 @@ impl Site {
         pods?.try_into().map_err(|_| anyhow::anyhow!("another number of pods"))
     }
 
-    /// Waits until every pod of a namespace is ready.
+    /// Waits until every pod of a namespace is ready. After an outage of the API the scheduler and the kubelets may take a
+    /// minute to watch again: client-go's reflectors back off up to 30 s, doubled by jitter.
     pub fn wait_ready(&self, namespace: &str) -> Result<()> {
-        let wait = ["wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s", "-n", namespace];
+        let wait = ["wait", "--for=condition=Ready", "pod", "--all", "--timeout=110s", "-n", namespace];
         self.cluster.api.kubectl(&wait).map(drop).with_context(|| self.told_by_pods(namespace))
     }
 
