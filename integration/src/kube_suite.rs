@@ -3,6 +3,7 @@
 //! All tests share one cluster, in namespaces of their own; ambit is installed in it or not, as a test asks. A cluster in
 //! which a test has failed is nobody's fair start: the next test gets a new one.
 
+mod attacks;
 mod birth;
 mod chart;
 mod control;
@@ -60,6 +61,7 @@ pub fn tests() -> Vec<Test> {
         traffic::TESTS,
         policy::TESTS,
         probes::TESTS,
+        &attacks::tests(),
         birth::TESTS,
         outage::TESTS,
         restart::TESTS,

@@ -3,6 +3,7 @@
 //! A test takes the world it is given and leaves it as it was, or says that it needs one of its own.
 
 mod addresses;
+mod attacks;
 mod certificates;
 mod cni;
 mod control;
@@ -79,6 +80,7 @@ pub fn tests() -> Vec<Test> {
         identities::TESTS,
         issuers::TESTS,
         evasion::TESTS,
+        &attacks::tests(),
         load::TESTS,
         failure::TESTS,
         upgrade::TESTS,

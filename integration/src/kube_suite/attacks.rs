@@ -1,0 +1,11 @@
+//! What an attacker tries where it takes a real API server and real kubelets: each test fails where the attack succeeds.
+
+mod deputies;
+mod rights;
+
+use super::Test;
+
+/// Every attack on the cluster.
+pub(super) fn tests() -> Vec<Test> {
+    [deputies::TESTS, rights::TESTS].concat()
+}

@@ -1,0 +1,5 @@
+//! Revoked and withdrawn credentials.
+
+use super::Test;
+
+pub(super) const TESTS: &[Test] = &[];
