@@ -63,14 +63,15 @@ fn all(parts: &mut Parts, with_peers: bool) -> Result<()> {
     let (binary, archive) = (binary.context("no daemon")?, archive.context("no image")?);
     parts.suite("end-to-end tests", || {
         let call = Call::new("test")?.value("--binary", &binary).value("--logs", harness::logs("e2e-logs")?);
-        call.flag("--again", true).tally()
+        // Two at a time: most of them wait for something.
+        call.value("--lanes", "2").flag("--again", true).tally()
     });
-    parts.part("others' programs", || programs.finish().map(|()| Tally::default()))?;
     parts.suite("tests on Kubernetes", || {
         let kit = kube::kit(Some(&archive), None)?;
         let call = Call::new("test-kube")?.kit(&kit).value("--logs", harness::logs("kube-logs")?);
         call.flag("--again", true).tally()
     });
+    parts.part("others' programs", || programs.finish().map(|()| Tally::default()))?;
     if with_peers {
         parts.suite("tests against peers", || {
             let call = peers::kit(Some(&binary))?.call(Call::new("test-peers")?);
