@@ -73,6 +73,9 @@ struct Login {
     /// The identity asked for in the call's metadata.
     #[arg(long)]
     identity: Option<String>,
+    /// The cluster that the caller says it is of, as Istio's agents do.
+    #[arg(long)]
+    cluster_id: Option<String>,
 }
 
 /// What a certificate service answered.
@@ -188,6 +191,11 @@ impl Login {
             let token = fs::read_to_string(file).with_context(|| file.display().to_string())?;
             let header = format!("Bearer {}", token.trim()).parse().context("a token that is no header")?;
             request.metadata_mut().insert("authorization", header);
+        }
+        if let Some(cluster) = &self.cluster_id {
+            request
+                .metadata_mut()
+                .insert("clusterid", cluster.parse().context("a cluster that is no header")?);
         }
         Ok(request)
     }
