@@ -68,7 +68,7 @@ fn all(parts: &mut Parts) -> Result<()> {
     });
     parts.part("others' programs", || programs.finish().map(|()| Tally::default()))?;
     parts.suite("tests against peers", || {
-        let call = peers::kit(Some(&binary))?.call(Call::new("test-peers")?);
+        let call = peers::kit(Some(&binary))?.call(Call::new("test-peers")?).value("--lanes", "3");
         call.value("--logs", harness::logs("peers-logs")?).flag("--again", true).tally()
     });
     Ok(())
