@@ -1,13 +1,14 @@
 //! A rival for the agent's port, full maps, ways around capture.
 
+mod maps;
+
 use std::{fmt::Write as _, net::SocketAddr, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::{
-    agent::{Agent, IN_FORCE, START_LIMIT},
-    cgroups::Cgroup,
+    agent::{Agent, IN_FORCE},
     load::{self, ports},
     netns::Netns,
     process::{self, Process, eventually},
@@ -27,19 +28,31 @@ pub(super) const TESTS: &[Test] = &[
         "attacks::rivals::no_room_for_a_dial",
         "probes fill BYPASS: the agent's dials are refused, and none comes back to the agent for ever",
         &["--map-entries", "BYPASS=8"],
-        full_bypass,
+        maps::full_bypass,
+    ),
+    own(
+        "attacks::rivals::a_server_that_takes_nothing",
+        "a thousand dials to one pod wait: another pod of the node is reached all the same",
+        &["--map-entries", "BYPASS=600"],
+        maps::stuck_server,
     ),
     unstarted(
         "attacks::rivals::no_room_for_a_destination",
         "DESTINATIONS is full: everything is captured, and the agent says that it is not ready",
         &["--map-entries", "DESTINATIONS=10"],
-        full_destinations,
+        maps::full_destinations,
     ),
     unstarted(
         "attacks::rivals::no_room_for_a_pod",
         "PODS is full: the pod is told of and nobody gets into it, and the agent is not ready",
         &["--map-entries", "PODS=1"],
-        full_pods,
+        maps::full_pods,
+    ),
+    own(
+        "attacks::rivals::maps_of_another_size",
+        "agents with larger maps take over: nothing goes out in plaintext meanwhile",
+        &[],
+        maps::other_maps,
     ),
     own(
         "attacks::rivals::node_ports_and_external_addresses",
@@ -107,107 +120,6 @@ fn agent_port(world: &World, ip: std::net::IpAddr) -> Result<SocketAddr> {
     at.next().with_context(|| format!("nothing listens on {ip}: {listening}"))
 }
 
-fn full_bypass(world: &mut World) -> Result<()> {
-    let node = world.topology.nodes[1].clone();
-    let kubelet = Cgroup::create(&format!("{}-kubelet", node.name))?;
-    world.agents[1].add_flags(&["--kubelet-cgroup", &kubelet.path().display().to_string()]);
-    let probe = format!("    livenessProbe:\n      tcpSocket:\n        port: {}\n", ports::ECHO);
-    world.manifests.pod_with(&world.topology, world.pod("b"), &[], &probe)?;
-    world.start_agents()?;
-    world.must_reach("a", "b")?;
-    world.must_reach("c", "b")?;
-
-    let mut probes = load::tool(&node.netns)?;
-    let echo = SocketAddr::new(world.pod("b").v4.into(), ports::ECHO);
-    probes.args(["many", "--to", &echo.to_string(), "--connections", "8", "--rounds", "1", "--hold"]);
-    let log = world.folder.join("probes.log");
-    let mut probes = Process::start(&mut kubelet.command(&probes)?, &log)?;
-    probes.wait_for("holding", 10 * SECOND)?;
-
-    let (mark, pid) = (world.agents[1].mark(), world.agents[1].pid()?.cast_signed());
-    let before = process::cpu_time(pid)?;
-    for client in ["c", "a"] {
-        let refused = world.must_be_refused(client, "b", 2 * SECOND)?;
-        ensure!(refused.received.is_empty(), "{client}: {refused:?}");
-    }
-    thread::sleep(SECOND);
-    let spent = process::cpu_time(pid)? - before;
-    ensure!(spent < SECOND / 2, "the agent is busy with itself: {spent:?} of processor time in a second");
-    world.agents[1].wait_log(mark, &["overloaded", "BYPASS"])?;
-
-    probes.close_input();
-    probes.wait(5 * SECOND)?;
-    eventually(3 * SECOND, || world.must_reach("c", "b"))?;
-    world.must_reach("a", "b")
-}
-
-fn full_destinations(world: &mut World) -> Result<()> {
-    // Three pods and two nodes, two services with three addresses: eleven.
-    world.agents.iter_mut().try_for_each(Agent::spawn)?;
-    for agent in &world.agents {
-        eventually(START_LIMIT, || waits_for(agent, "capture"))?;
-        ensure!(agent.metrics()?.sum("ambit_capture_everything", &[]) == 1.0, "the metrics do not tell");
-    }
-    for v6 in [false, true] {
-        in_a_tunnel(world, &SocketAddr::new(world.pod("b").ip(v6), ports::HTTP).to_string())?;
-    }
-    world.must_reach("c", "b")?;
-    // The agent knows that pod d is not meshed.
-    let before = counters(&world.agents[0], "a")?;
-    world.must_reach("a", "d")?;
-    let now = counters(&world.agents[0], "a")?;
-    ensure!(now["captured"].as_u64() > before["captured"].as_u64(), "was {before}, is {now}");
-    ensure!(now["passed"] == before["passed"], "was {before}, is {now}");
-
-    // Nine are left.
-    let pod = world.pod("e").clone();
-    world.manifests.pod(&world.topology, &pod, &[("ambit.dev/dataplane", "disabled")])?;
-    world.agents.iter_mut().try_for_each(Agent::wait_ready)?;
-    in_a_tunnel(world, &SocketAddr::new(world.pod("b").v4.into(), ports::HTTP).to_string())?;
-    let before = counters(&world.agents[0], "a")?;
-    world.must_reach("a", "d")?;
-    let now = counters(&world.agents[0], "a")?;
-    ensure!(now["passed"].as_u64() > before["passed"].as_u64(), "was {before}, is {now}");
-    ensure!(now["captured"] == before["captured"], "was {before}, is {now}");
-    Ok(())
-}
-
-fn full_pods(world: &mut World) -> Result<()> {
-    world.manifests.peer_authentication(MESHED, "PERMISSIVE")?;
-    world.agents.iter_mut().try_for_each(Agent::spawn)?;
-    world.agents[1].wait_ready()?;
-    let agent = &world.agents[0];
-    let kept_out = eventually(START_LIMIT, || {
-        waits_for(agent, "capture")?;
-        let status = agent.status()?;
-        let pods = status["pods"].as_array().context("pods")?;
-        let failed: Vec<&Value> = pods.iter().filter(|pod| pod["state"] == "failed").collect();
-        ensure!(pods.len() == 2 && failed.len() == 1, "{status:#}");
-        let why = failed[0]["error"].as_str().unwrap_or_default();
-        ensure!(why.contains("PODS is full") && why.contains("--map-entries"), "{why}");
-        Ok(failed[0]["name"].as_str().context("its name")?.to_owned())
-    })?;
-    ensure!(agent.metrics()?.sum("ambit_pods_kept_out", &[]) == 1.0, "the metrics do not tell");
-    for client in ["c", "d", "b"] {
-        world.must_not_reach(client, &kept_out)?;
-    }
-    let other = if kept_out == "a" { "e" } else { "a" };
-    world.must_reach(other, "b")?;
-
-    // Its place is free when the other one leaves.
-    let pod = world.pod(other).clone();
-    world.manifests.pod(&world.topology, &pod, &[("ambit.dev/dataplane", "disabled")])?;
-    world.agents[0].wait_ready()?;
-    world.must_reach(&kept_out, "b")
-}
-
-fn waits_for(agent: &Agent, gate: &str) -> Result<()> {
-    let status = agent.status()?;
-    let pending = status["pending"].as_array().context("pending")?;
-    ensure!(pending.len() == 1 && pending[0] == gate, "it waits for {pending:?}");
-    Ok(())
-}
-
 /// What was counted in a pod until now: the agent reads it every second.
 fn counters(agent: &Agent, pod: &str) -> Result<Value> {
     thread::sleep(SECOND * 3 / 2);
@@ -233,6 +145,7 @@ const BALANCER: &str = "198.19.200.1";
 const EXTERNAL: &str = "198.19.200.2";
 const NODE_HTTP: u16 = 30_080;
 const NODE_WHOAMI: u16 = 30_901;
+const HOST_PORT: u16 = 30_902;
 
 fn outside_addresses(world: &mut World) -> Result<()> {
     let (b, nodes) = (world.pod("b").clone(), world.topology.nodes.clone());
@@ -248,6 +161,7 @@ fn outside_addresses(world: &mut World) -> Result<()> {
             (node.v4.to_string(), NODE_WHOAMI, ports::WHOAMI),
             (BALANCER.to_owned(), 80, ports::HTTP),
             (EXTERNAL.to_owned(), 80, ports::HTTP),
+            (node.v4.to_string(), HOST_PORT, ports::HTTP),
         ];
         for (ip, port, target) in ways {
             writeln!(
@@ -264,12 +178,15 @@ fn outside_addresses(world: &mut World) -> Result<()> {
     ensure!(world.curl("c", &["-d", &plain, &url])?.ok()? == plain, "the node port leads nowhere");
 
     world.manifests.write("outside.yaml", &outside_service(world))?;
+    let host_port = format!("    - containerPort: {}\n      hostPort: {HOST_PORT}\n", ports::HTTP);
+    world.manifests.pod_with(&world.topology, &b, &[], &host_port)?;
     eventually(IN_FORCE, || in_a_tunnel(world, &format!("{}:{NODE_HTTP}", nodes[1].v4)))?;
     for host in [
         format!("{}:{NODE_HTTP}", nodes[0].v4),
         BALANCER.to_owned(),
         EXTERNAL.to_owned(),
         format!("[::ffff:{BALANCER}]"),
+        format!("{}:{HOST_PORT}", nodes[1].v4),
     ] {
         in_a_tunnel(world, &host)?;
     }
