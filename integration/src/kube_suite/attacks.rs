@@ -2,10 +2,11 @@
 
 mod deputies;
 mod rights;
+mod rivals;
 
 use super::Test;
 
 /// Every attack on the cluster.
 pub(super) fn tests() -> Vec<Test> {
-    [deputies::TESTS, rights::TESTS].concat()
+    [deputies::TESTS, rights::TESTS, rivals::TESTS].concat()
 }

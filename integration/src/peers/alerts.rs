@@ -106,6 +106,17 @@ const CASES: &[Case] = &[
         quiet: 15,
         firing: 25,
     },
+    Case {
+        alert: "AmbitCaptureFull",
+        series: &[
+            ("ambit_capture_everything{instance=\"node1\"}", "0x20"),
+            ("ambit_pods_kept_out{instance=\"node1\"}", "0 0 2x20"),
+        ],
+        labels: &[NODE],
+        value: "2",
+        quiet: 2,
+        firing: 5,
+    },
 ];
 
 fn alerts(stage: &Stage<'_>, world: &mut World) -> Result<()> {

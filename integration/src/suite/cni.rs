@@ -28,6 +28,12 @@ pub(super) const TESTS: &[Test] = &[
         birth,
     ),
     own("cni::without_an_agent_only_meshed_pods_wait", "code 11, or untouched; heals", &[], without_agent),
+    unstarted(
+        "cni::a_pod_without_room_does_not_start",
+        "PODS is full: ADD fails, and says what is",
+        &["--map-entries", "PODS=1"],
+        without_room,
+    ),
     own("cni::running_pods_are_found_by_their_cgroup", "and lose no traffic when one ends", &[], by_cgroup),
     unstarted(
         "cni::the_installation_is_kept_and_removed",
@@ -97,6 +103,18 @@ fn without_agent(world: &mut World) -> Result<()> {
     world.agents[0].start()?;
     call(world, "a", "ADD")?.ok()?;
     world.must_reach("a", "b")
+}
+
+fn without_room(world: &mut World) -> Result<()> {
+    world.manifests.write("pod-a.yaml", &manifest(world, world.pod("a"), false))?;
+    world.start_agents()?;
+    world.must_reach("b", "e")?;
+    let refused = call(world, "a", "ADD")?;
+    let told = refused.stdout.contains("PODS is full") && refused.stdout.contains("--map-entries");
+    ensure!(!refused.status.success() && told, "{}", refused.told());
+    let status = world.agents[0].status()?;
+    ensure!(status["pending"] == json!(["capture"]), "{status:#}");
+    world.must_reach("b", "e")
 }
 
 fn by_cgroup(world: &mut World) -> Result<()> {

@@ -10,7 +10,7 @@ mod services;
 
 use std::{
     hash::Hash,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     ops::Bound,
     sync::{Arc, OnceLock},
 };
@@ -20,7 +20,7 @@ pub use routing::{Endpoint, Route, RouteError};
 use rpds::{HashTrieMapSync, HashTrieSetSync, RedBlackTreeMapSync, RedBlackTreeSetSync};
 
 use super::{
-    Change, Delta, EndpointSlice, Namespace, Pod, Service, Settings,
+    Change, Delta, Destination, EndpointSlice, Namespace, Pod, Service, Settings,
     join::{self, Backends},
 };
 use crate::model::{ObjectName, ServiceName, Workload};
@@ -50,10 +50,14 @@ pub struct Mesh {
     /// The pods that claim an address; the first one has it.
     by_ip: HashTrieMapSync<IpAddr, Vec<Arc<PodRecord>>>,
     by_node: HashTrieMapSync<Arc<str>, ByName<Workload>>,
-    /// The services that claim a cluster IP, oldest first.
-    by_vip: HashTrieMapSync<IpAddr, Vec<Arc<ServiceName>>>,
-    /// The addresses whose traffic enrolled pods must have captured.
-    captured: HashTrieSetSync<IpAddr>,
+    /// The services that claim a destination, oldest first.
+    claims: HashTrieMapSync<Destination, Vec<Arc<ServiceName>>>,
+    /// Addresses of nodes: the nodes' names, and how many pods there state it.
+    node_ips: HashTrieMapSync<IpAddr, RedBlackTreeMapSync<Arc<str>, usize>>,
+    /// The pods that claim a port of their node, with their own port; the first one has it.
+    host_ports: HashTrieMapSync<SocketAddr, Vec<(Arc<PodRecord>, u16)>>,
+    /// What enrolled pods must have captured.
+    captured: HashTrieSetSync<Destination>,
 }
 
 #[derive(Debug)]
@@ -139,9 +143,9 @@ impl Mesh {
         self.namespaces.values().filter(move |namespace| opted_in(namespace)).map(|namespace| &namespace.name)
     }
 
-    /// Every address whose traffic enrolled pods must have captured: IPs of enrolled pods, and cluster IPs of services
-    /// with an enrolled endpoint, ready or not. Each address comes once.
-    pub fn captured_destinations(&self) -> impl Iterator<Item = IpAddr> + '_ {
+    /// Everything that enrolled pods must have captured: IPs and host ports of enrolled pods; cluster IPs, ports of external addresses and
+    /// node ports of services with an enrolled endpoint, ready or not; the nodes' addresses. Each comes once.
+    pub fn captured_destinations(&self) -> impl Iterator<Item = Destination> + '_ {
         self.captured.iter().copied()
     }
 

@@ -94,6 +94,7 @@ impl Handles {
                 bpf_root: config.bpf_root.clone(),
                 cgroup_root: config.cgroup_root.clone(),
                 kubelet_cgroup: config.kubelet_cgroup.clone(),
+                map_entries: config.map_entries.0.clone(),
             })?,
             locations,
             feed: self.feed.clone(),

@@ -6,6 +6,7 @@
 mod desired;
 mod enrolment;
 mod expiry;
+mod fullness;
 mod publication;
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
@@ -18,7 +19,10 @@ use tokio::{
 
 pub(super) use publication::{PodStatus, Pods};
 
-use self::{desired::DesiredPods, enrolment::Enrolment, expiry::ExpiryWatch, publication::Publication};
+use self::{
+    desired::DesiredPods, enrolment::Enrolment, expiry::ExpiryWatch, fullness::FullnessWatch,
+    publication::Publication,
+};
 use super::locations::Locations;
 use crate::{
     capture::Capture,
@@ -65,6 +69,7 @@ pub(super) struct Node {
     proxy: Proxy,
     publication: Publication,
     expiry: ExpiryWatch,
+    fullness: FullnessWatch,
     /// The first round over the pods is done.
     settled: bool,
 }
@@ -97,7 +102,8 @@ impl Node {
             name,
             enrolment: Enrolment::new(capture, proxy.clone(), feed),
             publication: Publication::new(pods, rounds, telemetry.clone()),
-            expiry: ExpiryWatch::new(keys.clone(), telemetry, readiness),
+            expiry: ExpiryWatch::new(keys.clone(), telemetry.clone(), readiness.clone()),
+            fullness: FullnessWatch::new(telemetry, readiness),
             keys,
             wallet,
             proxy,
@@ -220,6 +226,7 @@ impl Node {
                 self.keep_pods(Some(&changed)).await;
                 self.publication.publish(&self.enrolment, &self.desired);
             }
+            self.fullness.look(&self.enrolment);
             return;
         }
         self.desired.look_at_all(world).await;
@@ -269,6 +276,7 @@ impl Node {
             self.publication.count(&self.enrolment, &self.desired);
             self.expiry.look();
         }
+        self.fullness.look(&self.enrolment);
         self.publication.publish(&self.enrolment, &self.desired);
     }
 }

@@ -16,7 +16,7 @@ use super::{
     ConfigError,
     folders::{CniDirs, private_folder},
     settings::read,
-    values::{DataplaneLabel, IssuerKind, Location, PostQuantum, VaultPath},
+    values::{DataplaneLabel, IssuerKind, Location, MapEntries, PostQuantum, VaultPath},
 };
 use crate::{
     identity::{IstioSettings, VaultConfig, VaultLogin},
@@ -76,6 +76,8 @@ pub(crate) struct AgentConfig {
     pub(crate) kubelet_cgroup: Option<PathBuf>,
     /// The BPF file system.
     pub(crate) bpf_root: PathBuf,
+    /// How many entries eBPF maps have, where that is not the usual.
+    pub(crate) map_entries: MapEntries,
     /// Where the CNI plugin is installed and chained; not at all if `None`.
     pub(crate) cni: Option<CniDirs>,
     /// Threads of the runtime that carries traffic, 1 to 256.
@@ -176,6 +178,7 @@ impl AgentConfig {
             dataplane_label: settings.dataplane_label.unwrap_or_default(),
             cgroup_root: settings.cgroup_root.map(|path| path.0),
             kubelet_cgroup: settings.kubelet_cgroup.map(|path| path.0),
+            map_entries: settings.map_entries.unwrap_or_default(),
             bpf_root: settings.bpf_root.map_or_else(|| DEFAULT_BPF_ROOT.into(), |path| path.0),
             cni: CniDirs::of(settings.cni_bin_dir, settings.cni_conf_dir)?,
             workers: settings.workers.map_or_else(default_workers, |workers| workers.0.get()),

@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::collections::BTreeMap;
 
 use super::*;
 use crate::{
@@ -30,6 +30,7 @@ pub(super) fn pod(id: &str, addresses: &[&str]) -> Pod {
         name: id,
         node: "n1".into(),
         ips: ips(addresses),
+        host_ips: vec![],
         labels: pairs(&[("app", &app)]),
         host_network: false,
         terminal: false,
@@ -37,6 +38,7 @@ pub(super) fn pod(id: &str, addresses: &[&str]) -> Pod {
         ready: true,
         named_ports: BTreeMap::new(),
         probe_ports: vec![],
+        host_ports: vec![],
         netns: None,
     }
 }
@@ -46,11 +48,13 @@ pub(super) fn service(id: &str, vips: &[&str], ports: &[(u16, TargetPort)]) -> S
     Service {
         created: None,
         cluster_ips: ips(vips),
+        external_ips: vec![],
         ports: ports
             .iter()
             .map(|(port, target)| ServicePort {
                 name: format!("p{port}"),
                 port: *port,
+                node_port: None,
                 target: target.clone(),
                 protocol: Protocol::Tcp,
             })
@@ -58,6 +62,7 @@ pub(super) fn service(id: &str, vips: &[&str], ports: &[(u16, TargetPort)]) -> S
         selector: pairs(&[("app", &id.name)]),
         session_affinity: false,
         local_only: false,
+        external_local: false,
         publish_not_ready: false,
         name: id,
     }
@@ -121,7 +126,13 @@ pub(super) fn client() -> Workload {
 }
 
 pub(super) fn captured(mesh: &Mesh) -> Vec<String> {
-    let mut all: Vec<String> = mesh.captured_destinations().map(|ip| ip.to_string()).collect();
+    let text = |destination| match destination {
+        Destination::Address(ip) => ip.to_string(),
+        Destination::Port(at) => at.to_string(),
+        Destination::NodePort(port) => format!("*:{port}"),
+        Destination::Node(ip) => format!("node {ip}"),
+    };
+    let mut all: Vec<String> = mesh.captured_destinations().map(text).collect();
     all.sort();
     all
 }

@@ -23,6 +23,8 @@ pub(super) struct Enrolment {
     proxy: Proxy,
     feed: Feed,
     pods: HashMap<Arc<str>, Enrolled>,
+    /// Pods that a full map keeps out of the mesh (UIDs).
+    kept_out: HashSet<Arc<str>>,
     serving: JoinSet<()>,
 }
 
@@ -42,7 +44,8 @@ impl Enrolled {
 
 impl Enrolment {
     pub(super) fn new(capture: Capture, proxy: Proxy, feed: Feed) -> Self {
-        Self { capture, proxy, feed, pods: HashMap::new(), serving: JoinSet::new() }
+        let (pods, kept_out) = (HashMap::new(), HashSet::new());
+        Self { capture, proxy, feed, pods, kept_out, serving: JoinSet::new() }
     }
 
     /// The cookie of the pod's network namespace, if it is enrolled.
@@ -80,7 +83,16 @@ impl Enrolment {
                 uid: other.spec.uid.clone(),
             });
         }
-        let net = self.capture.enroll(&spec).await?;
+        let net = match self.capture.enroll(&spec).await {
+            Ok(net) => net,
+            Err(error) => {
+                if matches!(error, CaptureError::Full { .. }) {
+                    self.kept_out.insert(spec.uid.clone());
+                }
+                return Err(error);
+            }
+        };
+        self.kept_out.remove(&spec.uid);
         let policy = self.feed.follow_policy(&pod.workload);
         let tasks = (0..net.listeners())
             .map(|listener| {
@@ -103,6 +115,7 @@ impl Enrolment {
 
     /// Releases the pods that are not desired; whether there was one.
     pub(super) fn release_others(&mut self, desired: &DesiredPods) -> bool {
+        self.kept_out.retain(|uid| desired.contains(uid));
         let gone: Vec<Arc<str>> = self.pods.keys().filter(|uid| !desired.contains(uid)).cloned().collect();
         for uid in &gone {
             self.release(uid);
@@ -126,6 +139,16 @@ impl Enrolment {
     /// Begins and ends the capture of what differs, and puts in order what failed before.
     pub(super) fn change_destinations(&mut self, delta: &Delta) {
         log_failure(self.capture.change_destinations(delta));
+    }
+
+    /// Why all that enrolled pods dial is captured, if it is.
+    pub(super) fn shortfall(&self) -> Option<&str> {
+        self.capture.shortfall()
+    }
+
+    /// How many pods a full map keeps out of the mesh.
+    pub(super) fn kept_out(&self) -> usize {
+        self.kept_out.len()
     }
 
     /// Lets the kubelet's probes through to the pods' probe ports.
@@ -182,6 +205,6 @@ impl Enrolment {
 
 fn log_failure(done: Result<(), CaptureError>) {
     if let Err(error) = done {
-        tracing::error!(%error, "the list of meshed destinations could not be updated");
+        tracing::error!(%error, "neither the meshed destinations nor everything can be captured");
     }
 }

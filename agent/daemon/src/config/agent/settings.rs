@@ -7,8 +7,8 @@ use crate::{
         settings::settings,
         values::{
             ClusterId, DataplaneLabel, DnsName, Drain, IssuerKind, ListenAddr, Location, LogFilter,
-            LoopbackAddr, Namespace, ObjectName, PostQuantum, ServerName, ServiceAddr, TrustBundles,
-            TrustDomains, Ttl, Url, VaultPath, Workers,
+            LoopbackAddr, MapEntries, Namespace, ObjectName, PostQuantum, ServerName, ServiceAddr,
+            TrustBundles, TrustDomains, Ttl, Url, VaultPath, Workers,
         },
     },
     telemetry::LogFormat,
@@ -68,6 +68,8 @@ settings! {
     kubelet_cgroup: Location, "AMBIT_KUBELET_CGROUP", "PATH";
     /// The BPF file system, mounted there if it is not [default: /sys/fs/bpf]
     bpf_root: Location, "AMBIT_BPF_ROOT", "PATH";
+    /// Other sizes of eBPF maps than the usual, for nodes and clusters that these are too small for
+    map_entries: MapEntries, "AMBIT_MAP_ENTRIES", "MAP=N[,..]";
     /// Where the CNI plugin is installed, as the node itself sees it; with --cni-conf-dir only
     cni_bin_dir: Location, "AMBIT_CNI_BIN_DIR", "DIR";
     /// Where the CNI network configuration is that the plugin is chained to, as the node itself sees it

@@ -53,6 +53,7 @@ fn defaults_are_those_of_the_help() {
             kubelet_cgroup: None,
             cgroup_root: None,
             bpf_root: "/sys/fs/bpf".into(),
+            map_entries: MapEntries::default(),
             cni: None,
             workers: default_workers(),
             post_quantum: PostQuantum::Offer,

@@ -5,7 +5,7 @@ mod probes;
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ambit_core::{
-    discovery::{Change, Pod, Protocol, Settings},
+    discovery::{Change, HostPort, Pod, Protocol, Settings},
     model::{NETNS_ANNOTATION, ObjectName, SpiffeId},
 };
 use serde_json::Value;
@@ -39,6 +39,10 @@ wire::objects! {
         pod_ip: Option<String>,
         #[serde(rename = "podIPs")]
         pod_ips: Option<Vec<PodIp>>,
+        #[serde(rename = "hostIP")]
+        host_ip: Option<String>,
+        #[serde(rename = "hostIPs")]
+        host_ips: Option<Vec<PodIp>>,
         conditions: Option<Vec<Condition>>,
     }
 
@@ -63,6 +67,9 @@ wire::objects! {
     ContainerPort {
         name: Option<String>,
         container_port: Option<i64>,
+        host_port: Option<i64>,
+        #[serde(rename = "hostIP")]
+        host_ip: Option<String>,
         protocol: Option<String>,
     }
 
@@ -95,6 +102,7 @@ pub(super) fn read(name: ObjectName, object: Value, settings: &Settings) -> Resu
         status.conditions.iter().flatten().find(|condition| condition.kind.as_deref() == Some("Ready"));
     let netns = metadata.annotations.and_then(|mut all| present(all.remove(NETNS_ANNOTATION)?));
     let ips = pod_ips(status.pod_ip, status.pod_ips)?;
+    let host_ips = host_ips(status.host_ip, status.host_ips);
     let containers = lasting(spec.containers, spec.init_containers);
     let pod = Pod {
         uid: present(metadata.uid).map_or_else(|| name.to_string().into(), Arc::from),
@@ -108,7 +116,9 @@ pub(super) fn read(name: ObjectName, object: Value, settings: &Settings) -> Resu
         ready: ready.is_none_or(|condition| condition.status.as_deref() == Some("True")),
         named_ports: named_ports(&containers)?,
         probe_ports: probes::ports(&containers, &ips)?,
+        host_ports: host_ports(&containers),
         ips,
+        host_ips,
         netns: netns.map(Arc::from),
         name,
     };
@@ -130,6 +140,14 @@ fn pod_ips(single: Option<String>, list: Option<Vec<PodIp>>) -> Result<Vec<IpAdd
     }
     dedup(&mut ips);
     Ok(ips)
+}
+
+/// The node's addresses, of which one that is of no use is no reason to pass the pod over.
+fn host_ips(single: Option<String>, list: Option<Vec<PodIp>>) -> Vec<IpAddr> {
+    let stated = single.into_iter().chain(list.into_iter().flatten().filter_map(|entry| entry.ip));
+    let mut ips: Vec<IpAddr> = stated.filter_map(|ip| address("", &ip).ok()).collect();
+    dedup(&mut ips);
+    ips
 }
 
 /// The containers that run as long as the pod does, with their paths from the object's root.
@@ -155,4 +173,19 @@ fn named_ports(containers: &[(String, Container)]) -> Result<BTreeMap<String, u1
         }
     }
     Ok(named)
+}
+
+/// TCP ports of the node that lead to the containers'. What is no port leads nowhere.
+fn host_ports(containers: &[(String, Container)]) -> Vec<HostPort> {
+    let ports = containers.iter().flat_map(|(_, container)| container.ports.iter().flatten());
+    let tcp = ports.filter(|port| protocol("", port.protocol.clone()) == Ok(Protocol::Tcp));
+    let host_port = |port: &ContainerPort| {
+        Some(HostPort {
+            // One that is given as unspecified means all.
+            ip: port.host_ip.as_deref().and_then(|ip| address("", ip).ok()),
+            port: port_number("", port.host_port?).ok()?,
+            target: port_number("", port.container_port?).ok()?,
+        })
+    };
+    tcp.filter_map(host_port).collect()
 }

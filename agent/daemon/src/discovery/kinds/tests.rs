@@ -3,7 +3,7 @@ mod peer_authentication;
 use std::net::IpAddr;
 
 use ambit_core::{
-    discovery::{Change as MeshChange, Protocol, TargetPort},
+    discovery::{Change as MeshChange, HostPort, Protocol, TargetPort},
     policy::Change as PolicyChange,
 };
 
@@ -67,7 +67,9 @@ spec:
     - {containerPort: 8080, name: http, protocol: TCP}
     - {containerPort: 8081, name: http}
     - {containerPort: 53, name: dns, protocol: UDP}
-    - {containerPort: 9000}
+    - {containerPort: 9000, hostPort: 90, hostIP: 192.0.2.1}
+    - {containerPort: 9001, hostPort: 91, hostIP: 0.0.0.0, protocol: TCP}
+    - {containerPort: 9001, hostPort: 91, protocol: UDP}
   - name: side
     ports: null
   initContainers:
@@ -80,6 +82,9 @@ status:
   - {lastProbeTime: null, status: "True", type: Initialized}
   - {lastProbeTime: null, status: "False", type: Ready}
   hostIP: 192.0.2.1
+  hostIPs:
+  - ip: 192.0.2.1
+  - ip: 2001:db8::1
   phase: Running
   podIP: 10.0.0.1
   podIPs:
@@ -94,6 +99,10 @@ status:
     assert_eq!(pod.identity.to_string(), "spiffe://cluster.local/ns/shop/sa/web");
     assert_eq!((&*pod.node, pod.netns.as_deref()), ("n1", Some("pod-a")));
     assert_eq!(pod.ips, ips(&["10.0.0.1", "fd00::1"]));
+    assert_eq!(pod.host_ips, ips(&["192.0.2.1", "2001:db8::1"]));
+    let host_port =
+        |ip: Option<&str>, port, target| HostPort { ip: ip.map(|ip| ip.parse().unwrap()), port, target };
+    assert_eq!(pod.host_ports, [host_port(Some("192.0.2.1"), 90, 9000), host_port(None, 91, 9001)]);
     assert_eq!(pod.labels["app"], "web");
     assert!(!pod.ready && !pod.terminal && !pod.host_network);
     let ports: Vec<_> = pod.named_ports.iter().map(|(name, port)| (&**name, *port)).collect();
@@ -201,6 +210,38 @@ status: {loadBalancer: {}}
             (53, TargetPort::Number(53), Protocol::Udp),
         ]
     );
+}
+
+#[test]
+fn a_service_seen_from_outside() {
+    let Change::Mesh(MeshChange::Service(service)) = one(r#"
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec:
+  clusterIP: 10.96.0.1
+  type: LoadBalancer
+  externalIPs: [198.51.100.1, 203.0.113.1]
+  externalTrafficPolicy: Local
+  ports:
+  - {name: http, port: 80, nodePort: 30080}
+  - {name: none, port: 81, nodePort: 0}
+status:
+  loadBalancer:
+    ingress:
+    - {ip: 203.0.113.1, ipMode: VIP, ports: [{port: 80, protocol: TCP}]}
+    - {ip: 203.0.113.2}
+    - {ip: 203.0.113.3, ipMode: Proxy}
+    - {hostname: lb.example.org}
+    - {ip: 127.0.0.1}
+"#)
+    else {
+        panic!("no service")
+    };
+    assert_eq!(service.external_ips, ips(&["198.51.100.1", "203.0.113.1", "203.0.113.2"]));
+    assert!(service.external_local && !service.local_only);
+    let node_ports: Vec<_> = service.ports.iter().map(|port| port.node_port).collect();
+    assert_eq!(node_ports, [Some(30_080), None]);
 }
 
 #[test]

@@ -83,6 +83,10 @@ seLinuxOptions:
   value: {{ .Values.log.filter | quote }}
 - name: AMBIT_LOG_FORMAT
   value: {{ .Values.log.format }}
+{{- with .Values.mapEntries }}
+- name: AMBIT_MAP_ENTRIES
+  value: {{ . | quote }}
+{{- end }}
 {{- with .Values.kubeletCgroup }}
 - name: AMBIT_KUBELET_CGROUP
   value: /host/cgroup/{{ trimPrefix "/" . }}
