@@ -36,8 +36,9 @@ impl Guard {
         let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
         let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
-            .map(|config| config.with_no_client_auth())
-            .and_then(|config| config.with_single_cert(vec![made.cert.der().clone()], key))
+            .map_err(|error| failed(&error))?
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
             .map_err(|error| failed(&error))?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self { authorizer, tls: TlsAcceptor::from(Arc::new(config)) })
