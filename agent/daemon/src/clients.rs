@@ -5,14 +5,21 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    fmt, io,
     net::{IpAddr, Ipv6Addr},
+    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll},
 };
 
-use tokio::sync::Notify;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::Notify,
+};
+use tonic::transport::server::Connected;
 
 /// The places of one server. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -126,6 +133,68 @@ impl Drop for Place {
     }
 }
 
+/// A client's connection for a gRPC server, which reads as ended by the client once its time is over.
+pub(crate) struct Held<S, I> {
+    stream: S,
+    info: I,
+    /// None once it is over.
+    over: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl<S, I> Held<S, I> {
+    /// `stream` until `over` returns; requests are told `info`.
+    pub(crate) fn until(over: impl Future<Output = ()> + Send + 'static, stream: S, info: I) -> Self {
+        Self { stream, info, over: Some(Box::pin(over)) }
+    }
+}
+
+impl<S, I> fmt::Debug for Held<S, I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held").field("over", &self.over.is_none()).finish_non_exhaustive()
+    }
+}
+
+impl<S, I: Clone + Send + Sync + 'static> Connected for Held<S, I> {
+    type ConnectInfo = I;
+
+    fn connect_info(&self) -> I {
+        self.info.clone()
+    }
+}
+
+impl<S: AsyncRead + Unpin, I: Unpin> AsyncRead for Held<S, I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let ended = self.over.as_mut().is_none_or(|over| over.as_mut().poll(context).is_ready());
+        if ended {
+            self.over = None;
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin, I: Unpin> AsyncWrite for Held<S, I> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
@@ -137,7 +206,7 @@ mod tests {
     }
 
     fn is_lost(place: &Place) -> bool {
-        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let mut context = Context::from_waker(std::task::Waker::noop());
         std::pin::pin!(place.lost()).poll(&mut context).is_ready()
     }
 

@@ -1,25 +1,17 @@
 //! TCP and TLS of the CA service. Bounds how many connections there are, of all and of one source, and how long each may take to
 //! prove anything: who has not proved itself makes room for the next.
 
-use std::{
-    io,
-    net::SocketAddr,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use ambit_proto::istio::auth::istio_certificate_service_server::IstioCertificateServiceServer;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::mpsc,
     time::{sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Server, server::Connected};
+use tonic::transport::Server;
 
 use super::{
     CaServiceError,
@@ -29,7 +21,7 @@ use super::{
     standing::Standing,
 };
 use crate::{
-    clients::{Place, Places, Source},
+    clients::{Held, Place, Places, Source},
     identity::Leaf,
 };
 
@@ -53,6 +45,9 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// The longest request read.
 const MAX_REQUEST: usize = 64 * 1024;
 const MAX_HEADERS: u32 = 32 * 1024;
+
+/// A connection after its handshake.
+type Secured = Held<TlsStream<TcpStream>, Peer>;
 
 /// How long clients may take.
 #[derive(Clone, Copy, Debug)]
@@ -167,56 +162,6 @@ async fn secure(
         Some([leaf, ..]) => Some(Leaf::read(leaf).map_err(io::Error::other)?.id),
     };
     let standing = Arc::new(Standing::new(place, patience.proof, patience.idle));
-    let over = Box::pin(standing.clone().over());
-    let peer = Peer { addr: addr.ip().to_canonical(), identity, standing };
-    Ok(Secured { stream, peer, over: Some(over) })
-}
-
-/// A connection after its handshake. When its time is over it reads as ended by the client.
-struct Secured {
-    stream: TlsStream<TcpStream>,
-    peer: Peer,
-    /// None once it is over.
-    over: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-}
-
-impl Connected for Secured {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
-    }
-}
-
-impl AsyncRead for Secured {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match &mut self.over {
-            None => return Poll::Ready(Ok(())),
-            Some(over) => {
-                if over.as_mut().poll(cx).is_ready() {
-                    self.over = None;
-                    return Poll::Ready(Ok(()));
-                }
-            }
-        }
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Secured {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
+    let over = standing.clone().over();
+    Ok(Held::until(over, stream, Peer { addr: addr.ip().to_canonical(), identity, standing }))
 }
