@@ -194,13 +194,13 @@ impl Ca {
         self,
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), CaServiceError> {
-        let Self { listener, authority, callers, service, metrics: _, readiness, patience } = self;
+        let Self { listener, authority, callers, service, metrics, readiness, patience } = self;
         let following = async {
             let expiry = watch_expiry(&authority, &readiness);
             tokio::join!(authority.clone().follow(), callers.follow(), expiry);
         };
         tokio::select! {
-            served = server::serve(listener, authority.clone(), service, patience, shutdown) => served,
+            served = server::serve(listener, authority.clone(), service, metrics, patience, shutdown) => served,
             // The runtime ends.
             () = following => Ok(()),
         }

@@ -17,6 +17,7 @@ use super::{
     CaServiceError,
     authority::Authority,
     limits::Limits,
+    metrics::CaMetrics,
     service::{Peer, Service},
     standing::Standing,
 };
@@ -75,11 +76,12 @@ pub(super) async fn serve(
     listener: TcpListener,
     authority: Arc<Authority>,
     service: Service,
+    metrics: CaMetrics,
     patience: Patience,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), CaServiceError> {
     let (ready, incoming) = mpsc::channel::<io::Result<Secured>>(64);
-    let accepting = accept(listener, authority, patience, ready);
+    let accepting = accept(listener, authority, metrics, patience, ready);
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let service = IstioCertificateServiceServer::new(service).max_decoding_message_size(MAX_REQUEST);
     let server = Server::builder()
@@ -108,6 +110,7 @@ pub(super) async fn serve(
 async fn accept(
     listener: TcpListener,
     authority: Arc<Authority>,
+    metrics: CaMetrics,
     patience: Patience,
     ready: mpsc::Sender<io::Result<Secured>>,
 ) {
@@ -126,19 +129,24 @@ async fn accept(
             return std::future::pending().await;
         }
         if !handshakes.take(&Source::of(addr.ip()), std::time::Instant::now()) {
+            metrics.dropped("rate");
             tracing::debug!(%addr, "turned away: too many connections a second from there");
             continue;
         }
         let Some(place) = places.take(addr.ip()) else {
+            metrics.dropped("full");
             tracing::debug!(%addr, "turned away: as many connections as there may be");
             continue;
         };
-        let (acceptor, ready) = (TlsAcceptor::from(authority.tls()), ready.clone());
+        let (acceptor, ready, metrics) = (TlsAcceptor::from(authority.tls()), ready.clone(), metrics.clone());
         tokio::spawn(async move {
             match secure(acceptor, stream, addr, place, patience).await {
                 // Nobody receives while the service ends.
                 Ok(secured) => drop(ready.send(Ok(secured)).await),
-                Err(error) => tracing::debug!(%addr, %error, "TLS handshake failed"),
+                Err(error) => {
+                    metrics.dropped("handshake");
+                    tracing::debug!(%addr, %error, "TLS handshake failed");
+                }
             }
         });
     }

@@ -31,8 +31,17 @@ app.kubernetes.io/component: ca
 ambit-ca-root
 {{- end }}
 
+{{- /* With a default here as well: helm upgrade --reuse-values knows no values that are new. */ -}}
+{{- define "ambit.metricsAuth" -}}
+{{ .Values.metrics.auth | default "none" }}
+{{- end }}
+
+{{- define "ambit.healthPort" -}}
+{{ .Values.ca.healthPort | default 15021 }}
+{{- end }}
+
 {{- define "ambit.metricsGuarded" -}}
-{{- if and .Values.metrics.enabled (eq .Values.metrics.auth "token") }}true{{ end }}
+{{- if and .Values.metrics.enabled (eq (include "ambit.metricsAuth" .) "token") }}true{{ end }}
 {{- end }}
 
 {{- /* What asking who may read metrics takes. */ -}}

@@ -45,6 +45,11 @@ async fn a_crowd_from_one_source_costs_nobody_else_a_certificate() {
     }
     assert!(turned_away > 50, "{turned_away} were turned away");
     issue(&ca.issuer(), WEB).await.expect("another source is not concerned");
+    let metrics = ca.metrics.encode();
+    for reason in ["rate", "handshake"] {
+        let line = format!("ambit_ca_connections_dropped_total{{reason=\"{reason}\"}} ");
+        assert!(metrics.contains(&line), "{metrics}");
+    }
 }
 
 #[tokio::test]

@@ -93,7 +93,7 @@ seLinuxOptions:
 - name: AMBIT_METRICS_ADDR
   value: 0.0.0.0:{{ .Values.metrics.port }}
 - name: AMBIT_METRICS_AUTH
-  value: {{ .Values.metrics.auth }}
+  value: {{ include "ambit.metricsAuth" . }}
 {{- end }}
 {{- if .Values.cni.enabled }}
 - name: AMBIT_CNI_ACCOUNT
