@@ -38,8 +38,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The shortest and the longest time between two tokens, whatever life the API server gave the first.
 const SOONEST: Duration = Duration::from_secs(30);
 const LATEST: Duration = Duration::from_secs(LIFETIME as u64 / 2);
-/// After a failure; it doubles with each that follows, up to [`LATEST`].
+/// After a failure; it doubles with each that follows.
 const FIRST_WAIT: Duration = Duration::from_secs(5);
+const LONGEST_WAIT: Duration = Duration::from_secs(120);
 
 /// Whose token the plugin gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,7 +95,7 @@ pub(crate) async fn follow_credentials(account: Option<Account>, dir: PathBuf) {
                 told = Some(error);
                 let wait = FIRST_WAIT * 2_u32.saturating_pow(failures.min(16));
                 failures += 1;
-                wait.min(LATEST)
+                wait.min(LONGEST_WAIT)
             }
         };
         // Not all nodes at once.
