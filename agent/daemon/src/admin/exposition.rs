@@ -37,7 +37,7 @@ impl Format {
     pub(super) fn content_type(self) -> &'static str {
         match self {
             Self::OpenMetrics => "application/openmetrics-text;charset=utf-8;version=1.0.0",
-            Self::Text => "text/plain;charset=utf-8;version=0.0.4",
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
         }
     }
 

@@ -90,7 +90,7 @@ async fn readiness_names_what_is_pending() {
 async fn metrics_are_in_the_format_that_their_type_names() {
     let server = Running::start().await;
     let plain = server.get("/metrics", "accept: */*\r\n").await;
-    assert!(plain.contains("content-type: text/plain;charset=utf-8;version=0.0.4\r\n"), "{plain}");
+    assert!(plain.contains("content-type: text/plain; version=0.0.4; charset=utf-8\r\n"), "{plain}");
     assert!(plain.contains("istio_build{") && !plain.contains("# EOF"), "{plain}");
     assert!(plain.contains("_total counter\n"), "counters are declared by other names: {plain}");
     let accept = "accept: text/plain;q=0.5, application/openmetrics-text;version=1.0.0\r\n";
