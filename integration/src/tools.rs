@@ -9,6 +9,7 @@ mod crowd;
 mod http;
 mod node_init;
 mod servers;
+mod silence;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -22,6 +23,7 @@ pub use self::{
     clients::{Attempt, Latency, Tally},
     crowd::CrowdTally,
     http::BODY as HTTP_BODY,
+    silence::Silent,
 };
 
 /// Which tool, and how.
@@ -51,6 +53,8 @@ pub enum Tool {
     CreateCertificate(certificates::CreateCertificate),
     /// Asks certificate services for as many certificates as they give.
     IssueLoad(certificates::IssueLoad),
+    /// Connects to servers, many times over, and says nothing.
+    Silence(silence::Silence),
     /// The first process of a cluster's node.
     NodeInit(NodeInit),
 }
@@ -186,6 +190,7 @@ pub fn run(tool: &Tool) -> Result<()> {
         Tool::Crowd(how) => print(&crowd::run(how)?),
         Tool::CreateCertificate(how) => print(&certificates::create(how)?),
         Tool::IssueLoad(how) => print(&certificates::load(how)?),
+        Tool::Silence(how) => print(&silence::keep(how)?),
         Tool::NodeInit(how) => node_init::run(how),
     }
 }

@@ -18,7 +18,7 @@ use std::{io, path::PathBuf};
 
 use crate::instance::InstanceError;
 
-pub(crate) use credentials::{Credentials, follow_credentials};
+pub(crate) use credentials::{Account, follow_credentials};
 pub(crate) use install::{Installed, Installer, Repairs, uninstall};
 pub(crate) use plugin::run;
 pub(crate) use protocol::{Answer, BINARY, Command, ENROLMENT_WAIT, Outcome, PodRef, Request};

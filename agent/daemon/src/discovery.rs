@@ -9,8 +9,8 @@ mod followers;
 mod kinds;
 mod kubernetes;
 mod ledger;
-mod observed;
 mod origin;
+mod wanted;
 
 use std::{
     fmt,
@@ -31,8 +31,8 @@ use tokio::{sync::watch, task::JoinSet};
 
 pub(crate) use changes::Changes;
 pub(crate) use kinds::Key;
-pub(crate) use observed::{ACCEPTED_CONDITION, ObservedStatus, PodState, PolicyStatus, STATE_ANNOTATION};
 pub(crate) use origin::Origin;
+pub(crate) use wanted::{ACCEPTED_CONDITION, PolicyStatus, WantedStatuses};
 
 use changes::Readers;
 use followers::Followers;
@@ -106,7 +106,7 @@ struct Shared {
     /// What the source fills and the world is settled from; readers have no part in it.
     ledger: Mutex<Ledger>,
     world: ArcSwap<World>,
-    observed: Mutex<ObservedStatus>,
+    wanted: Mutex<WantedStatuses>,
     /// Locked while a world is published: who begins to follow misses none.
     audience: Mutex<Audience>,
     revision: watch::Sender<u64>,
@@ -149,9 +149,10 @@ impl Feed {
         self.shared.update(|ledger| ledger.assign_addresses(uid, ips, Instant::now()));
     }
 
-    /// What the API shows of the agents' reports now. A change of it makes no new revision.
-    pub(crate) fn observed(&self) -> ObservedStatus {
-        self.shared.observed().clone()
+    /// The policies whose status does not say what the agents make of them, and what it should say. A change of it makes no
+    /// new revision.
+    pub(crate) fn wanted_statuses(&self) -> WantedStatuses {
+        self.shared.wanted().clone()
     }
 
     /// Returns when the first complete state has been read.
@@ -167,7 +168,7 @@ impl Feed {
         let shared = Shared {
             ledger: Mutex::new(ledger),
             world,
-            observed: Mutex::default(),
+            wanted: Mutex::default(),
             audience: Mutex::default(),
             revision: watch::Sender::new(1),
             tasks: Mutex::default(),
@@ -203,8 +204,8 @@ impl Shared {
         *self.tasks.lock().unwrap_or_else(PoisonError::into_inner) = tasks;
     }
 
-    fn observed(&self) -> MutexGuard<'_, ObservedStatus> {
-        self.observed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn wanted(&self) -> MutexGuard<'_, WantedStatuses> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn audience(&self) -> MutexGuard<'_, Audience> {
@@ -225,9 +226,9 @@ pub(crate) fn watch_folder(dir: &Path, settings: Settings) -> Result<Feed, Disco
     folder::watch(dir, settings)
 }
 
-/// Watches the objects of the cluster that `client` leads to, and of this `node` what its pods bear of ours. Returns at
-/// once; the feed is not synced before everything has been read. Changes are in force well within a second, and what is
-/// known stays in force while the API is away. Must be called in a tokio runtime.
-pub(crate) fn watch_cluster(client: &Client, settings: Settings, node: &str) -> Feed {
-    kubernetes::watch(client, settings, node)
+/// Watches the objects of the cluster that `client` leads to. Returns at once; the feed is not synced before everything has
+/// been read. Changes are in force well within a second, and what is known stays in force while the API is away. Must be called
+/// in a tokio runtime.
+pub(crate) fn watch_cluster(client: &Client, settings: Settings) -> Feed {
+    kubernetes::watch(client, settings)
 }

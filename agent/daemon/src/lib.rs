@@ -8,6 +8,7 @@ mod app;
 mod ca;
 mod capture;
 pub mod cli;
+mod clients;
 mod cluster;
 mod cni;
 mod config;

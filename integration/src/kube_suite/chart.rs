@@ -32,13 +32,14 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 /// Beside the defaults.
-const VARIANTS: [&[&str]; 8] = [
+const VARIANTS: [&[&str]; 9] = [
     &[],
     &["issuer.kind=istio"],
     &["issuer.kind=vault", "issuer.vault.address=https://vault:8200", "issuer.vault.caConfigMap=vault-ca"],
     &["issuer.kind=spire"],
     &["ca.cacertsSecret=cacerts", "networkPolicy.nodeCIDRs={10.0.0.0/8}", "image.pullSecrets={registry}"],
     &["cni.enabled=false", "admin.enabled=false", "metrics.enabled=false", "agent.checkNode=false"],
+    &["metrics.auth=token", "ca.healthPort=15099", "metrics.port=15098"],
     &["crds.install=false", "networkPolicy.enabled=false", "ca.replicas=1", "drainSeconds=0"],
     &["monitoring.dashboard.enabled=true", "kubeletCgroup=/kubelet", "trustDomainAliases={old.example}"],
 ];
@@ -76,6 +77,7 @@ fn nonsense(site: &mut Site) -> Result<()> {
         ("cni.binDir=opt/cni", "/cni/binDir"),
         ("label=mesh", "/label"),
         ("ca.replicas=0", "/ca/replicas"),
+        ("metrics.auth=basic", "/metrics/auth"),
         ("svidTTL=1", "/svidTTL"),
         ("issuer.kind=vault", "issuer.vault.address is needed"),
     ] {

@@ -84,10 +84,10 @@ fn prepare(site: &Site, namespace: &str) -> Result<()> {
         ] }),
         binding("ClusterRoleBinding", "ClusterRole", &cluster_role),
         json!({ "apiVersion": rbac, "kind": "Role", "metadata": { "name": "ca", "namespace": namespace }, "rules": [
-            { "apiGroups": [""], "resources": ["secrets"], "resourceNames": [SECRET], "verbs": ["get"] },
+            { "apiGroups": [""], "resources": ["secrets"], "resourceNames": [SECRET],
+              "verbs": ["create", "get", "patch"] },
             { "apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["ambit-ca-root"],
-              "verbs": ["get", "patch"] },
-            { "apiGroups": [""], "resources": ["secrets", "configmaps"], "verbs": ["create"] },
+              "verbs": ["create", "patch"] },
         ] }),
         binding("RoleBinding", "Role", "ca"),
     ];

@@ -205,16 +205,7 @@ type Client = IstioCertificateServiceClient<Channel>;
 
 /// A client that connects when it is first used.
 fn connect(to: SocketAddr, root: &Path, server_name: &str) -> Result<Client> {
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(root).with_context(|| root.display().to_string())? {
-        roots.add(certificate?)?;
-    }
-    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let connector = TlsConnector::from(Arc::new(config));
+    let connector = TlsConnector::from(Arc::new(trusting(root)?));
     let name = ServerName::try_from(server_name.to_owned())?;
     let dial = tower::service_fn(move |_| {
         let (connector, name) = (connector.clone(), name.clone());
@@ -226,6 +217,20 @@ fn connect(to: SocketAddr, root: &Path, server_name: &str) -> Result<Client> {
     });
     let endpoint = Endpoint::try_from(format!("https://{to}"))?.connect_timeout(Duration::from_secs(5));
     Ok(IstioCertificateServiceClient::new(endpoint.connect_with_connector_lazy(dial)))
+}
+
+/// TLS for gRPC with a server whose certificate leads to the roots in a file.
+pub(super) fn trusting(root: &Path) -> Result<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(root).with_context(|| root.display().to_string())? {
+        roots.add(certificate?)?;
+    }
+    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
 }
 
 fn with_causes(status: &Status) -> String {

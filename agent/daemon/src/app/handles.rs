@@ -16,7 +16,9 @@ use super::{
     trust,
 };
 use crate::{
+    admin::{Guard, METRICS_PATH, Page},
     capture::{Capture, CaptureSettings, Cgroups},
+    cluster::Authorizer,
     config::{AgentConfig, SourceConfig},
     discovery::Feed,
     identity::KeyStore,
@@ -116,7 +118,7 @@ impl Handles {
         node: &'a mut Node,
         attaching: Attaching,
         signals: Signals,
-    ) -> Serving<'a> {
+    ) -> anyhow::Result<Serving<'a>> {
         let status = Status {
             node: config.node.clone(),
             instance: config.instance.clone(),
@@ -127,16 +129,28 @@ impl Handles {
             keys: self.keys.clone(),
             telemetry: self.telemetry.clone(),
         };
-        Serving {
+        let page = Page {
+            metrics: Some(Arc::new(self.telemetry.clone())),
+            guard: self.guard(config)?,
+            readiness: self.readiness.clone(),
+        };
+        Ok(Serving {
             node,
             proxy: self.proxy.clone(),
             telemetry: self.telemetry.clone(),
             status: Arc::new(status),
             attaching,
             addrs: Addrs { metrics: config.metrics_addr, admin: config.admin_addr },
+            page,
             readiness: self.readiness.clone(),
             drain: config.drain,
             signals,
-        }
+        })
+    }
+
+    /// What stands before the metrics, if they are not for everybody.
+    fn guard(&self, config: &AgentConfig) -> anyhow::Result<Option<Arc<Guard>>> {
+        let Some(api) = self.api.clone().filter(|_| config.metrics_guarded) else { return Ok(None) };
+        Ok(Some(Arc::new(Guard::new(Authorizer::new(api, METRICS_PATH))?)))
     }
 }

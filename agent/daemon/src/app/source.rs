@@ -22,7 +22,7 @@ pub(super) async fn open(config: &AgentConfig) -> anyhow::Result<(Feed, Option<C
             let connected = async || cluster::client(cluster::config(kubeconfig.as_deref()).await?);
             let hint = "cannot watch a cluster; for a folder of manifests pass --manifests DIR";
             let client = connected().await.context(hint)?;
-            Ok((discovery::watch_cluster(&client, settings, &config.node), Some(client)))
+            Ok((discovery::watch_cluster(&client, settings), Some(client)))
         }
     }
 }

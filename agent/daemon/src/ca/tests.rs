@@ -1,8 +1,11 @@
+mod crowds;
+
 use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::Path,
     process::Command,
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Instant, SystemTime},
 };
 
@@ -44,6 +47,8 @@ struct Running {
     addr: SocketAddr,
     metrics: CaMetrics,
     readiness: Readiness,
+    /// Connections made by [`Running::raw`].
+    dialled: Arc<AtomicUsize>,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<Result<(), CaServiceError>>,
 }
@@ -54,6 +59,10 @@ impl Running {
     }
 
     async fn start_with(dir: TempDir, change: impl FnOnce(&mut CaSettings)) -> Self {
+        Self::run(dir, change, Patience::default()).await
+    }
+
+    async fn run(dir: TempDir, change: impl FnOnce(&mut CaSettings), patience: Patience) -> Self {
         let callers = dir.path().join("callers.yaml");
         write_private(&callers, CALLERS);
         fs::write(dir.path().join("token"), TOKEN).unwrap();
@@ -73,13 +82,14 @@ impl Running {
         };
         change(&mut settings);
         let readiness = Readiness::default();
-        let ca = Ca::open(settings, Arc::new(SystemClock), readiness.clone()).await.unwrap();
+        let mut ca = Ca::open(settings, Arc::new(SystemClock), readiness.clone()).await.unwrap();
+        ca.patience = patience;
         let (addr, metrics) = (ca.addr().unwrap(), ca.metrics());
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(ca.serve(async {
             let _ = stopped.await;
         }));
-        Self { dir, addr, metrics, readiness, stop: Some(stop), task }
+        Self { dir, addr, metrics, readiness, dialled: Arc::default(), stop: Some(stop), task }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -99,8 +109,8 @@ impl Running {
         .unwrap()
     }
 
-    /// A client that says what it likes.
-    fn raw(&self, identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>) -> Raw {
+    /// TLS as a client does it.
+    fn tls(&self, identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>) -> TlsConnector {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(self.path("ca/root-cert.pem")).unwrap()).unwrap();
         let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -112,10 +122,16 @@ impl Running {
             None => config.with_no_client_auth(),
         };
         config.alpn_protocols = vec![b"h2".to_vec()];
-        let (connector, addr) = (TlsConnector::from(Arc::new(config)), self.addr);
+        TlsConnector::from(Arc::new(config))
+    }
+
+    /// A client that says what it likes.
+    fn raw(&self, identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>) -> Raw {
+        let (connector, addr, dialled) = (self.tls(identity), self.addr, self.dialled.clone());
         let connect = tower::service_fn(move |_| {
-            let connector = connector.clone();
+            let (connector, dialled) = (connector.clone(), dialled.clone());
             async move {
+                dialled.fetch_add(1, Ordering::Relaxed);
                 let name = ServerName::try_from("ca.test").unwrap();
                 Ok::<_, std::io::Error>(TokioIo::new(
                     connector.connect(name, TcpStream::connect(addr).await?).await?,

@@ -16,7 +16,7 @@ use super::{
     ConfigError,
     folders::{CniDirs, private_folder},
     settings::read,
-    values::{DataplaneLabel, IssuerKind, Location, MapEntries, PostQuantum, VaultPath},
+    values::{DataplaneLabel, IssuerKind, Location, MapEntries, MetricsAuth, PostQuantum, VaultPath},
 };
 use crate::{
     identity::{IstioSettings, VaultConfig, VaultLogin},
@@ -80,6 +80,10 @@ pub(crate) struct AgentConfig {
     pub(crate) map_entries: MapEntries,
     /// Where the CNI plugin is installed and chained; not at all if `None`.
     pub(crate) cni: Option<CniDirs>,
+    /// Namespace and name of the service account that the CNI plugin asks the API as.
+    pub(crate) cni_account: Option<(String, String)>,
+    /// Whether metrics are only for bearers of a token whom the cluster's RBAC lets read them.
+    pub(crate) metrics_guarded: bool,
     /// Threads of the runtime that carries traffic, 1 to 256.
     pub(crate) workers: usize,
     /// Use of the hybrid post-quantum key exchange.
@@ -150,6 +154,10 @@ impl AgentConfig {
         let trust_domain = settings.trust_domain.unwrap_or_default();
         let trust_domain_aliases = settings.trust_domain_aliases.map_or_else(Vec::new, |domains| domains.0);
         let trust_bundles = settings.trust_bundle.map_or_else(Vec::new, |bundles| bundles.0);
+        let metrics_guarded = settings.metrics_auth.unwrap_or_default() == MetricsAuth::Token;
+        if metrics_guarded && settings.manifests.is_some() {
+            return Err(ConfigError::Both { first: "manifests", second: "metrics-auth token" });
+        }
         let own = |domain: &TrustDomain| *domain == trust_domain || trust_domain_aliases.contains(domain);
         if let Some((domain, _)) = trust_bundles.iter().find(|(domain, _)| own(domain)) {
             return Err(ConfigError::OwnTrustDomain(domain.clone()));
@@ -181,6 +189,8 @@ impl AgentConfig {
             map_entries: settings.map_entries.unwrap_or_default(),
             bpf_root: settings.bpf_root.map_or_else(|| DEFAULT_BPF_ROOT.into(), |path| path.0),
             cni: CniDirs::of(settings.cni_bin_dir, settings.cni_conf_dir)?,
+            cni_account: settings.cni_account.map(|account| (account.namespace, account.name)),
+            metrics_guarded,
             workers: settings.workers.map_or_else(default_workers, |workers| workers.0.get()),
             post_quantum: settings.post_quantum.unwrap_or_default(),
             crl_file: settings.crl_file.map(|path| path.0),

@@ -21,7 +21,7 @@ use kube::Client;
 use tokio::{sync::Notify, task::JoinSet, time::sleep};
 use tracing::info;
 
-use super::{Feed, Shared, kinds::Kind, ledger::Ledger, observed::ObservedStatus};
+use super::{Feed, Shared, kinds::Kind, ledger::Ledger, wanted::WantedStatuses};
 use health::Health;
 use resource_watch::ResourceWatch;
 
@@ -29,12 +29,11 @@ use resource_watch::ResourceWatch;
 const GATHER: Duration = Duration::from_millis(50);
 
 /// Starts to watch; returns at once, with a feed that is not synced yet. Must be called in a tokio runtime.
-pub(super) fn watch(client: &Client, settings: Settings, node: &str) -> Feed {
+pub(super) fn watch(client: &Client, settings: Settings) -> Feed {
     let feed = Feed::new(settings.clone());
     let hub = Arc::new(Hub {
         shared: Arc::downgrade(&feed.shared),
         settings,
-        node: node.into(),
         unread: AtomicUsize::new(Kind::rows().len()),
         changed: Notify::new(),
         health: Health::default(),
@@ -63,7 +62,6 @@ async fn publish(hub: Arc<Hub>) {
 struct Hub {
     shared: Weak<Shared>,
     settings: Settings,
-    node: Arc<str>,
     /// Resources that have not been read to their end yet.
     unread: AtomicUsize,
     changed: Notify,
@@ -79,10 +77,10 @@ impl Hub {
         }
     }
 
-    /// Takes note of what the API shows of the agents' reports; no world follows.
-    fn observe(&self, change: impl FnOnce(&mut ObservedStatus)) {
+    /// Takes note of what the status of policies should say; no world follows.
+    fn observe(&self, change: impl FnOnce(&mut WantedStatuses)) {
         if let Some(shared) = self.shared.upgrade() {
-            change(&mut shared.observed());
+            change(&mut shared.wanted());
         }
     }
 

@@ -7,8 +7,8 @@ use crate::{
         settings::settings,
         values::{
             ClusterId, DataplaneLabel, DnsName, Drain, IssuerKind, ListenAddr, Location, LogFilter,
-            LoopbackAddr, MapEntries, Namespace, ObjectName, PostQuantum, ServerName, ServiceAddr,
-            TrustBundles, TrustDomains, Ttl, Url, VaultPath, Workers,
+            LoopbackAddr, MapEntries, MetricsAuth, Namespace, ObjectName, PostQuantum, ServerName,
+            ServiceAddr, TrustBundles, TrustDomains, Ttl, Url, VaultPath, Workers,
         },
     },
     telemetry::LogFormat,
@@ -40,6 +40,8 @@ settings! {
     run_dir: Location, "AMBIT_RUN_DIR", "DIR";
     /// Where to serve /metrics and /healthz over HTTP; without it nothing is served
     metrics_addr: ListenAddr, "AMBIT_METRICS_ADDR", "ADDR";
+    /// Who may read /metrics: everybody (none), or over TLS who bears a token that RBAC allows get on it (token) [default: none]
+    metrics_auth: MetricsAuth, "AMBIT_METRICS_AUTH", "WHO";
     /// How long connections may go on after SIGTERM, or after another agent has taken over, 0s to 1h [default: 25s]
     drain: Drain, "AMBIT_DRAIN", "DURATION";
     /// Where to serve the status to programs of this host, for ambit status --kubeconfig; without it only over the socket
@@ -74,6 +76,8 @@ settings! {
     cni_bin_dir: Location, "AMBIT_CNI_BIN_DIR", "DIR";
     /// Where the CNI network configuration is that the plugin is chained to, as the node itself sees it
     cni_conf_dir: Location, "AMBIT_CNI_CONF_DIR", "DIR";
+    /// The service account that the CNI plugin asks the API as while no agent runs; without it the plugin does not ask
+    cni_account: ObjectName, "AMBIT_CNI_ACCOUNT", "NAMESPACE/NAME";
     /// How many threads carry traffic [default: one for each processor, at most 8]
     workers: Workers, "AMBIT_WORKERS", "N";
     /// Whether tunnels use the hybrid key exchange X25519MLKEM768: off, offer, prefer or require [default: offer]

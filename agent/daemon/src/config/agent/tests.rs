@@ -55,6 +55,8 @@ fn defaults_are_those_of_the_help() {
             bpf_root: "/sys/fs/bpf".into(),
             map_entries: MapEntries::default(),
             cni: None,
+            cni_account: None,
+            metrics_guarded: false,
             workers: default_workers(),
             post_quantum: PostQuantum::Offer,
             crl_file: None,
@@ -219,6 +221,15 @@ fn without_a_folder_the_source_is_a_cluster() {
     assert_eq!(source(&["--kubeconfig", "/k"]), SourceConfig::Cluster { kubeconfig: Some("/k".into()) });
     let both = resolve(&line(&["--kubeconfig", "/k", "--manifests", "/m"])).unwrap_err();
     assert_eq!(message(both), "--manifests and --kubeconfig cannot both be set");
+}
+
+#[test]
+fn metrics_are_guarded_where_a_cluster_can_be_asked() {
+    let line = |more: &[&'static str]| [&["--node", "n1", "--ca-dir", "/ca"], more].concat();
+    assert!(resolve(&line(&["--metrics-auth", "token"])).unwrap().metrics_guarded);
+    assert!(!resolve(&line(&["--metrics-auth", "none", "--manifests", "/m"])).unwrap().metrics_guarded);
+    let error = resolve(&line(&["--metrics-auth", "token", "--manifests", "/m"])).unwrap_err();
+    assert_eq!(message(error), "--manifests and --metrics-auth token cannot both be set");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Who signs, who is believed, and by which key exchange.
+//! Who signs, who is believed, by which key exchange, and who may read metrics.
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
@@ -33,6 +33,28 @@ impl FromStr for IssuerKind {
             "vault" => Ok(Self::Vault),
             "spire" => Ok(Self::Spire),
             _ => Err("use builtin, istio, files, vault or spire".to_owned()),
+        }
+    }
+}
+
+/// Who may read metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum MetricsAuth {
+    /// Everybody.
+    #[default]
+    None,
+    /// Who bears a token of the cluster whose owner RBAC lets read them.
+    Token,
+}
+
+impl FromStr for MetricsAuth {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self::None),
+            "token" => Ok(Self::Token),
+            _ => Err("use none or token".to_owned()),
         }
     }
 }

@@ -58,8 +58,6 @@ pub(in crate::discovery) struct Row {
 pub(in crate::discovery) enum Report {
     /// They do not.
     Nothing,
-    /// Each on the pods of its own node, by [`STATE_ANNOTATION`](crate::discovery::STATE_ANNOTATION).
-    StateAnnotation,
     /// One of them, by [`ACCEPTED_CONDITION`](crate::discovery::ACCEPTED_CONDITION).
     AcceptedCondition,
 }
@@ -89,7 +87,7 @@ static TABLE: [Row; 5] = [
         name_is_shared: false,
         read: pod::read,
         gone: |name| Change::Mesh(MeshChange::PodGone(name)),
-        report: Report::StateAnnotation,
+        report: Report::Nothing,
     },
     Row {
         kind: Kind::Service,

@@ -7,7 +7,6 @@ use kube::{
     Api, Client,
     runtime::watcher::{self, Event, InitialListStrategy, watcher},
 };
-use serde_json::Value;
 use tokio::time::{sleep, timeout};
 use tokio_stream::{Stream, StreamExt};
 use tracing::{debug, info};
@@ -16,9 +15,8 @@ use super::{Hub, health::Failure, object::ApiObject, policy_status::CurrentStatu
 use crate::{
     cluster::sentence,
     discovery::{
-        Origin, PodState, Problem, STATE_ANNOTATION,
+        Origin, Problem,
         kinds::{Entry, Key, Report, Row},
-        observed::Observation,
     },
 };
 
@@ -140,7 +138,7 @@ impl ResourceWatch {
             Event::Apply(object) => self.write(object),
             Event::Delete(object) => {
                 let key = self.key_of(&object);
-                self.hub.observe(|observed| observed.forget(&key));
+                self.hub.observe(|statuses| statuses.forget(&key));
                 self.hub.write(|ledger| ledger.forget(&Origin::Object(key)));
             }
             Event::InitDone => {
@@ -154,12 +152,10 @@ impl ResourceWatch {
     /// Reads outside the ledger's lock.
     fn write(&self, object: ApiObject) {
         let key = self.key_of(&object);
-        let state = (self.row.report == Report::StateAnnotation).then(|| self.pod_state(&object.value));
         let status = (self.row.report == Report::AcceptedCondition).then(|| CurrentStatus::of(&object.value));
         let read = Entry::read(self.row.kind, object.value, &self.hub.settings);
-        let wanted = || status?.wanted(read.as_ref().ok()?).map(Observation::Policy);
-        let observation = state.flatten().map(Observation::Pod).or_else(wanted);
-        self.hub.observe(|observed| observed.set(&key, observation));
+        let wanted = status.and_then(|status| status.wanted(read.as_ref().ok()?));
+        self.hub.observe(|statuses| statuses.set(&key, wanted));
         let origin = Origin::Object(key);
         self.hub.write(|ledger| match read {
             Ok(entry) => ledger.take(&origin, vec![entry], Vec::new()),
@@ -172,20 +168,10 @@ impl ResourceWatch {
         Key { kind: self.row.kind, name: object.name() }
     }
 
-    /// What the annotation of a pod of this node says.
-    fn pod_state(&self, pod: &Value) -> Option<PodState> {
-        if pod.pointer("/spec/nodeName")?.as_str()? != &*self.hub.node {
-            return None;
-        }
-        let metadata = pod.get("metadata")?;
-        let state = metadata.get("annotations")?.get(STATE_ANNOTATION)?.as_str()?;
-        Some(PodState { uid: metadata.get("uid")?.as_str()?.into(), state: state.into() })
-    }
-
     /// The resource has been read to its end, and has these objects.
     fn complete(&mut self, present: &HashSet<ObjectName>) {
         debug!(resource = self.row.plural, objects = present.len(), "read");
-        self.hub.observe(|observed| observed.retain(self.row.kind, present));
+        self.hub.observe(|statuses| statuses.retain(self.row.kind, present));
         self.hub.write(|ledger| ledger.retain(self.row.kind, present));
         if !std::mem::replace(&mut self.read, true) {
             self.hub.read_one();
@@ -215,7 +201,7 @@ impl ResourceWatch {
         debug!(resource = self.row.plural, code, reason, failures = self.failures, "watch failed");
         let streaming = self.strategy == InitialListStrategy::StreamingList;
         match code {
-            // The version to go on from is too old. ObservedStatus in the stream, the watcher lists anew of its own accord.
+            // The version to go on from is too old. In the stream, the watcher lists anew of its own accord.
             410 => return matches!(error, Error::WatchStartFailed(_)).then_some(Over::Again),
             // A server that cannot stream a list.
             400 | 422 if streaming && matches!(error, Error::WatchStartFailed(_)) => {

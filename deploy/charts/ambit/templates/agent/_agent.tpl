@@ -46,8 +46,10 @@ seLinuxOptions:
 - name: netns
   mountPath: /var/run/netns
   mountPropagation: HostToContainer
+{{- /* Programs are attached to its root, which takes no more than opening it. */}}
 - name: cgroup
   mountPath: /host/cgroup
+  readOnly: true
 - name: bpf
   mountPath: /sys/fs/bpf
   mountPropagation: HostToContainer
@@ -94,6 +96,12 @@ seLinuxOptions:
 {{- if .Values.metrics.enabled }}
 - name: AMBIT_METRICS_ADDR
   value: 0.0.0.0:{{ .Values.metrics.port }}
+- name: AMBIT_METRICS_AUTH
+  value: {{ include "ambit.metricsAuth" . }}
+{{- end }}
+{{- if .Values.cni.enabled }}
+- name: AMBIT_CNI_ACCOUNT
+  value: {{ .Release.Namespace }}/ambit-cni
 {{- end }}
 {{- if .Values.admin.enabled }}
 - name: AMBIT_ADMIN_ADDR
