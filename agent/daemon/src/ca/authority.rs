@@ -17,7 +17,11 @@ use rustls::{
     crypto::aws_lc_rs,
     server::{NoServerSessionStorage, WebPkiClientVerifier},
 };
-use tokio::{task::spawn_blocking, time::sleep};
+use tokio::{
+    sync::Notify,
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
 
 use super::{
     CaServiceError, CaSource,
@@ -32,8 +36,12 @@ use crate::{
 
 /// Lifetime of the service's own certificate.
 const SERVING_TTL: Duration = Duration::from_secs(24 * 3600);
-/// How often a Secret is read, and the roots are published, again.
-const API_POLL: Duration = Duration::from_secs(10);
+/// How often a Secret is read again: a root that is withdrawn there must be out within seconds.
+const SECRET_POLL: Duration = Duration::from_secs(2);
+/// How often the roots are published again, in case that somebody else has written there.
+const PUBLISH: Duration = Duration::from_secs(10);
+/// After roots could not be published.
+const PUBLISH_RETRY: Duration = Duration::from_secs(1);
 /// How often it is looked whether the serving certificate is to be renewed.
 const SERVING_LOOK: Duration = Duration::from_secs(1);
 
@@ -41,6 +49,8 @@ const SERVING_LOOK: Duration = Duration::from_secs(1);
 pub(crate) struct Authority {
     store: Store,
     published: Option<RootConfigMap>,
+    /// There are roots to publish.
+    changed: Notify,
     trust_domain: TrustDomain,
     names: Vec<SanType>,
     clock: Arc<dyn Clock>,
@@ -98,6 +108,7 @@ impl Authority {
         Ok(Self {
             store,
             published,
+            changed: Notify::new(),
             trust_domain,
             names,
             clock,
@@ -147,7 +158,7 @@ impl Authority {
             Store::Secret(secret) => {
                 let mut told = None;
                 loop {
-                    sleep(API_POLL).await;
+                    sleep(SECRET_POLL).await;
                     let problem = self.read(secret).await.err().map(|error| with_causes(&error));
                     if let Some(problem) = problem.as_ref().filter(|problem| told.as_ref() != Some(*problem))
                     {
@@ -161,10 +172,14 @@ impl Authority {
 
     async fn follow_published(&self) {
         let Some(map) = &self.published else { return };
+        let mut pause = PUBLISH;
         loop {
-            sleep(API_POLL).await;
+            // At once when they have changed.
+            let _unchanged = timeout(pause, self.changed.notified()).await;
+            pause = PUBLISH;
             if let Err(error) = map.publish(&self.ca().roots_pem()).await {
                 tracing::warn!(%error, "the roots could not be published");
+                pause = PUBLISH_RETRY;
             }
         }
     }
@@ -198,6 +213,7 @@ impl Authority {
         self.metrics.ca(ca.not_after(), &ca.root_standings());
         self.ca.store(Arc::new(ca));
         self.tls.store(Arc::new(tls));
+        self.changed.notify_one();
         Ok(())
     }
 }

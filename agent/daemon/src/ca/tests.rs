@@ -376,22 +376,22 @@ async fn replicas_over_one_directory_sign_under_one_root() {
         token_file: Some(second.path("token")),
         cluster_id: "Kubernetes".into(),
     };
-    let other = issue(&IstioIssuer::new(settings.clone()).unwrap(), WEB).await.unwrap();
+    let other = issue(&IstioIssuer::new(settings.clone(), None).unwrap(), WEB).await.unwrap();
     assert_eq!(one.roots, other.roots);
 
     fs::write(second.path("token"), "not-a-token-anybody-has").unwrap();
-    let issuer = IstioIssuer::new(settings.clone()).unwrap();
+    let issuer = IstioIssuer::new(settings.clone(), None).unwrap();
     let error = issue(&issuer, WEB).await.unwrap_err();
     assert!(matches!(&error, IssueError::Refused(text) if text.contains("Unauthenticated")), "{error}");
     fs::write(second.path("token"), TOKEN).unwrap();
     issue(&issuer, WEB).await.expect("the token is read anew for each call");
 
     settings.server_name = None;
-    issue(&IstioIssuer::new(settings.clone()).unwrap(), WEB)
+    issue(&IstioIssuer::new(settings.clone(), None).unwrap(), WEB)
         .await
         .expect("the address is in the certificate");
     settings.server_name = Some("other.test".into());
-    let error = issue(&IstioIssuer::new(settings).unwrap(), WEB).await.unwrap_err();
+    let error = issue(&IstioIssuer::new(settings, None).unwrap(), WEB).await.unwrap_err();
     assert!(matches!(&error, IssueError::Unreachable(text) if text.contains("ertificate")), "{error}");
 }
 
@@ -406,13 +406,13 @@ async fn a_service_under_another_root_gets_no_token_and_one_that_is_away_is_name
         token_file: Some(ca.path("token")),
         cluster_id: "Kubernetes".into(),
     };
-    let error = issue(&IstioIssuer::new(settings.clone()).unwrap(), WEB).await.unwrap_err();
+    let error = issue(&IstioIssuer::new(settings.clone(), None).unwrap(), WEB).await.unwrap_err();
     assert!(matches!(&error, IssueError::Unreachable(_)), "{error}");
     let metrics = ca.metrics.encode();
     assert!(!metrics.contains("ambit_ca_refused_total{"), "nothing was asked: {metrics}");
     let gone = IstioSettings { root: ca.path("ca/root-cert.pem"), ..settings };
     ca.stop().await;
-    let error = issue(&IstioIssuer::new(gone).unwrap(), WEB).await.unwrap_err();
+    let error = issue(&IstioIssuer::new(gone, None).unwrap(), WEB).await.unwrap_err();
     assert!(matches!(&error, IssueError::Unreachable(_)), "{error}");
 }
 

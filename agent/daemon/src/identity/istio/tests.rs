@@ -102,6 +102,6 @@ fn a_host_that_is_no_name_is_refused_at_once() {
         token_file: None,
         cluster_id: "Kubernetes".into(),
     };
-    assert_eq!(IstioIssuer::new(settings.clone()).err().unwrap(), "not a host");
-    assert!(IstioIssuer::new(IstioSettings { host: "::1".into(), ..settings }).is_ok());
+    assert_eq!(IstioIssuer::new(settings.clone(), None).err().unwrap(), "not a host");
+    assert!(IstioIssuer::new(IstioSettings { host: "::1".into(), ..settings }, None).is_ok());
 }

@@ -1,16 +1,21 @@
 //! Certificate revocation lists: read from one file, asked about every peer.
 //!
-//! The whole chain is checked. What no list speaks of is allowed, a list past its next update still counts. Leaves files and
-//! their changes to others.
+//! Every certificate of the path that leads to a root is looked up, and whoever cannot be looked up is refused. What no list
+//! speaks of is allowed, a list past its next update still counts. Leaves files and their changes to others.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    cell::RefCell,
+    slice,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use ambit_core::reason::Reason;
 use rustls::{RootCertStore, crypto::aws_lc_rs};
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime, pem::PemObject};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, TrustAnchor, UnixTime, pem::PemObject};
 use webpki::{
     CertRevocationList, EndEntityCert, Error, ExpirationPolicy, ExtendedKeyUsageValidator, KeyPurposeIdIter,
     OwnedCertRevocationList, RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy,
+    VerifiedPath, anchor_from_trusted_cert,
 };
 use x509_parser::{prelude::FromDer, revocation_list::CertificateRevocationList};
 
@@ -76,39 +81,63 @@ impl Revocations {
         Ok(read)
     }
 
-    /// Whether nothing can be revoked.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.lists.is_empty()
-    }
-
     /// Issuer and next update of every list.
     pub(crate) fn updates(&self) -> &[(String, Option<SystemTime>)] {
         &self.updates
     }
 
-    /// Refuses a verified chain, leaf first, of which a certificate has been revoked.
+    /// Refuses a chain, leaf first, unless a path from its leaf to one of `roots` is found on which nothing is revoked. Any
+    /// doubt refuses as well: a stranger chooses what stands in a chain, and so how the search for a path ends.
     pub(super) fn check(
         &self,
         chain: &[CertificateDer<'_>],
         roots: &RootCertStore,
         at: SystemTime,
     ) -> Result<(), Refusal> {
-        let all: Vec<&CertRevocationList<'_>> = self.lists.iter().collect();
-        let revoked = match verify(chain, roots, at, &all) {
-            Ok(()) => false,
-            Err(Error::CertRevoked) => true,
-            // Two issuers of one name, as while roots rotate: the other one's list says nothing of this chain.
-            Err(_) => {
-                all.iter().any(|list| matches!(verify(chain, roots, at, &[*list]), Err(Error::CertRevoked)))
-            }
-        };
-        match revoked {
-            true => Err(Refusal {
-                reason: Reason::CertificateRevoked,
-                text: "the peer's certificate, or one above it, has been revoked".into(),
-            }),
-            false => Ok(()),
+        if self.lists.is_empty() {
+            return Ok(());
         }
+        let refusal = RefCell::new(None);
+        let judge = |path: &VerifiedPath<'_>| {
+            self.judge(path, at).map_err(|found| {
+                *refusal.borrow_mut() = Some(found);
+                // Any error has the search go on with other paths.
+                Error::CertRevoked
+            })
+        };
+        let anchors = &roots.roots;
+        verify(chain, anchors, at, None, Some(&judge))
+            .map_err(|error| refusal.take().unwrap_or_else(|| undecided(&error)))
+    }
+
+    /// Looks every certificate of a verified path up in the lists that its issuer has signed.
+    fn judge(&self, path: &VerifiedPath<'_>, at: SystemTime) -> Result<(), Refusal> {
+        let above: Vec<_> = path.intermediate_certificates().collect();
+        let mut chain = vec![path.end_entity().der()];
+        let mut issuers = vec![path.end_entity().issuer()];
+        for certificate in above {
+            chain.push(certificate.der());
+            issuers.push(certificate.issuer());
+        }
+        for (place, issuer) in issuers.into_iter().enumerate() {
+            let signer = match chain.get(place + 1) {
+                Some(certificate) => {
+                    anchor_from_trusted_cert(certificate).map_err(|error| undecided(&error))?
+                }
+                None => path.anchor().clone(),
+            };
+            // One at a time, and from this certificate downwards: two CAs may bear one name, as while roots rotate, and the
+            // list of one must not stand before that of the other.
+            for list in self.lists.iter().filter(|list| list.issuer() == issuer) {
+                match verify(&chain[..=place], slice::from_ref(&signer), at, Some(list), None) {
+                    Ok(()) => {}
+                    Err(Error::CertRevoked) => return Err(revoked()),
+                    Err(error) if is_of_another_key(&error) => {}
+                    Err(error) => return Err(undecided(&error)),
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -118,17 +147,47 @@ pub(super) fn verify_again(
     roots: &RootCertStore,
     at: SystemTime,
 ) -> Result<(), String> {
-    verify(chain, roots, at, &[]).map_err(|error| error.to_string())
+    verify(chain, &roots.roots, at, None, None).map_err(|error| error.to_string())
 }
 
+fn revoked() -> Refusal {
+    Refusal {
+        reason: Reason::CertificateRevoked,
+        text: "the peer's certificate, or one above it, has been revoked".into(),
+    }
+}
+
+fn undecided(error: &Error) -> Refusal {
+    Refusal {
+        reason: Reason::CertificateRevoked,
+        text: format!(
+            "whether the peer's certificate, or one above it, has been revoked cannot be told ({error}); \
+             what cannot be told is refused"
+        ),
+    }
+}
+
+/// Whether a list turned out to be that of another CA of the same name: this one's key has not signed it.
+fn is_of_another_key(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::InvalidCrlSignatureForPublicKey
+            | Error::UnsupportedCrlSignatureAlgorithmForPublicKeyContext(_)
+    )
+}
+
+/// Looks for a path from the leaf of `chain` to one of `anchors`, on which `list` names no certificate, and which `accept`
+/// has nothing against.
 fn verify(
     chain: &[CertificateDer<'_>],
-    roots: &RootCertStore,
+    anchors: &[TrustAnchor<'_>],
     at: SystemTime,
-    lists: &[&CertRevocationList<'_>],
+    list: Option<&CertRevocationList<'_>>,
+    accept: Option<&dyn Fn(&VerifiedPath<'_>) -> Result<(), Error>>,
 ) -> Result<(), Error> {
     let (leaf, intermediates) = chain.split_first().ok_or(Error::UnknownIssuer)?;
     let at = UnixTime::since_unix_epoch(at.duration_since(UNIX_EPOCH).unwrap_or_default());
+    let lists: &[_] = list.as_slice();
     // None without a list.
     let revocation = RevocationOptionsBuilder::new(lists).ok().map(|options| {
         options
@@ -139,7 +198,7 @@ fn verify(
     });
     let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms.all;
     EndEntityCert::try_from(leaf)?
-        .verify_for_usage(algorithms, &roots.roots, intermediates, at, AnyUsage, revocation, None)
+        .verify_for_usage(algorithms, anchors, intermediates, at, AnyUsage, revocation, accept)
         .map(drop)
 }
 

@@ -52,6 +52,90 @@ fn lists_of_two_issuers_of_one_name_do_not_hide_each_other() {
     }
 }
 
+/// CAs of that name with keys of their own, which nobody trusts.
+fn forged(name: &str, count: usize) -> impl Iterator<Item = CertificateDer<'static>> {
+    (0..count).map(move |_| TestCa::new(name).certificate)
+}
+
+fn list(ca: &TestCa, serial: u64) -> Vec<u8> {
+    ca.revocation_list(&[serial], *NOW - HOUR, *NOW + HOUR)
+}
+
+#[test]
+fn what_is_put_into_a_chain_hides_no_revocation() {
+    let ca = TestCa::new("ca");
+    let roots = roots(&[&ca]);
+    let lists = Revocations::parse(&list(&ca, 7)).unwrap();
+    for count in 0..10 {
+        let chain: Vec<_> = leaf(&ca).into_iter().chain(forged("ca", count)).collect();
+        let Err(refusal) = lists.check(&chain, &roots, *NOW) else { panic!("{count} forged CAs hide it") };
+        assert_eq!(refusal.reason, Reason::CertificateRevoked);
+        assert!(refusal.text.ends_with("has been revoked"), "{count}: {}", refusal.text);
+    }
+    // The same beside a certificate that nobody has revoked.
+    let (good, _) = ca.leaf(&[WEB], *NOW - HOUR, *NOW + HOUR, |params| params.serial_number = Some(8.into()));
+    let chain: Vec<_> = std::iter::once(good).chain(forged("ca", 9)).collect();
+    assert_eq!(reason(&lists, &chain, &roots), None);
+}
+
+#[test]
+fn every_certificate_of_the_path_is_looked_up_in_its_own_issuers_list() {
+    for (above, middle) in [("root", "middle"), ("ca", "ca")] {
+        let root = TestCa::new(above);
+        let middle = root.below(middle, |params| params.serial_number = Some(9.into()));
+        let roots = roots(&[&root]);
+        let chain = [leaf(&middle), vec![middle.certificate.clone()]].concat();
+        let good = Revocations::parse(&list(&root, 7)).unwrap();
+        assert_eq!(reason(&good, &chain, &roots), None, "the root's 7 is another certificate");
+        for (what, list) in [("the leaf", list(&middle, 7)), ("the CA above it", list(&root, 9))] {
+            let lists = Revocations::parse(&list).unwrap();
+            assert_eq!(reason(&lists, &chain, &roots), Some(Reason::CertificateRevoked), "{what} of {above}");
+            let padded: Vec<_> =
+                chain.iter().cloned().chain(forged("ca", 3)).chain(forged("root", 3)).collect();
+            assert_eq!(reason(&lists, &padded, &roots), Some(Reason::CertificateRevoked), "{what}, padded");
+        }
+    }
+}
+
+#[test]
+fn another_path_than_the_revoked_one_is_good() {
+    let (old, new) = (TestCa::new("old"), TestCa::new("new"));
+    let key = rcgen::KeyPair::generate().unwrap();
+    let again = rcgen::KeyPair::from_pem(&key.serialize_pem()).unwrap();
+    let by_old = old.below_with_key("middle", key, |params| params.serial_number = Some(9.into()));
+    let by_new = new.below_with_key("middle", again, |params| params.serial_number = Some(9.into()));
+    let chain = [leaf(&by_old), vec![by_old.certificate, by_new.certificate]].concat();
+    let both = roots(&[&old, &new]);
+    let lists = |of: &[&TestCa]| {
+        let pem = of.iter().map(|ca| pem::encode(&pem::Pem::new("X509 CRL", list(ca, 9))));
+        Revocations::parse(pem.collect::<String>().as_bytes()).unwrap()
+    };
+    assert_eq!(reason(&lists(&[&old]), &chain, &both), None);
+    assert_eq!(reason(&lists(&[&new]), &chain, &both), None);
+    assert_eq!(reason(&lists(&[&old, &new]), &chain, &both), Some(Reason::CertificateRevoked));
+    assert_eq!(reason(&lists(&[&old]), &chain, &roots(&[&old])), Some(Reason::CertificateRevoked));
+}
+
+#[test]
+fn what_cannot_be_told_is_refused_but_a_namesakes_list_is_not_ours() {
+    let root = TestCa::new("root");
+    let no_lists =
+        root.below("middle", |params| params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign]);
+    let chain = [leaf(&no_lists), vec![no_lists.certificate.clone()]].concat();
+    let lists = Revocations::parse(&list(&no_lists, 8)).unwrap();
+    let refusal = lists.check(&chain, &roots(&[&root]), *NOW).unwrap_err();
+    assert!(refusal.text.contains("IssuerNotCrlSigner"), "{}", refusal.text);
+    for key in [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519] {
+        let namesake = TestCa::with_key("root", rcgen::KeyPair::generate_for(key).unwrap());
+        let lists = Revocations::parse(&list(&namesake, 7)).unwrap();
+        assert_eq!(reason(&lists, &leaf(&root), &roots(&[&root])), None, "{key:?}");
+    }
+    let stranger = TestCa::new("stranger");
+    let lists = Revocations::parse(&list(&root, 8)).unwrap();
+    assert!(lists.check(&leaf(&stranger), &roots(&[&root]), *NOW).is_err(), "leads to no root");
+    assert!(lists.check(&[], &roots(&[&root]), *NOW).is_err(), "no certificate at all");
+}
+
 #[test]
 fn what_is_no_list_is_an_error() {
     let good = TestCa::new("ca").revocation_list(&[7], *NOW - HOUR, *NOW + HOUR);
