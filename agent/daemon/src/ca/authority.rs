@@ -12,11 +12,7 @@ use std::{
 use ambit_core::model::TrustDomain;
 use arc_swap::ArcSwap;
 use rcgen::SanType;
-use rustls::{
-    ServerConfig,
-    crypto::aws_lc_rs,
-    server::{NoServerSessionStorage, WebPkiClientVerifier},
-};
+use rustls::{ServerConfig, crypto::aws_lc_rs, server::NoServerSessionStorage};
 use tokio::{
     sync::Notify,
     task::spawn_blocking,
@@ -25,6 +21,7 @@ use tokio::{
 
 use super::{
     CaServiceError, CaSource,
+    clients::Clients,
     kubernetes::{Cluster, RootConfigMap, RootSecret},
     metrics::CaMetrics,
 };
@@ -250,14 +247,12 @@ fn serving(ca: &BuiltinCa, names: &[SanType], now: SystemTime) -> Result<Tls, Ca
     let certificate = ca.sign_server(names.to_vec(), SERVING_TTL).map_err(CaServiceError::Serving)?;
     let roots = ca.trust().anchors().map_err(CaServiceError::Tls)?;
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-        .allow_unauthenticated()
-        .build()
-        .map_err(|error| CaServiceError::Clients(error.to_string()))?;
+    let clients =
+        Clients::new(roots, provider.clone()).map_err(|error| CaServiceError::Clients(error.to_string()))?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(CaServiceError::Tls)?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::new(clients))
         .with_single_cert(certificate.chain, certificate.key.der().clone_key())
         .map_err(CaServiceError::Tls)?;
     config.alpn_protocols = vec![b"h2".to_vec()];
