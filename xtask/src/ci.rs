@@ -14,7 +14,7 @@ use nix::{
 };
 
 use crate::{
-    build, harness,
+    build, deny, harness,
     harness::{Call, Tally},
     image, kube, lint, peers, setup, test, times,
     workspace::{self, step},
@@ -66,6 +66,7 @@ fn all(parts: &mut Parts, with_peers: bool) -> Result<()> {
         call.flag("--again", true).tally()
     });
     parts.part("others' programs", || programs.finish().map(|()| Tally::default()))?;
+    parts.suite("dependencies", || deny::check().map(|()| Tally::default()));
     parts.suite("tests on Kubernetes", || {
         let kit = kube::kit(Some(&archive), None)?;
         let call = Call::new("test-kube")?.kit(&kit).value("--logs", harness::logs("kube-logs")?);
