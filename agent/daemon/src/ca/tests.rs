@@ -88,15 +88,15 @@ impl Running {
 
     /// An agent's issuer with the token of node1.
     fn issuer(&self) -> IstioIssuer {
-        IstioIssuer::new(IstioSettings {
+        let settings = IstioSettings {
             host: "127.0.0.1".into(),
             port: self.addr.port(),
             server_name: Some("ca.test".into()),
             root: self.path("ca/root-cert.pem"),
             token_file: Some(self.path("token")),
             cluster_id: "Kubernetes".into(),
-        })
-        .unwrap()
+        };
+        IstioIssuer::new(settings, None).unwrap()
     }
 
     /// A client that says what it likes.
