@@ -222,12 +222,15 @@ fn undecided(error: &Error) -> Refusal {
     }
 }
 
+/// Says what it has against a path.
+type Accept<'a> = &'a dyn Fn(&VerifiedPath<'_>) -> Result<(), Error>;
+
 /// Looks for a path from the leaf of `chain` to one of `roots` that `accept` has nothing against.
 fn verify(
     chain: &[CertificateDer<'_>],
     roots: &RootCertStore,
     at: SystemTime,
-    accept: Option<&dyn Fn(&VerifiedPath<'_>) -> Result<(), Error>>,
+    accept: Option<Accept<'_>>,
 ) -> Result<(), Error> {
     let (leaf, intermediates) = chain.split_first().ok_or(Error::UnknownIssuer)?;
     let at = UnixTime::since_unix_epoch(at.duration_since(UNIX_EPOCH).unwrap_or_default());
