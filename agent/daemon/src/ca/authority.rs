@@ -174,11 +174,19 @@ impl Authority {
             // At once when they have changed.
             let _unchanged = timeout(pause, self.changed.notified()).await;
             pause = PUBLISH;
-            if let Err(error) = map.publish(&self.ca().roots_pem()).await {
-                tracing::warn!(%error, "the roots could not be published");
+            if let Err(error) = self.publish(map).await {
+                tracing::warn!(error = with_causes(&error), "the roots could not be published");
                 pause = PUBLISH_RETRY;
             }
         }
+    }
+
+    /// Another replica may have read a change already: what it has published must not be undone by what was read before.
+    async fn publish(&self, map: &RootConfigMap) -> Result<(), CaServiceError> {
+        if let Store::Secret(secret) = &self.store {
+            self.read(secret).await?;
+        }
+        Ok(map.publish(&self.ca().roots_pem()).await?)
     }
 
     async fn follow_serving(&self) {
