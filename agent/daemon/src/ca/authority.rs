@@ -169,15 +169,16 @@ impl Authority {
 
     async fn follow_published(&self) {
         let Some(map) = &self.published else { return };
-        let mut pause = PUBLISH;
+        let mut told = None;
         loop {
             // At once when they have changed.
+            let pause = if told.is_none() { PUBLISH } else { PUBLISH_RETRY };
             let _unchanged = timeout(pause, self.changed.notified()).await;
-            pause = PUBLISH;
-            if let Err(error) = self.publish(map).await {
-                tracing::warn!(error = with_causes(&error), "the roots could not be published");
-                pause = PUBLISH_RETRY;
+            let problem = self.publish(map).await.err().map(|error| with_causes(&error));
+            if let Some(error) = problem.as_ref().filter(|problem| told.as_ref() != Some(*problem)) {
+                tracing::warn!(error, "the roots could not be published");
             }
+            told = problem;
         }
     }
 
