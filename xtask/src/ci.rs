@@ -14,7 +14,7 @@ use nix::{
 };
 
 use crate::{
-    build, harness,
+    build, deny, harness,
     harness::{Call, Tally},
     image, kube, lint, peers, setup, test, times,
     workspace::{self, step},
@@ -67,6 +67,7 @@ fn all(parts: &mut Parts) -> Result<()> {
         call.flag("--again", true).tally()
     });
     parts.part("others' programs", || programs.finish().map(|()| Tally::default()))?;
+    parts.suite("dependencies", || deny::check().map(|()| Tally::default()));
     parts.suite("tests against peers", || {
         let call = peers::kit(Some(&binary))?.call(Call::new("test-peers")?).value("--lanes", "3");
         call.value("--logs", harness::logs("peers-logs")?).flag("--again", true).tally()

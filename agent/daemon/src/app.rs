@@ -10,6 +10,7 @@ mod lifecycle;
 mod locations;
 mod node;
 mod revocation;
+mod roots;
 mod source;
 mod status;
 mod trust;

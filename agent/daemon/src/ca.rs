@@ -6,6 +6,7 @@
 
 mod authority;
 mod callers;
+mod clients;
 mod kubernetes;
 mod limits;
 mod metrics;

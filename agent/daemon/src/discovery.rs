@@ -35,6 +35,8 @@ pub(crate) use origin::Origin;
 pub(crate) use wanted::{ACCEPTED_CONDITION, PolicyStatus, WantedStatuses};
 
 use changes::Readers;
+pub(crate) use folder::documents::Syntax;
+use folder::{documents, manifest};
 use followers::Followers;
 use ledger::{Ledger, News};
 
@@ -93,6 +95,25 @@ pub(crate) enum DiscoveryError {
         /// What the system said.
         source: std::io::Error,
     },
+}
+
+/// What a folder with one file makes of that file's versions, one after another, as many problems as each; then of its removal.
+/// For those who look for texts that break it.
+pub(crate) fn read_versions(versions: &[&[u8]], syntax: Syntax) -> Vec<usize> {
+    let (settings, file) = (Settings::default(), Origin::file(Path::new("manifest")));
+    let mut ledger = Ledger::new(settings.clone());
+    ledger.complete();
+    let mut problems = |change: &dyn Fn(&mut Ledger)| {
+        change(&mut ledger);
+        ledger.settle();
+        ledger.world().problems.len()
+    };
+    let read = |version: &&[u8]| {
+        problems(&|ledger| manifest::take(ledger, &file, documents::read(version, syntax), &settings))
+    };
+    let mut counts: Vec<usize> = versions.iter().map(read).collect();
+    counts.push(problems(&|ledger| ledger.forget(&file)));
+    counts
 }
 
 /// A handle to the present state. The source is watched as long as one handle exists.

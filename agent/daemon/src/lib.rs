@@ -15,6 +15,7 @@ mod config;
 mod discovery;
 mod error;
 mod files;
+pub mod fuzzing;
 pub mod identity;
 mod instance;
 mod proxy;

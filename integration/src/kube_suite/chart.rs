@@ -80,6 +80,8 @@ fn nonsense(site: &mut Site) -> Result<()> {
         ("metrics.auth=basic", "/metrics/auth"),
         ("svidTTL=1", "/svidTTL"),
         ("issuer.kind=vault", "issuer.vault.address is needed"),
+        ("issuer.vault.address=http://vault:8200", "/issuer/vault/address"),
+        ("issuer.kind=vault,issuer.vault.address=https://vault", "issuer.vault.caConfigMap is needed"),
     ] {
         let mut helm = site.cluster.access().helm();
         let template = ["template", RELEASE, &chart, "--kube-version", "1.36.0", "--set", value];

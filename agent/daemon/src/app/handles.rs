@@ -51,7 +51,7 @@ impl Handles {
     ) -> anyhow::Result<Self> {
         let (started, telemetry) = (SystemTime::now(), Telemetry::new());
         let (feed, api) = source::open(config).await?;
-        let (keys, wallet) = trust::open(config, &feed, &telemetry, background).await?;
+        let (keys, wallet) = trust::open(config, &feed, api.as_ref(), &telemetry, background).await?;
         let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone());
         Ok(Self { started, readiness, telemetry, feed, api, keys, wallet, proxy, pods: Pods::default() })
     }

@@ -31,7 +31,7 @@ use tonic::{
 use super::*;
 use crate::{
     admin::Exposition,
-    identity::{Csr, Issued, Issuer, IstioIssuer, IstioSettings, Leaf, SystemClock},
+    identity::{Csr, Issued, Issuer, IstioIssuer, IstioSettings, Leaf, PublishedRoots, SystemClock},
 };
 
 const WEB: &str = "spiffe://td1/ns/shop/sa/web";
@@ -96,17 +96,20 @@ impl Running {
         self.dir.path().join(name)
     }
 
-    /// An agent's issuer with the token of node1.
-    fn issuer(&self) -> IstioIssuer {
-        IstioIssuer::new(IstioSettings {
+    /// How an agent with the token of node1 asks.
+    fn asking(&self) -> IstioSettings {
+        IstioSettings {
             host: "127.0.0.1".into(),
             port: self.addr.port(),
             server_name: Some("ca.test".into()),
             root: self.path("ca/root-cert.pem"),
             token_file: Some(self.path("token")),
             cluster_id: "Kubernetes".into(),
-        })
-        .unwrap()
+        }
+    }
+
+    fn issuer(&self) -> IstioIssuer {
+        IstioIssuer::new(self.asking(), None).unwrap()
     }
 
     /// TLS as a client does it.
@@ -384,52 +387,55 @@ async fn replicas_over_one_directory_sign_under_one_root() {
     })
     .await;
     let one = issue(&first.issuer(), WEB).await.unwrap();
-    let mut settings = IstioSettings {
-        host: "127.0.0.1".into(),
-        port: second.addr.port(),
-        server_name: Some("ca.test".into()),
-        root: first.path("ca/root-cert.pem"),
-        token_file: Some(second.path("token")),
-        cluster_id: "Kubernetes".into(),
-    };
-    let other = issue(&IstioIssuer::new(settings.clone()).unwrap(), WEB).await.unwrap();
+    let mut settings = IstioSettings { root: first.path("ca/root-cert.pem"), ..second.asking() };
+    let other = issue(&IstioIssuer::new(settings.clone(), None).unwrap(), WEB).await.unwrap();
     assert_eq!(one.roots, other.roots);
 
     fs::write(second.path("token"), "not-a-token-anybody-has").unwrap();
-    let issuer = IstioIssuer::new(settings.clone()).unwrap();
+    let issuer = IstioIssuer::new(settings.clone(), None).unwrap();
     let error = issue(&issuer, WEB).await.unwrap_err();
     assert!(matches!(&error, IssueError::Refused(text) if text.contains("Unauthenticated")), "{error}");
     fs::write(second.path("token"), TOKEN).unwrap();
     issue(&issuer, WEB).await.expect("the token is read anew for each call");
 
     settings.server_name = None;
-    issue(&IstioIssuer::new(settings.clone()).unwrap(), WEB)
+    issue(&IstioIssuer::new(settings.clone(), None).unwrap(), WEB)
         .await
         .expect("the address is in the certificate");
     settings.server_name = Some("other.test".into());
-    let error = issue(&IstioIssuer::new(settings).unwrap(), WEB).await.unwrap_err();
+    let error = issue(&IstioIssuer::new(settings, None).unwrap(), WEB).await.unwrap_err();
     assert!(matches!(&error, IssueError::Unreachable(text) if text.contains("ertificate")), "{error}");
 }
 
 #[tokio::test]
 async fn a_service_under_another_root_gets_no_token_and_one_that_is_away_is_named() {
     let (ca, strange) = (Running::start().await, Running::start().await);
-    let settings = IstioSettings {
-        host: "127.0.0.1".into(),
-        port: ca.addr.port(),
-        server_name: Some("ca.test".into()),
-        root: strange.path("ca/root-cert.pem"),
-        token_file: Some(ca.path("token")),
-        cluster_id: "Kubernetes".into(),
-    };
-    let error = issue(&IstioIssuer::new(settings.clone()).unwrap(), WEB).await.unwrap_err();
+    let settings = IstioSettings { root: strange.path("ca/root-cert.pem"), ..ca.asking() };
+    let error = issue(&IstioIssuer::new(settings.clone(), None).unwrap(), WEB).await.unwrap_err();
     assert!(matches!(&error, IssueError::Unreachable(_)), "{error}");
     let metrics = ca.metrics.encode();
     assert!(!metrics.contains("ambit_ca_refused_total{"), "nothing was asked: {metrics}");
     let gone = IstioSettings { root: ca.path("ca/root-cert.pem"), ..settings };
     ca.stop().await;
-    let error = issue(&IstioIssuer::new(gone).unwrap(), WEB).await.unwrap_err();
+    let error = issue(&IstioIssuer::new(gone, None).unwrap(), WEB).await.unwrap_err();
     assert!(matches!(&error, IssueError::Unreachable(_)), "{error}");
+}
+
+#[tokio::test]
+async fn published_roots_stand_above_the_file_and_what_comes_with_certificates() {
+    let (ca, strange) = (Running::start().await, Running::start().await);
+    let read = |running: &Running| fs::read(running.path("ca/root-cert.pem")).unwrap();
+    let (own, other) = (read(&ca), read(&strange));
+    let roots = PublishedRoots::default();
+    let issuer = IstioIssuer::new(ca.asking(), Some(roots.clone())).unwrap();
+    roots.take(&[own, other.clone()].concat()).unwrap();
+    assert_eq!(issue(&issuer, WEB).await.unwrap().roots.len(), 2);
+    roots.take(&other).unwrap();
+    assert_eq!(issuer.trust().unwrap().borrow().roots.len(), 1);
+    // A CA under the withdrawn root is asked no more, and over no connection from before.
+    let error = issue(&issuer, WEB).await.unwrap_err();
+    assert!(matches!(&error, IssueError::Unreachable(text) if text.contains("ertificate")), "{error}");
+    assert!(ca.metrics.encode().contains("ambit_ca_issued_total 1\n"), "{}", ca.metrics.encode());
 }
 
 /// A plugged-in CA as Istio's Makefile makes it: RSA, an intermediate under a root, the root at the end of the chain.

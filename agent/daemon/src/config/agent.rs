@@ -16,7 +16,9 @@ use super::{
     ConfigError,
     folders::{CniDirs, private_folder},
     settings::read,
-    values::{DataplaneLabel, IssuerKind, Location, MapEntries, MetricsAuth, PostQuantum, VaultPath},
+    values::{
+        CaTrust, DataplaneLabel, IssuerKind, Location, MapEntries, MetricsAuth, PostQuantum, VaultPath,
+    },
 };
 use crate::{
     identity::{IstioSettings, VaultConfig, VaultLogin},
@@ -129,7 +131,12 @@ pub(crate) enum IssuerConfig {
         ca_dir: PathBuf,
     },
     /// A service that speaks Istio's CreateCertificate.
-    Istio(IstioSettings),
+    Istio {
+        /// How to reach it.
+        service: IstioSettings,
+        /// Where it publishes the roots that workloads trust; with every certificate if `None`.
+        published: Option<Publication>,
+    },
     /// Certificates that others put into a folder.
     Files {
         /// The folder.
@@ -141,6 +148,20 @@ pub(crate) enum IssuerConfig {
     Spire {
         /// Its admin socket.
         socket: PathBuf,
+    },
+}
+
+/// Where a certificate service publishes its roots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Publication {
+    /// In a file.
+    File(PathBuf),
+    /// In a ConfigMap of the cluster that the objects come from.
+    ConfigMap {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
     },
 }
 
@@ -223,21 +244,7 @@ fn issuer(settings: &AgentSettings) -> Result<IssuerConfig, ConfigError> {
         IssuerKind::Builtin => IssuerConfig::Builtin {
             ca_dir: path(&settings.ca_dir).ok_or_else(missing("ca-dir", "AMBIT_CA_DIR"))?,
         },
-        IssuerKind::Istio => {
-            let address =
-                settings.ca_address.as_ref().ok_or_else(missing("ca-address", "AMBIT_CA_ADDRESS"))?;
-            IssuerConfig::Istio(IstioSettings {
-                host: address.host.clone(),
-                port: address.port,
-                server_name: settings.ca_server_name.as_ref().map(|name| name.0.clone()),
-                root: path(&settings.ca_root).unwrap_or_else(|| DEFAULT_CA_ROOT.into()),
-                token_file: Some(path(&settings.ca_token_file).unwrap_or_else(|| DEFAULT_CA_TOKEN.into())),
-                cluster_id: settings
-                    .cluster_id
-                    .as_ref()
-                    .map_or_else(|| CLUSTER.to_owned(), |cluster| cluster.0.clone()),
-            })
-        }
+        IssuerKind::Istio => istio(settings)?,
         IssuerKind::Files => IssuerConfig::Files {
             dir: path(&settings.cert_dir).ok_or_else(missing("cert-dir", "AMBIT_CERT_DIR"))?,
         },
@@ -252,9 +259,14 @@ fn issuer(settings: &AgentSettings) -> Result<IssuerConfig, ConfigError> {
                 (None, None) => return Err(missing("vault-token-file", "AMBIT_VAULT_TOKEN_FILE")()),
             };
             let addr = settings.vault_addr.as_ref().map(|url| url.0.clone());
+            let addr = addr.ok_or_else(missing("vault-addr", "AMBIT_VAULT_ADDR"))?;
+            let ca_file = path(&settings.vault_ca_file);
+            if ca_file.is_none() && addr.scheme_str() == Some("https") {
+                return Err(missing("vault-ca-file", "AMBIT_VAULT_CA_FILE")());
+            }
             IssuerConfig::Vault(Box::new(VaultConfig {
-                addr: addr.ok_or_else(missing("vault-addr", "AMBIT_VAULT_ADDR"))?,
-                ca_file: path(&settings.vault_ca_file),
+                addr,
+                ca_file,
                 mount: name(&settings.vault_mount).unwrap_or_else(|| "pki".into()),
                 role: name(&settings.vault_role).unwrap_or_else(|| "ambit".into()),
                 login,
@@ -265,6 +277,36 @@ fn issuer(settings: &AgentSettings) -> Result<IssuerConfig, ConfigError> {
                 .unwrap_or_else(|| "/tmp/spire-agent/private/admin.sock".into()),
         },
     })
+}
+
+/// A certificate service, and where it publishes its roots.
+fn istio(settings: &AgentSettings) -> Result<IssuerConfig, ConfigError> {
+    let path = |setting: &Option<Location>, default: &str| match setting {
+        Some(path) => path.0.clone(),
+        None => default.into(),
+    };
+    let missing = ConfigError::Missing { flag: "ca-address", variable: "AMBIT_CA_ADDRESS" };
+    let address = settings.ca_address.as_ref().ok_or(missing)?;
+    let cluster_id = settings.cluster_id.as_ref().map_or(CLUSTER, |cluster| &cluster.0);
+    let service = IstioSettings {
+        host: address.host.clone(),
+        port: address.port,
+        server_name: settings.ca_server_name.as_ref().map(|name| name.0.clone()),
+        root: path(&settings.ca_root, DEFAULT_CA_ROOT),
+        token_file: Some(path(&settings.ca_token_file, DEFAULT_CA_TOKEN)),
+        cluster_id: cluster_id.to_owned(),
+    };
+    let both = |second| Err(ConfigError::Both { first: "ca-root-config-map", second });
+    let published = match (&settings.ca_root_config_map, settings.ca_trust.unwrap_or_default()) {
+        (Some(_), _) if settings.manifests.is_some() => return both("manifests"),
+        (Some(_), _) if settings.ca_root.is_some() => return both("ca-root"),
+        (Some(map), _) => {
+            Some(Publication::ConfigMap { namespace: map.namespace.clone(), name: map.name.clone() })
+        }
+        (None, CaTrust::Root) => Some(Publication::File(service.root.clone())),
+        (None, CaTrust::Answers) => None,
+    };
+    Ok(IssuerConfig::Istio { service, published })
 }
 
 fn default_workers() -> usize {

@@ -17,7 +17,7 @@ pub(crate) use label::DataplaneLabel;
 pub(crate) use names::{
     Accounts, ClusterId, DnsName, Namespace, ObjectName, ServerName, ServerNames, VaultPath,
 };
-pub(crate) use trust::{IssuerKind, MetricsAuth, PostQuantum, TrustBundles, TrustDomains};
+pub(crate) use trust::{CaTrust, IssuerKind, MetricsAuth, PostQuantum, TrustBundles, TrustDomains};
 
 /// A path, made absolute where it is given.
 #[derive(Clone, Debug)]

@@ -60,13 +60,18 @@ async fn rest(stream: &TcpStream) -> io::Result<First> {
 fn peek(socket: &impl AsFd) -> io::Result<Option<First>> {
     let mut bytes = [0; LOOK];
     let len = recv(socket.as_fd().as_raw_fd(), &mut bytes, MsgFlags::MSG_PEEK)?;
-    Ok(match look(&bytes[..len]) {
-        _ if len == 0 => Some(First::Closed),
+    Ok(if len == 0 { Some(First::Closed) } else { judge(&bytes[..len]) })
+}
+
+/// What begins with these bytes; `None` while that is open. What has been decided once, more bytes do not change.
+pub(crate) fn judge(bytes: &[u8]) -> Option<First> {
+    let looked_at = &bytes[..bytes.len().min(LOOK)];
+    match look(looked_at) {
         Look::Tunnel => Some(First::Tunnel),
         Look::Other => Some(First::Plaintext),
-        Look::More if len == LOOK => Some(First::Plaintext),
+        Look::More if looked_at.len() == LOOK => Some(First::Plaintext),
         Look::More => None,
-    })
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use crate::{
     config::{
         settings::settings,
         values::{
-            ClusterId, DataplaneLabel, DnsName, Drain, IssuerKind, ListenAddr, Location, LogFilter,
+            CaTrust, ClusterId, DataplaneLabel, DnsName, Drain, IssuerKind, ListenAddr, Location, LogFilter,
             LoopbackAddr, MapEntries, MetricsAuth, Namespace, ObjectName, PostQuantum, ServerName,
             ServiceAddr, TrustBundles, TrustDomains, Ttl, Url, VaultPath, Workers,
         },
@@ -30,6 +30,10 @@ settings! {
     ca_address: ServiceAddr, "AMBIT_CA_ADDRESS", "HOST:PORT";
     /// The roots that the certificate service's certificate must lead to [default: /var/run/secrets/istio/root-cert.pem]
     ca_root: Location, "AMBIT_CA_ROOT", "FILE";
+    /// What workloads trust, for --issuer istio: answers (the roots that come with certificates) or root (what is in --ca-root, watched, for a CA that publishes its roots there) [default: answers]
+    ca_trust: CaTrust, "AMBIT_CA_TRUST", "WHAT";
+    /// The ConfigMap in which the certificate service publishes its roots (root-cert.pem), watched, instead of --ca-root: workloads trust these and no others
+    ca_root_config_map: ObjectName, "AMBIT_CA_ROOT_CONFIG_MAP", "NAMESPACE/NAME";
     /// The bearer token for the certificate service [default: /var/run/secrets/tokens/istio-token]
     ca_token_file: Location, "AMBIT_CA_TOKEN_FILE", "FILE";
     /// The name in the certificate service's certificate [default: the host of --ca-address]
@@ -90,9 +94,9 @@ settings! {
     trust_bundle: TrustBundles, "AMBIT_TRUST_BUNDLE", "DOMAIN=FILE[,..]";
     /// Issuer files: the folder with <namespace>/<service account>/{tls.crt,tls.key,ca.crt}; watched
     cert_dir: Location, "AMBIT_CERT_DIR", "DIR";
-    /// Issuer vault: its address, such as https://vault.example:8200
+    /// Issuer vault: its address, such as https://vault.example:8200; http for this host only
     vault_addr: Url, "AMBIT_VAULT_ADDR", "URL";
-    /// Issuer vault: the roots that its own certificate leads to, PEM
+    /// Issuer vault: the roots that its own certificate leads to, PEM; needed for https
     vault_ca_file: Location, "AMBIT_VAULT_CA_FILE", "FILE";
     /// Issuer vault: where its PKI engine is mounted [default: pki]
     vault_mount: VaultPath, "AMBIT_VAULT_MOUNT", "PATH";

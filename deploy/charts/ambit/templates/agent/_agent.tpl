@@ -116,8 +116,14 @@ seLinuxOptions:
   value: istio
 - name: AMBIT_CA_ADDRESS
   value: {{ $issuer.kind | eq "ambit" | ternary (printf "ambit-ca.%s.svc:15012" .Release.Namespace) $issuer.istio.address }}
+{{- if eq $issuer.kind "ambit" }}
+{{- /* Watched: a root that is withdrawn there is out at once, not when the kubelet has brought the file. */}}
+- name: AMBIT_CA_ROOT_CONFIG_MAP
+  value: {{ .Release.Namespace }}/{{ include "ambit.rootConfigMap" . }}
+{{- else }}
 - name: AMBIT_CA_ROOT
   value: /var/run/ambit/issuer/root-cert.pem
+{{- end }}
 - name: AMBIT_CA_TOKEN_FILE
   value: /var/run/ambit/issuer/token
 {{- if eq $issuer.kind "istio" }}
@@ -143,6 +149,9 @@ seLinuxOptions:
   value: {{ $issuer.vault.loginMount }}
 - name: AMBIT_VAULT_JWT_FILE
   value: /var/run/ambit/issuer/token
+{{- if and (hasPrefix "https:" $issuer.vault.address) (not $issuer.vault.caConfigMap) }}
+{{- fail "issuer.vault.caConfigMap is needed for an https address" }}
+{{- end }}
 {{- if $issuer.vault.caConfigMap }}
 - name: AMBIT_VAULT_CA_FILE
   value: /var/run/ambit/issuer/root-cert.pem
@@ -156,7 +165,7 @@ seLinuxOptions:
 {{- end }}
 
 {{- /* Token and roots in one folder. The agent does not start before its roots are there, so it never lacks them for the
-       minute that the kubelet takes to bring a ConfigMap into a running pod. */ -}}
+       minute that the kubelet takes to bring a ConfigMap into a running pod. Those of this chart's CA are watched then. */ -}}
 {{- define "ambit.issuerVolume" -}}
 {{- $issuer := .Values.issuer }}
 {{- if eq $issuer.kind "spire" -}}
