@@ -156,6 +156,8 @@ fn lists(site: &mut Site) -> Result<()> {
         "list daemonsets.apps ambit",
         "watch daemonsets.apps ambit",
         "create serviceaccounts/token ambit-cni",
+        "list configmaps ambit-ca-root",
+        "watch configmaps ambit-ca-root",
     ];
     let cni_here: &[&str] = &["get namespaces, pods"];
     let ca_here: &[&str] = &["create tokenreviews.authentication.k8s.io", "get pods", "list pods"];
