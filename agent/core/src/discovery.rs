@@ -11,6 +11,6 @@ mod objects;
 pub use delta::{Delta, PodDelta};
 pub use mesh::{Endpoint, Mesh, Route, RouteError};
 pub use objects::{
-    Change, EndpointSlice, Namespace, Pod, Protocol, Service, ServicePort, Settings, SliceEndpoint,
-    SlicePort, TargetPort,
+    Change, EndpointSlice, ForeignProbe, Namespace, Pod, Protocol, Service, ServicePort, Settings,
+    SliceEndpoint, SlicePort, TargetPort,
 };

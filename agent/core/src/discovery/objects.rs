@@ -105,8 +105,26 @@ pub struct Pod {
     pub named_ports: BTreeMap<String, u16>,
     /// TCP ports on the pod that its liveness, readiness and startup probes name, ascending.
     pub probe_ports: Vec<u16>,
+    /// Where its probes and hooks have the kubelet connect to, if that is not the pod itself.
+    pub foreign_probes: Vec<ForeignProbe>,
     /// The network namespace that the annotation names: a path, or a name under `/run/netns`.
     pub netns: Option<Arc<str>>,
+}
+
+/// Where a probe or a hook of a pod has the kubelet connect to, which is not the pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ForeignProbe {
+    /// The address, canonical; `None` where a host name is given, which may lead to any.
+    pub host: Option<IpAddr>,
+    /// The port; `None` where that cannot be told.
+    pub port: Option<u16>,
+}
+
+impl ForeignProbe {
+    /// Whether it may lead to `port` of `ip`.
+    pub fn may_reach(&self, ip: IpAddr, port: u16) -> bool {
+        self.host.is_none_or(|host| host == ip) && self.port.is_none_or(|own| own == port)
+    }
 }
 
 /// A transport protocol of a port.

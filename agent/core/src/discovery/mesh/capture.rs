@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use super::Mesh;
+use super::{Mesh, pods::PodRecord};
 use crate::{
     discovery::{Delta, Pod, join},
     model::ObjectName,
@@ -30,9 +30,14 @@ impl Mesh {
         delta.capture(ip, captured);
     }
 
-    /// Whether the owner of an address is in the mesh.
+    /// Whether the owner of an address is in the mesh, or may be.
     pub(super) fn is_enrolled(&self, ip: IpAddr) -> bool {
-        self.workload_by_ip(ip).is_some_and(|workload| workload.enrolled)
+        self.workload_by_ip(ip).is_some_and(|workload| workload.enrolled) || self.is_contested(ip)
+    }
+
+    /// Whether it is in doubt which pod an address is of, and that pod may be in the mesh.
+    pub(super) fn is_contested(&self, ip: IpAddr) -> bool {
+        self.by_ip.get(&ip).is_some_and(|claimants| PodRecord::is_contested(claimants))
     }
 
     /// Whether an address is that of an enrolled pod, or of a service with an enrolled endpoint, ready or not.

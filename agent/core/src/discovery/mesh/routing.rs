@@ -1,6 +1,6 @@
 //! From an original destination to an endpoint.
 //!
-//! Promises that an endpoint known to be in the mesh is never reached in plaintext. Connecting is left to others.
+//! Promises that an endpoint known to be in the mesh, or that may be, is never reached in plaintext. Connecting is left to others.
 
 use std::{
     collections::BTreeMap,
@@ -56,6 +56,12 @@ pub enum RouteError {
         /// The port that was dialled.
         port: u16,
     },
+    /// Several pods claim the address, and not all are in the mesh: plaintext might reach one that is.
+    #[error("{address} is claimed by several pods, of which not all are in the mesh")]
+    Contested {
+        /// The address.
+        address: IpAddr,
+    },
 }
 
 impl Mesh {
@@ -68,7 +74,7 @@ impl Mesh {
         }
         match self.workload_by_ip(dst.ip()) {
             Some(workload) => {
-                route_to(Endpoint { addr: PodAddr(dst), workload: Arc::clone(workload), service: None })
+                self.route_to(Endpoint { addr: PodAddr(dst), workload: Arc::clone(workload), service: None })
             }
             None => Route::Passthrough,
         }
@@ -104,7 +110,7 @@ impl Mesh {
             ready[start..].iter().chain(&ready[..start]).find(usable)
         };
         match chosen.and_then(|backend| self.endpoint(record, backend)) {
-            Some(endpoint) => route_to(endpoint),
+            Some(endpoint) => self.route_to(endpoint),
             None => Route::Refuse(RouteError::NoEndpoint { service: name.to_string(), port: dst.port() }),
         }
     }
@@ -130,6 +136,15 @@ impl Mesh {
         Some(Endpoint { addr: PodAddr(backend.addr), workload, service: Some((*record.name).clone()) })
     }
 
+    fn route_to(&self, endpoint: Endpoint) -> Route {
+        let address = endpoint.addr.0.ip();
+        match endpoint.workload.enrolled {
+            true => Route::Tunnel(endpoint),
+            false if self.is_contested(address) => Route::Refuse(RouteError::Contested { address }),
+            false => Route::Plain(endpoint),
+        }
+    }
+
     fn unknown_workload(&self, namespace: &Arc<str>, backend: &Backend) -> Option<Workload> {
         let ip = backend.addr.ip();
         Some(Workload {
@@ -146,10 +161,6 @@ impl Mesh {
             netns: None,
         })
     }
-}
-
-fn route_to(endpoint: Endpoint) -> Route {
-    if endpoint.workload.enrolled { Route::Tunnel(endpoint) } else { Route::Plain(endpoint) }
 }
 
 /// Which endpoint a client keeps to: the one with the highest weight, so that few clients move when endpoints come and

@@ -64,6 +64,7 @@ impl Numbers {
         }
         Pod {
             node: self.one_of(&["n1", "n2"]).into(),
+            uid: if self.below(4) == 0 { "shared".into() } else { Arc::clone(&pod.uid) },
             created: Some(self.below(3) as i64),
             host_network: self.below(8) == 0,
             terminal: self.below(8) == 0,
