@@ -39,7 +39,13 @@ const VARIANTS: [&[&str]; 8] = [
     &["issuer.kind=spire"],
     &["ca.cacertsSecret=cacerts", "networkPolicy.nodeCIDRs={10.0.0.0/8}", "image.pullSecrets={registry}"],
     &["cni.enabled=false", "admin.enabled=false", "metrics.enabled=false", "agent.checkNode=false"],
-    &["crds.install=false", "networkPolicy.enabled=false", "ca.replicas=1", "drainSeconds=0"],
+    &[
+        "crds.install=false",
+        "policyHold=0s",
+        "admission.probeHosts=false",
+        "networkPolicy.enabled=false",
+        "ca.replicas=1",
+    ],
     &["monitoring.dashboard.enabled=true", "kubeletCgroup=/kubelet", "trustDomainAliases={old.example}"],
 ];
 
