@@ -45,6 +45,7 @@ const VARIANTS: [&[&str]; 8] = [
         "admission.probeHosts=false",
         "networkPolicy.enabled=false",
         "ca.replicas=1",
+        "drainSeconds=0",
     ],
     &["monitoring.dashboard.enabled=true", "kubeletCgroup=/kubelet", "trustDomainAliases={old.example}"],
 ];
