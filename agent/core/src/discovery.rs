@@ -13,6 +13,6 @@ pub use delta::{Delta, PodDelta};
 pub use destination::Destination;
 pub use mesh::{Endpoint, Mesh, Route, RouteError};
 pub use objects::{
-    Change, EndpointSlice, HostPort, Namespace, Pod, Protocol, Service, ServicePort, Settings, SliceEndpoint,
-    SlicePort, TargetPort,
+    Change, EndpointSlice, ForeignProbe, HostPort, Namespace, Pod, Protocol, Service, ServicePort, Settings,
+    SliceEndpoint, SlicePort, TargetPort,
 };

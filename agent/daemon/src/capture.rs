@@ -9,6 +9,7 @@ mod filesystem;
 mod kubelet;
 mod maps;
 mod netns;
+mod pinned;
 mod pins;
 mod pod;
 mod process;
@@ -19,6 +20,7 @@ mod socket;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     io,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -30,6 +32,7 @@ pub(crate) use self::{
     cgroup::{CgroupUid, Cgroups, Found},
     check::{Finding, Verdict, check_host},
     netns::Netns,
+    pinned::Pinned,
     pod::{Accepted, Dial, PodNet},
     socket::end_cleanly,
 };
@@ -199,10 +202,12 @@ impl Capture {
         self.programs.as_ref().and(self.destinations.shortfall())
     }
 
-    /// Has the kubelet's connects to these ports of enrolled pods (by UID) let through from now on, and no others.
+    /// Has the kubelet's connects to these ports of enrolled pods (by UID) let through from now on, as far as they are `exempt` at
+    /// the pods' addresses, and no others.
     pub(crate) fn set_probes<'a>(
         &mut self,
         ports: impl Iterator<Item = (&'a str, &'a [u16])>,
+        mut exempt: impl FnMut(IpAddr, u16) -> bool,
     ) -> Result<(), CaptureError> {
         let Some(programs) = &self.programs else {
             return Ok(());
@@ -211,8 +216,9 @@ impl Capture {
         for (uid, ports) in ports {
             let Some(pod) = self.pods.get(uid) else { continue };
             for ip in pod.ips() {
-                let key = |port: &u16| ProbeKey { addr: addr(ip), port: u32::from(*port) };
-                probes.extend(ports.iter().take(PROBE_PORTS).map(|port| (key(port), pod.cookie())));
+                let key = |port: u16| ProbeKey { addr: addr(ip), port: u32::from(port) };
+                let exempt = ports.iter().copied().filter(|port| exempt(ip, *port)).take(PROBE_PORTS);
+                probes.extend(exempt.map(|port| (key(port), pod.cookie())));
             }
         }
         let kubelets = if probes.is_empty() { None } else { self.kubelet.cgroup() };

@@ -17,7 +17,7 @@ use std::{
     net::IpAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use ambit_core::{
@@ -74,6 +74,15 @@ impl fmt::Display for Problem {
         }
         f.write_str(&self.message)
     }
+}
+
+/// What becomes of policies whose definition is removed from the cluster.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PolicyHold {
+    /// How long they stay in force, and how long a definition that was never seen is waited for. Zero takes the API's word.
+    pub(crate) time: Duration,
+    /// Where they are kept over a restart of the agent; a folder that only this user can write to.
+    pub(crate) folder: Option<PathBuf>,
 }
 
 /// Why a feed cannot start.
@@ -248,8 +257,8 @@ pub(crate) fn watch_folder(dir: &Path, settings: Settings) -> Result<Feed, Disco
 }
 
 /// Watches the objects of the cluster that `client` leads to. Returns at once; the feed is not synced before everything has
-/// been read. Changes are in force well within a second, and what is known stays in force while the API is away. Must be called
-/// in a tokio runtime.
-pub(crate) fn watch_cluster(client: &Client, settings: Settings) -> Feed {
-    kubernetes::watch(client, settings)
+/// been read. Changes are in force well within a second, and what is known stays in force while the API is away, of policies
+/// also without their definition, for as long as `hold` says. Must be called in a tokio runtime.
+pub(crate) fn watch_cluster(client: &Client, settings: Settings, hold: PolicyHold) -> Feed {
+    kubernetes::watch(client, settings, hold)
 }

@@ -40,7 +40,14 @@ const VARIANTS: [&[&str]; 9] = [
     &["ca.cacertsSecret=cacerts", "networkPolicy.nodeCIDRs={10.0.0.0/8}", "image.pullSecrets={registry}"],
     &["cni.enabled=false", "admin.enabled=false", "metrics.enabled=false", "agent.checkNode=false"],
     &["metrics.auth=token", "ca.healthPort=15099", "metrics.port=15098"],
-    &["crds.install=false", "networkPolicy.enabled=false", "ca.replicas=1", "drainSeconds=0"],
+    &[
+        "crds.install=false",
+        "policyHold=0s",
+        "admission.probeHosts=false",
+        "networkPolicy.enabled=false",
+        "ca.replicas=1",
+        "drainSeconds=0",
+    ],
     &["monitoring.dashboard.enabled=true", "kubeletCgroup=/kubelet", "trustDomainAliases={old.example}"],
 ];
 

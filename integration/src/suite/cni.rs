@@ -129,7 +129,8 @@ fn by_cgroup(world: &mut World) -> Result<()> {
         let status = world.agents[0].status()?;
         let pod = status["pods"].as_array().context("pods")?.iter().find(|pod| pod["name"] == "a").cloned();
         let pod = pod.with_context(|| format!("not listed: {status:#}"))?;
-        ensure!(pod["foundBy"] == "cgroup", "{pod:#}");
+        // Where it was once enrolled, it is known without another search.
+        ensure!(pod["foundBy"] == "cgroup" || pod["foundBy"] == "pin", "{pod:#}");
         pod["netnsCookie"].as_u64().context("cookie")
     };
     let cookie = eventually(3 * SECOND, || found(world))?;
@@ -184,7 +185,7 @@ fn installation(world: &mut World) -> Result<()> {
 }
 
 /// Makes a pod of the world one that has not started yet: no address, no annotation, a UID as Kubernetes makes them.
-fn newborn(world: &World, name: &str) -> Result<()> {
+pub(super) fn newborn(world: &World, name: &str) -> Result<()> {
     world.manifests.write(&format!("pod-{name}.yaml"), &manifest(world, world.pod(name), false))?;
     eventually(3 * SECOND, || {
         let status = world.agents[0].status()?;
@@ -194,7 +195,7 @@ fn newborn(world: &World, name: &str) -> Result<()> {
     })
 }
 
-fn manifest(world: &World, pod: &Pod, addressed: bool) -> String {
+pub(super) fn manifest(world: &World, pod: &Pod, addressed: bool) -> String {
     let Pod { name, namespace, service_account, v4, v6, .. } = pod;
     let status = if addressed {
         format!("  phase: Running\n  podIP: {v4}\n  podIPs:\n  - ip: {v4}\n  - ip: {v6}\n")
@@ -211,7 +212,7 @@ fn manifest(world: &World, pod: &Pod, addressed: bool) -> String {
     )
 }
 
-fn uid(pod: &Pod) -> String {
+pub(super) fn uid(pod: &Pod) -> String {
     let [a, b, c, d] = pod.v4.octets();
     format!("{a:02x}{b:02x}{c:02x}{d:02x}-66c5-4ae3-9c29-9e1d0b2f2a51")
 }
@@ -230,7 +231,7 @@ fn previous(pod: &Pod) -> Value {
 }
 
 /// Calls the daemon as `ambit-cni`, as a container runtime does on the first node.
-fn call(world: &World, name: &str, command: &str) -> Result<Finished> {
+pub(super) fn call(world: &World, name: &str, command: &str) -> Result<Finished> {
     let pod = world.pod(name);
     let plugin = world.folder.join("ambit-cni");
     if !plugin.exists() {
@@ -272,7 +273,7 @@ fn binary(world: &World) -> Result<PathBuf> {
 
 /// Starts a process of a pod: in its network namespace, and in its group in the cgroup tree, as a kubelet with the cgroupfs
 /// driver makes it below `kubelet`.
-fn pause(world: &World, name: &str, kubelet: &str) -> Result<Process> {
+pub(super) fn pause(world: &World, name: &str, kubelet: &str) -> Result<Process> {
     let pod = world.pod(name);
     let group = format!("{kubelet}/kubepods/burstable/pod{}/sandbox", uid(pod));
     let mut command = cgroups::inside(&group, pod.netns.command("sleep").arg("600"))?;

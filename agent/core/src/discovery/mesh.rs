@@ -7,6 +7,7 @@ mod capture;
 mod pods;
 mod routing;
 mod services;
+mod uids;
 
 use std::{
     hash::Hash,
@@ -20,7 +21,7 @@ pub use routing::{Endpoint, Route, RouteError};
 use rpds::{HashTrieMapSync, HashTrieSetSync, RedBlackTreeMapSync, RedBlackTreeSetSync};
 
 use super::{
-    Change, Delta, Destination, EndpointSlice, Namespace, Pod, Service, Settings,
+    Change, Delta, Destination, EndpointSlice, ForeignProbe, Namespace, Pod, Service, Settings,
     join::{self, Backends},
 };
 use crate::model::{ObjectName, ServiceName, Workload};
@@ -47,6 +48,10 @@ pub struct Mesh {
     slice_owners: HashTrieMapSync<ObjectName, ObjectName>,
     /// The slices that state an endpoint at an address.
     by_endpoint: HashTrieMapSync<IpAddr, Names>,
+    /// The pods that bear a UID: one, unless a manifest is wrong.
+    by_uid: HashTrieMapSync<Arc<str>, Names>,
+    /// The UIDs that more than one pod bears.
+    shared_uids: RedBlackTreeSetSync<Arc<str>>,
     /// The pods that claim an address; the first one has it.
     by_ip: HashTrieMapSync<IpAddr, Vec<Arc<PodRecord>>>,
     by_node: HashTrieMapSync<Arc<str>, ByName<Workload>>,
@@ -119,9 +124,14 @@ impl Mesh {
         self.pods.get(name).map(|record| &record.workload)
     }
 
-    /// The pod with that `metadata.uid`. Looks through all pods: not for a connection's way.
-    pub fn pod_by_uid(&self, uid: &str) -> Option<&Arc<Workload>> {
-        self.pods.values().map(|record| &record.workload).find(|workload| &*workload.uid == uid)
+    /// Where pods on `node` have the kubelet connect to that is not those pods, each with the pod that says so.
+    pub fn foreign_probes_on<'a>(
+        &'a self,
+        node: &'a str,
+    ) -> impl Iterator<Item = (&'a ObjectName, ForeignProbe)> + 'a {
+        let records = self.pods_on(node).filter_map(|pod| self.pods.get(&pod.name));
+        let running = records.map(|record| &record.pod).filter(|pod| !pod.terminal);
+        running.flat_map(|pod| pod.foreign_probes.iter().map(|probe| (&pod.name, *probe)))
     }
 
     /// Whether the pod of that name is to be in the mesh, be it that it has no address yet; `None` if it is not known.

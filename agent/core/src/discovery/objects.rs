@@ -109,6 +109,8 @@ pub struct Pod {
     pub probe_ports: Vec<u16>,
     /// TCP ports of its node that lead to ports of its own (`hostPort`).
     pub host_ports: Vec<HostPort>,
+    /// Where its probes and hooks have the kubelet connect to, if that is not the pod itself.
+    pub foreign_probes: Vec<ForeignProbe>,
     /// The network namespace that the annotation names: a path, or a name under `/run/netns`.
     pub netns: Option<Arc<str>>,
 }
@@ -122,6 +124,22 @@ pub struct HostPort {
     pub port: u16,
     /// The port on the pod.
     pub target: u16,
+}
+
+/// Where a probe or a hook of a pod has the kubelet connect to, which is not the pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ForeignProbe {
+    /// The address, canonical; `None` where a host name is given, which may lead to any.
+    pub host: Option<IpAddr>,
+    /// The port; `None` where that cannot be told.
+    pub port: Option<u16>,
+}
+
+impl ForeignProbe {
+    /// Whether it may lead to `port` of `ip`.
+    pub fn may_reach(&self, ip: IpAddr, port: u16) -> bool {
+        self.host.is_none_or(|host| host == ip) && self.port.is_none_or(|own| own == port)
+    }
 }
 
 /// A transport protocol of a port.

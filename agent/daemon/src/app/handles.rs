@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     admin::{Guard, METRICS_PATH, Page},
-    capture::{Capture, CaptureSettings, Cgroups},
+    capture::{Capture, CaptureSettings, Cgroups, Pinned},
     cluster::Authorizer,
     config::{AgentConfig, SourceConfig},
     discovery::Feed,
@@ -78,7 +78,9 @@ impl Handles {
     /// The node, not yet followed, and the answers to its CNI plugin.
     pub(super) fn node(&self, config: &AgentConfig) -> anyhow::Result<(Node, Attaching)> {
         let by_operator = matches!(config.source, SourceConfig::Folder(_));
-        let locations = Locations::new(Cgroups::new(config.cgroup_root.as_deref())?, by_operator);
+        let cgroups = Cgroups::new(config.cgroup_root.as_deref())?;
+        let pins = Pinned::new(&config.bpf_root, &config.node);
+        let locations = Locations::new(cgroups, pins, by_operator);
         let rounds = watch::Sender::new(0);
         let attaching = Attaching {
             node: config.node.clone(),

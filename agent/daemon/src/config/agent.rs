@@ -35,6 +35,8 @@ const DEFAULT_CA_TOKEN: &str = "/var/run/secrets/tokens/istio-token";
 const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
 /// Fits into the 30 seconds that Kubernetes gives a pod by default.
 const DEFAULT_DRAIN: Duration = Duration::from_secs(25);
+/// A night and a morning in which somebody notices.
+const DEFAULT_POLICY_HOLD: Duration = Duration::from_secs(24 * 3600);
 /// Where Kubernetes mounts a pod's own token.
 const POD_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 const DEFAULT_MAX_WORKERS: usize = 8;
@@ -70,6 +72,8 @@ pub(crate) struct AgentConfig {
     pub(crate) cluster_domain: String,
     /// The namespace whose policies hold for the whole mesh.
     pub(crate) root_namespace: String,
+    /// How long policies stay in force without their definition.
+    pub(crate) policy_hold: Duration,
     /// The label that opts in and out.
     pub(crate) dataplane_label: DataplaneLabel,
     /// Where cgroup v2 is mounted; to be found in /proc/mounts if `None`.
@@ -204,6 +208,7 @@ impl AgentConfig {
             trust_domain,
             cluster_domain: settings.cluster_domain.map_or_else(domain, |name| name.0),
             root_namespace: settings.root_namespace.map_or_else(|| "ambit-system".to_owned(), |name| name.0),
+            policy_hold: settings.policy_hold.map_or(DEFAULT_POLICY_HOLD, |hold| hold.0),
             dataplane_label: settings.dataplane_label.unwrap_or_default(),
             cgroup_root: settings.cgroup_root.map(|path| path.0),
             kubelet_cgroup: settings.kubelet_cgroup.map(|path| path.0),

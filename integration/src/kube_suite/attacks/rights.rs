@@ -149,6 +149,7 @@ fn lists(site: &mut Site) -> Result<()> {
         "list peerauthentications.security.istio.io",
         "watch peerauthentications.security.istio.io",
         "patch peerauthentications/status.security.istio.io",
+        "get customresourcedefinitions.apiextensions.k8s.io peerauthentications.security.istio.io",
         "create events.events.k8s.io",
     ];
     let agent_system: &[&str] = &[

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use super::Mesh;
+use super::{Mesh, pods::PodRecord};
 use crate::{
     discovery::{Delta, Destination, Pod, join},
     model::ObjectName,
@@ -34,9 +34,14 @@ impl Mesh {
         delta.capture(destination, captured);
     }
 
-    /// Whether the owner of an address is in the mesh.
+    /// Whether the owner of an address is in the mesh, or may be.
     pub(super) fn is_enrolled(&self, ip: IpAddr) -> bool {
-        self.workload_by_ip(ip).is_some_and(|workload| workload.enrolled)
+        self.workload_by_ip(ip).is_some_and(|workload| workload.enrolled) || self.is_contested(ip)
+    }
+
+    /// Whether it is in doubt which pod an address is of, and that pod may be in the mesh.
+    pub(super) fn is_contested(&self, ip: IpAddr) -> bool {
+        self.by_ip.get(&ip).is_some_and(|claimants| PodRecord::is_contested(claimants))
     }
 
     /// Whether a destination is the address or a host port of an enrolled pod, the address of a node, or leads to a service

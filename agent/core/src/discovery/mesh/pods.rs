@@ -28,6 +28,16 @@ impl PodRecord {
         (self.pod.deleting, Reverse(created), Reverse(self.workload.enrolled), &self.pod.name)
     }
 
+    /// Whether the address is in doubt that the first of these has: another pod that is to stay claims it, and is in the mesh.
+    pub(super) fn is_contested(claimants: &[Arc<Self>]) -> bool {
+        claimants.split_first().is_some_and(|(owner, others)| {
+            !owner.workload.enrolled
+                && others
+                    .iter()
+                    .any(|other| other.workload.enrolled && other.pod.deleting == owner.pod.deleting)
+        })
+    }
+
     /// The addresses that it claims: that of the host is no pod's, and one of a pod that has ended may be another's.
     fn claimed(&self) -> &[IpAddr] {
         if self.pod.host_network || self.pod.terminal { &[] } else { &self.pod.ips }
@@ -53,6 +63,9 @@ impl Mesh {
     /// The pod of that name becomes this, or goes.
     pub(super) fn put_pod(&mut self, name: &ObjectName, pod: Option<Arc<Pod>>, delta: &mut Delta) {
         let before = self.pods.get(name).cloned();
+        let uids =
+            [before.as_ref().map(|before| &before.pod), pod.as_ref()].map(|pod| Some(Arc::clone(&pod?.uid)));
+        self.claim_uid(name, uids[0].as_ref(), uids[1].as_ref());
         let after = pod.map(|pod| Arc::new(self.record(pod, before.as_deref())));
         let records = || before.iter().chain(&after);
         let claimed: Vec<(IpAddr, bool)> =
@@ -93,6 +106,9 @@ impl Mesh {
         let workload = |record: &Arc<PodRecord>| Arc::clone(&record.workload);
         let pod = PodDelta { before: before.as_ref().map(workload), after: after.as_ref().map(workload) };
         delta.pod(name.clone(), pod);
+        if uids[0] != uids[1] {
+            uids.iter().flatten().for_each(|uid| self.reconsider_uid(uid, delta));
+        }
     }
 
     /// The pod that a port of a node leads to, and its own port.
@@ -116,7 +132,8 @@ impl Mesh {
 
     /// A workload that is the same as before stays the same value.
     fn record(&self, pod: Arc<Pod>, before: Option<&PodRecord>) -> PodRecord {
-        let workload = join::workload(&self.settings, self.namespace_of(&pod), &pod);
+        let mut workload = join::workload(&self.settings, self.namespace_of(&pod), &pod);
+        workload.uid = self.unique_uid(&pod);
         let workload = match before {
             Some(before) if *before.workload == workload => Arc::clone(&before.workload),
             _ => Arc::new(workload),

@@ -1,6 +1,6 @@
 //! From an original destination to an endpoint.
 //!
-//! Promises that an endpoint known to be in the mesh is never reached in plaintext. Connecting is left to others.
+//! Promises that an endpoint known to be in the mesh, or that may be, is never reached in plaintext. Connecting is left to others.
 
 use std::{
     collections::BTreeMap,
@@ -59,6 +59,12 @@ pub enum RouteError {
         /// The port that was dialled.
         port: u16,
     },
+    /// Several pods claim the address, and not all are in the mesh: plaintext might reach one that is.
+    #[error("{address} is claimed by several pods, of which not all are in the mesh")]
+    Contested {
+        /// The address.
+        address: IpAddr,
+    },
 }
 
 impl Mesh {
@@ -72,7 +78,11 @@ impl Mesh {
             return self.route_to_service(service, client, dst, on, random);
         }
         if let Some(workload) = self.workload_by_ip(dst.ip()) {
-            return route_to(Endpoint { addr: PodAddr(dst), workload: Arc::clone(workload), service: None });
+            return self.route_to(Endpoint {
+                addr: PodAddr(dst),
+                workload: Arc::clone(workload),
+                service: None,
+            });
         }
         // Last: who may write a service can claim any address by it.
         if let Some(service) = self.service_at(Destination::Port(dst), namespace) {
@@ -82,7 +92,7 @@ impl Mesh {
             return match pod.pod.ips.iter().find(|ip| ip.is_ipv4() == dst.is_ipv4()) {
                 Some(ip) => {
                     let addr = PodAddr(SocketAddr::new(*ip, *target));
-                    route_to(Endpoint { addr, workload: Arc::clone(&pod.workload), service: None })
+                    self.route_to(Endpoint { addr, workload: Arc::clone(&pod.workload), service: None })
                 }
                 None => Route::Passthrough,
             };
@@ -138,7 +148,7 @@ impl Mesh {
             ready[start..].iter().chain(&ready[..start]).find(usable)
         };
         match chosen.and_then(|backend| self.endpoint(record, backend)) {
-            Some(endpoint) => route_to(endpoint),
+            Some(endpoint) => self.route_to(endpoint),
             None => Route::Refuse(RouteError::NoEndpoint { service: name.to_string(), port: dst.port() }),
         }
     }
@@ -164,6 +174,15 @@ impl Mesh {
         Some(Endpoint { addr: PodAddr(backend.addr), workload, service: Some((*record.name).clone()) })
     }
 
+    fn route_to(&self, endpoint: Endpoint) -> Route {
+        let address = endpoint.addr.0.ip();
+        match endpoint.workload.enrolled {
+            true => Route::Tunnel(endpoint),
+            false if self.is_contested(address) => Route::Refuse(RouteError::Contested { address }),
+            false => Route::Plain(endpoint),
+        }
+    }
+
     fn unknown_workload(&self, namespace: &Arc<str>, backend: &Backend) -> Option<Workload> {
         let ip = backend.addr.ip();
         Some(Workload {
@@ -180,10 +199,6 @@ impl Mesh {
             netns: None,
         })
     }
-}
-
-fn route_to(endpoint: Endpoint) -> Route {
-    if endpoint.workload.enrolled { Route::Tunnel(endpoint) } else { Route::Plain(endpoint) }
 }
 
 /// Which endpoint a client keeps to: the one with the highest weight, so that few clients move when endpoints come and

@@ -1,7 +1,7 @@
 //! The pods that are enrolled, and the tasks that serve their listeners.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -9,7 +9,10 @@ use ambit_core::discovery::Delta;
 use ambit_ebpf_common::Counters;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::desired::{Desired, DesiredPods};
+use super::{
+    deputies::Deputies,
+    desired::{Desired, DesiredPods},
+};
 use crate::{
     app::locations::Location,
     capture::{Capture, CaptureError, PodNet, PodSpec},
@@ -151,12 +154,21 @@ impl Enrolment {
         self.kept_out.len()
     }
 
-    /// Lets the kubelet's probes through to the pods' probe ports.
-    pub(super) fn set_probes(&mut self, desired: &DesiredPods) {
+    /// Lets the kubelet's probes through to the pods' probe ports, but for those that another pod may have asked for.
+    pub(super) fn set_probes(&mut self, desired: &DesiredPods, deputies: &mut Deputies) {
         let ports = desired.iter().map(|(uid, pod)| (&**uid, &*pod.workload.probe_ports));
-        if let Err(error) = self.capture.set_probes(ports) {
+        let mut withdrawn = BTreeMap::new();
+        let set = self.capture.set_probes(ports, |ip, port| match deputies.deputy_of(ip, port) {
+            Some(deputy) => {
+                withdrawn.insert((ip, port), deputy.clone());
+                false
+            }
+            None => true,
+        });
+        if let Err(error) = set {
             tracing::error!(%error, "the list of ports that the kubelet probes could not be updated");
         }
+        deputies.tell(withdrawn);
     }
 
     /// Takes off what an earlier agent left for pods that are not `expected` (UIDs).

@@ -6,8 +6,8 @@ use crate::{
     config::{
         settings::settings,
         values::{
-            CaTrust, ClusterId, DataplaneLabel, DnsName, Drain, IssuerKind, ListenAddr, Location, LogFilter,
-            LoopbackAddr, MapEntries, MetricsAuth, Namespace, ObjectName, PostQuantum, ServerName,
+            CaTrust, ClusterId, DataplaneLabel, DnsName, Drain, Hold, IssuerKind, ListenAddr, Location,
+            LogFilter, LoopbackAddr, MapEntries, MetricsAuth, Namespace, ObjectName, PostQuantum, ServerName,
             ServiceAddr, TrustBundles, TrustDomains, Ttl, Url, VaultPath, Workers,
         },
     },
@@ -66,6 +66,8 @@ settings! {
     cluster_domain: DnsName, "AMBIT_CLUSTER_DOMAIN", "DOMAIN";
     /// The namespace whose policies hold for the whole mesh [default: ambit-system]
     root_namespace: Namespace, "AMBIT_ROOT_NAMESPACE", "NAMESPACE";
+    /// How long policies stay in force whose definition is removed from the cluster, 0s to 90d [default: 24h]
+    policy_hold: Hold, "AMBIT_POLICY_HOLD", "DURATION";
     /// The label that opts namespaces and pods in, and pods out [default: ambit.dev/dataplane=enabled,disabled]
     dataplane_label: DataplaneLabel, "AMBIT_DATAPLANE_LABEL", "KEY=ENABLED[,DISABLED]";
     /// Where cgroup v2 is mounted [default: found in /proc/mounts]

@@ -49,6 +49,7 @@ fn defaults_are_those_of_the_help() {
             trust_domain: TrustDomain::default(),
             cluster_domain: "cluster.local".to_owned(),
             root_namespace: "ambit-system".to_owned(),
+            policy_hold: Duration::from_secs(86_400),
             dataplane_label: "ambit.dev/dataplane=enabled,disabled".parse().unwrap(),
             kubelet_cgroup: None,
             cgroup_root: None,

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, num::NonZeroUsize, str::FromStr, time::Duration
 const MIN_TTL: Duration = Duration::from_secs(10);
 const MAX_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
 const MAX_DRAIN: Duration = Duration::from_secs(3600);
+const MAX_HOLD: Duration = Duration::from_secs(90 * 24 * 3600);
 const MAX_WORKERS: usize = 256;
 /// The eBPF maps that can be given another size.
 const MAPS: [&str; 7] = ["PODS", "DESTINATIONS", "ORIGINS", "BYPASS", "LISTENERS", "COUNTERS", "PROBES"];
@@ -37,6 +38,21 @@ impl FromStr for Drain {
         match duration(text)? {
             drain if drain > MAX_DRAIN => Err("it must be at most 1h".to_owned()),
             drain => Ok(Self(drain)),
+        }
+    }
+}
+
+/// How long policies outlive their definition.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hold(pub(crate) Duration);
+
+impl FromStr for Hold {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match duration(text)? {
+            hold if hold > MAX_HOLD => Err("it must be at most 90d".to_owned()),
+            hold => Ok(Self(hold)),
         }
     }
 }
@@ -145,6 +161,9 @@ mod tests {
             [("10s", true), ("9s", false), ("90d", true), ("90d1s", false), ("9999ms", false)]
         {
             assert_eq!(text.parse::<Ttl>().is_ok(), taken, "{text}");
+        }
+        for (text, taken) in [("0s", true), ("90d", true), ("91d", false)] {
+            assert_eq!(text.parse::<Hold>().is_ok(), taken, "{text}");
         }
         for (text, taken) in [("0s", true), ("1h", true), ("1h1s", false)] {
             assert_eq!(text.parse::<Drain>().is_ok(), taken, "{text}");

@@ -12,7 +12,8 @@ use serde_json::Value;
 
 use super::{
     FieldError, Valid,
-    fields::{address, dedup, labels, port_number, present, protocol, timestamp},
+    fields::{address, cut, dedup, labels, port_number, present, protocol, timestamp},
+    namespace::opted_in,
     wire::{self, IntOrString, Metadata},
 };
 
@@ -31,6 +32,11 @@ wire::objects! {
         host_network: Option<bool>,
         containers: Option<Vec<Container>>,
         init_containers: Option<Vec<Container>>,
+    }
+
+    Lifecycle {
+        post_start: Option<Probe>,
+        pre_stop: Option<Probe>,
     }
 
     Status {
@@ -62,6 +68,7 @@ wire::objects! {
         liveness_probe: Option<Probe>,
         readiness_probe: Option<Probe>,
         startup_probe: Option<Probe>,
+        lifecycle: Option<Lifecycle>,
     }
 
     ContainerPort {
@@ -86,7 +93,20 @@ wire::objects! {
     }
 }
 
-pub(super) fn read(name: ObjectName, object: Value, settings: &Settings) -> Result<Valid, FieldError> {
+/// In the place of a service account that cannot be read: a name that no service account can have, so that nobody takes
+/// the pod for another.
+const NOBODY: &str = "_unreadable_";
+
+/// Labels that cannot be read may opt the pod in.
+pub(super) fn in_place_of(field: &str, settings: &Settings) -> Value {
+    match field {
+        "spec.serviceAccountName" | "spec.serviceAccount" => NOBODY.into(),
+        _ if field.starts_with("metadata.labels") => opted_in(settings),
+        _ => Value::Null,
+    }
+}
+
+pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Result<Valid, FieldError> {
     let Object { metadata, spec, status } = wire::typed(object)?;
     let metadata = metadata.unwrap_or_default();
     let spec = spec.unwrap_or_default();
@@ -103,9 +123,10 @@ pub(super) fn read(name: ObjectName, object: Value, settings: &Settings) -> Resu
     let netns = metadata.annotations.and_then(|mut all| present(all.remove(NETNS_ANNOTATION)?));
     let ips = pod_ips(status.pod_ip, status.pod_ips)?;
     let host_ips = host_ips(status.host_ip, status.host_ips);
+    let foreign_probes = probes::foreign(spec.containers.iter().chain(&spec.init_containers).flatten(), &ips);
     let containers = lasting(spec.containers, spec.init_containers);
     let pod = Pod {
-        uid: present(metadata.uid).map_or_else(|| name.to_string().into(), Arc::from),
+        uid: uid(metadata.uid)?.map_or_else(|| name.to_string().into(), Arc::from),
         created: timestamp(metadata.creation_timestamp)?,
         identity,
         node: spec.node_name.unwrap_or_default().into(),
@@ -117,12 +138,23 @@ pub(super) fn read(name: ObjectName, object: Value, settings: &Settings) -> Resu
         named_ports: named_ports(&containers)?,
         probe_ports: probes::ports(&containers, &ips)?,
         host_ports: host_ports(&containers),
+        foreign_probes,
         ips,
         host_ips,
         netns: netns.map(Arc::from),
         name,
     };
     Ok(Change::Pod(Arc::new(pod)).into())
+}
+
+/// A UID with a slash could be what stands for one where none is stated: a namespace and a name.
+fn uid(text: Option<String>) -> Result<Option<String>, FieldError> {
+    match present(text) {
+        Some(uid) if uid.contains('/') => {
+            Err(FieldError::new("metadata.uid", format_args!("{:?} is not a UID", cut(&uid))))
+        }
+        uid => Ok(uid),
+    }
 }
 
 fn pod_ips(single: Option<String>, list: Option<Vec<PodIp>>) -> Result<Vec<IpAddr>, FieldError> {

@@ -62,7 +62,7 @@ wire::objects! {
 }
 
 /// External-name and headless services have no address of their own.
-pub(super) fn read(name: ObjectName, object: Value, _: &Settings) -> Result<Valid, FieldError> {
+pub(super) fn read(name: ObjectName, object: &Value, _: &Settings) -> Result<Valid, FieldError> {
     let Object { metadata, spec, status } = wire::typed(object)?;
     let metadata = metadata.unwrap_or_default();
     let spec = spec.unwrap_or_default();

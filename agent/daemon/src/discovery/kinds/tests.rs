@@ -1,9 +1,10 @@
+mod doubt;
 mod peer_authentication;
 
 use std::net::IpAddr;
 
 use ambit_core::{
-    discovery::{Change as MeshChange, HostPort, Protocol, TargetPort},
+    discovery::{Change as MeshChange, ForeignProbe, HostPort, Protocol, TargetPort},
     policy::Change as PolicyChange,
 };
 
@@ -15,14 +16,15 @@ fn read(text: &str) -> Entry {
     assert_eq!((documents.error, documents.values.len()), (None, 1), "{text}");
     let object = documents.values.remove(0);
     let kind = Kind::named(object["kind"].as_str().unwrap(), "").unwrap();
-    Entry::read(kind, object, &Settings::default()).unwrap()
+    Entry::read(kind, &object, &Settings::default()).unwrap()
 }
 
 /// The change that an object makes which must be good.
 fn one(text: &str) -> Change {
     let entry = read(text);
     assert_eq!(entry.problem, None, "{text}");
-    entry.change.unwrap()
+    let Stated::Good(change) = entry.stated else { panic!("not read: {text}") };
+    change
 }
 
 /// `object: field: message` of what is wrong with an object.
@@ -142,6 +144,39 @@ fn probes_name_ports_of_the_pod() {
     ] {
         let Change::Mesh(MeshChange::Pod(found)) = one(&pod(containers)) else { panic!("no pod") };
         assert_eq!(found.probe_ports, ports, "{containers}");
+    }
+}
+
+#[test]
+fn where_else_a_pod_has_the_kubelet_connect_to() {
+    let found = |container: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\nspec:\n  containers: [{{ports: [{{name: dns, containerPort: 53, \
+             protocol: UDP}}], {container}}}]\nstatus: {{podIP: 10.0.0.1}}\n"
+        );
+        let Change::Mesh(MeshChange::Pod(pod)) = one(&text) else { panic!("no pod") };
+        let told = |probe: &ForeignProbe| (probe.host.map(|host| host.to_string()), probe.port);
+        pod.foreign_probes.iter().map(told).collect::<Vec<_>>()
+    };
+    let at = |host: &str, port| vec![(Some(host.to_owned()), Some(port))];
+    for (container, expected) in [
+        ("livenessProbe: {httpGet: {port: 80}}", vec![]),
+        ("livenessProbe: {httpGet: {port: 80, host: 10.0.0.1}}", vec![]),
+        ("livenessProbe: {httpGet: {port: 80, host: localhost}}", vec![]),
+        ("livenessProbe: {httpGet: {port: 80, host: '::1'}}", vec![]),
+        ("livenessProbe: {httpGet: {port: 80, host: 10.0.0.2}}", at("10.0.0.2", 80)),
+        ("readinessProbe: {tcpSocket: {port: '81', host: '::ffff:10.0.0.2'}}", at("10.0.0.2", 81)),
+        ("startupProbe: {httpGet: {port: dns, host: 10.0.0.2}}", at("10.0.0.2", 53)),
+        ("lifecycle: {postStart: {httpGet: {port: 80, host: 10.0.0.2}}}", at("10.0.0.2", 80)),
+        ("lifecycle: {preStop: {tcpSocket: {port: 80, host: 10.0.0.2}}}", at("10.0.0.2", 80)),
+        ("lifecycle: {preStop: {httpGet: {port: 80}, exec: {command: [x]}}}", vec![]),
+        ("livenessProbe: {httpGet: {port: nowhere, host: 10.0.0.2}}", vec![]),
+        ("livenessProbe: {httpGet: {port: 80, host: other.example}}", vec![(None, Some(80))]),
+        // An address to the resolvers of some, a name to us.
+        ("livenessProbe: {httpGet: {port: 80, host: '0x0a000002'}}", vec![(None, Some(80))]),
+        ("livenessProbe: {httpGet: {host: 10.0.0.2}}", vec![(Some("10.0.0.2".to_owned()), None)]),
+    ] {
+        assert_eq!(found(container), expected, "{container}");
     }
 }
 
@@ -352,7 +387,7 @@ fn bad_objects_are_named_with_the_field() {
         ),
     ] {
         assert_eq!(complaint(text), expected);
-        assert!(read(text).change.is_none(), "{text}");
+        assert!(!read(text).stated.is_good(), "{text}");
     }
 }
 

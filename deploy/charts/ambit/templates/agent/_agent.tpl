@@ -73,6 +73,8 @@ seLinuxOptions:
   value: {{ .Values.clusterDomain }}
 - name: AMBIT_ROOT_NAMESPACE
   value: {{ include "ambit.rootNamespace" . }}
+- name: AMBIT_POLICY_HOLD
+  value: {{ .Values.policyHold | default "24h" | quote }}
 - name: AMBIT_DATAPLANE_LABEL
   value: {{ .Values.label }}
 - name: AMBIT_SVID_TTL

@@ -64,6 +64,7 @@ impl Numbers {
         }
         Pod {
             node: self.one_of(&["n1", "n2"]).into(),
+            uid: if self.below(4) == 0 { "shared".into() } else { Arc::clone(&pod.uid) },
             created: Some(self.below(3) as i64),
             host_ports: (0..self.below(2))
                 .map(|_| HostPort { ip: None, port: 80 + self.below(2) as u16, target: 8080 })
