@@ -1,8 +1,9 @@
 //! HTTP for Prometheus and the kubelet: `/metrics`, `/healthz/ready`, `/healthz/live`, and Istio's path for
 //! metrics, `/stats/prometheus`.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::HashMap, convert::Infallible, net::SocketAddr, time::Duration};
 
+use ambit_core::crowd::Crowd;
 use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -14,7 +15,6 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -22,7 +22,8 @@ use tokio::{
 use super::AdminError;
 use crate::{instance::Readiness, telemetry::Telemetry};
 
-/// Clients served at once; more wait in the kernel's queue.
+/// Clients served at once. Of more, the oldest of the address that has most is sent away: a flood of one does not keep the kubelet
+/// from its answer.
 const MAX_CONNECTIONS: usize = 64;
 /// How long a client may take to send its request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -62,21 +63,29 @@ pub(crate) async fn serve_http(
 }
 
 async fn serve_on(listener: TcpListener, telemetry: impl Exposition, readiness: Readiness) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     // Dropping the set ends the connections that are still open.
     let mut connections = JoinSet::new();
+    let (mut crowd, mut tickets) = (Crowd::default(), HashMap::new());
     loop {
-        while connections.try_join_next().is_some() {}
-        // The semaphore is never closed.
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
+                while let Some(ended) = connections.try_join_next_with_id() {
+                    let id = ended.map_or_else(|error| error.id(), |(id, ())| id);
+                    if let Some(ticket) = tickets.remove(&id) {
+                        crowd.remove(ticket);
+                    }
+                }
                 let (telemetry, readiness) = (telemetry.clone(), readiness.clone());
-                connections.spawn(async move {
-                    let _slot = slot;
+                let connection = connections.spawn(async move {
                     // How a scrape ends is its client's affair.
                     let _ = timeout(CONNECTION_TIMEOUT, serve_one(stream, telemetry, readiness)).await;
                 });
+                tickets.insert(connection.id(), crowd.insert(peer.ip().to_canonical(), connection));
+                if crowd.len() > MAX_CONNECTIONS
+                    && let Some(oldest) = crowd.evict()
+                {
+                    oldest.abort();
+                }
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection for metrics");
@@ -162,7 +171,10 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpSocket,
+    };
 
     use super::*;
 
@@ -243,6 +255,22 @@ mod tests {
             silent.push(TcpStream::connect(server.addr).await.unwrap());
         }
         let answer = server.get("/healthz/live", "").await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_one_client_costs_another_nothing() {
+        let server = Running::start().await;
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        let mut kubelet = socket.connect(server.addr).await.unwrap();
+        let mut silent = Vec::new();
+        for _ in 0..4 * MAX_CONNECTIONS {
+            silent.push(TcpStream::connect(server.addr).await.unwrap());
+        }
+        let mut answer = String::new();
+        kubelet.write_all(b"GET /healthz/live HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        kubelet.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     }
 
