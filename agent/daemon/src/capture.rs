@@ -31,7 +31,7 @@ pub(crate) use self::{
     check::{Finding, Verdict, check_host},
     netns::Netns,
     pod::{Accepted, Dial, PodNet},
-    socket::end_cleanly,
+    socket::{bound_buffers, end_cleanly, wake_at},
 };
 use self::{kubelet::Kubelet, programs::Programs};
 
