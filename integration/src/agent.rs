@@ -42,6 +42,8 @@ pub struct Agent {
     node: Node,
     paths: Paths,
     extra: Vec<String>,
+    /// The `cgroup.procs` of the group that it runs in.
+    group: Option<PathBuf>,
     process: Option<Process>,
 }
 
@@ -49,12 +51,17 @@ impl Agent {
     /// An agent that is not started yet, with `extra` flags.
     pub fn new(node: &Node, paths: &Paths, extra: &[&str]) -> Self {
         let extra = extra.iter().map(|flag| (*flag).to_owned()).collect();
-        Self { node: node.clone(), paths: paths.clone(), extra, process: None }
+        Self { node: node.clone(), paths: paths.clone(), extra, group: None, process: None }
     }
 
     /// Adds flags, in force from the next start on.
     pub fn add_flags(&mut self, flags: &[&str]) {
         self.extra.extend(flags.iter().map(|flag| (*flag).to_owned()));
+    }
+
+    /// Has it run in the group with this `cgroup.procs`, from the next start on.
+    pub fn enter(&mut self, group: PathBuf) {
+        self.group = Some(group);
     }
 
     /// Starts it, without waiting.
@@ -139,7 +146,14 @@ impl Agent {
 
     /// The command that starts it, for a second one beside it.
     pub fn command(&self) -> Command {
-        let mut command = self.node.netns.command(&self.paths.binary);
+        let mut command = match &self.group {
+            None => self.node.netns.command(&self.paths.binary),
+            Some(group) => {
+                let mut command = self.node.netns.command("sh");
+                command.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(group).arg(&self.paths.binary);
+                command
+            }
+        };
         command.args(["agent", "--node", &self.node.name]);
         command.arg("--manifests").arg(&self.paths.manifests);
         if !self.extra.iter().any(|flag| flag == "--issuer") {

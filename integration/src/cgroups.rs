@@ -43,6 +43,75 @@ impl Drop for Cgroup {
     }
 }
 
+/// A group of whichever hierarchy has the memory controller, with a limit. Dropping it removes it; what runs in it has to have
+/// ended.
+#[derive(Debug)]
+pub struct MemoryGroup {
+    name: String,
+    folder: PathBuf,
+    unified: bool,
+}
+
+impl MemoryGroup {
+    /// Makes the group with a limit of `bytes`; its name begins as that of the run that sweeps it.
+    pub fn create(name: &str, bytes: u64) -> Result<Self> {
+        let has_memory = |mount: &Mount| {
+            let controllers = fs::read_to_string(mount.root.join("cgroup.controllers")).unwrap_or_default();
+            mount.root.join("memory.limit_in_bytes").exists()
+                || controllers.split_whitespace().any(|one| one == "memory")
+        };
+        let mount =
+            mounts()?.into_iter().find(has_memory).context("no hierarchy has the memory controller")?;
+        if mount.unified {
+            delegate(&mount.root)?;
+        }
+        let group = Self { name: name.to_owned(), folder: mount.root.join(name), unified: mount.unified };
+        fs::create_dir_all(&group.folder).with_context(|| group.folder.display().to_string())?;
+        if group.unified {
+            group.write("memory.max", bytes)?;
+        } else {
+            group.write("memory.limit_in_bytes", bytes)?;
+            // Version 1 counts what sockets hold apart, and only where there is a limit for it.
+            group.write("memory.kmem.tcp.limit_in_bytes", 1 << 40)?;
+        }
+        Ok(group)
+    }
+
+    /// The file that processes are moved by.
+    pub fn entrance(&self) -> PathBuf {
+        self.folder.join("cgroup.procs")
+    }
+
+    /// Bytes that its processes hold, and bytes that the buffers of their sockets do, which version 2 counts among them.
+    pub fn used(&self) -> Result<(u64, u64)> {
+        if self.unified {
+            let stat = fs::read_to_string(self.folder.join("memory.stat"))?;
+            let sockets = stat.lines().find_map(|line| line.strip_prefix("sock ")).context("no sock")?;
+            return Ok((self.read("memory.current")?, sockets.trim().parse()?));
+        }
+        let sockets = self.read("memory.kmem.tcp.usage_in_bytes")?;
+        Ok((self.read("memory.usage_in_bytes")? + sockets, sockets))
+    }
+
+    fn read(&self, file: &str) -> Result<u64> {
+        let path = self.folder.join(file);
+        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        text.trim().parse().with_context(|| format!("{}: {text}", path.display()))
+    }
+
+    fn write(&self, file: &str, value: u64) -> Result<()> {
+        let path = self.folder.join(file);
+        fs::write(&path, value.to_string()).with_context(|| path.display().to_string())
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        // What is left is swept with the run.
+        let _ = remove(&self.name);
+    }
+}
+
 /// Where the kernel's one cgroup v2 tree is mounted.
 pub fn unified() -> Result<PathBuf> {
     let found = mounts()?.into_iter().find(|mount| mount.unified);

@@ -59,8 +59,14 @@ pub const SOAK: &str = "soak::";
 
 /// Tests beside which nothing else may run: they measure, they load, or they look at the whole machine. The shared world is one
 /// more that nobody runs beside.
-const ALONE: [&str; 5] =
-    [SOAK, "failure::", "upgrade::", "identities::sixty_renew_under_load", "cni::the_installation_is_kept"];
+const ALONE: [&str; 6] = [
+    SOAK,
+    "failure::",
+    "upgrade::",
+    "attacks::floods::",
+    "identities::sixty_renew_under_load",
+    "cni::the_installation_is_kept",
+];
 
 /// Every test, in the order in which they run.
 pub fn tests() -> Vec<Test> {

@@ -6,6 +6,7 @@
 mod certificates;
 mod clients;
 mod crowd;
+mod flood;
 mod http;
 mod node_init;
 mod servers;
@@ -22,6 +23,7 @@ pub use self::{
     certificates::{Answer, Issued},
     clients::{Attempt, Latency, Tally},
     crowd::CrowdTally,
+    flood::FloodTally,
     http::BODY as HTTP_BODY,
     silence::Silent,
 };
@@ -49,6 +51,10 @@ pub enum Tool {
     Churn(Churn),
     /// In many network namespaces at once: a long connection to an echo server, and short ones beside it.
     Crowd(crowd::Crowd),
+    /// Many connections that never finish what they begin.
+    Flood(flood::Flood),
+    /// Takes every connection, and writes to it but never reads.
+    MuteServer(Listen),
     /// Asks a certificate service for one certificate.
     CreateCertificate(certificates::CreateCertificate),
     /// Asks certificate services for as many certificates as they give.
@@ -188,6 +194,8 @@ pub fn run(tool: &Tool) -> Result<()> {
         Tool::Many(how) => print(&clients::many(how)?),
         Tool::Churn(how) => print(&clients::churn(how)),
         Tool::Crowd(how) => print(&crowd::run(how)?),
+        Tool::Flood(how) => print(&flood::run(how)?),
+        Tool::MuteServer(listen) => flood::mute(listen.listen),
         Tool::CreateCertificate(how) => print(&certificates::create(how)?),
         Tool::IssueLoad(how) => print(&certificates::load(how)?),
         Tool::Silence(how) => print(&silence::keep(how)?),

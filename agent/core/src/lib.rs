@@ -3,6 +3,7 @@
 //! What changes with the world is an argument: time, random numbers, Kubernetes objects, bytes from a peer.
 //! Every room can be tested by table and simulated in memory.
 
+pub mod crowd;
 pub mod discovery;
 pub mod frame;
 pub mod model;

@@ -34,7 +34,7 @@ pub(crate) use self::{
     netns::Netns,
     pinned::Pinned,
     pod::{Accepted, Dial, PodNet},
-    socket::end_cleanly,
+    socket::{bound_buffers, end_cleanly, wake_at},
 };
 use self::{destinations::Destinations, kubelet::Kubelet, programs::Programs};
 

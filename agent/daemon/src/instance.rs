@@ -3,6 +3,7 @@
 //! Promises that one agent at a time serves a run directory, and that however a process ends, the next one can. What is
 //! served, handed over and drained is the caller's: it passes in how much of it is left.
 
+mod capacity;
 mod draining;
 mod readiness;
 mod run_dir;
@@ -12,6 +13,7 @@ mod succession;
 
 use std::{io, path::PathBuf};
 
+pub(crate) use capacity::{Capacity, MemoryUse};
 pub(crate) use draining::{drained, end_superseded};
 pub(crate) use readiness::{Gate, Readiness};
 pub(crate) use run_dir::{Claim, RunDir, Successor};

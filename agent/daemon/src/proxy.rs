@@ -1,15 +1,17 @@
 //! The two directions of a connection and the relay between their two ends. Asks discovery where to, policy whether, and
 //! the tunnel for a session; knows no dialect, no TLS library and no maps.
 
+mod admission;
 mod describe;
 mod inbound;
 mod order;
 mod outbound;
+mod pressure;
 mod relay;
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -22,18 +24,21 @@ use ambit_core::{
     policy::{self, Decision, Facts, WorkloadPolicy},
     reason::{Reason, Refusal},
 };
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
-use self::order::{Arrivals, Numbers};
+use self::{
+    admission::{Admission, Lane},
+    inbound::Arrival,
+    order::{Arrivals, Numbers},
+    pressure::Broken,
+};
 use crate::{
     capture::{Accepted, Dial, PodNet},
-    discovery::Feed,
-    telemetry::{Connection, Ending, Telemetry},
+    discovery::{Feed, World},
+    instance::{Capacity, MemoryUse},
+    telemetry::{Connection, Direction, Ending, Telemetry},
     tunnel::{Budget, LegError, Pool, PoolKey, Share, Wallet},
 };
-
-/// Inbound connections that are not yet known to be a tunnel or plaintext, in all.
-const PENDING: usize = 8192;
 
 /// Both directions for all pods of the node. Cheap to clone.
 #[derive(Clone)]
@@ -45,7 +50,8 @@ struct Shared {
     telemetry: Telemetry,
     pool: Pool,
     budget: Budget,
-    pending: Semaphore,
+    admission: Admission,
+    memory: watch::Sender<pressure::State>,
     /// Tunnels are not kept for further streams any more.
     draining: watch::Sender<bool>,
     /// Tasks that carry connections and tunnels.
@@ -53,15 +59,16 @@ struct Shared {
 }
 
 impl Proxy {
-    /// Over the snapshots and keys of this node.
-    pub(crate) fn new(feed: Feed, wallet: Wallet, telemetry: Telemetry) -> Self {
+    /// Over the snapshots and keys of this node, within what the process may hold.
+    pub(crate) fn new(feed: Feed, wallet: Wallet, telemetry: Telemetry, capacity: Capacity) -> Self {
         Self(Arc::new(Shared {
             feed,
             wallet,
             telemetry,
-            pool: Pool::default(),
-            budget: Budget::default(),
-            pending: Semaphore::new(PENDING),
+            pool: Pool::new(capacity.files),
+            budget: Budget::new(capacity.memory),
+            admission: Admission::new(capacity),
+            memory: watch::Sender::default(),
             draining: watch::Sender::new(false),
             active: AtomicUsize::new(0),
         }))
@@ -79,9 +86,15 @@ impl Proxy {
         let mut serving = Serving::new(&self.0, pod.clone(), policy);
         loop {
             match pod.accept(listener).await {
-                Ok(accepted) => self.carry(accepted, &mut serving),
+                Ok(accepted) => {
+                    self.carry(accepted, &mut serving);
+                    if serving.lanes.iter().any(|lane| lane.is_crowded()) {
+                        // Under a flood of connections here, those of other pods get their turns between two of these.
+                        tokio::task::yield_now().await;
+                    }
+                }
                 Err(error) => {
-                    // Out of descriptors or memory: what is open has to end before more is taken.
+                    // Out of descriptors or memory, which admission should keep from happening: something has to end first.
                     tracing::warn!(%error, pod = %pod.uid(), "cannot accept a connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
@@ -104,6 +117,11 @@ impl Proxy {
         }
     }
 
+    /// Holds less, and takes less, while `memory` is short; for ever.
+    pub(crate) async fn follow_memory(&self, memory: MemoryUse) {
+        self.0.follow_memory(memory).await;
+    }
+
     /// Has tunnels ended once the streams that run on them have: peers are asked to open new ones, which another agent may
     /// take. Connections go on being taken.
     pub(crate) fn drain(&self) {
@@ -121,6 +139,9 @@ impl Proxy {
         let (shared, pod) = (self.0.clone(), serving.pod.clone());
         match accepted {
             Accepted::Outbound { stream, source, original_dst } => {
+                let place = serving
+                    .lane(Direction::Outbound)
+                    .enter(original_dst.0.ip(), shared.memory.borrow().pressure);
                 let routed = outbound::route(
                     &shared.feed.world(),
                     pod.pod.uid(),
@@ -130,15 +151,18 @@ impl Proxy {
                 );
                 tokio::spawn(async move {
                     let _active = shared.activity();
-                    outbound::carry(&shared, &pod, stream, routed).await;
+                    outbound::carry(&shared, &pod, stream, routed, place).await;
                 });
             }
             Accepted::Inbound { stream, source, destination } => {
+                let party = party(&shared.feed.world(), source.0.ip());
+                let place = serving.lane(Direction::Inbound).enter(party, shared.memory.borrow().pressure);
                 let order = serving.inbound.next((source.0.ip(), destination.0.port()));
                 let arrivals = serving.arrivals.clone();
+                let arrival = Arrival { stream, source, destination, order, place };
                 tokio::spawn(async move {
                     let _active = shared.activity();
-                    inbound::carry(&shared, &pod, stream, source, destination, &arrivals, order).await;
+                    inbound::carry(&shared, &pod, arrival, &arrivals).await;
                 });
             }
             Accepted::Stray { source } => {
@@ -190,6 +214,17 @@ fn allowed(decision: Decision) -> Result<(), Refusal> {
     }
 }
 
+/// Whose connection it is, for fairness: of who is no pod, an IPv6 network counts as one client, which can take any of its
+/// addresses.
+fn party(world: &World, source: IpAddr) -> IpAddr {
+    match source {
+        IpAddr::V6(v6) if world.mesh.workload_by_ip(source).is_none() => {
+            Ipv6Addr::from_bits(v6.to_bits() & (!0 << 64)).into()
+        }
+        _ => source,
+    }
+}
+
 /// What a verdict is taken over: a connection from `source` (with identity `peer`, or in plaintext) to `destination`.
 fn facts(destination: PodAddr, source: IpAddr, peer: Option<&SpiffeId>) -> Facts<'_> {
     Facts { port: destination.0.port(), peer, source_ip: source }
@@ -198,6 +233,8 @@ fn facts(destination: PodAddr, source: IpAddr, peer: Option<&SpiffeId>) -> Facts
 /// What one listener keeps count of.
 struct Serving<D> {
     pod: Pod<D>,
+    /// By direction.
+    lanes: [Arc<Lane>; 2],
     arrivals: Arc<Arrivals>,
     outbound: Numbers<PodAddr>,
     inbound: Numbers<(IpAddr, u16)>,
@@ -206,12 +243,19 @@ struct Serving<D> {
 impl<D: Dial> Serving<D> {
     fn new(shared: &Shared, pod: Arc<D>, policy: watch::Receiver<Arc<WorkloadPolicy>>) -> Self {
         let share = shared.budget.share(pod.uid());
+        let lanes = [Direction::Outbound, Direction::Inbound]
+            .map(|direction| shared.admission.lane(pod.uid(), direction));
         Self {
             pod: Pod { pod, policy, share },
+            lanes,
             arrivals: Arc::default(),
             outbound: Numbers::new(),
             inbound: Numbers::new(),
         }
+    }
+
+    fn lane(&self, direction: Direction) -> &Arc<Lane> {
+        &self.lanes[direction as usize]
     }
 }
 
@@ -245,6 +289,14 @@ impl Cut {
                 Self { refusal: Refusal::new(Reason::Reset, error.to_string()), by_peer: false, tell: None }
             }
             LegError::Tunnel(error) => Self { refusal: error.into(), by_peer: false, tell: None },
+        }
+    }
+
+    /// By a relay that has ended early.
+    fn by_relay(broken: Broken) -> Self {
+        match broken {
+            Broken::Leg(error) => Self::by_leg(error),
+            Broken::GivenUp(refusal) => Self::here(refusal),
         }
     }
 

@@ -7,6 +7,7 @@ mod access;
 mod live;
 mod logging;
 mod metrics;
+mod pace;
 mod process;
 mod traffic;
 
@@ -29,6 +30,7 @@ pub(crate) use metrics::OpenTunnel;
 
 use live::{Live, LiveTable};
 use metrics::Metrics;
+use pace::Pace;
 use traffic::{Flag, TrafficLabels};
 
 /// The cluster name in metrics and the access log: Istio's default, without which Kiali drops the series.
@@ -138,12 +140,13 @@ pub(crate) struct Telemetry(Arc<Shared>);
 struct Shared {
     metrics: Metrics,
     live: LiveTable,
+    pace: Pace,
 }
 
 impl Telemetry {
     /// Starts with everything at zero.
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Shared { metrics: Metrics::new(), live: LiveTable::default() }))
+        Self(Arc::new(Shared { metrics: Metrics::new(), live: LiveTable::default(), pace: Pace::default() }))
     }
 
     /// Counts a connection as open until the value returned is finished or dropped.
@@ -157,12 +160,14 @@ impl Telemetry {
         Connection { live, telemetry: self.clone(), finished: false }
     }
 
-    /// Counts and logs a connection that this agent refused before it was opened.
+    /// Counts a connection that this agent refused before it was opened, and logs it unless there are too many of its kind.
     pub(crate) fn refuse(&self, meta: &Meta, refusal: &Refusal) {
         let metrics = &self.0.metrics;
         metrics.traffic.series(TrafficLabels::of(meta)).fail(Flag::of(refusal.reason));
         metrics.refused(meta.direction, refusal.reason);
-        access::refused(meta, refusal);
+        if let Some(unsaid) = self.0.pace.line(meta, refusal.reason, Instant::now()) {
+            access::refused(meta, refusal, unsaid);
+        }
     }
 
     /// Counts a TLS handshake that failed; what becomes of the connection is reported apart.
@@ -292,7 +297,7 @@ impl Connection {
         if std::mem::replace(&mut self.finished, true) {
             return;
         }
-        let Shared { metrics, live } = &*self.telemetry.0;
+        let Shared { metrics, live, .. } = &*self.telemetry.0;
         let direction = self.live.meta.direction;
         self.live.series.closed.fetch_add(1, Ordering::Relaxed);
         self.live.series.touch(Instant::now());

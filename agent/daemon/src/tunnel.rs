@@ -9,6 +9,7 @@ mod plain;
 mod pool;
 pub(crate) mod session;
 pub(crate) mod tls;
+mod turns;
 
 use std::io;
 

@@ -25,6 +25,17 @@ pub(super) const HOUSES: [House; 2] = [
                 "reason",
                 &["crate::model", "crate::policy", "crate::discovery", "crate::rotation", "crate::frame"],
             ),
+            (
+                "crowd",
+                &[
+                    "crate::model",
+                    "crate::policy",
+                    "crate::discovery",
+                    "crate::rotation",
+                    "crate::frame",
+                    "crate::reason",
+                ],
+            ),
             ("policy", &["crate::discovery", "crate::frame", "crate::rotation"]),
             ("discovery", &["crate::policy", "crate::frame", "crate::rotation"]),
             ("rotation", &["crate::discovery", "crate::policy", "crate::frame"]),

@@ -22,7 +22,7 @@ use crate::{
     config::{AgentConfig, SourceConfig},
     discovery::Feed,
     identity::KeyStore,
-    instance::{Gate, Readiness, Signals},
+    instance::{Capacity, Gate, MemoryUse, Readiness, Signals},
     proxy::Proxy,
     telemetry::Telemetry,
     tunnel::Wallet,
@@ -52,7 +52,9 @@ impl Handles {
         let (started, telemetry) = (SystemTime::now(), Telemetry::new());
         let (feed, api) = source::open(config).await?;
         let (keys, wallet) = trust::open(config, &feed, api.as_ref(), &telemetry, background).await?;
-        let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone());
+        let capacity = Capacity::of_this_process();
+        tracing::debug!(?capacity, "what this agent may hold");
+        let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone(), capacity);
         Ok(Self { started, readiness, telemetry, feed, api, keys, wallet, proxy, pods: Pods::default() })
     }
 
@@ -72,6 +74,10 @@ impl Handles {
         }
         let proxy = self.proxy.clone();
         background.spawn(async move { proxy.follow_trust().await });
+        if let Some(memory) = MemoryUse::of_this_process() {
+            let proxy = self.proxy.clone();
+            background.spawn(async move { proxy.follow_memory(memory).await });
+        }
         installation::inform(config, &self.feed, background);
     }
 

@@ -102,6 +102,25 @@ pub(crate) fn end_cleanly(stream: &impl AsFd) {
     let _: io::Result<()> = SockRef::from(stream).set_linger(None);
 }
 
+/// Cuts both buffers of a socket to `bytes`, if that is said: the kernel then no longer makes them bigger as it likes, which is up
+/// to several megabytes each, charged to this process.
+pub(crate) fn bound_buffers(stream: &impl AsFd, bytes: Option<usize>) {
+    if let Some(bytes) = bytes {
+        let socket = SockRef::from(stream);
+        // They fail only for what is no socket.
+        let _: io::Result<()> = socket.set_recv_buffer_size(bytes);
+        let _: io::Result<()> = socket.set_send_buffer_size(bytes);
+    }
+}
+
+/// Has whoever waits to read `stream` woken only once it has `bytes`, or has ended. With less there already, waiting for one
+/// again tells at once.
+pub(crate) fn wake_at(stream: &impl AsFd, bytes: usize) {
+    // It fails only for what is no socket.
+    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+    let _: io::Result<()> = set(&SockRef::from(stream), libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes);
+}
+
 /// The cookie of the network namespace that `socket` belongs to.
 pub(super) fn netns_cookie(socket: &Socket) -> io::Result<u64> {
     const SO_NETNS_COOKIE: libc::c_int = 71;

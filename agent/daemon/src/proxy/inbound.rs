@@ -10,15 +10,18 @@ use ambit_core::{
 use tokio::{net::TcpStream, select};
 
 use super::{
-    Cut, Pod, Shared, describe, distrusted, facts,
+    Cut, Pod, Shared,
+    admission::Place,
+    describe, distrusted, facts,
     order::{Arrivals, Turn},
+    pressure::Broken,
     relay::{Meter, Relay},
     unconnected, within,
 };
 use crate::{
-    capture::{Dial, end_cleanly},
+    capture::{Dial, bound_buffers, end_cleanly},
     telemetry::{Connection, Direction, Ending},
-    tunnel::{First, Incoming, LegError, Order, Plain, Session, first_bytes, tls::PeerIdentity},
+    tunnel::{First, Incoming, Order, Plain, Session, first_bytes, tls::PeerIdentity},
 };
 
 /// How long a client that may only come through a tunnel may keep silent.
@@ -47,16 +50,20 @@ pub(super) struct Called {
     pub(super) caller: Option<Arc<Workload>>,
 }
 
+/// A connection that has come.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    pub(super) stream: TcpStream,
+    pub(super) source: ClientAddr,
+    pub(super) destination: PodAddr,
+    pub(super) order: Order,
+    /// Its place, or why it has none.
+    pub(super) place: Result<Place, Refusal>,
+}
+
 /// Carries one connection, or all streams of one tunnel, to the end.
-pub(super) async fn carry<D: Dial>(
-    shared: &Shared,
-    pod: &Pod<D>,
-    client: TcpStream,
-    source: ClientAddr,
-    destination: PodAddr,
-    arrivals: &Arrivals,
-    order: Order,
-) {
+pub(super) async fn carry<D: Dial>(shared: &Shared, pod: &Pod<D>, arrival: Arrival, arrivals: &Arrivals) {
+    let Arrival { stream: client, source, destination, order, place } = arrival;
     // Plaintext keeps the order of connections; streams of a tunnel have numbers of their own.
     let turn = arrivals.turn(source.0.ip(), destination.0.port(), order);
     let called = {
@@ -74,10 +81,14 @@ pub(super) async fn carry<D: Dial>(
         let refusal = Refusal::new(Reason::NotReady, text);
         return shared.telemetry.refuse(&describe::inbound(&called, None, None), &refusal);
     };
-    let call = Call { shared, pod, arrivals, called: &called, workload };
+    let mut place = match place {
+        Ok(place) => place,
+        Err(refusal) => return shared.telemetry.refuse(&describe::inbound(&called, None, None), &refusal),
+    };
+    let call = Call { shared, pod, arrivals, called: &called, workload, buffers: place.buffers() };
     // On the heap while it lasts: a connection lives long, and what it is at first is big.
-    match Box::pin(call.begin(client, turn)).await {
-        Ok(Begun::Tunnel(session)) => call.tunnel(session).await,
+    match place.begin(Box::pin(call.begin(client, turn))).await {
+        Ok(Begun::Tunnel(session)) => call.tunnel(session, &place).await,
         Ok(Begun::Plaintext(client, app)) => call.plaintext(client, app).await,
         Ok(Begun::Gone) => {}
         Err(refusal) => call.refuse(&refusal),
@@ -106,14 +117,13 @@ struct Call<'a, D> {
     arrivals: &'a Arrivals,
     called: &'a Called,
     workload: &'a Arc<Workload>,
+    /// What socket buffers are cut to, if they are.
+    buffers: Option<usize>,
 }
 
 impl<D: Dial> Call<'_, D> {
     async fn begin(&self, client: TcpStream, turn: Turn) -> Result<Begun, Refusal> {
-        let _pending = self.shared.pending.try_acquire().map_err(|_| {
-            let text = "too many connections wait to be recognised as tunnel or plaintext";
-            Refusal::new(Reason::Overloaded, text)
-        })?;
+        bound_buffers(&client, self.buffers);
         Ok(match self.recognise(client, turn).await? {
             Recognised::Tunnel(client) => Begun::Tunnel(self.handshake(client).await?),
             Recognised::Plaintext(client, app) => Begun::Plaintext(client, app),
@@ -159,7 +169,7 @@ impl<D: Dial> Call<'_, D> {
         let facts = facts(self.called.destination, self.called.source.0.ip(), None);
         let meter = Inbound(&connection);
         let ended = select! {
-            ended = relay.run(&meter) => ended.map_err(cut),
+            ended = self.shared.relay(self.pod.pod.uid(), &mut relay, &meter) => ended.map_err(cut),
             refusal = self.pod.until_denied(facts, &self.shared.telemetry) => Err(Cut::here(refusal)),
         };
         match ended {
@@ -170,7 +180,7 @@ impl<D: Dial> Call<'_, D> {
     }
 
     /// All streams of one tunnel.
-    async fn tunnel(&self, mut session: Session) {
+    async fn tunnel(&self, mut session: Session, place: &Place) {
         let _open = self.shared.telemetry.tunnel();
         let mut reused = false;
         let mut patience = TUNNEL_IDLE;
@@ -190,7 +200,7 @@ impl<D: Dial> Call<'_, D> {
                 }
             };
             match next {
-                Ok(Some(incoming)) => match self.stream(session, &incoming, reused).await {
+                Ok(Some(incoming)) => match self.stream(session, &incoming, reused, place).await {
                     Some(back) => session = back,
                     None => return,
                 },
@@ -225,10 +235,16 @@ impl<D: Dial> Call<'_, D> {
     }
 
     /// One stream of a tunnel. The session is back if another may follow.
-    async fn stream(&self, session: Session, incoming: &Incoming, reused: bool) -> Option<Session> {
+    async fn stream(
+        &self,
+        session: Session,
+        incoming: &Incoming,
+        reused: bool,
+        place: &Place,
+    ) -> Option<Session> {
         let meta = describe::inbound(self.called, Some((session.facts(), reused)), Some(incoming));
         let peer = session.facts().peer.clone();
-        let app = match Box::pin(self.admit(&peer, incoming)).await {
+        let app = match place.begin_stream(Box::pin(self.admit(&peer, incoming))).await {
             Ok(app) => app,
             Err(refusal) => {
                 self.shared.telemetry.refuse(&meta, &refusal);
@@ -241,7 +257,7 @@ impl<D: Dial> Call<'_, D> {
         let facts = facts(self.called.destination, self.called.source.0.ip(), Some(&peer.id));
         let meter = Inbound(&connection);
         let ended = select! {
-            ended = relay.run(&meter) => ended.map_err(cut),
+            ended = self.shared.relay(self.pod.pod.uid(), &mut relay, &meter) => ended.map_err(cut),
             refusal = self.pod.until_denied(facts, &self.shared.telemetry) => Err(Cut::here(refusal)),
             refused = self.until_distrusted(&peer) => Err(Cut::here(distrusted(refused))),
         };
@@ -279,9 +295,11 @@ impl<D: Dial> Call<'_, D> {
     async fn deliver(&self, turn: Turn) -> Result<TcpStream, Refusal> {
         turn.wait().await;
         let Called { source, destination, .. } = *self.called;
-        within(CONNECT, self.pod.pod.deliver(source, destination))
+        let app = within(CONNECT, self.pod.pod.deliver(source, destination))
             .await
-            .map_err(|error| unconnected("the application at", destination.0, &error))
+            .map_err(|error| unconnected("the application at", destination.0, &error))?;
+        bound_buffers(&app, self.buffers);
+        Ok(app)
     }
 
     fn refuse(&self, refusal: &Refusal) {
@@ -290,8 +308,8 @@ impl<D: Dial> Call<'_, D> {
 }
 
 /// Why a relay to one of our applications has ended early. A client cannot refuse: it breaks off.
-fn cut(error: LegError) -> Cut {
-    let mut cut = Cut::by_leg(error);
+fn cut(broken: Broken) -> Cut {
+    let mut cut = Cut::by_relay(broken);
     cut.by_peer = false;
     cut
 }

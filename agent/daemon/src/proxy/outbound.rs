@@ -10,13 +10,16 @@ use ambit_core::{
 use tokio::{net::TcpStream, select};
 
 use super::{
-    Cut, Pod, Shared, describe, distrusted, facts,
+    Cut, Pod, Shared,
+    admission::Place,
+    describe, distrusted, facts,
     order::Numbers,
+    pressure::Broken,
     relay::{Meter, Relay},
     unconnected, within,
 };
 use crate::{
-    capture::Dial,
+    capture::{Dial, bound_buffers},
     discovery::World,
     telemetry::{Connection, Direction, Ending},
     tunnel::{Incoming, Order, Plain, PoolKey, Session},
@@ -82,15 +85,26 @@ pub(super) fn route(
 }
 
 /// Carries one connection to its end.
-pub(super) async fn carry<D: Dial>(shared: &Shared, pod: &Pod<D>, app: TcpStream, routed: Routed) {
+pub(super) async fn carry<D: Dial>(
+    shared: &Shared,
+    pod: &Pod<D>,
+    app: TcpStream,
+    routed: Routed,
+    place: Result<Place, Refusal>,
+) {
+    let place = match place {
+        Ok(place) => place,
+        Err(refusal) => return shared.telemetry.refuse(&describe::outbound(&routed, None), &refusal),
+    };
+    bound_buffers(&app, place.buffers());
     let call = Call { shared, pod, routed: &routed };
     match &routed.way {
         Way::Tunnel(client, endpoint, _) if is_itself(client, &endpoint.workload) => {
-            call.to_itself(app, client, endpoint).await;
+            call.to_itself(app, client, endpoint, place).await;
         }
-        Way::Tunnel(client, endpoint, order) => call.tunnel(app, client, endpoint, *order).await,
-        Way::Plain(endpoint) => call.plain(app, "the destination", endpoint.addr.0).await,
-        Way::Passthrough => call.plain(app, "the destination", routed.original_dst.0).await,
+        Way::Tunnel(client, endpoint, order) => call.tunnel(app, client, endpoint, *order, place).await,
+        Way::Plain(endpoint) => call.plain(app, "the destination", endpoint.addr.0, place).await,
+        Way::Passthrough => call.plain(app, "the destination", routed.original_dst.0, place).await,
         Way::Refused(refusal) => call.refuse(refusal),
     }
 }
@@ -107,9 +121,17 @@ struct Call<'a, D> {
 }
 
 impl<D: Dial> Call<'_, D> {
-    async fn tunnel(&self, app: TcpStream, client: &Workload, endpoint: &Endpoint, order: Order) {
+    async fn tunnel(
+        &self,
+        app: TcpStream,
+        client: &Workload,
+        endpoint: &Endpoint,
+        order: Order,
+        mut place: Place,
+    ) {
         // On the heap while it lasts: a connection lives long, and dialling and the handshake are big.
-        let (key, session, reused) = match Box::pin(self.session(client, endpoint)).await {
+        let begun = Box::pin(self.session(client, endpoint, place.buffers()));
+        let (key, session, reused) = match place.begin(begun).await {
             Ok(found) => found,
             Err(refusal) => return self.refuse(&refusal),
         };
@@ -125,7 +147,7 @@ impl<D: Dial> Call<'_, D> {
         let mut relay = Relay::new(app, stream);
         let meter = Outbound(&connection);
         let ended = select! {
-            ended = relay.run(&meter) => ended.map_err(Cut::by_leg),
+            ended = self.shared.relay(self.pod.pod.uid(), &mut relay, &meter) => ended.map_err(Cut::by_relay),
             refused = self.shared.wallet.until_distrusted(&client.identity, &peer) => {
                 Err(Cut::here(distrusted(refused)))
             }
@@ -152,6 +174,7 @@ impl<D: Dial> Call<'_, D> {
         &self,
         client: &Workload,
         endpoint: &Endpoint,
+        buffers: Option<usize>,
     ) -> Result<(PoolKey, Session, bool), Refusal> {
         let expected = &endpoint.workload.identity;
         let key = PoolKey {
@@ -174,6 +197,7 @@ impl<D: Dial> Call<'_, D> {
         let tcp = within(CONNECT, self.pod.pod.dial_tunnel(self.routed.source.ip(), destination))
             .await
             .map_err(|error| unconnected("the peer's agent at", destination.0, &error))?;
+        bound_buffers(&tcp, buffers);
         // Tickets are kept by address: the agents of two nodes cannot read each other's.
         let (config, _) = credentials.client_config(expected);
         let name = destination.0.ip().into();
@@ -189,26 +213,33 @@ impl<D: Dial> Call<'_, D> {
 
     /// A pod that calls its own service does not pass its own inbound side: its policy applies here, with itself as the
     /// source.
-    async fn to_itself(&self, app: TcpStream, client: &Workload, endpoint: &Endpoint) {
+    async fn to_itself(&self, app: TcpStream, client: &Workload, endpoint: &Endpoint, place: Place) {
         let addr = endpoint.addr;
         match self.pod.verdict(&facts(addr, addr.0.ip(), Some(&client.identity))) {
-            Ok(()) => self.plain(app, "the application at", addr.0).await,
+            Ok(()) => self.plain(app, "the application at", addr.0, place).await,
             Err(refusal) => self.refuse(&refusal),
         }
     }
 
     /// To where no agent is: a plain connection from the pod's own address.
-    async fn plain(&self, app: TcpStream, what: &str, destination: SocketAddr) {
-        let dial = self.pod.pod.dial_plain(self.routed.source.ip(), destination);
-        let server = match Box::pin(within(CONNECT, dial)).await {
+    async fn plain(&self, app: TcpStream, what: &str, destination: SocketAddr, mut place: Place) {
+        let dial = Box::pin(async {
+            let dial = self.pod.pod.dial_plain(self.routed.source.ip(), destination);
+            within(CONNECT, dial).await.map_err(|error| unconnected(what, destination, &error))
+        });
+        let server = match place.begin(dial).await {
             Ok(server) => server,
-            Err(error) => return self.refuse(&unconnected(what, destination, &error)),
+            Err(refusal) => return self.refuse(&refusal),
         };
+        bound_buffers(&server, place.buffers());
         let connection = self.shared.telemetry.open(describe::outbound(self.routed, None));
         let mut relay = Relay::new(app, Plain::new(server, self.pod.share.clone()));
-        match relay.run(&Outbound(&connection)).await {
+        match self.shared.relay(self.pod.pod.uid(), &mut relay, &Outbound(&connection)).await {
             Ok(()) => connection.finish(&Ending::Closed),
-            Err(_) => connection.finish(&Ending::Reset),
+            Err(Broken::Leg(_)) => connection.finish(&Ending::Reset),
+            Err(Broken::GivenUp(refusal)) => {
+                connection.finish(&Ending::Refused { refusal, by_peer: false });
+            }
         }
     }
 

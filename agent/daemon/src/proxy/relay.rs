@@ -12,7 +12,7 @@ use std::{
 use tokio::{net::TcpStream, time::sleep};
 
 use crate::{
-    capture::end_cleanly,
+    capture::{bound_buffers, end_cleanly},
     tunnel::{Leg, LegError, Moved},
 };
 
@@ -59,6 +59,17 @@ impl Direction {
 impl<L: Leg> Relay<L> {
     pub(super) fn new(app: TcpStream, leg: L) -> Self {
         Self { app, leg, up: Direction::default(), down: Direction::default() }
+    }
+
+    /// Cuts the buffers of both sockets.
+    pub(super) fn bound_buffers(&self, bytes: usize) {
+        bound_buffers(&self.app, Some(bytes));
+        self.leg.bound_buffers(bytes);
+    }
+
+    /// Whether it holds bytes that their receiver has not taken.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.leg.is_stuck()
     }
 
     /// The leg, for what is to be said at the end.

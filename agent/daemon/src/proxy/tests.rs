@@ -96,7 +96,8 @@ impl Node {
         keys.retain(["web", "cart"].map(identity));
         let settings = TlsSettings { post_quantum: Default::default(), trust_domains: vec![domain] };
         let wallet = Wallet::new(keys, settings, clock);
-        Self { proxy: Proxy::new(feed, wallet, Telemetry::new()), _dir: dir }
+        let capacity = Capacity { files: 1 << 20, memory: 1 << 30 };
+        Self { proxy: Proxy::new(feed, wallet, Telemetry::new(), capacity), _dir: dir }
     }
 
     fn pod(
@@ -388,7 +389,7 @@ fn a_refusal_is_passed_on_as_it_was_made() {
 async fn the_tasks_that_carry_connections_are_small() {
     let node = Node::new().await;
     let (web, _policy) = node.pod("web", None, None);
-    let (client, _agent) = pair().await;
+    let (stream, _agent) = pair().await;
     let (source, destination) = (
         ClientAddr(SocketAddr::new(WEB.parse().unwrap(), 40_000)),
         PodAddr(SocketAddr::new(CART.parse().unwrap(), 80)),
@@ -396,11 +397,13 @@ async fn the_tasks_that_carry_connections_are_small() {
     let arrivals = Arrivals::default();
     let order = Default::default();
     let shared = &node.proxy.0;
-    let inbound = inbound::carry(shared, &web.pod, client, source, destination, &arrivals, order);
+    let place = || web.lane(Direction::Inbound).enter(source.0.ip(), pressure::Pressure::None);
+    let arrival = Arrival { stream, source, destination, order, place: place() };
+    let inbound = inbound::carry(shared, &web.pod, arrival, &arrivals);
     let (client, _agent) = pair().await;
     let original_dst = OriginalDst(destination.0);
     let routed = outbound::route(&shared.feed.world(), "web", source.0, original_dst, &mut Numbers::new());
-    let outbound = outbound::carry(shared, &web.pod, client, routed);
+    let outbound = outbound::carry(shared, &web.pod, client, routed, place());
     let sizes = (size_of_val(&inbound), size_of_val(&outbound));
     println!("inbound and outbound: {sizes:?} bytes");
     assert!(sizes.0 <= 3072 && sizes.1 <= 3072, "{sizes:?}");

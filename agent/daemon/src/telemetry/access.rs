@@ -36,8 +36,8 @@ pub(super) fn opened(meta: &Meta) {
     );
 }
 
-/// `connection failed`: refused before it was opened.
-pub(super) fn refused(meta: &Meta, refusal: &Refusal) {
+/// `connection failed`: refused before it was opened, as were `unsaid` others of the same pod and reason.
+pub(super) fn refused(meta: &Meta, refusal: &Refusal, unsaid: u64) {
     if !enabled!(target: TARGET, Level::WARN) {
         return;
     }
@@ -62,6 +62,7 @@ pub(super) fn refused(meta: &Meta, refusal: &Refusal) {
         rule = refusal.rule.as_deref(),
         security = security(meta),
         dst.original_addr = meta.original_dst.map(tracing::field::display),
+        unsaid = (unsaid > 0).then_some(unsaid),
         "connection failed"
     );
 }

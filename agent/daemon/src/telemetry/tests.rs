@@ -33,7 +33,7 @@ fn identity(namespace: &str, account: &str) -> SpiffeId {
     format!("spiffe://td1/ns/{namespace}/sa/{account}").parse().unwrap()
 }
 
-fn web_to_cart(direction: Direction) -> Meta {
+pub(super) fn web_to_cart(direction: Direction) -> Meta {
     Meta {
         direction,
         source: Party {

@@ -1,20 +1,29 @@
 //! Buffers for bytes on their way, counted against a share for each pod and a cap for the agent.
 //!
-//! Promises that what is over a limit waits until others give back, and that directions which are stuck hold little: full
-//! buffers, a batch of records long, are lent to a pod only while it holds few bytes. An idle connection holds none.
+//! Promises that what is over a limit waits until others give back, that directions which are stuck hold little, and that no pod
+//! waits for another: each may hold as much as is still free, and a small reserve in any case. Full buffers, a batch of records
+//! long, are lent to a pod only while it holds few bytes. An idle connection holds none.
+
+mod waiting;
 
 use std::{
     cell::RefCell,
     collections::HashMap,
+    net::IpAddr,
     ops::{Deref, DerefMut},
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
 };
 
-use super::ambit1::{RECORD_LEN, RECORDS};
+pub(super) use self::waiting::Waiting;
+use self::waiting::{Line, Pods};
+use super::{
+    ambit1::{RECORD_LEN, RECORDS},
+    turns::{Turn, Turns},
+};
 
 /// Bytes of a full buffer: a batch of full records.
 pub(super) const FULL: usize = RECORDS * RECORD_LEN;
@@ -25,92 +34,137 @@ pub(super) const SMALL: usize = 19 * 1024;
 const KEPT: [usize; 2] = [3, 6];
 
 /// How many bytes of buffers there may be.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Limits {
-    /// In all.
+    /// In all, beside the reserve of each pod.
     agent: usize,
-    /// For one pod.
+    /// For one pod, as long as so much is free.
     pod: usize,
     /// For one pod while it may still have full ones.
     full: usize,
+    /// For one pod, whatever others hold.
+    reserve: usize,
 }
 
-const LIMITS: Limits = Limits { agent: 256 << 20, pod: 64 << 20, full: 8 << 20 };
+/// Where there is a gigabyte of memory or more. Where there is less, buffers are a quarter of it.
+const LIMITS: Limits = Limits { agent: 256 << 20, pod: 64 << 20, full: 8 << 20, reserve: 256 << 10 };
+
+impl Limits {
+    fn within(memory: u64) -> Self {
+        let agent = usize::try_from(memory / 4).map_or(LIMITS.agent, |quarter| quarter.min(LIMITS.agent));
+        Self { agent, pod: agent / 4, full: LIMITS.full.min(agent / 8), ..LIMITS }
+    }
+}
 
 thread_local! {
     static SPARE: RefCell<[Vec<Box<[u8]>>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
 }
 
-/// The buffers of an agent.
+/// The buffers of an agent, and its time for handshakes.
 #[derive(Debug)]
 pub(crate) struct Budget {
     agent: Arc<Agent>,
     limits: Limits,
-    pods: Mutex<HashMap<Arc<str>, Weak<Share>>>,
+    pods: Mutex<Shares>,
 }
 
-impl Default for Budget {
-    fn default() -> Self {
-        Self { agent: Arc::default(), limits: LIMITS, pods: Mutex::default() }
+#[derive(Debug, Default)]
+struct Shares {
+    by_pod: HashMap<Arc<str>, Weak<Share>>,
+    next: u64,
+}
+
+impl Budget {
+    /// Within an agent's `memory`, in bytes.
+    pub(crate) fn new(memory: u64) -> Self {
+        Self::limited(Limits::within(memory))
+    }
+
+    fn limited(limits: Limits) -> Self {
+        Self { agent: Arc::default(), limits, pods: Mutex::default() }
+    }
+
+    /// The share of the pod with this UID.
+    pub(crate) fn share(&self, pod: &Arc<str>) -> Arc<Share> {
+        let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(share) = pods.by_pod.get(pod).and_then(Weak::upgrade) {
+            return share;
+        }
+        pods.by_pod.retain(|_, share| share.strong_count() > 0);
+        pods.next += 1;
+        let share = Arc::new(Share {
+            number: pods.next,
+            agent: self.agent.clone(),
+            limits: self.limits,
+            used: AtomicUsize::new(0),
+            line: Line::default(),
+        });
+        pods.by_pod.insert(pod.clone(), Arc::downgrade(&share));
+        share
     }
 }
 
 impl Budget {
-    /// The share of the pod with this UID.
-    pub(crate) fn share(&self, pod: &Arc<str>) -> Arc<Share> {
-        let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(share) = pods.get(pod).and_then(Weak::upgrade) {
-            return share;
-        }
-        pods.retain(|_, share| share.strong_count() > 0);
-        let share =
-            Arc::new(Share { agent: self.agent.clone(), limits: self.limits, used: AtomicUsize::new(0) });
-        pods.insert(pod.clone(), Arc::downgrade(&share));
-        share
+    /// The UID of the pod that holds most, if one holds anything.
+    pub(crate) fn heaviest(&self) -> Option<Arc<str>> {
+        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        let used = |share: &Weak<Share>| share.upgrade().map_or(0, |share| share.used.load(Ordering::SeqCst));
+        let (used, pod) = pods.by_pod.iter().map(|(pod, share)| (used(share), pod)).max()?;
+        (used > 0).then(|| pod.clone())
     }
 }
 
 #[derive(Debug, Default)]
 struct Agent {
     used: AtomicUsize,
-    waiting: AtomicBool,
-    waiters: Mutex<Vec<Waker>>,
-}
-
-impl Agent {
-    fn wait(&self, waker: &Waker) {
-        let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
-        if !waiters.iter().any(|other| other.will_wake(waker)) {
-            waiters.push(waker.clone());
-        }
-        self.waiting.store(true, Ordering::SeqCst);
-    }
-
-    fn wake(&self) {
-        if self.waiting.load(Ordering::SeqCst) && self.waiting.swap(false, Ordering::SeqCst) {
-            let waiters = std::mem::take(&mut *self.waiters.lock().unwrap_or_else(PoisonError::into_inner));
-            waiters.into_iter().for_each(Waker::wake);
-        }
-    }
+    /// Pods with directions that wait for what other pods hold.
+    waiting: Pods,
+    turns: Arc<Turns>,
 }
 
 /// What one pod may hold.
 #[derive(Debug)]
 pub(crate) struct Share {
+    /// Not that of another pod.
+    number: u64,
     agent: Arc<Agent>,
     limits: Limits,
     used: AtomicUsize,
+    line: Line,
+}
+
+/// What keeps a pod from another buffer.
+enum Short {
+    /// Its own buffers.
+    Pod,
+    /// Those of all pods.
+    Agent,
 }
 
 impl Share {
     /// A buffer, full or small by what the pod holds already; waits while there may be no other.
-    pub(super) fn poll_take(self: &Arc<Self>, cx: &Context<'_>) -> Poll<Buffer> {
-        if let Some(buffer) = self.try_take() {
-            return Poll::Ready(buffer);
+    pub(super) fn poll_take(self: &Arc<Self>, cx: &Context<'_>, waiting: &mut Waiting) -> Poll<Buffer> {
+        let mut taken = self.reserve();
+        if let Err(short) = &taken {
+            self.line.join(self, waiting, cx);
+            if let Short::Agent = short {
+                self.agent.waiting.join(self);
+            }
+            // One may have come back meanwhile.
+            taken = self.reserve();
         }
-        self.agent.wait(cx.waker());
-        // One may have come back meanwhile.
-        self.try_take().map_or(Poll::Pending, Poll::Ready)
+        match taken {
+            Ok(len) => {
+                waiting.leave();
+                Poll::Ready(Buffer::new(self.clone(), len))
+            }
+            Err(_) => Poll::Pending,
+        }
+    }
+
+    /// The same if that is possible at once.
+    pub(super) fn try_take(self: &Arc<Self>) -> Option<Buffer> {
+        self.reserve().ok().map(|len| Buffer::new(self.clone(), len))
     }
 
     /// A small buffer beyond the limits, for bytes that have been read already.
@@ -125,24 +179,37 @@ impl Share {
         self.used.load(Ordering::SeqCst) + FULL > self.limits.full
     }
 
-    fn try_take(self: &Arc<Self>) -> Option<Buffer> {
-        let Limits { agent, pod, full } = self.limits;
-        if self.reserve(FULL, full, agent / 2) {
-            return Some(Buffer::new(self.clone(), FULL));
-        }
-        self.reserve(SMALL, pod, agent).then(|| Buffer::new(self.clone(), SMALL))
+    /// Time for a step of a handshake with `party`.
+    pub(super) async fn turn(&self, party: IpAddr) -> Turn {
+        self.agent.turns.next(self.number, party).await
     }
 
-    fn reserve(&self, len: usize, pod: usize, agent: usize) -> bool {
-        if !add_within(&self.used, len, pod) {
-            return false;
+    fn reserve(&self) -> Result<usize, Short> {
+        let Limits { agent, pod, full, reserve } = self.limits;
+        let used = self.agent.used.load(Ordering::SeqCst);
+        let free = agent.saturating_sub(used);
+        if used + FULL <= agent / 2 && add_within(&self.used, FULL, full) {
+            return Ok(self.count(FULL));
         }
-        if !add_within(&self.agent.used, len, agent) {
-            self.used.fetch_sub(len, Ordering::SeqCst);
-            self.agent.wake();
-            return false;
+        if add_within(&self.used, SMALL, pod.min(free).max(reserve)) {
+            return Ok(self.count(SMALL));
         }
-        true
+        Err(if free < pod { Short::Agent } else { Short::Pod })
+    }
+
+    fn count(&self, len: usize) -> usize {
+        self.agent.used.fetch_add(len, Ordering::SeqCst);
+        len
+    }
+
+    /// Takes back `len` bytes, and calls as many of those who wait as that may help.
+    fn give_back(&self, len: usize) {
+        self.used.fetch_sub(len, Ordering::SeqCst);
+        self.agent.used.fetch_sub(len, Ordering::SeqCst);
+        for _ in 0..len.div_ceil(SMALL) {
+            self.line.call();
+            self.agent.waiting.call();
+        }
     }
 }
 
@@ -194,9 +261,7 @@ impl Drop for Buffer {
                 spare[kind].push(bytes);
             }
         });
-        self.share.used.fetch_sub(len, Ordering::SeqCst);
-        self.share.agent.used.fetch_sub(len, Ordering::SeqCst);
-        self.share.agent.wake();
+        self.share.give_back(len);
     }
 }
 
@@ -209,68 +274,9 @@ impl Share {
 
     /// One by itself.
     pub(crate) fn alone() -> Arc<Self> {
-        Budget::default().share(&Arc::from("u"))
+        Budget::limited(LIMITS).share(&Arc::from("u"))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::AtomicBool;
-
-    use super::*;
-
-    struct Woken(AtomicBool);
-
-    impl std::task::Wake for Woken {
-        fn wake(self: Arc<Self>) {
-            self.0.store(true, Ordering::SeqCst);
-        }
-    }
-
-    fn budget(agent: usize, pod: usize, full: usize) -> Budget {
-        Budget { limits: Limits { agent, pod, full }, ..Budget::default() }
-    }
-
-    fn take(share: &Arc<Share>) -> Option<Buffer> {
-        match share.poll_take(&Context::from_waker(Waker::noop())) {
-            Poll::Ready(buffer) => Some(buffer),
-            Poll::Pending => None,
-        }
-    }
-
-    #[test]
-    fn a_pod_that_holds_much_gets_small_buffers_and_then_waits() {
-        let budget = budget(100 * FULL, FULL + 2 * SMALL, FULL);
-        let share = budget.share(&Arc::from("a"));
-        let held: Vec<_> = (0..3).map(|_| take(&share).unwrap()).collect();
-        assert_eq!(held.iter().map(|buffer| buffer.len()).collect::<Vec<_>>(), [FULL, SMALL, SMALL]);
-        let woken = Arc::new(Woken(AtomicBool::new(false)));
-        let waker = Waker::from(woken.clone());
-        assert!(share.poll_take(&Context::from_waker(&waker)).is_pending());
-        // Another pod has a share of its own.
-        assert_eq!(take(&budget.share(&Arc::from("b"))).unwrap().len(), FULL);
-        woken.0.store(false, Ordering::SeqCst);
-        assert!(share.poll_take(&Context::from_waker(&waker)).is_pending());
-        drop(held);
-        assert!(woken.0.load(Ordering::SeqCst), "it is told that there is room again");
-        assert_eq!(take(&share).unwrap().len(), FULL);
-        assert_eq!((share.used(), budget.agent.used.load(Ordering::SeqCst)), (0, 0));
-    }
-
-    #[test]
-    fn the_agents_cap_holds_for_all_pods_together() {
-        let budget = budget(2 * SMALL, 10 * FULL, 0);
-        let shares = ["a", "b", "c"].map(|pod| budget.share(&Arc::from(pod)));
-        let held: Vec<_> = shares.iter().filter_map(take).collect();
-        assert_eq!(held.len(), 2);
-        assert!(take(&shares[0]).is_none());
-        assert_eq!(shares[2].used(), 0, "what was not given does not count");
-    }
-
-    #[test]
-    fn a_thousand_stuck_directions_hold_less_than_26_megabytes() {
-        let share = Budget::default().share(&Arc::from("a"));
-        let _held: Vec<_> = (0..1000).map(|_| take(&share).unwrap()).collect();
-        assert!(share.used() < 26 << 20, "{}", share.used());
-    }
-}
+mod tests;

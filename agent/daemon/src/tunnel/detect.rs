@@ -16,9 +16,13 @@ use tokio::{
 };
 
 use super::tls::ALPN;
+use crate::capture::wake_at;
 
-/// Bytes of a ClientHello that are looked at. One of ours, post-quantum key share included, has less than 2,000.
+/// Bytes of a ClientHello that are looked at, with the header of its record. One of ours, post-quantum key share included, has
+/// less than 2,000.
 const LOOK: usize = 4096;
+/// Bytes of a record's header (RFC 8446 §5.1).
+const HEADER: usize = 5;
 
 /// What a connection begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,82 +37,93 @@ pub(crate) enum First {
     Closed,
 }
 
-/// Waits up to `patience` for the first bytes, and leaves them where they are. Looks once for each arrival.
+/// Waits up to `patience` for the first bytes, and leaves them where they are. Looks three times at most: at what comes first,
+/// at a record's header, and at the record, in which a ClientHello of ours comes whole.
 pub(crate) async fn first_bytes(stream: &TcpStream, patience: Duration) -> io::Result<First> {
     let deadline = Instant::now() + patience;
     match timeout_at(deadline, stream.async_io(Interest::READABLE, || peek(stream))).await {
         Err(_) => Ok(First::Silence),
         Ok(Err(error)) => Err(error),
-        Ok(Ok(Some(first))) => Ok(first),
+        Ok(Ok(Seen::Known(first))) => Ok(first),
         // A ClientHello cut in two. Half of one is no reason to wait for ever.
-        Ok(Ok(None)) => match timeout_at(deadline, Box::pin(rest(stream))).await {
-            Ok(first) => first,
-            Err(_) => Ok(First::Plaintext),
-        },
+        Ok(Ok(Seen::Part(wanted))) => {
+            let rest = timeout_at(deadline, Box::pin(rest(stream, wanted))).await;
+            wake_at(stream, 1);
+            rest.unwrap_or(Ok(First::Plaintext))
+        }
     }
 }
 
-/// Looks again whenever more has come. Through another descriptor: the stream itself is to stay readable, as it is.
-async fn rest(stream: &TcpStream) -> io::Result<First> {
+/// Looks again once `wanted` bytes are there. Through another descriptor: the stream itself is to stay readable, as it is.
+async fn rest(stream: &TcpStream, mut wanted: usize) -> io::Result<First> {
+    wake_at(stream, wanted);
     let other: std::net::TcpStream = stream.as_fd().try_clone_to_owned()?.into();
     let other = TcpStream::from_std(other)?;
-    let look = || peek(&other)?.ok_or_else(|| io::ErrorKind::WouldBlock.into());
+    let look = || match peek(&other)? {
+        Seen::Known(first) => Ok(first),
+        Seen::Part(more) => {
+            if more > wanted {
+                wanted = more;
+                wake_at(&other, wanted);
+            }
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+    };
     other.async_io(Interest::READABLE, look).await
 }
 
-/// What it is by the bytes that are there; `None` while that is open.
-fn peek(socket: &impl AsFd) -> io::Result<Option<First>> {
+#[derive(Debug, PartialEq, Eq)]
+enum Seen {
+    Known(First),
+    /// So many bytes have to be there to tell more.
+    Part(usize),
+}
+
+/// What it is by the bytes that are there.
+fn peek(socket: &impl AsFd) -> io::Result<Seen> {
+    #[cfg(test)]
+    tests::LOOKS.with(|looks| looks.set(looks.get() + 1));
     let mut bytes = [0; LOOK];
     let len = recv(socket.as_fd().as_raw_fd(), &mut bytes, MsgFlags::MSG_PEEK)?;
-    Ok(if len == 0 { Some(First::Closed) } else { judge(&bytes[..len]) })
+    Ok(if len == 0 { Seen::Known(First::Closed) } else { look(&bytes[..len]) })
 }
 
 /// What begins with these bytes; `None` while that is open. What has been decided once, more bytes do not change.
 pub(crate) fn judge(bytes: &[u8]) -> Option<First> {
-    let looked_at = &bytes[..bytes.len().min(LOOK)];
-    match look(looked_at) {
-        Look::Tunnel => Some(First::Tunnel),
-        Look::Other => Some(First::Plaintext),
-        Look::More if looked_at.len() == LOOK => Some(First::Plaintext),
-        Look::More => None,
+    match look(&bytes[..bytes.len().min(LOOK)]) {
+        Seen::Known(first) => Some(first),
+        Seen::Part(_) => None,
     }
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Look {
-    Tunnel,
-    Other,
-    More,
-}
-
-/// Reads a ClientHello (RFC 8446 §4.1.2) as far as it is there, for the ALPN extension (RFC 7301).
-fn look(mut bytes: &[u8]) -> Look {
-    // rustls says nothing before it has a whole record header.
+/// Reads a ClientHello (RFC 8446 §4.1.2), if all of it is there, for the ALPN extension (RFC 7301).
+fn look(bytes: &[u8]) -> Seen {
     let handshake = [22, 3];
     if bytes.iter().zip(handshake).any(|(byte, want)| *byte != want) {
-        return Look::Other;
+        return Seen::Known(First::Plaintext);
     }
+    let Some(header) = bytes.first_chunk::<HEADER>() else { return Seen::Part(HEADER) };
+    let len = HEADER + usize::from(u16::from_be_bytes([header[3], header[4]]));
+    if len > LOOK {
+        return Seen::Known(First::Plaintext);
+    }
+    let Some(mut record) = bytes.get(..len) else { return Seen::Part(len) };
     let mut acceptor = Acceptor::default();
-    while !bytes.is_empty() {
-        if acceptor.read_tls(&mut bytes).is_err() {
-            return Look::Other;
-        }
-        match acceptor.accept() {
-            Ok(None) => {}
-            Ok(Some(accepted)) => {
-                let ours =
-                    accepted.client_hello().alpn().is_some_and(|mut names| names.any(|name| name == ALPN));
-                return if ours { Look::Tunnel } else { Look::Other };
-            }
-            Err(_) => return Look::Other,
-        }
-    }
-    Look::More
+    let ours = acceptor.read_tls(&mut record).is_ok()
+        && matches!(acceptor.accept(), Ok(Some(accepted))
+            if accepted.client_hello().alpn().is_some_and(|mut names| names.any(|name| name == ALPN)));
+    Seen::Known(if ours { First::Tunnel } else { First::Plaintext })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+
+    thread_local! {
+        pub(super) static LOOKS: Cell<usize> = const { Cell::new(0) };
+    }
 
     /// A ClientHello as rustls writes it.
     fn hello(alpn: &[&[u8]]) -> Vec<u8> {
@@ -125,12 +140,45 @@ mod tests {
 
     #[test]
     fn our_hello_is_known_and_no_other() {
-        assert_eq!(look(&hello(&[ALPN])), Look::Tunnel);
-        assert_eq!(look(&hello(&[b"h2", ALPN])), Look::Tunnel);
-        assert_eq!(look(&hello(&[b"h2", b"http/1.1"])), Look::Other);
-        assert_eq!(look(&hello(&[])), Look::Other);
-        assert_eq!(look(b"GET / HTTP/1.1\r\n"), Look::Other);
-        assert_eq!(look(b"\x16\x03\x01"), Look::More);
+        let (tunnel, plaintext) = (Seen::Known(First::Tunnel), Seen::Known(First::Plaintext));
+        assert_eq!(look(&hello(&[ALPN])), tunnel);
+        assert_eq!(look(&hello(&[b"h2", ALPN])), tunnel);
+        assert_eq!(look(&hello(&[b"h2", b"http/1.1"])), plaintext);
+        assert_eq!(look(&hello(&[])), plaintext);
+        assert_eq!(look(b"GET / HTTP/1.1\r\n"), plaintext);
+        assert_eq!(look(b"\x16\x03\x01"), Seen::Part(HEADER));
+        assert_eq!(look(b"\x16\x03\x01\x0f\xfb"), Seen::Part(LOOK));
+        assert_eq!(look(b"\x16\x03\x01\x0f\xfc"), plaintext, "longer than any of ours");
+        assert_eq!(look(b"\x16\x03\x01\x00\x00"), plaintext, "an empty record");
+    }
+
+    /// A ClientHello in records of one byte would have to be looked at for each.
+    #[test]
+    fn a_hello_in_several_records_is_none_of_ours() {
+        let ours = hello(&[ALPN]);
+        let mut records = Vec::new();
+        for byte in &ours[HEADER..] {
+            records.extend([22, 3, 1, 0, 1, *byte]);
+        }
+        assert_eq!(look(&records), Seen::Known(First::Plaintext));
+    }
+
+    #[tokio::test]
+    async fn a_hello_byte_by_byte_is_looked_at_three_times() {
+        use tokio::io::AsyncWriteExt as _;
+        let (mut client, agent) = crate::tunnel::tests::pair().await;
+        let ours = hello(&[ALPN]);
+        let bytes = async {
+            for byte in &ours {
+                client.write_all(&[*byte]).await.unwrap();
+                tokio::time::sleep(Duration::from_micros(500)).await;
+            }
+        };
+        LOOKS.set(0);
+        let (first, ()) = tokio::join!(first_bytes(&agent, Duration::from_secs(20)), bytes);
+        assert_eq!(first.unwrap(), First::Tunnel);
+        // One more for each time that the descriptor is new to the runtime.
+        assert!(LOOKS.get() <= 5, "{} looks", LOOKS.get());
     }
 
     #[tokio::test]
@@ -170,7 +218,7 @@ mod tests {
     fn a_hello_cut_anywhere_waits_or_is_known() {
         let ours = hello(&[ALPN]);
         for cut in 1..ours.len() {
-            assert_ne!(look(&ours[..cut]), Look::Other, "cut at {cut}");
+            assert!(matches!(look(&ours[..cut]), Seen::Part(_)), "cut at {cut}");
         }
     }
 
@@ -181,7 +229,7 @@ mod tests {
             for value in [0, 1, 0x7f, 0xff] {
                 let mut bytes = ours.clone();
                 bytes[at] = value;
-                let _: Look = look(&bytes);
+                let _: Seen = look(&bytes);
             }
         }
     }

@@ -15,9 +15,10 @@ use tokio::{
 };
 
 use super::{
-    buffer::{Buffer, Share},
+    buffer::{Buffer, Share, Waiting},
     session::{Leg, LegError, Moved, shut},
 };
+use crate::capture::bound_buffers;
 
 /// A plaintext connection as a leg.
 #[derive(Debug)]
@@ -32,7 +33,10 @@ pub(crate) struct Plain {
 
 /// Bytes between a read and a write.
 #[derive(Debug, Default)]
-struct Held(Option<(Buffer, Range<usize>)>);
+struct Held {
+    bytes: Option<(Buffer, Range<usize>)>,
+    waiting: Waiting,
+}
 
 /// Which socket failed.
 enum Failed {
@@ -56,18 +60,18 @@ impl Held {
         sink: &mut TcpStream,
         share: &Arc<Share>,
     ) -> Poll<Result<Moved, Failed>> {
-        if self.0.is_none() {
+        if self.bytes.is_none() {
             // An idle connection holds no buffer.
             ready!(source.poll_read_ready(cx)).map_err(Failed::Source)?;
-            let mut buffer = ready!(share.poll_take(cx));
+            let mut buffer = ready!(share.poll_take(cx, &mut self.waiting));
             let mut room = ReadBuf::new(&mut buffer);
             ready!(Pin::new(source).poll_read(cx, &mut room)).map_err(Failed::Source)?;
             let read = room.filled().len();
             if read > 0 {
-                self.0 = Some((buffer, 0..read));
+                self.bytes = Some((buffer, 0..read));
             }
         }
-        let Some((buffer, range)) = &self.0 else {
+        let Some((buffer, range)) = &self.bytes else {
             ready!(shut(cx, sink)).map_err(Failed::Sink)?;
             return Poll::Ready(Ok(Moved { bytes: 0, end: true }));
         };
@@ -81,7 +85,7 @@ impl Held {
 
     /// Writes all that is held.
     fn poll_flush(&mut self, cx: &mut Context<'_>, sink: &mut TcpStream) -> Poll<io::Result<()>> {
-        while let Some((buffer, range)) = &self.0 {
+        while let Some((buffer, range)) = &self.bytes {
             let written = ready!(Pin::new(&mut *sink).poll_write(cx, &buffer[range.clone()]))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
@@ -92,10 +96,10 @@ impl Held {
     }
 
     fn pass(&mut self, bytes: usize) {
-        if let Some((_, range)) = &mut self.0 {
+        if let Some((_, range)) = &mut self.bytes {
             range.start += bytes;
             if range.start >= range.end {
-                self.0 = None;
+                self.bytes = None;
             }
         }
     }
@@ -120,6 +124,16 @@ impl Leg for Plain {
         })
     }
 
+    fn bound_buffers(&self, bytes: usize) {
+        bound_buffers(&self.tcp, Some(bytes));
+    }
+
+    fn is_stuck(&self) -> bool {
+        [&self.sending, &self.delivering]
+            .into_iter()
+            .any(|held| held.bytes.is_some() || held.waiting.is_some())
+    }
+
     fn end_cleanly(&mut self) {
         // It fails only for what is no socket.
         let _: io::Result<()> = SockRef::from(&self.tcp).set_linger(None);
@@ -132,7 +146,7 @@ impl AsyncRead for Plain {
         cx: &mut Context<'_>,
         room: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Some((buffer, range)) = &self.delivering.0 else {
+        let Some((buffer, range)) = &self.delivering.bytes else {
             return Pin::new(&mut self.tcp).poll_read(cx, room);
         };
         let len = range.len().min(room.remaining());

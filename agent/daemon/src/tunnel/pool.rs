@@ -3,10 +3,7 @@
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -16,9 +13,11 @@ use super::{Session, tls::PeerIdentity};
 
 /// How long a connection may wait. Servers wait longer, so that they never close under a client's hands.
 const IDLE: Duration = Duration::from_secs(60);
-/// Connections that wait for one key at most, and in all.
+/// Connections that wait for one key at most, and in all where there are descriptors for so many.
 const PER_KEY: usize = 256;
 const IN_ALL: usize = 4096;
+/// Connections that wait for one pod, whatever others keep.
+const RESERVE: usize = 8;
 
 /// Connections are shared only between streams for which all of this is the same.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -37,11 +36,18 @@ pub(crate) struct PoolKey {
     pub(crate) expected: SpiffeId,
 }
 
-/// The idle connections of an agent.
-#[derive(Debug, Default)]
+/// The idle connections of an agent. A pod keeps as many as there is still room for.
+#[derive(Debug)]
 pub(crate) struct Pool {
-    idle: Mutex<HashMap<PoolKey, Vec<Idle>>>,
-    len: AtomicUsize,
+    limit: usize,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    idle: HashMap<PoolKey, Vec<Idle>>,
+    len: usize,
+    by_pod: HashMap<Arc<str>, usize>,
 }
 
 #[derive(Debug)]
@@ -50,20 +56,48 @@ struct Idle {
     since: Instant,
 }
 
+impl Kept {
+    fn has_room(&self, pod: &str, limit: usize) -> bool {
+        let of_pod = self.by_pod.get(pod).copied().unwrap_or(0);
+        of_pod < RESERVE.max(limit.saturating_sub(self.len))
+    }
+
+    fn added(&mut self, pod: &Arc<str>) {
+        self.len += 1;
+        *self.by_pod.entry(pod.clone()).or_default() += 1;
+    }
+
+    fn removed(&mut self, pod: &str, count: usize) {
+        self.len -= count;
+        if let Some(of_pod) = self.by_pod.get_mut(pod) {
+            *of_pod -= count;
+            if *of_pod == 0 {
+                self.by_pod.remove(pod);
+            }
+        }
+    }
+}
+
 impl Pool {
+    /// For an agent that may have so many files open.
+    pub(crate) fn new(files: u64) -> Self {
+        let limit = usize::try_from(files / 32).map_or(IN_ALL, |files| files.min(IN_ALL));
+        Self { limit, kept: Mutex::default() }
+    }
+
     /// A connection that can carry another stream at once, the one used last first.
     pub(crate) fn take(&self, key: &PoolKey) -> Option<Session> {
         loop {
             let idle = {
-                let mut all = self.lock();
-                let sessions = all.get_mut(key)?;
-                let idle = sessions.pop();
+                let mut kept = self.lock();
+                let sessions = kept.idle.get_mut(key)?;
+                let idle = sessions.pop()?;
                 if sessions.is_empty() {
-                    all.remove(key);
+                    kept.idle.remove(key);
                 }
-                idle?
+                kept.removed(&key.pod, 1);
+                idle
             };
-            self.len.fetch_sub(1, Ordering::Relaxed);
             let Idle { mut session, since } = idle;
             if since.elapsed() < IDLE && session.is_valid(SystemTime::now()) && session.is_fresh() {
                 return Some(session);
@@ -77,36 +111,65 @@ impl Pool {
             tokio::spawn(session.close(None));
             return;
         }
-        if self.len.load(Ordering::Relaxed) >= IN_ALL {
-            return;
-        }
-        let mut all = self.lock();
-        let sessions = all.entry(key).or_default();
-        if sessions.len() < PER_KEY {
-            sessions.push(Idle { session, since: Instant::now() });
-            self.len.fetch_add(1, Ordering::Relaxed);
+        let mut kept = self.lock();
+        let waiting = kept.idle.get(&key).map_or(0, Vec::len);
+        if waiting < PER_KEY && kept.has_room(&key.pod, self.limit) {
+            kept.added(&key.pod);
+            kept.idle.entry(key).or_default().push(Idle { session, since: Instant::now() });
         }
     }
 
     /// Closes what has waited too long, and all that `keep` does not keep.
     pub(crate) fn sweep(&self, keep: impl Fn(&PoolKey, &PeerIdentity) -> bool) {
         let mut closed = Vec::new();
-        let mut all = self.lock();
-        all.retain(|key, sessions| {
+        let mut kept = self.lock();
+        let mut gone = Vec::new();
+        kept.idle.retain(|key, sessions| {
+            let before = closed.len();
             closed.extend(sessions.extract_if(.., |idle| {
                 idle.since.elapsed() >= IDLE || !keep(key, &idle.session.facts().peer)
             }));
+            gone.push((key.pod.clone(), closed.len() - before));
             !sessions.is_empty()
         });
-        drop(all);
-        self.len.fetch_sub(closed.len(), Ordering::Relaxed);
+        gone.iter().for_each(|(pod, count)| kept.removed(pod, *count));
+        drop(kept);
         for idle in closed {
             tokio::spawn(idle.session.close(None));
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<PoolKey, Vec<Idle>>> {
-        // A panic cannot leave the map half changed: nothing in the critical sections panics between two steps.
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        // A panic cannot leave it half changed: nothing in the critical sections panics between two steps.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+impl Default for Pool {
+    fn default() -> Self {
+        Self::new(1 << 20)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_pod_leaves_room_for_the_next() {
+        let mut kept = Kept::default();
+        let pods: [Arc<str>; 3] = ["a", "b", "c"].map(Arc::from);
+        let mut held = Vec::new();
+        for pod in &pods {
+            while kept.has_room(pod, 100) {
+                kept.added(pod);
+            }
+            held.push(kept.by_pod[pod]);
+        }
+        assert_eq!(held, [50, 25, 13]);
+        kept.removed("a", 50);
+        assert_eq!((kept.len, kept.by_pod.contains_key("a")), (38, false));
+        assert!(kept.has_room("c", 100));
     }
 }

@@ -127,6 +127,12 @@ pub(crate) trait Leg: AsyncRead + AsyncWrite + Unpin {
         Ok(())
     }
 
+    /// Cuts the buffers of its socket.
+    fn bound_buffers(&self, bytes: usize);
+
+    /// Whether it holds bytes.
+    fn is_stuck(&self) -> bool;
+
     /// Both directions have ended: dropping the leg is not to reset the connection.
     fn end_cleanly(&mut self) {}
 }
@@ -263,6 +269,16 @@ impl Leg for Stream {
     fn holds_answer(&mut self) -> bool {
         let Self::Ambit1(stream) = self;
         stream.holds_answer()
+    }
+
+    fn bound_buffers(&self, bytes: usize) {
+        let Self::Ambit1(stream) = self;
+        stream.bound_buffers(bytes);
+    }
+
+    fn is_stuck(&self) -> bool {
+        let Self::Ambit1(stream) = self;
+        stream.is_stuck()
     }
 
     fn answer(&mut self) -> Result<(), LegError> {

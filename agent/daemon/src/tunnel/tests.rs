@@ -50,7 +50,14 @@ impl Sides {
     }
 
     async fn connect(&self, expected: &str) -> (Result<Session, TunnelError>, Result<Session, TunnelError>) {
-        let (client, server) = pair().await;
+        self.connect_over(pair().await, expected).await
+    }
+
+    async fn connect_over(
+        &self,
+        (client, server): (TcpStream, TcpStream),
+        expected: &str,
+    ) -> (Result<Session, TunnelError>, Result<Session, TunnelError>) {
         let expected = id(expected);
         let now = SystemClock.now();
         let rules = tls::PeerRules::default();
@@ -366,6 +373,56 @@ async fn garbage_on_the_wire_is_refused() {
     let refused = Session::accept(server, sides.server.server_config(), &sides.share, |_| unreachable!());
     let refused = refused.await;
     assert!(matches!(refused, Err(TunnelError::Handshake { .. })), "{refused:?}");
+}
+
+/// Passes on what comes, a few bytes at a time.
+async fn trickle(mut from: tokio::net::tcp::OwnedReadHalf, mut to: tokio::net::tcp::OwnedWriteHalf) {
+    let mut some = [0; 16];
+    while let Ok(read @ 1..) = from.read(&mut some).await {
+        to.write_all(&some[..read]).await.unwrap();
+        tokio::time::sleep(Duration::from_micros(200)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_handshake_that_comes_bit_by_bit_is_one_all_the_same() {
+    let sides = Sides::new();
+    let ((client, near), (far, server)) = (pair().await, pair().await);
+    let (near, far) = (near.into_split(), far.into_split());
+    tokio::spawn(trickle(near.0, far.1));
+    tokio::spawn(trickle(far.0, near.1));
+    let (client, server) = sides.connect_over((client, server), SERVER).await;
+    let (client, mut server) = (client.unwrap(), server.unwrap());
+    let mut client = client.open(incoming());
+    client.flush().await.unwrap();
+    assert_eq!(
+        server.next(SOON).await.unwrap(),
+        Some(incoming()),
+        "it is woken for less than a record again"
+    );
+}
+
+#[tokio::test]
+async fn a_handshake_in_too_many_records_is_refused() {
+    let sides = Sides::new();
+    let ((mut client, near), (mut far, server)) = (pair().await, pair().await);
+    let (config, name) = sides.client.client_config(&id(SERVER));
+    let hello = Session::connect(near, config, name, &sides.share, |_| unreachable!("no answer comes"));
+    let flood = async {
+        let mut hello = vec![0; 4096];
+        let read = client.read(&mut hello).await.unwrap();
+        far.write_all(&hello[..read]).await.unwrap();
+        // Nothing but noise for compatibility (RFC 8446 §5), which is passed over.
+        far.write_all(&[20, 3, 3, 0, 1, 1].repeat(1000)).await.unwrap();
+        let accepted =
+            Session::accept(server, sides.server.server_config(), &sides.share, |_| unreachable!());
+        accepted.await.unwrap_err()
+    };
+    let refused = tokio::select! {
+        refused = flood => refused,
+        _ = hello => unreachable!("it waits for an answer"),
+    };
+    assert!(matches!(refused, TunnelError::Handshake { reason: Reason::TlsHandshake, .. }), "{refused:?}");
 }
 
 fn key(own: &SpiffeId) -> PoolKey {

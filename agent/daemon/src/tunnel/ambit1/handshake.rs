@@ -1,7 +1,11 @@
 //! The TLS handshake, driven record by record so that not one byte behind it is read by rustls; then its traffic keys go
 //! to the record layer.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::Duration,
+};
 
 use ambit_core::reason::Reason;
 use rustls::{
@@ -21,15 +25,22 @@ use super::{
     link::{Kernel, Link},
     record::{ContentType, HEADER_LEN, Opener, Sealer, TRAILER_LEN},
 };
-use crate::tunnel::{
-    TunnelError,
-    buffer::{SMALL, Share},
-    session::PeerFacts,
-    tls::{self, ALPN, PeerIdentity},
+use crate::{
+    capture::wake_at,
+    tunnel::{
+        TunnelError,
+        buffer::{SMALL, Share},
+        session::PeerFacts,
+        tls::{self, ALPN, PeerIdentity},
+    },
 };
 
 /// Bytes that are read of a handshake at first; more, up to [`SMALL`], if a record is longer.
 const FIRST_ROOM: usize = 4096;
+/// Records that a peer may send for a handshake: few are needed, and each costs a step.
+const RECORDS: usize = 32;
+/// Reads of one record until which it is looked at as often as something comes.
+const READS: usize = 3;
 /// How long a peer may take for a handshake.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -45,7 +56,13 @@ pub(in crate::tunnel) async fn connect(
     share: &Arc<Share>,
     verify: impl Verify,
 ) -> Result<Box<Link>, TunnelError> {
-    run(tcp, UnbufferedClientConnection::new(config, name)?, share, verify).await
+    let party = party(&tcp);
+    let side = {
+        // It makes the key shares.
+        let _turn = share.turn(party).await;
+        UnbufferedClientConnection::new(config, name)?
+    };
+    run(tcp, party, side, share, verify).await
 }
 
 /// The server's side.
@@ -55,18 +72,25 @@ pub(in crate::tunnel) async fn accept(
     share: &Arc<Share>,
     verify: impl Verify,
 ) -> Result<Box<Link>, TunnelError> {
-    run(tcp, UnbufferedServerConnection::new(config)?, share, verify).await
+    let party = party(&tcp);
+    run(tcp, party, UnbufferedServerConnection::new(config)?, share, verify).await
+}
+
+/// Whose handshake it is, for fairness; those who are gone already have one line for all.
+fn party(tcp: &TcpStream) -> IpAddr {
+    tcp.peer_addr().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip())
 }
 
 async fn run<S: Side>(
     tcp: TcpStream,
+    party: IpAddr,
     side: S,
     share: &Arc<Share>,
     verify: impl Verify,
 ) -> Result<Box<Link>, TunnelError> {
-    let mut driver =
-        Driver { tcp, side, input: vec![0; FIRST_ROOM], filled: 0, shown: 0, output: Vec::new() };
-    match timeout(PATIENCE, driver.drive()).await {
+    let input = vec![0; FIRST_ROOM];
+    let mut driver = Driver { tcp, side, input, filled: 0, shown: 0, records: 0, output: Vec::new() };
+    match timeout(PATIENCE, driver.drive(party, share)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
             // The alert tells the peer why, if it still listens.
@@ -130,6 +154,7 @@ struct Driver<S> {
     filled: usize,
     /// How much of the input rustls is shown: whole records only, and one more each time it asks.
     shown: usize,
+    records: usize,
     output: Vec<u8>,
 }
 
@@ -142,16 +167,23 @@ enum Next {
 }
 
 impl<S: Side> Driver<S> {
-    async fn drive(&mut self) -> Result<(), TunnelError> {
+    async fn drive(&mut self, party: IpAddr, share: &Share) -> Result<(), TunnelError> {
+        // What a record asks for may be a signature; what is asked for without one is little.
+        let mut turn = None;
         loop {
             match self.step()? {
                 Next::Again => {}
                 Next::Done if !self.side.state().is_handshaking() => return Ok(()),
                 Next::Flush => {
+                    turn = None;
                     self.tcp.write_all(&self.output).await?;
                     self.output.clear();
                 }
-                Next::Read | Next::Done => self.show_record().await?,
+                Next::Read | Next::Done => {
+                    drop(turn.take());
+                    self.show_record().await?;
+                    turn = Some(share.turn(party).await);
+                }
             }
         }
     }
@@ -183,20 +215,36 @@ impl<S: Side> Driver<S> {
 
     /// Reads until there is one more whole record to show.
     async fn show_record(&mut self) -> Result<(), TunnelError> {
+        self.records += 1;
+        if self.records > RECORDS {
+            let text = "the peer sent more records than a TLS handshake has".into();
+            return Err(TunnelError::Handshake { reason: Reason::TlsHandshake, text });
+        }
+        let mut reads = 0;
         loop {
             let rest = &self.input[self.shown..self.filled];
+            let mut wanted = HEADER_LEN;
             if let Some(header) = rest.first_chunk::<HEADER_LEN>() {
-                let len = HEADER_LEN + usize::from(u16::from_be_bytes([header[3], header[4]]));
-                if rest.len() >= len {
-                    self.shown += len;
+                wanted += usize::from(u16::from_be_bytes([header[3], header[4]]));
+                if rest.len() >= wanted {
+                    self.shown += wanted;
+                    if reads >= READS {
+                        wake_at(&self.tcp, 1);
+                    }
                     return Ok(());
                 }
-                if self.shown + len > SMALL {
+                if self.shown + wanted > SMALL {
                     return Err(TunnelError::Record);
                 }
             }
+            let missing = wanted - rest.len();
             if self.filled == self.input.len() {
                 self.input.resize(SMALL, 0);
+            }
+            reads += 1;
+            if reads >= READS {
+                // A record that comes bit by bit is not worth a look at each.
+                wake_at(&self.tcp, missing);
             }
             let read = self.tcp.read(&mut self.input[self.filled..]).await?;
             if read == 0 {

@@ -1,7 +1,7 @@
 //! One TLS connection between two agents. Streams follow one another on it.
 
 use std::{
-    fmt, mem,
+    fmt, io, mem,
     sync::Arc,
     task::{Context, Poll, ready},
     time::{Duration, SystemTime},
@@ -10,7 +10,7 @@ use std::{
 use ambit_core::frame::{Control, Open};
 use rustls::{client::ClientConnectionData, kernel::KernelConnection, server::ServerConnectionData};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::AsyncWriteExt as _,
     net::TcpStream,
     time::{timeout, timeout_at},
 };
@@ -20,10 +20,13 @@ use super::{
     record::{ContentType, Opener, Sealer},
     sender::Sender,
 };
-use crate::tunnel::{
-    TunnelError,
-    buffer::Share,
-    session::{LegError, Moved, PeerFacts},
+use crate::{
+    capture::bound_buffers,
+    tunnel::{
+        TunnelError,
+        buffer::Share,
+        session::{LegError, Moved, PeerFacts},
+    },
 };
 
 /// The part of what is left of a peer's certificate for which new streams may begin on a connection. Thus connections
@@ -140,18 +143,29 @@ impl Link {
             self.sender.push(&[1, 0], ContentType::Alert)?;
             std::future::poll_fn(|cx| self.poll_flush(cx)).await?;
             self.tcp.shutdown().await?;
-            let mut sink = self.share.take_small();
             let mut drained = 0;
             while last.is_some() && drained < 1 << 20 {
-                match self.tcp.read(&mut sink).await? {
-                    0 => break,
-                    read => drained += read,
+                self.tcp.readable().await?;
+                // Not kept while nothing comes: many may say goodbye at a time.
+                match self.tcp.try_read(&mut [0; 4096]) {
+                    Ok(0) => break,
+                    Ok(read) => drained += read,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error.into()),
                 }
             }
             Ok::<_, TunnelError>(())
         };
         // The peer may be gone: then there is nobody to say goodbye to.
         let _: Result<_, _> = timeout(FAREWELL, farewell).await;
+    }
+
+    pub(super) fn bound_buffers(&self, bytes: usize) {
+        bound_buffers(&self.tcp, Some(bytes));
+    }
+
+    pub(super) fn is_stuck(&self) -> bool {
+        self.sender.is_stuck() || self.receiver.is_stuck()
     }
 
     pub(super) fn sender(&mut self) -> &mut Sender {
@@ -193,8 +207,8 @@ impl Link {
     }
 
     /// Seals what `source` has at this moment, or else only what is held.
-    pub(super) fn take_now(&mut self, cx: &mut Context<'_>, source: &TcpStream) -> Result<(), LegError> {
-        self.sender.read_now(cx, source, &self.share)
+    pub(super) fn take_now(&mut self, source: &TcpStream) -> Result<(), LegError> {
+        self.sender.read_now(source, &self.share)
     }
 
     /// Seals the front of `bytes`; answers how many that is.

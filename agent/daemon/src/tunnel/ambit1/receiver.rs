@@ -23,7 +23,7 @@ use super::{
 };
 use crate::tunnel::{
     TunnelError,
-    buffer::{Buffer, FULL, Share},
+    buffer::{Buffer, FULL, Share, Waiting},
     tls,
 };
 
@@ -44,6 +44,7 @@ pub(super) struct Receiver {
     pieces: Pieces,
     control: Option<Control>,
     closed: bool,
+    waiting: Waiting,
 }
 
 /// Where bytes of the stream stand that have not been delivered. They take little room: offsets in a buffer are small.
@@ -108,6 +109,7 @@ impl Receiver {
             pieces: Pieces::default(),
             control: None,
             closed: false,
+            waiting: Waiting::default(),
         }
     }
 
@@ -224,7 +226,7 @@ impl Receiver {
         self.tidy();
         if self.buffer.is_none() {
             ready!(tcp.poll_read_ready(cx))?;
-            self.buffer = Some(ready!(share.poll_take(cx)));
+            self.buffer = Some(ready!(share.poll_take(cx, &mut self.waiting)));
         }
         let Some(buffer) = &mut self.buffer else { return Poll::Ready(Ok(true)) };
         if self.filled == buffer.len() {
@@ -259,6 +261,11 @@ impl Receiver {
             small[..self.filled].copy_from_slice(&full[..self.filled]);
             self.buffer = Some(small);
         }
+    }
+
+    /// Whether it has bytes for a stream, or has no room for what has come.
+    pub(super) fn is_stuck(&self) -> bool {
+        !self.pieces.is_empty() || self.waiting.is_some()
     }
 
     fn is_empty(&self) -> bool {

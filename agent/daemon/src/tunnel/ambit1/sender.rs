@@ -19,7 +19,7 @@ use tokio::{
 use super::record::{self, Batch, ContentType, HEADER_LEN, Sealer, TRAILER_LEN};
 use crate::tunnel::{
     TunnelError,
-    buffer::{Buffer, Share},
+    buffer::{Buffer, Share, Waiting},
     session::{LegError, Moved},
 };
 
@@ -36,11 +36,20 @@ pub(super) struct Sender {
     control_sent: usize,
     /// Bytes of the stream, and perhaps its end, that are in `batch`.
     moved: Option<Moved>,
+    waiting: Waiting,
 }
 
 impl Sender {
     pub(super) fn new(sealer: Sealer) -> Self {
-        Self { sealer, held: Vec::new(), batch: None, control: Vec::new(), control_sent: 0, moved: None }
+        Self {
+            sealer,
+            held: Vec::new(),
+            batch: None,
+            control: Vec::new(),
+            control_sent: 0,
+            moved: None,
+            waiting: Waiting::default(),
+        }
     }
 
     /// Has one control frame go out in front of whatever is sent next: a record, a packet and the peer's waking less.
@@ -52,6 +61,11 @@ impl Sender {
     /// Whether a frame still waits for company.
     pub(super) fn holds(&self) -> bool {
         !self.held.is_empty()
+    }
+
+    /// Whether the socket has not taken all of a batch, or none can be had.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.batch.is_some() || self.waiting.is_some()
     }
 
     /// Seals what is held, so that it goes out with the next flush.
@@ -101,7 +115,7 @@ impl Sender {
         // An idle connection holds no buffer.
         ready!(source.poll_read_ready(cx)).map_err(LegError::App)?;
         let closed = is_read_closed(cx, source);
-        let mut buffer = ready!(share.poll_take(cx));
+        let mut buffer = ready!(share.poll_take(cx, &mut self.waiting));
         let mut batch = Batch(&mut buffer[self.held_len()..]);
         let mut room = ReadBuf::new(batch.first());
         ready!(Pin::new(&mut *source).poll_read(cx, &mut room)).map_err(LegError::App)?;
@@ -118,13 +132,8 @@ impl Sender {
     }
 
     /// The same with what `source` has at this moment, or else only with what is held.
-    pub(super) fn read_now(
-        &mut self,
-        cx: &mut Context<'_>,
-        source: &TcpStream,
-        share: &Arc<Share>,
-    ) -> Result<(), LegError> {
-        let Poll::Ready(mut buffer) = share.poll_take(cx) else {
+    pub(super) fn read_now(&mut self, source: &TcpStream, share: &Arc<Share>) -> Result<(), LegError> {
+        let Some(mut buffer) = share.try_take() else {
             return self.release().map_err(LegError::Tunnel);
         };
         let mut batch = Batch(&mut buffer[self.held_len()..]);
@@ -141,7 +150,7 @@ impl Sender {
         bytes: &[u8],
         share: &Arc<Share>,
     ) -> Poll<Result<usize, TunnelError>> {
-        let mut buffer = ready!(share.poll_take(cx));
+        let mut buffer = ready!(share.poll_take(cx, &mut self.waiting));
         let mut batch = Batch(&mut buffer[self.held_len()..]);
         let len = bytes.len().min(batch.first().len());
         batch.first()[..len].copy_from_slice(&bytes[..len]);

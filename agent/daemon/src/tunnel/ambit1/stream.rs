@@ -73,13 +73,21 @@ impl Stream {
         self.link.close_with(reason.map(Control::Reset)).await;
     }
 
+    pub(in crate::tunnel) fn bound_buffers(&self, bytes: usize) {
+        self.link.bound_buffers(bytes);
+    }
+
+    pub(in crate::tunnel) fn is_stuck(&self) -> bool {
+        self.link.is_stuck()
+    }
+
     pub(in crate::tunnel) fn poll_send_from(
         &mut self,
         cx: &mut Context<'_>,
         app: &mut TcpStream,
     ) -> Poll<Result<Moved, LegError>> {
         if mem::take(&mut self.opens) {
-            self.link.take_now(cx, app)?;
+            self.link.take_now(app)?;
         }
         if self.ended
             && let Poll::Ready(cut) = self.poll_cut(cx)

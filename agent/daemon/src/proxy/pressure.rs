@@ -1,0 +1,146 @@
+//! How short of memory the agent is. Most of what it could hold is bounded beforehand; what the kernel keeps in its sockets is not
+//! known before it is there. So all that this process uses is watched. When it comes close to the limit, socket buffers are cut, of
+//! connections that live as well. When that is not enough, no more connections are taken but the few that every pod may have, and
+//! the pod whose connections hold most loses some of those that are stuck: the whole agent would go otherwise.
+
+use std::{sync::Arc, time::Duration};
+
+use ambit_core::reason::{Reason, Refusal};
+use tokio::{select, time::sleep};
+
+use super::{
+    Shared,
+    admission::SMALLEST_BUFFER,
+    relay::{Meter, Relay},
+};
+use crate::{
+    instance::MemoryUse,
+    tunnel::{Leg, LegError},
+};
+
+/// How often it is looked: the agent can fill a few dozen megabytes in that time.
+const EACH: Duration = Duration::from_millis(50);
+/// Percent of the limit from which memory is short, or scarce, and below which it is neither.
+const SHORT: u64 = 70;
+const SCARCE: u64 = 85;
+const ENOUGH: u64 = 60;
+
+/// Of how many connections that are stuck one is given up at a time.
+const ONE_OF: u32 = 4;
+
+/// What is to be done about memory.
+#[derive(Clone, Debug, Default)]
+pub(super) struct State {
+    pub(super) pressure: Pressure,
+    /// The pod that is to hold less, whenever it is said anew.
+    heaviest: Option<Arc<str>>,
+}
+
+/// How much memory is left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Pressure {
+    /// Enough.
+    #[default]
+    None,
+    /// Little: socket buffers are cut.
+    Short,
+    /// Very little: connections are refused.
+    Scarce,
+}
+
+impl Pressure {
+    /// What it is with so many percent used.
+    fn after(self, percent: u64) -> Self {
+        match percent {
+            SCARCE.. => Self::Scarce,
+            SHORT.. => Self::Short,
+            ENOUGH.. => self.min(Self::Short),
+            _ => Self::None,
+        }
+    }
+}
+
+/// Why a relay has ended early.
+#[derive(Debug)]
+pub(super) enum Broken {
+    /// One of its ends failed.
+    Leg(LegError),
+    /// It held memory that the agent needs.
+    GivenUp(Refusal),
+}
+
+impl Shared {
+    /// Follows what `memory` is used, for ever.
+    pub(super) async fn follow_memory(&self, memory: MemoryUse) {
+        loop {
+            let before = self.memory.borrow().pressure;
+            let now = memory.percent().map_or(before, |percent| before.after(percent));
+            if now != before {
+                match now {
+                    Pressure::None => tracing::info!("there is enough memory again"),
+                    Pressure::Short => {
+                        tracing::warn!("memory is short: socket buffers are cut; consider a higher limit");
+                    }
+                    Pressure::Scarce => {
+                        tracing::warn!("memory is scarce: connections are refused, and stuck ones given up");
+                    }
+                }
+            }
+            if now != before || now == Pressure::Scarce {
+                let heaviest = (now == Pressure::Scarce).then(|| self.budget.heaviest()).flatten();
+                self.memory.send_replace(State { pressure: now, heaviest });
+            }
+            sleep(EACH).await;
+        }
+    }
+
+    /// Relays for the pod `uid` until both directions have ended, with as little memory as there is.
+    pub(super) async fn relay<L: Leg>(
+        &self,
+        uid: &str,
+        relay: &mut Relay<L>,
+        meter: &impl Meter,
+    ) -> Result<(), Broken> {
+        let mut memory = self.memory.subscribe();
+        // What it was born with is known already.
+        let mut cut = memory.borrow_and_update().pressure > Pressure::None;
+        loop {
+            select! {
+                biased;
+                ended = relay.run(meter) => return ended.map_err(Broken::Leg),
+                // The sender lives as long as `self`.
+                _ = memory.changed() => {}
+            }
+            let State { pressure, heaviest } = memory.borrow_and_update().clone();
+            if pressure > Pressure::None && !cut {
+                relay.bound_buffers(SMALLEST_BUFFER);
+                cut = true;
+            }
+            if heaviest.is_some_and(|heaviest| *heaviest == *uid)
+                && relay.is_stuck()
+                && rand::random_ratio(1, ONE_OF)
+            {
+                let text = "the agent has hardly any memory left, and this connection is stuck";
+                return Err(Broken::GivenUp(Refusal::new(Reason::Overloaded, text)));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_does_not_flap() {
+        let steps =
+            [(10, Pressure::None), (69, Pressure::None), (70, Pressure::Short), (65, Pressure::Short)];
+        let more =
+            [(85, Pressure::Scarce), (84, Pressure::Short), (60, Pressure::Short), (59, Pressure::None)];
+        let mut pressure = Pressure::None;
+        for (percent, expected) in steps.into_iter().chain(more) {
+            pressure = pressure.after(percent);
+            assert_eq!(pressure, expected, "{percent} percent");
+        }
+    }
+}
