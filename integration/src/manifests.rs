@@ -131,11 +131,12 @@ fn pod_yaml(topology: &Topology, pod: &Pod, labels: &[(&str, &str)], container: 
          {NETNS_ANNOTATION}: {netns}\nspec:\n  nodeName: {node}\n  serviceAccountName: {service_account}\n  \
          containers:\n  - name: main\n    image: example.invalid/main:1\n    ports:\n    - name: http\n      \
          containerPort: 8080\n      protocol: TCP\n    - name: admin\n      containerPort: 8081\n{container}status:\n  \
-         phase: Running\n  podIP: {v4}\n  podIPs:\n  - ip: {v4}\n  - ip: {v6}\n  conditions:\n  - type: Ready\n    \
+         phase: Running\n  hostIP: {host}\n  podIP: {v4}\n  podIPs:\n  - ip: {v4}\n  - ip: {v6}\n  conditions:\n  - type: Ready\n    \
          status: \"True\"\n",
         uid = pod_uid(pod),
         netns = pod.netns.name(),
         node = topology.nodes[pod.node].name,
+        host = topology.nodes[pod.node].v4,
     )
 }
 

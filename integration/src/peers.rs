@@ -13,7 +13,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use crate::{cluster::Programs, process, report::Report, sandbox::Sandbox, world::World};
+use crate::{
+    cluster::Programs,
+    process,
+    report::{self, Report},
+    sandbox::Sandbox,
+    world::World,
+};
 
 /// What is put to the test, and what it is tried with.
 #[derive(Clone, Debug, clap::Args)]
@@ -55,17 +61,20 @@ pub fn tests() -> Vec<Test> {
     [svids::TESTS, tokens::TESTS, alerts::TESTS].concat()
 }
 
-/// Runs the tests whose name contains `filter`, one after another. Logs of those that fail are kept in the folder `logs`.
-pub fn run(sandbox: &Sandbox, kit: &Kit, filter: &str, logs: &Path, report: &Report) -> Result<()> {
-    let mut worlds = 0;
-    for test in tests().iter().filter(|test| test.name.contains(filter)) {
-        report.test(test.name, test.about, || {
-            worlds += 1;
-            let stage = Stage { sandbox, kit, name: format!("p{worlds}") };
-            perform(&stage, test, logs)
-        });
-    }
-    Ok(())
+/// Runs the tests whose name contains `filter`, so many at a time as there are `lanes`. Logs of those that fail are kept in the
+/// folder `logs`.
+pub fn run(sandbox: &Sandbox, kit: &Kit, filter: &str, logs: &Path, lanes: usize, report: &Report) {
+    let asked = tests().into_iter().filter(|test| test.name.contains(filter));
+    report::side_by_side(asked, lanes, |lane| {
+        let mut worlds = 0;
+        move |test: Test| {
+            report.test(test.name, test.about, || {
+                worlds += 1;
+                let stage = Stage { sandbox, kit, name: format!("p{lane}-{worlds}") };
+                perform(&stage, &test, logs)
+            });
+        }
+    });
 }
 
 /// Runs one test; returns the figures that it wants shown.

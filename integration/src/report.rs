@@ -5,6 +5,7 @@
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
+    thread,
     time::Instant,
 };
 
@@ -27,6 +28,27 @@ struct Ended {
     passed: usize,
     unsteady: Vec<&'static str>,
     failed: Vec<&'static str>,
+}
+
+/// Does every one of `tasks` on one of so many threads. `worker` makes what does them on one of these, numbered from 1.
+pub fn side_by_side<T, W: FnMut(T)>(
+    tasks: impl Iterator<Item = T> + Send,
+    lanes: usize,
+    worker: impl Fn(usize) -> W + Sync,
+) {
+    let queue = Mutex::new(tasks);
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    thread::scope(|scope| {
+        for lane in 1..=lanes {
+            let (next, worker) = (&next, &worker);
+            scope.spawn(move || {
+                let mut work = worker(lane);
+                while let Some(task) = next() {
+                    work(task);
+                }
+            });
+        }
+    });
 }
 
 impl Report {

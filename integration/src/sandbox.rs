@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -22,6 +23,8 @@ use nix::{
 use crate::{cgroups, netns::Netns};
 
 const PREFIX: &str = "ambit-run";
+/// How long the processes of a run may still make files in its folder once they are killed.
+const REMOVAL: Duration = Duration::from_secs(5);
 const ID: &str = "AMBIT_SANDBOX";
 const BINARY: &str = "ambit";
 /// Held by the supervisor, and by the process that does its work: a run is over when both are gone.
@@ -185,7 +188,8 @@ fn sweep(id: &str) -> Result<()> {
         // Programs detach with the last reference to their link, which is its pin.
         note(format!("pins of {name}"), remove(&node));
     }
-    note(folder.display().to_string(), remove(&folder));
+    // What was killed just now may still be writing its last.
+    note(folder.display().to_string(), crate::process::eventually(REMOVAL, || remove(&folder)));
     if failures.is_empty() { Ok(()) } else { bail!("left behind: {}", failures.join("; ")) }
 }
 

@@ -23,16 +23,16 @@ mod trust;
 mod upgrade;
 mod wire;
 
-use std::{
-    path::Path,
-    sync::{Mutex, PoisonError},
-    thread,
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
 use anyhow::Result;
 
-use crate::{process, report::Report, sandbox::Sandbox, world::World};
+use crate::{
+    process,
+    report::{self, Report},
+    sandbox::Sandbox,
+    world::World,
+};
 
 /// One end-to-end test.
 #[derive(Clone, Copy)]
@@ -110,17 +110,9 @@ pub fn run(
         |test: &Test| test.name.contains(filter) && (filter.contains(SOAK) || !test.name.starts_with(SOAK));
     let asked = tests().into_iter().filter(asked);
     let (beside, alone): (Vec<Test>, Vec<Test>) = asked.partition(|test| lanes > 1 && !test.is_alone());
-    let queue = Mutex::new(beside.into_iter());
-    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-    thread::scope(|scope| {
-        for lane in 1..=lanes {
-            let mut stage = Stage { sandbox, binary, logs, lane, shared: None, worlds: 0 };
-            scope.spawn(move || {
-                while let Some(test) = next() {
-                    report.test(test.name, test.about, || stage.perform(&test));
-                }
-            });
-        }
+    report::side_by_side(beside.into_iter(), lanes, |lane| {
+        let mut stage = Stage { sandbox, binary, logs, lane, shared: None, worlds: 0 };
+        move |test: Test| report.test(test.name, test.about, || stage.perform(&test))
     });
     let mut stage = Stage { sandbox, binary, logs, lane: 0, shared: None, worlds: 0 };
     for test in &alone {

@@ -10,6 +10,7 @@ mod flood;
 mod http;
 mod node_init;
 mod servers;
+mod silence;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -24,6 +25,7 @@ pub use self::{
     crowd::CrowdTally,
     flood::FloodTally,
     http::BODY as HTTP_BODY,
+    silence::Silent,
 };
 
 /// Which tool, and how.
@@ -57,6 +59,8 @@ pub enum Tool {
     CreateCertificate(certificates::CreateCertificate),
     /// Asks certificate services for as many certificates as they give.
     IssueLoad(certificates::IssueLoad),
+    /// Connects to servers, many times over, and says nothing.
+    Silence(silence::Silence),
     /// The first process of a cluster's node.
     NodeInit(NodeInit),
 }
@@ -194,6 +198,7 @@ pub fn run(tool: &Tool) -> Result<()> {
         Tool::MuteServer(listen) => flood::mute(listen.listen),
         Tool::CreateCertificate(how) => print(&certificates::create(how)?),
         Tool::IssueLoad(how) => print(&certificates::load(how)?),
+        Tool::Silence(how) => print(&silence::keep(how)?),
         Tool::NodeInit(how) => node_init::run(how),
     }
 }

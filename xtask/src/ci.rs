@@ -14,32 +14,27 @@ use nix::{
 };
 
 use crate::{
-    build, harness,
+    build, deny, harness,
     harness::{Call, Tally},
     image, kube, lint, peers, setup, test, times,
     workspace::{self, step},
 };
 
-/// Run all that CI runs: lints, unit tests, and every suite. Needs root, and Go the first time.
+/// Run all that CI runs: lints, unit tests, and every suite. Needs root, and Go and gcc the first time.
 ///
 /// On a busy machine a test of timing may fail by chance: it gets a second try, and the end names what needed one.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  .ci/run                   with a target folder in the user's cache, as CI does\n  \
-    cargo xtask ci            with the workspace's own\n  \
-    cargo xtask ci --peers    the tests against a real SPIRE and a real istiod, too"
+    cargo xtask ci            with the workspace's own"
 )]
-pub(crate) struct Args {
-    /// Run the tests against a real SPIRE and a real istiod, too.
-    #[arg(long)]
-    peers: bool,
-}
+pub(crate) struct Args {}
 
 /// Runs the verb.
-pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+pub(crate) fn run(_args: &Args) -> Result<ExitCode> {
     harness::must_be_root()?;
     let mut parts = Parts::default();
-    let done = all(&mut parts, args.peers);
+    let done = all(&mut parts);
     println!("\n{}", parts.table());
     if let Err(error) = &done {
         println!("stopped: {error:#}\n");
@@ -49,9 +44,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// The parts, the cheap first. What follows a part that cannot do without it stops there; suites do not stop each other.
-fn all(parts: &mut Parts, with_peers: bool) -> Result<()> {
+fn all(parts: &mut Parts) -> Result<()> {
     parts.part("set-up", || setup::everything().map(|()| Tally::default()))?;
-    let programs = Background::start(with_peers)?;
+    let programs = Background::start()?;
     parts.part("format, walls, lints", || lint::all().map(|()| Tally::default()))?;
     parts.part("unit tests", || test::unit().map(Tally::passed))?;
     let (mut binary, mut archive) = (None, None);
@@ -63,20 +58,20 @@ fn all(parts: &mut Parts, with_peers: bool) -> Result<()> {
     let (binary, archive) = (binary.context("no daemon")?, archive.context("no image")?);
     parts.suite("end-to-end tests", || {
         let call = Call::new("test")?.value("--binary", &binary).value("--logs", harness::logs("e2e-logs")?);
-        call.flag("--again", true).tally()
+        // Two at a time: most of them wait for something.
+        call.value("--lanes", "2").flag("--again", true).tally()
     });
-    parts.part("others' programs", || programs.finish().map(|()| Tally::default()))?;
     parts.suite("tests on Kubernetes", || {
         let kit = kube::kit(Some(&archive), None)?;
         let call = Call::new("test-kube")?.kit(&kit).value("--logs", harness::logs("kube-logs")?);
         call.flag("--again", true).tally()
     });
-    if with_peers {
-        parts.suite("tests against peers", || {
-            let call = peers::kit(Some(&binary))?.call(Call::new("test-peers")?);
-            call.value("--logs", harness::logs("peers-logs")?).flag("--again", true).tally()
-        });
-    }
+    parts.part("others' programs", || programs.finish().map(|()| Tally::default()))?;
+    parts.suite("dependencies", || deny::check().map(|()| Tally::default()));
+    parts.suite("tests against peers", || {
+        let call = peers::kit(Some(&binary))?.call(Call::new("test-peers")?).value("--lanes", "3");
+        call.value("--logs", harness::logs("peers-logs")?).flag("--again", true).tally()
+    });
     Ok(())
 }
 
@@ -141,7 +136,7 @@ struct Background(Child);
 
 impl Background {
     /// Starts them. They say what they do in a file of the target folder.
-    fn start(peers: bool) -> Result<Self> {
+    fn start() -> Result<Self> {
         let log = workspace::target_dir()?.join("programs.log");
         let file = std::fs::File::create(&log).with_context(|| log.display().to_string())?;
         let own = std::env::current_exe().context("own executable")?;
@@ -149,8 +144,7 @@ impl Background {
         command
             .args(["--pdeathsig", "TERM", "chrt", "--idle", "0"])
             .arg(own)
-            .args(["setup", "--kube"])
-            .args(peers.then_some("--peers"));
+            .args(["setup", "--kube", "--peers"]);
         // A group of their own: compilers that a build has started end with it.
         command.process_group(0);
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);

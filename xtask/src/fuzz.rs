@@ -11,10 +11,12 @@ use crate::{
 
 /// The release of cargo-fuzz that is installed.
 const CARGO_FUZZ: &str = "0.13.1";
+/// The targets, as `integration/fuzz/fuzz_targets` has them.
+const TARGETS: [&str; 7] = ["cni", "csr", "frame", "handover", "hello", "manifest", "pem"];
 /// Longer inputs are refused unread.
 const MAX_INPUT: u32 = 20_000;
 
-/// Fuzz the readers of certificate requests and PEM texts. Needs no root.
+/// Fuzz what reads the bytes of strangers: certificates, tunnel frames, first bytes, manifests, local protocols. Needs no root.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask fuzz                   every target for a minute\n  \
     cargo xtask fuzz csr --seconds 600   one of them for ten")]
@@ -23,14 +25,14 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     seconds: u32,
     /// The targets; all of them without it.
-    #[arg(value_parser = ["csr", "pem"])]
+    #[arg(value_parser = TARGETS)]
     targets: Vec<String>,
 }
 
 /// Runs the verb. Inputs that were found go to `integration/fuzz/corpus`, crashes to `integration/fuzz/artifacts`; a crash is an error.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let path = path_with_cargo_fuzz()?;
-    let all = ["csr".to_owned(), "pem".to_owned()];
+    let all = TARGETS.map(str::to_owned);
     let targets = if args.targets.is_empty() { &all[..] } else { &args.targets };
     for target in targets {
         step(&format!("Fuzzing {target} for {} s", args.seconds), || {

@@ -1,13 +1,13 @@
-//! `cargo xtask lint`: formatting, clippy with every warning an error, and the walls between rooms.
+//! `cargo xtask lint`: formatting, clippy with every warning an error, the walls between rooms, and dependencies.
 
 use anyhow::{Result, bail};
 
 use crate::{
-    ebpf, rooms, setup,
+    deny, ebpf, rooms, setup,
     workspace::{self, step},
 };
 
-/// Check formatting, lints and the walls between the rooms of the house.
+/// Check formatting, lints, the walls between the rooms of the house, and dependencies (deny.toml).
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask lint\n  \
     cargo xtask lint --rooms                       rooms, arrows, the longest files and functions\n  \
@@ -25,14 +25,17 @@ pub(crate) struct Args {
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<()> {
     match args {
-        Args { rooms: false, .. } => return all(),
+        Args { rooms: false, .. } => {
+            all()?;
+            return deny::check();
+        }
         Args { dot: false, .. } => print!("{}", rooms::text(workspace::root())?),
         Args { dot: true, .. } => print!("{}", rooms::dot(workspace::root())?),
     }
     Ok(())
 }
 
-/// Runs every check.
+/// Runs every check but that of dependencies, whose tool takes a while to build.
 pub(crate) fn all() -> Result<()> {
     setup::bpf_toolchain()?;
     step("Checking the format", || workspace::run(workspace::cargo().args(["fmt", "--all", "--check"])))?;

@@ -11,6 +11,7 @@ mod ci;
 mod clean;
 mod cluster;
 mod demo;
+mod deny;
 mod ebpf;
 mod fuzz;
 mod golang;

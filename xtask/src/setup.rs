@@ -13,7 +13,7 @@ use nix::unistd::geteuid;
 
 use crate::{
     build::Arch,
-    kube, peers,
+    deny, kube, peers,
     workspace::{self, step},
 };
 
@@ -78,6 +78,11 @@ pub(crate) struct Args {
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<()> {
     bpf_toolchain()?;
+    if let Err(error) = deny::tool() {
+        eprintln!(
+            "    cargo-deny cannot be had, so `cargo xtask lint` will not check dependencies: {error:#}"
+        );
+    }
     if !args.build_only {
         programs()?;
     }
@@ -260,7 +265,8 @@ fn bpf_linker() -> Result<PathBuf> {
     Ok(linker)
 }
 
-fn version(linker: &Path) -> Option<String> {
-    let output = Command::new(linker).arg("--version").output().ok()?;
+/// What a program says its version is, if it is there.
+pub(crate) fn version(program: &Path) -> Option<String> {
+    let output = Command::new(program).arg("--version").output().ok()?;
     String::from_utf8_lossy(&output.stdout).split_whitespace().nth(1).map(str::to_owned)
 }

@@ -66,7 +66,7 @@ pub(crate) struct Args {
     #[arg(long)]
     again: bool,
     /// So many end-to-end tests at a time, each in a world of its own; those that measure still run alone.
-    #[arg(long, default_value_t = 1, conflicts_with_all = ["kube", "kernel", "peers"], value_parser = clap::value_parser!(u32).range(1..=8))]
+    #[arg(long, default_value_t = 1, conflicts_with_all = ["kube", "kernel"], value_parser = clap::value_parser!(u32).range(1..=8))]
     lanes: u32,
     /// Run only end-to-end tests whose name contains this.
     #[arg(default_value = "")]
@@ -99,6 +99,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     if args.peers {
         let call = peers::kit(binary)?.call(Call::for_binary(binary, verb)?);
+        let call = call.value("--lanes", args.lanes.to_string());
         return args.asked(call.value("--logs", harness::logs("peers-logs")?)).become_it();
     }
     let logs = harness::logs("e2e-logs")?;

@@ -4,13 +4,15 @@
 //! change costs what it changes. Objects arrive validated; reading them, and policy, are left to others.
 
 mod delta;
+mod destination;
 mod join;
 mod mesh;
 mod objects;
 
 pub use delta::{Delta, PodDelta};
+pub use destination::Destination;
 pub use mesh::{Endpoint, Mesh, Route, RouteError};
 pub use objects::{
-    Change, EndpointSlice, Namespace, Pod, Protocol, Service, ServicePort, Settings, SliceEndpoint,
-    SlicePort, TargetPort,
+    Change, EndpointSlice, ForeignProbe, HostPort, Namespace, Pod, Protocol, Service, ServicePort, Settings,
+    SliceEndpoint, SlicePort, TargetPort,
 };

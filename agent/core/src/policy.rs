@@ -4,13 +4,14 @@
 //! that do not apply. Knows nothing of discovery, sockets or HTTP parsing; objects arrive validated. Semantics are those
 //! of Istio's security API (PeerAuthentication, `security.istio.io/v1`).
 
+mod doubt;
 mod reach;
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use rpds::HashTrieMapSync;
 
-pub use self::reach::Reach;
+pub use self::{doubt::Doubt, reach::Reach};
 use crate::{
     model::{Labels, ObjectName, SpiffeId, Workload},
     reason::{Reason, Refusal},
@@ -24,6 +25,8 @@ pub struct PolicySet {
     root_namespace: Arc<str>,
     objects: HashTrieMapSync<ObjectName, Arc<PeerAuthentication>>,
     namespaces: HashTrieMapSync<Arc<str>, Scope>,
+    /// Why the set may not be whole; then no plaintext is taken anywhere.
+    incomplete: Option<Arc<str>>,
 }
 
 /// The objects of one namespace, each list in the order of precedence.
@@ -33,7 +36,7 @@ struct Scope {
     selecting: Vec<Arc<PeerAuthentication>>,
 }
 
-/// One valid PeerAuthentication.
+/// One PeerAuthentication, or the strictest reading of one that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerAuthentication {
     /// Namespace and name. The name has no meaning beyond ties.
@@ -47,6 +50,8 @@ pub struct PeerAuthentication {
     pub mode: Option<Mode>,
     /// `spec.portLevelMtls` by the pod's own port; entries that are UNSET are left out.
     pub port_modes: BTreeMap<u16, Mode>,
+    /// What in it could not be read. The fields above are then the strictest that it may say.
+    pub doubt: Option<Doubt>,
 }
 
 /// One step from a source: an object as it is now, or the name of one that is gone.
@@ -86,6 +91,8 @@ pub struct MtlsRule {
     pub mode: MtlsMode,
     /// The PeerAuthentication that says so.
     pub by: Option<ObjectName>,
+    /// The object cannot be read, and this is the strictest that it may say.
+    pub doubtful: bool,
 }
 
 /// What the policies make of one workload. Two that are equal decide alike, whatever the objects behind them.
@@ -96,6 +103,8 @@ pub struct WorkloadPolicy {
     mtls: MtlsRule,
     /// Ports that differ from `mtls`.
     port_mtls: BTreeMap<u16, MtlsRule>,
+    /// Why policies may be missing, if they may.
+    incomplete: Option<Arc<str>>,
 }
 
 /// What a verdict is taken over: one inbound connection.
@@ -123,11 +132,10 @@ pub fn decide(policy: &WorkloadPolicy, facts: &Facts<'_>) -> Decision {
     if facts.peer.is_some() {
         return Decision::Allow;
     }
-    match policy.mtls(facts.port) {
-        MtlsRule { mode: MtlsMode::Permissive, .. } => Decision::Allow,
-        MtlsRule { mode: MtlsMode::Strict, by } => {
-            Decision::Deny(mtls_required(&policy.namespace, by.as_ref(), facts))
-        }
+    let rule = policy.mtls(facts.port);
+    match rule.mode {
+        MtlsMode::Permissive => Decision::Allow,
+        MtlsMode::Strict => Decision::Deny(mtls_required(policy, rule, facts)),
     }
 }
 
@@ -142,9 +150,17 @@ impl PolicySet {
         self.objects.size()
     }
 
-    /// Whether there is none.
+    /// Whether there is none, and none may be missing.
     pub fn is_empty(&self) -> bool {
-        self.objects.is_empty()
+        self.objects.is_empty() && self.incomplete.is_none()
+    }
+
+    /// Whether policies may be missing, and why: until they are known, mutual TLS is STRICT on every port of every workload.
+    /// Answers which workloads that may concern.
+    pub fn set_incomplete(&mut self, why: Option<Arc<str>>) -> Reach {
+        let differs = self.incomplete != why;
+        self.incomplete = why;
+        if differs { Reach::mesh() } else { Reach::default() }
     }
 
     /// Takes in one change; answers which workloads it may concern.
@@ -161,8 +177,9 @@ impl PolicySet {
         reach.extend(&self.root_namespace, &policy);
         let namespace = Arc::clone(&policy.name.namespace);
         let mut scope = self.namespaces.get(&namespace).cloned().unwrap_or_default();
-        let list = scope.list_of(&policy);
-        list.insert(position(list, &policy), Arc::clone(&policy));
+        for list in scope.lists_of(&policy) {
+            list.insert(position(list, &policy), Arc::clone(&policy));
+        }
         self.namespaces.insert_mut(namespace, scope);
         self.objects.insert_mut(policy.name.clone(), policy);
         reach
@@ -175,8 +192,9 @@ impl PolicySet {
         self.objects.remove_mut(name);
         reach.extend(&self.root_namespace, &policy);
         if let Some(scope) = self.namespaces.get_mut(&name.namespace) {
-            let list = scope.list_of(&policy);
-            list.remove(position(list, &policy));
+            for list in scope.lists_of(&policy) {
+                list.remove(position(list, &policy));
+            }
             if scope.wide.is_empty() && scope.selecting.is_empty() {
                 self.namespaces.remove_mut(&name.namespace);
             }
@@ -192,6 +210,14 @@ impl PolicySet {
     /// The same for any pod in `namespace` with these `labels`. Of each scope only the oldest object counts, as in Istio:
     /// the mesh, the namespace, and the objects that select the pod.
     pub fn compile_for(&self, namespace: &Arc<str>, labels: &Labels) -> WorkloadPolicy {
+        if let Some(why) = &self.incomplete {
+            return WorkloadPolicy {
+                namespace: Arc::clone(namespace),
+                mtls: MtlsRule { mode: MtlsMode::Strict, by: None, doubtful: true },
+                port_mtls: BTreeMap::new(),
+                incomplete: Some(Arc::clone(why)),
+            };
+        }
         let mesh = self.namespaces.get(&self.root_namespace).and_then(|scope| scope.wide.first());
         let own = self.namespaces.get(namespace).filter(|_| *namespace != self.root_namespace);
         let wide = own.and_then(|scope| scope.wide.first());
@@ -206,6 +232,7 @@ impl PolicySet {
             namespace: Arc::clone(namespace),
             mtls: inherited.unwrap_or_default(),
             port_mtls: ports.collect(),
+            incomplete: None,
         }
     }
 }
@@ -218,8 +245,15 @@ impl WorkloadPolicy {
 }
 
 impl Scope {
-    fn list_of(&mut self, policy: &PeerAuthentication) -> &mut Vec<Arc<PeerAuthentication>> {
-        if policy.selector.is_empty() { &mut self.wide } else { &mut self.selecting }
+    /// An object of which the selector cannot be read may speak for the namespace, and may select any pod of it.
+    fn lists_of(
+        &mut self,
+        policy: &PeerAuthentication,
+    ) -> impl Iterator<Item = &mut Vec<Arc<PeerAuthentication>>> {
+        let anywhere = policy.doubt == Some(Doubt::Scope);
+        let wide = (anywhere || policy.selector.is_empty()).then_some(&mut self.wide);
+        let selecting = (anywhere || !policy.selector.is_empty()).then_some(&mut self.selecting);
+        wide.into_iter().chain(selecting)
     }
 }
 
@@ -243,18 +277,26 @@ impl PeerAuthentication {
             Mode::Strict => MtlsMode::Strict,
             Mode::Permissive | Mode::Disable => MtlsMode::Permissive,
         };
-        MtlsRule { mode, by: Some(self.name.clone()) }
+        MtlsRule { mode, by: Some(self.name.clone()), doubtful: self.doubt.is_some() }
     }
 }
 
-fn mtls_required(namespace: &str, by: Option<&ObjectName>, facts: &Facts<'_>) -> Refusal {
-    let policy = by.map(ToString::to_string);
-    let named = policy.as_ref().map_or_else(String::new, |name| format!(" by PeerAuthentication {name}"));
+fn mtls_required(policy: &WorkloadPolicy, rule: &MtlsRule, facts: &Facts<'_>) -> Refusal {
+    let WorkloadPolicy { namespace, incomplete, .. } = policy;
+    let by = rule.by.as_ref().map(ToString::to_string);
+    let because = match (&by, incomplete) {
+        (_, Some(why)) => format!(", because not all policies are known: {why}"),
+        (Some(name), None) if rule.doubtful => {
+            format!(" by PeerAuthentication {name}, which cannot be read and counts as STRICT until it can")
+        }
+        (Some(name), None) => format!(" by PeerAuthentication {name}"),
+        (None, None) => String::new(),
+    };
     let text = format!(
-        "plaintext from {} refused: mutual TLS is STRICT on port {} of pods in namespace {namespace}{named}",
+        "plaintext from {} refused: mutual TLS is STRICT on port {} of pods in namespace {namespace}{because}",
         facts.source_ip, facts.port
     );
-    Refusal { policy: policy.map(Arc::from), ..Refusal::new(Reason::MtlsRequired, text) }
+    Refusal { policy: by.map(Arc::from), ..Refusal::new(Reason::MtlsRequired, text) }
 }
 
 #[cfg(test)]

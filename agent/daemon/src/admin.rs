@@ -3,6 +3,8 @@
 //! Both servers bound what a client can hold: connections, header sizes, and the time any of them may take. What is shown
 //! is left to whoever provides it.
 
+mod exposition;
+mod guard;
 mod http;
 mod status;
 
@@ -10,7 +12,9 @@ use std::{io, net::SocketAddr};
 
 use crate::instance::InstanceError;
 
-pub(crate) use http::{Exposition, serve_http};
+pub(crate) use exposition::Exposition;
+pub(crate) use guard::{Guard, METRICS_PATH};
+pub(crate) use http::{Page, serve_http};
 pub(crate) use status::{StatusProvider, serve_status, serve_status_tcp};
 
 /// What keeps the admin room from serving.
@@ -30,12 +34,17 @@ pub(crate) enum AdminError {
         /// Why.
         source: io::Error,
     },
-    /// The HTTP address cannot be listened on.
-    #[error("cannot listen on --metrics-addr {addr}")]
+    /// An HTTP address cannot be listened on.
+    #[error("cannot listen on --{flag} {addr}")]
     Listen {
+        /// The setting that names it, without dashes.
+        flag: &'static str,
         /// The address.
         addr: SocketAddr,
         /// Why.
         source: io::Error,
     },
+    /// The metrics cannot be served under TLS.
+    #[error("no certificate for the metrics: {0}")]
+    Certificate(String),
 }

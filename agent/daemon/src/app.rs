@@ -10,6 +10,7 @@ mod lifecycle;
 mod locations;
 mod node;
 mod revocation;
+mod roots;
 mod source;
 mod status;
 mod trust;
@@ -45,7 +46,7 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
     tracing::info!(node = config.node, version = env!("CARGO_PKG_VERSION"), "agent started");
     // Not before: an agent that dies on the way leaves the installation to the one that goes on.
     let installed = installation::keep(&config, &handles.telemetry)?;
-    let serving = handles.serving(&config, &mut node, attaching, signals);
+    let serving = handles.serving(&config, &mut node, attaching, signals)?;
     let ended = serving.run(run_dir, enrolment).await;
     node.end().await;
     ended?;

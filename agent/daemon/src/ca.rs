@@ -6,12 +6,14 @@
 
 mod authority;
 mod callers;
+mod clients;
 mod kubernetes;
 mod limits;
 mod metrics;
 mod refusal;
 mod server;
 mod service;
+mod standing;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -24,6 +26,7 @@ use self::{
     callers::Callers,
     kubernetes::{Cluster, ObjectError},
     limits::Limits,
+    server::Patience,
     service::Service,
 };
 use crate::{
@@ -133,6 +136,7 @@ pub(crate) struct Ca {
     service: Service,
     metrics: CaMetrics,
     readiness: Readiness,
+    patience: Patience,
 }
 
 impl Ca {
@@ -172,7 +176,7 @@ impl Ca {
         let service =
             Service::new(authority.clone(), callers.clone(), Limits::new(rate), max_ttl, metrics.clone());
         drop(starting);
-        Ok(Self { listener, authority, callers, service, metrics, readiness })
+        Ok(Self { listener, authority, callers, service, metrics, readiness, patience: Patience::default() })
     }
 
     /// The metrics of this service.
@@ -191,13 +195,13 @@ impl Ca {
         self,
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), CaServiceError> {
-        let Self { listener, authority, callers, service, metrics: _, readiness } = self;
+        let Self { listener, authority, callers, service, metrics, readiness, patience } = self;
         let following = async {
             let expiry = watch_expiry(&authority, &readiness);
             tokio::join!(authority.clone().follow(), callers.follow(), expiry);
         };
         tokio::select! {
-            served = server::serve(listener, authority.clone(), service, shutdown) => served,
+            served = server::serve(listener, authority.clone(), service, metrics, patience, shutdown) => served,
             // The runtime ends.
             () = following => Ok(()),
         }

@@ -4,10 +4,12 @@
 
 mod cgroup;
 mod check;
+mod destinations;
 mod filesystem;
 mod kubelet;
 mod maps;
 mod netns;
+mod pinned;
 mod pins;
 mod pod;
 mod process;
@@ -23,17 +25,21 @@ use std::{
     sync::Arc,
 };
 
-use ambit_core::discovery::Delta;
+use ambit_core::discovery::{Delta, Destination};
 use ambit_ebpf_common::{Counters, ProbeKey, addr};
 
 pub(crate) use self::{
     cgroup::{CgroupUid, Cgroups, Found},
     check::{Finding, Verdict, check_host},
     netns::Netns,
+    pinned::Pinned,
     pod::{Accepted, Dial, PodNet},
     socket::{bound_buffers, end_cleanly, wake_at},
 };
-use self::{kubelet::Kubelet, programs::Programs};
+use self::{destinations::Destinations, kubelet::Kubelet, programs::Programs};
+
+/// How many probe ports of one pod count: none takes all the room for them.
+const PROBE_PORTS: usize = 64;
 
 /// Where the kernel's file systems are.
 #[derive(Clone, Debug)]
@@ -46,6 +52,8 @@ pub(crate) struct CaptureSettings {
     pub(crate) cgroup_root: Option<PathBuf>,
     /// The kubelet's cgroup; found by its process if `None`.
     pub(crate) kubelet_cgroup: Option<PathBuf>,
+    /// How many entries maps have, by name, where that is not what the programs say.
+    pub(crate) map_entries: BTreeMap<String, u32>,
 }
 
 /// A pod to capture.
@@ -101,6 +109,12 @@ pub(crate) enum CaptureError {
         /// The kernel's answer.
         message: String,
     },
+    /// A map has no room for another entry.
+    #[error("the eBPF map {map} is full; give the agent a larger one by --map-entries {map}=N")]
+    Full {
+        /// Its name.
+        map: &'static str,
+    },
     /// A map operation failed.
     #[error("eBPF map {map}: {source}")]
     Map {
@@ -135,7 +149,7 @@ pub(crate) struct Capture {
     settings: CaptureSettings,
     /// Loaded while at least one pod is enrolled.
     programs: Option<Programs>,
-    destinations: HashSet<IpAddr>,
+    destinations: Destinations,
     pods: HashMap<Arc<str>, Arc<PodNet>>,
     /// Pods that were let go. Their established connections need the rule and route in their namespaces until the last has
     /// ended.
@@ -156,7 +170,7 @@ impl Capture {
         Ok(Self {
             settings,
             programs: None,
-            destinations: HashSet::new(),
+            destinations: Destinations::default(),
             pods: HashMap::new(),
             leaving: Vec::new(),
             staged: HashMap::new(),
@@ -165,34 +179,35 @@ impl Capture {
         })
     }
 
-    /// The addresses whose connections are captured from now on, whatever was captured before.
-    pub(crate) fn set_destinations(&mut self, destinations: HashSet<IpAddr>) -> Result<(), CaptureError> {
-        self.destinations = destinations;
+    /// What is captured from now on, whatever was captured before. While there is no room for it everything is.
+    pub(crate) fn set_destinations(
+        &mut self,
+        destinations: HashSet<Destination>,
+    ) -> Result<(), CaptureError> {
+        self.destinations.replace(destinations);
         match &self.programs {
-            Some(programs) => programs.maps().set_destinations(&self.destinations),
+            Some(programs) => self.destinations.put(programs.maps()),
             None => Ok(()),
         }
     }
 
-    /// Begins and ends the capture of what differs. After a failure the next call, be it that nothing differs, puts the whole
-    /// list in order.
+    /// Begins and ends the capture of what differs.
     pub(crate) fn change_destinations(&mut self, delta: &Delta) -> Result<(), CaptureError> {
-        self.destinations.extend(delta.begun());
-        for ip in delta.ended() {
-            self.destinations.remove(&ip);
-        }
-        let Some(programs) = &self.programs else { return Ok(()) };
-        if programs.maps().holds_destinations() {
-            programs.maps().change_destinations(delta.begun(), delta.ended())
-        } else {
-            programs.maps().set_destinations(&self.destinations)
-        }
+        let maps = self.programs.as_ref().map(|programs| &**programs.maps());
+        self.destinations.follow(delta, maps)
     }
 
-    /// Has the kubelet's connects to these ports of enrolled pods (by UID) let through from now on, and no others.
+    /// Why all that enrolled pods dial is captured, if it is.
+    pub(crate) fn shortfall(&self) -> Option<&str> {
+        self.programs.as_ref().and(self.destinations.shortfall())
+    }
+
+    /// Has the kubelet's connects to these ports of enrolled pods (by UID) let through from now on, as far as they are `exempt` at
+    /// the pods' addresses, and no others.
     pub(crate) fn set_probes<'a>(
         &mut self,
         ports: impl Iterator<Item = (&'a str, &'a [u16])>,
+        mut exempt: impl FnMut(IpAddr, u16) -> bool,
     ) -> Result<(), CaptureError> {
         let Some(programs) = &self.programs else {
             return Ok(());
@@ -201,8 +216,9 @@ impl Capture {
         for (uid, ports) in ports {
             let Some(pod) = self.pods.get(uid) else { continue };
             for ip in pod.ips() {
-                let key = |port: &u16| ProbeKey { addr: addr(ip), port: u32::from(*port) };
-                probes.extend(ports.iter().map(|port| (key(port), pod.cookie())));
+                let key = |port: u16| ProbeKey { addr: addr(ip), port: u32::from(port) };
+                let exempt = ports.iter().copied().filter(|port| exempt(ip, *port)).take(PROBE_PORTS);
+                probes.extend(exempt.map(|port| (key(port), pod.cookie())));
             }
         }
         let kubelets = if probes.is_empty() { None } else { self.kubelet.cgroup() };
@@ -216,7 +232,7 @@ impl Capture {
         let staged = self.staged.remove(&spec.uid).filter(|(staged, _)| staged == spec);
         let programs = Self::loaded(&mut self.programs, &self.settings)?;
         if !programs.maps().holds_destinations() {
-            programs.maps().set_destinations(&self.destinations)?;
+            self.destinations.put(programs.maps())?;
         }
         if !programs.is_attached() {
             // Of an agent that hands over, the programs serve until all pods have been admitted.
@@ -277,7 +293,7 @@ impl Capture {
             return Ok(());
         };
         programs.maps().forget_held();
-        programs.maps().set_destinations(&self.destinations)?;
+        self.destinations.put(programs.maps())?;
         for pod in self.pods.values() {
             programs.admit(pod)?;
         }
@@ -337,7 +353,7 @@ impl Capture {
     /// Answers how many pods were released.
     pub(crate) async fn sweep(&self, expected: &HashSet<Arc<str>>) -> usize {
         let node = pins::node_dir(&self.settings.bpf_root, &self.settings.node);
-        let gone = pins::sweep(&node, expected);
+        let gone = pins::sweep(&node, &pins::maps_dir(&node, &self.settings.map_entries), expected);
         restore(gone.iter().map(|pin| pin.cookie).collect()).await;
         gone.len()
     }

@@ -2,6 +2,8 @@
 //!
 //! Promises that the server is verified and that no wait on it is endless. What is asked of it is left to others.
 
+mod authorizer;
+
 use std::{
     env,
     path::{Path, PathBuf},
@@ -12,6 +14,8 @@ use kube::{
     Client, Config,
     config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
+
+pub(crate) use authorizer::{Access, Authorizer};
 
 use crate::{error::with_causes, files};
 

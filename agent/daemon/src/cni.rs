@@ -18,10 +18,10 @@ use std::{io, path::PathBuf};
 
 use crate::instance::InstanceError;
 
-pub(crate) use credentials::{Credentials, follow_credentials};
+pub(crate) use credentials::{Account, follow_credentials};
 pub(crate) use install::{Installed, Installer, Repairs, uninstall};
 pub(crate) use plugin::run;
-pub(crate) use protocol::{Answer, BINARY, Command, ENROLMENT_WAIT, Outcome, PodRef, Request};
+pub(crate) use protocol::{Answer, BINARY, Command, ENROLMENT_WAIT, Outcome, PodRef, Request, read};
 pub(crate) use server::serve;
 pub(crate) use state::State;
 

@@ -11,7 +11,7 @@ mod settings;
 mod values;
 
 pub(crate) use agent::{
-    AgentConfig, AgentSettings, DEFAULT_BPF_ROOT, DEFAULT_RUN_DIR, IssuerConfig, SourceConfig,
+    AgentConfig, AgentSettings, DEFAULT_BPF_ROOT, DEFAULT_RUN_DIR, IssuerConfig, Publication, SourceConfig,
 };
 pub(crate) use ca::{CaConfig, CaServiceSettings};
 pub(crate) use error::ConfigError;

@@ -9,15 +9,15 @@ mod followers;
 mod kinds;
 mod kubernetes;
 mod ledger;
-mod observed;
 mod origin;
+mod wanted;
 
 use std::{
     fmt,
     net::IpAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use ambit_core::{
@@ -31,10 +31,12 @@ use tokio::{sync::watch, task::JoinSet};
 
 pub(crate) use changes::Changes;
 pub(crate) use kinds::Key;
-pub(crate) use observed::{ACCEPTED_CONDITION, ObservedStatus, PodState, PolicyStatus, STATE_ANNOTATION};
 pub(crate) use origin::Origin;
+pub(crate) use wanted::{ACCEPTED_CONDITION, PolicyStatus, WantedStatuses};
 
 use changes::Readers;
+pub(crate) use folder::documents::Syntax;
+use folder::{documents, manifest};
 use followers::Followers;
 use ledger::{Ledger, News};
 
@@ -74,6 +76,15 @@ impl fmt::Display for Problem {
     }
 }
 
+/// What becomes of policies whose definition is removed from the cluster.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PolicyHold {
+    /// How long they stay in force, and how long a definition that was never seen is waited for. Zero takes the API's word.
+    pub(crate) time: Duration,
+    /// Where they are kept over a restart of the agent; a folder that only this user can write to.
+    pub(crate) folder: Option<PathBuf>,
+}
+
 /// Why a feed cannot start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DiscoveryError {
@@ -95,6 +106,25 @@ pub(crate) enum DiscoveryError {
     },
 }
 
+/// What a folder with one file makes of that file's versions, one after another, as many problems as each; then of its removal.
+/// For those who look for texts that break it.
+pub(crate) fn read_versions(versions: &[&[u8]], syntax: Syntax) -> Vec<usize> {
+    let (settings, file) = (Settings::default(), Origin::file(Path::new("manifest")));
+    let mut ledger = Ledger::new(settings.clone());
+    ledger.complete();
+    let mut problems = |change: &dyn Fn(&mut Ledger)| {
+        change(&mut ledger);
+        ledger.settle();
+        ledger.world().problems.len()
+    };
+    let read = |version: &&[u8]| {
+        problems(&|ledger| manifest::take(ledger, &file, documents::read(version, syntax), &settings))
+    };
+    let mut counts: Vec<usize> = versions.iter().map(read).collect();
+    counts.push(problems(&|ledger| ledger.forget(&file)));
+    counts
+}
+
 /// A handle to the present state. The source is watched as long as one handle exists.
 #[derive(Clone, Debug)]
 pub(crate) struct Feed {
@@ -106,7 +136,7 @@ struct Shared {
     /// What the source fills and the world is settled from; readers have no part in it.
     ledger: Mutex<Ledger>,
     world: ArcSwap<World>,
-    observed: Mutex<ObservedStatus>,
+    wanted: Mutex<WantedStatuses>,
     /// Locked while a world is published: who begins to follow misses none.
     audience: Mutex<Audience>,
     revision: watch::Sender<u64>,
@@ -149,9 +179,10 @@ impl Feed {
         self.shared.update(|ledger| ledger.assign_addresses(uid, ips, Instant::now()));
     }
 
-    /// What the API shows of the agents' reports now. A change of it makes no new revision.
-    pub(crate) fn observed(&self) -> ObservedStatus {
-        self.shared.observed().clone()
+    /// The policies whose status does not say what the agents make of them, and what it should say. A change of it makes no
+    /// new revision.
+    pub(crate) fn wanted_statuses(&self) -> WantedStatuses {
+        self.shared.wanted().clone()
     }
 
     /// Returns when the first complete state has been read.
@@ -167,7 +198,7 @@ impl Feed {
         let shared = Shared {
             ledger: Mutex::new(ledger),
             world,
-            observed: Mutex::default(),
+            wanted: Mutex::default(),
             audience: Mutex::default(),
             revision: watch::Sender::new(1),
             tasks: Mutex::default(),
@@ -203,8 +234,8 @@ impl Shared {
         *self.tasks.lock().unwrap_or_else(PoisonError::into_inner) = tasks;
     }
 
-    fn observed(&self) -> MutexGuard<'_, ObservedStatus> {
-        self.observed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn wanted(&self) -> MutexGuard<'_, WantedStatuses> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn audience(&self) -> MutexGuard<'_, Audience> {
@@ -225,9 +256,9 @@ pub(crate) fn watch_folder(dir: &Path, settings: Settings) -> Result<Feed, Disco
     folder::watch(dir, settings)
 }
 
-/// Watches the objects of the cluster that `client` leads to, and of this `node` what its pods bear of ours. Returns at
-/// once; the feed is not synced before everything has been read. Changes are in force well within a second, and what is
-/// known stays in force while the API is away. Must be called in a tokio runtime.
-pub(crate) fn watch_cluster(client: &Client, settings: Settings, node: &str) -> Feed {
-    kubernetes::watch(client, settings, node)
+/// Watches the objects of the cluster that `client` leads to. Returns at once; the feed is not synced before everything has
+/// been read. Changes are in force well within a second, and what is known stays in force while the API is away, of policies
+/// also without their definition, for as long as `hold` says. Must be called in a tokio runtime.
+pub(crate) fn watch_cluster(client: &Client, settings: Settings, hold: PolicyHold) -> Feed {
+    kubernetes::watch(client, settings, hold)
 }

@@ -19,7 +19,7 @@ pub(crate) use readiness::{Gate, Readiness};
 pub(crate) use run_dir::{Claim, RunDir, Successor};
 pub(crate) use signals::Signals;
 pub(crate) use socket::listen;
-pub(crate) use succession::{SWAP_LIMIT, Takeover, reclaim, serve_successors};
+pub(crate) use succession::{SWAP_LIMIT, Takeover, hear, reclaim, serve_successors};
 
 /// What keeps a process from being an agent of its node.
 #[derive(Debug, thiserror::Error)]

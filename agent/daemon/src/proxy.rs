@@ -323,6 +323,7 @@ fn unconnected(what: &str, addr: SocketAddr, error: &io::Error) -> Refusal {
     let reason = match error.kind() {
         io::ErrorKind::ConnectionRefused => Reason::ConnectionRefused,
         io::ErrorKind::TimedOut => Reason::Timeout,
+        io::ErrorKind::QuotaExceeded => Reason::Overloaded,
         _ => Reason::Unreachable,
     };
     Refusal::new(reason, format!("cannot connect to {what} {addr}: {error}"))

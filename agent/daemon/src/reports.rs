@@ -1,11 +1,11 @@
-//! What the agent reports to the Kubernetes API: how pods stand, and what became of policies.
+//! What the agent tells by the Kubernetes API: how its pods stand, by events, and what became of policies.
 //!
 //! Promises that only what differs is written, that writing is bounded in rate and never holds anything else up, and that
-//! agents of many nodes do not all write the same. Decides nothing: it is handed what is so.
+//! agents of many nodes do not all write the same. Nothing that it writes is read by an agent to decide by. Decides nothing
+//! itself: it is handed what is so.
 
 mod events;
 mod pace;
-mod pod_states;
 mod policy_status;
 
 use std::{sync::Arc, time::Duration};
@@ -17,7 +17,6 @@ use tracing::debug;
 
 use crate::discovery::Feed;
 use events::Events;
-use pod_states::PodStateWriter;
 use policy_status::PolicyStatusWriter;
 
 /// How often the reports are compared with what the API shows.
@@ -42,7 +41,6 @@ pub(crate) struct PodReport {
 
 /// Reports for ever. `pods` gives this node's pods that have opted in, once that is known; until then nothing is written.
 pub(crate) async fn run(client: Client, node: &str, feed: Feed, pods: impl Fn() -> Option<Vec<PodReport>>) {
-    let mut states = PodStateWriter::new(client.clone());
     let mut events = Events::new(client.clone(), node);
     let mut statuses = PolicyStatusWriter::new(client);
     let mut tick = interval(PERIOD);
@@ -52,10 +50,12 @@ pub(crate) async fn run(client: Client, node: &str, feed: Feed, pods: impl Fn() 
         let world = feed.world();
         let Some(pods) = pods().filter(|_| world.synced) else { continue };
         let now = Instant::now();
-        let observed = feed.observed();
-        let enrolled = states.write(&observed.pods, &pods, now).await;
-        events.write(&pods, &enrolled, now).await;
-        statuses.write(&observed.policies, now).await;
+        let opted_out = |name: &ObjectName, uid: &str| {
+            let same = world.mesh.pod(name).is_some_and(|pod| &*pod.uid == uid);
+            same && world.mesh.opts_in(name) == Some(false)
+        };
+        events.write(&pods, opted_out, now).await;
+        statuses.write(&feed.wanted_statuses(), now).await;
     }
 }
 

@@ -240,6 +240,12 @@ impl Telemetry {
         self.0.metrics.renewals(issued, failed, skewed);
     }
 
+    /// Whether all that enrolled pods dial is captured for want of room, and how many pods are kept out for the same reason.
+    pub(crate) fn capture_fullness(&self, everything: bool, kept_out: usize) {
+        self.0.metrics.capture_everything.set(i64::from(everything));
+        self.0.metrics.pods_kept_out.set(i64::try_from(kept_out).unwrap_or(i64::MAX));
+    }
+
     /// Sets how many certificates are past 90 % of their life, or expired, and not renewed.
     pub(crate) fn late_certificates(&self, late: usize) {
         self.0.metrics.late_certificates.set(i64::try_from(late).unwrap_or(i64::MAX));

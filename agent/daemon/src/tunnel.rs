@@ -21,7 +21,7 @@ use ambit_core::{
 pub(crate) use self::{
     buffer::{Budget, Share},
     credentials::Wallet,
-    detect::{First, first_bytes},
+    detect::{First, first_bytes, judge},
     plain::Plain,
     pool::{Pool, PoolKey},
     session::{Incoming, Leg, LegError, Moved, Order, PeerFacts, Session},

@@ -26,6 +26,13 @@ pub fn is_mapped(addr: &Addr) -> bool {
     addr[10] == 0xff && addr[11] == 0xff
 }
 
+/// Whether `addr` is a loopback address.
+#[inline(always)]
+pub fn is_loopback(addr: &Addr) -> bool {
+    const V6: Addr = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    (is_mapped(addr) && addr[12] == 127) || *addr == V6
+}
+
 /// Where the agent listens in an enrolled pod's network namespace. Keyed by the namespace's cookie.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,7 +51,7 @@ pub struct Pod {
 
 /// The version of everything in this file. Maps of another version cannot be adopted: whoever changes the layout of a key
 /// or value raises it.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// [`Socket::kind`]: nothing is known of the socket.
 pub const SOCKET_NONE: u32 = 0;
@@ -70,6 +77,26 @@ pub struct Socket {
     /// Cookie of the network namespace that a probe goes to.
     pub netns: u64,
 }
+
+/// Something whose connections are captured: an address, or a port of one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DestinationKey {
+    /// The address; [`ANY_NODE`] of a port that is captured at every node's.
+    pub addr: Addr,
+    /// The port, [`EVERY_PORT`] or [`NODE`].
+    pub port: u32,
+}
+
+/// [`DestinationKey::port`]: the address is captured with all its ports.
+pub const EVERY_PORT: u32 = 0;
+/// [`DestinationKey::port`]: the address is a node's, of which the ports at [`ANY_NODE`] are captured.
+pub const NODE: u32 = 0x1_0000;
+/// [`DestinationKey::addr`]: whichever node's.
+pub const ANY_NODE: Addr = [0; 16];
+
+/// In `SETTINGS`: `DESTINATIONS` lacks what should be in it, so everything that enrolled pods dial is captured.
+pub const CAPTURE_EVERYTHING: u32 = 1;
 
 /// A port that an enrolled pod of this node declares as a probe. The value is the cookie of the pod's network namespace.
 #[repr(C)]
@@ -167,6 +194,7 @@ pub struct Counters {
 const _: () = {
     assert!(size_of::<Pod>() == 40);
     assert!(size_of::<Socket>() == 32);
+    assert!(size_of::<DestinationKey>() == 20);
     assert!(size_of::<ProbeKey>() == 20);
     assert!(size_of::<OriginKey>() == 32);
     assert!(size_of::<Origin>() == 24);
@@ -179,7 +207,9 @@ const _: () = {
 mod user {
     use std::net::{IpAddr, Ipv6Addr};
 
-    use super::{Addr, Counters, Flow, ListenerKey, Origin, OriginKey, Pod, ProbeKey, Socket};
+    use super::{
+        Addr, Counters, DestinationKey, Flow, ListenerKey, Origin, OriginKey, Pod, ProbeKey, Socket,
+    };
 
     macro_rules! plain {
         ($($name:ident)*) => {
@@ -191,7 +221,7 @@ mod user {
         };
     }
 
-    plain!(Pod Socket ProbeKey OriginKey Origin Flow ListenerKey Counters);
+    plain!(Pod Socket DestinationKey ProbeKey OriginKey Origin Flow ListenerKey Counters);
 
     /// The 16-byte form of an address.
     pub fn addr(ip: IpAddr) -> Addr {

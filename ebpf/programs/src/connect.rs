@@ -2,12 +2,15 @@
 //! namespace; the socket remembers where it was going, and `getpeername` answers with that.
 
 use ambit_ebpf_common::{
-    Addr, Counters, Pod, ProbeKey, SOCKET_CAPTURED, SOCKET_DELIVERY, SOCKET_NONE, SOCKET_PROBE,
-    SOCKET_TUNNEL, Socket, is_mapped, mapped,
+    ANY_NODE, Addr, CAPTURE_EVERYTHING, Counters, DestinationKey, EVERY_PORT, FAMILY_V4, FAMILY_V6,
+    ListenerKey, NODE, Pod, ProbeKey, SOCKET_CAPTURED, SOCKET_DELIVERY, SOCKET_NONE, SOCKET_PROBE,
+    SOCKET_TUNNEL, Socket, is_loopback, is_mapped, mapped,
 };
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::generated::{bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_set_retval},
+    helpers::generated::{
+        bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_map_lookup_elem, bpf_set_retval, bpf_sk_release,
+    },
     macros::{cgroup_sock, cgroup_sock_addr},
     programs::{SockAddrContext, SockContext},
 };
@@ -15,7 +18,7 @@ use aya_log_ebpf::debug;
 
 use crate::{
     context::{read_v6, write_v6},
-    maps::{COUNTERS, DESTINATIONS, KUBELETS, PODS, PROBES, SOCKETS},
+    maps::{COUNTERS, DESTINATIONS, KUBELETS, LISTENERS, PODS, PROBES, SETTINGS, SOCKETS},
 };
 
 const IPPROTO_TCP: u32 = 6;
@@ -110,18 +113,19 @@ fn connect(ctx: &SockAddrContext, dst: Addr, redirect: impl FnOnce(&Pod)) -> i32
             return ALLOW;
         }
         // While one agent replaces another's programs, both run: the first one has captured this connect.
-        if socket.kind == SOCKET_CAPTURED && to_agent(pod, &dst, user_port(ctx)) {
+        if socket.kind == SOCKET_CAPTURED && is_agents(pod, &dst, user_port(ctx)) {
             return ALLOW;
         }
         // A socket that connects once more, elsewhere.
         socket.kind = SOCKET_NONE;
     }
-    if DESTINATIONS.get_ptr(dst).is_none() || dst == pod.v4 || dst == pod.v6 {
+    if dst == pod.v4 || dst == pod.v6 || !is_captured(&dst, u32::from(user_port(ctx))) {
         count(netns, |counters| counters.passed += 1);
         return ALLOW;
     }
-    let port = if is_mapped(&dst) { pod.v4_port } else { pod.v6_port };
-    if protocol == IPPROTO_MPTCP || port == 0 || !remember(ctx, dst) {
+    let (port, family) = if is_mapped(&dst) { (pod.v4_port, FAMILY_V4) } else { (pod.v6_port, FAMILY_V6) };
+    // With the agent away its port is not even dialled: somebody else in the pod may have it by then.
+    if protocol == IPPROTO_MPTCP || port == 0 || !agent_listens(netns, family) || !remember(ctx, dst) {
         count(netns, |counters| counters.refused += 1);
         debug!(ctx, "connect refused in pod netns {}: protocol {}, agent port {}", netns, protocol, port);
         // SAFETY: no pointers are passed.
@@ -155,9 +159,36 @@ fn probe(ctx: &SockAddrContext, netns: u64, dst: Addr) {
     store(ctx, Socket { kind: SOCKET_PROBE, port, addr: dst, netns: *pod });
 }
 
-/// Whether `dst` and `port` are the agent's own listener in the pod.
+/// Whether connections to this port are to be pointed at the agent.
 #[inline(always)]
-fn to_agent(pod: &Pod, dst: &Addr, port: u16) -> bool {
+fn is_captured(addr: &Addr, port: u32) -> bool {
+    let known = |addr: Addr, port: u32| DESTINATIONS.get_ptr(DestinationKey { addr, port }).is_some();
+    known(*addr, EVERY_PORT)
+        || known(*addr, port)
+        || (known(ANY_NODE, port) && known(*addr, NODE))
+        || (SETTINGS.get(0) == Some(&CAPTURE_EVERYTHING) && !is_here(addr))
+}
+
+/// Whether a connection to `addr` cannot leave the pod, whatever the pod is; an unspecified address means loopback.
+#[inline(always)]
+fn is_here(addr: &Addr) -> bool {
+    *addr == [0; 16] || *addr == mapped([0; 4]) || is_loopback(addr)
+}
+
+/// Whether the agent is there to take connections of one family.
+#[inline(always)]
+fn agent_listens(netns: u64, family: u32) -> bool {
+    let key = ListenerKey { netns, family, _pad: 0 };
+    // SAFETY: map and key are valid for the call; of a map of sockets the answer is null or a socket that is ours to release.
+    unsafe {
+        let listener = bpf_map_lookup_elem((&raw const LISTENERS).cast_mut().cast(), (&raw const key).cast());
+        !listener.is_null() && bpf_sk_release(listener) == 0
+    }
+}
+
+/// Whether this is the agent's own listener in the pod.
+#[inline(always)]
+pub fn is_agents(pod: &Pod, dst: &Addr, port: u16) -> bool {
     port != 0 && ((*dst == pod.v4 && port == pod.v4_port) || (*dst == pod.v6 && port == pod.v6_port))
 }
 

@@ -1,12 +1,13 @@
-//! Inbound: every new TCP connection to an enrolled pod goes to its agent's listener. With the agent away it is refused.
+//! Inbound: every new TCP connection to an enrolled pod, and what was pointed at the agent inside it, goes to the agent's
+//! listener. With the agent away it is refused, whoever listens there instead.
 
-use ambit_ebpf_common::{Addr, FAMILY_V4, FAMILY_V6, FLOW_PROBE, Flow, ListenerKey, mapped};
+use ambit_ebpf_common::{Addr, FAMILY_V4, FAMILY_V6, FLOW_PROBE, Flow, ListenerKey, is_loopback, mapped};
 use aya_ebpf::{macros::sk_lookup, programs::SkLookupContext};
 
 use crate::{
-    connect::count,
+    connect::{count, is_agents},
     context::read_v6,
-    maps::{BYPASS, LISTENERS, NETNS},
+    maps::{BYPASS, LISTENERS, NETNS, PODS},
 };
 
 const IPPROTO_TCP: u32 = 6;
@@ -40,25 +41,24 @@ pub fn ambit_inbound(ctx: SkLookupContext) -> u32 {
             (read_v6(&raw const (*lookup).local_ip6), read_v6(&raw const (*lookup).remote_ip6), FAMILY_V6)
         }
     };
-    // The pod talking to itself. From outside, such a packet is dropped as martian before it gets here.
-    if local == remote || loopback(&local) || loopback(&remote) {
-        return SK_PASS;
-    }
     let Some(&netns) = NETNS.get(0) else {
         return SK_DROP;
     };
-    let flow = Flow { netns, remote, local, remote_port, local_port };
-    // SAFETY: entries are never edited in place.
-    if let Some(owner) = unsafe { BYPASS.get(flow) } {
-        if *owner == FLOW_PROBE {
-            count(netns, |counters| counters.probes += 1);
-        } else {
-            count(netns, |counters| counters.bypassed += 1);
+    // The pod talking to itself. From outside, such a packet is dropped as martian before it gets here.
+    let own = local == remote || is_loopback(&local) || is_loopback(&remote);
+    if own {
+        // Its agent's port is the agent's or nobody's: any process of the pod may bind it while the agent is away.
+        if !to_agent(netns, &local, local_port) {
+            return SK_PASS;
         }
+    } else if let Some(probe) = let_through(Flow { netns, remote, local, remote_port, local_port }) {
+        count(netns, |counters| if probe { counters.probes += 1 } else { counters.bypassed += 1 });
         return SK_PASS;
     }
     if LISTENERS.redirect_sk_lookup(&ctx, ListenerKey { netns, family, _pad: 0 }, 0).is_ok() {
-        count(netns, |counters| counters.received += 1);
+        if !own {
+            count(netns, |counters| counters.received += 1);
+        }
         SK_PASS
     } else {
         count(netns, |counters| counters.refused += 1);
@@ -66,8 +66,15 @@ pub fn ambit_inbound(ctx: SkLookupContext) -> u32 {
     }
 }
 
+/// Whether the connection goes to the application itself, and if so, whether it is a probe.
 #[inline(always)]
-fn loopback(addr: &Addr) -> bool {
-    const V6: Addr = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
-    (ambit_ebpf_common::is_mapped(addr) && addr[12] == 127) || *addr == V6
+fn let_through(flow: Flow) -> Option<bool> {
+    // SAFETY: entries are never edited in place.
+    unsafe { BYPASS.get(flow) }.map(|owner| *owner == FLOW_PROBE)
+}
+
+#[inline(always)]
+fn to_agent(netns: u64, local: &Addr, port: u32) -> bool {
+    // SAFETY: the agent replaces entries as a whole.
+    unsafe { PODS.get(netns) }.is_some_and(|pod| is_agents(pod, local, port as u16))
 }

@@ -1,6 +1,8 @@
 //! The maps that the programs and the agent share. The agent pins them, so they outlive it.
 
-use ambit_ebpf_common::{Addr, Counters, Flow, ListenerKey, Origin, OriginKey, Pod, ProbeKey, Socket};
+use ambit_ebpf_common::{
+    Counters, DestinationKey, Flow, ListenerKey, Origin, OriginKey, Pod, ProbeKey, Socket,
+};
 use aya_ebpf::{
     btf_maps::SkStorage,
     macros::{btf_map, map},
@@ -11,10 +13,14 @@ use aya_ebpf::{
 #[map]
 pub static PODS: HashMap<u64, Pod> = HashMap::with_max_entries(4096, 0);
 
-/// Addresses whose connections are captured: enrolled pods and services with one.
+/// What is captured: the addresses of enrolled pods and of services with one, ports of external addresses, node ports.
 #[map]
-pub static DESTINATIONS: HashMap<Addr, u32> =
+pub static DESTINATIONS: HashMap<DestinationKey, u32> =
     HashMap::with_max_entries(262_144, 1 /* BPF_F_NO_PREALLOC */);
+
+/// At 0: `CAPTURE_EVERYTHING`, or 0.
+#[map]
+pub static SETTINGS: Array<u32> = Array::with_max_entries(1, 0);
 
 /// Per socket: captured from where to where, or the agent's own. A pod cannot write it.
 #[btf_map]
@@ -34,7 +40,7 @@ pub static PROBES: HashMap<ProbeKey, u64> = HashMap::with_max_entries(32_768, 1 
 
 /// The agent's own dials to applications, while they connect, and the kubelet's probes, while they are open.
 #[map]
-pub static BYPASS: HashMap<Flow, u32> = HashMap::with_max_entries(65_536, 1 /* BPF_F_NO_PREALLOC */);
+pub static BYPASS: HashMap<Flow, u32> = HashMap::with_max_entries(131_072, 1 /* BPF_F_NO_PREALLOC */);
 
 /// The agent's listeners. A listener that dies leaves the map by itself.
 #[map]

@@ -1,5 +1,5 @@
 //! Ties sockets to addresses once the kernel has chosen the source port: the original destination for the agent's
-//! accept, and the 4-tuple of the agent's own dials and of the kubelet's probes for the inbound hook.
+//! accept, and the 4-tuple of the kubelet's probes for the inbound hook. The agent records its own dials itself.
 
 use ambit_ebpf_common::{
     Addr, FLOW_DELIVERY, FLOW_PROBE, Flow, Origin, OriginKey, SOCKET_CAPTURED, SOCKET_DELIVERY, SOCKET_PROBE,
@@ -47,9 +47,11 @@ fn connecting(ctx: &SockOpsContext) {
         // A full map means that the agent finds no original destination and refuses.
         let _: Result<(), i32> = ORIGINS.insert(key, origin, 0);
     } else if let Some((flow, owner)) = exempt(ctx, socket) {
-        // A full map means that the connection meets the agent's listener: a dial is refused there, a probe is judged as
-        // any plaintext.
-        let _: Result<(), i32> = BYPASS.insert(flow, owner, 0);
+        // The agent has recorded its own dial, or would not have made it.
+        if owner == FLOW_PROBE {
+            // A full map means that the probe meets the agent's listener, which judges it as any plaintext.
+            let _: Result<(), i32> = BYPASS.insert(flow, owner, 0);
+        }
         let _: Result<(), i32> = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
     }
 }

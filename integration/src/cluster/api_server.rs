@@ -125,6 +125,34 @@ impl ApiServer {
         Ok(self.kubectl(&arguments)?.trim().to_owned())
     }
 
+    /// One request as whoever bears `token`: `method` and `path`, with `body` as JSON or, where it is a PATCH, as a merge patch.
+    /// Answers with the status and what came of it.
+    pub fn as_bearer(&self, token: &str, method: &str, path: &str, body: &Value) -> Result<(u16, Value)> {
+        let mut curl = self.netns.command("curl");
+        curl.args([
+            "-sS",
+            "-m",
+            "20",
+            "--noproxy",
+            "*",
+            "-w",
+            "\n%{http_code}",
+            "-X",
+            method,
+            "--oauth2-bearer",
+            token,
+        ]);
+        curl.arg("--cacert").arg(self.ca());
+        if !body.is_null() {
+            let kind = if method == "PATCH" { "merge-patch+json" } else { "json" };
+            curl.args(["-H", &format!("content-type: application/{kind}"), "-d", &body.to_string()]);
+        }
+        let text = process::run(curl.arg(format!("{}{path}", Self::url())), Duration::from_secs(30))?.ok()?;
+        let (answer, code) = text.trim_end().rsplit_once('\n').context("curl told no status")?;
+        // Answers of exec and their like are no JSON.
+        Ok((code.parse()?, serde_json::from_str(answer).unwrap_or_default()))
+    }
+
     /// The URL of the API, good in the namespace and on the nodes.
     pub fn url() -> String {
         format!("https://{ADDRESS}:{PORT}")

@@ -32,14 +32,22 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 /// Beside the defaults.
-const VARIANTS: [&[&str]; 8] = [
+const VARIANTS: [&[&str]; 9] = [
     &[],
     &["issuer.kind=istio"],
     &["issuer.kind=vault", "issuer.vault.address=https://vault:8200", "issuer.vault.caConfigMap=vault-ca"],
     &["issuer.kind=spire"],
     &["ca.cacertsSecret=cacerts", "networkPolicy.nodeCIDRs={10.0.0.0/8}", "image.pullSecrets={registry}"],
     &["cni.enabled=false", "admin.enabled=false", "metrics.enabled=false", "agent.checkNode=false"],
-    &["crds.install=false", "networkPolicy.enabled=false", "ca.replicas=1", "drainSeconds=0"],
+    &["metrics.auth=token", "ca.healthPort=15099", "metrics.port=15098"],
+    &[
+        "crds.install=false",
+        "policyHold=0s",
+        "admission.probeHosts=false",
+        "networkPolicy.enabled=false",
+        "ca.replicas=1",
+        "drainSeconds=0",
+    ],
     &["monitoring.dashboard.enabled=true", "kubeletCgroup=/kubelet", "trustDomainAliases={old.example}"],
 ];
 
@@ -76,8 +84,11 @@ fn nonsense(site: &mut Site) -> Result<()> {
         ("cni.binDir=opt/cni", "/cni/binDir"),
         ("label=mesh", "/label"),
         ("ca.replicas=0", "/ca/replicas"),
+        ("metrics.auth=basic", "/metrics/auth"),
         ("svidTTL=1", "/svidTTL"),
         ("issuer.kind=vault", "issuer.vault.address is needed"),
+        ("issuer.vault.address=http://vault:8200", "/issuer/vault/address"),
+        ("issuer.kind=vault,issuer.vault.address=https://vault", "issuer.vault.caConfigMap is needed"),
     ] {
         let mut helm = site.cluster.access().helm();
         let template = ["template", RELEASE, &chart, "--kube-version", "1.36.0", "--set", value];

@@ -25,8 +25,6 @@ pub(super) const TESTS: &[Test] = &[
     installed("enrolment::strict_refuses_who_is_outside", "pods of other namespaces, and the node", strict),
 ];
 
-const STATE: &str = "ambit.dev/state";
-
 fn label(site: &mut Site) -> Result<()> {
     let namespace = site.namespace(false)?;
     let before = site.pods(&namespace, &[Plan::client("a").on("a"), Plan::server("b").on("b")])?;
@@ -38,8 +36,8 @@ fn label(site: &mut Site) -> Result<()> {
     site.opt_in(&namespace)?;
     eventually(IN_FORCE, || site.must_go(a, b, Wire::Tls))?;
     eventually(5 * SECOND, || {
-        let state = state(site, &namespace, "a")?;
-        ensure!(state == "enrolled", "the annotation {STATE} says {state:?}");
+        let told = told(site, &namespace, "a")?;
+        ensure!(told.iter().any(|reason| reason == "Enrolled"), "events of the pod: {told:?}");
         Ok(())
     })?;
     let tunnelled = site.start_tool(a, "long-tunnelled", &long)?;
@@ -47,8 +45,8 @@ fn label(site: &mut Site) -> Result<()> {
     site.opt_out(&namespace)?;
     eventually(IN_FORCE, || site.must_go(a, b, Wire::Plaintext))?;
     eventually(5 * SECOND, || {
-        let state = state(site, &namespace, "a")?;
-        ensure!(state.is_empty(), "the annotation {STATE} says {state:?}");
+        let told = told(site, &namespace, "a")?;
+        ensure!(told.iter().any(|reason| reason == "LeftMesh"), "events of the pod: {told:?}");
         Ok(())
     })?;
     for (what, load) in [("from before the label", plain), ("from under the label", tunnelled)] {
@@ -89,7 +87,10 @@ fn strict(site: &mut Site) -> Result<()> {
     site.must_go(&a, &b, Wire::Tls)
 }
 
-fn state(site: &Site, namespace: &str, name: &str) -> Result<String> {
-    let pod = site.cluster.api.json(&["get", "pod", name, "-n", namespace])?;
-    Ok(pod["metadata"]["annotations"][STATE].as_str().unwrap_or_default().to_owned())
+/// The reasons of the events on a pod.
+fn told(site: &Site, namespace: &str, name: &str) -> Result<Vec<String>> {
+    let of = format!("involvedObject.kind=Pod,involvedObject.name={name}");
+    let events = site.cluster.api.json(&["get", "events", "-n", namespace, "--field-selector", &of])?;
+    let events = events["items"].as_array().into_iter().flatten();
+    Ok(events.filter_map(|event| event["reason"].as_str().map(str::to_owned)).collect())
 }

@@ -4,25 +4,36 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{Plan, Site, Test, bare};
+use super::{
+    Plan, Site, Test, Wire, bare, installed,
+    site::{SECOND, SYSTEM},
+};
 use crate::{
     ca::Replica,
     certs,
-    cluster::{ADDRESS, ApiServer},
+    cluster::{ADDRESS, ApiServer, NODES},
+    load::ports,
     process::eventually,
 };
 
-pub(super) const TESTS: &[Test] = &[bare(
-    "identities::an_agent_gets_what_runs_on_its_node",
-    "real tokens and TokenReview; another node, audience or pod: refused, and audited",
-    node_authorisation,
-)];
+pub(super) const TESTS: &[Test] = &[
+    bare(
+        "identities::an_agent_gets_what_runs_on_its_node",
+        "real tokens and TokenReview; another node, audience or pod: refused, and audited",
+        node_authorisation,
+    ),
+    installed(
+        "identities::a_withdrawn_root_is_out_in_seconds",
+        "taken out of the chart's Secret: connections under it are cut, the mesh goes on under the new one",
+        withdrawn,
+    ),
+];
 
 /// The name of the Secret.
 const SECRET: &str = "ambit-ca";
@@ -84,10 +95,10 @@ fn prepare(site: &Site, namespace: &str) -> Result<()> {
         ] }),
         binding("ClusterRoleBinding", "ClusterRole", &cluster_role),
         json!({ "apiVersion": rbac, "kind": "Role", "metadata": { "name": "ca", "namespace": namespace }, "rules": [
-            { "apiGroups": [""], "resources": ["secrets"], "resourceNames": [SECRET], "verbs": ["get"] },
+            { "apiGroups": [""], "resources": ["secrets"], "resourceNames": [SECRET],
+              "verbs": ["create", "get", "patch"] },
             { "apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["ambit-ca-root"],
-              "verbs": ["get", "patch"] },
-            { "apiGroups": [""], "resources": ["secrets", "configmaps"], "verbs": ["create"] },
+              "verbs": ["create", "patch"] },
         ] }),
         binding("RoleBinding", "Role", "ca"),
     ];
@@ -166,15 +177,10 @@ impl Asking<'_> {
 
 /// An operator puts another CA into the Secret: it signs, and its root is published.
 fn rotated(site: &Site, asking: &Asking<'_>) -> Result<()> {
-    let (namespace, next) = (asking.namespace, asking.folder.join("next"));
-    certs::strange_authority(&next)?;
-    let read = |name: &str| fs::read_to_string(next.join(name)).context("the next CA");
-    let (certificate, key) = (read("ca-cert.pem")?, read("ca-key.pem")?);
-    let patch: Value = json!({ "stringData": {
-        "ca-cert.pem": certificate, "ca-key.pem": key, "cert-chain.pem": certificate, "root-cert.pem": certificate,
-    } });
+    let namespace = asking.namespace;
+    let (certificate, patch) = next_ca(&asking.folder.join("next"))?;
     let api = &site.cluster.api;
-    api.kubectl(&["patch", "secret", SECRET, "-n", namespace, "-p", &patch.to_string()])?;
+    api.kubectl(&["patch", "secret", SECRET, "-n", namespace, "-p", &patch])?;
     eventually(READ_AGAIN, || {
         ensure!(published(api, namespace)? == certificate, "the old root is published still");
         Ok(())
@@ -182,4 +188,70 @@ fn rotated(site: &Site, asking: &Asking<'_>) -> Result<()> {
     fs::write(asking.root, &certificate)?;
     let web = api.token(namespace, "web", "istio-ca", Some("web"))?;
     eventually(READ_AGAIN, || asking.demand(&web, "web", "Ok", ""))
+}
+
+/// A new CA, made in `folder`: its certificate, and the patch that makes it the one in a Secret.
+fn next_ca(folder: &Path) -> Result<(String, String)> {
+    certs::strange_authority(folder)?;
+    let read = |name: &str| fs::read_to_string(folder.join(name)).context("the next CA");
+    let (certificate, key) = (read("ca-cert.pem")?, read("ca-key.pem")?);
+    let patch = json!({ "stringData": {
+        "ca-cert.pem": certificate, "ca-key.pem": key, "cert-chain.pem": certificate, "root-cert.pem": certificate,
+    } });
+    Ok((certificate, patch.to_string()))
+}
+
+/// The chart's own CA gets a successor, and its root is withdrawn: long before any certificate is due.
+fn withdrawn(site: &mut Site) -> Result<()> {
+    let namespace = site.namespace(true)?;
+    let [a, b] = site.pods(&namespace, &[Plan::client("a").on("a"), Plan::server("b").on("b")])?;
+    site.peer_authentication(&namespace, "STRICT")?;
+    eventually(5 * SECOND, || site.must_go(&a, &b, Wire::Tls))?;
+    let folder = site.cluster.folder().join("withdrawn");
+    fs::create_dir_all(&folder)?;
+    let (certificate, successor) = next_ca(&folder.join("next"))?;
+    let old = published(&site.cluster.api, SYSTEM)?;
+    let patch = |patch: &str| {
+        site.cluster.api.kubectl(&["patch", "secret", SECRET, "-n", SYSTEM, "-p", patch]).map(drop)
+    };
+    patch(&json!({ "stringData": { "root-cert.pem": format!("{old}{certificate}") } }).to_string())?;
+    eventually(READ_AGAIN, || roots(site, 2))?;
+
+    let to = format!("{}:{}", b.ip, ports::ECHO);
+    let long =
+        site.start_tool(&a, "long", &["ping-pong", "--to", &to, "--for-ms", "60000", "--rest-ms", "20"])?;
+    site.must_reach(&a, &b)?;
+    patch(&successor)?;
+    let start = Instant::now();
+    eventually(READ_AGAIN, || roots(site, 1))?;
+    let told = start.elapsed();
+    let cut = long.end(5 * SECOND);
+    ensure!(
+        cut.is_err_and(|error| error.to_string().contains("ended with")),
+        "a connection under the old root goes on"
+    );
+    eventually(5 * SECOND, || {
+        let log = site.agents_log()?;
+        ensure!(
+            log.lines().any(|line| line.contains("root_withdrawn") && line.contains(&to)),
+            "no log line of it"
+        );
+        Ok(())
+    })?;
+    eventually(10 * SECOND, || site.must_go(&a, &b, Wire::Tls)).context("under the new root")?;
+    site.note(format!(
+        "both agents had dropped the root {:.1} s after the Secret changed",
+        told.as_secs_f64()
+    ));
+    Ok(())
+}
+
+/// Whether the agents of all nodes trust so many roots.
+fn roots(site: &Site, expected: usize) -> Result<()> {
+    for node in NODES {
+        let certs: Value = serde_json::from_str(&site.ambit(node, &["certs", "-o", "json"])?.ok()?)?;
+        let found = certs["roots"].as_array().map_or(0, Vec::len);
+        ensure!(found == expected, "the agent of node {node} trusts {found} roots: {certs:#}");
+    }
+    Ok(())
 }

@@ -34,6 +34,8 @@ const SERVER_NAME: &str = "istiod.istio-system.svc";
 const PORT: u16 = 15012;
 /// The audience that istiod asks of tokens.
 const AUDIENCE: &str = "istio-ca";
+/// What istiod calls the cluster that it runs in, and agents by default theirs.
+const CLUSTER: &str = "Kubernetes";
 const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// istiod, running or not, over an API server of its own; dropping it kills both.
@@ -102,7 +104,8 @@ impl Istiod {
         let to = format!("{}:{PORT}", addresses(number).0);
         command.args(["create-certificate", "--to", &to, "--server-name", SERVER_NAME]);
         command.arg("--root").arg(self.root()).arg("--csr").arg(csr);
-        command.args(["--identity", identity, "--ttl", "60", "--token"]).arg(self.token(number));
+        command.args(["--identity", identity, "--cluster-id", CLUSTER, "--ttl", "60", "--token"]);
+        command.arg(self.token(number));
         let text = process::run(&mut command, Duration::from_secs(30))?.ok()?;
         serde_json::from_str(&text).context("the answer of create-certificate")
     }

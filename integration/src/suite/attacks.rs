@@ -1,5 +1,6 @@
 //! What an attacker tries, topic by topic: each test fails where the attack succeeds.
 
+mod ca;
 mod credentials;
 mod deputies;
 mod doubts;
@@ -10,5 +11,5 @@ use super::Test;
 
 /// Every attack that needs no cluster.
 pub(super) fn tests() -> Vec<Test> {
-    [credentials::TESTS, deputies::TESTS, doubts::TESTS, floods::TESTS, rivals::TESTS].concat()
+    [ca::TESTS, credentials::TESTS, deputies::TESTS, doubts::TESTS, floods::TESTS, rivals::TESTS].concat()
 }

@@ -28,6 +28,12 @@ pub(super) const TESTS: &[Test] = &[
         birth,
     ),
     own("cni::without_an_agent_only_meshed_pods_wait", "code 11, or untouched; heals", &[], without_agent),
+    unstarted(
+        "cni::a_pod_without_room_does_not_start",
+        "PODS is full: ADD fails, and says what is",
+        &["--map-entries", "PODS=1"],
+        without_room,
+    ),
     own("cni::running_pods_are_found_by_their_cgroup", "and lose no traffic when one ends", &[], by_cgroup),
     unstarted(
         "cni::the_installation_is_kept_and_removed",
@@ -99,6 +105,18 @@ fn without_agent(world: &mut World) -> Result<()> {
     world.must_reach("a", "b")
 }
 
+fn without_room(world: &mut World) -> Result<()> {
+    world.manifests.write("pod-a.yaml", &manifest(world, world.pod("a"), false))?;
+    world.start_agents()?;
+    world.must_reach("b", "e")?;
+    let refused = call(world, "a", "ADD")?;
+    let told = refused.stdout.contains("PODS is full") && refused.stdout.contains("--map-entries");
+    ensure!(!refused.status.success() && told, "{}", refused.told());
+    let status = world.agents[0].status()?;
+    ensure!(status["pending"] == json!(["capture"]), "{status:#}");
+    world.must_reach("b", "e")
+}
+
 fn by_cgroup(world: &mut World) -> Result<()> {
     newborn(world, "a")?;
     // It has its address, but neither its manifest nor a CNI tells where it is.
@@ -111,7 +129,8 @@ fn by_cgroup(world: &mut World) -> Result<()> {
         let status = world.agents[0].status()?;
         let pod = status["pods"].as_array().context("pods")?.iter().find(|pod| pod["name"] == "a").cloned();
         let pod = pod.with_context(|| format!("not listed: {status:#}"))?;
-        ensure!(pod["foundBy"] == "cgroup", "{pod:#}");
+        // Where it was once enrolled, it is known without another search.
+        ensure!(pod["foundBy"] == "cgroup" || pod["foundBy"] == "pin", "{pod:#}");
         pod["netnsCookie"].as_u64().context("cookie")
     };
     let cookie = eventually(3 * SECOND, || found(world))?;
@@ -166,7 +185,7 @@ fn installation(world: &mut World) -> Result<()> {
 }
 
 /// Makes a pod of the world one that has not started yet: no address, no annotation, a UID as Kubernetes makes them.
-fn newborn(world: &World, name: &str) -> Result<()> {
+pub(super) fn newborn(world: &World, name: &str) -> Result<()> {
     world.manifests.write(&format!("pod-{name}.yaml"), &manifest(world, world.pod(name), false))?;
     eventually(3 * SECOND, || {
         let status = world.agents[0].status()?;
@@ -176,7 +195,7 @@ fn newborn(world: &World, name: &str) -> Result<()> {
     })
 }
 
-fn manifest(world: &World, pod: &Pod, addressed: bool) -> String {
+pub(super) fn manifest(world: &World, pod: &Pod, addressed: bool) -> String {
     let Pod { name, namespace, service_account, v4, v6, .. } = pod;
     let status = if addressed {
         format!("  phase: Running\n  podIP: {v4}\n  podIPs:\n  - ip: {v4}\n  - ip: {v6}\n")
@@ -193,7 +212,7 @@ fn manifest(world: &World, pod: &Pod, addressed: bool) -> String {
     )
 }
 
-fn uid(pod: &Pod) -> String {
+pub(super) fn uid(pod: &Pod) -> String {
     let [a, b, c, d] = pod.v4.octets();
     format!("{a:02x}{b:02x}{c:02x}{d:02x}-66c5-4ae3-9c29-9e1d0b2f2a51")
 }
@@ -212,7 +231,7 @@ fn previous(pod: &Pod) -> Value {
 }
 
 /// Calls the daemon as `ambit-cni`, as a container runtime does on the first node.
-fn call(world: &World, name: &str, command: &str) -> Result<Finished> {
+pub(super) fn call(world: &World, name: &str, command: &str) -> Result<Finished> {
     let pod = world.pod(name);
     let plugin = world.folder.join("ambit-cni");
     if !plugin.exists() {
@@ -254,7 +273,7 @@ fn binary(world: &World) -> Result<PathBuf> {
 
 /// Starts a process of a pod: in its network namespace, and in its group in the cgroup tree, as a kubelet with the cgroupfs
 /// driver makes it below `kubelet`.
-fn pause(world: &World, name: &str, kubelet: &str) -> Result<Process> {
+pub(super) fn pause(world: &World, name: &str, kubelet: &str) -> Result<Process> {
     let pod = world.pod(name);
     let group = format!("{kubelet}/kubepods/burstable/pod{}/sandbox", uid(pod));
     let mut command = cgroups::inside(&group, pod.netns.command("sleep").arg("600"))?;

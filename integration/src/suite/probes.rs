@@ -32,7 +32,7 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 /// The ports that the manifest of [`declare`] names, one a kind of probe.
-const DECLARED: [u16; 3] = [ports::ADMIN, ports::ECHO, ports::WHOAMI];
+pub(super) const DECLARED: [u16; 3] = [ports::ADMIN, ports::ECHO, ports::WHOAMI];
 /// Declared with another host, and not at all.
 const UNDECLARED: [u16; 2] = [ports::HALF_CLOSE, ports::HTTP];
 
@@ -118,7 +118,7 @@ fn found(world: &mut World) -> Result<()> {
 }
 
 /// Writes the manifest of pod b with a probe of each kind, one of them by a port's name.
-fn declare(world: &World) -> Result<()> {
+pub(super) fn declare(world: &World) -> Result<()> {
     let [_, echo, whoami] = DECLARED;
     let [elsewhere, _] = UNDECLARED;
     let probes = format!(
@@ -130,7 +130,7 @@ fn declare(world: &World) -> Result<()> {
     world.manifests.pod_with(&world.topology, world.pod("b"), &[], &probes)
 }
 
-fn start_strict(world: &mut World) -> Result<()> {
+pub(super) fn start_strict(world: &mut World) -> Result<()> {
     world.manifests.peer_authentication(MESHED, "STRICT")?;
     for agent in &mut world.agents {
         agent.start()?;
@@ -140,7 +140,7 @@ fn start_strict(world: &mut World) -> Result<()> {
 }
 
 /// One connection to a port of pod b from `netns`, in `cgroup` if one is given.
-fn connect(
+pub(super) fn connect(
     world: &World,
     netns: &Netns,
     cgroup: Option<&Cgroup>,
@@ -157,7 +157,7 @@ fn connect(
     serde_json::from_str(&text).context("the answer of the tool connect")
 }
 
-fn passes(attempt: &Attempt, port: u16) -> Result<()> {
+pub(super) fn passes(attempt: &Attempt, port: u16) -> Result<()> {
     ensure!(
         attempt.error.is_none() && !attempt.received.is_empty(),
         "a probe of port {port} was not let through: {attempt:?}"
@@ -165,7 +165,7 @@ fn passes(attempt: &Attempt, port: u16) -> Result<()> {
     Ok(())
 }
 
-fn refused(attempt: &Attempt, who: &str) -> Result<()> {
+pub(super) fn refused(attempt: &Attempt, who: &str) -> Result<()> {
     ensure!(
         attempt.error.as_deref() == Some("ConnectionReset") && attempt.received.is_empty(),
         "{who}: not refused: {attempt:?}"

@@ -33,10 +33,7 @@ const FOREIGN: &str = "spiffe://td2.example/ns/shop/sa/x";
 const READ_AGAIN: Duration = Duration::from_secs(4);
 
 fn revoked(world: &mut World) -> Result<()> {
-    let list = world.folder.join("crl.pem");
-    for agent in &mut world.agents {
-        agent.add_flags(&["--crl-file", &list.display().to_string()]);
-    }
+    follow_lists(world)?;
     world.start_agents()?;
     let to = format!("{}:{}", world.pod("b").v4, ports::ECHO);
     let start = |world: &World, pod: &str| -> Result<Process> {
@@ -54,7 +51,7 @@ fn revoked(world: &mut World) -> Result<()> {
     let serial = serial.context("the serial of a's certificate")?;
     let (mark, before) =
         (world.agents[1].mark(), world.agents[1].metrics()?.sum_of_value("certificate_revoked"));
-    revoke(world, &[serial])?;
+    revoke(world, &world.ca, &[serial])?;
     world.agents[1].wait_log(mark, &["access", "certificate_revoked", &identity, &to])?;
     let ended = cut.wait(SECOND * 3)?;
     ensure!(!ended.success(), "the connection of a revoked peer went on: {}", cut.output());
@@ -65,12 +62,24 @@ fn revoked(world: &mut World) -> Result<()> {
     ensure!(after >= before + 2.0, "the metric of certificate_revoked went from {before} to {after}");
     world.must_reach("e", "b")?;
     ensure!(kept.wait(SECOND * 15)?.success(), "the connection of another peer was cut: {}", kept.output());
-    revoke(world, &[])?;
+    revoke(world, &world.ca, &[])?;
     eventually(READ_AGAIN, || world.must_reach("a", "b"))
 }
 
-/// Has the built-in CA's key sign a list of `serials`, and puts it in its place.
-fn revoke(world: &World, serials: &[&str]) -> Result<()> {
+/// Has the agents, which do not run yet, follow a file of lists. It must be there at the start, and the built-in CA is not: a list
+/// of another one is there.
+pub(super) fn follow_lists(world: &mut World) -> Result<()> {
+    let (list, strange) = (world.folder.join("crl.pem"), world.folder.join("strange-ca"));
+    certs::strange_authority(&strange)?;
+    revoke(world, &strange, &[])?;
+    for agent in &mut world.agents {
+        agent.add_flags(&["--crl-file", &list.display().to_string()]);
+    }
+    Ok(())
+}
+
+/// Has the key of the CA in `ca` sign a list of `serials`, and puts it in its place.
+pub(super) fn revoke(world: &World, ca: &Path, serials: &[&str]) -> Result<()> {
     let folder = world.folder.join("revocation");
     fs::create_dir_all(&folder)?;
     let line =
@@ -84,7 +93,7 @@ fn revoke(world: &World, serials: &[&str]) -> Result<()> {
     let fresh = folder.join("crl.pem");
     let mut command = Command::new("openssl");
     command.args(["ca", "-gencrl", "-crldays", "1", "-config"]).arg(folder.join("cnf"));
-    command.arg("-cert").arg(world.ca.join("ca-cert.pem")).arg("-keyfile").arg(world.ca.join("ca-key.pem"));
+    command.arg("-cert").arg(ca.join("ca-cert.pem")).arg("-keyfile").arg(ca.join("ca-key.pem"));
     process::must(command.arg("-out").arg(&fresh))?;
     fs::rename(&fresh, world.folder.join("crl.pem")).context("the list")
 }

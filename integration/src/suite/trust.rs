@@ -62,7 +62,8 @@ fn rotation(world: &mut World) -> Result<()> {
     world.must_reach("a", "b")
 }
 
-fn roots(world: &World, expected: usize) -> Result<()> {
+/// Whether both agents trust so many roots.
+pub(super) fn roots(world: &World, expected: usize) -> Result<()> {
     for agent in &world.agents {
         let certs = agent.certs()?;
         let found = certs["roots"].as_array().map_or(0, Vec::len);

@@ -73,6 +73,9 @@ struct Login {
     /// The identity asked for in the call's metadata.
     #[arg(long)]
     identity: Option<String>,
+    /// The cluster that the caller says it is of, as Istio's agents do.
+    #[arg(long)]
+    cluster_id: Option<String>,
 }
 
 /// What a certificate service answered.
@@ -189,6 +192,11 @@ impl Login {
             let header = format!("Bearer {}", token.trim()).parse().context("a token that is no header")?;
             request.metadata_mut().insert("authorization", header);
         }
+        if let Some(cluster) = &self.cluster_id {
+            request
+                .metadata_mut()
+                .insert("clusterid", cluster.parse().context("a cluster that is no header")?);
+        }
         Ok(request)
     }
 }
@@ -197,16 +205,7 @@ type Client = IstioCertificateServiceClient<Channel>;
 
 /// A client that connects when it is first used.
 fn connect(to: SocketAddr, root: &Path, server_name: &str) -> Result<Client> {
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(root).with_context(|| root.display().to_string())? {
-        roots.add(certificate?)?;
-    }
-    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let connector = TlsConnector::from(Arc::new(config));
+    let connector = TlsConnector::from(Arc::new(trusting(root)?));
     let name = ServerName::try_from(server_name.to_owned())?;
     let dial = tower::service_fn(move |_| {
         let (connector, name) = (connector.clone(), name.clone());
@@ -218,6 +217,20 @@ fn connect(to: SocketAddr, root: &Path, server_name: &str) -> Result<Client> {
     });
     let endpoint = Endpoint::try_from(format!("https://{to}"))?.connect_timeout(Duration::from_secs(5));
     Ok(IstioCertificateServiceClient::new(endpoint.connect_with_connector_lazy(dial)))
+}
+
+/// TLS for gRPC with a server whose certificate leads to the roots in a file.
+pub(super) fn trusting(root: &Path) -> Result<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(root).with_context(|| root.display().to_string())? {
+        roots.add(certificate?)?;
+    }
+    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
 }
 
 fn with_causes(status: &Status) -> String {

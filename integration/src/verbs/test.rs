@@ -59,6 +59,9 @@ pub struct KubeArgs {
 pub struct PeersArgs {
     #[command(flatten)]
     kit: peers::Kit,
+    /// So many tests at a time, each in a world of its own.
+    #[arg(long, default_value_t = 1)]
+    lanes: usize,
     #[command(flatten)]
     asked: Asked,
 }
@@ -98,7 +101,7 @@ pub(super) fn run_peers(args: &PeersArgs) -> Result<ExitCode> {
         let console = Console::new(false);
         console.heading("Tests against a real SPIRE, a real istiod and promtool");
         let report = Report::new(console, *again);
-        peers::run(sandbox, &args.kit, filter, logs, &report)?;
+        peers::run(sandbox, &args.kit, filter, logs, args.lanes, &report);
         report.conclude(0)
     })
 }

@@ -138,6 +138,23 @@ pub(super) const HOUSES: [House; 2] = [
                     "crate::tunnel",
                 ],
             ),
+            (
+                "clients",
+                &[
+                    "ambit_core",
+                    "crate::admin",
+                    "crate::ca",
+                    "crate::capture",
+                    "crate::cluster",
+                    "crate::cni",
+                    "crate::discovery",
+                    "crate::identity",
+                    "crate::proxy",
+                    "crate::reports",
+                    "crate::telemetry",
+                    "crate::tunnel",
+                ],
+            ),
             ("admin", &["crate::proxy", "crate::tunnel", "crate::capture", "ambit_core::policy"]),
             (
                 // Every room but those whose settings it fills in: identity, ca, telemetry.

@@ -4,17 +4,17 @@
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
-    net::IpAddr,
     sync::Arc,
 };
 
+use super::Destination;
 use crate::model::{ObjectName, Workload};
 
 /// What differs between two states of a mesh.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Delta {
-    /// Whether the address is captured now; it was not before if it is, and was if it is not.
-    destinations: BTreeMap<IpAddr, bool>,
+    /// Whether it is captured now; it was not before if it is, and was if it is not.
+    destinations: BTreeMap<Destination, bool>,
     pods: BTreeMap<ObjectName, PodDelta>,
 }
 
@@ -40,14 +40,14 @@ impl Delta {
         self.destinations.is_empty() && self.pods.is_empty()
     }
 
-    /// The addresses whose capture begins.
-    pub fn begun(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.destinations.iter().filter(|(_, captured)| **captured).map(|(ip, _)| *ip)
+    /// The destinations whose capture begins.
+    pub fn begun(&self) -> impl Iterator<Item = Destination> + '_ {
+        self.destinations.iter().filter(|(_, captured)| **captured).map(|(destination, _)| *destination)
     }
 
-    /// The addresses whose capture ends.
-    pub fn ended(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.destinations.iter().filter(|(_, captured)| !**captured).map(|(ip, _)| *ip)
+    /// The destinations whose capture ends.
+    pub fn ended(&self) -> impl Iterator<Item = Destination> + '_ {
+        self.destinations.iter().filter(|(_, captured)| !**captured).map(|(destination, _)| *destination)
     }
 
     /// The pods that differ, by name.
@@ -66,17 +66,17 @@ impl Delta {
 
     /// Takes in what changed after this.
     pub fn merge(&mut self, later: Self) {
-        for (ip, captured) in later.destinations {
-            self.capture(ip, captured);
+        for (destination, captured) in later.destinations {
+            self.capture(destination, captured);
         }
         for (name, pod) in later.pods {
             self.pod(name, pod);
         }
     }
 
-    /// The capture of `ip`, which was the other way, becomes this.
-    pub(super) fn capture(&mut self, ip: IpAddr, captured: bool) {
-        match self.destinations.entry(ip) {
+    /// The capture of `destination`, which was the other way, becomes this.
+    pub(super) fn capture(&mut self, destination: Destination, captured: bool) {
+        match self.destinations.entry(destination) {
             Entry::Vacant(entry) => {
                 entry.insert(captured);
             }

@@ -64,7 +64,8 @@ fn selects(service: &Service, pod: &Pod) -> bool {
         && service.selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value))
 }
 
-fn tcp_ports(service: &Service) -> impl Iterator<Item = &ServicePort> {
+/// The ports that count: nothing else is carried.
+pub(super) fn tcp_ports(service: &Service) -> impl Iterator<Item = &ServicePort> {
     service.ports.iter().filter(|port| port.protocol == Protocol::Tcp)
 }
 

@@ -7,10 +7,11 @@ mod capture;
 mod pods;
 mod routing;
 mod services;
+mod uids;
 
 use std::{
     hash::Hash,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     ops::Bound,
     sync::{Arc, OnceLock},
 };
@@ -20,7 +21,7 @@ pub use routing::{Endpoint, Route, RouteError};
 use rpds::{HashTrieMapSync, HashTrieSetSync, RedBlackTreeMapSync, RedBlackTreeSetSync};
 
 use super::{
-    Change, Delta, EndpointSlice, Namespace, Pod, Service, Settings,
+    Change, Delta, Destination, EndpointSlice, ForeignProbe, Namespace, Pod, Service, Settings,
     join::{self, Backends},
 };
 use crate::model::{ObjectName, ServiceName, Workload};
@@ -47,13 +48,21 @@ pub struct Mesh {
     slice_owners: HashTrieMapSync<ObjectName, ObjectName>,
     /// The slices that state an endpoint at an address.
     by_endpoint: HashTrieMapSync<IpAddr, Names>,
+    /// The pods that bear a UID: one, unless a manifest is wrong.
+    by_uid: HashTrieMapSync<Arc<str>, Names>,
+    /// The UIDs that more than one pod bears.
+    shared_uids: RedBlackTreeSetSync<Arc<str>>,
     /// The pods that claim an address; the first one has it.
     by_ip: HashTrieMapSync<IpAddr, Vec<Arc<PodRecord>>>,
     by_node: HashTrieMapSync<Arc<str>, ByName<Workload>>,
-    /// The services that claim a cluster IP, oldest first.
-    by_vip: HashTrieMapSync<IpAddr, Vec<Arc<ServiceName>>>,
-    /// The addresses whose traffic enrolled pods must have captured.
-    captured: HashTrieSetSync<IpAddr>,
+    /// The services that claim a destination, oldest first.
+    claims: HashTrieMapSync<Destination, Vec<Arc<ServiceName>>>,
+    /// Addresses of nodes: the nodes' names, and how many pods there state it.
+    node_ips: HashTrieMapSync<IpAddr, RedBlackTreeMapSync<Arc<str>, usize>>,
+    /// The pods that claim a port of their node, with their own port; the first one has it.
+    host_ports: HashTrieMapSync<SocketAddr, Vec<(Arc<PodRecord>, u16)>>,
+    /// What enrolled pods must have captured.
+    captured: HashTrieSetSync<Destination>,
 }
 
 #[derive(Debug)]
@@ -115,9 +124,14 @@ impl Mesh {
         self.pods.get(name).map(|record| &record.workload)
     }
 
-    /// The pod with that `metadata.uid`. Looks through all pods: not for a connection's way.
-    pub fn pod_by_uid(&self, uid: &str) -> Option<&Arc<Workload>> {
-        self.pods.values().map(|record| &record.workload).find(|workload| &*workload.uid == uid)
+    /// Where pods on `node` have the kubelet connect to that is not those pods, each with the pod that says so.
+    pub fn foreign_probes_on<'a>(
+        &'a self,
+        node: &'a str,
+    ) -> impl Iterator<Item = (&'a ObjectName, ForeignProbe)> + 'a {
+        let records = self.pods_on(node).filter_map(|pod| self.pods.get(&pod.name));
+        let running = records.map(|record| &record.pod).filter(|pod| !pod.terminal);
+        running.flat_map(|pod| pod.foreign_probes.iter().map(|probe| (&pod.name, *probe)))
     }
 
     /// Whether the pod of that name is to be in the mesh, be it that it has no address yet; `None` if it is not known.
@@ -139,9 +153,9 @@ impl Mesh {
         self.namespaces.values().filter(move |namespace| opted_in(namespace)).map(|namespace| &namespace.name)
     }
 
-    /// Every address whose traffic enrolled pods must have captured: IPs of enrolled pods, and cluster IPs of services
-    /// with an enrolled endpoint, ready or not. Each address comes once.
-    pub fn captured_destinations(&self) -> impl Iterator<Item = IpAddr> + '_ {
+    /// Everything that enrolled pods must have captured: IPs and host ports of enrolled pods; cluster IPs, ports of external addresses and
+    /// node ports of services with an enrolled endpoint, ready or not; the nodes' addresses. Each comes once.
+    pub fn captured_destinations(&self) -> impl Iterator<Item = Destination> + '_ {
         self.captured.iter().copied()
     }
 

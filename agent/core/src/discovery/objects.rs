@@ -91,6 +91,8 @@ pub struct Pod {
     pub node: Arc<str>,
     /// `status.podIPs`, primary first, canonical.
     pub ips: Vec<IpAddr>,
+    /// `status.hostIPs`: addresses of the node, canonical.
+    pub host_ips: Vec<IpAddr>,
     /// Labels.
     pub labels: Labels,
     /// `spec.hostNetwork`.
@@ -105,8 +107,39 @@ pub struct Pod {
     pub named_ports: BTreeMap<String, u16>,
     /// TCP ports on the pod that its liveness, readiness and startup probes name, ascending.
     pub probe_ports: Vec<u16>,
+    /// TCP ports of its node that lead to ports of its own (`hostPort`).
+    pub host_ports: Vec<HostPort>,
+    /// Where its probes and hooks have the kubelet connect to, if that is not the pod itself.
+    pub foreign_probes: Vec<ForeignProbe>,
     /// The network namespace that the annotation names: a path, or a name under `/run/netns`.
     pub netns: Option<Arc<str>>,
+}
+
+/// A port of a node that leads to a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// The node's address, if it is only there.
+    pub ip: Option<IpAddr>,
+    /// The port on the node.
+    pub port: u16,
+    /// The port on the pod.
+    pub target: u16,
+}
+
+/// Where a probe or a hook of a pod has the kubelet connect to, which is not the pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ForeignProbe {
+    /// The address, canonical; `None` where a host name is given, which may lead to any.
+    pub host: Option<IpAddr>,
+    /// The port; `None` where that cannot be told.
+    pub port: Option<u16>,
+}
+
+impl ForeignProbe {
+    /// Whether it may lead to `port` of `ip`.
+    pub fn may_reach(&self, ip: IpAddr, port: u16) -> bool {
+        self.host.is_none_or(|host| host == ip) && self.port.is_none_or(|own| own == port)
+    }
 }
 
 /// A transport protocol of a port.
@@ -129,6 +162,9 @@ pub struct Service {
     pub created: Option<i64>,
     /// Its virtual addresses, canonical; none for headless and external-name services.
     pub cluster_ips: Vec<IpAddr>,
+    /// Other addresses at which its ports are to be had, canonical: `spec.externalIPs`, and those of its load balancer that
+    /// lead past that (`ipMode: VIP`). They may be anybody's otherwise.
+    pub external_ips: Vec<IpAddr>,
     /// Its ports.
     pub ports: Vec<ServicePort>,
     /// The pods behind it, where no endpoint slice says so; empty selects none.
@@ -137,6 +173,8 @@ pub struct Service {
     pub session_affinity: bool,
     /// `internalTrafficPolicy: Local`: only endpoints on the client's node.
     pub local_only: bool,
+    /// `externalTrafficPolicy: Local`: a node port leads to endpoints on the node that is dialled.
+    pub external_local: bool,
     /// `publishNotReadyAddresses`.
     pub publish_not_ready: bool,
 }
@@ -148,6 +186,8 @@ pub struct ServicePort {
     pub name: String,
     /// The port that clients dial.
     pub port: u16,
+    /// The port of every node that leads to it, if there is one.
+    pub node_port: Option<u16>,
     /// The port on the pods.
     pub target: TargetPort,
     /// Its protocol.

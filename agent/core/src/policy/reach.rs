@@ -15,6 +15,11 @@ pub struct Reach {
 }
 
 impl Reach {
+    /// All workloads.
+    pub(super) fn mesh() -> Self {
+        Self { mesh: true, namespaces: BTreeMap::new() }
+    }
+
     /// Whether no workload is concerned.
     pub fn is_empty(&self) -> bool {
         !self.mesh && self.namespaces.is_empty()

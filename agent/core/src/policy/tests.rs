@@ -1,5 +1,7 @@
 use super::*;
 
+mod doubt;
+
 const ROOT: &str = "ambit-system";
 
 fn object(namespace: &str, name: &str) -> PeerAuthentication {
@@ -9,6 +11,7 @@ fn object(namespace: &str, name: &str) -> PeerAuthentication {
         selector: Labels::new(),
         mode: None,
         port_modes: BTreeMap::new(),
+        doubt: None,
     }
 }
 
@@ -35,7 +38,7 @@ fn takes_plaintext(policies: &PolicySet, port: u16) -> bool {
 
 /// The mode on `port` of a pod in `namespace` with [`app`] labels, and the object that set it.
 fn mtls_mode(policies: &PolicySet, namespace: &str, port: u16) -> (MtlsMode, Option<ObjectName>) {
-    let MtlsRule { mode, by } = policies.compile_for(&namespace.into(), &app()).mtls(port).clone();
+    let MtlsRule { mode, by, .. } = policies.compile_for(&namespace.into(), &app()).mtls(port).clone();
     (mode, by)
 }
 

@@ -14,10 +14,9 @@ use ambit_proto::admin::v1::{
     admin_server::{Admin, AdminServer},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener},
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::sleep,
+    time::{sleep, timeout},
 };
 use tokio_stream::{Stream, wrappers::UnixListenerStream};
 use tonic::{
@@ -26,7 +25,10 @@ use tonic::{
 };
 
 use super::AdminError;
-use crate::instance::{InstanceError, RunDir};
+use crate::{
+    clients::{Held, Places},
+    instance::{InstanceError, RunDir},
+};
 
 /// Connections listed when the caller does not say how many.
 const DEFAULT_CONNECTIONS: u32 = 1_000;
@@ -39,7 +41,7 @@ const CONNECTION_AGE: Duration = Duration::from_secs(60);
 /// How long the end of the agent waits for requests under way.
 const DRAIN: Duration = Duration::from_secs(1);
 
-/// Clients at once over TCP, where every process of the host may come.
+/// Clients at once over TCP, where every process of the host may come; the oldest makes room for the next.
 const MAX_TCP_CLIENTS: usize = 8;
 /// How long to wait for a predecessor to let go of the address, or for descriptors, before trying again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -119,19 +121,25 @@ where
 struct Clients(Pin<Box<dyn Future<Output = Accepted> + Send>>);
 
 /// A client, and what takes the next one.
-type Accepted = (TcpListener, Arc<Semaphore>, Client);
+type Accepted = (TcpListener, Places, Held<TcpStream, ()>);
 
 impl Clients {
     fn of(listener: TcpListener) -> Self {
-        Self(Box::pin(Self::next(listener, Arc::new(Semaphore::new(MAX_TCP_CLIENTS)))))
+        // Over loopback there is but one source.
+        Self(Box::pin(Self::next(listener, Places::new(MAX_TCP_CLIENTS, MAX_TCP_CLIENTS))))
     }
 
-    async fn next(listener: TcpListener, places: Arc<Semaphore>) -> Accepted {
+    async fn next(listener: TcpListener, places: Places) -> Accepted {
         loop {
-            // The semaphore is never closed.
-            let Ok(place) = places.clone().acquire_owned().await else { return std::future::pending().await };
             match listener.accept().await {
-                Ok((stream, _)) => return (listener, places, Client { stream, _place: place }),
+                Ok((stream, from)) => {
+                    let Some(place) = places.take(from.ip()) else { continue };
+                    let over = async move {
+                        // The server's own bound holds for those only that speak.
+                        let _over = timeout(CONNECTION_AGE + REQUEST_TIMEOUT, place.lost()).await;
+                    };
+                    return (listener, places, Held::until(over, stream, ()));
+                }
                 Err(error) => {
                     tracing::warn!(%error, "a status client could not be accepted");
                     sleep(RETRY).await;
@@ -142,7 +150,7 @@ impl Clients {
 }
 
 impl Stream for Clients {
-    type Item = io::Result<Client>;
+    type Item = io::Result<Held<TcpStream, ()>>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let Poll::Ready((listener, places, client)) = self.0.as_mut().poll(context) else {
@@ -150,46 +158,6 @@ impl Stream for Clients {
         };
         self.0 = Box::pin(Self::next(listener, places));
         Poll::Ready(Some(Ok(client)))
-    }
-}
-
-/// A TCP client and the place that it takes.
-struct Client {
-    stream: TcpStream,
-    _place: OwnedSemaphorePermit,
-}
-
-impl Connected for Client {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
-}
-
-impl AsyncRead for Client {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Client {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
@@ -264,7 +232,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn over_tcp_it_waits_for_its_predecessor_and_serves_only_so_many() {
+    async fn over_tcp_it_waits_for_its_predecessor_and_silent_clients_keep_nobody_out() {
         let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = taken.local_addr().unwrap();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -292,10 +260,18 @@ mod tests {
                 .unwrap()
                 .into_inner()
         };
-        let crowded = tokio::time::timeout(Duration::from_millis(300), ask()).await;
-        assert!(crowded.is_err(), "a ninth client was served");
-        waiting.clear();
-        assert_eq!(ask().await.connections_total, 3);
+        let crowded = timeout(Duration::from_secs(2), ask()).await;
+        assert_eq!(crowded.expect("a ninth client was not served").connections_total, 3);
+        let oldest = waiting.remove(0);
+        let ended = async {
+            loop {
+                oldest.readable().await.unwrap();
+                if matches!(oldest.try_read(&mut [0; 64]), Ok(0)) {
+                    return;
+                }
+            }
+        };
+        timeout(Duration::from_secs(2), ended).await.expect("the oldest client still has its place");
         drop(stop);
         server.await.unwrap().unwrap();
     }

@@ -1,22 +1,32 @@
 //! Wiring of `ambit ca`.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
 use crate::{
-    admin,
-    ca::{Ca, CaSettings},
+    admin::{self, Guard, METRICS_PATH, Page},
+    ca::Ca,
+    cluster::{self, Authorizer},
+    config::CaConfig,
     identity::SystemClock,
     instance::{Readiness, Signals},
 };
 
 /// Runs the CA service until SIGTERM or SIGINT.
-pub(crate) async fn run_ca(settings: CaSettings, metrics_addr: Option<SocketAddr>) -> anyhow::Result<()> {
+pub(crate) async fn run_ca(config: CaConfig) -> anyhow::Result<()> {
     let readiness = Readiness::default();
-    let listen = settings.listen;
-    let ca = Ca::open(settings, Arc::new(SystemClock), readiness.clone()).await?;
-    let metrics = ca.metrics();
+    let listen = config.service.listen;
+    let guard = match &config.service.kubernetes {
+        Some(cluster) if config.metrics_guarded => {
+            let client = cluster::client(cluster::config(cluster.kubeconfig.as_deref()).await?)?;
+            Some(Arc::new(Guard::new(Authorizer::new(client, METRICS_PATH))?))
+        }
+        _ => None,
+    };
+    let ca = Ca::open(config.service, Arc::new(SystemClock), readiness.clone()).await?;
+    let health = Page { metrics: None, guard: None, readiness };
+    let metrics = Page { metrics: Some(Arc::new(ca.metrics())), guard, ..health.clone() };
     let (stop, stopped) = watch::channel(false);
     let until = |mut stopped: watch::Receiver<bool>| async move {
         // An error means that the sender is gone, which is a stop as well.
@@ -25,9 +35,12 @@ pub(crate) async fn run_ca(settings: CaSettings, metrics_addr: Option<SocketAddr
     let mut serving = tokio::task::JoinSet::<anyhow::Result<()>>::new();
     let shutdown = until(stopped.clone());
     serving.spawn(async move { Ok(ca.serve(shutdown).await?) });
-    if let Some(addr) = metrics_addr {
-        let shutdown = until(stopped);
-        serving.spawn(async move { Ok(admin::serve_http(addr, metrics, readiness, shutdown).await?) });
+    let pages = [("metrics-addr", config.metrics_addr, metrics), ("health-addr", config.health_addr, health)];
+    for (flag, addr, page) in pages {
+        if let Some(addr) = addr {
+            let shutdown = until(stopped.clone());
+            serving.spawn(async move { Ok(admin::serve_http(flag, addr, page, shutdown).await?) });
+        }
     }
     tracing::info!(%listen, version = env!("CARGO_PKG_VERSION"), "CA service started");
     let mut signals = Signals::listen()?;

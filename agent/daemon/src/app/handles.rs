@@ -16,7 +16,9 @@ use super::{
     trust,
 };
 use crate::{
-    capture::{Capture, CaptureSettings, Cgroups},
+    admin::{Guard, METRICS_PATH, Page},
+    capture::{Capture, CaptureSettings, Cgroups, Pinned},
+    cluster::Authorizer,
     config::{AgentConfig, SourceConfig},
     discovery::Feed,
     identity::KeyStore,
@@ -49,7 +51,7 @@ impl Handles {
     ) -> anyhow::Result<Self> {
         let (started, telemetry) = (SystemTime::now(), Telemetry::new());
         let (feed, api) = source::open(config).await?;
-        let (keys, wallet) = trust::open(config, &feed, &telemetry, background).await?;
+        let (keys, wallet) = trust::open(config, &feed, api.as_ref(), &telemetry, background).await?;
         let capacity = Capacity::of_this_process();
         tracing::debug!(?capacity, "what this agent may hold");
         let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone(), capacity);
@@ -82,7 +84,9 @@ impl Handles {
     /// The node, not yet followed, and the answers to its CNI plugin.
     pub(super) fn node(&self, config: &AgentConfig) -> anyhow::Result<(Node, Attaching)> {
         let by_operator = matches!(config.source, SourceConfig::Folder(_));
-        let locations = Locations::new(Cgroups::new(config.cgroup_root.as_deref())?, by_operator);
+        let cgroups = Cgroups::new(config.cgroup_root.as_deref())?;
+        let pins = Pinned::new(&config.bpf_root, &config.node);
+        let locations = Locations::new(cgroups, pins, by_operator);
         let rounds = watch::Sender::new(0);
         let attaching = Attaching {
             node: config.node.clone(),
@@ -100,6 +104,7 @@ impl Handles {
                 bpf_root: config.bpf_root.clone(),
                 cgroup_root: config.cgroup_root.clone(),
                 kubelet_cgroup: config.kubelet_cgroup.clone(),
+                map_entries: config.map_entries.0.clone(),
             })?,
             locations,
             feed: self.feed.clone(),
@@ -121,7 +126,7 @@ impl Handles {
         node: &'a mut Node,
         attaching: Attaching,
         signals: Signals,
-    ) -> Serving<'a> {
+    ) -> anyhow::Result<Serving<'a>> {
         let status = Status {
             node: config.node.clone(),
             instance: config.instance.clone(),
@@ -132,16 +137,28 @@ impl Handles {
             keys: self.keys.clone(),
             telemetry: self.telemetry.clone(),
         };
-        Serving {
+        let page = Page {
+            metrics: Some(Arc::new(self.telemetry.clone())),
+            guard: self.guard(config)?,
+            readiness: self.readiness.clone(),
+        };
+        Ok(Serving {
             node,
             proxy: self.proxy.clone(),
             telemetry: self.telemetry.clone(),
             status: Arc::new(status),
             attaching,
             addrs: Addrs { metrics: config.metrics_addr, admin: config.admin_addr },
+            page,
             readiness: self.readiness.clone(),
             drain: config.drain,
             signals,
-        }
+        })
+    }
+
+    /// What stands before the metrics, if they are not for everybody.
+    fn guard(&self, config: &AgentConfig) -> anyhow::Result<Option<Arc<Guard>>> {
+        let Some(api) = self.api.clone().filter(|_| config.metrics_guarded) else { return Ok(None) };
+        Ok(Some(Arc::new(Guard::new(Authorizer::new(api, METRICS_PATH))?)))
     }
 }

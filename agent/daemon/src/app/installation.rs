@@ -12,7 +12,7 @@ use tokio::{task::JoinSet, time::timeout};
 
 use super::source::mesh_settings;
 use crate::{
-    cni::{CniError, Credentials, Installed, Installer, Repairs, State, follow_credentials},
+    cni::{Account, CniError, Installed, Installer, Repairs, State, follow_credentials},
     config::{AgentConfig, CniDirs, SourceConfig},
     discovery::Feed,
     telemetry::Telemetry,
@@ -36,9 +36,7 @@ pub(super) fn keep(config: &AgentConfig, telemetry: &Telemetry) -> Result<Option
 /// Keeps the plugin informed by tasks in `following`.
 pub(super) fn inform(config: &AgentConfig, feed: &Feed, following: &mut JoinSet<()>) {
     following.spawn(follow_state(feed.clone(), mesh_settings(config), state_dir(config)));
-    if let Some(credentials) = credentials(config) {
-        following.spawn(follow_credentials(credentials, state_dir(config)));
-    }
+    following.spawn(follow_credentials(account(config), state_dir(config)));
 }
 
 /// Keeps the state that the plugin decides by without an agent equal to the world, in the folder `dir`.
@@ -74,13 +72,11 @@ fn state_dir(config: &AgentConfig) -> PathBuf {
     config.cni.as_ref().map_or_else(|| config.run_dir.clone(), |dirs| dirs.conf.clone())
 }
 
-/// The agent's way to the API, for the plugin to ask while there is no agent; none without a cluster.
-fn credentials(config: &AgentConfig) -> Option<Credentials> {
-    match &config.source {
-        SourceConfig::Cluster { kubeconfig: Some(file) } => Some(Credentials::File(file.clone())),
-        SourceConfig::Cluster { kubeconfig: None } => Credentials::of_this_pod(),
-        SourceConfig::Folder(_) => None,
-    }
+/// As whom the plugin asks the API while there is no agent; as nobody without a cluster.
+fn account(config: &AgentConfig) -> Option<Account> {
+    let SourceConfig::Cluster { kubeconfig } = &config.source else { return None };
+    let (namespace, name) = config.cni_account.clone()?;
+    Some(Account { namespace, name, kubeconfig: kubeconfig.clone() })
 }
 
 /// What was told of the last look, so that nothing is told twice.

@@ -3,24 +3,34 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use ambit_core::model::SpiffeId;
+use anyhow::Context as _;
+use kube::Client;
+use tokio::task::JoinSet;
 
+use super::roots;
 use crate::{
-    config::{AgentConfig, IssuerConfig},
+    config::{AgentConfig, IssuerConfig, Publication},
     discovery::Feed,
-    identity::{Clock, FilesIssuer, Issuer, IstioIssuer, LiveCa, Selectors, SpireIssuer, VaultIssuer},
+    identity::{
+        Clock, FilesIssuer, Issuer, IstioIssuer, LiveCa, PublishedRoots, Selectors, SpireIssuer, VaultIssuer,
+    },
 };
 
-/// Builds the issuer. Must be called in a tokio runtime.
+/// Builds the issuer. A task in `background` follows what it publishes, in a file or over `api`. Must be called in a tokio
+/// runtime.
 pub(super) async fn issuer(
     config: &AgentConfig,
     feed: &Feed,
+    api: Option<&Client>,
     clock: Arc<dyn Clock>,
+    background: &mut JoinSet<()>,
 ) -> anyhow::Result<Arc<dyn Issuer>> {
     let trust_domain = config.trust_domain.clone();
     Ok(match &config.issuer {
         IssuerConfig::Builtin { ca_dir } => Arc::new(LiveCa::open(ca_dir, trust_domain, clock).await?),
-        IssuerConfig::Istio(settings) => {
-            let issuer = IstioIssuer::new(settings.clone())
+        IssuerConfig::Istio { service, published } => {
+            let published = published.clone().map(|place| follow(place, api, background)).transpose()?;
+            let issuer = IstioIssuer::new(service.clone(), published)
                 .map_err(|name| anyhow::anyhow!("{name:?} cannot be the name of a certificate service"))?;
             Arc::new(issuer)
         }
@@ -30,6 +40,24 @@ pub(super) async fn issuer(
             Arc::new(SpireIssuer::new(socket, trust_domain, selectors(feed, &config.node)))
         }
     })
+}
+
+/// The roots that a certificate service publishes.
+fn follow(
+    place: Publication,
+    api: Option<&Client>,
+    background: &mut JoinSet<()>,
+) -> anyhow::Result<PublishedRoots> {
+    let roots = PublishedRoots::default();
+    match place {
+        Publication::File(path) => background.spawn(roots::follow_file(path, roots.clone())),
+        Publication::ConfigMap { namespace, name } => {
+            let api =
+                api.cloned().context("--ca-root-config-map needs a cluster as the source of objects")?;
+            background.spawn(roots::follow_config_map(api, namespace, name, roots.clone()))
+        }
+    };
+    Ok(roots)
 }
 
 /// What SPIRE's Kubernetes attestor would find out about the node's pods of an identity.

@@ -20,7 +20,7 @@ use super::{
     node::{Left, Node},
 };
 use crate::{
-    admin::{self, StatusProvider},
+    admin::{self, Page, StatusProvider},
     instance::{
         Gate, Readiness, RunDir, SWAP_LIMIT, Signals, Successor, Takeover, drained, end_superseded, reclaim,
         serve_successors,
@@ -68,8 +68,7 @@ impl Servers {
         status: Arc<dyn StatusProvider>,
         attaching: Attaching,
         addrs: Addrs,
-        telemetry: Telemetry,
-        readiness: Readiness,
+        page: Page,
     ) -> (Self, mpsc::Receiver<Takeover>) {
         let (stop, stopped) = watch::channel(false);
         let until = |mut stopped: watch::Receiver<bool>| async move {
@@ -86,7 +85,7 @@ impl Servers {
             tasks.spawn(async move { Ok(serving.await?) });
         }
         if let Some(addr) = addrs.metrics {
-            let serving = admin::serve_http(addr, telemetry, readiness, until(stopped.clone()));
+            let serving = admin::serve_http("metrics-addr", addr, page, until(stopped.clone()));
             tasks.spawn(async move { Ok(serving.await?) });
         }
         let claimed = run_dir.clone();
@@ -126,6 +125,7 @@ pub(super) struct Serving<'a> {
     pub(super) status: Arc<dyn StatusProvider>,
     pub(super) attaching: Attaching,
     pub(super) addrs: Addrs,
+    pub(super) page: Page,
     pub(super) readiness: Readiness,
     /// How long established connections get to end by themselves.
     pub(super) drain: Duration,
@@ -175,8 +175,7 @@ impl Serving<'_> {
             self.status.clone(),
             self.attaching.clone(),
             self.addrs,
-            self.telemetry.clone(),
-            self.readiness.clone(),
+            self.page.clone(),
         );
         let mut following = pin!(self.node.run(synced, takeovers));
         let mut signalled = None;

@@ -1,5 +1,5 @@
-//! Where the pods of this node have their network namespaces: what a manifest in a folder says, else what the CNI handed over, else what
-//! the cgroup tree shows.
+//! Where the pods of this node have their network namespaces: what a manifest in a folder says, else what the CNI handed over, else
+//! where an earlier agent enrolled them, else what the cgroup tree shows.
 //!
 //! Promises that a namespace once known is held open, that the node's own is never taken for a pod's, and that a pod whose
 //! sandbox was made anew gets the new one. Enrolling pods there is left to the node.
@@ -13,7 +13,7 @@ use std::{
 use ambit_core::model::{NETNS_ANNOTATION, Workload};
 use tokio::sync::Notify;
 
-use crate::capture::{CgroupUid, Cgroups, Found, Netns, netns_path};
+use crate::capture::{CgroupUid, Cgroups, Found, Netns, Pinned, netns_path};
 
 /// The least time between two walks through the cgroup tree for the same pods.
 const WALK: Duration = Duration::from_millis(500);
@@ -27,6 +27,8 @@ pub(super) enum FoundBy {
     Annotation,
     /// The CNI plugin handed it over.
     Cni,
+    /// An earlier agent enrolled the pod there.
+    Pin,
     /// A process of the pod is in it.
     Cgroup,
 }
@@ -36,6 +38,7 @@ impl FoundBy {
         match self {
             Self::Annotation => "annotation",
             Self::Cni => "cni",
+            Self::Pin => "pin",
             Self::Cgroup => "cgroup",
         }
     }
@@ -110,22 +113,26 @@ impl Attachments {
 pub(super) struct Locations {
     attachments: Attachments,
     cgroups: Cgroups,
+    pins: Pinned,
     /// Whether annotations are the operator's word. In a cluster they are that of whoever may make pods, who could name
     /// another pod's namespace.
     trusts_annotations: bool,
     annotated: HashMap<Arc<str>, Netns>,
+    pinned: HashMap<Arc<str>, Netns>,
     found: HashMap<Arc<str>, Found>,
     /// The last walk, and what it did not find.
     walked: Option<(Instant, HashSet<CgroupUid>)>,
 }
 
 impl Locations {
-    pub(super) fn new(cgroups: Cgroups, trusts_annotations: bool) -> Self {
+    pub(super) fn new(cgroups: Cgroups, pins: Pinned, trusts_annotations: bool) -> Self {
         Self {
             attachments: Attachments::default(),
             cgroups,
+            pins,
             trusts_annotations,
             annotated: HashMap::new(),
+            pinned: HashMap::new(),
             found: HashMap::new(),
             walked: None,
         }
@@ -141,6 +148,7 @@ impl Locations {
         let uids: HashSet<Arc<str>> = here.iter().map(|pod| pod.uid.clone()).collect();
         self.attachments.forget_others(&uids);
         self.annotated.retain(|uid, _| uids.contains(uid));
+        self.pinned.retain(|uid, _| uids.contains(uid));
         self.found.retain(|uid, _| uids.contains(uid));
     }
 
@@ -151,6 +159,7 @@ impl Locations {
             pod.enrolled
                 && self.annotation(pod).is_none()
                 && self.attachments.netns(&pod.uid).is_none()
+                && self.pinned(&pod.uid).is_none()
                 && !self.found.get(&pod.uid).is_some_and(Found::is_current)
         });
         let unknown: HashMap<CgroupUid, Arc<str>> =
@@ -161,15 +170,21 @@ impl Locations {
         if wanted.is_empty() || self.walked.as_ref().is_some_and(lately) {
             return;
         }
-        let cgroups = self.cgroups.clone();
+        let (cgroups, pins) = (self.cgroups.clone(), self.pins.clone());
+        let uids: HashSet<Arc<str>> = unknown.values().cloned().collect();
         let walk = tokio::task::spawn_blocking(move || {
-            let found = cgroups.find(&wanted);
+            let pinned = pins.find(&uids);
+            let is_pinned =
+                |uid: &CgroupUid| pinned.keys().any(|pinned| CgroupUid::parse(pinned) == Some(*uid));
+            let wanted: HashSet<CgroupUid> = wanted.into_iter().filter(|uid| !is_pinned(uid)).collect();
+            let found = if wanted.is_empty() { HashMap::new() } else { cgroups.find(&wanted) };
             let missing: HashSet<_> = wanted.into_iter().filter(|uid| !found.contains_key(uid)).collect();
-            (found, missing)
+            (pinned, found, missing)
         });
         // The pool refuses only while the runtime ends.
-        let Ok((found, missing)) = walk.await else { return };
+        let Ok((pinned, found, missing)) = walk.await else { return };
         self.walked = Some((Instant::now(), missing));
+        self.pinned.extend(pinned);
         for (uid, found) in found {
             if let Some(pod) = unknown.get(&uid) {
                 self.found.insert(pod.clone(), found);
@@ -185,17 +200,25 @@ impl Locations {
         if let Some(netns) = self.attachments.netns(&pod.uid) {
             return Ok(Location { netns, found_by: FoundBy::Cni });
         }
+        if let Some(netns) = self.pinned(&pod.uid) {
+            return Ok(Location { netns: netns.clone(), found_by: FoundBy::Pin });
+        }
         match self.found.get(&pod.uid) {
             Some(found) => Ok(Location { netns: found.netns.clone(), found_by: FoundBy::Cgroup }),
             None if self.trusts_annotations => Err(format!(
-                "the pod's network namespace is not known: no process is in a cgroup of its UID, and no annotation \
-                 {NETNS_ANNOTATION} names it"
+                "the pod's network namespace is not known: no process is in a cgroup that the kubelet made for its UID, and no \
+                 annotation {NETNS_ANNOTATION} names it"
             )),
             None => {
-                Err("the pod's network namespace is not known: no process is in a cgroup of its UID"
+                Err("the pod's network namespace is not known: no process is in a cgroup that the kubelet made for its UID"
                     .to_owned())
             }
         }
+    }
+
+    /// Where an earlier agent enrolled the pod, as long as the runtime has it there.
+    fn pinned(&self, uid: &str) -> Option<&Netns> {
+        self.pinned.get(uid).filter(|netns| netns.is_at(netns.path()))
     }
 
     fn annotation<'a>(&self, pod: &'a Workload) -> Option<&'a str> {

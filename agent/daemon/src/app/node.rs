@@ -3,9 +3,11 @@
 //! Promises that a change costs the pods that it touches, and that what has failed is tried again. What is compared as a whole
 //! is what another agent may have left: at the start, when this one takes over and when it takes back.
 
+mod deputies;
 mod desired;
 mod enrolment;
 mod expiry;
+mod fullness;
 mod publication;
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
@@ -18,7 +20,10 @@ use tokio::{
 
 pub(super) use publication::{PodStatus, Pods};
 
-use self::{desired::DesiredPods, enrolment::Enrolment, expiry::ExpiryWatch, publication::Publication};
+use self::{
+    deputies::Deputies, desired::DesiredPods, enrolment::Enrolment, expiry::ExpiryWatch,
+    fullness::FullnessWatch, publication::Publication,
+};
 use super::locations::Locations;
 use crate::{
     capture::Capture,
@@ -59,12 +64,14 @@ pub(super) struct Node {
     name: String,
     changes: Changes,
     desired: DesiredPods,
+    deputies: Deputies,
     enrolment: Enrolment,
     keys: KeyStore,
     wallet: Wallet,
     proxy: Proxy,
     publication: Publication,
     expiry: ExpiryWatch,
+    fullness: FullnessWatch,
     /// The first round over the pods is done.
     settled: bool,
 }
@@ -95,9 +102,11 @@ impl Node {
             changes: feed.changes(&name),
             desired: DesiredPods::new(name.clone(), locations),
             name,
+            deputies: Deputies::default(),
             enrolment: Enrolment::new(capture, proxy.clone(), feed),
             publication: Publication::new(pods, rounds, telemetry.clone()),
-            expiry: ExpiryWatch::new(keys.clone(), telemetry, readiness),
+            expiry: ExpiryWatch::new(keys.clone(), telemetry.clone(), readiness.clone()),
+            fullness: FullnessWatch::new(telemetry, readiness),
             keys,
             wallet,
             proxy,
@@ -217,13 +226,14 @@ impl Node {
         if round == Round::Changes {
             if delta.pods().next().is_some() {
                 let changed = self.desired.follow(delta).await;
-                self.keep_pods(Some(&changed)).await;
+                self.keep_pods(world, Some(&changed)).await;
                 self.publication.publish(&self.enrolment, &self.desired);
             }
+            self.fullness.look(&self.enrolment);
             return;
         }
         self.desired.look_at_all(world).await;
-        self.keep_pods(None).await;
+        self.keep_pods(world, None).await;
         self.publish(round == Round::Tick);
     }
 
@@ -232,7 +242,7 @@ impl Node {
         self.desired.look_at_all(world).await;
         self.sweep(world).await;
         self.enrolment.set_destinations(world);
-        self.keep_pods(None).await;
+        self.keep_pods(world, None).await;
         self.settled = self.enrolment.settle();
         self.publish(true);
     }
@@ -246,7 +256,10 @@ impl Node {
     }
 
     /// Enrols and releases pods, those that have `changed` (UIDs) or all, with all that hangs on them.
-    async fn keep_pods(&mut self, changed: Option<&HashSet<Arc<str>>>) {
+    async fn keep_pods(&mut self, world: &World, changed: Option<&HashSet<Arc<str>>>) {
+        // First: what was let through so far may be another pod's asking from now on.
+        self.deputies.look(&world.mesh, &self.name, std::time::Instant::now());
+        self.enrolment.set_probes(&self.desired, &mut self.deputies);
         let identities = self.desired.identities();
         self.keys.retain(identities.iter().cloned());
         // A pod that leaves may have been in the way of another.
@@ -259,7 +272,7 @@ impl Node {
                 pod.tried(done.err());
             }
         }
-        self.enrolment.set_probes(&self.desired);
+        self.enrolment.set_probes(&self.desired, &mut self.deputies);
         self.proxy.sweep(|uid| self.desired.contains(uid));
         self.wallet.retain(|id| identities.contains(id));
     }
@@ -269,6 +282,7 @@ impl Node {
             self.publication.count(&self.enrolment, &self.desired);
             self.expiry.look();
         }
+        self.fullness.look(&self.enrolment);
         self.publication.publish(&self.enrolment, &self.desired);
     }
 }

@@ -16,8 +16,8 @@ use crate::{
 /// A larger file is not read.
 const MAX_FILE: u64 = 64 * 1024 * 1024;
 
-/// Reads `path` and returns what keeps following it. A file that is not there yet revokes nothing; one that is there and
-/// cannot be used is an error. Later, what cannot be used leaves the lists before it in force.
+/// Reads `path` and returns what keeps following it. A file that is not there, or cannot be used, is an error: what it revokes
+/// would be believed. Later, what cannot be used leaves the lists before it in force.
 pub(super) async fn follow(
     path: PathBuf,
     wallet: Wallet,
@@ -27,14 +27,13 @@ pub(super) async fn follow(
         let path = path.clone();
         spawn_blocking(move || {
             let watched = Watched::new([path.clone()]);
-            (path.exists().then(|| read(&path)).transpose(), watched)
+            (read(&path), watched)
         })
         .await?
     };
-    match first.with_context(|| format!("--crl-file {}", path.display()))? {
-        Some(lists) => take(&path, lists, &wallet, &telemetry),
-        None => warn!(file = %path.display(), "there is no file of revocation lists yet; nothing is revoked"),
-    }
+    let advice = "where nothing is revoked, put an empty list there";
+    let lists = first.with_context(|| format!("--crl-file {} ({advice})", path.display()))?;
+    take(&path, lists, &wallet, &telemetry);
     let file = path.clone();
     let again = move || {
         let lists = read(&file).map_err(|problem| format!("{problem:#}"))?;

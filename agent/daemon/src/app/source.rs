@@ -8,7 +8,7 @@ use super::node::Pods;
 use crate::{
     cluster,
     config::{AgentConfig, SourceConfig},
-    discovery::{self, Feed},
+    discovery::{self, Feed, PolicyHold},
     reports::{self, PodReport},
 };
 
@@ -22,7 +22,8 @@ pub(super) async fn open(config: &AgentConfig) -> anyhow::Result<(Feed, Option<C
             let connected = async || cluster::client(cluster::config(kubeconfig.as_deref()).await?);
             let hint = "cannot watch a cluster; for a folder of manifests pass --manifests DIR";
             let client = connected().await.context(hint)?;
-            Ok((discovery::watch_cluster(&client, settings, &config.node), Some(client)))
+            let hold = PolicyHold { time: config.policy_hold, folder: Some(config.run_dir.clone()) };
+            Ok((discovery::watch_cluster(&client, settings, hold), Some(client)))
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use kube::Client;
 use tokio::task::JoinSet;
 
 use super::{federation, issuer::issuer, revocation};
@@ -13,16 +14,17 @@ use crate::{
     tunnel::{Wallet, tls},
 };
 
-/// Builds both. Tasks in `background` keep the files of revocation lists and of federated roots in force. Must be called in
-/// a tokio runtime.
+/// Builds both. Tasks in `background` keep revocation lists, federated roots and the issuer's own roots in force, which may
+/// stand in the API. Must be called in a tokio runtime.
 pub(super) async fn open(
     config: &AgentConfig,
     feed: &Feed,
+    api: Option<&Client>,
     telemetry: &Telemetry,
     background: &mut JoinSet<()>,
 ) -> anyhow::Result<(KeyStore, Wallet)> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let issuer = issuer(config, feed, clock.clone()).await?;
+    let issuer = issuer(config, feed, api, clock.clone(), background).await?;
     let keys = KeyStore::new(issuer, clock.clone(), config.svid_ttl);
     let wallet = Wallet::new(keys.clone(), tls_settings(config), clock);
     if let Some(file) = config.crl_file.clone() {

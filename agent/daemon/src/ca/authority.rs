@@ -12,15 +12,16 @@ use std::{
 use ambit_core::model::TrustDomain;
 use arc_swap::ArcSwap;
 use rcgen::SanType;
-use rustls::{
-    ServerConfig,
-    crypto::aws_lc_rs,
-    server::{NoServerSessionStorage, WebPkiClientVerifier},
+use rustls::{ServerConfig, crypto::aws_lc_rs, server::NoServerSessionStorage};
+use tokio::{
+    sync::Notify,
+    task::spawn_blocking,
+    time::{sleep, timeout},
 };
-use tokio::{task::spawn_blocking, time::sleep};
 
 use super::{
     CaServiceError, CaSource,
+    clients::Clients,
     kubernetes::{Cluster, RootConfigMap, RootSecret},
     metrics::CaMetrics,
 };
@@ -32,8 +33,12 @@ use crate::{
 
 /// Lifetime of the service's own certificate.
 const SERVING_TTL: Duration = Duration::from_secs(24 * 3600);
-/// How often a Secret is read, and the roots are published, again.
-const API_POLL: Duration = Duration::from_secs(10);
+/// How often a Secret is read again: a root that is withdrawn there must be out within seconds.
+const SECRET_POLL: Duration = Duration::from_secs(2);
+/// How often the roots are published again, in case that somebody else has written there.
+const PUBLISH: Duration = Duration::from_secs(10);
+/// After roots could not be published.
+const PUBLISH_RETRY: Duration = Duration::from_secs(1);
 /// How often it is looked whether the serving certificate is to be renewed.
 const SERVING_LOOK: Duration = Duration::from_secs(1);
 
@@ -41,6 +46,8 @@ const SERVING_LOOK: Duration = Duration::from_secs(1);
 pub(crate) struct Authority {
     store: Store,
     published: Option<RootConfigMap>,
+    /// There are roots to publish.
+    changed: Notify,
     trust_domain: TrustDomain,
     names: Vec<SanType>,
     clock: Arc<dyn Clock>,
@@ -98,6 +105,7 @@ impl Authority {
         Ok(Self {
             store,
             published,
+            changed: Notify::new(),
             trust_domain,
             names,
             clock,
@@ -147,7 +155,7 @@ impl Authority {
             Store::Secret(secret) => {
                 let mut told = None;
                 loop {
-                    sleep(API_POLL).await;
+                    sleep(SECRET_POLL).await;
                     let problem = self.read(secret).await.err().map(|error| with_causes(&error));
                     if let Some(problem) = problem.as_ref().filter(|problem| told.as_ref() != Some(*problem))
                     {
@@ -161,12 +169,25 @@ impl Authority {
 
     async fn follow_published(&self) {
         let Some(map) = &self.published else { return };
+        let mut told = None;
         loop {
-            sleep(API_POLL).await;
-            if let Err(error) = map.publish(&self.ca().roots_pem()).await {
-                tracing::warn!(%error, "the roots could not be published");
+            // At once when they have changed.
+            let pause = if told.is_none() { PUBLISH } else { PUBLISH_RETRY };
+            let _unchanged = timeout(pause, self.changed.notified()).await;
+            let problem = self.publish(map).await.err().map(|error| with_causes(&error));
+            if let Some(error) = problem.as_ref().filter(|problem| told.as_ref() != Some(*problem)) {
+                tracing::warn!(error, "the roots could not be published");
             }
+            told = problem;
         }
+    }
+
+    /// Another replica may have read a change already: what it has published must not be undone by what was read before.
+    async fn publish(&self, map: &RootConfigMap) -> Result<(), CaServiceError> {
+        if let Store::Secret(secret) = &self.store {
+            self.read(secret).await?;
+        }
+        Ok(map.publish(&self.ca().roots_pem()).await?)
     }
 
     async fn follow_serving(&self) {
@@ -198,6 +219,7 @@ impl Authority {
         self.metrics.ca(ca.not_after(), &ca.root_standings());
         self.ca.store(Arc::new(ca));
         self.tls.store(Arc::new(tls));
+        self.changed.notify_one();
         Ok(())
     }
 }
@@ -234,14 +256,12 @@ fn serving(ca: &BuiltinCa, names: &[SanType], now: SystemTime) -> Result<Tls, Ca
     let certificate = ca.sign_server(names.to_vec(), SERVING_TTL).map_err(CaServiceError::Serving)?;
     let roots = ca.trust().anchors().map_err(CaServiceError::Tls)?;
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-        .allow_unauthenticated()
-        .build()
-        .map_err(|error| CaServiceError::Clients(error.to_string()))?;
+    let clients =
+        Clients::new(roots, provider.clone()).map_err(|error| CaServiceError::Clients(error.to_string()))?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(CaServiceError::Tls)?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::new(clients))
         .with_single_cert(certificate.chain, certificate.key.der().clone_key())
         .map_err(CaServiceError::Tls)?;
     config.alpn_protocols = vec![b"h2".to_vec()];

@@ -1,10 +1,12 @@
 //! The cluster that the CA serves: a service-account token is reviewed by the API server, a node's agent gets what runs on
 //! its node (as with istiod's `CA_TRUSTED_NODE_ACCOUNTS`), and the CA itself may live in a Secret.
 //!
-//! Promises to refuse whatever the API server does not confirm, also when it cannot be asked. What it said is remembered for
-//! seconds, in tables of bounded size.
+//! Promises to refuse whatever the API server does not confirm, also when it cannot be asked, and never to ask it more than it is
+//! asked: nothing is tried again, and those who ask the same at once are one. What it said is remembered for seconds, in tables of
+//! bounded size.
 
 mod api;
+mod flights;
 mod object;
 mod roots;
 mod secret;
@@ -14,7 +16,7 @@ use std::{
     hash::Hash,
     net::IpAddr,
     path::PathBuf,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -25,7 +27,10 @@ pub(super) use object::ObjectError;
 pub(super) use roots::RootConfigMap;
 pub(super) use secret::RootSecret;
 
-use self::api::{ApiError, ApiServer, account_of};
+use self::{
+    api::{ApiError, ApiServer, account_of},
+    flights::Flights,
+};
 use super::{limits::Limits, refusal::Refusal};
 use crate::{cluster::ClusterError, error::with_causes};
 
@@ -57,8 +62,10 @@ pub(crate) struct Cluster {
     audience: String,
     node_accounts: HashSet<(String, String)>,
     accepted: Recent<[u8; 32], Account>,
-    nodes: Recent<String, HashSet<(String, String)>>,
+    nodes: Recent<String, Arc<HashSet<(String, String)>>>,
     bad_tokens: Limits<IpAddr>,
+    reviews: Flights<[u8; 32], Account>,
+    lists: Flights<String, Arc<HashSet<(String, String)>>>,
 }
 
 /// A service account that the API server vouches for.
@@ -82,6 +89,8 @@ impl Cluster {
             accepted: Recent::default(),
             nodes: Recent::default(),
             bad_tokens: Limits::new(BAD_TOKENS),
+            reviews: Flights::default(),
+            lists: Flights::default(),
         })
     }
 
@@ -100,18 +109,21 @@ impl Cluster {
         if let Some((account, _)) = self.accepted.find(&hash, ACCEPTED) {
             return Ok(account);
         }
-        if !self.bad_tokens.has_left(&from, Instant::now()) {
-            return Err(Refusal::Rate);
-        }
-        let reviewed = self.look_up(token).await;
-        match &reviewed {
-            Ok(account) => self.accepted.keep(hash, account.clone()),
-            Err(Refusal::UnknownCaller(_)) => {
-                self.bad_tokens.take(&from, Instant::now());
+        let ask = || async {
+            // Before it is asked: of those that come at once none may count on another's being bad.
+            if !self.bad_tokens.take(&from, Instant::now()) {
+                return Err(Refusal::Rate);
             }
-            Err(_) => {}
-        }
-        reviewed
+            let reviewed = self.look_up(token).await;
+            if !matches!(reviewed, Err(Refusal::UnknownCaller(_))) {
+                self.bad_tokens.give_back(&from);
+            }
+            if let Ok(account) = &reviewed {
+                self.accepted.keep(hash, account.clone());
+            }
+            reviewed
+        };
+        self.reviews.join(&hash, ask).await.0
     }
 
     async fn look_up(&self, token: &str) -> Result<Account, Refusal> {
@@ -144,10 +156,24 @@ impl Cluster {
         {
             return Ok(accounts.contains(&wanted));
         }
-        let accounts = self.api.accounts_on(node).await.map_err(|error| unavailable(&error))?;
-        let runs = accounts.contains(&wanted);
-        self.nodes.keep(node.to_owned(), accounts);
-        Ok(runs)
+        let (accounts, own) = self.list(node).await;
+        if accounts?.contains(&wanted) {
+            return Ok(true);
+        }
+        // Another's list may be from before the pod came.
+        Ok(!own && self.list(node).await.0?.contains(&wanted))
+    }
+
+    /// What runs on `node`, and whether it was asked for by this call.
+    async fn list(&self, node: &str) -> (Result<Arc<HashSet<(String, String)>>, Refusal>, bool) {
+        let key = node.to_owned();
+        let ask = || async {
+            let accounts = self.api.accounts_on(node).await.map_err(|error| unavailable(&error))?;
+            let accounts = Arc::new(accounts);
+            self.nodes.keep(key.clone(), accounts.clone());
+            Ok(accounts)
+        };
+        self.lists.join(&key, ask).await
     }
 }
 

@@ -1,4 +1,4 @@
-//! How often one caller may ask: a token bucket for each, in a table of bounded size.
+//! How often one caller may ask, or one source connect: a token bucket for each, in a table of bounded size.
 //!
 //! Time is an argument. Leaves to others who a caller is.
 
@@ -37,10 +37,12 @@ impl<K: Clone + Eq + Hash> Limits<K> {
         Self { rate: rate.into(), burst: burst.into(), buckets: Mutex::default() }
     }
 
-    /// Whether there is anything left for `key`; takes nothing.
-    pub(crate) fn has_left(&self, key: &K, now: Instant) -> bool {
-        let buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        buckets.get(key).is_none_or(|bucket| self.filled(*bucket, now) >= 1.0)
+    /// Gives back what was taken for a request that does not count.
+    pub(crate) fn give_back(&self, key: &K) {
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bucket) = buckets.get_mut(key) {
+            bucket.tokens = (bucket.tokens + 1.0).min(self.burst);
+        }
     }
 
     /// Takes one request from the bucket of `key`; false if it is empty.
@@ -87,7 +89,9 @@ mod tests {
     fn a_burst_then_the_rate() {
         let (limits, start) = (Limits::new(2), Instant::now());
         assert_eq!((0..100).filter(|_| limits.take(&"a", start)).count(), 20);
-        assert!(!limits.has_left(&"a", start) && limits.has_left(&"b", start));
+        assert!(!limits.take(&"a", start));
+        limits.give_back(&"a");
+        assert_eq!((0..100).filter(|_| limits.take(&"a", start)).count(), 1, "what was given back");
         assert!(limits.take(&"b", start), "each has a bucket of its own");
         let later = start + Duration::from_secs(3);
         assert_eq!((0..100).filter(|_| limits.take(&"a", later)).count(), 6);

@@ -30,6 +30,7 @@ struct Inner {
     ca_expiry: Gauge,
     root_expiry: Family<RootLabels, Gauge>,
     reload_failures: Counter,
+    dropped: Family<ReasonLabels, Counter>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -56,7 +57,7 @@ impl CaMetrics {
         build.get_or_create(&BuildLabels { component: "ambit-ca", tag: env!("CARGO_PKG_VERSION") }).set(1);
         registry.register("istio_build", "The version that runs", build);
         let (issued, reload_failures) = (Counter::default(), Counter::default());
-        let (refused, root_expiry) = (Family::default(), Family::default());
+        let (refused, root_expiry, dropped) = (Family::default(), Family::default(), Family::default());
         let duration = Histogram::new(BUCKETS);
         let ca_expiry = Gauge::default();
         registry.register("ambit_ca_issued", "Certificates signed for workloads", issued.clone());
@@ -81,7 +82,21 @@ impl CaMetrics {
             "How often changed files of the CA could not be used",
             reload_failures.clone(),
         );
-        Self(Arc::new(Inner { registry, issued, refused, duration, ca_expiry, root_expiry, reload_failures }))
+        registry.register(
+            "ambit_ca_connections_dropped",
+            "Connections that never got as far as a request: rate and full are those of floods",
+            dropped.clone(),
+        );
+        Self(Arc::new(Inner {
+            registry,
+            issued,
+            refused,
+            duration,
+            ca_expiry,
+            root_expiry,
+            reload_failures,
+            dropped,
+        }))
     }
 
     pub(super) fn answered(&self, outcome: Result<(), &Refusal>, took: Duration) {
@@ -99,6 +114,11 @@ impl CaMetrics {
             let labels = RootLabels { serial: root.serial.clone() };
             self.0.root_expiry.get_or_create(&labels).set(seconds(root.not_after));
         }
+    }
+
+    /// A connection has ended before its TLS handshake was done: `rate`, `full` or `handshake`.
+    pub(super) fn dropped(&self, reason: &'static str) {
+        self.0.dropped.get_or_create(&ReasonLabels { reason }).inc();
     }
 
     pub(super) fn reload_failed(&self) {

@@ -22,6 +22,7 @@ use super::{
     limits::Limits,
     metrics::CaMetrics,
     refusal::Refusal,
+    standing::Standing,
 };
 use crate::identity::{CheckedRequest, IssueError, Issued, Leaf, RequestFault};
 
@@ -55,6 +56,8 @@ pub(super) struct Peer {
     pub(super) addr: IpAddr,
     /// The workload identity of its client certificate, which leads to a root of the CA.
     pub(super) identity: Option<SpiffeId>,
+    /// How long its connection may go on.
+    pub(super) standing: Arc<Standing>,
 }
 
 /// Whose rate is limited.
@@ -95,14 +98,18 @@ impl Service {
     async fn answer(
         &self,
         headers: &MetadataMap,
-        identity: Option<&SpiffeId>,
+        peer: Option<&Peer>,
         asked: IstioCertificateRequest,
         record: &mut Record,
     ) -> Result<Signed, Refusal> {
         let inner = &self.0;
         let ca = inner.authority.ca();
+        let identity = peer.and_then(|peer| peer.identity.as_ref());
         let caller =
             inner.callers.authenticate(bearer(headers)?, identity, record.peer, ca.trust_domain()).await?;
+        if let Some(peer) = peer {
+            peer.standing.prove();
+        }
         let node = Who::Node(caller.node().to_owned());
         record.caller = Some(caller.clone());
         if !inner.limits.take(&node, Instant::now()) {
@@ -174,9 +181,8 @@ impl IstioCertificateService for Service {
         let (headers, extensions, asked) = request.into_parts();
         let peer = extensions.get::<Peer>();
         let addr = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.addr);
-        let certificate = peer.and_then(|peer| peer.identity.as_ref());
         let mut record = Record { peer: addr, caller: None, identity: None };
-        let outcome = self.answer(&headers, certificate, asked, &mut record).await;
+        let outcome = self.answer(&headers, peer, asked, &mut record).await;
         self.record(outcome.as_ref(), &record);
         self.0.metrics.answered(outcome.as_ref().map(drop), start.elapsed());
         outcome.map(|signed| Response::new(signed.response)).map_err(|refusal| Status::from(&refusal))

@@ -1,8 +1,11 @@
+mod crowds;
+
 use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::Path,
     process::Command,
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Instant, SystemTime},
 };
 
@@ -28,7 +31,7 @@ use tonic::{
 use super::*;
 use crate::{
     admin::Exposition,
-    identity::{Csr, Issued, Issuer, IstioIssuer, IstioSettings, Leaf, SystemClock},
+    identity::{Csr, Issued, Issuer, IstioIssuer, IstioSettings, Leaf, PublishedRoots, SystemClock},
 };
 
 const WEB: &str = "spiffe://td1/ns/shop/sa/web";
@@ -44,6 +47,8 @@ struct Running {
     addr: SocketAddr,
     metrics: CaMetrics,
     readiness: Readiness,
+    /// Connections made by [`Running::raw`].
+    dialled: Arc<AtomicUsize>,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<Result<(), CaServiceError>>,
 }
@@ -54,6 +59,10 @@ impl Running {
     }
 
     async fn start_with(dir: TempDir, change: impl FnOnce(&mut CaSettings)) -> Self {
+        Self::run(dir, change, Patience::default()).await
+    }
+
+    async fn run(dir: TempDir, change: impl FnOnce(&mut CaSettings), patience: Patience) -> Self {
         let callers = dir.path().join("callers.yaml");
         write_private(&callers, CALLERS);
         fs::write(dir.path().join("token"), TOKEN).unwrap();
@@ -73,34 +82,38 @@ impl Running {
         };
         change(&mut settings);
         let readiness = Readiness::default();
-        let ca = Ca::open(settings, Arc::new(SystemClock), readiness.clone()).await.unwrap();
+        let mut ca = Ca::open(settings, Arc::new(SystemClock), readiness.clone()).await.unwrap();
+        ca.patience = patience;
         let (addr, metrics) = (ca.addr().unwrap(), ca.metrics());
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(ca.serve(async {
             let _ = stopped.await;
         }));
-        Self { dir, addr, metrics, readiness, stop: Some(stop), task }
+        Self { dir, addr, metrics, readiness, dialled: Arc::default(), stop: Some(stop), task }
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// An agent's issuer with the token of node1.
-    fn issuer(&self) -> IstioIssuer {
-        IstioIssuer::new(IstioSettings {
+    /// How an agent with the token of node1 asks.
+    fn asking(&self) -> IstioSettings {
+        IstioSettings {
             host: "127.0.0.1".into(),
             port: self.addr.port(),
             server_name: Some("ca.test".into()),
             root: self.path("ca/root-cert.pem"),
             token_file: Some(self.path("token")),
             cluster_id: "Kubernetes".into(),
-        })
-        .unwrap()
+        }
     }
 
-    /// A client that says what it likes.
-    fn raw(&self, identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>) -> Raw {
+    fn issuer(&self) -> IstioIssuer {
+        IstioIssuer::new(self.asking(), None).unwrap()
+    }
+
+    /// TLS as a client does it.
+    fn tls(&self, identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>) -> TlsConnector {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(self.path("ca/root-cert.pem")).unwrap()).unwrap();
         let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -112,10 +125,16 @@ impl Running {
             None => config.with_no_client_auth(),
         };
         config.alpn_protocols = vec![b"h2".to_vec()];
-        let (connector, addr) = (TlsConnector::from(Arc::new(config)), self.addr);
+        TlsConnector::from(Arc::new(config))
+    }
+
+    /// A client that says what it likes.
+    fn raw(&self, identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>) -> Raw {
+        let (connector, addr, dialled) = (self.tls(identity), self.addr, self.dialled.clone());
         let connect = tower::service_fn(move |_| {
-            let connector = connector.clone();
+            let (connector, dialled) = (connector.clone(), dialled.clone());
             async move {
+                dialled.fetch_add(1, Ordering::Relaxed);
                 let name = ServerName::try_from("ca.test").unwrap();
                 Ok::<_, std::io::Error>(TokioIo::new(
                     connector.connect(name, TcpStream::connect(addr).await?).await?,
@@ -368,52 +387,55 @@ async fn replicas_over_one_directory_sign_under_one_root() {
     })
     .await;
     let one = issue(&first.issuer(), WEB).await.unwrap();
-    let mut settings = IstioSettings {
-        host: "127.0.0.1".into(),
-        port: second.addr.port(),
-        server_name: Some("ca.test".into()),
-        root: first.path("ca/root-cert.pem"),
-        token_file: Some(second.path("token")),
-        cluster_id: "Kubernetes".into(),
-    };
-    let other = issue(&IstioIssuer::new(settings.clone()).unwrap(), WEB).await.unwrap();
+    let mut settings = IstioSettings { root: first.path("ca/root-cert.pem"), ..second.asking() };
+    let other = issue(&IstioIssuer::new(settings.clone(), None).unwrap(), WEB).await.unwrap();
     assert_eq!(one.roots, other.roots);
 
     fs::write(second.path("token"), "not-a-token-anybody-has").unwrap();
-    let issuer = IstioIssuer::new(settings.clone()).unwrap();
+    let issuer = IstioIssuer::new(settings.clone(), None).unwrap();
     let error = issue(&issuer, WEB).await.unwrap_err();
     assert!(matches!(&error, IssueError::Refused(text) if text.contains("Unauthenticated")), "{error}");
     fs::write(second.path("token"), TOKEN).unwrap();
     issue(&issuer, WEB).await.expect("the token is read anew for each call");
 
     settings.server_name = None;
-    issue(&IstioIssuer::new(settings.clone()).unwrap(), WEB)
+    issue(&IstioIssuer::new(settings.clone(), None).unwrap(), WEB)
         .await
         .expect("the address is in the certificate");
     settings.server_name = Some("other.test".into());
-    let error = issue(&IstioIssuer::new(settings).unwrap(), WEB).await.unwrap_err();
+    let error = issue(&IstioIssuer::new(settings, None).unwrap(), WEB).await.unwrap_err();
     assert!(matches!(&error, IssueError::Unreachable(text) if text.contains("ertificate")), "{error}");
 }
 
 #[tokio::test]
 async fn a_service_under_another_root_gets_no_token_and_one_that_is_away_is_named() {
     let (ca, strange) = (Running::start().await, Running::start().await);
-    let settings = IstioSettings {
-        host: "127.0.0.1".into(),
-        port: ca.addr.port(),
-        server_name: Some("ca.test".into()),
-        root: strange.path("ca/root-cert.pem"),
-        token_file: Some(ca.path("token")),
-        cluster_id: "Kubernetes".into(),
-    };
-    let error = issue(&IstioIssuer::new(settings.clone()).unwrap(), WEB).await.unwrap_err();
+    let settings = IstioSettings { root: strange.path("ca/root-cert.pem"), ..ca.asking() };
+    let error = issue(&IstioIssuer::new(settings.clone(), None).unwrap(), WEB).await.unwrap_err();
     assert!(matches!(&error, IssueError::Unreachable(_)), "{error}");
     let metrics = ca.metrics.encode();
     assert!(!metrics.contains("ambit_ca_refused_total{"), "nothing was asked: {metrics}");
     let gone = IstioSettings { root: ca.path("ca/root-cert.pem"), ..settings };
     ca.stop().await;
-    let error = issue(&IstioIssuer::new(gone).unwrap(), WEB).await.unwrap_err();
+    let error = issue(&IstioIssuer::new(gone, None).unwrap(), WEB).await.unwrap_err();
     assert!(matches!(&error, IssueError::Unreachable(_)), "{error}");
+}
+
+#[tokio::test]
+async fn published_roots_stand_above_the_file_and_what_comes_with_certificates() {
+    let (ca, strange) = (Running::start().await, Running::start().await);
+    let read = |running: &Running| fs::read(running.path("ca/root-cert.pem")).unwrap();
+    let (own, other) = (read(&ca), read(&strange));
+    let roots = PublishedRoots::default();
+    let issuer = IstioIssuer::new(ca.asking(), Some(roots.clone())).unwrap();
+    roots.take(&[own, other.clone()].concat()).unwrap();
+    assert_eq!(issue(&issuer, WEB).await.unwrap().roots.len(), 2);
+    roots.take(&other).unwrap();
+    assert_eq!(issuer.trust().unwrap().borrow().roots.len(), 1);
+    // A CA under the withdrawn root is asked no more, and over no connection from before.
+    let error = issue(&issuer, WEB).await.unwrap_err();
+    assert!(matches!(&error, IssueError::Unreachable(text) if text.contains("ertificate")), "{error}");
+    assert!(ca.metrics.encode().contains("ambit_ca_issued_total 1\n"), "{}", ca.metrics.encode());
 }
 
 /// A plugged-in CA as Istio's Makefile makes it: RSA, an intermediate under a root, the root at the end of the chain.

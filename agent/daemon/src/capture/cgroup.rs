@@ -1,11 +1,13 @@
 //! Pods' network namespaces, found by the pods' UIDs in the cgroup tree of the node.
 //!
-//! Promises that one walk serves any number of pods, that the node's own namespace is never taken for a pod's, and that what
-//! is found is held open. Which pods to look for is left to others: nodes may share a kernel and its tree.
+//! Promises that one walk serves any number of pods, that only the kubelet's own hierarchy and the runtime's own processes are
+//! believed, that the node's own namespace is never taken for a pod's, and that what is found is held open. Which pods to look
+//! for is left to others: nodes may share a kernel and its tree.
 
 use std::{
     collections::{HashMap, HashSet},
     fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -17,6 +19,13 @@ const MAX_DEPTH: usize = 16;
 const MAX_DIRECTORIES: usize = 100_000;
 /// Processes looked at in one pod.
 const MAX_PROCESSES: usize = 4_096;
+/// Who owns what is believed: the kubelet and the runtime make their groups as root. A group that is delegated belongs to whom
+/// it is delegated to, who may make any directory in it.
+const OWNER: u32 = 0;
+/// Others than the owner who may write.
+const WRITABLE_BY_OTHERS: u32 = 0o022;
+/// A group that crun makes in a container's, and puts its processes into.
+const IN_CONTAINER: &str = "container";
 
 /// A pod's UID as the names of cgroups bear it: 128 bits, however they are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -91,8 +100,8 @@ impl Cgroups {
             if missing.is_empty() {
                 break;
             }
-            for (uid, processes) in pods_below(root, &missing) {
-                if let Some(pod) = oldest(&processes) {
+            for (uid, processes) in pods_below(root, &missing, OWNER) {
+                if let Some(pod) = sandbox(&processes) {
                     missing.remove(&uid);
                     found.insert(uid, pod);
                 }
@@ -114,67 +123,128 @@ fn version_one(mounts: &str) -> Option<PathBuf> {
     })
 }
 
-/// The processes of the pods of `wanted` whose groups are below `root`.
-fn pods_below(root: &Path, wanted: &HashSet<CgroupUid>) -> HashMap<CgroupUid, Vec<u32>> {
-    let mut pods: HashMap<CgroupUid, Vec<u32>> = HashMap::new();
-    let mut stack = vec![(root.to_owned(), 0, None)];
+/// Where in the hierarchy a directory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Anywhere above the kubelet's pods.
+    Above,
+    /// What the kubelet has all its pods in.
+    Kubepods,
+    /// What it has the pods of one class in.
+    Class,
+    /// A pod.
+    Pod(CgroupUid),
+    /// A container of a pod, as the runtime made it.
+    Container(CgroupUid),
+}
+
+impl Place {
+    /// Where a directory of that name in this one is; none where nothing may be looked for. What is deeper in a container is its
+    /// own, be it a whole Kubernetes.
+    fn below(self, name: &str) -> Option<Self> {
+        let unit = name.strip_suffix(".slice").unwrap_or(name);
+        let ends_with =
+            |end: &str| unit == end || unit.strip_suffix(end).is_some_and(|start| start.ends_with('-'));
+        match self {
+            Self::Above if ends_with("kubepods") => Some(Self::Kubepods),
+            Self::Above => Some(Self::Above),
+            Self::Kubepods if ends_with("burstable") || ends_with("besteffort") => Some(Self::Class),
+            Self::Kubepods | Self::Class => CgroupUid::of_directory(name).map(Self::Pod),
+            Self::Pod(uid) => Some(Self::Container(uid)),
+            Self::Container(uid) if name == IN_CONTAINER => Some(Self::Container(uid)),
+            Self::Container(_) => None,
+        }
+    }
+}
+
+/// The processes of the pods of `wanted` whose groups are below `root`, all the way down `owner`'s. A pod with groups in two
+/// places has none that can be believed.
+fn pods_below(root: &Path, wanted: &HashSet<CgroupUid>, owner: u32) -> HashMap<CgroupUid, Vec<u32>> {
+    let mut pods: HashMap<CgroupUid, HashMap<PathBuf, Vec<u32>>> = HashMap::new();
+    let mut stack = vec![(root.to_owned(), 0, Place::Above, PathBuf::new())];
     let mut seen = 0;
-    while let Some((directory, depth, pod)) = stack.pop() {
+    while let Some((directory, depth, place, pod)) = stack.pop() {
         seen += 1;
         if seen > MAX_DIRECTORIES {
             tracing::warn!(root = %root.display(), "more than {MAX_DIRECTORIES} cgroups; the rest is not searched for pods");
             break;
         }
-        if let Some(uid) = pod {
-            let processes = pods.entry(uid).or_default();
-            // A group that goes meanwhile, or one of threads only, has none to show.
-            let listed = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
-            let room = MAX_PROCESSES - processes.len();
-            // Processes of other pid namespaces are listed as 0.
-            let listed = listed.lines().filter_map(|pid| pid.parse::<u32>().ok());
-            processes.extend(listed.filter(|pid| *pid != 0).take(room));
+        if let Place::Pod(uid) | Place::Container(uid) = place {
+            let processes = pods.entry(uid).or_default().entry(pod.clone()).or_default();
+            read_processes(&directory, processes);
         }
         if depth == MAX_DEPTH {
             continue;
         }
         for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) || !is_kept_by(&entry, owner) {
                 continue;
             }
-            let of = entry.file_name().to_str().and_then(CgroupUid::of_directory);
-            match (pod, of) {
-                // A whole Kubernetes may run in a pod: what is below it is the pod's own.
-                (Some(_), _) => stack.push((entry.path(), depth + 1, pod)),
-                (None, Some(uid)) if !wanted.contains(&uid) => {}
-                (None, of) => stack.push((entry.path(), depth + 1, of)),
+            match entry.file_name().to_str().and_then(|name| place.below(name)) {
+                Some(Place::Pod(uid)) if !wanted.contains(&uid) => {}
+                Some(below @ Place::Pod(_)) => stack.push((entry.path(), depth + 1, below, entry.path())),
+                Some(below) => stack.push((entry.path(), depth + 1, below, pod.clone())),
+                None => {}
             }
         }
     }
-    pods
+    let single = |(uid, groups): (CgroupUid, HashMap<PathBuf, Vec<u32>>)| {
+        let mut groups = groups.into_iter().filter(|(_, processes)| !processes.is_empty());
+        let (first, processes) = groups.next()?;
+        if let Some((second, _)) = groups.next() {
+            let (first, second) = (first.display(), second.display());
+            tracing::warn!(%first, %second, "two cgroups bear the UID of one pod; neither is believed");
+            return None;
+        }
+        Some((uid, processes))
+    };
+    pods.into_iter().filter_map(single).collect()
 }
 
-/// The namespace of the oldest process, which the container runtime started: later ones are the pod's own and may be
-/// anywhere. One in the node's own namespace, as a runtime's helper is, does not count.
-fn oldest(processes: &[u32]) -> Option<Found> {
+/// Whether nobody but `owner` can have made anything in the directory.
+fn is_kept_by(directory: &fs::DirEntry, owner: u32) -> bool {
+    directory
+        .metadata()
+        .is_ok_and(|metadata| metadata.uid() == owner && metadata.mode() & WRITABLE_BY_OTHERS == 0)
+}
+
+fn read_processes(group: &Path, processes: &mut Vec<u32>) {
+    // A group that goes meanwhile, or one of threads only, has none to show.
+    let listed = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    // Processes of other pid namespaces are listed as 0.
+    let listed = listed.lines().filter_map(|pid| pid.parse::<u32>().ok()).filter(|pid| *pid != 0);
+    processes.extend(listed.take(MAX_PROCESSES - processes.len()));
+}
+
+/// The namespace of the pod's sandbox: of the oldest process in one that the node's own user namespace owns, as the runtime
+/// makes them. Later processes are the pod's own and may be anywhere; so may be an older one where the runtime keeps no process
+/// of its own in the pod, but what it makes without a privilege belongs to a user namespace of its own. So does the sandbox of a
+/// pod with user namespaces: the CNI alone can tell where that is. The node's own namespace, where a runtime's helper is, does
+/// not count.
+fn sandbox(processes: &[u32]) -> Option<Found> {
     let mut by_age: Vec<(u64, u32)> =
         processes.iter().filter_map(|process| Some((started(*process)?, *process))).collect();
     by_age.sort_unstable();
-    by_age.into_iter().find_map(|(start, process)| {
-        let netns = Netns::open(&netns_of(process))
-            .inspect_err(|error| {
-                if error.kind() == io::ErrorKind::PermissionDenied {
-                    tracing::warn!(
-                        process,
-                        "may not enter a pod's network namespace; CAP_SYS_PTRACE and CAP_SYS_ADMIN are needed"
-                    );
-                }
-            })
-            .ok()?;
-        // The same number may be another process by now.
-        let same = started(process) == Some(start);
-        let own = netns.is_own() || netns.is_at(&netns_of(1));
-        (same && !own).then_some(Found { netns, process })
-    })
+    let mut pods_own = by_age.into_iter().filter_map(|(start, process)| pod_namespace(process, start));
+    pods_own.find(|found| found.netns.is_owned_here())
+}
+
+/// The namespace of a process, unless it is the node's.
+fn pod_namespace(process: u32, start: u64) -> Option<Found> {
+    let netns = Netns::open(&netns_of(process))
+        .inspect_err(|error| {
+            if error.kind() == io::ErrorKind::PermissionDenied {
+                tracing::warn!(
+                    process,
+                    "may not enter a pod's network namespace; CAP_SYS_PTRACE and CAP_SYS_ADMIN are needed"
+                );
+            }
+        })
+        .ok()?;
+    // The same number may be another process by now.
+    let same = started(process) == Some(start);
+    let own = netns.is_own() || netns.is_at(&netns_of(1));
+    (same && !own).then_some(Found { netns, process })
 }
 
 fn netns_of(process: u32) -> PathBuf {
@@ -182,105 +252,4 @@ fn netns_of(process: u32) -> PathBuf {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const UID: &str = "0f6ec1ec-66c5-4ae3-9c29-9e1d0b2f2a51";
-    const UNDERLINED: &str = "0f6ec1ec_66c5_4ae3_9c29_9e1d0b2f2a51";
-    const PLAIN: &str = "0f6ec1ec66c54ae39c299e1d0b2f2a51";
-
-    fn wanted() -> HashSet<CgroupUid> {
-        HashSet::from([CgroupUid::parse(UID).unwrap()])
-    }
-
-    #[test]
-    fn a_pod_is_known_by_its_directory_in_every_layout() {
-        let uid = CgroupUid::parse(UID);
-        assert!(uid.is_some() && uid == CgroupUid::parse(PLAIN));
-        for name in [
-            format!("pod{UID}"),
-            format!("pod{PLAIN}"),
-            format!("kubepods-pod{UNDERLINED}.slice"),
-            format!("kubepods-burstable-pod{UNDERLINED}.slice"),
-            format!("kubepods-besteffort-pod{UNDERLINED}.slice"),
-            format!("kubepods-burstable-pod{PLAIN}.slice"),
-            format!("kubelet-kubepods-burstable-pod{UNDERLINED}.slice"),
-            format!("kube_a-kubepods-pod{UNDERLINED}.slice"),
-        ] {
-            assert_eq!(CgroupUid::of_directory(&name), uid, "{name}");
-        }
-    }
-
-    #[test]
-    fn other_directories_are_no_pods() {
-        for name in [
-            "",
-            "pod",
-            "kubepods",
-            "kubepods.slice",
-            "kubepods-burstable.slice",
-            "pod0f6ec1ec",
-            "podman-123.scope",
-            "machine-libpod_pod_0f6ec1ec.slice",
-            &format!("pod{UID}x"),
-            &format!("pod+{}", &PLAIN[1..]),
-            &format!("pod{}", UID.replace("66c5-", "66c5x")),
-            &format!("cri-containerd-{PLAIN}{PLAIN}.scope"),
-            &format!("xpod{UID}"),
-        ] {
-            assert_eq!(CgroupUid::of_directory(name), None, "{name}");
-        }
-    }
-
-    #[test]
-    fn processes_come_from_the_whole_subtree_of_every_layout() {
-        for path in [
-            format!("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{UNDERLINED}.slice"),
-            format!("kubepods.slice/kubepods-pod{UNDERLINED}.slice"),
-            format!("kubepods/burstable/pod{UID}"),
-            format!("kubepods/pod{UID}"),
-            format!("kube-a/kubepods/besteffort/pod{UID}"),
-            format!("kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{UNDERLINED}.slice"),
-            format!(
-                "system.slice/docker-{PLAIN}{PLAIN}.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod{UNDERLINED}.slice"
-            ),
-        ] {
-            let root = tempfile::tempdir().unwrap();
-            let pod = root.path().join(&path);
-            for (container, processes) in
-                [("", ""), ("sandbox", "70\n"), ("app", "0\n71\n"), ("app/nested/kubepods/pod1", "72\n")]
-            {
-                fs::create_dir_all(pod.join(container)).unwrap();
-                fs::write(pod.join(container).join("cgroup.procs"), processes).unwrap();
-            }
-            let other = pod.with_file_name("podffffffff-66c5-4ae3-9c29-9e1d0b2f2a51");
-            fs::create_dir_all(&other).unwrap();
-            fs::write(other.join("cgroup.procs"), "99\n").unwrap();
-            let mut found = pods_below(root.path(), &wanted());
-            let mut processes = found.remove(&CgroupUid::parse(UID).unwrap()).unwrap();
-            processes.sort_unstable();
-            assert_eq!((processes, found.len()), (vec![70, 71, 72], 0), "{path}");
-        }
-    }
-
-    #[test]
-    fn a_pod_in_a_pod_is_not_looked_for() {
-        let root = tempfile::tempdir().unwrap();
-        let outer = root.path().join("kubepods/podffffffff-66c5-4ae3-9c29-9e1d0b2f2a51/app/kubepods");
-        fs::create_dir_all(outer.join(format!("pod{UID}"))).unwrap();
-        assert!(pods_below(root.path(), &wanted()).is_empty());
-    }
-
-    #[test]
-    fn the_hierarchy_of_version_one_is_found_on_hybrid_hosts_only() {
-        let hybrid = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup /sys/fs/cgroup/memory cgroup rw,relatime,memory 0 0\n\
-                      cgroup /sys/fs/cgroup/pids cgroup rw,relatime,pids 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
-        assert_eq!(version_one(hybrid).as_deref(), Some(Path::new("/sys/fs/cgroup/pids")));
-        assert_eq!(version_one("cgroup2 /sys/fs/cgroup cgroup2 rw,nsdelegate 0 0\n"), None);
-    }
-
-    #[test]
-    fn the_node_s_own_namespace_is_no_pod_s() {
-        assert!(oldest(&[std::process::id()]).is_none(), "the node's own namespace was taken");
-    }
-}
+mod tests;

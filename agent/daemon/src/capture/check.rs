@@ -1,5 +1,6 @@
 //! Whether this host can capture, found out by really trying: everything an agent will ask of the kernel is done once, in
-//! a cgroup and a network namespace of its own, and undone. Changes nothing that was there.
+//! a cgroup and a network namespace of its own, and undone. Where the cgroup tree cannot be written to, as in the agent's
+//! container, the programs are tried on the cgroup that this process is in. Changes nothing that was there.
 
 use std::{
     fs::{self, File},
@@ -18,7 +19,7 @@ use nix::{
     sys::utsname::uname,
 };
 
-use super::{filesystem, netns::Netns, programs, routing, socket};
+use super::{filesystem, netns::Netns, process, programs, routing, socket};
 use crate::error::with_causes;
 
 /// The oldest kernel that has everything (`sk_lookup` links, `SO_NETNS_COOKIE`, `bpf_getsockopt` where it is used).
@@ -187,14 +188,53 @@ fn rules(netns: &Netns) -> io::Result<String> {
 }
 
 fn attach(root: &Path, netns: &Netns) -> Result<String, String> {
-    let place = Scratch::below(root)
-        .map_err(|error| format!("cannot make a cgroup in {}: {error}", root.display()))?;
-    let cgroup = File::open(&place.0).map_err(|error| format!("{}: {error}", place.0.display()))?;
+    let place = match Scratch::below(root) {
+        Ok(scratch) => Place::Made(scratch),
+        Err(error) => own_group(root).map(Place::Own).ok_or_else(|| {
+            format!(
+                "cannot make a cgroup in {}: {error}; and this process is in none below it",
+                root.display()
+            )
+        })?,
+    };
+    let path = place.path();
+    // All that attaching asks of it.
+    let cgroup = File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let tried = programs::rehearse(&cgroup, netns.as_fd()).map_err(|error| error.to_string())?;
     let count = tried.len();
     let failed: Vec<String> =
         tried.into_iter().filter_map(|(_, result)| result.err().map(|error| with_causes(&error))).collect();
     if failed.is_empty() { Ok(format!("{count} loaded and attached")) } else { Err(failed.join("; ")) }
+}
+
+/// A cgroup to try the programs on.
+enum Place {
+    Made(Scratch),
+    Own(PathBuf),
+}
+
+impl Place {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Made(scratch) => &scratch.0,
+            Self::Own(path) => path,
+        }
+    }
+}
+
+/// The cgroup that this process is in, if that is not the root. In a cgroup namespace of its own the process finds it where its
+/// container runtime mounts it, else below `root`.
+fn own_group(root: &Path) -> Option<PathBuf> {
+    let pid = std::process::id();
+    let path = process::cgroup(pid)?;
+    let below = |root: &Path| root.join(path.trim_start_matches('/'));
+    let places = [below(root), below(Path::new("/sys/fs/cgroup"))];
+    let holds = |group: &PathBuf| {
+        let listed = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+        listed.lines().any(|line| line.parse() == Ok(pid))
+    };
+    // The root of the hierarchy alone has no type.
+    places.into_iter().find(|group| holds(group) && group.join("cgroup.type").exists())
 }
 
 /// A cgroup of our own, removed when dropped.

@@ -3,28 +3,35 @@
 
 mod held;
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    fmt, io,
-    net::IpAddr,
-    os::fd::AsRawFd,
-    path::Path,
-};
+use std::{collections::BTreeMap, fmt, io, os::fd::AsRawFd, path::Path};
 
 use ambit_ebpf_common::{
-    Addr, Counters, FAMILY_V4, FAMILY_V6, Flow, ListenerKey, Origin, OriginKey, Pod, ProbeKey, Socket, addr,
+    CAPTURE_EVERYTHING, Counters, DestinationKey, FAMILY_V4, FAMILY_V6, FLOW_DELIVERY, Flow, ListenerKey,
+    Origin, OriginKey, Pod, ProbeKey, Socket,
 };
 use aya::{
     Ebpf,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues, SkStorage, SockHash},
 };
 
+use nix::libc;
+
 use super::{CaptureError, pod::PodNet};
 use held::{Held, Locked, Operations};
 
 /// The maps by name that all programs of a node share; each is pinned.
-pub(super) const NAMES: [&str; 9] =
-    ["PODS", "DESTINATIONS", "SOCKETS", "ORIGINS", "BYPASS", "LISTENERS", "COUNTERS", "KUBELETS", "PROBES"];
+pub(super) const NAMES: [&str; 10] = [
+    "PODS",
+    "DESTINATIONS",
+    "SETTINGS",
+    "SOCKETS",
+    "ORIGINS",
+    "BYPASS",
+    "LISTENERS",
+    "COUNTERS",
+    "KUBELETS",
+    "PROBES",
+];
 
 /// An insertion fails where there is an entry (bpf(2)).
 const BPF_NOEXIST: u64 = 1;
@@ -43,7 +50,9 @@ pub(super) fn set_netns(ebpf: &mut Ebpf, cookie: u64) -> Result<(), CaptureError
 /// The agent's side of the maps.
 pub(super) struct Maps {
     pods: Locked<HashMap<MapData, u64, Pod>>,
-    destinations: Locked<Held<Addr, u32>>,
+    destinations: Locked<Held<DestinationKey, u32>>,
+    room_for_destinations: usize,
+    settings: Locked<Array<MapData, u32>>,
     sockets: Locked<SkStorage<MapData, Socket>>,
     origins: HashMap<MapData, OriginKey, Origin>,
     origins_read: Operations,
@@ -69,7 +78,10 @@ impl Maps {
             let map = ebpf.take_map(name).ok_or(CaptureError::NoPrograms)?;
             T::try_from(map).map_err(|source| CaptureError::Map { map: name, source })
         }
+        let room_for_destinations = room(ebpf, "DESTINATIONS")?;
         Ok(Self {
+            room_for_destinations,
+            settings: Locked::new(map(ebpf, "SETTINGS")?),
             pods: Locked::new(map(ebpf, "PODS")?),
             destinations: Locked::new(Held::new(map(ebpf, "DESTINATIONS")?)),
             sockets: Locked::new(map(ebpf, "SOCKETS")?),
@@ -88,6 +100,7 @@ impl Maps {
         [
             ("PODS", self.pods.operations()),
             ("DESTINATIONS", self.destinations.operations()),
+            ("SETTINGS", self.settings.operations()),
             ("SOCKETS", self.sockets.operations()),
             ("ORIGINS", self.origins_read.count()),
             ("BYPASS", self.bypass.operations()),
@@ -115,9 +128,18 @@ impl Maps {
         self.origins.get(key, 0).ok()
     }
 
-    /// Ends the exemption of a dial that has connected.
-    pub(super) fn forget_bypass(&self, flow: &Flow) {
-        let _: Result<(), MapError> = self.bypass.once(|bypass| bypass.remove(flow));
+    /// Has the inbound hook let through a dial that is about to be made, as long as what is answered lives. One that cannot
+    /// be recorded must not be made: it would come back to the agent.
+    pub(super) fn record(&self, flow: Flow) -> io::Result<Recorded<'_>> {
+        match self.bypass.once(|bypass| bypass.insert(flow, FLOW_DELIVERY, BPF_NOEXIST)) {
+            Ok(()) => Ok(Recorded { maps: self, flow }),
+            Err(error) if is_full(&error) => Err(io::Error::new(
+                io::ErrorKind::QuotaExceeded,
+                "too many of this node's applications and probes keep connections waiting (eBPF map BYPASS is full)",
+            )),
+            Err(MapError::SyscallError(error)) => Err(error.io_error),
+            Err(error) => Err(io::Error::other(error.to_string())),
+        }
     }
 
     /// What a dead agent's dials left: nothing of this agent's is in the map yet.
@@ -136,25 +158,41 @@ impl Maps {
         self.destinations.several(|held, _| held.is_known())
     }
 
+    /// How many destinations can be captured.
+    pub(super) fn room_for_destinations(&self) -> usize {
+        self.room_for_destinations
+    }
+
+    /// What the map of destinations holds has to be read again before it is followed.
+    pub(super) fn forget_destinations(&self) {
+        self.destinations.several(|held, _| held.forget());
+    }
+
     /// Makes `destinations` the captured ones: additions first.
-    pub(super) fn set_destinations(&self, destinations: &HashSet<IpAddr>) -> Result<(), CaptureError> {
-        let wanted = destinations.iter().map(|ip| (addr(*ip), 1)).collect();
+    pub(super) fn set_destinations(
+        &self,
+        destinations: BTreeMap<DestinationKey, u32>,
+    ) -> Result<(), CaptureError> {
         self.destinations
-            .several(|held, operations| held.become_equal(wanted, operations))
+            .several(|held, operations| held.become_equal(destinations, operations))
             .map_err(failed("DESTINATIONS"))
     }
 
     /// Begins and ends the capture of single destinations.
     pub(super) fn change_destinations(
         &self,
-        begun: impl Iterator<Item = IpAddr>,
-        ended: impl Iterator<Item = IpAddr>,
+        begun: impl Iterator<Item = DestinationKey>,
+        ended: impl Iterator<Item = DestinationKey>,
     ) -> Result<(), CaptureError> {
         self.destinations
-            .several(|held, operations| {
-                held.change(begun.map(|ip| (addr(ip), 1)), ended.map(addr), operations)
-            })
+            .several(|held, operations| held.change(begun.map(|key| (key, 1)), ended, operations))
             .map_err(failed("DESTINATIONS"))
+    }
+
+    /// Has everything captured that enrolled pods dial, or only the destinations.
+    pub(super) fn capture_everything(&self, everything: bool) -> Result<(), CaptureError> {
+        let value = if everything { CAPTURE_EVERYTHING } else { 0 };
+        self.settings.once(|settings| settings.set(0, value, 0)).map_err(failed("SETTINGS"))
     }
 
     /// Makes `kubelets` the kubelet's cgroups: id to the cookie of the kubelet's network namespace.
@@ -174,16 +212,8 @@ impl Maps {
     /// Puts a pod's listeners where the inbound hook finds them, and its counters where all programs do.
     pub(super) fn add_listeners(&self, pod: &PodNet) -> Result<(), CaptureError> {
         let cookie = pod.cookie();
-        if self.counters.once(|counters| counters.get(&cookie, 0).is_err()) {
-            let cpus = aya::util::nr_cpus().map_err(|(_, source)| CaptureError::Host {
-                step: "count the CPUs in",
-                path: "/sys/devices/system/cpu".into(),
-                source,
-            })?;
-            PerCpuValues::try_from(vec![Counters::default(); cpus])
-                .map_err(MapError::from)
-                .and_then(|zeros| self.counters.once(|counters| counters.insert(cookie, zeros, 0)))
-                .map_err(failed("COUNTERS"))?;
+        if let Err(error) = self.add_counters(cookie) {
+            tracing::warn!(pod = %pod.uid(), %error, "what the programs do in the pod is not counted");
         }
         for (v6, fd) in pod.listener_fds() {
             self.listeners
@@ -191,6 +221,21 @@ impl Maps {
                 .map_err(failed("LISTENERS"))?;
         }
         Ok(())
+    }
+
+    fn add_counters(&self, cookie: u64) -> Result<(), CaptureError> {
+        if self.counters.once(|counters| counters.get(&cookie, 0).is_ok()) {
+            return Ok(());
+        }
+        let cpus = aya::util::nr_cpus().map_err(|(_, source)| CaptureError::Host {
+            step: "count the CPUs in",
+            path: "/sys/devices/system/cpu".into(),
+            source,
+        })?;
+        PerCpuValues::try_from(vec![Counters::default(); cpus])
+            .map_err(MapError::from)
+            .and_then(|zeros| self.counters.once(|counters| counters.insert(cookie, zeros, 0)))
+            .map_err(failed("COUNTERS"))
     }
 
     /// Has the pod's connects captured.
@@ -208,19 +253,19 @@ impl Maps {
         }
     }
 
-    /// Has connects in the network namespace `cookie` left alone. It may not have been in the map.
+    /// Has connects in the network namespace `cookie` left alone, and forgets what was counted there. It may not have been in
+    /// the maps.
     pub(super) fn remove_pod(&self, cookie: u64) {
         let _: Result<(), MapError> = self.pods.once(|pods| pods.remove(&cookie));
+        let _: Result<(), MapError> = self.counters.once(|counters| counters.remove(&cookie));
     }
 
-    /// Removes what [`Self::add_listeners`] added.
+    /// Removes the listeners that [`Self::add_listeners`] added.
     pub(super) fn remove_listeners(&self, pod: &PodNet) {
-        let cookie = pod.cookie();
         for (v6, _) in pod.listener_fds() {
-            let key = listener_key(cookie, v6);
+            let key = listener_key(pod.cookie(), v6);
             let _: Result<(), MapError> = self.listeners.once(|listeners| listeners.remove(&key));
         }
-        let _: Result<(), MapError> = self.counters.once(|counters| counters.remove(&cookie));
     }
 
     /// What the programs did in the network namespace `cookie`, over all CPUs.
@@ -239,18 +284,50 @@ impl Maps {
     }
 }
 
-/// Has connects in the network namespace `cookie` left alone, by the maps that an earlier agent pinned in `dir`.
-pub(super) fn remove_pinned_pod(dir: &Path, cookie: u64) {
-    let Ok(map) = MapData::from_pin(dir.join("PODS")) else {
-        return;
-    };
-    if let Ok(mut pods) = HashMap::<_, u64, Pod>::try_from(Map::HashMap(map)) {
-        let _: Result<(), MapError> = pods.remove(&cookie);
+/// Keeps a dial recorded.
+pub(super) struct Recorded<'a> {
+    maps: &'a Maps,
+    flow: Flow,
+}
+
+impl Drop for Recorded<'_> {
+    fn drop(&mut self) {
+        // The programs take it off too where a dial has failed: it may be gone.
+        let _: Result<(), MapError> = self.maps.bypass.once(|bypass| bypass.remove(&self.flow));
     }
 }
 
+/// Does what [`Maps::remove_pod`] does with the maps that an earlier agent pinned in `dir`.
+pub(super) fn remove_pinned_pod(dir: &Path, cookie: u64) {
+    let pinned = |map: &str| MapData::from_pin(dir.join(map));
+    if let Ok(map) = pinned("PODS")
+        && let Ok(mut pods) = HashMap::<_, u64, Pod>::try_from(Map::HashMap(map))
+    {
+        let _: Result<(), MapError> = pods.remove(&cookie);
+    }
+    if let Ok(map) = pinned("COUNTERS")
+        && let Ok(mut counters) = PerCpuHashMap::<_, u64, Counters>::try_from(Map::PerCpuHashMap(map))
+    {
+        let _: Result<(), MapError> = counters.remove(&cookie);
+    }
+}
+
+/// How many entries a hash map has room for. An earlier agent may have made it.
+fn room(ebpf: &Ebpf, name: &'static str) -> Result<usize, CaptureError> {
+    let Some(Map::HashMap(map)) = ebpf.map(name) else { return Err(CaptureError::NoPrograms) };
+    let info = map.info().map_err(|source| CaptureError::Map { map: name, source })?;
+    Ok(usize::try_from(info.max_entries()).unwrap_or(usize::MAX))
+}
+
 fn failed(map: &'static str) -> impl Fn(MapError) -> CaptureError {
-    move |source| CaptureError::Map { map, source }
+    move |source| {
+        if is_full(&source) { CaptureError::Full { map } } else { CaptureError::Map { map, source } }
+    }
+}
+
+/// Whether there is no room for another entry (bpf(2)).
+fn is_full(error: &MapError) -> bool {
+    matches!(error, MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::E2BIG))
 }
 
 fn listener_key(netns: u64, v6: bool) -> ListenerKey {

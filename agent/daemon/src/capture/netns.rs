@@ -58,6 +58,23 @@ impl Netns {
         inode(Path::new("/proc/thread-self/ns/net")) == Some(self.0.inode)
     }
 
+    /// Whether the agent's own user namespace owns it, which is the node's: no process without privileges on the node has made it.
+    pub(super) fn is_owned_here(&self) -> bool {
+        socket::owning_user_namespace(self.0.fd.as_fd())
+            .and_then(|owner| File::from(owner).metadata())
+            .is_ok_and(|owner| {
+                inode(Path::new("/proc/thread-self/ns/user")) == Some((owner.dev(), owner.ino()))
+            })
+    }
+
+    /// The namespaces whose cookies are among `cookies`, as far as a container runtime has given them names: it takes the name
+    /// away with the sandbox.
+    pub(super) fn named(cookies: &HashSet<u64>) -> Vec<Self> {
+        let named = fs::read_dir("/run/netns").into_iter().flatten().flatten();
+        let open = named.filter_map(|entry| Self::open(&entry.path()).ok());
+        open.filter(|netns| cookies.contains(&netns.cookie()) && !netns.is_own()).collect()
+    }
+
     /// The namespaces whose cookies are among `cookies`, as far as a name under `/run/netns` or a process leads to them.
     pub(super) fn find(cookies: &HashSet<u64>) -> Vec<Self> {
         let named = fs::read_dir("/run/netns").into_iter().flatten().flatten().map(|entry| entry.path());

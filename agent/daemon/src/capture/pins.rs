@@ -1,8 +1,8 @@
-//! What outlives the agent, under the bpf file system: `ambit/<node>/maps-<layout>/<MAP>`, `ambit/<node>/links/<program>`,
+//! What outlives the agent, under the bpf file system: `ambit/<node>/maps-<layout>[-<MAP>-<entries>]/<MAP>`, `ambit/<node>/links/<program>`,
 //! and `ambit/<node>/pods/<uid>_<cookie>`, the link of each pod's inbound hook.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     fmt, fs, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -44,12 +44,12 @@ pub(super) fn pinned_pods(node_dir: &Path) -> Vec<PodPin> {
 
 /// Removes the pins of pods that are not in `expected`, and answers with them; with none expected, everything of the node
 /// goes.
-pub(super) fn sweep(node_dir: &Path, expected: &HashSet<Arc<str>>) -> Vec<PodPin> {
+pub(super) fn sweep(node_dir: &Path, maps_dir: &Path, expected: &HashSet<Arc<str>>) -> Vec<PodPin> {
     let expected: HashSet<String> = expected.iter().map(|uid| pin_name(uid)).collect();
     let mut gone = pinned_pods(node_dir);
     gone.retain(|pin| !expected.contains(&pin.uid));
     for pin in &gone {
-        maps::remove_pinned_pod(&maps_dir(node_dir), pin.cookie);
+        maps::remove_pinned_pod(maps_dir, pin.cookie);
         unpin(&pin.path);
     }
     if expected.is_empty() {
@@ -115,14 +115,15 @@ pub(super) fn unpin(path: &Path) {
     }
 }
 
-/// Where the maps of this layout are. An agent of another one has maps of its own beside them.
-pub(super) fn maps_dir(node_dir: &Path) -> PathBuf {
-    node_dir.join(format!("maps-{}", ambit_ebpf_common::LAYOUT))
+/// Where the maps of this layout are, those of `sizes` other than the usual. An agent of another layout, or with other sizes,
+/// has maps of its own beside them.
+pub(super) fn maps_dir(node_dir: &Path, sizes: &BTreeMap<String, u32>) -> PathBuf {
+    let sizes: String = sizes.iter().map(|(map, entries)| format!("-{map}-{entries}")).collect();
+    node_dir.join(format!("maps-{}{sizes}", ambit_ebpf_common::LAYOUT))
 }
 
-/// Removes the maps of other layouts: the agent that used them is gone.
-pub(super) fn remove_other_maps(node_dir: &Path) {
-    let current = maps_dir(node_dir);
+/// Removes the maps that are not `current`: the agent that used them is gone.
+pub(super) fn remove_other_maps(node_dir: &Path, current: &Path) {
     for entry in fs::read_dir(node_dir).into_iter().flatten().flatten() {
         if entry.file_name().as_encoded_bytes().starts_with(MAPS) && entry.path() != current {
             for pin in fs::read_dir(entry.path()).into_iter().flatten().flatten() {

@@ -13,10 +13,14 @@ use ambit_ebpf_common::{
 };
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::watch,
+    sync::{Semaphore, watch},
 };
 
 use super::{CaptureError, PodSpec, maps::Maps, netns::Netns, routing, socket};
+
+/// How many dials to the applications of one pod may wait to be taken at a time. Each has a place in a map that all pods of
+/// the node share.
+const DIALS: usize = 512;
 
 /// A connection that the programs handed to the agent. Dropping its stream resets it until
 /// [`end_cleanly`](super::end_cleanly).
@@ -81,6 +85,7 @@ pub(crate) struct PodNet {
     netns: Netns,
     maps: Arc<Maps>,
     listeners: Vec<(SocketAddr, TcpListener)>,
+    dials: Semaphore,
     released: watch::Sender<bool>,
 }
 
@@ -102,7 +107,8 @@ impl PodNet {
                 .map_err(failed(format!("listen on the pod's address {address}")))?;
             listeners.push(bound);
         }
-        Ok(Self { uid: spec.uid.clone(), netns, maps, listeners, released: watch::Sender::new(false) })
+        let (dials, released) = (Semaphore::new(DIALS), watch::Sender::new(false));
+        Ok(Self { uid: spec.uid.clone(), netns, maps, listeners, dials, released })
     }
 
     /// The pod's UID.
@@ -136,7 +142,10 @@ impl PodNet {
             };
             let (source, local) = (canonical(source), canonical(local));
             socket::reset_on_drop(&stream);
-            if local != *own {
+            // From the pod to itself the programs lead nothing here but what was pointed at this agent's port, or, a moment
+            // ago, at its predecessor's.
+            let captured = local == *own || source.ip() == local.ip() || source.ip().is_loopback();
+            if !captured {
                 return Ok(Accepted::Inbound {
                     stream,
                     source: ClientAddr(source),
@@ -153,7 +162,20 @@ impl PodNet {
     async fn try_deliver(&self, client: ClientAddr, app: PodAddr, attempt: u32) -> io::Result<TcpStream> {
         let socket = self.netns.run(|| socket::transparent(client.0.ip(), attempt))?;
         self.mark(&socket, SOCKET_DELIVERY)?;
+        let own = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let _recorded = self.maps.record(self.flow(canonical(own), app))?;
         socket::connect_nearby(socket, app.0).await
+    }
+
+    /// A connection from `source` to the application, as the inbound hook sees it.
+    fn flow(&self, source: SocketAddr, app: PodAddr) -> Flow {
+        Flow {
+            netns: self.netns.cookie(),
+            remote: addr(source.ip()),
+            local: addr(app.0.ip()),
+            remote_port: u32::from(source.port()),
+            local_port: u32::from(app.0.port()),
+        }
     }
 
     /// Where the programs find the agent in this pod.
@@ -223,27 +245,23 @@ impl Dial for PodNet {
     }
 
     async fn deliver(&self, client: ClientAddr, app: PodAddr) -> io::Result<TcpStream> {
+        let _place = self.dials.acquire().await.map_err(io::Error::other)?;
         let mut attempt = 0;
         let stream = loop {
             match self.try_deliver(client, app, attempt).await {
                 Err(error)
-                    if matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
-                        && attempt < socket::DELIVERY_ATTEMPTS =>
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::AddrInUse
+                            | io::ErrorKind::AddrNotAvailable
+                            | io::ErrorKind::AlreadyExists
+                    ) && attempt < socket::DELIVERY_ATTEMPTS =>
                 {
                     attempt += 1;
                 }
                 result => break result?,
             }
         };
-        let local = canonical(stream.local_addr()?);
-        let flow = Flow {
-            netns: self.netns.cookie(),
-            remote: addr(local.ip()),
-            local: addr(app.0.ip()),
-            remote_port: u32::from(local.port()),
-            local_port: u32::from(app.0.port()),
-        };
-        self.maps.forget_bypass(&flow);
         socket::reset_on_drop(&stream);
         Ok(stream)
     }

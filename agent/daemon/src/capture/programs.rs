@@ -33,6 +33,7 @@ const INBOUND: &str = "ambit_inbound";
 /// The programs of one node.
 pub(super) struct Programs {
     node_dir: PathBuf,
+    maps_dir: PathBuf,
     cgroup: File,
     /// Loads the programs over the pinned maps. Kept, because making one reads the kernel's types: many milliseconds.
     loader: EbpfLoader<'static>,
@@ -60,18 +61,24 @@ impl Programs {
             source,
         })?;
         let node_dir = pins::node_dir(&settings.bpf_root, &settings.node);
-        for path in [pins::maps_dir(&node_dir), node_dir.join("links"), node_dir.join("pods")] {
+        let maps_dir = pins::maps_dir(&node_dir, &settings.map_entries);
+        for path in [maps_dir.clone(), node_dir.join("links"), node_dir.join("pods")] {
             fs::create_dir_all(&path).map_err(|source| CaptureError::Host {
                 step: "create",
                 path,
                 source,
             })?;
         }
-        let mut loader = loader(Some(&pins::maps_dir(&node_dir)))?;
+        let mut loader = loader(Some(&maps_dir))?;
+        for map in maps::NAMES {
+            if let Some(entries) = settings.map_entries.get(map) {
+                loader.map_max_entries(map, *entries);
+            }
+        }
         let mut ebpf = loader.load(OBJECT)?;
         let logger = log(&mut ebpf);
         let maps = Arc::new(Maps::take(&mut ebpf)?);
-        Ok(Self { node_dir, cgroup, loader, ebpf, maps, attached: false, logger })
+        Ok(Self { node_dir, maps_dir, cgroup, loader, ebpf, maps, attached: false, logger })
     }
 
     /// Puts the programs on the host's cgroup, in the place of the pinned links without a gap. Pods of an agent with other
@@ -112,9 +119,9 @@ impl Programs {
         }
     }
 
-    /// Removes the maps of agents of another version.
+    /// Removes the maps of agents of another version, or with others' sizes.
     pub(super) fn forget_other_maps(&self) {
-        pins::remove_other_maps(&self.node_dir);
+        pins::remove_other_maps(&self.node_dir, &self.maps_dir);
     }
 
     /// Whether [`Self::attach`] has been done.

@@ -23,7 +23,7 @@ Examples:
   ambit ca --listen 0.0.0.0:15012 --cacerts /etc/cacerts --token-file /etc/ambit/callers.yaml --max-ttl 1h
   ambit ca --listen 0.0.0.0:15012 --cacerts /etc/cacerts --kubeconfig ~/.kube/config --node-accounts ambit-system/ambit
   ambit ca --listen 0.0.0.0:15012 --root-secret ambit-system/ambit-ca
-  ambit ca --config /etc/ambit/ca.yaml --metrics-addr 127.0.0.1:15021 --dns-name ca.example.com,10.0.0.5")]
+  ambit ca --config /etc/ambit/ca.yaml --metrics-addr 127.0.0.1:15020 --health-addr 127.0.0.1:15021 --dns-name ca.example.com,10.0.0.5")]
 pub(super) struct CaArgs {
     #[command(flatten)]
     settings: CaServiceSettings,
@@ -38,6 +38,6 @@ pub(super) fn run(args: CaArgs) -> anyhow::Result<ExitCode> {
     let config = CaConfig::resolve(args.settings, file, in_pod())?;
     config.prepare_folders()?;
     let _log = telemetry::init_logging(&config.log_filter, config.log_format)?;
-    let service = app::run_ca(config.service, config.metrics_addr);
+    let service = app::run_ca(config);
     process::run(Builder::new_multi_thread().thread_name("ambit-ca"), "the CA service", service)
 }

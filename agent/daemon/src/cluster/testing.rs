@@ -5,6 +5,7 @@ use std::{
     convert::Infallible,
     io,
     pin::Pin,
+    sync::{Arc, Mutex},
     task::{Context, Poll},
 };
 
@@ -20,9 +21,17 @@ use tokio::sync::{mpsc, oneshot};
 /// A client of such a server, and the requests that the test has to answer: those on `resource`, and every write. For
 /// other resources the server has no objects, and watches that are silent.
 pub(crate) fn scripted(resource: &'static str) -> (Client, mpsc::UnboundedReceiver<Call>) {
+    scripted_under(resource, Definition::default())
+}
+
+/// The same, where the definitions of custom resources stand as told.
+pub(crate) fn scripted_under(
+    resource: &'static str,
+    definition: Definition,
+) -> (Client, mpsc::UnboundedReceiver<Call>) {
     let (calls, script) = mpsc::unbounded_channel();
     let service = tower::service_fn(move |request: Request<kube::client::Body>| {
-        let calls = calls.clone();
+        let (calls, definition) = (calls.clone(), definition.clone());
         async move {
             let (head, body) = request.into_parts();
             let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
@@ -34,7 +43,9 @@ pub(crate) fn scripted(resource: &'static str) -> (Client, mpsc::UnboundedReceiv
                 body: serde_json::from_slice(&body).unwrap_or_default(),
                 answer,
             };
-            if call.method != Method::GET || call.path.ends_with(&format!("/{resource}")) {
+            if call.path.contains("/customresourcedefinitions/") {
+                definition.answer(call);
+            } else if call.method != Method::GET || call.path.ends_with(&format!("/{resource}")) {
                 // Without a test that listens there is no server.
                 calls.send(call).ok();
             } else {
@@ -48,6 +59,56 @@ pub(crate) fn scripted(resource: &'static str) -> (Client, mpsc::UnboundedReceiv
         }
     });
     (Client::new(service, "default"), script)
+}
+
+/// How the definitions of custom resources stand; at first they do.
+#[derive(Clone, Debug)]
+pub(crate) struct Definition(Arc<Mutex<(u16, Value)>>);
+
+impl Default for Definition {
+    fn default() -> Self {
+        let definition = Self(Arc::default());
+        definition.stands("first");
+        definition
+    }
+}
+
+impl Definition {
+    /// There is one of this UID.
+    pub(crate) fn stands(&self, uid: &str) {
+        self.set(200, json!({"metadata": {"name": "any", "uid": uid}}));
+    }
+
+    /// It is being removed.
+    pub(crate) fn ends(&self, uid: &str) {
+        self.set(
+            200,
+            json!({"metadata": {"name": "any", "uid": uid, "deletionTimestamp": "2026-01-31T12:00:00Z"}}),
+        );
+    }
+
+    /// There is none.
+    pub(crate) fn is_gone(&self) {
+        self.fails(404, "NotFound");
+    }
+
+    /// The API does not tell.
+    pub(crate) fn fails(&self, code: u16, reason: &str) {
+        self.set(code, status(code, reason, "no answer"));
+    }
+
+    fn set(&self, code: u16, mut value: Value) {
+        if code == 200 {
+            value["kind"] = "PartialObjectMetadata".into();
+            value["apiVersion"] = "meta.k8s.io/v1".into();
+        }
+        *self.0.lock().unwrap() = (code, value);
+    }
+
+    fn answer(&self, call: Call) {
+        let (code, value) = self.0.lock().unwrap().clone();
+        call.answer(code, &value);
+    }
 }
 
 fn pairs(query: &str) -> HashMap<String, String> {

@@ -1,4 +1,4 @@
-//! The labels of a pod and its namespace, asked of the Kubernetes API with the agent's credentials.
+//! The labels of a pod and its namespace, asked of the Kubernetes API with the plugin's own account.
 
 use std::{io, path::Path, time::Duration};
 
@@ -26,7 +26,7 @@ pub(super) struct PodLabels {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ApiError {
     /// The agent has left no kubeconfig that can be used.
-    #[error("the kubeconfig of the ambit agent: {0}")]
+    #[error("the kubeconfig that the ambit agent left: {0}")]
     Kubeconfig(#[from] KubeconfigError),
     /// The API refused, or could not be reached.
     #[error("the Kubernetes API: {0}")]

@@ -24,7 +24,8 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::{
     fallback::{self, Verdict},
     protocol::{
-        ANSWER_LIMIT, Answer, BINARY, Command, MAX_LINE, NetnsRef, Outcome, PodRef, Request, socket_path,
+        self, ANSWER_LIMIT, Answer, BINARY, Command, MAX_LINE, NetnsRef, Outcome, PodRef, Request,
+        socket_path,
     },
     result,
 };
@@ -312,7 +313,7 @@ fn ask(socket: &Path, request: &Request, limit: Duration) -> io::Result<Answer> 
     if answer.is_empty() {
         return Err(io::Error::other("the agent ended without an answer"));
     }
-    Ok(serde_json::from_slice(&answer)?)
+    protocol::read(&answer)
 }
 
 fn print(document: &Value) {

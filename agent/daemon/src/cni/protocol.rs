@@ -2,6 +2,7 @@
 //! plugin and agent of neighbouring versions understand each other.
 
 use std::{
+    io,
     net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -21,6 +22,14 @@ pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(17);
 /// Where the agent with this run directory listens for the plugin.
 pub(super) fn socket_path(run_dir: &Path) -> PathBuf {
     run_dir.join("cni.sock")
+}
+
+/// Reads a line, its end included, as the other side sent it: a [`Request`] or an [`Answer`].
+pub(crate) fn read<'de, T: Deserialize<'de>>(line: &'de [u8]) -> io::Result<T> {
+    if line.last() != Some(&b'\n') {
+        return Err(io::Error::other("the line is cut off or too long"));
+    }
+    Ok(serde_json::from_slice(line)?)
 }
 
 /// What a plugin asks.

@@ -25,7 +25,7 @@ use tokio::{
 
 use super::{
     CniError,
-    protocol::{ANSWER_LIMIT, Answer, MAX_LINE, NetnsRef, Outcome, Request, socket_path},
+    protocol::{self, ANSWER_LIMIT, Answer, MAX_LINE, NetnsRef, Outcome, Request, socket_path},
 };
 use crate::instance;
 
@@ -105,10 +105,7 @@ where
 async fn read(stream: &mut UnixStream) -> io::Result<Request> {
     let mut line = Vec::new();
     BufReader::new(stream.take(MAX_LINE)).read_until(b'\n', &mut line).await?;
-    if line.last() != Some(&b'\n') {
-        return Err(io::Error::other("the request is cut off or too long"));
-    }
-    Ok(serde_json::from_slice(&line)?)
+    protocol::read(&line)
 }
 
 /// The namespace that the process `plugin` has open, whatever file systems it sees.

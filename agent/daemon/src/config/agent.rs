@@ -16,7 +16,9 @@ use super::{
     ConfigError,
     folders::{CniDirs, private_folder},
     settings::read,
-    values::{DataplaneLabel, IssuerKind, Location, PostQuantum, VaultPath},
+    values::{
+        CaTrust, DataplaneLabel, IssuerKind, Location, MapEntries, MetricsAuth, PostQuantum, VaultPath,
+    },
 };
 use crate::{
     identity::{IstioSettings, VaultConfig, VaultLogin},
@@ -33,6 +35,8 @@ const DEFAULT_CA_TOKEN: &str = "/var/run/secrets/tokens/istio-token";
 const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
 /// Fits into the 30 seconds that Kubernetes gives a pod by default.
 const DEFAULT_DRAIN: Duration = Duration::from_secs(25);
+/// A night and a morning in which somebody notices.
+const DEFAULT_POLICY_HOLD: Duration = Duration::from_secs(24 * 3600);
 /// Where Kubernetes mounts a pod's own token.
 const POD_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 const DEFAULT_MAX_WORKERS: usize = 8;
@@ -68,6 +72,8 @@ pub(crate) struct AgentConfig {
     pub(crate) cluster_domain: String,
     /// The namespace whose policies hold for the whole mesh.
     pub(crate) root_namespace: String,
+    /// How long policies stay in force without their definition.
+    pub(crate) policy_hold: Duration,
     /// The label that opts in and out.
     pub(crate) dataplane_label: DataplaneLabel,
     /// Where cgroup v2 is mounted; to be found in /proc/mounts if `None`.
@@ -76,8 +82,14 @@ pub(crate) struct AgentConfig {
     pub(crate) kubelet_cgroup: Option<PathBuf>,
     /// The BPF file system.
     pub(crate) bpf_root: PathBuf,
+    /// How many entries eBPF maps have, where that is not the usual.
+    pub(crate) map_entries: MapEntries,
     /// Where the CNI plugin is installed and chained; not at all if `None`.
     pub(crate) cni: Option<CniDirs>,
+    /// Namespace and name of the service account that the CNI plugin asks the API as.
+    pub(crate) cni_account: Option<(String, String)>,
+    /// Whether metrics are only for bearers of a token whom the cluster's RBAC lets read them.
+    pub(crate) metrics_guarded: bool,
     /// Threads of the runtime that carries traffic, 1 to 256.
     pub(crate) workers: usize,
     /// Use of the hybrid post-quantum key exchange.
@@ -123,7 +135,12 @@ pub(crate) enum IssuerConfig {
         ca_dir: PathBuf,
     },
     /// A service that speaks Istio's CreateCertificate.
-    Istio(IstioSettings),
+    Istio {
+        /// How to reach it.
+        service: IstioSettings,
+        /// Where it publishes the roots that workloads trust; with every certificate if `None`.
+        published: Option<Publication>,
+    },
     /// Certificates that others put into a folder.
     Files {
         /// The folder.
@@ -138,6 +155,20 @@ pub(crate) enum IssuerConfig {
     },
 }
 
+/// Where a certificate service publishes its roots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Publication {
+    /// In a file.
+    File(PathBuf),
+    /// In a ConfigMap of the cluster that the objects come from.
+    ConfigMap {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+}
+
 impl AgentConfig {
     /// Completes settings with those of the config file and with the defaults.
     pub(crate) fn resolve(settings: AgentSettings, file: Option<&Path>) -> Result<Self, ConfigError> {
@@ -148,6 +179,10 @@ impl AgentConfig {
         let trust_domain = settings.trust_domain.unwrap_or_default();
         let trust_domain_aliases = settings.trust_domain_aliases.map_or_else(Vec::new, |domains| domains.0);
         let trust_bundles = settings.trust_bundle.map_or_else(Vec::new, |bundles| bundles.0);
+        let metrics_guarded = settings.metrics_auth.unwrap_or_default() == MetricsAuth::Token;
+        if metrics_guarded && settings.manifests.is_some() {
+            return Err(ConfigError::Both { first: "manifests", second: "metrics-auth token" });
+        }
         let own = |domain: &TrustDomain| *domain == trust_domain || trust_domain_aliases.contains(domain);
         if let Some((domain, _)) = trust_bundles.iter().find(|(domain, _)| own(domain)) {
             return Err(ConfigError::OwnTrustDomain(domain.clone()));
@@ -173,11 +208,15 @@ impl AgentConfig {
             trust_domain,
             cluster_domain: settings.cluster_domain.map_or_else(domain, |name| name.0),
             root_namespace: settings.root_namespace.map_or_else(|| "ambit-system".to_owned(), |name| name.0),
+            policy_hold: settings.policy_hold.map_or(DEFAULT_POLICY_HOLD, |hold| hold.0),
             dataplane_label: settings.dataplane_label.unwrap_or_default(),
             cgroup_root: settings.cgroup_root.map(|path| path.0),
             kubelet_cgroup: settings.kubelet_cgroup.map(|path| path.0),
+            map_entries: settings.map_entries.unwrap_or_default(),
             bpf_root: settings.bpf_root.map_or_else(|| DEFAULT_BPF_ROOT.into(), |path| path.0),
             cni: CniDirs::of(settings.cni_bin_dir, settings.cni_conf_dir)?,
+            cni_account: settings.cni_account.map(|account| (account.namespace, account.name)),
+            metrics_guarded,
             workers: settings.workers.map_or_else(default_workers, |workers| workers.0.get()),
             post_quantum: settings.post_quantum.unwrap_or_default(),
             crl_file: settings.crl_file.map(|path| path.0),
@@ -210,21 +249,7 @@ fn issuer(settings: &AgentSettings) -> Result<IssuerConfig, ConfigError> {
         IssuerKind::Builtin => IssuerConfig::Builtin {
             ca_dir: path(&settings.ca_dir).ok_or_else(missing("ca-dir", "AMBIT_CA_DIR"))?,
         },
-        IssuerKind::Istio => {
-            let address =
-                settings.ca_address.as_ref().ok_or_else(missing("ca-address", "AMBIT_CA_ADDRESS"))?;
-            IssuerConfig::Istio(IstioSettings {
-                host: address.host.clone(),
-                port: address.port,
-                server_name: settings.ca_server_name.as_ref().map(|name| name.0.clone()),
-                root: path(&settings.ca_root).unwrap_or_else(|| DEFAULT_CA_ROOT.into()),
-                token_file: Some(path(&settings.ca_token_file).unwrap_or_else(|| DEFAULT_CA_TOKEN.into())),
-                cluster_id: settings
-                    .cluster_id
-                    .as_ref()
-                    .map_or_else(|| CLUSTER.to_owned(), |cluster| cluster.0.clone()),
-            })
-        }
+        IssuerKind::Istio => istio(settings)?,
         IssuerKind::Files => IssuerConfig::Files {
             dir: path(&settings.cert_dir).ok_or_else(missing("cert-dir", "AMBIT_CERT_DIR"))?,
         },
@@ -239,9 +264,14 @@ fn issuer(settings: &AgentSettings) -> Result<IssuerConfig, ConfigError> {
                 (None, None) => return Err(missing("vault-token-file", "AMBIT_VAULT_TOKEN_FILE")()),
             };
             let addr = settings.vault_addr.as_ref().map(|url| url.0.clone());
+            let addr = addr.ok_or_else(missing("vault-addr", "AMBIT_VAULT_ADDR"))?;
+            let ca_file = path(&settings.vault_ca_file);
+            if ca_file.is_none() && addr.scheme_str() == Some("https") {
+                return Err(missing("vault-ca-file", "AMBIT_VAULT_CA_FILE")());
+            }
             IssuerConfig::Vault(Box::new(VaultConfig {
-                addr: addr.ok_or_else(missing("vault-addr", "AMBIT_VAULT_ADDR"))?,
-                ca_file: path(&settings.vault_ca_file),
+                addr,
+                ca_file,
                 mount: name(&settings.vault_mount).unwrap_or_else(|| "pki".into()),
                 role: name(&settings.vault_role).unwrap_or_else(|| "ambit".into()),
                 login,
@@ -252,6 +282,36 @@ fn issuer(settings: &AgentSettings) -> Result<IssuerConfig, ConfigError> {
                 .unwrap_or_else(|| "/tmp/spire-agent/private/admin.sock".into()),
         },
     })
+}
+
+/// A certificate service, and where it publishes its roots.
+fn istio(settings: &AgentSettings) -> Result<IssuerConfig, ConfigError> {
+    let path = |setting: &Option<Location>, default: &str| match setting {
+        Some(path) => path.0.clone(),
+        None => default.into(),
+    };
+    let missing = ConfigError::Missing { flag: "ca-address", variable: "AMBIT_CA_ADDRESS" };
+    let address = settings.ca_address.as_ref().ok_or(missing)?;
+    let cluster_id = settings.cluster_id.as_ref().map_or(CLUSTER, |cluster| &cluster.0);
+    let service = IstioSettings {
+        host: address.host.clone(),
+        port: address.port,
+        server_name: settings.ca_server_name.as_ref().map(|name| name.0.clone()),
+        root: path(&settings.ca_root, DEFAULT_CA_ROOT),
+        token_file: Some(path(&settings.ca_token_file, DEFAULT_CA_TOKEN)),
+        cluster_id: cluster_id.to_owned(),
+    };
+    let both = |second| Err(ConfigError::Both { first: "ca-root-config-map", second });
+    let published = match (&settings.ca_root_config_map, settings.ca_trust.unwrap_or_default()) {
+        (Some(_), _) if settings.manifests.is_some() => return both("manifests"),
+        (Some(_), _) if settings.ca_root.is_some() => return both("ca-root"),
+        (Some(map), _) => {
+            Some(Publication::ConfigMap { namespace: map.namespace.clone(), name: map.name.clone() })
+        }
+        (None, CaTrust::Root) => Some(Publication::File(service.root.clone())),
+        (None, CaTrust::Answers) => None,
+    };
+    Ok(IssuerConfig::Istio { service, published })
 }
 
 fn default_workers() -> usize {

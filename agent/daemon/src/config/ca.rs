@@ -9,7 +9,9 @@ use super::{
     ConfigError,
     folders::private_folder,
     settings::{read, settings},
-    values::{Accounts, ClusterId, ListenAddr, Location, LogFilter, ObjectName, Rate, ServerNames, Ttl},
+    values::{
+        Accounts, ClusterId, ListenAddr, Location, LogFilter, MetricsAuth, ObjectName, Rate, ServerNames, Ttl,
+    },
 };
 use crate::{
     ca::{CaSettings, CaSource, KubernetesSettings},
@@ -44,8 +46,12 @@ settings! {
     audience: ClusterId, "AMBIT_CA_AUDIENCE", "NAME";
     /// The service accounts of agents, which get what runs on their node [default: ambit-system/ambit]
     node_accounts: Accounts, "AMBIT_CA_NODE_ACCOUNTS", "NAMESPACE/NAME,..";
-    /// Where to serve /metrics and /healthz over HTTP; without it nothing is served
+    /// Where to serve /metrics over HTTP, and /healthz as well; without it nothing is served
     metrics_addr: ListenAddr, "AMBIT_METRICS_ADDR", "ADDR";
+    /// Who may read /metrics: everybody (none), or over TLS who bears a token that RBAC allows get on it (token) [default: none]
+    metrics_auth: MetricsAuth, "AMBIT_METRICS_AUTH", "WHO";
+    /// Where to serve /healthz alone over HTTP, for the kubelet's probes; without it nothing is served
+    health_addr: ListenAddr, "AMBIT_CA_HEALTH_ADDR", "ADDR";
     /// The SPIFFE trust domain whose identities are signed [default: cluster.local]
     trust_domain: TrustDomain, "AMBIT_TRUST_DOMAIN", "DOMAIN";
     /// The longest lifetime signed, 10s to 90d [default: 24h]
@@ -67,6 +73,10 @@ pub(crate) struct CaConfig {
     pub(crate) service: CaSettings,
     /// Where metrics and health are served over HTTP; nowhere if `None`.
     pub(crate) metrics_addr: Option<SocketAddr>,
+    /// Whether metrics are only for bearers of a token whom the cluster's RBAC lets read them; there is a cluster then.
+    pub(crate) metrics_guarded: bool,
+    /// Where health alone is served over HTTP; nowhere if `None`.
+    pub(crate) health_addr: Option<SocketAddr>,
     /// What to log, in the form of RUST_LOG.
     pub(crate) log_filter: String,
     /// How log lines look.
@@ -107,7 +117,8 @@ impl CaConfig {
             }
             (None, _) => None,
         };
-        if publish.is_some() && kubernetes.is_none() {
+        let metrics_guarded = set.metrics_auth.unwrap_or_default() == MetricsAuth::Token;
+        if (publish.is_some() || metrics_guarded) && kubernetes.is_none() {
             return Err(missing("kubeconfig", "AMBIT_KUBECONFIG")());
         }
         Ok(Self {
@@ -128,6 +139,8 @@ impl CaConfig {
                 rate: set.rate.map_or(DEFAULT_RATE, |rate| rate.0),
             },
             metrics_addr: set.metrics_addr.map(|addr| addr.0),
+            metrics_guarded,
+            health_addr: set.health_addr.map(|addr| addr.0),
             log_filter: set.log.map_or_else(|| "info".to_owned(), |filter| filter.0),
             log_format: set.log_format.unwrap_or_default(),
         })
@@ -209,7 +222,8 @@ mod tests {
                 rate: 50,
             }
         );
-        assert_eq!((config.metrics_addr, config.log_filter.as_str()), (None, "info"));
+        assert_eq!((config.metrics_addr, config.health_addr, config.metrics_guarded), (None, None, false));
+        assert_eq!(config.log_filter, "info");
     }
 
     #[test]
@@ -233,6 +247,8 @@ mod tests {
         let beside = Some((namespace.clone(), "ambit-ca-root".to_owned()));
         assert_eq!(config.service.publish, beside, "published where the Secret is");
         assert_eq!(config.service.source, CaSource::Secret { namespace, name });
+        let guarded = resolve("--listen 1.2.3.4:5 --ca-dir /x --kubeconfig /k --metrics-auth token").unwrap();
+        assert!(guarded.metrics_guarded);
         let line = "--listen 1.2.3.4:5 --cacerts /x --kubeconfig /k --root-config-map ns/roots";
         assert_eq!(resolve(line).unwrap().service.publish, Some(("ns".to_owned(), "roots".to_owned())));
         for (line, expected) in [
@@ -242,6 +258,7 @@ mod tests {
             ("--listen 1.2.3.4:5 --ca-dir /ca --cacerts /x --token-file /t", "cannot both be set"),
             ("--listen 1.2.3.4:5 --cacerts /x --root-secret a/b --token-file /t", "cannot both be set"),
             ("--listen 1.2.3.4:5 --root-secret a/b --token-file /t", "--kubeconfig is needed"),
+            ("--listen 1.2.3.4:5 --ca-dir /x --metrics-auth token --token-file /t", "--kubeconfig is needed"),
             (
                 "--listen 1.2.3.4:5 --ca-dir /x --root-config-map a/b --token-file /t",
                 "--kubeconfig is needed",

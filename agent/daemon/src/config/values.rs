@@ -12,12 +12,12 @@ use std::{path::PathBuf, str::FromStr};
 use crate::telemetry;
 
 pub(crate) use addresses::{ListenAddr, LoopbackAddr, ServiceAddr, Url};
-pub(crate) use amounts::{Drain, Rate, Ttl, Workers};
+pub(crate) use amounts::{Drain, Hold, MapEntries, Rate, Ttl, Workers};
 pub(crate) use label::DataplaneLabel;
 pub(crate) use names::{
     Accounts, ClusterId, DnsName, Namespace, ObjectName, ServerName, ServerNames, VaultPath,
 };
-pub(crate) use trust::{IssuerKind, PostQuantum, TrustBundles, TrustDomains};
+pub(crate) use trust::{CaTrust, IssuerKind, MetricsAuth, PostQuantum, TrustBundles, TrustDomains};
 
 /// A path, made absolute where it is given.
 #[derive(Clone, Debug)]

@@ -124,9 +124,11 @@ impl Folder {
         match list(&self.dir) {
             Ok(listing) => {
                 let problem = format!(
-                    "holds more than {MAX_FILES} manifests; those that come last by name are not read"
+                    "holds more than {MAX_FILES} manifests; those that come last by name are not read. As they may hold \
+                     policies, mutual TLS is STRICT for every pod until there are fewer"
                 );
                 ledger.set_source_problem(&origin, listing.overflow.then_some(problem));
+                ledger.set_doubtful(&origin, listing.overflow);
                 self.visit(listing, ledger);
             }
             Err(error) => {

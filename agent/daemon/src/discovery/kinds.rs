@@ -4,6 +4,7 @@
 //! field as `kubectl explain` does. Where objects come from, and which version of each is in force, is left to others. A new
 //! kind is a row in [`table`], a file beside it that reads the object, and the domain type that it becomes.
 
+mod doubt;
 mod endpoint_slice;
 mod fields;
 mod namespace;
@@ -24,7 +25,7 @@ use serde_json::Value;
 
 pub(super) use fields::FieldError;
 pub(crate) use table::Kind;
-pub(super) use table::{Report, Row, SECURITY_GROUP, UNENFORCED};
+pub(super) use table::{Report, Row, SECURITY_GROUP, UNENFORCED, Unreadable};
 
 /// One object of a kind that the agent reads, whatever its state. Displays as `PeerAuthentication shop/default`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -55,13 +56,31 @@ pub(super) struct Valid {
     unsupported: Option<String>,
 }
 
+/// What brings an object into force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Stated {
+    /// It says so.
+    Good(Change),
+    /// It cannot be read, and counts as the strictest that it may say.
+    Strictest(Change),
+    /// It cannot be read: its last good version stays, or this, if it never was good.
+    Bad(Option<Change>),
+}
+
+impl Stated {
+    /// Whether the object could be read.
+    pub(super) fn is_good(&self) -> bool {
+        matches!(self, Self::Good(_))
+    }
+}
+
 /// What a source says of one object.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) key: Key,
-    /// What brings the object into force; none where it cannot be taken, and then its last good version stays.
-    pub(super) change: Option<Change>,
-    /// Why it cannot be taken, or what an operator should know of it all the same.
+    /// What brings the object into force.
+    pub(super) stated: Stated,
+    /// Why it cannot be read, or what an operator should know of it all the same.
     pub(super) problem: Option<FieldError>,
     /// What in it has another effect than it states, for its status.
     pub(super) unsupported: Option<String>,
@@ -69,24 +88,30 @@ pub(super) struct Entry {
 
 impl Entry {
     /// Reads an object of this kind. Fails only if it has no good name.
-    pub(super) fn read(kind: Kind, object: Value, settings: &Settings) -> Result<Self, FieldError> {
-        let key = Key::of(kind, &object)?;
+    pub(super) fn read(kind: Kind, object: &Value, settings: &Settings) -> Result<Self, FieldError> {
+        let key = Key::of(kind, object)?;
         Ok(match (kind.row().read)(key.name.clone(), object, settings) {
             Ok(Valid { change, notice, unsupported }) => {
-                Self { key, change: Some(change), problem: notice, unsupported }
+                Self { key, stated: Stated::Good(change), problem: notice, unsupported }
             }
-            Err(error) => Self::invalid(key, error),
+            Err(error) => Self::invalid(key, object, error, settings),
         })
     }
 
-    /// An object that cannot be taken.
-    pub(super) fn invalid(key: Key, error: FieldError) -> Self {
-        Self { problem: Some(error), ..Self::unreadable(key) }
+    /// An object that cannot be read, for this reason.
+    pub(super) fn invalid(key: Key, object: &Value, error: FieldError, settings: &Settings) -> Self {
+        let stated = doubt::reading(&key, object, &error, settings);
+        let counts = match &stated {
+            Stated::Strictest(_) => "; until it can be read it counts as STRICT for all that it may select",
+            Stated::Bad(_) | Stated::Good(_) => "",
+        };
+        let problem = FieldError { message: error.message + counts, field: error.field };
+        Self { key, stated, problem: Some(problem), unsupported: None }
     }
 
     /// An object of which nothing is known but that it may still be there.
     pub(super) fn unreadable(key: Key) -> Self {
-        Self { key, change: None, problem: None, unsupported: None }
+        Self { key, stated: Stated::Bad(None), problem: None, unsupported: None }
     }
 }
 

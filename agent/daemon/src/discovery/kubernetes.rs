@@ -1,9 +1,11 @@
 //! The Kubernetes API as a source: a watch for each resource, all feeding one ledger.
 //!
 //! Promises that the world is not called synced before every resource was read to its end, that a burst of changes makes
-//! few worlds, and that what was known stays in force while the API is away.
+//! few worlds, and that what was known stays in force while the API is away, or the definition of a policy.
 
+mod definition;
 mod health;
+mod last_known;
 mod object;
 mod policy_status;
 mod resource_watch;
@@ -21,7 +23,7 @@ use kube::Client;
 use tokio::{sync::Notify, task::JoinSet, time::sleep};
 use tracing::info;
 
-use super::{Feed, Shared, kinds::Kind, ledger::Ledger, observed::ObservedStatus};
+use super::{Feed, PolicyHold, Shared, kinds::Kind, ledger::Ledger, wanted::WantedStatuses};
 use health::Health;
 use resource_watch::ResourceWatch;
 
@@ -29,12 +31,12 @@ use resource_watch::ResourceWatch;
 const GATHER: Duration = Duration::from_millis(50);
 
 /// Starts to watch; returns at once, with a feed that is not synced yet. Must be called in a tokio runtime.
-pub(super) fn watch(client: &Client, settings: Settings, node: &str) -> Feed {
+pub(super) fn watch(client: &Client, settings: Settings, hold: PolicyHold) -> Feed {
     let feed = Feed::new(settings.clone());
     let hub = Arc::new(Hub {
         shared: Arc::downgrade(&feed.shared),
         settings,
-        node: node.into(),
+        hold,
         unread: AtomicUsize::new(Kind::rows().len()),
         changed: Notify::new(),
         health: Health::default(),
@@ -63,7 +65,7 @@ async fn publish(hub: Arc<Hub>) {
 struct Hub {
     shared: Weak<Shared>,
     settings: Settings,
-    node: Arc<str>,
+    hold: PolicyHold,
     /// Resources that have not been read to their end yet.
     unread: AtomicUsize,
     changed: Notify,
@@ -79,10 +81,10 @@ impl Hub {
         }
     }
 
-    /// Takes note of what the API shows of the agents' reports; no world follows.
-    fn observe(&self, change: impl FnOnce(&mut ObservedStatus)) {
+    /// Takes note of what the status of policies should say; no world follows.
+    fn observe(&self, change: impl FnOnce(&mut WantedStatuses)) {
         if let Some(shared) = self.shared.upgrade() {
-            change(&mut shared.observed());
+            change(&mut shared.wanted());
         }
     }
 

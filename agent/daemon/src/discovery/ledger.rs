@@ -1,7 +1,8 @@
 //! Which version of which object is in force, over all origins in a source, and the world that follows.
 //!
-//! Promises that a problem with an origin or an object leaves in force what was, that of two claims to one name the first by
-//! origin counts, and that a change costs what it changes. Reading files and watching servers are left to the sources.
+//! Promises that a problem with an origin or an object never widens access: what was in force stays, and where policies may be
+//! missing no plaintext is taken. Of two claims to one name the first by origin counts, and a change costs what it changes.
+//! Reading files and watching servers are left to the sources.
 
 mod cni_addresses;
 mod problems;
@@ -21,7 +22,7 @@ use ambit_core::{
 
 use super::{
     Origin, Problem, World,
-    kinds::{Change, Entry, FieldError, Key, Kind},
+    kinds::{Change, Entry, FieldError, Key, Kind, Stated},
 };
 use cni_addresses::CniAddresses;
 
@@ -47,6 +48,10 @@ pub(super) struct Ledger {
     stale: BTreeSet<Key>,
     /// Names that are claimed more than once.
     contested: BTreeSet<Key>,
+    /// Origins that may hold policies of which nothing is known.
+    doubtful: BTreeSet<Origin>,
+    /// Kinds of which the API has had more objects than are kept. Which those are is not known, so this stays.
+    beyond_bounds: BTreeSet<Kind>,
     /// Origins with problems of their own.
     with_problems: BTreeSet<Origin>,
     problems: Vec<Problem>,
@@ -67,8 +72,8 @@ pub(super) struct News {
 /// What an origin holds.
 #[derive(Debug, Default)]
 struct Content {
-    /// What brings each object into force, if it can be taken.
-    objects: Vec<(Key, Option<Change>)>,
+    /// What brings each object into force.
+    objects: Vec<(Key, Stated)>,
     problems: Vec<Problem>,
 }
 
@@ -80,6 +85,8 @@ struct InForce {
     /// The claim that is in force; an invalid one if the name has no valid one.
     claim: Claim,
     change: Change,
+    /// It never was good: this is what could be read of it.
+    guessed: bool,
 }
 
 impl Ledger {
@@ -97,6 +104,8 @@ impl Ledger {
             news: News::default(),
             stale: BTreeSet::new(),
             contested: BTreeSet::new(),
+            doubtful: BTreeSet::new(),
+            beyond_bounds: BTreeSet::new(),
             with_problems: BTreeSet::new(),
             problems: Vec::new(),
             synced: false,
@@ -126,10 +135,10 @@ impl Ledger {
     /// An origin holds these objects now; `problems` are those that belong to none of them.
     pub(super) fn take(&mut self, origin: &Origin, entries: Vec<Entry>, problems: Vec<Problem>) {
         let mut content = Content { objects: Vec::with_capacity(entries.len()), problems: Vec::new() };
-        for Entry { key, change, problem, .. } in entries {
+        for Entry { key, stated, problem, .. } in entries {
             let named = |error| Problem::new(origin, Some(key.to_string()), error);
             content.problems.extend(problem.map(named));
-            content.objects.push((key, change));
+            content.objects.push((key, stated));
         }
         content.problems.extend(problems);
 
@@ -139,7 +148,7 @@ impl Ledger {
         }
         let objects = self.objects - held.map_or(0, |held| held.objects.len()) + content.objects.len();
         if objects > MAX_OBJECTS {
-            return self.refuse(origin, &format!("makes more than {MAX_OBJECTS} objects"));
+            return self.refuse_beyond_bounds(origin);
         }
         self.forget(origin);
         self.objects = objects;
@@ -155,9 +164,37 @@ impl Ledger {
         self.origins.insert(origin.clone(), content);
     }
 
-    /// Something is at an origin, but cannot be taken: what it held before stays.
+    /// Takes note of an origin whose objects are too many. Of the API the kind alone is remembered: a list of what is not kept
+    /// would have no bound either.
+    fn refuse_beyond_bounds(&mut self, origin: &Origin) {
+        match origin {
+            Origin::Object(key) if !self.origins.contains_key(origin) => {
+                self.beyond_bounds.insert(key.kind);
+            }
+            _ => self.refuse(origin, &format!("makes more than {MAX_OBJECTS} objects")),
+        }
+    }
+
+    /// Whether an origin may hold policies of which nothing is known.
+    pub(super) fn is_doubtful(&self, origin: &Origin) -> bool {
+        self.doubtful.contains(origin)
+    }
+
+    /// Whether an origin may hold policies of which nothing is known. As long as one may, no plaintext is taken.
+    pub(super) fn set_doubtful(&mut self, origin: &Origin, doubtful: bool) {
+        if doubtful {
+            self.doubtful.insert(origin.clone());
+        } else {
+            self.doubtful.remove(origin);
+        }
+    }
+
+    /// Something is at an origin, but cannot be taken: what it held before stays. If it held nothing, it may hold a policy.
     pub(super) fn refuse(&mut self, origin: &Origin, message: &str) {
         let content = self.origins.entry(origin.clone()).or_default();
+        if content.objects.is_empty() {
+            self.doubtful.insert(origin.clone());
+        }
         let stay = if content.objects.is_empty() { "" } else { " (what it held before stays in force)" };
         let error = FieldError::new("", message);
         let message = format!("{}{stay}", error.message);
@@ -167,6 +204,7 @@ impl Ledger {
 
     /// An origin is gone, and its objects with it.
     pub(super) fn forget(&mut self, origin: &Origin) {
+        self.doubtful.remove(origin);
         let Some(content) = self.origins.remove(origin) else { return };
         self.with_problems.remove(origin);
         self.objects -= content.objects.len();
@@ -209,6 +247,9 @@ impl Ledger {
         for key in std::mem::take(&mut self.stale) {
             self.settle_name(key);
         }
+        let reach = self.policies.set_incomplete(self.missing_policies());
+        self.changed |= !reach.is_empty();
+        self.news.reach.merge(reach);
         let problems = self.current_problems();
         let news = problems != self.problems;
         if news {
@@ -247,16 +288,31 @@ impl Ledger {
         } else {
             self.contested.remove(&key);
         }
+        let stated = |claim: &Claim| Some(&self.origins.get(&claim.0)?.objects.get(claim.1)?.1);
         let valid = claims.iter().find_map(|claim| {
-            let stated = self.origins.get(&claim.0)?.objects.get(claim.1)?.1.as_ref();
-            let held = || Some(&before.as_ref().filter(|before| before.claim.0 == claim.0)?.change);
-            Some((claim, stated.or_else(held)?))
+            let change = match stated(claim)? {
+                Stated::Good(change) | Stated::Strictest(change) => change,
+                Stated::Bad(_) => {
+                    let same = |before: &&InForce| before.claim.0 == claim.0 && !before.guessed;
+                    &before.as_ref().filter(same)?.change
+                }
+            };
+            Some((claim, change, false))
         });
         // An object that moved to another origin and broke on the way.
-        let moved = || Some((claims.first()?, &before.as_ref()?.change));
-        let now = valid
-            .or_else(moved)
-            .map(|(claim, change)| InForce { claim: claim.clone(), change: change.clone() });
+        let moved = || {
+            let before = before.as_ref().filter(|before| !before.guessed)?;
+            Some((claims.first()?, &before.change, false))
+        };
+        let guessed = || match stated(claims.first()?)? {
+            Stated::Bad(Some(change)) => Some((&claims[0], change, true)),
+            _ => None,
+        };
+        let now = valid.or_else(moved).or_else(guessed).map(|(claim, change, guessed)| InForce {
+            claim: claim.clone(),
+            change: change.clone(),
+            guessed,
+        });
         if let Some(old) = before.as_ref().and_then(|before| pod(&before.change))
             && now.as_ref().and_then(|now| pod(&now.change)).is_none_or(|new| new.uid != old.uid)
         {

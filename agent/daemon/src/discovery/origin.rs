@@ -13,6 +13,8 @@ pub(crate) enum Origin {
     Api,
     /// All objects of one kind in the Kubernetes API.
     Resource(Kind),
+    /// The definition of a kind in the Kubernetes API.
+    Definition(Kind),
     /// An object in the Kubernetes API.
     Object(Key),
 }
@@ -31,6 +33,10 @@ impl fmt::Display for Origin {
             Self::File(path) => write!(f, "{}", path.display()),
             Self::Api => f.write_str("kubernetes API"),
             Self::Resource(kind) => write!(f, "kubernetes {}", kind.row().plural),
+            Self::Definition(kind) => {
+                let row = kind.row();
+                write!(f, "kubernetes CustomResourceDefinition {}.{}", row.plural, row.group)
+            }
             Self::Object(_) => f.write_str("kubernetes"),
         }
     }

@@ -5,12 +5,16 @@
 use std::time::{Duration, SystemTime};
 
 use ambit_core::model::SpiffeId;
+use rustls_pki_types::CertificateDer;
 use x509_parser::{
     certificate::X509Certificate, extensions::GeneralName, prelude::FromDer, time::ASN1Time, x509::X509Name,
 };
 
 /// A certificate larger than this is not looked at.
-const MAX_CERTIFICATE: usize = 64 * 1024;
+const MAX_CERTIFICATE: usize = 16 * 1024;
+/// Certificates that a chain may have, its leaf included. Those above the leaf are tried in every order, so that each one more
+/// multiplies the work that a stranger can ask for.
+pub(super) const MAX_CHAIN: usize = 6;
 
 /// The parts of a workload certificate that decide who it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +49,9 @@ pub enum Fault {
     /// Not exactly one URI SAN (X509-SVID specification, section 2), or one that is no workload identity.
     #[error("{0}")]
     Identity(String),
+    /// More, or larger, certificates than are looked at.
+    #[error("{0}")]
+    Chain(String),
 }
 
 impl Leaf {
@@ -58,6 +65,18 @@ impl Leaf {
             serial: serial(&certificate),
             public_key: certificate.public_key().raw.to_vec(),
         })
+    }
+}
+
+/// Whether what was sent beside a leaf is little enough to be searched for a path to a root. To be asked before that.
+pub(crate) fn check_chain(leaf: &CertificateDer<'_>, others: &[CertificateDer<'_>]) -> Result<(), Fault> {
+    let count = 1 + others.len();
+    if count > MAX_CHAIN {
+        return Err(Fault::Chain(format!("a chain of {count} certificates (at most {MAX_CHAIN})")));
+    }
+    match std::iter::once(leaf).chain(others).map(|der| der.len()).find(|len| *len > MAX_CERTIFICATE) {
+        Some(len) => Err(Fault::Chain(format!("a certificate of {len} bytes (at most {MAX_CERTIFICATE})"))),
+        None => Ok(()),
     }
 }
 

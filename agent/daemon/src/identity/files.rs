@@ -101,17 +101,22 @@ fn paths_of(dir: &Path, id: &SpiffeId) -> Vec<PathBuf> {
 
 fn read(dir: &Path, id: &SpiffeId) -> Result<Issued, IssueError> {
     let own = dir.join(id.namespace()).join(id.service_account());
-    let place = if own.join(CERTIFICATE).exists() { own.as_path() } else { dir };
+    let place = if is_there(&own.join(CERTIFICATE))? { own.as_path() } else { dir };
     let chain = certificates(&place.join(CERTIFICATE))?;
     let key_path = place.join(KEY);
     let key = read_file(&key_path)?;
     let key = PrivateKeyDer::from_pem_slice(&key)
         .map_err(|error| unusable(&key_path, &format!("no unencrypted PEM key: {error}")))?;
     let roots = [place, dir].map(|place| place.join(ROOTS));
-    let roots = certificates(if roots[0].exists() { &roots[0] } else { &roots[1] })?;
+    let roots = certificates(if is_there(&roots[0])? { &roots[0] } else { &roots[1] })?;
     // Peers want intermediates and no roots.
     let chain = chain.into_iter().filter(|certificate| !roots.contains(certificate)).collect();
     Ok(Issued { chain, roots, key: Some(PrivateKey::from(key)) })
+}
+
+/// Only what is known not to be there has something else take its place.
+fn is_there(path: &Path) -> Result<bool, IssueError> {
+    path.try_exists().map_err(|error| unusable(path, &error.to_string()))
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, IssueError> {

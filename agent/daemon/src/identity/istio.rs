@@ -1,7 +1,8 @@
 //! The client of Istio's certificate service (`security/v1alpha1/ca.proto` in istio/api): istiod, istio-csr, or `ambit ca`.
 //!
-//! Promises to send the token only to a server that the root file vouches for, and to read token and root file anew for
-//! every call. Leaves retries and what is believed of the answer to the store; only the answer's shape is judged here.
+//! Promises to send the token only to a server that the roots vouch for, and to read token and root file anew for every call.
+//! Where the CA publishes its roots, those are what counts, not what comes with certificates. Leaves retries and what is
+//! believed of the answer to the store; only the answer's shape is judged here.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +22,7 @@ use hyper_util::rt::TokioIo;
 use prost_types::{Struct, Value, value::Kind};
 use rustls::{ClientConfig, crypto::aws_lc_rs};
 use rustls_pki_types::ServerName;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::watch};
 use tokio_rustls::TlsConnector;
 use tonic::{
     Code, Request, Status,
@@ -30,13 +31,17 @@ use tonic::{
 };
 use zeroize::Zeroizing;
 
-use super::{Csr, Fault, IssueError, IssueFuture, Issued, Issuer, Leaf, TrustBundle, certificates};
+use super::{
+    Csr, Fault, IssueError, IssueFuture, Issued, Issuer, Leaf, PublishedRoots, TrustBundle, certificates,
+};
 use crate::{error::with_causes, files};
 
 /// How long to wait for TCP and TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one call may take, connecting included. The store repeats it.
 const CALL_TIMEOUT: Duration = Duration::from_secs(12);
+/// How long a call waits for roots that the CA publishes and that have not been read yet.
+const ROOTS_WAIT: Duration = Duration::from_secs(5);
 /// An idle connection is asked for a sign of life this often, so that a call never goes to a server long gone.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -60,7 +65,7 @@ pub(crate) struct IstioSettings {
     pub(crate) port: u16,
     /// The name that its certificate must bear, where that is not `host`.
     pub(crate) server_name: Option<String>,
-    /// PEM file with the roots that its certificate must lead to.
+    /// PEM file with the roots that its certificate must lead to, unless they are published elsewhere.
     pub(crate) root: PathBuf,
     /// File with the bearer token; none is sent without it.
     pub(crate) token_file: Option<PathBuf>,
@@ -71,24 +76,26 @@ pub(crate) struct IstioSettings {
 /// An issuer over the network.
 pub(crate) struct IstioIssuer {
     settings: IstioSettings,
+    published: Option<PublishedRoots>,
     name: ServerName<'static>,
     link: Mutex<Option<Link>>,
 }
 
-/// A channel and the root file's content that it was built with.
+/// A channel and the roots that it was built with.
 struct Link {
-    roots: Vec<u8>,
+    roots: TrustBundle,
     client: Client,
 }
 
 type Client = IstioCertificateServiceClient<Channel>;
 
 impl IstioIssuer {
-    /// An issuer that has not connected yet: the service may come up later. The error names what is no server name.
-    pub(crate) fn new(settings: IstioSettings) -> Result<Self, String> {
+    /// An issuer that has not connected yet: the service may come up later. Roots that are `published` are trusted by workloads,
+    /// and vouch for the service itself. The error names what is no server name.
+    pub(crate) fn new(settings: IstioSettings, published: Option<PublishedRoots>) -> Result<Self, String> {
         let name = settings.server_name.as_deref().unwrap_or(&settings.host);
         let name = ServerName::try_from(name.to_owned()).map_err(|_| name.to_owned())?;
-        Ok(Self { settings, name, link: Mutex::default() })
+        Ok(Self { settings, published, name, link: Mutex::default() })
     }
 
     async fn ask(&self, csr: &Csr) -> Result<Issued, IssueError> {
@@ -99,7 +106,9 @@ impl IstioIssuer {
         });
         let settings = self.settings.clone();
         let files = tokio::task::spawn_blocking(move || read_files(&settings));
-        let (token, roots) = files.await.map_err(|_| IssueError::Internal)?;
+        let (token, in_file) = files.await.map_err(|_| IssueError::Internal)?;
+        let published = self.published().await?;
+        let roots = published.as_ref().map_or(in_file, |published| Ok(TrustBundle::clone(published)));
         if let Some(token) = token? {
             request.metadata_mut().insert("authorization", token);
         }
@@ -111,12 +120,28 @@ impl IstioIssuer {
         match tokio::time::timeout(CALL_TIMEOUT, client.create_certificate(request)).await {
             Err(_) => Err(IssueError::Timeout(CALL_TIMEOUT)),
             Ok(Err(status)) => Err(failure(&status)),
-            Ok(Ok(answer)) => read_answer(&csr.id, &answer.into_inner()),
+            Ok(Ok(answer)) => {
+                let issued = read_answer(&csr.id, &answer.into_inner())?;
+                // Anew: they may have changed meanwhile.
+                Ok(match self.published().await? {
+                    Some(published) => Issued { roots: published.roots.clone(), ..issued },
+                    None => issued,
+                })
+            }
         }
     }
 
-    /// The channel for the root file's present content. A content that cannot be used leaves the last channel in place.
-    fn client(&self, roots: Result<Vec<u8>, IssueError>) -> Result<Client, IssueError> {
+    /// The roots that the CA publishes; `None` if it does so nowhere.
+    async fn published(&self) -> Result<Option<Arc<TrustBundle>>, IssueError> {
+        let Some(published) = &self.published else { return Ok(None) };
+        let known = published.known(ROOTS_WAIT).await;
+        let unread =
+            || IssueError::Unreachable("the roots that the CA publishes have not been read yet".into());
+        known.map(Some).ok_or_else(unread)
+    }
+
+    /// The channel for these roots. Such that cannot be used leave the last channel in place.
+    fn client(&self, roots: Result<TrustBundle, IssueError>) -> Result<Client, IssueError> {
         let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = match (roots, &*link) {
             (Ok(roots), Some(link)) if link.roots == roots => return Ok(link.client.clone()),
@@ -137,11 +162,9 @@ impl IstioIssuer {
         }
     }
 
-    fn connect(&self, roots: &[u8]) -> Result<Client, IssueError> {
-        let unusable = |text: String| {
-            IssueError::Unreachable(format!("the root file {}: {text}", self.settings.root.display()))
-        };
-        let config = client_config(roots).map_err(unusable)?;
+    fn connect(&self, roots: &TrustBundle) -> Result<Client, IssueError> {
+        let config = client_config(roots)
+            .map_err(|error| IssueError::Unreachable(format!("the roots of the CA: {error}")))?;
         let connector = TlsConnector::from(Arc::new(config));
         let (host, port, name) = (self.settings.host.clone(), self.settings.port, self.name.clone());
         let connect = tower::service_fn(move |_| {
@@ -175,6 +198,10 @@ impl Issuer for IstioIssuer {
     fn issue(&self, csr: Csr) -> IssueFuture<'_> {
         Box::pin(async move { self.ask(&csr).await })
     }
+
+    fn trust(&self) -> Option<watch::Receiver<Arc<TrustBundle>>> {
+        self.published.as_ref().map(PublishedRoots::subscribe)
+    }
 }
 
 fn impersonate(id: &SpiffeId) -> Struct {
@@ -182,11 +209,15 @@ fn impersonate(id: &SpiffeId) -> Struct {
     Struct { fields: BTreeMap::from([("ImpersonatedIdentity".to_owned(), value)]) }
 }
 
-type Files = (Result<Option<AsciiMetadataValue>, IssueError>, Result<Vec<u8>, IssueError>);
+type Files = (Result<Option<AsciiMetadataValue>, IssueError>, Result<TrustBundle, IssueError>);
 
 fn read_files(settings: &IstioSettings) -> Files {
     let token = settings.token_file.as_deref().map(read_token).transpose();
-    let roots = read_file(&settings.root, MAX_ROOTS).map(|content| content.to_vec());
+    let roots = read_file(&settings.root, MAX_ROOTS).and_then(|content| {
+        let unusable =
+            |text| IssueError::Unreachable(format!("the root file {}: {text}", settings.root.display()));
+        TrustBundle::from_pem(&content).map_err(unusable)
+    });
     (token, roots)
 }
 
@@ -208,13 +239,11 @@ fn read_file(path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>, IssueError> 
     files::read(path, limit).map_err(|error| IssueError::Unreachable(format!("cannot read {error}")))
 }
 
-fn client_config(roots: &[u8]) -> Result<ClientConfig, String> {
-    let roots = TrustBundle::from_pem(roots)?.anchors().map_err(|error| error.to_string())?;
+fn client_config(roots: &TrustBundle) -> Result<ClientConfig, rustls::Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots.anchors()?)
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(config)

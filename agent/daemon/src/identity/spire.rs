@@ -5,6 +5,8 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    error::Error as _,
+    io,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -16,6 +18,7 @@ use ambit_proto::spire::delegatedidentity::{
     SubscribeToX509sviDsResponse, delegated_identity_client::DelegatedIdentityClient,
 };
 use hyper_util::rt::TokioIo;
+use nix::unistd::geteuid;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::{
     net::UnixStream,
@@ -33,6 +36,7 @@ use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 use zeroize::Zeroize;
 
 use super::{Csr, IssueError, IssueFuture, Issued, Issuer, Renewed, TrustBundle, key::PrivateKey};
+use crate::error::with_causes;
 
 /// How long the SPIRE agent may take for the first answer of a subscription.
 const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -302,11 +306,9 @@ fn explain(status: &Status) -> String {
         Code::Unavailable => " (is admin_socket_path of the SPIRE agent the --spire-socket?)",
         _ => "",
     };
-    format!(
-        "SPIRE says {:?}: {}{hint}",
-        status.code(),
-        status.message().chars().take(512).collect::<String>()
-    )
+    let cause = status.source().map(|cause| format!(": {}", with_causes(cause))).unwrap_or_default();
+    let told: String = format!("{}{cause}", status.message()).chars().take(512).collect();
+    format!("SPIRE says {:?}: {told}{hint}", status.code())
 }
 
 fn channel(socket: &Path) -> Channel {
@@ -314,8 +316,25 @@ fn channel(socket: &Path) -> Channel {
     // The name is not looked up.
     Endpoint::from_static("http://spire").connect_with_connector_lazy(service_fn(move |_| {
         let socket = socket.clone();
-        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        async move {
+            let stream = UnixStream::connect(&socket).await?;
+            check_owner(stream.peer_cred()?.uid(), geteuid().as_raw(), &socket)?;
+            Ok::<_, io::Error>(TokioIo::new(stream))
+        }
     }))
+}
+
+/// Whether the process behind the socket may say who our workloads are: the folder may lie where anybody can make one. Only
+/// root's and our own may.
+fn check_owner(owner: u32, own: u32, socket: &Path) -> io::Result<()> {
+    if owner == 0 || owner == own {
+        return Ok(());
+    }
+    let problem = format!(
+        "{} belongs to a process of user {owner}, who is neither root nor the agent's own; run the SPIRE agent as root",
+        socket.display()
+    );
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, problem))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use zeroize::Zeroize;
 
 use super::{
-    certificate::Leaf,
+    certificate::{Leaf, check_chain},
     issuer::{Csr, IssueError, Issued},
     key::PrivateKey,
     pem::MAX_CERTIFICATES,
@@ -84,14 +84,15 @@ impl Svid {
     pub(super) fn accept(pending: PendingKey, issued: Issued, now: SystemTime) -> Result<Self, IssueError> {
         let Issued { chain, roots, key } = issued;
         let unusable = |text: String| IssueError::Unusable(text);
-        if chain.is_empty()
-            || chain.len() > MAX_CERTIFICATES
-            || roots.is_empty()
-            || roots.len() > MAX_CERTIFICATES
-        {
-            return Err(unusable(format!("{} certificates and {} roots in it", chain.len(), roots.len())));
+        let [first, others @ ..] = chain.as_slice() else {
+            return Err(unusable("0 certificates in it".into()));
+        };
+        // What peers would refuse unread is of no use.
+        check_chain(first, others).map_err(|fault| unusable(fault.to_string()))?;
+        if roots.is_empty() || roots.len() > MAX_CERTIFICATES {
+            return Err(unusable(format!("{} roots in it", roots.len())));
         }
-        let leaf = Leaf::read(&chain[0]).map_err(|fault| unusable(fault.to_string()))?;
+        let leaf = Leaf::read(first).map_err(|fault| unusable(fault.to_string()))?;
         if leaf.id != pending.csr.id {
             return Err(unusable(format!("asked for {}, got a certificate for {}", pending.csr.id, leaf.id)));
         }

@@ -64,11 +64,34 @@ pub(crate) struct TestCa {
 
 impl TestCa {
     pub(crate) fn new(name: &str) -> Self {
-        let key = KeyPair::generate().unwrap();
+        Self::with_key(name, KeyPair::generate().unwrap())
+    }
+
+    pub(crate) fn with_key(name: &str, key: KeyPair) -> Self {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let certificate = params.self_signed(&key).unwrap().der().clone();
+        Self { certificate, issuer: rcgen::Issuer::new(params, key) }
+    }
+
+    /// A CA below this one. What `change` spoils is in its certificate only, not in what it signs.
+    pub(crate) fn below(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Self {
+        self.below_with_key(name, KeyPair::generate().unwrap(), change)
+    }
+
+    pub(crate) fn below_with_key(
+        &self,
+        name: &str,
+        key: KeyPair,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let mut shown = params.clone();
+        change(&mut shown);
+        let certificate = shown.signed_by(&key, &self.issuer).unwrap().der().clone();
         Self { certificate, issuer: rcgen::Issuer::new(params, key) }
     }
 

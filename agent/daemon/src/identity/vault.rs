@@ -1,8 +1,8 @@
 //! The issuer `vault`: HashiCorp Vault's PKI engine, and whatever speaks its API (Vault's documentation, "PKI secrets engine
 //! (API)", "Sign certificate").
 //!
-//! Signs with a token from a file or from the Kubernetes login, and keeps its lease. The PKI role needs
-//! `allowed_uri_sans="spiffe://<trust domain>/*"`, `require_cn=false`, `key_type=ec`, `client_flag` and `server_flag`.
+//! Signs with a token from a file or from the Kubernetes login, and keeps its lease. Which identities that token is good for
+//! is the PKI role's affair: nothing here keeps a node from asking for others' (docs/certificates.md).
 
 mod client;
 
@@ -35,7 +35,7 @@ const MAX_TOKEN: u64 = 64 * 1024;
 /// How to reach and use Vault.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct VaultConfig {
-    /// `https://HOST[:PORT]`; plain http for an agent on the same node only.
+    /// `https://HOST[:PORT]`; plain http for what listens on this host's loopback interface only.
     pub(crate) addr: Uri,
     /// PEM of the roots that Vault's own certificate leads to; read again for each call. Needed for https.
     pub(crate) ca_file: Option<PathBuf>,

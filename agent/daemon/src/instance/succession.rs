@@ -58,12 +58,31 @@ pub(crate) async fn serve_successors(
     let listener = UnixListener::from_std(listener).map_err(failed)?;
     loop {
         let (mut stream, _) = listener.accept().await.map_err(failed)?;
-        if let Ok(Ok(ASK)) = timeout(Duration::from_secs(1), stream.read_u8()).await
-            && takeovers.send(Takeover(stream)).await.is_err()
-        {
+        if asks(&mut stream).await && takeovers.send(Takeover(stream)).await.is_err() {
             return Ok(());
         }
     }
+}
+
+/// Whether the peer of a connection is a successor.
+async fn asks(stream: &mut UnixStream) -> bool {
+    matches!(timeout(Duration::from_secs(1), stream.read_u8()).await, Ok(Ok(ASK)))
+}
+
+/// What either side makes of a peer that says `words` and leaves: whether one that serves hands over to it, and whether one that
+/// wants to take over believes it to have paused.
+pub(crate) async fn hear(words: &[u8]) -> io::Result<(bool, bool)> {
+    let peer = async || {
+        let (mut near, far) = UnixStream::pair()?;
+        near.write_all(words).await?;
+        // Its other direction stays open: what it is told need not fail.
+        near.shutdown().await?;
+        Ok::<_, io::Error>((near, far))
+    };
+    let (_successor, mut stream) = peer().await?;
+    let handed_over = asks(&mut stream).await && Takeover(stream).grant().await;
+    let (_predecessor, stream) = peer().await?;
+    Ok((handed_over, paused(stream).await.is_ok()))
 }
 
 impl Successor {
@@ -85,12 +104,16 @@ impl Successor {
     }
 
     async fn ask_once(&self) -> io::Result<UnixStream> {
-        let mut stream = UnixStream::connect(self.socket_path()).await?;
-        stream.write_all(&[ASK]).await?;
-        match stream.read_u8().await? {
-            PAUSED => Ok(stream),
-            other => Err(io::Error::other(format!("an unknown answer, {other}"))),
-        }
+        paused(UnixStream::connect(self.socket_path()).await?).await
+    }
+}
+
+/// Asks the agent behind `stream` to pause; the stream is back once it has.
+async fn paused(mut stream: UnixStream) -> io::Result<UnixStream> {
+    stream.write_all(&[ASK]).await?;
+    match stream.read_u8().await? {
+        PAUSED => Ok(stream),
+        other => Err(io::Error::other(format!("an unknown answer, {other}"))),
     }
 }
 

@@ -71,7 +71,7 @@ pub(super) fn route(
             Route::Refuse(error) => {
                 let reason = match error {
                     RouteError::UnknownPort { .. } => Reason::UnknownPort,
-                    RouteError::NoEndpoint { .. } => Reason::NoEndpoint,
+                    RouteError::NoEndpoint { .. } | RouteError::Contested { .. } => Reason::NoEndpoint,
                 };
                 Way::Refused(Refusal::new(reason, error.to_string()))
             }
@@ -99,7 +99,7 @@ pub(super) async fn carry<D: Dial>(
     bound_buffers(&app, place.buffers());
     let call = Call { shared, pod, routed: &routed };
     match &routed.way {
-        Way::Tunnel(client, endpoint, _) if endpoint.workload.uid == client.uid => {
+        Way::Tunnel(client, endpoint, _) if is_itself(client, &endpoint.workload) => {
             call.to_itself(app, client, endpoint, place).await;
         }
         Way::Tunnel(client, endpoint, order) => call.tunnel(app, client, endpoint, *order, place).await,
@@ -107,6 +107,11 @@ pub(super) async fn carry<D: Dial>(
         Way::Passthrough => call.plain(app, "the destination", routed.original_dst.0, place).await,
         Way::Refused(refusal) => call.refuse(refusal),
     }
+}
+
+/// Whether a pod dials itself: namespace, name and UID together tell pods apart.
+fn is_itself(client: &Workload, destination: &Workload) -> bool {
+    client.name == destination.name && client.uid == destination.uid
 }
 
 struct Call<'a, D> {

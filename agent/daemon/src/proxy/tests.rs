@@ -184,6 +184,7 @@ fn strict() -> Arc<WorkloadPolicy> {
         selector: Labels::new(),
         mode: Some(Mode::Strict),
         port_modes: Default::default(),
+        doubt: None,
     }));
     Arc::new(policies.compile_for(&"shop".into(), &Labels::new()))
 }

@@ -1,5 +1,7 @@
-//! Events on this node's pods: enrolled, once; cannot be enrolled, again only when the reason is another one or time has
-//! passed. Repeated ones are counted in one Event (`events.k8s.io/v1` series).
+//! Events on this node's pods: what of the mesh an operator sees in `kubectl describe pod`. A pod is enrolled; cannot be, told again
+//! only when the reason is another one or time has passed; has left the mesh.
+//!
+//! A pod's enrolment is told under a name that its UID gives, so that it stands there once however many agents come and go.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -7,11 +9,13 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::ObjectReference;
-use kube::{
-    Client,
-    runtime::events::{Event, EventType, Recorder, Reporter},
+use ambit_core::model::ObjectName;
+use k8s_openapi::{
+    api::{core::v1::ObjectReference, events::v1::Event},
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
+    jiff::Timestamp,
 };
+use kube::{Api, Client, api::PostParams};
 use tokio::time::Instant;
 
 use super::{Outcome, PodReport, pace::Pace, send};
@@ -25,101 +29,187 @@ const BURST: u32 = 25;
 const REFILL: Duration = Duration::from_secs(6);
 /// The API server takes no longer notes, bytes.
 const MAX_NOTE: usize = 1_024;
+/// So much of a pod's name goes into that of an event, which has 253 characters at most.
+const MAX_NAME: usize = 200;
+
+const CONTROLLER: &str = "ambit.dev/agent";
 
 /// Writes the events.
 pub(super) struct Events {
-    recorder: Recorder,
+    client: Client,
+    node: String,
     pace: Pace<(Arc<str>, String)>,
-    failing: HashMap<Arc<str>, Failing>,
+    /// By UID.
+    subjects: HashMap<Arc<str>, Subject>,
+    /// Whether it has been looked before.
+    looked: bool,
     budget: u32,
     refilled: Option<Instant>,
 }
 
-/// A pod that cannot be enrolled.
-struct Failing {
-    since: Instant,
-    /// The problem that was published last, and when.
-    published: Option<(String, Instant)>,
+/// A pod of the mesh, or one that was until now.
+struct Subject {
+    name: ObjectName,
+    /// It was there when this agent began to look: an earlier one may have told of it.
+    inherited: bool,
+    failing_since: Option<Instant>,
+    told: Option<Told>,
+}
+
+/// What was published last.
+enum Told {
+    Enrolled,
+    Failed { problem: String, at: Instant },
+}
+
+/// An event to be published.
+struct Due {
+    uid: Arc<str>,
+    name: ObjectName,
+    what: What,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+enum What {
+    Enrolled(String),
+    Failed(String),
+    Left,
 }
 
 impl Events {
     pub(super) fn new(client: Client, node: &str) -> Self {
-        let reporter = Reporter { controller: "ambit.dev/agent".to_owned(), instance: Some(node.to_owned()) };
         Self {
-            recorder: Recorder::new(client, reporter),
+            client,
+            node: node.to_owned(),
             pace: Pace::new("events"),
-            failing: HashMap::new(),
+            subjects: HashMap::new(),
+            looked: false,
             budget: BURST,
             refilled: None,
         }
     }
 
-    /// Publishes events for the pods that were enrolled just now, and for those that cannot be.
-    pub(super) async fn write(&mut self, pods: &[PodReport], enrolled: &[Arc<str>], now: Instant) {
+    /// Publishes what has changed of `pods`, those of the mesh. `opted_out` says of another pod whether it is there and does not
+    /// opt in.
+    pub(super) async fn write(
+        &mut self,
+        pods: &[PodReport],
+        opted_out: impl Fn(&ObjectName, &str) -> bool,
+        now: Instant,
+    ) {
         self.refill(now);
-        let present: HashSet<&str> =
-            pods.iter().filter(|pod| pod.problem.is_some()).map(|pod| &*pod.uid).collect();
-        self.failing.retain(|uid, _| present.contains(&**uid));
-        self.pace.retain(|(uid, _)| present.contains(&**uid));
-        for pod in pods {
-            let written = match &pod.problem {
-                None if enrolled.contains(&pod.uid) => {
-                    let note = format!("traffic of this pod is carried as {}", pod.identity);
-                    self.publish(pod, EventType::Normal, "Enrolled", note).await
-                }
-                None => continue,
-                Some(problem) if self.is_due(pod, problem, now) => {
-                    let note =
-                        format!("this pod's connections are refused until it can be enrolled: {problem}");
-                    let outcome = self.publish(pod, EventType::Warning, "EnrolmentFailed", note).await;
-                    self.pace.done(&(pod.uid.clone(), problem.clone()), &outcome, now);
-                    if outcome == Outcome::Written
-                        && let Some(failing) = self.failing.get_mut(&pod.uid)
-                    {
-                        failing.published = Some((problem.clone(), now));
-                    }
-                    outcome
-                }
-                Some(_) => continue,
-            };
-            self.budget = self.budget.saturating_sub(1);
-            if self.budget == 0 || matches!(written, Outcome::Failed(_)) {
+        let due = self.due(pods, opted_out, now);
+        for event in due {
+            if self.budget == 0 {
                 return;
             }
+            let subject = (event.uid.clone(), event.what.key());
+            if !self.pace.due(&subject, Duration::ZERO, now) {
+                continue;
+            }
+            let outcome = self.publish(&event).await;
+            self.budget -= 1;
+            self.pace.done(&subject, &outcome, now);
+            if matches!(outcome, Outcome::Failed(_)) {
+                // The others would most likely fail as well, each after its time.
+                return;
+            }
+            self.told(event, now);
         }
     }
 
-    fn is_due(&mut self, pod: &PodReport, problem: &str, now: Instant) -> bool {
-        let failing = self.failing.entry(pod.uid.clone()).or_insert(Failing { since: now, published: None });
-        let quiet = failing
-            .published
-            .as_ref()
-            .is_some_and(|(published, at)| published == problem && now - *at < QUIET);
-        let subject = (pod.uid.clone(), problem.to_owned());
-        now - failing.since >= GRACE && !quiet && self.pace.due(&subject, Duration::ZERO, now)
+    /// What is to be told, all of it.
+    fn due(
+        &mut self,
+        pods: &[PodReport],
+        opted_out: impl Fn(&ObjectName, &str) -> bool,
+        now: Instant,
+    ) -> Vec<Due> {
+        let inherited = !std::mem::replace(&mut self.looked, true);
+        let mut due = Vec::new();
+        for pod in pods {
+            let subject = self.subjects.entry(pod.uid.clone()).or_insert_with(|| Subject {
+                name: pod.name.clone(),
+                inherited,
+                failing_since: None,
+                told: None,
+            });
+            if let Some(what) = subject.due(pod, now) {
+                due.push(Due { uid: pod.uid.clone(), name: pod.name.clone(), what });
+            }
+        }
+        let present: HashSet<&str> = pods.iter().map(|pod| &*pod.uid).collect();
+        self.subjects.retain(|uid, subject| {
+            let left = !present.contains(&**uid);
+            let tell = left && subject.told.is_some() && opted_out(&subject.name, uid);
+            if tell {
+                due.push(Due { uid: uid.clone(), name: subject.name.clone(), what: What::Left });
+            }
+            !left || tell
+        });
+        let known = &self.subjects;
+        self.pace.retain(|(uid, _)| known.contains_key(uid));
+        due
     }
 
-    async fn publish(&self, pod: &PodReport, type_: EventType, reason: &str, mut note: String) -> Outcome {
-        if self.budget == 0 {
-            return Outcome::Moot;
-        }
-        note.truncate(note.floor_char_boundary(MAX_NOTE));
-        let event = Event {
-            type_,
-            reason: reason.to_owned(),
-            note: Some(note),
-            action: "Enrol".to_owned(),
-            secondary: None,
+    fn told(&mut self, event: Due, now: Instant) {
+        let told = match event.what {
+            What::Enrolled(_) => Told::Enrolled,
+            What::Failed(problem) => Told::Failed { problem, at: now },
+            What::Left => {
+                self.subjects.remove(&event.uid);
+                return;
+            }
         };
-        let regarding = ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Pod".to_owned()),
-            name: Some(pod.name.name.to_string()),
-            namespace: Some(pod.name.namespace.to_string()),
-            uid: Some(pod.uid.to_string()),
+        if let Some(subject) = self.subjects.get_mut(&event.uid) {
+            subject.told = Some(told);
+            // What comes from now on is this agent's own to tell.
+            subject.inherited = false;
+        }
+    }
+
+    async fn publish(&self, event: &Due) -> Outcome {
+        let now = Timestamp::now();
+        if matches!(event.what, What::Enrolled(_)) {
+            let outcome = self.create(event, &event.uid, now).await;
+            let inherited = self.subjects.get(&event.uid).is_some_and(|subject| subject.inherited);
+            // One that stands there already is of an earlier agent, or from before the pod left the mesh and came back.
+            if outcome != Outcome::Moot || inherited {
+                return outcome;
+            }
+        }
+        self.create(event, &format!("{:x}", now.as_nanosecond()), now).await
+    }
+
+    /// Creates the event under a name that ends in `suffix`. What is there is never changed: the agent has no right to.
+    async fn create(&self, event: &Due, suffix: &str, now: Timestamp) -> Outcome {
+        let pod = &event.name.name;
+        let beginning = pod[..pod.floor_char_boundary(MAX_NAME)].trim_end_matches(['.', '-']);
+        let object = Event {
+            metadata: ObjectMeta {
+                name: Some(format!("{beginning}.ambit-{suffix}")),
+                namespace: Some(event.name.namespace.to_string()),
+                ..Default::default()
+            },
+            action: Some("Enrol".to_owned()),
+            event_time: Some(MicroTime(now)),
+            note: Some(event.what.note()),
+            reason: Some(event.what.reason().to_owned()),
+            regarding: Some(ObjectReference {
+                api_version: Some("v1".to_owned()),
+                kind: Some("Pod".to_owned()),
+                name: Some(pod.to_string()),
+                namespace: Some(event.name.namespace.to_string()),
+                uid: Some(event.uid.to_string()),
+                ..Default::default()
+            }),
+            reporting_controller: Some(CONTROLLER.to_owned()),
+            reporting_instance: Some(self.node.clone()),
+            type_: Some(event.what.type_().to_owned()),
             ..Default::default()
         };
-        send("event", self.recorder.publish(&event, &regarding)).await
+        let events: Api<Event> = Api::namespaced(self.client.clone(), &event.name.namespace);
+        send("event", events.create(&PostParams::default(), &object)).await
     }
 
     fn refill(&mut self, now: Instant) {
@@ -128,6 +218,60 @@ impl Events {
         if more > 0 {
             self.budget = self.budget.saturating_add(more).min(BURST);
             self.refilled = Some(now);
+        }
+    }
+}
+
+impl Subject {
+    /// What is to be told of the pod as it stands.
+    fn due(&mut self, pod: &PodReport, now: Instant) -> Option<What> {
+        let Some(problem) = &pod.problem else {
+            self.failing_since = None;
+            let told = matches!(self.told, Some(Told::Enrolled));
+            return (!told).then(|| What::Enrolled(pod.identity.to_string()));
+        };
+        let since = *self.failing_since.get_or_insert(now);
+        let quiet = match &self.told {
+            Some(Told::Failed { problem: told, at }) => told == problem && now - *at < QUIET,
+            _ => false,
+        };
+        (now - since >= GRACE && !quiet).then(|| What::Failed(problem.clone()))
+    }
+}
+
+impl What {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Enrolled(_) => "Enrolled",
+            Self::Failed(_) => "EnrolmentFailed",
+            Self::Left => "LeftMesh",
+        }
+    }
+
+    fn type_(&self) -> &'static str {
+        match self {
+            Self::Enrolled(_) | Self::Left => "Normal",
+            Self::Failed(_) => "Warning",
+        }
+    }
+
+    fn note(&self) -> String {
+        let mut note = match self {
+            Self::Enrolled(identity) => format!("traffic of this pod is carried as {identity}"),
+            Self::Failed(problem) => {
+                format!("this pod's connections are refused until it can be enrolled: {problem}")
+            }
+            Self::Left => "this pod has left the mesh: what it sends is not captured any more".to_owned(),
+        };
+        note.truncate(note.floor_char_boundary(MAX_NOTE));
+        note
+    }
+
+    /// What it is paced by.
+    fn key(&self) -> String {
+        match self {
+            Self::Failed(problem) => problem.clone(),
+            Self::Enrolled(_) | Self::Left => self.reason().to_owned(),
         }
     }
 }

@@ -3,10 +3,7 @@
 //! Every agent sees the same; each waits for a time of its own before it writes, so that mostly one does and the others
 //! see it done.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use ambit_core::model::ObjectName;
 use kube::{
@@ -19,7 +16,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::time::Instant;
 
 use super::{MANAGER, Outcome, pace::Pace, send};
-use crate::discovery::{ACCEPTED_CONDITION, Key, PolicyStatus};
+use crate::discovery::{ACCEPTED_CONDITION, Key, PolicyStatus, WantedStatuses};
 
 /// The longest that an agent waits before it writes what another may write.
 const SPREAD: Duration = Duration::from_secs(10);
@@ -39,10 +36,10 @@ impl PolicyStatusWriter {
     }
 
     /// Writes what has been wanted for as long as this agent waits.
-    pub(super) async fn write(&mut self, wanted: &BTreeMap<Key, PolicyStatus>, now: Instant) {
+    pub(super) async fn write(&mut self, wanted: &WantedStatuses, now: Instant) {
         self.pace.retain(|(key, version)| wanted.get(key).is_some_and(|status| status.version == *version));
         let mut written = 0;
-        for (key, status) in wanted {
+        for (key, status) in wanted.iter() {
             let subject = (key.clone(), status.version.clone());
             if !self.pace.due(&subject, SPREAD.mul_f64(rand::random()), now) {
                 continue;

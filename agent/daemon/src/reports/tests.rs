@@ -1,18 +1,21 @@
 //! Against a scripted server, in virtual time.
 
+use std::sync::Mutex;
+
 use serde_json::{Value, json};
-use tokio::{sync::mpsc::UnboundedReceiver, task::JoinHandle};
+use tokio::{sync::mpsc::UnboundedReceiver, task::JoinHandle, time::sleep};
 
 use super::*;
 use crate::{
     cluster::testing::{Call, Events as Watch, scripted},
-    discovery::watch_cluster,
+    discovery::{PolicyHold, watch_cluster},
 };
 use ambit_core::discovery::Settings;
 
 struct Bench {
     calls: UnboundedReceiver<Call>,
     watch: Watch,
+    pods: Arc<Mutex<Vec<PodReport>>>,
     reports: JoinHandle<()>,
 }
 
@@ -20,13 +23,21 @@ impl Bench {
     /// Reports on `pods`; `resource` has these objects.
     async fn new(resource: &'static str, objects: &[Value], pods: Vec<PodReport>) -> Self {
         let (client, mut calls) = scripted(resource);
-        let feed = watch_cluster(&client, Settings::default(), "n1");
+        let feed = watch_cluster(&client, Settings::default(), PolicyHold::default());
         let watch = calls.recv().await.unwrap().stream();
         objects.iter().for_each(|object| watch.send("ADDED", object));
         watch.end_of_list("9");
         feed.synced().await;
-        let reports = tokio::spawn(async move { run(client, "n1", feed, || Some(pods.clone())).await });
-        Self { calls, watch, reports }
+        let pods = Arc::new(Mutex::new(pods));
+        let reported = pods.clone();
+        let known = move || Some(reported.lock().unwrap().clone());
+        let reports = tokio::spawn(async move { run(client, "n1", feed, known).await });
+        Self { calls, watch, pods, reports }
+    }
+
+    /// From now on these pods are reported on.
+    fn reported(&self, pods: Vec<PodReport>) {
+        *self.pods.lock().unwrap() = pods;
     }
 
     /// The next write; a watch that begins again is silent.
@@ -44,6 +55,11 @@ impl Bench {
         timeout(Duration::from_secs(600), self.next()).await.expect("nothing is written")
     }
 
+    /// Until the world has heard of a change.
+    async fn settled(&self) {
+        sleep(Duration::from_millis(200)).await;
+    }
+
     async fn nothing(&mut self, within: u64) {
         let call = timeout(Duration::from_secs(within), self.next()).await;
         assert!(call.is_err(), "written: {}", call.unwrap().body);
@@ -56,82 +72,116 @@ impl Drop for Bench {
     }
 }
 
-fn report(problem: Option<&str>) -> PodReport {
+fn report(uid: &str, problem: Option<&str>) -> PodReport {
     PodReport {
         name: ObjectName::new("shop", "web"),
-        uid: "u1".into(),
+        uid: uid.into(),
         identity: "spiffe://td/ns/shop/sa/web".parse().unwrap(),
         problem: problem.map(str::to_owned),
     }
 }
 
-fn pod(state: Option<&str>, version: &str) -> Value {
-    let annotations = state.map(|state| json!({"ambit.dev/state": state}));
+fn pod(dataplane: &str, version: &str) -> Value {
     let metadata = json!({"name": "web", "namespace": "shop", "uid": "u1", "resourceVersion": version,
-        "annotations": annotations});
+        "labels": {"ambit.dev/dataplane": dataplane}});
     json!({"metadata": metadata, "spec": {"nodeName": "n1"}, "status": {"podIP": "10.0.0.1"}})
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_pod_is_annotated_and_has_one_event() {
-    let mut bench = Bench::new("pods", &[pod(None, "5")], vec![report(None)]).await;
+const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/shop/events";
+
+/// Demands that the next write is an event of this reason; answers it with `code`.
+async fn event(bench: &mut Bench, reason: &str, code: u16) -> Value {
     let call = bench.write().await;
-    assert_eq!((call.method.as_str(), &*call.path), ("PATCH", "/api/v1/namespaces/shop/pods/web/status"));
-    assert_eq!(call.body, json!({"metadata": {"uid": "u1", "annotations": {"ambit.dev/state": "enrolled"}}}));
-    call.answer(200, &pod(Some("enrolled"), "10"));
-    bench.watch.send("MODIFIED", &pod(Some("enrolled"), "10"));
-    let call = bench.write().await;
-    assert_eq!(
-        (call.method.as_str(), &*call.path),
-        ("POST", "/apis/events.k8s.io/v1/namespaces/shop/events")
-    );
-    assert_eq!((&call.body["reason"], &call.body["type"]), (&json!("Enrolled"), &json!("Normal")));
-    assert_eq!(call.body["regarding"]["uid"], "u1");
+    assert_eq!((call.method.as_str(), &*call.path), ("POST", EVENTS), "what is there is never changed");
     let body = call.body.clone();
-    call.answer(201, &body);
+    assert_eq!(body["reason"], reason, "{body}");
+    assert_eq!((&body["regarding"]["kind"], &body["regarding"]["uid"]), (&json!("Pod"), &json!("u1")));
+    match code {
+        201 => call.answer(201, &body),
+        409 => call.refuse(409, "AlreadyExists", "it is there"),
+        _ => call.refuse(code, "Forbidden", "events are forbidden"),
+    }
+    body
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_is_enrolled_has_one_event_and_one_that_leaves_another() {
+    let mut bench = Bench::new("pods", &[pod("enabled", "5")], vec![]).await;
+    sleep(2 * PERIOD).await;
+    bench.reported(vec![report("u1", None)]);
+    let first = event(&mut bench, "Enrolled", 201).await;
+    assert_eq!((&first["type"], &first["metadata"]["name"]), (&json!("Normal"), &json!("web.ambit-u1")));
+    assert!(first["note"].as_str().unwrap().ends_with("spiffe://td/ns/shop/sa/web"), "{first}");
+    bench.nothing(60).await;
+    bench.watch.send("MODIFIED", &pod("disabled", "6"));
+    bench.settled().await;
+    bench.reported(vec![]);
+    event(&mut bench, "LeftMesh", 201).await;
+    bench.nothing(60).await;
+    // It comes back: the name of the first event is taken.
+    bench.watch.send("MODIFIED", &pod("enabled", "7"));
+    bench.settled().await;
+    bench.reported(vec![report("u1", None)]);
+    event(&mut bench, "Enrolled", 409).await;
+    let again = event(&mut bench, "Enrolled", 201).await;
+    assert_ne!(again["metadata"]["name"], first["metadata"]["name"]);
+    bench.nothing(60).await;
+    // A pod that ends has not left the mesh.
+    bench.watch.send("DELETED", &pod("enabled", "8"));
+    bench.settled().await;
+    bench.reported(vec![]);
     bench.nothing(60).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_annotation_of_a_pod_that_left_is_taken_away() {
-    let mut bench = Bench::new("pods", &[pod(Some("enrolled"), "5")], vec![]).await;
-    let call = bench.write().await;
-    assert_eq!(call.body, json!({"metadata": {"uid": "u1", "annotations": {"ambit.dev/state": null}}}));
-    // Another pod has taken the name.
-    call.refuse(409, "Conflict", "uid mismatch");
-    bench.nothing(10).await;
+async fn what_an_earlier_agent_has_told_is_not_told_again() {
+    let mut bench = Bench::new("pods", &[pod("enabled", "5")], vec![report("u1", None)]).await;
+    event(&mut bench, "Enrolled", 409).await;
+    bench.nothing(600).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_failure_makes_an_event_after_a_moment_and_none_again_for_a_while() {
-    let annotated = pod(Some("pending"), "5");
-    let mut bench = Bench::new("pods", &[annotated], vec![report(Some("no namespace"))]).await;
+    let mut bench =
+        Bench::new("pods", &[pod("enabled", "5")], vec![report("u1", Some("no namespace"))]).await;
     let start = Instant::now();
-    let call = bench.write().await;
+    let told = event(&mut bench, "EnrolmentFailed", 201).await;
     assert!(start.elapsed() >= Duration::from_secs(4), "an event for a pod in the making");
-    assert_eq!((&call.body["reason"], &call.body["type"]), (&json!("EnrolmentFailed"), &json!("Warning")));
-    assert!(call.body["note"].as_str().unwrap().ends_with("no namespace"));
-    let body = call.body.clone();
-    call.answer(201, &body);
+    assert!(told["type"] == "Warning" && told["note"].as_str().unwrap().ends_with("no namespace"), "{told}");
     bench.nothing(290).await;
-    // Counted in the event that is there, or in a new one.
-    assert_eq!(bench.write().await.body["reason"], "EnrolmentFailed");
+    event(&mut bench, "EnrolmentFailed", 201).await;
+    bench.reported(vec![report("u1", None)]);
+    event(&mut bench, "Enrolled", 201).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crowd_of_pods_is_told_of_little_by_little() {
+    let pods = (0..100).map(|number| report(&format!("u{number}"), None)).collect();
+    let mut bench = Bench::new("pods", &[], pods).await;
+    let start = Instant::now();
+    let mut at = Vec::new();
+    while at.len() < 50 {
+        let call = bench.write().await;
+        at.push(start.elapsed().as_secs());
+        let body = call.body.clone();
+        call.answer(201, &body);
+    }
+    assert!(at[24] <= 2, "what may come at once: {at:?}");
+    assert!(at[49] >= 140, "25 more, one in six seconds: {at:?}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn writing_that_fails_is_tried_again_ever_less_often() {
-    let mut bench = Bench::new("pods", &[pod(None, "5")], vec![report(Some("no"))]).await;
+    let mut bench = Bench::new("pods", &[pod("enabled", "5")], vec![report("u1", Some("no"))]).await;
     let mut waits = Vec::new();
     let mut last = Instant::now();
     while waits.len() < 6 {
-        let call = bench.write().await;
-        if call.path.ends_with("/status") {
-            waits.push(last.elapsed().as_secs());
-            last = Instant::now();
-        }
-        call.refuse(403, "Forbidden", "pods/status is forbidden");
+        event(&mut bench, "EnrolmentFailed", 403).await;
+        waits.push(last.elapsed().as_secs());
+        last = Instant::now();
     }
-    assert!(waits[1] >= 5 && waits.windows(2).all(|pair| pair[1] >= pair[0]) && waits[5] >= 60, "{waits:?}");
+    assert!(waits[1] >= 5 && waits.windows(2).all(|pair| pair[1] >= pair[0]), "{waits:?}");
+    assert!(waits[5] >= 60, "{waits:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -30,6 +30,8 @@ pub(super) struct Metrics {
     pub(super) tunnel_reuse: Counter,
     pub(super) policy_wakes: Counter,
     pub(super) enrolled_pods: Gauge,
+    pub(super) pods_kept_out: Gauge,
+    pub(super) capture_everything: Gauge,
     probes: Family<PodLabels, Counter>,
     map_operations: Family<MapLabels, Counter>,
     certificate_expiry: Family<IdentityLabels, Gauge>,
@@ -131,6 +133,8 @@ impl Metrics {
             tunnel_reuse: Counter::default(),
             policy_wakes: Counter::default(),
             enrolled_pods: Gauge::default(),
+            pods_kept_out: Gauge::default(),
+            capture_everything: Gauge::default(),
             probes: Family::default(),
             map_operations: Family::default(),
             certificate_expiry: Family::default(),
@@ -182,6 +186,16 @@ impl Metrics {
             self.policy_wakes.clone(),
         );
         registry.register("ambit_enrolled_pods", "Pods of this node in the mesh", self.enrolled_pods.clone());
+        registry.register(
+            "ambit_pods_kept_out",
+            "Pods of this node that a full eBPF map keeps out of the mesh",
+            self.pods_kept_out.clone(),
+        );
+        registry.register(
+            "ambit_capture_everything",
+            "Whether all that pods in the mesh dial is captured, as the list of what should be does not fit its eBPF map",
+            self.capture_everything.clone(),
+        );
         registry.register(
             "ambit_probes",
             "Probes of the kubelet that were let through to a pod of this node",

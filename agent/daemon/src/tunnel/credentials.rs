@@ -133,10 +133,14 @@ impl Wallet {
         if peer.believed.load(Ordering::Relaxed) == generation {
             return Ok(());
         }
-        // Without an identity of our own the pod is gone, and its connections with it.
-        if let Some(trust) = shared.keys.trust(own) {
-            peer.recheck(&trust, &shared.rules.load(), shared.clock.now())?;
-        }
+        let Some(trust) = shared.keys.trust(own) else {
+            let text = format!(
+                "{own} is no identity of this node any more, so nothing tells whether to believe {}",
+                peer.id
+            );
+            return Err((Reason::IdentityUnavailable, text));
+        };
+        peer.recheck(&trust, &shared.rules.load(), shared.clock.now())?;
         peer.believed.store(generation, Ordering::Relaxed);
         Ok(())
     }

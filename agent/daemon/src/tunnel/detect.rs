@@ -88,6 +88,14 @@ fn peek(socket: &impl AsFd) -> io::Result<Seen> {
     Ok(if len == 0 { Seen::Known(First::Closed) } else { look(&bytes[..len]) })
 }
 
+/// What begins with these bytes; `None` while that is open. What has been decided once, more bytes do not change.
+pub(crate) fn judge(bytes: &[u8]) -> Option<First> {
+    match look(bytes) {
+        Seen::Known(first) => Some(first),
+        Seen::Part(_) => None,
+    }
+}
+
 /// Reads a ClientHello (RFC 8446 §4.1.2), if all of it is there, for the ALPN extension (RFC 7301).
 fn look(bytes: &[u8]) -> Seen {
     let handshake = [22, 3];

@@ -254,9 +254,8 @@ pub(crate) fn peer_identity(
         let leaf = certificates.first().ok_or_else(Refusal::missing)?;
         let leaf = Leaf::read(leaf)?;
         verify::check_validity(&leaf, now)?;
-        verify::check_identity(&leaf, expected, |domain| {
-            settings.trust_domains.contains(domain) || rules.federation.roots(domain).is_some()
-        })?;
+        let accepted = |domain: &TrustDomain| rules.federation.accepts(&settings.trust_domains, domain);
+        verify::check_identity(&leaf, expected, accepted)?;
         Ok(PeerIdentity {
             id: leaf.id,
             not_after: leaf.not_after,

@@ -31,6 +31,42 @@ app.kubernetes.io/component: ca
 ambit-ca-root
 {{- end }}
 
+{{- /* With a default here as well: helm upgrade --reuse-values knows no values that are new. */ -}}
+{{- define "ambit.metricsAuth" -}}
+{{ .Values.metrics.auth | default "none" }}
+{{- end }}
+
+{{- define "ambit.healthPort" -}}
+{{ .Values.ca.healthPort | default 15021 }}
+{{- end }}
+
+{{- define "ambit.metricsGuarded" -}}
+{{- if and .Values.metrics.enabled (eq (include "ambit.metricsAuth" .) "token") }}true{{ end }}
+{{- end }}
+
+{{- /* What asking who may read metrics takes. */ -}}
+{{- define "ambit.metricsRules" -}}
+{{- if include "ambit.metricsGuarded" . }}
+# Who scrapes, and whether RBAC lets them.
+- apiGroups: [authentication.k8s.io]
+  resources: [tokenreviews]
+  verbs: [create]
+- apiGroups: [authorization.k8s.io]
+  resources: [subjectaccessreviews]
+  verbs: [create]
+{{- end }}
+{{- end }}
+
+{{- define "ambit.scrapeAnnotations" -}}
+{{- if .Values.metrics.enabled }}
+prometheus.io/scrape: 'true'
+prometheus.io/port: {{ .Values.metrics.port | quote }}
+{{- if include "ambit.metricsGuarded" . }}
+prometheus.io/scheme: https
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "ambit.pullSecrets" -}}
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets:

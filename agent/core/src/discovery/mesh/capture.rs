@@ -1,55 +1,72 @@
-//! Which addresses enrolled pods must have captured, kept as the mesh changes.
+//! What enrolled pods must have captured, kept as the mesh changes.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use super::Mesh;
+use super::{Mesh, pods::PodRecord};
 use crate::{
-    discovery::{Delta, Pod, join},
+    discovery::{Delta, Destination, Pod, join},
     model::ObjectName,
 };
 
 impl Mesh {
-    /// Looks again at addresses that a change may have touched.
-    pub(super) fn follow_capture(&mut self, addresses: Vec<IpAddr>, delta: &mut Delta) {
-        for ip in addresses {
-            let captured = self.is_to_be_captured(ip);
-            self.set_captured(ip, captured, delta);
+    /// Looks again at destinations that a change may have touched.
+    pub(super) fn follow_capture(
+        &mut self,
+        destinations: impl IntoIterator<Item = Destination>,
+        delta: &mut Delta,
+    ) {
+        for destination in destinations {
+            let captured = self.is_to_be_captured(destination);
+            self.set_captured(destination, captured, delta);
         }
     }
 
-    /// The address is captured from now on, or not.
-    pub(super) fn set_captured(&mut self, ip: IpAddr, captured: bool, delta: &mut Delta) {
-        if captured == self.captured.contains(&ip) {
+    /// The destination is captured from now on, or not.
+    pub(super) fn set_captured(&mut self, destination: Destination, captured: bool, delta: &mut Delta) {
+        if captured == self.captured.contains(&destination) {
             return;
         }
         if captured {
-            self.captured.insert_mut(ip);
+            self.captured.insert_mut(destination);
         } else {
-            self.captured.remove_mut(&ip);
+            self.captured.remove_mut(&destination);
         }
-        delta.capture(ip, captured);
+        delta.capture(destination, captured);
     }
 
-    /// Whether the owner of an address is in the mesh.
+    /// Whether the owner of an address is in the mesh, or may be.
     pub(super) fn is_enrolled(&self, ip: IpAddr) -> bool {
-        self.workload_by_ip(ip).is_some_and(|workload| workload.enrolled)
+        self.workload_by_ip(ip).is_some_and(|workload| workload.enrolled) || self.is_contested(ip)
     }
 
-    /// Whether an address is that of an enrolled pod, or of a service with an enrolled endpoint, ready or not.
-    pub(super) fn is_to_be_captured(&self, ip: IpAddr) -> bool {
-        let claimants = || self.by_vip.get(&ip).into_iter().flatten();
-        self.is_enrolled(ip) || claimants().any(|name| self.has_enrolled_endpoint(&name.name))
+    /// Whether it is in doubt which pod an address is of, and that pod may be in the mesh.
+    pub(super) fn is_contested(&self, ip: IpAddr) -> bool {
+        self.by_ip.get(&ip).is_some_and(|claimants| PodRecord::is_contested(claimants))
     }
 
-    /// The cluster IPs of the services that may have an endpoint at `ip`.
-    pub(super) fn cluster_ips_at(&self, ip: IpAddr) -> Vec<IpAddr> {
+    /// Whether a destination is the address or a host port of an enrolled pod, the address of a node, or leads to a service
+    /// with an enrolled endpoint, ready or not.
+    pub(super) fn is_to_be_captured(&self, destination: Destination) -> bool {
+        match destination {
+            Destination::Node(ip) => self.node_ips.contains_key(&ip),
+            Destination::Address(ip) if self.is_enrolled(ip) => true,
+            Destination::Port(at) if self.host_port(at).is_some_and(|(pod, _)| pod.workload.enrolled) => true,
+            _ => {
+                let mut claimants = self.claims.get(&destination).into_iter().flatten();
+                claimants.any(|name| self.has_enrolled_endpoint(&name.name))
+            }
+        }
+    }
+
+    /// What leads to the services that may have an endpoint at `ip`.
+    pub(super) fn ways_to(&self, ip: IpAddr) -> Vec<Destination> {
         let slices = self.by_endpoint.get(&ip).into_iter().flatten();
         let mut services: BTreeSet<ObjectName> =
             slices.filter_map(|slice| self.slice_owners.get(slice)).cloned().collect();
         for claimant in self.by_ip.get(&ip).into_iter().flatten() {
             services.extend(self.selecting(&claimant.pod));
         }
-        services.iter().flat_map(|service| self.cluster_ips(service)).collect()
+        services.iter().flat_map(|service| self.destinations_of(service)).collect()
     }
 
     /// Ends at the first such endpoint: in a mesh most are.

@@ -1,6 +1,6 @@
 //! From an original destination to an endpoint.
 //!
-//! Promises that an endpoint known to be in the mesh is never reached in plaintext. Connecting is left to others.
+//! Promises that an endpoint known to be in the mesh, or that may be, is never reached in plaintext. Connecting is left to others.
 
 use std::{
     collections::BTreeMap,
@@ -9,7 +9,10 @@ use std::{
 };
 
 use super::{Mesh, ServiceRecord};
-use crate::discovery::{Protocol, Service, join::Backend};
+use crate::discovery::{
+    Destination, Protocol, Service,
+    join::{self, Backend},
+};
 use crate::model::{Labels, ObjectName, OriginalDst, PodAddr, ServiceName, SpiffeId, Workload};
 
 /// Where a captured connection goes.
@@ -56,6 +59,12 @@ pub enum RouteError {
         /// The port that was dialled.
         port: u16,
     },
+    /// Several pods claim the address, and not all are in the mesh: plaintext might reach one that is.
+    #[error("{address} is claimed by several pods, of which not all are in the mesh")]
+    Contested {
+        /// The address.
+        address: IpAddr,
+    },
 }
 
 impl Mesh {
@@ -63,38 +72,73 @@ impl Mesh {
     /// affinity goes by the client instead.
     pub fn route(&self, client: &Workload, dst: OriginalDst, random: u64) -> Route {
         let dst = SocketAddr::new(dst.0.ip().to_canonical(), dst.0.port());
-        if let Some(service) = self.service_by_vip(dst.ip(), &client.name.namespace) {
-            return self.route_to_service(service, client, dst, random);
+        let namespace = &*client.name.namespace;
+        if let Some(service) = self.service_at(Destination::Address(dst.ip()), namespace) {
+            let on = service.service.local_only.then_some(&client.node);
+            return self.route_to_service(service, client, dst, on, random);
         }
-        match self.workload_by_ip(dst.ip()) {
-            Some(workload) => {
-                route_to(Endpoint { addr: PodAddr(dst), workload: Arc::clone(workload), service: None })
+        if let Some(workload) = self.workload_by_ip(dst.ip()) {
+            return self.route_to(Endpoint {
+                addr: PodAddr(dst),
+                workload: Arc::clone(workload),
+                service: None,
+            });
+        }
+        // Last: who may write a service can claim any address by it.
+        if let Some(service) = self.service_at(Destination::Port(dst), namespace) {
+            return self.route_to_service(service, client, dst, None, random);
+        }
+        if let Some((pod, target)) = self.host_port(dst) {
+            return match pod.pod.ips.iter().find(|ip| ip.is_ipv4() == dst.is_ipv4()) {
+                Some(ip) => {
+                    let addr = PodAddr(SocketAddr::new(*ip, *target));
+                    self.route_to(Endpoint { addr, workload: Arc::clone(&pod.workload), service: None })
+                }
+                None => Route::Passthrough,
+            };
+        }
+        match self.service_at_node(dst, namespace) {
+            Some((service, port, node)) => {
+                let on = (service.service.external_local && *node != client.node).then_some(node);
+                let dst = SocketAddr::new(dst.ip(), port);
+                self.route_to_service(service, client, dst, on, random)
             }
             None => Route::Passthrough,
         }
     }
 
-    /// The service that owns a cluster IP; where several claim it, one in the client's namespace, else the oldest.
-    fn service_by_vip(&self, vip: IpAddr, namespace: &str) -> Option<&ServiceRecord> {
-        let claimants = self.by_vip.get(&vip)?;
+    /// The service that a destination leads to; where several claim it, one in the client's namespace, else the oldest.
+    fn service_at(&self, destination: Destination, namespace: &str) -> Option<&ServiceRecord> {
+        let claimants = self.claims.get(&destination)?;
         let near = claimants.iter().find(|name| &*name.name.namespace == namespace);
         self.services.get(&near.or_else(|| claimants.first())?.name).map(|record| &**record)
     }
 
+    /// The service behind a node port, its own port there, and the node that is dialled.
+    fn service_at_node(&self, dst: SocketAddr, namespace: &str) -> Option<(&ServiceRecord, u16, &Arc<str>)> {
+        let (node, _) = self.node_ips.get(&dst.ip())?.first()?;
+        let service = self.service_at(Destination::NodePort(dst.port()), namespace)?;
+        let mut ports = join::tcp_ports(&service.service);
+        Some((service, ports.find(|port| port.node_port == Some(dst.port()))?.port, node))
+    }
+
+    /// The way to the service's port of the number in `dst`, by endpoints of its family; only those `on` a node if one is
+    /// given.
     fn route_to_service(
         &self,
         record: &ServiceRecord,
         client: &Workload,
         dst: SocketAddr,
+        on: Option<&Arc<str>>,
         random: u64,
     ) -> Route {
-        let Service { name, ports, session_affinity, local_only, .. } = &*record.service;
+        let Service { name, ports, session_affinity, .. } = &*record.service;
         if !ports.iter().any(|port| port.port == dst.port() && port.protocol == Protocol::Tcp) {
             return Route::Refuse(RouteError::UnknownPort { service: name.to_string(), port: dst.port() });
         }
         let ready = self.backends(record).ready(dst.port(), dst.is_ipv6());
         let usable = |backend: &&Backend| {
-            (!*local_only || backend.node.as_ref() == Some(&client.node)) && self.stands(backend)
+            on.is_none_or(|node| backend.node.as_ref() == Some(node)) && self.stands(backend)
         };
         let chosen = if *session_affinity {
             ready.iter().filter(usable).max_by_key(|backend| affinity(client, backend.addr))
@@ -104,7 +148,7 @@ impl Mesh {
             ready[start..].iter().chain(&ready[..start]).find(usable)
         };
         match chosen.and_then(|backend| self.endpoint(record, backend)) {
-            Some(endpoint) => route_to(endpoint),
+            Some(endpoint) => self.route_to(endpoint),
             None => Route::Refuse(RouteError::NoEndpoint { service: name.to_string(), port: dst.port() }),
         }
     }
@@ -130,6 +174,15 @@ impl Mesh {
         Some(Endpoint { addr: PodAddr(backend.addr), workload, service: Some((*record.name).clone()) })
     }
 
+    fn route_to(&self, endpoint: Endpoint) -> Route {
+        let address = endpoint.addr.0.ip();
+        match endpoint.workload.enrolled {
+            true => Route::Tunnel(endpoint),
+            false if self.is_contested(address) => Route::Refuse(RouteError::Contested { address }),
+            false => Route::Plain(endpoint),
+        }
+    }
+
     fn unknown_workload(&self, namespace: &Arc<str>, backend: &Backend) -> Option<Workload> {
         let ip = backend.addr.ip();
         Some(Workload {
@@ -146,10 +199,6 @@ impl Mesh {
             netns: None,
         })
     }
-}
-
-fn route_to(endpoint: Endpoint) -> Route {
-    if endpoint.workload.enrolled { Route::Tunnel(endpoint) } else { Route::Plain(endpoint) }
 }
 
 /// Which endpoint a client keeps to: the one with the highest weight, so that few clients move when endpoints come and

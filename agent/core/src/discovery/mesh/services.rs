@@ -1,7 +1,7 @@
 //! Services and their endpoint slices as they come and go.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     ops::Bound,
     sync::{Arc, OnceLock},
 };
@@ -9,7 +9,7 @@ use std::{
 use super::{ByName, Mesh, Names, ServiceRecord, change, start_of, withdraw};
 use crate::{
     discovery::{
-        Delta, EndpointSlice, Pod, Service,
+        Delta, Destination, EndpointSlice, Pod, Service,
         join::{self, Backends},
     },
     model::{ObjectName, ServiceName},
@@ -23,11 +23,11 @@ impl Mesh {
         service: Option<Arc<Service>>,
         delta: &mut Delta,
     ) {
-        let mut affected = self.cluster_ips(name);
+        let mut affected = self.destinations_of(name);
         self.unlink_service(name);
         if let Some(service) = service {
             self.link_service(service);
-            affected.extend(self.cluster_ips(name));
+            affected.extend(self.destinations_of(name));
         }
         self.follow_capture(affected, delta);
     }
@@ -49,7 +49,7 @@ impl Mesh {
         for owner in owners.into_iter().flatten() {
             self.reset_backends(&owner);
             self.note_selecting(&owner);
-            self.follow_capture(self.cluster_ips(&owner), delta);
+            self.follow_capture(self.destinations_of(&owner), delta);
         }
     }
 
@@ -66,8 +66,9 @@ impl Mesh {
         of_namespace.filter(selects).cloned().collect()
     }
 
-    pub(super) fn cluster_ips(&self, service: &ObjectName) -> Vec<IpAddr> {
-        self.services.get(service).map(|record| record.service.cluster_ips.clone()).unwrap_or_default()
+    /// What leads to a service.
+    pub(super) fn destinations_of(&self, service: &ObjectName) -> Vec<Destination> {
+        self.services.get(service).map(|record| destinations(&record.service)).unwrap_or_default()
     }
 
     pub(super) fn backends<'a>(&'a self, record: &'a ServiceRecord) -> &'a Backends {
@@ -106,16 +107,16 @@ impl Mesh {
 
     fn link_service(&mut self, service: Arc<Service>) {
         let name: Arc<ServiceName> = Arc::new(join::service_name(&self.settings, &service.name));
-        let vips: Vec<IpAddr> = service.cluster_ips.clone();
+        let claimed = destinations(&service);
         let record = Arc::new(ServiceRecord { service, name: Arc::clone(&name), backends: OnceLock::new() });
         self.services.insert_mut(name.name.clone(), record);
-        for vip in vips {
+        for destination in claimed {
             let services = &self.services;
             let age = |name: &ServiceName| {
                 let created = services.get(&name.name).and_then(|record| record.service.created);
                 (created.unwrap_or(i64::MAX), name.name.clone())
             };
-            change(&mut self.by_vip, &vip, |claimants| {
+            change(&mut self.claims, &destination, |claimants| {
                 claimants.push(Arc::clone(&name));
                 claimants.sort_by_cached_key(|name| age(name));
             });
@@ -124,8 +125,8 @@ impl Mesh {
     }
 
     fn unlink_service(&mut self, name: &ObjectName) {
-        for vip in self.cluster_ips(name) {
-            withdraw(&mut self.by_vip, &vip, Vec::is_empty, |claimants| {
+        for destination in self.destinations_of(name) {
+            withdraw(&mut self.claims, &destination, Vec::is_empty, |claimants| {
                 claimants.retain(|claimant| claimant.name != *name);
             });
         }
@@ -153,6 +154,20 @@ impl Mesh {
             slices.remove_mut(name);
         });
     }
+}
+
+fn destinations(service: &Service) -> Vec<Destination> {
+    let tcp_ports = || join::tcp_ports(service);
+    let external = service.external_ips.iter();
+    let mut all: Vec<Destination> = service.cluster_ips.iter().copied().map(Destination::Address).collect();
+    all.extend(
+        external.flat_map(|ip| tcp_ports().map(|port| Destination::Port(SocketAddr::new(*ip, port.port)))),
+    );
+    all.extend(tcp_ports().filter_map(|port| port.node_port).map(Destination::NodePort));
+    // Two ports of one number differ in their protocol, or are a mistake.
+    all.sort_unstable();
+    all.dedup();
+    all
 }
 
 fn addresses(slice: &EndpointSlice) -> impl Iterator<Item = IpAddr> + '_ {

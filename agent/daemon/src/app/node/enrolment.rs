@@ -1,7 +1,7 @@
 //! The pods that are enrolled, and the tasks that serve their listeners.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -9,7 +9,10 @@ use ambit_core::discovery::Delta;
 use ambit_ebpf_common::Counters;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::desired::{Desired, DesiredPods};
+use super::{
+    deputies::Deputies,
+    desired::{Desired, DesiredPods},
+};
 use crate::{
     app::locations::Location,
     capture::{Capture, CaptureError, PodNet, PodSpec},
@@ -23,6 +26,8 @@ pub(super) struct Enrolment {
     proxy: Proxy,
     feed: Feed,
     pods: HashMap<Arc<str>, Enrolled>,
+    /// Pods that a full map keeps out of the mesh (UIDs).
+    kept_out: HashSet<Arc<str>>,
     serving: JoinSet<()>,
 }
 
@@ -42,7 +47,8 @@ impl Enrolled {
 
 impl Enrolment {
     pub(super) fn new(capture: Capture, proxy: Proxy, feed: Feed) -> Self {
-        Self { capture, proxy, feed, pods: HashMap::new(), serving: JoinSet::new() }
+        let (pods, kept_out) = (HashMap::new(), HashSet::new());
+        Self { capture, proxy, feed, pods, kept_out, serving: JoinSet::new() }
     }
 
     /// The cookie of the pod's network namespace, if it is enrolled.
@@ -80,7 +86,16 @@ impl Enrolment {
                 uid: other.spec.uid.clone(),
             });
         }
-        let net = self.capture.enroll(&spec).await?;
+        let net = match self.capture.enroll(&spec).await {
+            Ok(net) => net,
+            Err(error) => {
+                if matches!(error, CaptureError::Full { .. }) {
+                    self.kept_out.insert(spec.uid.clone());
+                }
+                return Err(error);
+            }
+        };
+        self.kept_out.remove(&spec.uid);
         let policy = self.feed.follow_policy(&pod.workload);
         let tasks = (0..net.listeners())
             .map(|listener| {
@@ -103,6 +118,7 @@ impl Enrolment {
 
     /// Releases the pods that are not desired; whether there was one.
     pub(super) fn release_others(&mut self, desired: &DesiredPods) -> bool {
+        self.kept_out.retain(|uid| desired.contains(uid));
         let gone: Vec<Arc<str>> = self.pods.keys().filter(|uid| !desired.contains(uid)).cloned().collect();
         for uid in &gone {
             self.release(uid);
@@ -128,12 +144,31 @@ impl Enrolment {
         log_failure(self.capture.change_destinations(delta));
     }
 
-    /// Lets the kubelet's probes through to the pods' probe ports.
-    pub(super) fn set_probes(&mut self, desired: &DesiredPods) {
+    /// Why all that enrolled pods dial is captured, if it is.
+    pub(super) fn shortfall(&self) -> Option<&str> {
+        self.capture.shortfall()
+    }
+
+    /// How many pods a full map keeps out of the mesh.
+    pub(super) fn kept_out(&self) -> usize {
+        self.kept_out.len()
+    }
+
+    /// Lets the kubelet's probes through to the pods' probe ports, but for those that another pod may have asked for.
+    pub(super) fn set_probes(&mut self, desired: &DesiredPods, deputies: &mut Deputies) {
         let ports = desired.iter().map(|(uid, pod)| (&**uid, &*pod.workload.probe_ports));
-        if let Err(error) = self.capture.set_probes(ports) {
+        let mut withdrawn = BTreeMap::new();
+        let set = self.capture.set_probes(ports, |ip, port| match deputies.deputy_of(ip, port) {
+            Some(deputy) => {
+                withdrawn.insert((ip, port), deputy.clone());
+                false
+            }
+            None => true,
+        });
+        if let Err(error) = set {
             tracing::error!(%error, "the list of ports that the kubelet probes could not be updated");
         }
+        deputies.tell(withdrawn);
     }
 
     /// Takes off what an earlier agent left for pods that are not `expected` (UIDs).
@@ -182,6 +217,6 @@ impl Enrolment {
 
 fn log_failure(done: Result<(), CaptureError>) {
     if let Err(error) = done {
-        tracing::error!(%error, "the list of meshed destinations could not be updated");
+        tracing::error!(%error, "neither the meshed destinations nor everything can be captured");
     }
 }

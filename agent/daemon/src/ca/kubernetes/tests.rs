@@ -21,6 +21,7 @@ const FROM: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 #[derive(Default)]
 struct Fake {
     pods: Vec<Value>,
+    requests: usize,
     reviews: usize,
     lists: usize,
     down: bool,
@@ -42,6 +43,7 @@ fn pod(namespace: &str, name: &str, account: &str, node: &str, phase: &str) -> V
 
 impl Fake {
     fn answer(&mut self, request: &Request<Incoming>, body: &[u8]) -> (StatusCode, Value) {
+        self.requests += 1;
         if self.down {
             return (StatusCode::INTERNAL_SERVER_ERROR, json!({"kind": "Status"}));
         }
@@ -305,6 +307,46 @@ async fn bad_tokens_from_one_address_are_not_reviewed_without_end() {
     }
     assert_eq!(last, Some(Refusal::Rate));
     login(&callers, "agent-a").await.expect("one that is known is not in the way of it");
+}
+
+/// An agent that starts asks for all its pods at once, and so does everybody when the API server comes back.
+#[tokio::test]
+async fn a_crowd_asks_the_api_server_once() {
+    let api = Running::start().await;
+    let callers = Arc::new(api.callers().await);
+    let crowd = async |count: usize| {
+        let mut crowd = tokio::task::JoinSet::new();
+        for _ in 0..count {
+            let callers = callers.clone();
+            crowd.spawn(async move { may(&callers, "agent-a", "spiffe://td1/ns/shop/sa/web").await });
+        }
+        crowd.join_all().await
+    };
+    api.change(|fake| fake.down = true);
+    assert!(crowd(200).await.iter().all(|answer| *answer == Err("authority")));
+    api.change(|fake| {
+        assert!(fake.requests <= 3, "{} requests for a failure", fake.requests);
+        (fake.down, fake.requests) = (false, 0);
+    });
+    assert!(crowd(200).await.iter().all(|answer| *answer == Ok(())));
+    api.change(|fake| {
+        assert_eq!((fake.reviews, fake.lists, fake.requests), (1, 3, 5), "one token, one pod, three pages");
+    });
+}
+
+#[tokio::test]
+async fn bad_tokens_that_come_at_once_are_not_all_reviewed() {
+    let api = Running::start().await;
+    let callers = Arc::new(api.callers().await);
+    let mut guesses = tokio::task::JoinSet::new();
+    for guess in 0..400 {
+        let callers = callers.clone();
+        guesses.spawn(async move { login(&callers, &format!("guess-{guess}")).await.err() });
+    }
+    let refused = guesses.join_all().await;
+    assert!(refused.iter().all(Option::is_some));
+    let burst = 10 * BAD_TOKENS as usize;
+    api.change(|fake| assert!(fake.reviews < 2 * burst, "{} bad tokens were reviewed", fake.reviews));
 }
 
 #[tokio::test]

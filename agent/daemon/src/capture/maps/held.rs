@@ -77,7 +77,8 @@ impl<K: aya::Pod + Ord, V: aya::Pod + PartialEq> Held<K, V> {
         self.entries = None;
     }
 
-    /// Makes the map hold what is `wanted` and nothing else: additions and changes first.
+    /// Makes the map hold what is `wanted` and nothing else: additions and changes first. Where that fails, what is not
+    /// wanted is gone all the same.
     pub(super) fn become_equal(
         &mut self,
         wanted: BTreeMap<K, V>,
@@ -92,15 +93,29 @@ impl<K: aya::Pod + Ord, V: aya::Pod + PartialEq> Held<K, V> {
                 present
             }
         };
-        for (key, value) in wanted.iter().filter(|(key, value)| present.get(key) != Some(value)) {
-            operations.add(1);
-            self.map.insert(key, value, 0)?;
-        }
+        // Of a map that is full by what is to go some may not fit yet; what is to go goes, whatever fits.
+        let added = self.add(&wanted, &present, operations);
         for key in present.keys().filter(|key| !wanted.contains_key(key)) {
             operations.add(1);
             self.map.remove(key)?;
         }
+        if added.is_err() {
+            self.add(&wanted, &present, operations)?;
+        }
         self.entries = Some(wanted);
+        Ok(())
+    }
+
+    fn add(
+        &mut self,
+        wanted: &BTreeMap<K, V>,
+        present: &BTreeMap<K, V>,
+        operations: &Operations,
+    ) -> Result<(), MapError> {
+        for (key, value) in wanted.iter().filter(|(key, value)| present.get(key) != Some(value)) {
+            operations.add(1);
+            self.map.insert(key, value, 0)?;
+        }
         Ok(())
     }
 

@@ -6,9 +6,9 @@ use crate::{
     config::{
         settings::settings,
         values::{
-            ClusterId, DataplaneLabel, DnsName, Drain, IssuerKind, ListenAddr, Location, LogFilter,
-            LoopbackAddr, Namespace, ObjectName, PostQuantum, ServerName, ServiceAddr, TrustBundles,
-            TrustDomains, Ttl, Url, VaultPath, Workers,
+            CaTrust, ClusterId, DataplaneLabel, DnsName, Drain, Hold, IssuerKind, ListenAddr, Location,
+            LogFilter, LoopbackAddr, MapEntries, MetricsAuth, Namespace, ObjectName, PostQuantum, ServerName,
+            ServiceAddr, TrustBundles, TrustDomains, Ttl, Url, VaultPath, Workers,
         },
     },
     telemetry::LogFormat,
@@ -30,6 +30,10 @@ settings! {
     ca_address: ServiceAddr, "AMBIT_CA_ADDRESS", "HOST:PORT";
     /// The roots that the certificate service's certificate must lead to [default: /var/run/secrets/istio/root-cert.pem]
     ca_root: Location, "AMBIT_CA_ROOT", "FILE";
+    /// What workloads trust, for --issuer istio: answers (the roots that come with certificates) or root (what is in --ca-root, watched, for a CA that publishes its roots there) [default: answers]
+    ca_trust: CaTrust, "AMBIT_CA_TRUST", "WHAT";
+    /// The ConfigMap in which the certificate service publishes its roots (root-cert.pem), watched, instead of --ca-root: workloads trust these and no others
+    ca_root_config_map: ObjectName, "AMBIT_CA_ROOT_CONFIG_MAP", "NAMESPACE/NAME";
     /// The bearer token for the certificate service [default: /var/run/secrets/tokens/istio-token]
     ca_token_file: Location, "AMBIT_CA_TOKEN_FILE", "FILE";
     /// The name in the certificate service's certificate [default: the host of --ca-address]
@@ -40,6 +44,8 @@ settings! {
     run_dir: Location, "AMBIT_RUN_DIR", "DIR";
     /// Where to serve /metrics and /healthz over HTTP; without it nothing is served
     metrics_addr: ListenAddr, "AMBIT_METRICS_ADDR", "ADDR";
+    /// Who may read /metrics: everybody (none), or over TLS who bears a token that RBAC allows get on it (token) [default: none]
+    metrics_auth: MetricsAuth, "AMBIT_METRICS_AUTH", "WHO";
     /// How long connections may go on after SIGTERM, or after another agent has taken over, 0s to 1h [default: 25s]
     drain: Drain, "AMBIT_DRAIN", "DURATION";
     /// Where to serve the status to programs of this host, for ambit status --kubeconfig; without it only over the socket
@@ -60,6 +66,8 @@ settings! {
     cluster_domain: DnsName, "AMBIT_CLUSTER_DOMAIN", "DOMAIN";
     /// The namespace whose policies hold for the whole mesh [default: ambit-system]
     root_namespace: Namespace, "AMBIT_ROOT_NAMESPACE", "NAMESPACE";
+    /// How long policies stay in force whose definition is removed from the cluster, 0s to 90d [default: 24h]
+    policy_hold: Hold, "AMBIT_POLICY_HOLD", "DURATION";
     /// The label that opts namespaces and pods in, and pods out [default: ambit.dev/dataplane=enabled,disabled]
     dataplane_label: DataplaneLabel, "AMBIT_DATAPLANE_LABEL", "KEY=ENABLED[,DISABLED]";
     /// Where cgroup v2 is mounted [default: found in /proc/mounts]
@@ -68,10 +76,14 @@ settings! {
     kubelet_cgroup: Location, "AMBIT_KUBELET_CGROUP", "PATH";
     /// The BPF file system, mounted there if it is not [default: /sys/fs/bpf]
     bpf_root: Location, "AMBIT_BPF_ROOT", "PATH";
+    /// Other sizes of eBPF maps than the usual, for nodes and clusters that these are too small for
+    map_entries: MapEntries, "AMBIT_MAP_ENTRIES", "MAP=N[,..]";
     /// Where the CNI plugin is installed, as the node itself sees it; with --cni-conf-dir only
     cni_bin_dir: Location, "AMBIT_CNI_BIN_DIR", "DIR";
     /// Where the CNI network configuration is that the plugin is chained to, as the node itself sees it
     cni_conf_dir: Location, "AMBIT_CNI_CONF_DIR", "DIR";
+    /// The service account that the CNI plugin asks the API as while no agent runs; without it the plugin does not ask
+    cni_account: ObjectName, "AMBIT_CNI_ACCOUNT", "NAMESPACE/NAME";
     /// How many threads carry traffic [default: one for each processor, at most 8]
     workers: Workers, "AMBIT_WORKERS", "N";
     /// Whether tunnels use the hybrid key exchange X25519MLKEM768: off, offer, prefer or require [default: offer]
@@ -84,9 +96,9 @@ settings! {
     trust_bundle: TrustBundles, "AMBIT_TRUST_BUNDLE", "DOMAIN=FILE[,..]";
     /// Issuer files: the folder with <namespace>/<service account>/{tls.crt,tls.key,ca.crt}; watched
     cert_dir: Location, "AMBIT_CERT_DIR", "DIR";
-    /// Issuer vault: its address, such as https://vault.example:8200
+    /// Issuer vault: its address, such as https://vault.example:8200; http for this host only
     vault_addr: Url, "AMBIT_VAULT_ADDR", "URL";
-    /// Issuer vault: the roots that its own certificate leads to, PEM
+    /// Issuer vault: the roots that its own certificate leads to, PEM; needed for https
     vault_ca_file: Location, "AMBIT_VAULT_CA_FILE", "FILE";
     /// Issuer vault: where its PKI engine is mounted [default: pki]
     vault_mount: VaultPath, "AMBIT_VAULT_MOUNT", "PATH";

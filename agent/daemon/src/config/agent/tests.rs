@@ -49,11 +49,15 @@ fn defaults_are_those_of_the_help() {
             trust_domain: TrustDomain::default(),
             cluster_domain: "cluster.local".to_owned(),
             root_namespace: "ambit-system".to_owned(),
+            policy_hold: Duration::from_secs(86_400),
             dataplane_label: "ambit.dev/dataplane=enabled,disabled".parse().unwrap(),
             kubelet_cgroup: None,
             cgroup_root: None,
             bpf_root: "/sys/fs/bpf".into(),
+            map_entries: MapEntries::default(),
             cni: None,
+            cni_account: None,
+            metrics_guarded: false,
             workers: default_workers(),
             post_quantum: PostQuantum::Offer,
             crl_file: None,
@@ -107,7 +111,9 @@ fn every_issuer_asks_for_what_it_needs_and_no_more() {
     assert_eq!(files.issuer, IssuerConfig::Files { dir: "/certs".into() });
     let vault = ["--issuer", "vault", "--vault-addr", "https://vault:8200"];
     assert!(message(resolve(&line(&vault)).unwrap_err()).contains("--vault-token-file is needed"));
-    let login = resolve(&line(&[&vault[..], &["--vault-login-role", "node"]].concat())).unwrap();
+    let vault = [&vault[..], &["--vault-login-role", "node"]].concat();
+    assert!(message(resolve(&line(&vault)).unwrap_err()).contains("--vault-ca-file is needed"));
+    let login = resolve(&line(&[&vault[..], &["--vault-ca-file", "/roots"]].concat())).unwrap();
     let IssuerConfig::Vault(login) = login.issuer else { panic!("{:?}", login.issuer) };
     assert_eq!((login.mount.as_str(), login.role.as_str()), ("pki", "ambit"));
     assert_eq!(
@@ -133,7 +139,21 @@ fn the_istio_issuer_needs_an_address_and_no_ca_of_its_own() {
         token_file: Some("/var/run/secrets/tokens/istio-token".into()),
         cluster_id: "Kubernetes".into(),
     };
-    assert_eq!(resolve(&line).unwrap().issuer, IssuerConfig::Istio(expected.clone()));
+    let issuer = |service: &IstioSettings, published: Option<Publication>| IssuerConfig::Istio {
+        service: service.clone(),
+        published,
+    };
+    assert_eq!(resolve(&line).unwrap().issuer, issuer(&expected, None));
+    let followed = resolve(&[&line[..], &["--ca-trust", "root"]].concat()).unwrap();
+    assert_eq!(followed.issuer, issuer(&expected, Some(Publication::File(expected.root.clone()))));
+    let map = ["--ca-root-config-map", "ambit-system/ambit-ca-root"];
+    let error = message(resolve(&[&line[..], &map].concat()).unwrap_err());
+    assert_eq!(error, "--ca-root-config-map and --manifests cannot both be set");
+    let in_cluster = [&line[..2], &line[4..], &map].concat();
+    let in_map = Publication::ConfigMap { namespace: "ambit-system".into(), name: "ambit-ca-root".into() };
+    assert_eq!(resolve(&in_cluster).unwrap().issuer, issuer(&expected, Some(in_map)));
+    let error = message(resolve(&[&in_cluster[..], &["--ca-root", "/r"]].concat()).unwrap_err());
+    assert_eq!(error, "--ca-root-config-map and --ca-root cannot both be set");
     let (_dir, path) = file(
         "issuer: istio\nca-address: '[::1]:443'\nca-server-name: ca.test\nca-root: /r\nca-token-file: /t\ncluster-id: c1\n",
     );
@@ -146,7 +166,7 @@ fn the_istio_issuer_needs_an_address_and_no_ca_of_its_own() {
         token_file: Some("/t".into()),
         cluster_id: "c1".into(),
     };
-    assert_eq!(config.issuer, IssuerConfig::Istio(expected));
+    assert_eq!(config.issuer, issuer(&expected, None));
 }
 
 #[test]
@@ -218,6 +238,15 @@ fn without_a_folder_the_source_is_a_cluster() {
     assert_eq!(source(&["--kubeconfig", "/k"]), SourceConfig::Cluster { kubeconfig: Some("/k".into()) });
     let both = resolve(&line(&["--kubeconfig", "/k", "--manifests", "/m"])).unwrap_err();
     assert_eq!(message(both), "--manifests and --kubeconfig cannot both be set");
+}
+
+#[test]
+fn metrics_are_guarded_where_a_cluster_can_be_asked() {
+    let line = |more: &[&'static str]| [&["--node", "n1", "--ca-dir", "/ca"], more].concat();
+    assert!(resolve(&line(&["--metrics-auth", "token"])).unwrap().metrics_guarded);
+    assert!(!resolve(&line(&["--metrics-auth", "none", "--manifests", "/m"])).unwrap().metrics_guarded);
+    let error = resolve(&line(&["--metrics-auth", "token", "--manifests", "/m"])).unwrap_err();
+    assert_eq!(message(error), "--manifests and --metrics-auth token cannot both be set");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Addresses of services, and those to listen on.
 
 use std::{
-    net::{Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     num::NonZeroU16,
     str::FromStr,
 };
@@ -32,6 +32,11 @@ impl FromStr for ServiceAddr {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if text.starts_with("http://") {
+            return Err(
+                "a certificate service is reached over TLS only; use HOST:PORT or https://HOST:PORT".into()
+            );
+        }
         let bare = text.strip_prefix("https://").unwrap_or(text);
         let (host, port) = bare.strip_suffix('/').unwrap_or(bare).rsplit_once(':').unwrap_or_default();
         let unbracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
@@ -61,7 +66,7 @@ impl FromStr for LoopbackAddr {
     }
 }
 
-/// An http or https address without a path.
+/// An https address without a path, to which secrets may be sent; http only to this host's loopback interface.
 #[derive(Clone, Debug)]
 pub(crate) struct Url(pub(crate) hyper::Uri);
 
@@ -69,13 +74,31 @@ impl FromStr for Url {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        text.parse::<hyper::Uri>()
+        let uri = text
+            .parse::<hyper::Uri>()
             .ok()
-            .filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some())
             .filter(|uri| matches!(uri.path(), "" | "/") && uri.query().is_none())
-            .map(Self)
-            .ok_or_else(|| "use https://HOST[:PORT] without a path".to_owned())
+            .filter(|uri| uri.authority().is_some_and(|authority| !authority.as_str().contains('@')));
+        match uri.as_ref().map(|uri| (uri.scheme_str(), uri.host().unwrap_or_default())) {
+            Some((Some("https"), host)) if !host.is_empty() => {}
+            Some((Some("http"), host)) if is_loopback(host) => {}
+            Some((Some("http"), _)) => {
+                return Err(
+                    "http sends tokens in the clear; use https://HOST[:PORT], or http for 127.0.0.1, [::1] \
+                            or localhost only"
+                        .into(),
+                );
+            }
+            _ => return Err("use https://HOST[:PORT] without a path".into()),
+        }
+        uri.map(Self).ok_or_else(|| "use https://HOST[:PORT] without a path".into())
     }
+}
+
+/// Whether a URL's host is this host by what it says: no name is looked up.
+fn is_loopback(host: &str) -> bool {
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    bare.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 #[cfg(test)]
@@ -96,5 +119,47 @@ mod tests {
         {
             assert!(bad.parse::<ServiceAddr>().is_err(), "{bad} was taken");
         }
+        assert!("http://a:1".parse::<ServiceAddr>().unwrap_err().contains("TLS only"));
+    }
+
+    #[test]
+    fn secrets_go_over_https_or_stay_on_this_host() {
+        for good in [
+            "https://vault.example:8200",
+            "https://10.0.0.1/",
+            "https://[fd00::1]:8200",
+            "http://127.0.0.1:8200",
+            "http://127.8.8.8",
+            "http://[::1]:8200",
+            "http://localhost:8200",
+            "HTTP://LOCALHOST",
+        ] {
+            assert!(good.parse::<Url>().is_ok(), "{good}: {:?}", good.parse::<Url>());
+        }
+        for clear in [
+            "http://vault.example:8200",
+            "http://10.0.0.1",
+            "http://localhost.example",
+            "http://127.0.0.1.example:8200",
+            "http://[fd00::1]",
+            "http://[::ffff:10.0.0.1]",
+            "http://0.0.0.0:8200",
+            "http://2130706433",
+        ] {
+            assert!(clear.parse::<Url>().unwrap_err().contains("in the clear"), "{clear}");
+        }
+        for bad in [
+            "",
+            "vault:8200",
+            "ftp://vault",
+            "https://",
+            "https://vault/v1",
+            "https://vault?x",
+            "https://u:p@vault",
+        ] {
+            assert!(bad.parse::<Url>().is_err(), "{bad} was taken");
+        }
+        let behind = "http://localhost@vault.example".parse::<Url>();
+        assert!(behind.is_err(), "a user is no host");
     }
 }

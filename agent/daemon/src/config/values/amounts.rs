@@ -1,11 +1,15 @@
 //! Durations and counts, each within its bounds.
 
-use std::{num::NonZeroUsize, str::FromStr, time::Duration};
+use std::{collections::BTreeMap, num::NonZeroUsize, str::FromStr, time::Duration};
 
 const MIN_TTL: Duration = Duration::from_secs(10);
 const MAX_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
 const MAX_DRAIN: Duration = Duration::from_secs(3600);
+const MAX_HOLD: Duration = Duration::from_secs(90 * 24 * 3600);
 const MAX_WORKERS: usize = 256;
+/// The eBPF maps that can be given another size.
+const MAPS: [&str; 7] = ["PODS", "DESTINATIONS", "ORIGINS", "BYPASS", "LISTENERS", "COUNTERS", "PROBES"];
+const MAX_ENTRIES: u32 = 1 << 24;
 
 /// The lifetime of a certificate.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +42,21 @@ impl FromStr for Drain {
     }
 }
 
+/// How long policies outlive their definition.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hold(pub(crate) Duration);
+
+impl FromStr for Hold {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match duration(text)? {
+            hold if hold > MAX_HOLD => Err("it must be at most 90d".to_owned()),
+            hold => Ok(Self(hold)),
+        }
+    }
+}
+
 /// How many certificates a second.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rate(pub(crate) u32);
@@ -66,6 +85,28 @@ impl FromStr for Workers {
             .filter(|workers| workers.get() <= MAX_WORKERS)
             .map(Self)
             .ok_or_else(|| format!("use a whole number from 1 to {MAX_WORKERS}"))
+    }
+}
+
+/// How many entries eBPF maps have, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct MapEntries(pub(crate) BTreeMap<String, u32>);
+
+impl FromStr for MapEntries {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let entry = |part: &str| {
+            let (map, entries) = part.split_once('=').unwrap_or((part, ""));
+            match entries.parse() {
+                Ok(entries @ 1..=MAX_ENTRIES) if MAPS.contains(&map) => Ok((map.to_owned(), entries)),
+                _ => Err(format!(
+                    "{part:?}: use MAP=N, the map one of {}, N a whole number from 1 to {MAX_ENTRIES}",
+                    MAPS.join(", ")
+                )),
+            }
+        };
+        text.split(',').map(entry).collect::<Result<_, _>>().map(Self)
     }
 }
 
@@ -104,11 +145,25 @@ mod tests {
     }
 
     #[test]
+    fn maps_have_names_and_sizes() {
+        let entries = |text: &str| text.parse::<MapEntries>().map(|entries| entries.0);
+        let two = [("BYPASS".to_owned(), 8), ("PODS".to_owned(), 16_777_216)];
+        assert_eq!(entries("PODS=16777216,BYPASS=8"), Ok(two.into()));
+        for bad in ["", "PODS", "PODS=", "PODS=0", "PODS=16777217", "pods=1", "NETNS=1", "PODS=1,"] {
+            let error = entries(bad).unwrap_err();
+            assert!(error.contains("DESTINATIONS"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
     fn durations_have_bounds() {
         for (text, taken) in
             [("10s", true), ("9s", false), ("90d", true), ("90d1s", false), ("9999ms", false)]
         {
             assert_eq!(text.parse::<Ttl>().is_ok(), taken, "{text}");
+        }
+        for (text, taken) in [("0s", true), ("90d", true), ("91d", false)] {
+            assert_eq!(text.parse::<Hold>().is_ok(), taken, "{text}");
         }
         for (text, taken) in [("0s", true), ("1h", true), ("1h1s", false)] {
             assert_eq!(text.parse::<Drain>().is_ok(), taken, "{text}");

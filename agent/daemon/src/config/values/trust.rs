@@ -1,4 +1,4 @@
-//! Who signs, who is believed, and by which key exchange.
+//! Who signs, who is believed, by which key exchange, and who may read metrics.
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
@@ -33,6 +33,50 @@ impl FromStr for IssuerKind {
             "vault" => Ok(Self::Vault),
             "spire" => Ok(Self::Spire),
             _ => Err("use builtin, istio, files, vault or spire".to_owned()),
+        }
+    }
+}
+
+/// Who may read metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum MetricsAuth {
+    /// Everybody.
+    #[default]
+    None,
+    /// Who bears a token of the cluster whose owner RBAC lets read them.
+    Token,
+}
+
+impl FromStr for MetricsAuth {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self::None),
+            "token" => Ok(Self::Token),
+            _ => Err("use none or token".to_owned()),
+        }
+    }
+}
+
+/// Where the roots that workloads trust come from, with a certificate service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum CaTrust {
+    /// With every certificate.
+    #[default]
+    Answers,
+    /// From the file with the service's own roots.
+    Root,
+}
+
+impl FromStr for CaTrust {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "answers" => Ok(Self::Answers),
+            "root" => Ok(Self::Root),
+            _ => Err("use answers or root".to_owned()),
         }
     }
 }
@@ -84,9 +128,13 @@ impl FromStr for TrustDomains {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let domains: Result<Vec<TrustDomain>, _> = text.split(',').map(str::parse).collect();
-        domains.map(Self).map_err(|error| error.to_string())
+        text.split(',').map(trust_domain).collect::<Result<_, _>>().map(Self)
     }
+}
+
+/// One of several, spaces around it not counted.
+fn trust_domain(text: &str) -> Result<TrustDomain, String> {
+    text.trim().parse().map_err(|error| format!("{error}"))
 }
 
 /// Trust domains and the files with their roots, joined by commas.
@@ -100,8 +148,7 @@ impl FromStr for TrustBundles {
         let bundle = |bundle: &str| {
             let (domain, file) =
                 bundle.split_once('=').ok_or("use DOMAIN=FILE, with commas between several")?;
-            let domain: TrustDomain = domain.trim().parse().map_err(|error| format!("{error}"))?;
-            Ok((domain, file.parse::<Location>().map_err(|error| error.to_string())?.0))
+            Ok((trust_domain(domain)?, file.parse::<Location>().map_err(|error| error.to_string())?.0))
         };
         let bundles = text.split(',').map(bundle).collect::<Result<Vec<_>, String>>()?;
         let twice = bundles

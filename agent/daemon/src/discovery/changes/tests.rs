@@ -3,7 +3,10 @@ use std::{
     task::{Context, Waker},
 };
 
-use ambit_core::{discovery::Settings, model::ObjectName};
+use ambit_core::{
+    discovery::{Destination, Settings},
+    model::ObjectName,
+};
 
 use super::*;
 use crate::discovery::{
@@ -47,8 +50,12 @@ fn told(changes: &mut Changes) -> Option<String> {
         return None;
     }
     let (_, delta) = changes.take();
-    let ips = |ips: Vec<_>| {
-        ips.into_iter().map(|ip: std::net::IpAddr| ip.to_string()).collect::<Vec<_>>().join(" ")
+    let ips = |destinations: Vec<_>| {
+        let text = |destination| match destination {
+            Destination::Address(ip) => ip.to_string(),
+            other => format!("{other:?}"),
+        };
+        destinations.into_iter().map(text).collect::<Vec<_>>().join(" ")
     };
     let pods: Vec<_> = delta.pods().map(|(name, _)| name.to_string()).collect();
     Some(format!("+{} -{} {}", ips(delta.begun().collect()), ips(delta.ended().collect()), pods.join(" ")))
@@ -95,7 +102,8 @@ fn what_waits_is_merged() {
     put(&feed, "b", &pod("b", "n1", "10.0.0.3", ""));
     drop_file(&feed, "a");
     let (world, delta) = changes.take();
-    assert_eq!(delta.begun().collect::<Vec<_>>(), ["10.0.0.3".parse::<std::net::IpAddr>().unwrap()]);
-    assert_eq!(delta.ended().collect::<Vec<_>>(), ["10.0.0.1".parse::<std::net::IpAddr>().unwrap()]);
+    let address = |ip: &str| Destination::Address(ip.parse().unwrap());
+    assert_eq!(delta.begun().collect::<Vec<_>>(), [address("10.0.0.3")]);
+    assert_eq!(delta.ended().collect::<Vec<_>>(), [address("10.0.0.1")]);
     assert!(world.mesh.pod(&ObjectName::new("shop", "a")).is_none());
 }

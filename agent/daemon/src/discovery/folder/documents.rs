@@ -18,7 +18,7 @@ const MAX_OPEN_BRACKETS: usize = 500;
 
 /// How a file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::discovery) enum Syntax {
+pub(crate) enum Syntax {
     Yaml,
     Json,
 }

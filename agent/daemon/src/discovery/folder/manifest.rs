@@ -1,7 +1,7 @@
 //! From the documents of a file to the objects in it: lists unrolled, kinds told apart.
 //!
-//! Promises that what may be a broken version of an object never takes that object out of force. Reading the objects is left
-//! to their kinds.
+//! Promises that what may be a broken version of an object never takes that object out of force, and that a file which may
+//! hold a policy that nobody could read is reported to the ledger as such. Reading the objects is left to their kinds.
 
 use std::collections::HashSet;
 
@@ -24,7 +24,8 @@ pub(in crate::discovery) fn take(
     documents: Documents,
     settings: &Settings,
 ) {
-    if ledger.keys_at(file).next().is_some() {
+    let held = ledger.keys_at(file).next().is_some();
+    if held {
         if let Some(error) = documents.error {
             return ledger.refuse(file, &error);
         }
@@ -32,7 +33,10 @@ pub(in crate::discovery) fn take(
             return ledger.refuse(file, "holds no document; remove the file to remove its objects");
         }
     }
-    let Manifest { mut entries, mut complaints, unidentified } = Manifest::read(documents.values, settings);
+    let Manifest { mut entries, mut complaints, unidentified, may_be_policy } =
+        Manifest::read(documents.values, settings);
+    // What it held of policies stays in force; of a file that was never read to its end that is not known.
+    let unknown = (may_be_policy || documents.error.is_some()) && (!held || ledger.is_doubtful(file));
     if unidentified {
         let named: HashSet<&Key> = entries.iter().map(|entry| &entry.key).collect();
         let missing = ledger.keys_at(file).filter(|key| !named.contains(key)).cloned();
@@ -42,6 +46,9 @@ pub(in crate::discovery) fn take(
     complaints.extend(documents.error.map(|error| (None, FieldError::new("", error))));
     let problems = complaints.into_iter().map(|(object, error)| Problem::new(file, object, error));
     ledger.take(file, entries, problems.collect());
+    if unknown {
+        ledger.set_doubtful(file, true);
+    }
 }
 
 /// What a file holds.
@@ -53,6 +60,8 @@ pub(in crate::discovery) struct Manifest {
     pub(in crate::discovery) complaints: Vec<(Option<String>, FieldError)>,
     /// Something in the file could not be told what it is: it may be a broken version of any object.
     pub(in crate::discovery) unidentified: bool,
+    /// That something may be a policy.
+    pub(in crate::discovery) may_be_policy: bool,
 }
 
 impl Manifest {
@@ -119,15 +128,19 @@ impl Manifest {
         let object = Value::Object(fields);
         let known: Vec<String> = kind.row().api_versions().collect();
         let entry = if known.contains(&version) {
-            Entry::read(kind, object, settings)
+            Entry::read(kind, &object, settings)
         } else {
             let error =
                 FieldError::new("apiVersion", format_args!("{version:?} is not {}", known.join(" or ")));
-            Key::of(kind, &object).map(|key| Entry::invalid(key, error))
+            Key::of(kind, &object).map(|key| Entry::invalid(key, &object, error, settings))
         };
         match entry {
             Ok(entry) => self.entries.push(entry),
-            Err(error) => self.unidentified(Some(name.to_owned()), error),
+            Err(error) => {
+                self.complaints.push((Some(name.to_owned()), error));
+                self.unidentified = true;
+                self.may_be_policy |= kind.row().group == SECURITY_GROUP;
+            }
         }
     }
 
@@ -142,11 +155,13 @@ impl Manifest {
         self.complaints.push((Some(object.message), FieldError::new("kind", message)));
         // A misspelt PeerAuthentication must not take the well-spelt one that stood there before out of force.
         self.unidentified |= !known;
+        self.may_be_policy |= !known;
     }
 
     fn unidentified(&mut self, object: Option<String>, error: FieldError) {
         self.complaints.push((object, error));
         self.unidentified = true;
+        self.may_be_policy = true;
     }
 }
 

@@ -187,8 +187,9 @@ fn things_that_are_no_manifests() {
     let world = feed.world();
     assert!(mode(&world) == MtlsMode::Strict && has(&world.mesh, "10.0.0.9"));
     let problem_at = |name: &str, what: &str| format!("{}: {what}", at(name).display());
+    // Of each that follows it is said first that it may hold policies.
     assert_eq!(
-        problems(&world),
+        problems(&world)[8..],
         [
             problem_at("dangling.yaml", "is a link to nothing"),
             problem_at("dir.yaml", "is a directory, not a file"),
@@ -206,7 +207,7 @@ fn things_that_are_no_manifests() {
     fs::rename(at(".fifo"), at("turns.yaml")).unwrap();
     let turned = problem_at("turns.yaml", "is a FIFO, not a file (what it held before stays in force)");
     let world = until(&feed, "FIFO in place", |world| problems(world).contains(&turned));
-    assert!(world.problems.len() == 9 && has(&world.mesh, "10.0.0.9"));
+    assert!(world.problems.len() == 17 && has(&world.mesh, "10.0.0.9"));
 }
 
 #[test]
@@ -378,7 +379,8 @@ fn a_file_without_permission_is_reported() {
     let world = start(dir.path()).world();
     // Root reads it all the same.
     let root = nix::unistd::geteuid().is_root();
-    assert_eq!((world.problems.is_empty(), mode(&world) == MtlsMode::Strict), (root, root));
+    // Else it may be anything.
+    assert_eq!((world.problems.is_empty(), mode(&world)), (root, MtlsMode::Strict));
 }
 
 #[test]

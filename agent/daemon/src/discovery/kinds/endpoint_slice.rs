@@ -50,7 +50,7 @@ wire::objects! {
 }
 
 /// A slice of host names (`addressType: FQDN`) has no endpoints.
-pub(super) fn read(name: ObjectName, object: Value, _: &Settings) -> Result<Valid, FieldError> {
+pub(super) fn read(name: ObjectName, object: &Value, _: &Settings) -> Result<Valid, FieldError> {
     let wire: Object = wire::typed(object)?;
     let metadata = wire.metadata.unwrap_or_default();
     let service = metadata.labels.and_then(|mut labels| present(labels.remove(SERVICE_NAME_LABEL)?));

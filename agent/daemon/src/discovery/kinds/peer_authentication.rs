@@ -41,7 +41,7 @@ wire::objects! {
     }
 }
 
-pub(super) fn read(name: ObjectName, object: Value, settings: &Settings) -> Result<Valid, FieldError> {
+pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Result<Valid, FieldError> {
     let Object { metadata, spec } = wire::typed(object)?;
     let metadata = metadata.unwrap_or_default();
     let spec = spec.unwrap_or_default();
@@ -70,7 +70,7 @@ pub(super) fn read(name: ObjectName, object: Value, settings: &Settings) -> Resu
     };
     let notice = notice.map(|message| FieldError::new("spec.selector", message));
     let created = timestamp(metadata.creation_timestamp)?;
-    let policy = PeerAuthentication { name, created, selector, mode, port_modes };
+    let policy = PeerAuthentication { name, created, selector, mode, port_modes, doubt: None };
     // A selector without labels is pointed out as well, but has its full effect.
     let unsupported = match &notice {
         Some(notice) if without_effect => Some(notice.to_string()),
@@ -78,6 +78,38 @@ pub(super) fn read(name: ObjectName, object: Value, settings: &Settings) -> Resu
     };
     let change = Change::Policies(policy::Change::PeerAuthentication(Arc::new(policy)));
     Ok(Valid { change, notice, unsupported })
+}
+
+/// The strictest that an object may say which cannot be read: STRICT for what it selects, as far as that can be told.
+pub(super) fn unreadable(name: ObjectName, object: &Value, error: &FieldError) -> Change {
+    let part = |pointer: &str| object.pointer(pointer).filter(|value| !value.is_null());
+    let created = match part("/metadata").map(Value::is_object) {
+        Some(false) => None,
+        _ => match part("/metadata/creationTimestamp") {
+            None => Some(None),
+            Some(stamp) => stamp.as_str().and_then(|text| timestamp(Some(text.to_owned())).ok()),
+        },
+    };
+    // Of a version that is not known nobody can tell where it says whom it selects.
+    let known = error.field.as_deref() != Some("apiVersion");
+    let selector = known.then(|| readable_selector(object)).flatten();
+    let policy = PeerAuthentication::unreadable(name, created, selector);
+    Change::Policies(policy::Change::PeerAuthentication(Arc::new(policy)))
+}
+
+/// Whom the object selects; none if that cannot be told.
+fn readable_selector(object: &Value) -> Option<Labels> {
+    let spec = match object.get("spec") {
+        None | Some(Value::Null) => return Some(Labels::new()),
+        Some(spec) => spec.as_object()?,
+    };
+    let selector = match spec.get("selector") {
+        None | Some(Value::Null) => return Some(Labels::new()),
+        Some(selector) => wire::typed::<Selector>(selector).ok()?,
+    };
+    let selector = labels(selector.match_labels);
+    check_selector(&selector).ok()?;
+    Some(selector)
 }
 
 fn states_disable(policy: &PeerAuthentication) -> bool {

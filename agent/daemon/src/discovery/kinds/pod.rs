@@ -5,14 +5,15 @@ mod probes;
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ambit_core::{
-    discovery::{Change, Pod, Protocol, Settings},
+    discovery::{Change, HostPort, Pod, Protocol, Settings},
     model::{NETNS_ANNOTATION, ObjectName, SpiffeId},
 };
 use serde_json::Value;
 
 use super::{
     FieldError, Valid,
-    fields::{address, dedup, labels, port_number, present, protocol, timestamp},
+    fields::{address, cut, dedup, labels, port_number, present, protocol, timestamp},
+    namespace::opted_in,
     wire::{self, IntOrString, Metadata},
 };
 
@@ -33,12 +34,21 @@ wire::objects! {
         init_containers: Option<Vec<Container>>,
     }
 
+    Lifecycle {
+        post_start: Option<Probe>,
+        pre_stop: Option<Probe>,
+    }
+
     Status {
         phase: Option<String>,
         #[serde(rename = "podIP")]
         pod_ip: Option<String>,
         #[serde(rename = "podIPs")]
         pod_ips: Option<Vec<PodIp>>,
+        #[serde(rename = "hostIP")]
+        host_ip: Option<String>,
+        #[serde(rename = "hostIPs")]
+        host_ips: Option<Vec<PodIp>>,
         conditions: Option<Vec<Condition>>,
     }
 
@@ -58,11 +68,15 @@ wire::objects! {
         liveness_probe: Option<Probe>,
         readiness_probe: Option<Probe>,
         startup_probe: Option<Probe>,
+        lifecycle: Option<Lifecycle>,
     }
 
     ContainerPort {
         name: Option<String>,
         container_port: Option<i64>,
+        host_port: Option<i64>,
+        #[serde(rename = "hostIP")]
+        host_ip: Option<String>,
         protocol: Option<String>,
     }
 
@@ -79,7 +93,20 @@ wire::objects! {
     }
 }
 
-pub(super) fn read(name: ObjectName, object: Value, settings: &Settings) -> Result<Valid, FieldError> {
+/// In the place of a service account that cannot be read: a name that no service account can have, so that nobody takes
+/// the pod for another.
+const NOBODY: &str = "_unreadable_";
+
+/// Labels that cannot be read may opt the pod in.
+pub(super) fn in_place_of(field: &str, settings: &Settings) -> Value {
+    match field {
+        "spec.serviceAccountName" | "spec.serviceAccount" => NOBODY.into(),
+        _ if field.starts_with("metadata.labels") => opted_in(settings),
+        _ => Value::Null,
+    }
+}
+
+pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Result<Valid, FieldError> {
     let Object { metadata, spec, status } = wire::typed(object)?;
     let metadata = metadata.unwrap_or_default();
     let spec = spec.unwrap_or_default();
@@ -95,9 +122,11 @@ pub(super) fn read(name: ObjectName, object: Value, settings: &Settings) -> Resu
         status.conditions.iter().flatten().find(|condition| condition.kind.as_deref() == Some("Ready"));
     let netns = metadata.annotations.and_then(|mut all| present(all.remove(NETNS_ANNOTATION)?));
     let ips = pod_ips(status.pod_ip, status.pod_ips)?;
+    let host_ips = host_ips(status.host_ip, status.host_ips);
+    let foreign_probes = probes::foreign(spec.containers.iter().chain(&spec.init_containers).flatten(), &ips);
     let containers = lasting(spec.containers, spec.init_containers);
     let pod = Pod {
-        uid: present(metadata.uid).map_or_else(|| name.to_string().into(), Arc::from),
+        uid: uid(metadata.uid)?.map_or_else(|| name.to_string().into(), Arc::from),
         created: timestamp(metadata.creation_timestamp)?,
         identity,
         node: spec.node_name.unwrap_or_default().into(),
@@ -108,11 +137,24 @@ pub(super) fn read(name: ObjectName, object: Value, settings: &Settings) -> Resu
         ready: ready.is_none_or(|condition| condition.status.as_deref() == Some("True")),
         named_ports: named_ports(&containers)?,
         probe_ports: probes::ports(&containers, &ips)?,
+        host_ports: host_ports(&containers),
+        foreign_probes,
         ips,
+        host_ips,
         netns: netns.map(Arc::from),
         name,
     };
     Ok(Change::Pod(Arc::new(pod)).into())
+}
+
+/// A UID with a slash could be what stands for one where none is stated: a namespace and a name.
+fn uid(text: Option<String>) -> Result<Option<String>, FieldError> {
+    match present(text) {
+        Some(uid) if uid.contains('/') => {
+            Err(FieldError::new("metadata.uid", format_args!("{:?} is not a UID", cut(&uid))))
+        }
+        uid => Ok(uid),
+    }
 }
 
 fn pod_ips(single: Option<String>, list: Option<Vec<PodIp>>) -> Result<Vec<IpAddr>, FieldError> {
@@ -130,6 +172,14 @@ fn pod_ips(single: Option<String>, list: Option<Vec<PodIp>>) -> Result<Vec<IpAdd
     }
     dedup(&mut ips);
     Ok(ips)
+}
+
+/// The node's addresses, of which one that is of no use is no reason to pass the pod over.
+fn host_ips(single: Option<String>, list: Option<Vec<PodIp>>) -> Vec<IpAddr> {
+    let stated = single.into_iter().chain(list.into_iter().flatten().filter_map(|entry| entry.ip));
+    let mut ips: Vec<IpAddr> = stated.filter_map(|ip| address("", &ip).ok()).collect();
+    dedup(&mut ips);
+    ips
 }
 
 /// The containers that run as long as the pod does, with their paths from the object's root.
@@ -155,4 +205,19 @@ fn named_ports(containers: &[(String, Container)]) -> Result<BTreeMap<String, u1
         }
     }
     Ok(named)
+}
+
+/// TCP ports of the node that lead to the containers'. What is no port leads nowhere.
+fn host_ports(containers: &[(String, Container)]) -> Vec<HostPort> {
+    let ports = containers.iter().flat_map(|(_, container)| container.ports.iter().flatten());
+    let tcp = ports.filter(|port| protocol("", port.protocol.clone()) == Ok(Protocol::Tcp));
+    let host_port = |port: &ContainerPort| {
+        Some(HostPort {
+            // One that is given as unspecified means all.
+            ip: port.host_ip.as_deref().and_then(|ip| address("", ip).ok()),
+            port: port_number("", port.host_port?).ok()?,
+            target: port_number("", port.container_port?).ok()?,
+        })
+    };
+    tcp.filter_map(host_port).collect()
 }

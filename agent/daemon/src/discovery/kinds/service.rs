@@ -18,6 +18,7 @@ wire::objects! {
     Object {
         metadata: Option<Metadata>,
         spec: Option<Spec>,
+        status: Option<Status>,
     }
 
     Spec {
@@ -27,24 +28,42 @@ wire::objects! {
         cluster_ip: Option<String>,
         #[serde(rename = "clusterIPs")]
         cluster_ips: Option<Vec<String>>,
+        #[serde(rename = "externalIPs")]
+        external_ips: Option<Vec<String>>,
         ports: Option<Vec<Port>>,
         selector: Option<Pairs>,
         session_affinity: Option<String>,
         internal_traffic_policy: Option<String>,
+        external_traffic_policy: Option<String>,
         publish_not_ready_addresses: Option<bool>,
     }
 
     Port {
         name: Option<String>,
         port: Option<i64>,
+        node_port: Option<i64>,
         target_port: Option<IntOrString>,
         protocol: Option<String>,
+    }
+
+    Status {
+        load_balancer: Option<LoadBalancer>,
+    }
+
+    LoadBalancer {
+        ingress: Option<Vec<Ingress>>,
+    }
+
+    /// A load balancer may have a host name instead of addresses.
+    Ingress {
+        ip: Option<String>,
+        ip_mode: Option<String>,
     }
 }
 
 /// External-name and headless services have no address of their own.
-pub(super) fn read(name: ObjectName, object: Value, _: &Settings) -> Result<Valid, FieldError> {
-    let Object { metadata, spec } = wire::typed(object)?;
+pub(super) fn read(name: ObjectName, object: &Value, _: &Settings) -> Result<Valid, FieldError> {
+    let Object { metadata, spec, status } = wire::typed(object)?;
     let metadata = metadata.unwrap_or_default();
     let spec = spec.unwrap_or_default();
     let cluster_ips = if spec.kind.as_deref() == Some("ExternalName") {
@@ -52,17 +71,24 @@ pub(super) fn read(name: ObjectName, object: Value, _: &Settings) -> Result<Vali
     } else {
         cluster_ips(spec.cluster_ip.as_deref(), spec.cluster_ips.as_deref())?
     };
+    let external_ips = external_ips(spec.external_ips, status.and_then(|status| status.load_balancer));
     let ports = spec.ports.into_iter().flatten().enumerate();
     let ports = ports.map(|(at, port)| service_port(port, &format!("spec.ports[{at}]")));
     let service = Service {
         name,
         created: timestamp(metadata.creation_timestamp)?,
         cluster_ips,
+        external_ips,
         ports: ports.collect::<Result<_, _>>()?,
         selector: labels(spec.selector),
         session_affinity: choice("spec.sessionAffinity", spec.session_affinity, ["None", "ClientIP"])? == 1,
         local_only: choice("spec.internalTrafficPolicy", spec.internal_traffic_policy, ["Cluster", "Local"])?
             == 1,
+        external_local: choice(
+            "spec.externalTrafficPolicy",
+            spec.external_traffic_policy,
+            ["Cluster", "Local"],
+        )? == 1,
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
     };
     Ok(Change::Service(Arc::new(service)).into())
@@ -79,6 +105,17 @@ fn cluster_ips(single: Option<&str>, list: Option<&[String]>) -> Result<Vec<IpAd
     }
     dedup(&mut ips);
     Ok(ips)
+}
+
+/// Those of `spec.externalIPs`, and the load balancer's unless traffic has to pass it: it may end TLS, or be no door to the
+/// cluster at all. Others write them: one that is of no use is no reason to pass the service over.
+fn external_ips(list: Option<Vec<String>>, balancer: Option<LoadBalancer>) -> Vec<IpAddr> {
+    let ingress = balancer.and_then(|balancer| balancer.ingress).into_iter().flatten();
+    let direct = ingress.filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
+    let stated = list.into_iter().flatten().chain(direct.filter_map(|ingress| ingress.ip));
+    let mut ips: Vec<IpAddr> = stated.filter_map(|ip| address("", &ip).ok()).collect();
+    dedup(&mut ips);
+    ips
 }
 
 fn service_port(port: Port, path: &str) -> Result<ServicePort, FieldError> {
@@ -98,5 +135,9 @@ fn service_port(port: Port, path: &str) -> Result<ServicePort, FieldError> {
         },
     };
     let protocol = protocol(&format!("{path}.protocol"), port.protocol)?;
-    Ok(ServicePort { name: port.name.unwrap_or_default(), port: number, target, protocol })
+    let node_port = match port.node_port {
+        None | Some(0) => None,
+        Some(node_port) => Some(port_number(&format!("{path}.nodePort"), node_port)?),
+    };
+    Ok(ServicePort { name: port.name.unwrap_or_default(), port: number, node_port, target, protocol })
 }

@@ -46,11 +46,23 @@ pub(in crate::discovery) struct Row {
     /// Other groups have kinds of that name, which are none of ours.
     pub(in crate::discovery) name_is_shared: bool,
     /// Reads an object of which the name is known to be good.
-    pub(in crate::discovery) read: fn(ObjectName, Value, &Settings) -> Result<Valid, FieldError>,
+    pub(in crate::discovery) read: fn(ObjectName, &Value, &Settings) -> Result<Valid, FieldError>,
+    /// What one that cannot be read counts as.
+    pub(in crate::discovery) unreadable: Unreadable,
     /// What takes the object of that name out of force.
     pub(in crate::discovery) gone: fn(ObjectName) -> Change,
     /// What the agents write into its objects.
     pub(in crate::discovery) report: Report,
+}
+
+/// What an object counts as that cannot be read. It never widens access.
+#[derive(Clone, Copy)]
+pub(in crate::discovery) enum Unreadable {
+    /// As its last good version; where none is known, as what can be read of it, with this in the place of a field that
+    /// cannot. `Null` stands for a field that is absent.
+    InPart(fn(&str, &Settings) -> Value),
+    /// As the strictest that it may say, whatever it said before.
+    Strictest(fn(ObjectName, &Value, &FieldError) -> Change),
 }
 
 /// How agents report on the objects of a kind, in the Kubernetes API.
@@ -58,8 +70,6 @@ pub(in crate::discovery) struct Row {
 pub(in crate::discovery) enum Report {
     /// They do not.
     Nothing,
-    /// Each on the pods of its own node, by [`STATE_ANNOTATION`](crate::discovery::STATE_ANNOTATION).
-    StateAnnotation,
     /// One of them, by [`ACCEPTED_CONDITION`](crate::discovery::ACCEPTED_CONDITION).
     AcceptedCondition,
 }
@@ -75,6 +85,7 @@ static TABLE: [Row; 5] = [
         optional: false,
         name_is_shared: false,
         read: namespace::read,
+        unreadable: Unreadable::InPart(namespace::in_place_of),
         gone: |name| Change::Mesh(MeshChange::NamespaceGone(name.name)),
         report: Report::Nothing,
     },
@@ -88,8 +99,9 @@ static TABLE: [Row; 5] = [
         optional: false,
         name_is_shared: false,
         read: pod::read,
+        unreadable: Unreadable::InPart(pod::in_place_of),
         gone: |name| Change::Mesh(MeshChange::PodGone(name)),
-        report: Report::StateAnnotation,
+        report: Report::Nothing,
     },
     Row {
         kind: Kind::Service,
@@ -102,6 +114,7 @@ static TABLE: [Row; 5] = [
         // Knative's.
         name_is_shared: true,
         read: service::read,
+        unreadable: Unreadable::InPart(|_, _| Value::Null),
         gone: |name| Change::Mesh(MeshChange::ServiceGone(name)),
         report: Report::Nothing,
     },
@@ -115,6 +128,7 @@ static TABLE: [Row; 5] = [
         optional: false,
         name_is_shared: false,
         read: endpoint_slice::read,
+        unreadable: Unreadable::InPart(|_, _| Value::Null),
         gone: |name| Change::Mesh(MeshChange::EndpointSliceGone(name)),
         report: Report::Nothing,
     },
@@ -128,6 +142,7 @@ static TABLE: [Row; 5] = [
         optional: true,
         name_is_shared: false,
         read: peer_authentication::read,
+        unreadable: Unreadable::Strictest(peer_authentication::unreadable),
         gone: |name| Change::Policies(PolicyChange::PeerAuthenticationGone(name)),
         report: Report::AcceptedCondition,
     },

@@ -1,9 +1,10 @@
+mod doubt;
 mod peer_authentication;
 
 use std::net::IpAddr;
 
 use ambit_core::{
-    discovery::{Change as MeshChange, Protocol, TargetPort},
+    discovery::{Change as MeshChange, ForeignProbe, HostPort, Protocol, TargetPort},
     policy::Change as PolicyChange,
 };
 
@@ -15,14 +16,15 @@ fn read(text: &str) -> Entry {
     assert_eq!((documents.error, documents.values.len()), (None, 1), "{text}");
     let object = documents.values.remove(0);
     let kind = Kind::named(object["kind"].as_str().unwrap(), "").unwrap();
-    Entry::read(kind, object, &Settings::default()).unwrap()
+    Entry::read(kind, &object, &Settings::default()).unwrap()
 }
 
 /// The change that an object makes which must be good.
 fn one(text: &str) -> Change {
     let entry = read(text);
     assert_eq!(entry.problem, None, "{text}");
-    entry.change.unwrap()
+    let Stated::Good(change) = entry.stated else { panic!("not read: {text}") };
+    change
 }
 
 /// `object: field: message` of what is wrong with an object.
@@ -67,7 +69,9 @@ spec:
     - {containerPort: 8080, name: http, protocol: TCP}
     - {containerPort: 8081, name: http}
     - {containerPort: 53, name: dns, protocol: UDP}
-    - {containerPort: 9000}
+    - {containerPort: 9000, hostPort: 90, hostIP: 192.0.2.1}
+    - {containerPort: 9001, hostPort: 91, hostIP: 0.0.0.0, protocol: TCP}
+    - {containerPort: 9001, hostPort: 91, protocol: UDP}
   - name: side
     ports: null
   initContainers:
@@ -80,6 +84,9 @@ status:
   - {lastProbeTime: null, status: "True", type: Initialized}
   - {lastProbeTime: null, status: "False", type: Ready}
   hostIP: 192.0.2.1
+  hostIPs:
+  - ip: 192.0.2.1
+  - ip: 2001:db8::1
   phase: Running
   podIP: 10.0.0.1
   podIPs:
@@ -94,6 +101,10 @@ status:
     assert_eq!(pod.identity.to_string(), "spiffe://cluster.local/ns/shop/sa/web");
     assert_eq!((&*pod.node, pod.netns.as_deref()), ("n1", Some("pod-a")));
     assert_eq!(pod.ips, ips(&["10.0.0.1", "fd00::1"]));
+    assert_eq!(pod.host_ips, ips(&["192.0.2.1", "2001:db8::1"]));
+    let host_port =
+        |ip: Option<&str>, port, target| HostPort { ip: ip.map(|ip| ip.parse().unwrap()), port, target };
+    assert_eq!(pod.host_ports, [host_port(Some("192.0.2.1"), 90, 9000), host_port(None, 91, 9001)]);
     assert_eq!(pod.labels["app"], "web");
     assert!(!pod.ready && !pod.terminal && !pod.host_network);
     let ports: Vec<_> = pod.named_ports.iter().map(|(name, port)| (&**name, *port)).collect();
@@ -133,6 +144,39 @@ fn probes_name_ports_of_the_pod() {
     ] {
         let Change::Mesh(MeshChange::Pod(found)) = one(&pod(containers)) else { panic!("no pod") };
         assert_eq!(found.probe_ports, ports, "{containers}");
+    }
+}
+
+#[test]
+fn where_else_a_pod_has_the_kubelet_connect_to() {
+    let found = |container: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\nspec:\n  containers: [{{ports: [{{name: dns, containerPort: 53, \
+             protocol: UDP}}], {container}}}]\nstatus: {{podIP: 10.0.0.1}}\n"
+        );
+        let Change::Mesh(MeshChange::Pod(pod)) = one(&text) else { panic!("no pod") };
+        let told = |probe: &ForeignProbe| (probe.host.map(|host| host.to_string()), probe.port);
+        pod.foreign_probes.iter().map(told).collect::<Vec<_>>()
+    };
+    let at = |host: &str, port| vec![(Some(host.to_owned()), Some(port))];
+    for (container, expected) in [
+        ("livenessProbe: {httpGet: {port: 80}}", vec![]),
+        ("livenessProbe: {httpGet: {port: 80, host: 10.0.0.1}}", vec![]),
+        ("livenessProbe: {httpGet: {port: 80, host: localhost}}", vec![]),
+        ("livenessProbe: {httpGet: {port: 80, host: '::1'}}", vec![]),
+        ("livenessProbe: {httpGet: {port: 80, host: 10.0.0.2}}", at("10.0.0.2", 80)),
+        ("readinessProbe: {tcpSocket: {port: '81', host: '::ffff:10.0.0.2'}}", at("10.0.0.2", 81)),
+        ("startupProbe: {httpGet: {port: dns, host: 10.0.0.2}}", at("10.0.0.2", 53)),
+        ("lifecycle: {postStart: {httpGet: {port: 80, host: 10.0.0.2}}}", at("10.0.0.2", 80)),
+        ("lifecycle: {preStop: {tcpSocket: {port: 80, host: 10.0.0.2}}}", at("10.0.0.2", 80)),
+        ("lifecycle: {preStop: {httpGet: {port: 80}, exec: {command: [x]}}}", vec![]),
+        ("livenessProbe: {httpGet: {port: nowhere, host: 10.0.0.2}}", vec![]),
+        ("livenessProbe: {httpGet: {port: 80, host: other.example}}", vec![(None, Some(80))]),
+        // An address to the resolvers of some, a name to us.
+        ("livenessProbe: {httpGet: {port: 80, host: '0x0a000002'}}", vec![(None, Some(80))]),
+        ("livenessProbe: {httpGet: {host: 10.0.0.2}}", vec![(Some("10.0.0.2".to_owned()), None)]),
+    ] {
+        assert_eq!(found(container), expected, "{container}");
     }
 }
 
@@ -201,6 +245,38 @@ status: {loadBalancer: {}}
             (53, TargetPort::Number(53), Protocol::Udp),
         ]
     );
+}
+
+#[test]
+fn a_service_seen_from_outside() {
+    let Change::Mesh(MeshChange::Service(service)) = one(r#"
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec:
+  clusterIP: 10.96.0.1
+  type: LoadBalancer
+  externalIPs: [198.51.100.1, 203.0.113.1]
+  externalTrafficPolicy: Local
+  ports:
+  - {name: http, port: 80, nodePort: 30080}
+  - {name: none, port: 81, nodePort: 0}
+status:
+  loadBalancer:
+    ingress:
+    - {ip: 203.0.113.1, ipMode: VIP, ports: [{port: 80, protocol: TCP}]}
+    - {ip: 203.0.113.2}
+    - {ip: 203.0.113.3, ipMode: Proxy}
+    - {hostname: lb.example.org}
+    - {ip: 127.0.0.1}
+"#)
+    else {
+        panic!("no service")
+    };
+    assert_eq!(service.external_ips, ips(&["198.51.100.1", "203.0.113.1", "203.0.113.2"]));
+    assert!(service.external_local && !service.local_only);
+    let node_ports: Vec<_> = service.ports.iter().map(|port| port.node_port).collect();
+    assert_eq!(node_ports, [Some(30_080), None]);
 }
 
 #[test]
@@ -311,7 +387,7 @@ fn bad_objects_are_named_with_the_field() {
         ),
     ] {
         assert_eq!(complaint(text), expected);
-        assert!(read(text).change.is_none(), "{text}");
+        assert!(!read(text).stated.is_good(), "{text}");
     }
 }
 

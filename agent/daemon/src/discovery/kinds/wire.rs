@@ -17,7 +17,7 @@ use super::FieldError;
 pub(super) type Pairs = BTreeMap<String, Option<String>>;
 
 /// The object as its type has it, or the field that is of another one.
-pub(super) fn typed<T: DeserializeOwned>(object: Value) -> Result<T, FieldError> {
+pub(super) fn typed<T: DeserializeOwned>(object: &Value) -> Result<T, FieldError> {
     serde_path_to_error::deserialize(object)
         .map_err(|error| FieldError::new(error.path().to_string(), error.inner()))
 }

@@ -33,7 +33,8 @@ const PRUNED: &[&[&str]] = &[
     &["spec", "containers", "command"],
     &["spec", "containers", "env"],
     &["spec", "containers", "envFrom"],
-    &["spec", "containers", "lifecycle"],
+    &["spec", "containers", "lifecycle", "postStart", "exec"],
+    &["spec", "containers", "lifecycle", "preStop", "exec"],
     &["spec", "containers", "resources"],
     &["spec", "containers", "securityContext"],
     &["spec", "containers", "volumeMounts"],
@@ -41,6 +42,8 @@ const PRUNED: &[&[&str]] = &[
     &["spec", "initContainers", "command"],
     &["spec", "initContainers", "env"],
     &["spec", "initContainers", "envFrom"],
+    &["spec", "initContainers", "lifecycle", "postStart", "exec"],
+    &["spec", "initContainers", "lifecycle", "preStop", "exec"],
     &["spec", "initContainers", "resources"],
     &["spec", "initContainers", "securityContext"],
     &["spec", "initContainers", "volumeMounts"],
@@ -197,12 +200,12 @@ mod tests {
     #[test]
     fn what_nobody_reads_is_left_out_and_the_rest_stays() {
         let text = r#"{"metadata":{"name":"a","namespace":"n","resourceVersion":"7","labels":{"env":"x","volumes":"y"},
-            "managedFields":[{"a":[1,{"b":2}]}],"annotations":{"ambit.dev/netns":"/proc/1/ns/net","ambit.dev/state":"x"}},"spec":{"volumes":[{}],"selector":{"env":"x"},"n":1.5,"hostNetwork":true,
+            "managedFields":[{"a":[1,{"b":2}]}],"annotations":{"ambit.dev/netns":"/proc/1/ns/net","example.com/owner":"x"}},"spec":{"volumes":[{}],"selector":{"env":"x"},"n":1.5,"hostNetwork":true,
             "containers":[{"name":"c","env":[{"name":"e"}],"ports":[{"containerPort":80}]},null,3]},"status":null}"#;
         let object: ApiObject = serde_json::from_str(text).unwrap();
         let expected = serde_json::json!({
             "metadata": {"name": "a", "namespace": "n", "resourceVersion": "7", "labels": {"env": "x", "volumes": "y"},
-                "annotations": {"ambit.dev/state": "x"}},
+                "annotations": {"example.com/owner": "x"}},
             "spec": {"selector": {"env": "x"}, "n": 1.5, "hostNetwork": true,
                 "containers": [{"name": "c", "ports": [{"containerPort": 80}]}, null, 3]},
             "status": null

@@ -72,7 +72,7 @@ fn text(value: &Value, pointer: &str) -> Option<String> {
 }
 
 fn judged(entry: &Entry) -> (bool, &'static str, String) {
-    if entry.change.is_none() {
+    if !entry.stated.is_good() {
         let problem = entry.problem.as_ref().map(ToString::to_string);
         return (false, "Invalid", problem.unwrap_or_else(|| "cannot be read".to_owned()));
     }

@@ -8,17 +8,22 @@ use kube::{
     runtime::watcher::{self, Event, InitialListStrategy, watcher},
 };
 use serde_json::Value;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_stream::{Stream, StreamExt};
 use tracing::{debug, info};
 
-use super::{Hub, health::Failure, object::ApiObject, policy_status::CurrentStatus};
+use super::{
+    Hub, definition,
+    health::Failure,
+    last_known::{LastKnown, Standing},
+    object::ApiObject,
+    policy_status::CurrentStatus,
+};
 use crate::{
     cluster::sentence,
     discovery::{
-        Origin, PodState, Problem, STATE_ANNOTATION,
-        kinds::{Entry, Key, Report, Row},
-        observed::Observation,
+        Origin, Problem,
+        kinds::{Entry, Key, Report, Row, SECURITY_GROUP},
     },
 };
 
@@ -30,13 +35,17 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 const ABSENT_WAIT: Duration = Duration::from_secs(15);
 /// Failures in a row before they are reported: a server that restarts cuts every watch once.
 const TOLERATED: u32 = 1;
-/// Answers in a row that a resource which was there is not, before that is believed.
+/// Answers in a row that a resource is not there, before that is believed.
 const TO_BE_ABSENT: u32 = 3;
 /// Answers with an error in a row after which the resource is listed anew: the version to go on from may be what is
 /// wrong, as after etcd was restored from a backup.
 const TO_START_OVER: u32 = 6;
 /// A watch that has not failed for so long after a failure is taken to stand; the server says nothing of its own accord.
 const STANDS: Duration = Duration::from_secs(5);
+/// How long objects that go are gathered before it is asked whether they go with their definition.
+const GATHER: Duration = Duration::from_millis(200);
+/// The pause before it is asked again, where that could not be told.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// How long the server keeps a watch, seconds; a connection that died unnoticed is given up 5 s later.
 const WATCH_SECONDS: u32 = 120;
 
@@ -55,6 +64,14 @@ pub(super) struct ResourceWatch {
     reported: bool,
     /// The cluster does not have the resource.
     absent: bool,
+    /// What it was last known to hold, of a resource that may go with its definition.
+    last: Option<LastKnown>,
+    /// What was told last of its definition: what is wrong, and whether it is unknown what it held.
+    told: (Option<String>, bool),
+    /// When it is to be asked whether the definition stands.
+    ask_at: Option<Instant>,
+    /// When a watch that has failed may be taken to stand.
+    stands_at: Option<Instant>,
     strategy: InitialListStrategy,
 }
 
@@ -68,10 +85,15 @@ enum Over {
 
 impl ResourceWatch {
     pub(super) fn new(row: &'static Row, client: Client, hub: Arc<Hub>) -> Self {
+        let last = row.optional.then(|| LastKnown::load(row, &hub.hold, Instant::now()));
         Self {
             row,
             client,
             hub,
+            last,
+            told: (None, false),
+            ask_at: None,
+            stands_at: None,
             listing: None,
             read: false,
             failures: 0,
@@ -101,30 +123,49 @@ impl ResourceWatch {
         mut events: impl Stream<Item = watcher::Result<Event<ApiObject>>> + Unpin,
     ) -> Over {
         loop {
-            let event = if self.failures > 0 {
-                match timeout(STANDS, events.next()).await {
-                    Ok(event) => event,
-                    Err(_) if self.listing.is_none() && self.read => {
-                        self.recovered();
-                        continue;
-                    }
-                    Err(_) => continue,
-                }
-            } else {
-                events.next().await
+            self.see_to_what_is_due().await;
+            let due = self.last.as_ref().and_then(LastKnown::due);
+            let event = match [due, self.ask_at, self.stands_at].into_iter().flatten().min() {
+                Some(at) => timeout_at(at, events.next()).await,
+                None => Ok(events.next().await),
             };
             match event {
-                Some(Ok(event)) => self.take(event),
-                Some(Err(error)) => {
+                Err(_) => {}
+                Ok(Some(Ok(event))) => self.take(event),
+                Ok(Some(Err(error))) => {
                     if let Some(over) = self.failed(&error) {
                         return over;
                     }
                     self.pause(LONGEST_WAIT).await;
+                    self.stands_at = Some(Instant::now() + STANDS);
                 }
                 // A watcher's stream has no end.
-                None => return Over::Again,
+                Ok(None) => return Over::Again,
             }
         }
+    }
+
+    /// What time brings: a watch that stands again, objects whose going is to be judged, what is to be written down.
+    async fn see_to_what_is_due(&mut self) {
+        let now = Instant::now();
+        if self.stands_at.is_some_and(|at| at <= now) {
+            if self.listing.is_none() && self.read {
+                self.recovered();
+            } else {
+                self.stands_at = Some(now + STANDS);
+            }
+        }
+        let Some(last) = &mut self.last else { return };
+        let mut gone = last.expired(now);
+        if self.ask_at.is_some_and(|at| at <= now) {
+            let standing = definition::standing(&self.client, self.row).await;
+            let unknown = matches!(standing, Standing::Unknown(_));
+            gone.extend(last.judge(standing, now));
+            self.ask_at = (unknown && last.is_in_doubt()).then_some(now + ASK_AGAIN);
+        }
+        last.save(now).await;
+        self.remove(&gone);
+        self.tell_of_the_definition();
     }
 
     fn take(&mut self, event: Event<ApiObject>) {
@@ -135,58 +176,104 @@ impl ResourceWatch {
                 if let Some(listing) = &mut self.listing {
                     listing.insert(object.name());
                 }
-                self.write(object);
+                self.write(&object);
             }
-            Event::Apply(object) => self.write(object),
-            Event::Delete(object) => {
-                let key = self.key_of(&object);
-                self.hub.observe(|observed| observed.forget(&key));
-                self.hub.write(|ledger| ledger.forget(&Origin::Object(key)));
-            }
+            Event::Apply(object) => self.write(&object),
+            Event::Delete(object) => match &mut self.last {
+                Some(last) => {
+                    last.unstated(&object.name());
+                    self.ask(GATHER);
+                }
+                None => self.remove(&[object.name()]),
+            },
             Event::InitDone => {
                 let present = self.listing.take().unwrap_or_default();
-                self.complete(&present);
+                self.complete(present);
             }
         }
         self.recovered();
     }
 
+    /// Asks in a while whether the definition stands.
+    fn ask(&mut self, after: Duration) {
+        self.ask_at.get_or_insert(Instant::now() + after);
+    }
+
+    /// These objects are gone.
+    fn remove(&self, names: &[ObjectName]) {
+        for name in names {
+            let key = Key { kind: self.row.kind, name: name.clone() };
+            self.hub.observe(|statuses| statuses.forget(&key));
+            self.hub.write(|ledger| ledger.forget(&Origin::Object(key)));
+        }
+    }
+
+    /// An operator hears of a definition that is in doubt; and where it is not known which policies there were, no plaintext
+    /// is taken.
+    fn tell_of_the_definition(&mut self) {
+        let Some(last) = &self.last else { return };
+        let told = (last.problem(self.row), self.absent && !last.is_known());
+        if told == self.told {
+            return;
+        }
+        let origin = Origin::Definition(self.row.kind);
+        self.hub.write(|ledger| {
+            ledger.set_source_problem(&origin, told.0.clone());
+            ledger.set_doubtful(&origin, told.1);
+        });
+        self.told = told;
+    }
+
+    /// The API has this object.
+    fn write(&mut self, object: &ApiObject) {
+        let name = object.name();
+        if let Some(last) = &mut self.last {
+            let mut kept = object.value.clone();
+            if let Value::Object(fields) = &mut kept {
+                fields.remove("status");
+            }
+            last.stated(name.clone(), kept, Instant::now());
+        }
+        self.enforce(name, &object.value);
+    }
+
     /// Reads outside the ledger's lock.
-    fn write(&self, object: ApiObject) {
-        let key = self.key_of(&object);
-        let state = (self.row.report == Report::StateAnnotation).then(|| self.pod_state(&object.value));
-        let status = (self.row.report == Report::AcceptedCondition).then(|| CurrentStatus::of(&object.value));
-        let read = Entry::read(self.row.kind, object.value, &self.hub.settings);
-        let wanted = || status?.wanted(read.as_ref().ok()?).map(Observation::Policy);
-        let observation = state.flatten().map(Observation::Pod).or_else(wanted);
-        self.hub.observe(|observed| observed.set(&key, observation));
+    fn enforce(&self, name: ObjectName, object: &Value) {
+        let key = Key { kind: self.row.kind, name };
+        let status = (self.row.report == Report::AcceptedCondition).then(|| CurrentStatus::of(object));
+        let read = Entry::read(self.row.kind, object, &self.hub.settings);
+        let wanted = status.and_then(|status| status.wanted(read.as_ref().ok()?));
+        self.hub.observe(|statuses| statuses.set(&key, wanted));
         let origin = Origin::Object(key);
+        let policy = self.row.group == SECURITY_GROUP;
         self.hub.write(|ledger| match read {
             Ok(entry) => ledger.take(&origin, vec![entry], Vec::new()),
-            Err(error) => ledger.take(&origin, Vec::new(), vec![Problem::new(&origin, None, error)]),
+            Err(error) => {
+                ledger.take(&origin, Vec::new(), vec![Problem::new(&origin, None, error)]);
+                ledger.set_doubtful(&origin, policy);
+            }
         });
     }
 
-    /// The name under which the object is kept, be it a bad one.
-    fn key_of(&self, object: &ApiObject) -> Key {
-        Key { kind: self.row.kind, name: object.name() }
-    }
-
-    /// What the annotation of a pod of this node says.
-    fn pod_state(&self, pod: &Value) -> Option<PodState> {
-        if pod.pointer("/spec/nodeName")?.as_str()? != &*self.hub.node {
-            return None;
-        }
-        let metadata = pod.get("metadata")?;
-        let state = metadata.get("annotations")?.get(STATE_ANNOTATION)?.as_str()?;
-        Some(PodState { uid: metadata.get("uid")?.as_str()?.into(), state: state.into() })
-    }
-
     /// The resource has been read to its end, and has these objects.
-    fn complete(&mut self, present: &HashSet<ObjectName>) {
+    fn complete(&mut self, mut present: HashSet<ObjectName>) {
         debug!(resource = self.row.plural, objects = present.len(), "read");
-        self.hub.observe(|observed| observed.retain(self.row.kind, present));
-        self.hub.write(|ledger| ledger.retain(self.row.kind, present));
+        if let Some(last) = &mut self.last {
+            last.listed(&present, Instant::now());
+            // Those that are gone stay until it is known why.
+            for (name, object) in self.last.iter().flat_map(LastKnown::objects) {
+                if present.insert(name.clone()) && !self.read {
+                    self.enforce(name.clone(), object);
+                }
+            }
+            self.ask(Duration::ZERO);
+        }
+        self.hub.observe(|statuses| statuses.retain(self.row.kind, &present));
+        self.hub.write(|ledger| ledger.retain(self.row.kind, &present));
+        self.first_read();
+    }
+
+    fn first_read(&mut self) {
         if !std::mem::replace(&mut self.read, true) {
             self.hub.read_one();
         }
@@ -194,6 +281,7 @@ impl ResourceWatch {
 
     fn recovered(&mut self) {
         self.failures = 0;
+        self.stands_at = None;
         self.absent = false;
         if std::mem::take(&mut self.reported) {
             self.hub.set_health(self.row.kind, None);
@@ -215,7 +303,7 @@ impl ResourceWatch {
         debug!(resource = self.row.plural, code, reason, failures = self.failures, "watch failed");
         let streaming = self.strategy == InitialListStrategy::StreamingList;
         match code {
-            // The version to go on from is too old. ObservedStatus in the stream, the watcher lists anew of its own accord.
+            // The version to go on from is too old. In the stream, the watcher lists anew of its own accord.
             410 => return matches!(error, Error::WatchStartFailed(_)).then_some(Over::Again),
             // A server that cannot stream a list.
             400 | 422 if streaming && matches!(error, Error::WatchStartFailed(_)) => {
@@ -225,8 +313,8 @@ impl ResourceWatch {
                 return Some(Over::Again);
             }
             404 if self.row.optional => {
-                // Policies are not dropped at once: a server that starts may not know its custom resources for a moment.
-                if self.failures > if self.read { TO_BE_ABSENT } else { TOLERATED } {
+                // A server that starts may not know its custom resources for a moment.
+                if self.failures > TO_BE_ABSENT {
                     self.absent();
                 }
                 return Some(Over::Absent);
@@ -248,19 +336,27 @@ impl ResourceWatch {
         over.then_some(Over::Again)
     }
 
-    /// The cluster does not have the resource: it counts as empty.
+    /// The cluster does not have the resource. What it was last known to hold stays.
     fn absent(&mut self) {
         if !std::mem::replace(&mut self.absent, true) {
-            info!(
-                resource = self.row.plural,
-                "not defined in this cluster; it counts as empty, and is watched once it is"
-            );
+            info!(resource = self.row.plural, "not defined in this cluster; it is watched once it is");
         }
         self.listing = None;
         if std::mem::take(&mut self.reported) {
             self.hub.set_health(self.row.kind, None);
         }
-        self.complete(&HashSet::new());
+        if let Some(last) = &mut self.last {
+            let gone = last.definition_is_gone(Instant::now());
+            self.remove(&gone);
+        }
+        if !self.read
+            && let Some(last) = &self.last
+        {
+            // What an earlier agent knew.
+            last.objects().for_each(|(name, object)| self.enforce(name.clone(), object));
+        }
+        self.tell_of_the_definition();
+        self.first_read();
     }
 
     /// The rule that the agent's account lacks where it may not watch.

@@ -1,29 +1,62 @@
 //! What is wrong in a source: within bounds, in the order of origins, and in the log once.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use tracing::{info, warn};
 
-use super::{InForce, Key, Ledger};
-use crate::discovery::{Origin, Problem, kinds::FieldError};
+use super::{InForce, Key, Ledger, MAX_OBJECTS};
+use crate::discovery::{
+    Origin, Problem,
+    kinds::{FieldError, Kind},
+};
 
 /// Problems of one origin that are named; the rest are counted.
 pub(super) const MAX_ORIGIN_PROBLEMS: usize = 100;
+/// Pods of one UID that are named in a problem.
+const MAX_NAMED_PODS: usize = 3;
 /// Problems of one source that are named; the rest are counted.
 const MAX_SOURCE_PROBLEMS: usize = 2_000;
 
 impl Ledger {
+    /// Why policies may be missing, if they may.
+    pub(super) fn missing_policies(&self) -> Option<Arc<str>> {
+        let origins = self.doubtful.iter().map(|origin| format!("{origin} may hold some and cannot be read"));
+        let bounds = self.beyond_bounds.iter().map(|kind| beyond_bounds(*kind));
+        origins.chain(bounds).next().map(Arc::from)
+    }
+
     /// What is wrong now: the source first, then origin by origin.
     pub(super) fn current_problems(&self) -> Vec<Problem> {
         let of_source = self.source_problems.iter();
         let mut problems: Vec<Problem> =
             of_source.map(|(origin, text)| Problem::new(origin, None, FieldError::new("", text))).collect();
+        let bounds = self.beyond_bounds.iter().map(|kind| (Origin::Resource(*kind), beyond_bounds(*kind)));
+        // Where the source says what is wrong, it says what follows.
+        let unsaid = self.doubtful.iter().filter(|origin| !self.source_problems.contains_key(*origin));
+        let doubtful = unsaid.map(|origin| (origin.clone(), MAY_HOLD_POLICIES.to_owned()));
+        problems.extend(
+            bounds
+                .chain(doubtful)
+                .map(|(origin, text)| Problem::new(&origin, None, FieldError::new("", text))),
+        );
         let mut duplicates: BTreeMap<&Origin, BTreeMap<usize, Problem>> =
             self.with_problems.iter().map(|origin| (origin, BTreeMap::new())).collect();
         for key in &self.contested {
             let Some(InForce { claim: first, .. }) = self.in_force.get(key) else { continue };
             for claim in self.claims.get(key).into_iter().flatten().filter(|claim| *claim > first) {
                 duplicates.entry(&claim.0).or_default().insert(claim.1, duplicate(&claim.0, &first.0, key));
+            }
+        }
+        for (uid, pods) in self.mesh.shared_uids() {
+            let pods: Vec<_> = pods.map(|name| Key { kind: Kind::Pod, name: name.clone() }).collect();
+            for key in &pods {
+                let Some(InForce { claim: (origin, _), .. }) = self.in_force.get(key) else { continue };
+                let others = pods.iter().filter(|other| *other != key).map(ToString::to_string);
+                let others = others.take(MAX_NAMED_PODS).collect::<Vec<_>>().join(", ");
+                problems.push(shared_uid(origin, key, uid, &others));
             }
         }
         for (origin, duplicates) in duplicates {
@@ -35,11 +68,32 @@ impl Ledger {
     }
 }
 
+/// What follows from an origin of which nothing is known.
+pub(super) const MAY_HOLD_POLICIES: &str =
+    "may hold policies and was never read; until it is, or is gone, mutual TLS is STRICT for every pod";
+
+fn beyond_bounds(kind: Kind) -> String {
+    format!(
+        "more than {MAX_OBJECTS} objects: of {} some are not known. Mutual TLS is STRICT for every pod until the agent is \
+         started again with fewer",
+        kind.row().plural
+    )
+}
+
 impl Problem {
     /// What is wrong with an object, or with the origin where none is named.
     pub(in crate::discovery) fn new(origin: &Origin, object: Option<String>, error: FieldError) -> Self {
         Self { origin: origin.clone(), object, field: error.field, message: error.message }
     }
+}
+
+fn shared_uid(origin: &Origin, key: &Key, uid: &str, others: &str) -> Problem {
+    let message = format!(
+        "{uid:?} is that of {others} too: they are told apart by their names, and by its UID none of them is found, neither by \
+         the CNI nor in the cgroup tree. Give each a UID of its own, or none"
+    );
+    let error = FieldError::new("metadata.uid", message);
+    Problem::new(origin, Some(key.to_string()), error)
 }
 
 fn duplicate(origin: &Origin, first: &Origin, key: &Key) -> Problem {

@@ -19,6 +19,21 @@ fn a_leaf_is_read_with_all_that_counts() {
 }
 
 #[test]
+fn a_chain_is_bounded_by_number_and_size() {
+    let now = SystemTime::now();
+    let ca = TestCa::new("ca");
+    let (leaf, _) = ca.leaf(&[WEB], now, now, |_| ());
+    let chain = |others: usize| check_chain(&leaf, &vec![ca.certificate.clone(); others]);
+    assert_eq!(chain(0), Ok(()));
+    assert_eq!(chain(MAX_CHAIN - 1), Ok(()));
+    assert!(chain(MAX_CHAIN).unwrap_err().to_string().contains("7 certificates (at most 6)"));
+    let large = CertificateDer::from(vec![0x30; MAX_CERTIFICATE + 1]);
+    for (first, other) in [(&large, &leaf), (&leaf, &large)] {
+        assert!(matches!(check_chain(first, std::slice::from_ref(other)), Err(Fault::Chain(_))));
+    }
+}
+
+#[test]
 fn malformed_names_and_ends_are_refused() {
     let now = SystemTime::now();
     let (certificate, _) = TestCa::new("ca").leaf(&[WEB], now, now, |_| ());

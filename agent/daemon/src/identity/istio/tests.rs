@@ -3,7 +3,10 @@ use std::time::SystemTime;
 use rustls_pki_types::CertificateDer;
 
 use super::*;
-use crate::identity::testing::{TestCa, id};
+use crate::identity::{
+    svid::PendingKey,
+    testing::{TestCa, id},
+};
 
 const WEB: &str = "spiffe://td1/ns/shop/sa/web";
 
@@ -102,6 +105,24 @@ fn a_host_that_is_no_name_is_refused_at_once() {
         token_file: None,
         cluster_id: "Kubernetes".into(),
     };
-    assert_eq!(IstioIssuer::new(settings.clone()).err().unwrap(), "not a host");
-    assert!(IstioIssuer::new(IstioSettings { host: "::1".into(), ..settings }).is_ok());
+    assert_eq!(IstioIssuer::new(settings.clone(), None).err().unwrap(), "not a host");
+    assert!(IstioIssuer::new(IstioSettings { host: "::1".into(), ..settings }, None).is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_asked_before_the_published_roots_are_known() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("token"), "token").unwrap();
+    let settings = IstioSettings {
+        host: "127.0.0.1".into(),
+        port: 1,
+        server_name: None,
+        root: dir.path().join("none"),
+        token_file: Some(dir.path().join("token")),
+        cluster_id: "Kubernetes".into(),
+    };
+    let issuer = IstioIssuer::new(settings, Some(PublishedRoots::default())).unwrap();
+    let pending = PendingKey::generate(id(WEB), CALL_TIMEOUT).unwrap();
+    let error = issuer.issue(pending.csr).await.unwrap_err().to_string();
+    assert!(error.contains("have not been read yet"), "{error}");
 }

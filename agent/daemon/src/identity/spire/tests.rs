@@ -137,3 +137,16 @@ async fn svids_and_bundles_arrive_and_what_spire_rotates_is_in_use_at_once() {
     sleep(Duration::from_millis(50)).await;
     assert_eq!(store.current(&id(WEB)).unwrap().trust.roots.len(), 2);
 }
+
+#[test]
+fn only_root_or_we_ourselves_may_say_who_workloads_are() {
+    let socket = Path::new("/tmp/spire-agent/private/admin.sock");
+    for (owner, own, good) in
+        [(0, 0, true), (0, 1000, true), (1000, 1000, true), (1000, 0, false), (1, 1000, false)]
+    {
+        let checked = check_owner(owner, own, socket);
+        assert_eq!(checked.is_ok(), good, "{owner} for {own}: {checked:?}");
+    }
+    let text = check_owner(1000, 0, socket).unwrap_err().to_string();
+    assert!(text.contains("user 1000") && text.contains("run the SPIRE agent as root"), "{text}");
+}

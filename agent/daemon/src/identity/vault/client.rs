@@ -89,6 +89,9 @@ impl Client {
         let port = self.addr.port_u16().unwrap_or(if tls { 443 } else { 80 });
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let tcp = TcpStream::connect((bare, port)).await.map_err(unreachable)?;
+        if !tls && !tcp.peer_addr().map_err(unreachable)?.ip().is_loopback() {
+            return Err(Failure::Unreachable(format!("{bare} is not this host; use https")));
+        }
         let mut request = Request::builder().method(method).uri(path);
         let authority = self.addr.authority().map_or(host, |authority| authority.as_str());
         request = request.header(HOST, authority).header("x-vault-request", "true");

@@ -44,6 +44,11 @@ impl Federation {
         self.0.get(domain)
     }
 
+    /// Whether identities of `domain` are accepted, where `own` are the domains of our own roots.
+    pub(super) fn accepts(&self, own: &[TrustDomain], domain: &TrustDomain) -> bool {
+        own.contains(domain) || self.0.contains_key(domain)
+    }
+
     /// All trust domains with their roots.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&TrustDomain, &Arc<RootCertStore>)> {
         self.0.iter()
@@ -60,6 +65,6 @@ impl Anchors {
 
     /// Whether identities of this trust domain are accepted at all.
     pub(super) fn accept(&self, domain: &TrustDomain) -> bool {
-        self.trust_domains.contains(domain) || self.federation.roots(domain).is_some()
+        self.federation.accepts(&self.trust_domains, domain)
     }
 }

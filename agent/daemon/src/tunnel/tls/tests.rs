@@ -1,3 +1,4 @@
+mod chains;
 mod federation;
 
 use std::sync::LazyLock;

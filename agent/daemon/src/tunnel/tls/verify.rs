@@ -30,7 +30,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::{federation::Anchors, revocation::Revocations};
-use crate::identity::{Fault, Leaf};
+use crate::identity::{Fault, Leaf, check_chain};
 
 /// Verifies a server: chain, use as server, and that it is the workload expected at that address.
 #[derive(Debug)]
@@ -105,6 +105,7 @@ impl ServerCertVerifier for ServerVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
+        check_chain(end_entity, intermediates).map_err(Refusal::from)?;
         let parsed = ParsedCertificate::try_from(end_entity)?;
         let leaf = Leaf::read(end_entity);
         let roots = self.anchors.of(&leaf);
@@ -175,6 +176,7 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
+        check_chain(end_entity, intermediates).map_err(Refusal::from)?;
         let leaf = Leaf::read(end_entity);
         let foreign = leaf.as_ref().ok().and_then(|leaf| self.foreign.get(leaf.id.trust_domain()));
         let chain = foreign.unwrap_or(&self.own);
@@ -216,9 +218,6 @@ fn check_revocation(
     intermediates: &[CertificateDer<'_>],
     now: UnixTime,
 ) -> Result<(), Refusal> {
-    if revocations.is_empty() {
-        return Ok(());
-    }
     let chain: Vec<_> = std::iter::once(end_entity).chain(intermediates).cloned().collect();
     revocations.check(&chain, roots, UNIX_EPOCH + Duration::from_secs(now.as_secs()))
 }
@@ -240,7 +239,7 @@ impl Refusal {
 impl From<Fault> for Refusal {
     fn from(fault: Fault) -> Self {
         let reason = match fault {
-            Fault::Unreadable(_) => Reason::CertificateInvalid,
+            Fault::Unreadable(_) | Fault::Chain(_) => Reason::CertificateInvalid,
             Fault::Identity(_) => Reason::CertificateIdentity,
         };
         Self { reason, text: fault.to_string() }

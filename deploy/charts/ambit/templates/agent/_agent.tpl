@@ -46,8 +46,10 @@ seLinuxOptions:
 - name: netns
   mountPath: /var/run/netns
   mountPropagation: HostToContainer
+{{- /* Programs are attached to its root, which takes no more than opening it. */}}
 - name: cgroup
   mountPath: /host/cgroup
+  readOnly: true
 - name: bpf
   mountPath: /sys/fs/bpf
   mountPropagation: HostToContainer
@@ -71,6 +73,8 @@ seLinuxOptions:
   value: {{ .Values.clusterDomain }}
 - name: AMBIT_ROOT_NAMESPACE
   value: {{ include "ambit.rootNamespace" . }}
+- name: AMBIT_POLICY_HOLD
+  value: {{ .Values.policyHold | default "24h" | quote }}
 - name: AMBIT_DATAPLANE_LABEL
   value: {{ .Values.label }}
 - name: AMBIT_SVID_TTL
@@ -83,6 +87,10 @@ seLinuxOptions:
   value: {{ .Values.log.filter | quote }}
 - name: AMBIT_LOG_FORMAT
   value: {{ .Values.log.format }}
+{{- with .Values.mapEntries }}
+- name: AMBIT_MAP_ENTRIES
+  value: {{ . | quote }}
+{{- end }}
 {{- with .Values.kubeletCgroup }}
 - name: AMBIT_KUBELET_CGROUP
   value: /host/cgroup/{{ trimPrefix "/" . }}
@@ -90,6 +98,12 @@ seLinuxOptions:
 {{- if .Values.metrics.enabled }}
 - name: AMBIT_METRICS_ADDR
   value: 0.0.0.0:{{ .Values.metrics.port }}
+- name: AMBIT_METRICS_AUTH
+  value: {{ include "ambit.metricsAuth" . }}
+{{- end }}
+{{- if .Values.cni.enabled }}
+- name: AMBIT_CNI_ACCOUNT
+  value: {{ .Release.Namespace }}/ambit-cni
 {{- end }}
 {{- if .Values.admin.enabled }}
 - name: AMBIT_ADMIN_ADDR
@@ -104,8 +118,14 @@ seLinuxOptions:
   value: istio
 - name: AMBIT_CA_ADDRESS
   value: {{ $issuer.kind | eq "ambit" | ternary (printf "ambit-ca.%s.svc:15012" .Release.Namespace) $issuer.istio.address }}
+{{- if eq $issuer.kind "ambit" }}
+{{- /* Watched: a root that is withdrawn there is out at once, not when the kubelet has brought the file. */}}
+- name: AMBIT_CA_ROOT_CONFIG_MAP
+  value: {{ .Release.Namespace }}/{{ include "ambit.rootConfigMap" . }}
+{{- else }}
 - name: AMBIT_CA_ROOT
   value: /var/run/ambit/issuer/root-cert.pem
+{{- end }}
 - name: AMBIT_CA_TOKEN_FILE
   value: /var/run/ambit/issuer/token
 {{- if eq $issuer.kind "istio" }}
@@ -131,6 +151,9 @@ seLinuxOptions:
   value: {{ $issuer.vault.loginMount }}
 - name: AMBIT_VAULT_JWT_FILE
   value: /var/run/ambit/issuer/token
+{{- if and (hasPrefix "https:" $issuer.vault.address) (not $issuer.vault.caConfigMap) }}
+{{- fail "issuer.vault.caConfigMap is needed for an https address" }}
+{{- end }}
 {{- if $issuer.vault.caConfigMap }}
 - name: AMBIT_VAULT_CA_FILE
   value: /var/run/ambit/issuer/root-cert.pem
@@ -144,7 +167,7 @@ seLinuxOptions:
 {{- end }}
 
 {{- /* Token and roots in one folder. The agent does not start before its roots are there, so it never lacks them for the
-       minute that the kubelet takes to bring a ConfigMap into a running pod. */ -}}
+       minute that the kubelet takes to bring a ConfigMap into a running pod. Those of this chart's CA are watched then. */ -}}
 {{- define "ambit.issuerVolume" -}}
 {{- $issuer := .Values.issuer }}
 {{- if eq $issuer.kind "spire" -}}

@@ -2,7 +2,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::*;
 use crate::{
-    discovery::{Change, Pod, PodDelta, Service, TargetPort, mesh::tests::*},
+    discovery::{Change, HostPort, Pod, PodDelta, Service, TargetPort, mesh::tests::*},
     model::{DATAPLANE_LABEL, Workload},
 };
 
@@ -64,7 +64,12 @@ impl Numbers {
         }
         Pod {
             node: self.one_of(&["n1", "n2"]).into(),
+            uid: if self.below(4) == 0 { "shared".into() } else { Arc::clone(&pod.uid) },
             created: Some(self.below(3) as i64),
+            host_ports: (0..self.below(2))
+                .map(|_| HostPort { ip: None, port: 80 + self.below(2) as u16, target: 8080 })
+                .collect(),
+            host_ips: ips(&["192.0.2.1", "192.0.2.2"][..self.below(3) as usize]),
             host_network: self.below(8) == 0,
             terminal: self.below(8) == 0,
             deleting: self.below(8) == 0,
@@ -79,7 +84,14 @@ impl Numbers {
         let vips: Vec<_> = vips[..1 + usize::from(self.below(8) == 0)].iter().map(|ip| &**ip).collect();
         let targets = [(80, TargetPort::Number(80)), (81, TargetPort::Name("http".into()))];
         let from = self.below(2) as usize;
-        service(&id, &vips, &targets[from..])
+        let mut service = service(&id, &vips, &targets[from..]);
+        if self.below(3) == 0 {
+            service.external_ips = ips(&["203.0.113.1"]);
+        }
+        if self.below(3) == 0 {
+            service.ports[0].node_port = Some(30_080 + self.below(2) as u16);
+        }
+        service
     }
 
     fn slice(&mut self) -> String {
@@ -87,9 +99,14 @@ impl Numbers {
     }
 }
 
-fn from_scratch(mesh: &Mesh) -> BTreeSet<IpAddr> {
-    let all = mesh.by_ip.keys().chain(mesh.by_vip.keys()).copied();
-    all.filter(|ip| mesh.is_to_be_captured(*ip)).collect()
+fn from_scratch(mesh: &Mesh) -> BTreeSet<Destination> {
+    let pods = mesh.by_ip.keys().copied().map(Destination::Address);
+    // What pods state, not what was made of it.
+    let stated = mesh.pods.values().map(|record| &record.pod).filter(|pod| !pod.terminal);
+    let nodes = stated.flat_map(|pod| pod.host_ips.iter().copied().map(Destination::Node));
+    let host_ports = mesh.host_ports.keys().copied().map(Destination::Port);
+    let all = pods.chain(mesh.claims.keys().copied()).chain(host_ports);
+    all.filter(|destination| mesh.is_to_be_captured(*destination)).chain(nodes).collect()
 }
 
 fn workloads(mesh: &Mesh) -> BTreeMap<ObjectName, Arc<Workload>> {
@@ -99,17 +116,17 @@ fn workloads(mesh: &Mesh) -> BTreeMap<ObjectName, Arc<Workload>> {
 /// What a follower has who began with what was there before.
 #[derive(Clone, Default)]
 struct Follower {
-    captured: BTreeSet<IpAddr>,
+    captured: BTreeSet<Destination>,
     pods: BTreeMap<ObjectName, Arc<Workload>>,
 }
 
 impl Follower {
     fn follow(&mut self, delta: &Delta) {
-        for ip in delta.begun() {
-            assert!(self.captured.insert(ip), "the capture of {ip} begins twice");
+        for begun in delta.begun() {
+            assert!(self.captured.insert(begun), "the capture of {begun:?} begins twice");
         }
-        for ip in delta.ended() {
-            assert!(self.captured.remove(&ip), "the capture of {ip} ends twice");
+        for ended in delta.ended() {
+            assert!(self.captured.remove(&ended), "the capture of {ended:?} ends twice");
         }
         for (name, PodDelta { before, after }) in delta.pods() {
             assert_eq!(self.pods.get(name), before.as_ref(), "{name}");
@@ -142,7 +159,7 @@ fn who_follows_the_deltas_has_what_is_worked_out_from_scratch() {
             assert_eq!(at_once.captured, from_scratch(&mesh), "seed {seed}, step {step}: {change:?}");
             begun += delta.begun().count();
             ended += delta.ended().count();
-            undone += delta.begun().filter(|ip| pending.ended().any(|ended| ended == *ip)).count();
+            undone += delta.begun().filter(|begun| pending.ended().any(|ended| ended == *begun)).count();
             pending.merge(delta);
             if numbers.below(7) == 0 {
                 now_and_then.follow(&std::mem::take(&mut pending));

@@ -1,7 +1,7 @@
 use super::*;
 use crate::discovery::{
-    Change, Pod, TargetPort,
-    mesh::tests::{captured, client, ips, mesh, name, pod, service, slice, way},
+    Change, HostPort, Pod, TargetPort,
+    mesh::tests::{captured, client, ips, mesh, name, namespace, pod, service, slice, way},
 };
 
 fn web(targets: &[(u16, TargetPort)]) -> Change {
@@ -151,6 +151,117 @@ fn affinity_and_locality() {
     let spread: std::collections::BTreeSet<_> =
         (0..200).map(|n| chosen(&Workload { ips: ips(&[&format!("10.1.0.{n}")]), ..client() }, 0)).collect();
     assert_eq!(spread.len(), 3, "clients do not spread: {spread:?}");
+}
+
+#[test]
+fn node_ports_and_external_addresses_lead_to_their_service() {
+    let at = |id: &str, ip: &str, node: &str, host: &str| Pod {
+        node: node.into(),
+        host_ips: ips(&[host]),
+        ..pod(id, &[ip])
+    };
+    let mut mesh = mesh([
+        at("shop/web-1", "10.0.0.1", "n1", "192.0.2.1"),
+        at("plain/other", "10.0.0.9", "n2", "192.0.2.2"),
+        at("plain/other-2", "10.0.0.8", "n2", "192.0.2.2"),
+    ]);
+    let mut web = service("shop/web", &["10.96.0.1"], &[(80, TargetPort::Number(8080))]);
+    web.ports[0].node_port = Some(30_080);
+    web.external_ips = ips(&["203.0.113.1", "192.0.2.2"]);
+    mesh.apply(Change::Service(Arc::new(web.clone())));
+    let all = ["*:30080", "10.0.0.1", "10.96.0.1", "192.0.2.2:80", "203.0.113.1:80", "node 192.0.2.1"];
+    assert_eq!(captured(&mesh), [&all[..], &["node 192.0.2.2"]].concat());
+    let to = |mesh: &Mesh, dst: &str| way(mesh, &client(), dst, 0);
+    for (dst, expected) in [
+        ("192.0.2.1:30080", "tunnel 10.0.0.1:8080"),
+        ("192.0.2.2:30080", "tunnel 10.0.0.1:8080"),
+        ("[::ffff:192.0.2.2]:30080", "tunnel 10.0.0.1:8080"),
+        ("203.0.113.1:80", "tunnel 10.0.0.1:8080"),
+        ("192.0.2.2:80", "tunnel 10.0.0.1:8080"),
+        // Neither a node, nor a port of the service.
+        ("192.0.2.3:30080", "pass"),
+        ("203.0.113.1:30080", "pass"),
+        ("203.0.113.1:81", "pass"),
+        ("192.0.2.1:80", "pass"),
+        ("192.0.2.1:30081", "pass"),
+    ] {
+        assert_eq!(to(&mesh, dst), expected, "{dst}");
+    }
+    // A pod's own address, and a cluster IP, are nobody else's.
+    let thief = Service { external_ips: ips(&["10.0.0.9", "10.96.0.1"]), ..service("shop/web-2", &[], &[]) };
+    mesh.apply(Change::Service(Arc::new(Service { ports: web.ports.clone(), ..thief })));
+    assert_eq!(to(&mesh, "10.0.0.9:80"), "plain 10.0.0.9:80");
+    assert_eq!(to(&mesh, "10.96.0.1:80"), "tunnel 10.0.0.1:8080");
+    mesh.apply(Change::ServiceGone(name("shop/web-2")));
+    // A pod that has ended says nothing of its node, nor does the last but one that goes.
+    mesh.apply(Change::PodGone(name("plain/other")));
+    assert_eq!(to(&mesh, "192.0.2.2:30080"), "tunnel 10.0.0.1:8080");
+    mesh.apply(Change::PodGone(name("plain/other-2")));
+    assert_eq!(to(&mesh, "192.0.2.2:30080"), "pass");
+    // Where nothing is meshed behind it nothing is captured but what costs nothing.
+    mesh.apply(namespace("shop", None));
+    assert_eq!(captured(&mesh), ["node 192.0.2.1"]);
+}
+
+#[test]
+fn a_host_port_leads_to_its_pod() {
+    let port = |ip: Option<&str>, port| HostPort { ip: ip.map(|ip| ip.parse().unwrap()), port, target: 8080 };
+    let web = Pod {
+        host_ips: ips(&["192.0.2.1", "2001:db8::1"]),
+        host_ports: vec![port(None, 80), port(Some("192.0.2.1"), 81), port(Some("198.51.100.1"), 82)],
+        ..pod("shop/web-1", &["10.0.0.1"])
+    };
+    let plain = Pod {
+        host_ports: vec![port(None, 90)],
+        host_ips: ips(&["192.0.2.1"]),
+        ..pod("plain/a", &["10.0.0.2"])
+    };
+    let mut mesh = mesh([web.clone(), plain]);
+    let at = ["10.0.0.1", "192.0.2.1:80", "192.0.2.1:81", "[2001:db8::1]:80"];
+    assert_eq!(captured(&mesh), [&at[..], &["node 192.0.2.1", "node 2001:db8::1"]].concat());
+    for (dst, expected) in [
+        ("192.0.2.1:80", "tunnel 10.0.0.1:8080"),
+        ("192.0.2.1:81", "tunnel 10.0.0.1:8080"),
+        ("[2001:db8::1]:81", "pass"),
+        ("198.51.100.1:82", "pass"),
+        ("[2001:db8::1]:80", "pass"),
+    ] {
+        assert_eq!(way(&mesh, &client(), dst, 0), expected, "{dst}");
+    }
+    mesh.apply(Change::Pod(Arc::new(Pod { terminal: true, ..web })));
+    assert_eq!(captured(&mesh), ["node 192.0.2.1"]);
+}
+
+#[test]
+fn a_local_node_port_leads_to_the_node_that_is_dialled() {
+    let at = |id: &str, ip: &str, node: &str, host: &str| Pod {
+        node: node.into(),
+        host_ips: ips(&[host]),
+        ..pod(id, &[ip])
+    };
+    let mut mesh = mesh([
+        at("shop/web-1", "10.0.0.1", "n1", "192.0.2.1"),
+        at("shop/web-2", "10.0.0.2", "n2", "192.0.2.2"),
+        at("plain/other", "10.0.0.9", "n3", "192.0.2.3"),
+    ]);
+    let mut web = service("shop/web", &["10.96.0.1"], &[(80, TargetPort::Number(80))]);
+    web.ports[0].node_port = Some(30_080);
+    web.external_ips = ips(&["203.0.113.1"]);
+    mesh.apply(Change::Service(Arc::new(Service { external_local: true, ..web })));
+    let ways = |node: &str, dst: &str| {
+        let client = Workload { node: node.into(), ..client() };
+        let mut ways: Vec<_> = (0..8).map(|random| way(&mesh, &client, dst, random)).collect();
+        ways.sort();
+        ways.dedup();
+        ways
+    };
+    let both = ["tunnel 10.0.0.1:80", "tunnel 10.0.0.2:80"];
+    assert_eq!(ways("n1", "192.0.2.2:30080"), ["tunnel 10.0.0.2:80"]);
+    assert_eq!(ways("n1", "192.0.2.3:30080"), ["no endpoint"]);
+    // As kube-proxy has it: a pod's own node is not outside, nor are a load balancer's addresses.
+    assert_eq!(ways("n1", "192.0.2.1:30080"), both);
+    assert_eq!(ways("n3", "192.0.2.3:30080"), both);
+    assert_eq!(ways("n3", "203.0.113.1:80"), both);
 }
 
 #[test]

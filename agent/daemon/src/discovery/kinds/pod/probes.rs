@@ -1,9 +1,15 @@
 //! The ports on which the kubelet probes a pod: those of httpGet, tcpSocket and grpc in liveness, readiness and startup
-//! probes. A probe of another host is not the pod's; a name that no port of the container bears is nobody's.
+//! probes. A probe of another host is not the pod's; a name that no port of the container bears is nobody's. And where else a
+//! pod has the kubelet connect to, by the `host` of a probe or a hook.
 
 use std::net::IpAddr;
 
+use ambit_core::discovery::ForeignProbe;
+
 use super::{Container, FieldError, IntOrString, Probe, ProbeTarget, Protocol, port_number, protocol};
+
+/// The most that is kept of one pod; one with more may have the kubelet connect anywhere.
+const MAX_FOREIGN: usize = 1_024;
 
 /// The ports, ascending, of a pod with these containers and addresses.
 pub(super) fn ports(containers: &[(String, Container)], ips: &[IpAddr]) -> Result<Vec<u16>, FieldError> {
@@ -27,6 +33,59 @@ pub(super) fn ports(containers: &[(String, Container)], ips: &[IpAddr]) -> Resul
     ports.sort_unstable();
     ports.dedup();
     Ok(ports)
+}
+
+/// Where these containers have the kubelet connect to that is neither the pod at `ips` nor the node itself. What cannot be told
+/// may be anywhere.
+pub(super) fn foreign<'a>(
+    containers: impl Iterator<Item = &'a Container>,
+    ips: &[IpAddr],
+) -> Vec<ForeignProbe> {
+    let mut found = Vec::new();
+    for container in containers {
+        let Container { liveness_probe, readiness_probe, startup_probe, lifecycle, .. } = container;
+        let hooks = lifecycle.iter().flat_map(|lifecycle| [&lifecycle.post_start, &lifecycle.pre_stop]);
+        let asked = [liveness_probe, readiness_probe, startup_probe].into_iter().chain(hooks).flatten();
+        let targets = asked.flat_map(|probe| [&probe.http_get, &probe.tcp_socket]).flatten();
+        found.extend(targets.filter(|target| !on_the_pod(target, ips)).filter_map(|target| {
+            let host = target.host.as_deref().unwrap_or_default();
+            let address = host.parse::<IpAddr>().ok().map(|address| address.to_canonical());
+            let on_the_node =
+                address.map_or(host.eq_ignore_ascii_case("localhost"), |address| address.is_loopback());
+            if on_the_node {
+                None
+            } else {
+                Some(ForeignProbe { host: address, port: asked_port(target, container)? })
+            }
+        }));
+    }
+    found.sort_unstable();
+    found.dedup();
+    if found.len() > MAX_FOREIGN {
+        return vec![ForeignProbe { host: None, port: None }];
+    }
+    found
+}
+
+/// The port that the kubelet would connect to: none if it would connect to no port, and any if that cannot be told. It looks a
+/// name up whatever the port's protocol.
+fn asked_port(target: &ProbeTarget, container: &Container) -> Option<Option<u16>> {
+    let number = match &target.port {
+        None => return Some(None),
+        Some(IntOrString::Int(number)) => *number,
+        Some(IntOrString::Text(text)) => match text.parse() {
+            Ok(number) => number,
+            Err(_) => {
+                container
+                    .ports
+                    .iter()
+                    .flatten()
+                    .find(|port| port.name.as_ref() == Some(text))?
+                    .container_port?
+            }
+        },
+    };
+    u16::try_from(number).ok().map(Some)
 }
 
 /// Whether the probe goes to the pod itself; the kubelet takes `host` as it stands there.
