@@ -244,7 +244,7 @@ fn stall(world: &mut World, groups: &[MemoryGroup], memory: u64) -> Result<()> {
          sockets {mib:?} MiB; round trip p99 {:.0} µs before, {:.0} µs then",
         tally.open, quiet.p99_us, loud.p99_us
     ));
-    ensure!(tally.open >= 1_000, "hardly any stream is stuck: {tally:?}");
+    ensure!(tally.open >= 400, "hardly any stream is stuck: {tally:?}");
     for (node, resident) in [during, last].concat().into_iter().enumerate() {
         ensure!(resident < RESIDENT, "node{}: {resident} KiB resident, more than {RESIDENT}", node % 2 + 1);
     }
