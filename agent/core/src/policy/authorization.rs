@@ -129,9 +129,9 @@ impl Rule {
         self.fields().find(|field| field.needs_layer7())
     }
 
-    /// Whether it names nothing but what can only be known within HTTP.
-    pub fn is_layer7_only(&self) -> bool {
-        self.needs_layer7 && self.fields().all(Field::needs_layer7)
+    /// Whether it names nothing that is known without reading HTTP, so that it may match every connection.
+    pub fn is_unknown(&self) -> bool {
+        self.needs_layer7 && self.fields().all(Field::is_unknown)
     }
 
     fn fields(&self) -> impl Iterator<Item = &Field> {

@@ -134,6 +134,11 @@ impl Field {
         matches!(self.test, Test::Layer7 | Test::RemoteIp(_))
     }
 
+    /// Whether nothing stands in for it while HTTP is not read.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.test == Test::Layer7
+    }
+
     /// Whether it holds, or cannot be known.
     pub(super) fn holds(&self, facts: &Facts<'_>) -> bool {
         let within = |blocks: &[IpBlock], ip: IpAddr| {

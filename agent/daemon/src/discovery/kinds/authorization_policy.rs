@@ -141,7 +141,7 @@ pub(super) fn unreadable(
     };
     let part = |field: &str| spec.get(field).filter(|value| !value.is_null());
     // A field that is not known may stand for one that says whom it selects, or what it does.
-    let whole = known && known_fields(object).is_ok();
+    let whole = known && spec.is_object() && known_fields(object).is_ok();
     let action = whole.then(|| readable_action(part("action"), part("provider"))).flatten();
     let target =
         whole.then(|| readable_target([part("selector"), part("targetRef"), part("targetRefs")])).flatten();
@@ -299,14 +299,16 @@ fn own_effect(action: Action) -> Option<String> {
 
 /// What becomes of rules that name what can only be known within HTTP.
 fn layer7_effect(action: Action, rules: &[Rule]) -> Option<String> {
-    let (at, field) = rules.iter().enumerate().find_map(|(at, rule)| Some((at, rule.layer7_field()?)))?;
-    let name = format!("spec.rules[{at}].{}", field.name());
-    let whole = rules.iter().any(Rule::is_layer7_only);
+    let whole = rules.iter().position(Rule::is_unknown);
+    let at = whole.or_else(|| rules.iter().position(|rule| rule.layer7_field().is_some()))?;
+    let name = format!("spec.rules[{at}].{}", rules[at].layer7_field()?.name());
     Some(match action {
         Action::Allow => format!("{name}: HTTP is not read yet: a rule with it allows nothing"),
-        _ if whole => {
+        _ if whole.is_some() => {
             format!("{name}: HTTP is not read yet: a rule of nothing else matches every connection")
         }
-        _ => format!("{name}: HTTP is not read yet: the rule matches by the rest of it"),
+        _ => format!(
+            "{name}: HTTP is not read yet: the rule matches by the rest of it, and remote addresses are those of the connections"
+        ),
     })
 }

@@ -49,6 +49,7 @@ const KEYS: [(&str, Attribute); 12] = [
 ];
 /// Keys that go on with `[…]`.
 const KEYS_WITH_NAME: [&str; 2] = ["request.headers", "request.auth.claims"];
+const TOKEN_KEYS: &str = "request.auth.";
 const FILTER_KEYS: &str = "experimental.envoy.filters.";
 
 /// Reads a rule; answers with the number of its values, too.
@@ -134,7 +135,9 @@ impl Reader<'_> {
             let path = format!("{path}[{at}]");
             let fields = object(condition, &path)?;
             only(fields, &path, |name| ["key", "values", "notValues"].contains(&name))?;
-            let attribute = attribute_of(fields.get("key"), &format!("{path}.key"))?;
+            let key = fields.get("key").and_then(Value::as_str).unwrap_or_default();
+            let attribute = attribute_of(key, &format!("{path}.key"))?;
+            self.check_custom(&format!("{path}.key"), attribute, key.starts_with(TOKEN_KEYS))?;
             let before = read.len();
             for (name, negated) in [("values", false), ("notValues", true)] {
                 let values = fields.get(name).unwrap_or(&Value::Null);
@@ -165,10 +168,9 @@ impl Reader<'_> {
         });
         let texts = texts.collect::<Result<Vec<_>, _>>()?;
         self.values += texts.len();
-        self.check_custom(&path, attribute)?;
-        if let Some(at) =
-            path.ends_with("aths").then(|| texts.iter().position(|path| !is_path(path))).flatten()
-        {
+        self.check_custom(&path, attribute, path.to_lowercase().ends_with("requestprincipals"))?;
+        let bad = texts.iter().position(|text| !is_path(text));
+        if let Some(at) = bad.filter(|_| path.ends_with(".paths") || path.ends_with(".notPaths")) {
             let message = format!(
                 "{:?}: {{*}} and {{**}} stand for whole segments, and none follows {{**}}",
                 cut(&texts[at])
@@ -188,10 +190,9 @@ impl Reader<'_> {
     }
 
     /// A provider is asked before anybody is known.
-    fn check_custom(&self, path: &str, attribute: Attribute) -> Result<(), FieldError> {
+    fn check_custom(&self, path: &str, attribute: Attribute, of_token: bool) -> Result<(), FieldError> {
         use Attribute::{Namespace, Principal, ServiceAccount, TrustDomain};
-        let identity = matches!(attribute, Principal | Namespace | ServiceAccount | TrustDomain);
-        let identity = identity || path.to_lowercase().ends_with("requestprincipals");
+        let identity = of_token || matches!(attribute, Principal | Namespace | ServiceAccount | TrustDomain);
         if self.place.action == Action::Custom && identity {
             return Err(FieldError::new(
                 path,
@@ -203,10 +204,10 @@ impl Reader<'_> {
 }
 
 /// What a condition tests.
-fn attribute_of(key: Option<&Value>, path: &str) -> Result<Attribute, FieldError> {
-    let Some(key) = key.and_then(Value::as_str).filter(|key| !key.is_empty()) else {
+fn attribute_of(key: &str, path: &str) -> Result<Attribute, FieldError> {
+    if key.is_empty() {
         return Err(FieldError::new(path, "is missing, or not a text"));
-    };
+    }
     let named = |start: &&str| {
         let rest = key.strip_prefix(*start).and_then(|rest| rest.strip_prefix('['));
         rest.and_then(|rest| rest.strip_suffix(']')).is_some_and(|name| !name.is_empty())
