@@ -112,7 +112,7 @@ impl Reader<'_> {
             let Some((attribute, negated)) = found else {
                 return Err(FieldError::new(path, "is no field that is known"));
             };
-            read.extend(self.field(path, attribute, negated, values)?);
+            read.extend(self.field(&path, attribute, negated, values)?);
         }
         if read.is_empty() {
             return Err(FieldError::new(path, "is empty: leave it out, or say what it is to match"));
@@ -141,7 +141,7 @@ impl Reader<'_> {
             let before = read.len();
             for (name, negated) in [("values", false), ("notValues", true)] {
                 let values = fields.get(name).unwrap_or(&Value::Null);
-                read.extend(self.field(format!("{path}.{name}"), attribute, negated, values)?);
+                read.extend(self.field(&format!("{path}.{name}"), attribute, negated, values)?);
             }
             if read.len() == before {
                 return Err(FieldError::new(path, "has neither values nor notValues"));
@@ -153,7 +153,7 @@ impl Reader<'_> {
     /// One list of values; one that is absent or empty says nothing.
     fn field(
         &mut self,
-        path: String,
+        path: &str,
         attribute: Attribute,
         negated: bool,
         values: &Value,
@@ -161,14 +161,14 @@ impl Reader<'_> {
         if is_absent(values) {
             return Ok(None);
         }
-        let values = values.as_array().ok_or_else(|| FieldError::new(&*path, "is not a list of texts"))?;
+        let values = values.as_array().ok_or_else(|| FieldError::new(path, "is not a list of texts"))?;
         let texts = values.iter().enumerate().map(|(at, value)| {
             let text = value.as_str().map(str::to_owned);
             text.ok_or_else(|| FieldError::new(format!("{path}[{at}]"), "is not a text: put it in quotes"))
         });
         let texts = texts.collect::<Result<Vec<_>, _>>()?;
         self.values += texts.len();
-        self.check_custom(&path, attribute, path.to_lowercase().ends_with("requestprincipals"))?;
+        self.check_custom(path, attribute, path.to_lowercase().ends_with("requestprincipals"))?;
         let bad = texts.iter().position(|text| !is_path(text));
         if let Some(at) = bad.filter(|_| path.ends_with(".paths") || path.ends_with(".notPaths")) {
             let message = format!(
@@ -178,14 +178,14 @@ impl Reader<'_> {
             return Err(FieldError::new(format!("{path}[{at}]"), message));
         }
         let Place { at, namespace, trust_domains, .. } = self.place;
-        let name = path.strip_prefix(&format!("spec.rules[{at}].")).unwrap_or(&path);
+        let name = path.strip_prefix(&format!("spec.rules[{at}].")).unwrap_or(path);
         let field = Field::new(name, attribute, negated, &texts, Context { namespace, trust_domains });
         field.map(Some).map_err(|error| match error.at {
             Some(at) => FieldError::new(
                 format!("{path}[{at}]"),
                 format_args!("{:?} {}", cut(&texts[at]), error.problem),
             ),
-            None => FieldError::new(&*path, error.problem),
+            None => FieldError::new(path, error.problem),
         })
     }
 
