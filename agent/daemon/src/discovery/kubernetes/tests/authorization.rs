@@ -60,8 +60,8 @@ async fn what_is_not_enforced_is_to_be_told_by_the_status() {
     let events = bench.list(&[authorization(http, "5")], "6").await;
     bench.until("synced", |world| world.synced).await;
     let wanted = |bench: &Bench| {
-        let observed = bench.feed.observed();
-        let (key, status) = observed.policies.iter().next().unwrap();
+        let statuses = bench.feed.wanted_statuses();
+        let (key, status) = statuses.iter().next().unwrap();
         assert_eq!(key.to_string(), "AuthorizationPolicy shop/p");
         (status.accepted, status.reason, status.message.clone())
     };
