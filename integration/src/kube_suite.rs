@@ -4,6 +4,7 @@
 //! which a test has failed is nobody's fair start: the next test gets a new one.
 
 mod attacks;
+mod authorization;
 mod birth;
 mod chart;
 mod control;
@@ -60,6 +61,7 @@ pub fn tests() -> Vec<Test> {
         enrolment::TESTS,
         traffic::TESTS,
         policy::TESTS,
+        authorization::TESTS,
         probes::TESTS,
         &attacks::tests(),
         birth::TESTS,

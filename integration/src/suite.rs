@@ -4,6 +4,7 @@
 
 mod addresses;
 mod attacks;
+mod authorization;
 mod certificates;
 mod cni;
 mod control;
@@ -76,6 +77,7 @@ pub fn tests() -> Vec<Test> {
         addresses::TESTS,
         routing::TESTS,
         policy::TESTS,
+        authorization::TESTS,
         probes::TESTS,
         operations::TESTS,
         manifests::TESTS,

@@ -21,6 +21,8 @@ pub const MAX_CONTROL: usize = 4096;
 pub const MAX_DATA: usize = (1 << 24) - 1;
 
 const MAX_TEXT: usize = 1024;
+/// What there is to say of a RESET that says no more than its reason.
+const RESET: &str = "the other end reset the connection";
 
 /// The first byte of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +103,7 @@ pub enum Control {
     /// See [`FrameType::Fin`].
     Fin,
     /// See [`FrameType::Reset`].
-    Reset(Reason),
+    Reset(Refusal),
     /// See [`FrameType::Ping`].
     Ping,
     /// See [`FrameType::GoAway`].
@@ -123,15 +125,12 @@ impl Control {
             }
             Self::Accept => FrameType::Accept,
             Self::Deny(refusal) => {
-                payload.extend(refusal.reason.code().to_be_bytes());
-                put_text(&mut payload, refusal.policy.as_deref().unwrap_or(""));
-                put_text(&mut payload, &refusal.text);
-                put_text(&mut payload, refusal.rule.as_deref().unwrap_or(""));
+                put_refusal(&mut payload, refusal);
                 FrameType::Deny
             }
             Self::Fin => FrameType::Fin,
-            Self::Reset(reason) => {
-                payload.extend(reason.code().to_be_bytes());
+            Self::Reset(refusal) => {
+                put_refusal(&mut payload, refusal);
                 FrameType::Reset
             }
             Self::Ping => FrameType::Ping,
@@ -155,15 +154,17 @@ impl Control {
                 },
             }),
             FrameType::Accept => Self::Accept,
-            FrameType::Deny => Self::Deny(Refusal {
-                reason: Reason::from_code(input.u16()?),
-                policy: input.text()?.map(Arc::from),
-                text: input.text()?.unwrap_or_default().into(),
-                // Agents before 0.2 end here.
-                rule: if input.bytes.is_empty() { None } else { input.text()?.map(Arc::from) },
-            }),
+            FrameType::Deny => {
+                let reason = Reason::from_code(input.u16()?);
+                Self::Deny(input.refusal(reason)?)
+            }
             FrameType::Fin => Self::Fin,
-            FrameType::Reset => Self::Reset(Reason::from_code(input.u16()?)),
+            FrameType::Reset => {
+                let reason = Reason::from_code(input.u16()?);
+                // Agents before 0.2 end here.
+                let bare = input.bytes.is_empty();
+                Self::Reset(if bare { Refusal::new(reason, RESET) } else { input.refusal(reason)? })
+            }
             FrameType::Ping => Self::Ping,
             FrameType::GoAway => Self::GoAway,
             FrameType::Data => return Err(FrameError::Malformed(frame)),
@@ -275,6 +276,13 @@ fn put_addr(out: &mut Vec<u8>, addr: SocketAddr) {
     out.extend(addr.port().to_be_bytes());
 }
 
+fn put_refusal(out: &mut Vec<u8>, refusal: &Refusal) {
+    out.extend(refusal.reason.code().to_be_bytes());
+    put_text(out, refusal.policy.as_deref().unwrap_or(""));
+    put_text(out, &refusal.text);
+    put_text(out, refusal.rule.as_deref().unwrap_or(""));
+}
+
 fn put_text(out: &mut Vec<u8>, text: &str) {
     let text = &text[..text.floor_char_boundary(MAX_TEXT)];
     out.extend((text.len() as u16).to_be_bytes());
@@ -310,6 +318,17 @@ impl<'a> Payload<'a> {
             _ => return Err(FrameError::Malformed(self.frame)),
         };
         Ok(SocketAddr::new(ip, self.u16()?))
+    }
+
+    /// What follows the reason.
+    fn refusal(&mut self, reason: Reason) -> Result<Refusal, FrameError> {
+        Ok(Refusal {
+            reason,
+            policy: self.text()?.map(Arc::from),
+            text: self.text()?.unwrap_or_default().into(),
+            // Agents before 0.2 end here.
+            rule: if self.bytes.is_empty() { None } else { self.text()?.map(Arc::from) },
+        })
     }
 
     fn text(&mut self) -> Result<Option<String>, FrameError> {

@@ -2,8 +2,9 @@
 //!
 //! Promises one answer for one set of facts, naming the object that decided, at a cost that does not grow with the policies
 //! that do not apply. Knows nothing of discovery, sockets or HTTP parsing; objects arrive validated. Semantics are those
-//! of Istio's security API (PeerAuthentication, `security.istio.io/v1`).
+//! of Istio's security API (PeerAuthentication and AuthorizationPolicy, `security.istio.io/v1`).
 
+mod authorization;
 mod doubt;
 mod reach;
 
@@ -11,7 +12,14 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use rpds::HashTrieMapSync;
 
-pub use self::{doubt::Doubt, reach::Reach};
+use self::authorization::{Authorization, Authorizations};
+pub use self::{
+    authorization::{
+        Action, Attribute, AuthorizationPolicy, Context, Field, InvalidValue, Rule, Target, TrustDomains,
+    },
+    doubt::Doubt,
+    reach::Reach,
+};
 use crate::{
     model::{Labels, ObjectName, SpiffeId, Workload},
     reason::{Reason, Refusal},
@@ -25,8 +33,11 @@ pub struct PolicySet {
     root_namespace: Arc<str>,
     objects: HashTrieMapSync<ObjectName, Arc<PeerAuthentication>>,
     namespaces: HashTrieMapSync<Arc<str>, Scope>,
+    authorizations: Authorizations,
     /// Why the set may not be whole; then no plaintext is taken anywhere.
     incomplete: Option<Arc<str>>,
+    /// Why AuthorizationPolicies may be missing; then nobody is let in anywhere.
+    closed: Option<Arc<str>>,
 }
 
 /// The objects of one namespace, each list in the order of precedence.
@@ -61,6 +72,10 @@ pub enum Change {
     PeerAuthentication(Arc<PeerAuthentication>),
     /// A PeerAuthentication is gone.
     PeerAuthenticationGone(ObjectName),
+    /// An AuthorizationPolicy as it is now.
+    AuthorizationPolicy(Arc<AuthorizationPolicy>),
+    /// An AuthorizationPolicy is gone.
+    AuthorizationPolicyGone(ObjectName),
 }
 
 /// A mode as an object states it. UNSET is the absence of one.
@@ -103,8 +118,11 @@ pub struct WorkloadPolicy {
     mtls: MtlsRule,
     /// Ports that differ from `mtls`.
     port_mtls: BTreeMap<u16, MtlsRule>,
+    authorization: Authorization,
     /// Why policies may be missing, if they may.
     incomplete: Option<Arc<str>>,
+    /// Why AuthorizationPolicies may be missing, if they may.
+    closed: Option<Arc<str>>,
 }
 
 /// What a verdict is taken over: one inbound connection.
@@ -116,6 +134,8 @@ pub struct Facts<'a> {
     pub peer: Option<&'a SpiffeId>,
     /// The client's address.
     pub source_ip: IpAddr,
+    /// The pod's own address.
+    pub destination_ip: IpAddr,
 }
 
 /// The answer for one connection.
@@ -127,15 +147,23 @@ pub enum Decision {
     Deny(Refusal),
 }
 
-/// The verdict on one connection to the workload that `policy` was compiled for.
+/// The verdict on one connection to the workload that `policy` was compiled for: PeerAuthentication first, which no
+/// AuthorizationPolicy can override. To let a connection in allocates nothing.
 pub fn decide(policy: &WorkloadPolicy, facts: &Facts<'_>) -> Decision {
-    if facts.peer.is_some() {
-        return Decision::Allow;
-    }
     let rule = policy.mtls(facts.port);
-    match rule.mode {
-        MtlsMode::Permissive => Decision::Allow,
-        MtlsMode::Strict => Decision::Deny(mtls_required(policy, rule, facts)),
+    if facts.peer.is_none() && rule.mode == MtlsMode::Strict {
+        return Decision::Deny(mtls_required(policy, rule, facts));
+    }
+    if let Some(why) = &policy.closed {
+        let text = format!(
+            "nobody is let in to pods in namespace {}, because not all policies are known: {why}",
+            policy.namespace
+        );
+        return Decision::Deny(Refusal::new(Reason::NotReady, text));
+    }
+    match policy.authorization.refusal(&policy.namespace, facts) {
+        None => Decision::Allow,
+        Some(refusal) => Decision::Deny(refusal),
     }
 }
 
@@ -147,12 +175,12 @@ impl PolicySet {
 
     /// How many policy objects are in force.
     pub fn len(&self) -> usize {
-        self.objects.size()
+        self.objects.size() + self.authorizations.len()
     }
 
     /// Whether there is none, and none may be missing.
     pub fn is_empty(&self) -> bool {
-        self.objects.is_empty() && self.incomplete.is_none()
+        self.len() == 0 && self.incomplete.is_none() && self.closed.is_none()
     }
 
     /// Whether policies may be missing, and why: until they are known, mutual TLS is STRICT on every port of every workload.
@@ -163,15 +191,31 @@ impl PolicySet {
         if differs { Reach::mesh() } else { Reach::default() }
     }
 
+    /// Whether AuthorizationPolicies may be missing, and why: until they are known, nobody is let in anywhere. Answers which
+    /// workloads that may concern.
+    pub fn set_closed(&mut self, why: Option<Arc<str>>) -> Reach {
+        let differs = self.closed != why;
+        self.closed = why;
+        if differs { Reach::mesh() } else { Reach::default() }
+    }
+
+    /// A service has this selector now; none if it is gone. Whoever applies an AuthorizationPolicy tells those of its
+    /// [targets](AuthorizationPolicy::services), and what becomes of services later. Answers which workloads it may concern.
+    pub fn set_service(&mut self, name: &ObjectName, selector: Option<&Labels>) -> Reach {
+        self.authorizations.set_service(name, selector)
+    }
+
     /// Takes in one change; answers which workloads it may concern.
     pub fn apply(&mut self, change: Change) -> Reach {
         match change {
             Change::PeerAuthentication(policy) => self.upsert(policy),
             Change::PeerAuthenticationGone(name) => self.remove(&name),
+            Change::AuthorizationPolicy(policy) => self.authorizations.upsert(&self.root_namespace, policy),
+            Change::AuthorizationPolicyGone(name) => self.authorizations.remove(&self.root_namespace, &name),
         }
     }
 
-    /// Takes an object into force, in place of the one of the same name; answers which workloads it may concern.
+    /// Takes a PeerAuthentication into force, in place of the one of the same name; answers which workloads it may concern.
     pub fn upsert(&mut self, policy: Arc<PeerAuthentication>) -> Reach {
         let mut reach = self.remove(&policy.name);
         reach.extend(&self.root_namespace, &policy);
@@ -185,7 +229,7 @@ impl PolicySet {
         reach
     }
 
-    /// Takes the object of that name out of force, if there is one; answers which workloads that may concern.
+    /// Takes the PeerAuthentication of that name out of force, if there is one; answers which workloads that may concern.
     pub fn remove(&mut self, name: &ObjectName) -> Reach {
         let mut reach = Reach::default();
         let Some(policy) = self.objects.get(name).cloned() else { return reach };
@@ -207,15 +251,19 @@ impl PolicySet {
         Arc::new(self.compile_for(&workload.name.namespace, &workload.labels))
     }
 
-    /// The same for any pod in `namespace` with these `labels`. Of each scope only the oldest object counts, as in Istio:
-    /// the mesh, the namespace, and the objects that select the pod.
+    /// The same for any pod in `namespace` with these `labels`. Of PeerAuthentications only the oldest of each scope counts, as
+    /// in Istio: the mesh, the namespace, and the objects that select the pod. AuthorizationPolicies count all.
     pub fn compile_for(&self, namespace: &Arc<str>, labels: &Labels) -> WorkloadPolicy {
+        let authorization = self.authorizations.compile(&self.root_namespace, namespace, labels);
+        let closed = self.closed.clone();
         if let Some(why) = &self.incomplete {
             return WorkloadPolicy {
                 namespace: Arc::clone(namespace),
                 mtls: MtlsRule { mode: MtlsMode::Strict, by: None, doubtful: true },
                 port_mtls: BTreeMap::new(),
+                authorization,
                 incomplete: Some(Arc::clone(why)),
+                closed,
             };
         }
         let mesh = self.namespaces.get(&self.root_namespace).and_then(|scope| scope.wide.first());
@@ -232,7 +280,9 @@ impl PolicySet {
             namespace: Arc::clone(namespace),
             mtls: inherited.unwrap_or_default(),
             port_mtls: ports.collect(),
+            authorization,
             incomplete: None,
+            closed,
         }
     }
 }

@@ -227,7 +227,7 @@ fn party(world: &World, source: IpAddr) -> IpAddr {
 
 /// What a verdict is taken over: a connection from `source` (with identity `peer`, or in plaintext) to `destination`.
 fn facts(destination: PodAddr, source: IpAddr, peer: Option<&SpiffeId>) -> Facts<'_> {
-    Facts { port: destination.0.port(), peer, source_ip: source }
+    Facts { port: destination.0.port(), peer, source_ip: source, destination_ip: destination.0.ip() }
 }
 
 /// What one listener keeps count of.
@@ -265,30 +265,27 @@ struct Cut {
     refusal: Refusal,
     /// The peer's agent said so.
     by_peer: bool,
-    /// The peer has not ended the stream itself: it is told this reason.
-    tell: Option<Reason>,
+    /// The peer has not ended the stream itself: it is told why.
+    tell: bool,
 }
 
 impl Cut {
     /// By a decision of this agent.
     fn here(refusal: Refusal) -> Self {
-        Self { by_peer: false, tell: Some(refusal.reason), refusal }
+        Self { by_peer: false, tell: true, refusal }
     }
 
     /// By one of the two ends.
     fn by_leg(error: LegError) -> Self {
         match error {
             LegError::App(_) => Self::here(Refusal::new(Reason::Reset, error.to_string())),
-            LegError::Refused(refusal) => Self { refusal, by_peer: true, tell: None },
-            LegError::Reset(reason) => Self {
-                refusal: Refusal::new(reason, "the other end reset the connection"),
-                by_peer: true,
-                tell: None,
-            },
-            LegError::Plain(_) => {
-                Self { refusal: Refusal::new(Reason::Reset, error.to_string()), by_peer: false, tell: None }
+            LegError::Refused(refusal) | LegError::Reset(refusal) => {
+                Self { refusal, by_peer: true, tell: false }
             }
-            LegError::Tunnel(error) => Self { refusal: error.into(), by_peer: false, tell: None },
+            LegError::Plain(_) => {
+                Self { refusal: Refusal::new(Reason::Reset, error.to_string()), by_peer: false, tell: false }
+            }
+            LegError::Tunnel(error) => Self { refusal: error.into(), by_peer: false, tell: false },
         }
     }
 
@@ -311,8 +308,8 @@ impl Cut {
     }
 
     /// Reports the end; answers what the peer is to be told.
-    fn report(self, connection: Connection) -> Option<Reason> {
-        let tell = self.tell;
+    fn report(self, connection: Connection) -> Option<Refusal> {
+        let tell = self.tell.then(|| self.refusal.clone());
         connection.finish(&self.ending());
         tell
     }

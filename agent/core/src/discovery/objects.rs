@@ -11,6 +11,8 @@ use crate::model::{DATAPLANE_LABEL, Labels, ObjectName, SpiffeId, TrustDomain};
 pub struct Settings {
     /// The trust domain of every identity; `cluster.local`.
     pub trust_domain: TrustDomain,
+    /// Other names of that trust domain; none.
+    pub trust_domain_aliases: Vec<TrustDomain>,
     /// The DNS domain of services; `cluster.local`.
     pub cluster_domain: Arc<str>,
     /// The namespace whose policies speak for the whole mesh; `ambit-system`.
@@ -27,6 +29,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             trust_domain: TrustDomain::default(),
+            trust_domain_aliases: Vec::new(),
             cluster_domain: "cluster.local".into(),
             root_namespace: "ambit-system".into(),
             label: DATAPLANE_LABEL.into(),

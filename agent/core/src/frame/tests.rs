@@ -22,7 +22,8 @@ fn examples() -> Vec<Control> {
             text: "no".into(),
         }),
         Control::Fin,
-        Control::Reset(Reason::Reset),
+        Control::Reset(Refusal::new(Reason::Reset, "gone")),
+        Control::Reset(Refusal { policy: Some("shop/p".into()), ..Refusal::new(Reason::PolicyDenied, "no") }),
         Control::Ping,
         Control::GoAway,
     ]
@@ -94,6 +95,13 @@ fn a_refusal_without_a_rule_is_taken() {
     let frame = [header(FrameType::Deny, payload.len()).to_vec(), payload].concat();
     let (controls, _) = decode(&[&frame]).unwrap();
     assert_eq!(controls, [Control::Deny(Refusal::new(Reason::MtlsRequired, "no"))]);
+}
+
+#[test]
+fn a_reset_without_words_is_taken() {
+    let frame = [header(FrameType::Reset, 2).to_vec(), vec![0, 2]].concat();
+    let (controls, _) = decode(&[&frame]).unwrap();
+    assert_eq!(controls, [Control::Reset(Refusal::new(Reason::PolicyDenied, RESET))]);
 }
 
 #[test]

@@ -12,17 +12,19 @@ pub struct Reach {
     mesh: bool,
     /// By namespace: the selectors that matter there; an empty one is the whole namespace.
     namespaces: BTreeMap<Arc<str>, Vec<Labels>>,
+    /// The selectors that matter in every namespace.
+    anywhere: Vec<Labels>,
 }
 
 impl Reach {
     /// All workloads.
     pub(super) fn mesh() -> Self {
-        Self { mesh: true, namespaces: BTreeMap::new() }
+        Self { mesh: true, ..Self::default() }
     }
 
     /// Whether no workload is concerned.
     pub fn is_empty(&self) -> bool {
-        !self.mesh && self.namespaces.is_empty()
+        !self.mesh && self.namespaces.is_empty() && self.anywhere.is_empty()
     }
 
     /// Whether `workload` may be concerned.
@@ -34,6 +36,7 @@ impl Reach {
                 .namespaces
                 .get(&workload.name.namespace)
                 .is_some_and(|selectors| selectors.iter().any(selects))
+            || self.anywhere.iter().any(selects)
     }
 
     /// Takes in another change.
@@ -41,6 +44,23 @@ impl Reach {
         self.mesh |= other.mesh;
         for (namespace, selectors) in other.namespaces {
             self.namespaces.entry(namespace).or_default().extend(selectors);
+        }
+        self.anywhere.extend(other.anywhere);
+    }
+
+    /// Takes in the pods of a namespace that a selector selects.
+    pub(super) fn select(&mut self, namespace: &Arc<str>, selector: &Labels) {
+        self.namespaces.entry(Arc::clone(namespace)).or_default().push(selector.clone());
+    }
+
+    /// The same, where the root namespace speaks for all namespaces.
+    pub(super) fn select_from(&mut self, root_namespace: &str, namespace: &Arc<str>, selector: &Labels) {
+        if **namespace != *root_namespace {
+            self.select(namespace, selector);
+        } else if selector.is_empty() {
+            self.mesh = true;
+        } else {
+            self.anywhere.push(selector.clone());
         }
     }
 

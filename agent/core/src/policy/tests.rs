@@ -43,8 +43,9 @@ fn mtls_mode(policies: &PolicySet, namespace: &str, port: u16) -> (MtlsMode, Opt
 }
 
 fn verdict(policies: &PolicySet, port: u16, peer: Option<&SpiffeId>) -> Decision {
-    let source_ip = "10.0.0.9".parse().unwrap();
-    decide(&policies.compile_for(&"shop".into(), &app()), &Facts { port, peer, source_ip })
+    let [source_ip, destination_ip] = ["10.0.0.9", "10.0.0.1"].map(|ip| ip.parse().unwrap());
+    let facts = Facts { port, peer, source_ip, destination_ip };
+    decide(&policies.compile_for(&"shop".into(), &app()), &facts)
 }
 
 /// The table of Istio's order of precedence, row by row; `Some(None)` is an object that says UNSET or nothing.

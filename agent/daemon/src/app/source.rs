@@ -32,6 +32,7 @@ pub(super) async fn open(config: &AgentConfig) -> anyhow::Result<(Feed, Option<C
 pub(super) fn mesh_settings(config: &AgentConfig) -> Settings {
     Settings {
         trust_domain: config.trust_domain.clone(),
+        trust_domain_aliases: config.trust_domain_aliases.clone(),
         cluster_domain: config.cluster_domain.as_str().into(),
         root_namespace: config.root_namespace.as_str().into(),
         label: config.dataplane_label.key.as_str().into(),

@@ -125,7 +125,8 @@ impl Folder {
             Ok(listing) => {
                 let problem = format!(
                     "holds more than {MAX_FILES} manifests; those that come last by name are not read. As they may hold \
-                     policies, mutual TLS is STRICT for every pod until there are fewer"
+                     policies, mutual TLS is STRICT for every pod until there are fewer; of an agent that has started so, \
+                     nobody is let in to any pod"
                 );
                 ledger.set_source_problem(&origin, listing.overflow.then_some(problem));
                 ledger.set_doubtful(&origin, listing.overflow);

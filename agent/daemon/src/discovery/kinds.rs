@@ -4,6 +4,7 @@
 //! field as `kubectl explain` does. Where objects come from, and which version of each is in force, is left to others. A new
 //! kind is a row in [`table`], a file beside it that reads the object, and the domain type that it becomes.
 
+mod authorization_policy;
 mod doubt;
 mod endpoint_slice;
 mod fields;
@@ -54,6 +55,8 @@ pub(super) struct Valid {
     notice: Option<FieldError>,
     /// What in it has another effect than it states, for its status.
     unsupported: Option<String>,
+    /// It has no effect at all.
+    idle: bool,
 }
 
 /// What brings an object into force.
@@ -84,6 +87,8 @@ pub(super) struct Entry {
     pub(super) problem: Option<FieldError>,
     /// What in it has another effect than it states, for its status.
     pub(super) unsupported: Option<String>,
+    /// It has no effect at all.
+    pub(super) idle: bool,
 }
 
 impl Entry {
@@ -91,8 +96,8 @@ impl Entry {
     pub(super) fn read(kind: Kind, object: &Value, settings: &Settings) -> Result<Self, FieldError> {
         let key = Key::of(kind, object)?;
         Ok(match (kind.row().read)(key.name.clone(), object, settings) {
-            Ok(Valid { change, notice, unsupported }) => {
-                Self { key, stated: Stated::Good(change), problem: notice, unsupported }
+            Ok(Valid { change, notice, unsupported, idle }) => {
+                Self { key, stated: Stated::Good(change), problem: notice, unsupported, idle }
             }
             Err(error) => Self::invalid(key, object, error, settings),
         })
@@ -101,17 +106,19 @@ impl Entry {
     /// An object that cannot be read, for this reason.
     pub(super) fn invalid(key: Key, object: &Value, error: FieldError, settings: &Settings) -> Self {
         let stated = doubt::reading(&key, object, &error, settings);
-        let counts = match &stated {
-            Stated::Strictest(_) => "; until it can be read it counts as STRICT for all that it may select",
-            Stated::Bad(_) | Stated::Good(_) => "",
+        let counts = match (&stated, key.kind.row().unreadable) {
+            (Stated::Strictest(_), Unreadable::Strictest(_, counts)) => {
+                format!("; until it can be read it {counts} for all that it may select")
+            }
+            _ => String::new(),
         };
-        let problem = FieldError { message: error.message + counts, field: error.field };
-        Self { key, stated, problem: Some(problem), unsupported: None }
+        let problem = FieldError { message: error.message + &counts, field: error.field };
+        Self { key, stated, problem: Some(problem), unsupported: None, idle: false }
     }
 
     /// An object of which nothing is known but that it may still be there.
     pub(super) fn unreadable(key: Key) -> Self {
-        Self { key, stated: Stated::Bad(None), problem: None, unsupported: None }
+        Self { key, stated: Stated::Bad(None), problem: None, unsupported: None, idle: false }
     }
 }
 
@@ -145,7 +152,7 @@ impl fmt::Display for Key {
 
 impl From<discovery::Change> for Valid {
     fn from(change: discovery::Change) -> Self {
-        Self { change: Change::Mesh(change), notice: None, unsupported: None }
+        Self { change: Change::Mesh(change), notice: None, unsupported: None, idle: false }
     }
 }
 

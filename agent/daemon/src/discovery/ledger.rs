@@ -1,7 +1,7 @@
 //! Which version of which object is in force, over all origins in a source, and the world that follows.
 //!
-//! Promises that a problem with an origin or an object never widens access: what was in force stays, and where policies may be
-//! missing no plaintext is taken. Of two claims to one name the first by origin counts, and a change costs what it changes.
+//! Promises that a problem with an origin or an object never widens access: what was in force stays, where policies may be
+//! missing no plaintext is taken, and nobody is let in where they may have been in force before the agent started. Of two claims to one name the first by origin counts, and a change costs what it changes.
 //! Reading files and watching servers are left to the sources.
 
 mod cni_addresses;
@@ -17,7 +17,7 @@ use std::{
 use ambit_core::{
     discovery::{Change as MeshChange, Delta, Mesh, Pod, Settings},
     model::ObjectName,
-    policy::{PolicySet, Reach},
+    policy::{Change as PolicyChange, PolicySet, Reach},
 };
 
 use super::{
@@ -50,6 +50,8 @@ pub(super) struct Ledger {
     contested: BTreeSet<Key>,
     /// Origins that may hold policies of which nothing is known.
     doubtful: BTreeSet<Origin>,
+    /// Those that were so before the source was read to its end: what they hold may have been in force before.
+    doubtful_from_start: BTreeSet<Origin>,
     /// Kinds of which the API has had more objects than are kept. Which those are is not known, so this stays.
     beyond_bounds: BTreeSet<Kind>,
     /// Origins with problems of their own.
@@ -105,6 +107,7 @@ impl Ledger {
             stale: BTreeSet::new(),
             contested: BTreeSet::new(),
             doubtful: BTreeSet::new(),
+            doubtful_from_start: BTreeSet::new(),
             beyond_bounds: BTreeSet::new(),
             with_problems: BTreeSet::new(),
             problems: Vec::new(),
@@ -184,6 +187,9 @@ impl Ledger {
     pub(super) fn set_doubtful(&mut self, origin: &Origin, doubtful: bool) {
         if doubtful {
             self.doubtful.insert(origin.clone());
+            if !self.synced {
+                self.doubtful_from_start.insert(origin.clone());
+            }
         } else {
             self.doubtful.remove(origin);
         }
@@ -192,14 +198,15 @@ impl Ledger {
     /// Something is at an origin, but cannot be taken: what it held before stays. If it held nothing, it may hold a policy.
     pub(super) fn refuse(&mut self, origin: &Origin, message: &str) {
         let content = self.origins.entry(origin.clone()).or_default();
-        if content.objects.is_empty() {
-            self.doubtful.insert(origin.clone());
-        }
+        let unknown = content.objects.is_empty();
         let stay = if content.objects.is_empty() { "" } else { " (what it held before stays in force)" };
         let error = FieldError::new("", message);
         let message = format!("{}{stay}", error.message);
         content.problems = vec![Problem::new(origin, None, FieldError { message, ..error })];
         self.with_problems.insert(origin.clone());
+        if unknown {
+            self.set_doubtful(origin, true);
+        }
     }
 
     /// An origin is gone, and its objects with it.
@@ -247,7 +254,10 @@ impl Ledger {
         for key in std::mem::take(&mut self.stale) {
             self.settle_name(key);
         }
-        let reach = self.policies.set_incomplete(self.missing_policies());
+        let Self { doubtful, doubtful_from_start, .. } = self;
+        doubtful_from_start.retain(|origin| doubtful.contains(origin));
+        let mut reach = self.policies.set_incomplete(self.missing_policies());
+        reach.merge(self.policies.set_closed(self.missing_authorizations()));
         self.changed |= !reach.is_empty();
         self.news.reach.merge(reach);
         let problems = self.current_problems();
@@ -338,9 +348,30 @@ impl Ledger {
                     MeshChange::Pod(pod) => MeshChange::Pod(self.cni_addresses.fill_in(pod)),
                     other => other,
                 };
+                let service = match &change {
+                    MeshChange::Service(service) => Some(service.name.clone()),
+                    MeshChange::ServiceGone(name) => Some(name.clone()),
+                    _ => None,
+                };
                 self.news.delta.merge(self.mesh.apply(change));
+                self.tell_of_services(service);
             }
-            Change::Policies(change) => self.news.reach.merge(self.policies.apply(change)),
+            Change::Policies(change) => {
+                let targets: Vec<ObjectName> = match &change {
+                    PolicyChange::AuthorizationPolicy(policy) => policy.services().collect(),
+                    _ => Vec::new(),
+                };
+                self.news.reach.merge(self.policies.apply(change));
+                self.tell_of_services(targets);
+            }
+        }
+    }
+
+    /// Policies may be for the pods of a service.
+    fn tell_of_services(&mut self, names: impl IntoIterator<Item = ObjectName>) {
+        for name in names {
+            let selector = self.mesh.service_selector(&name);
+            self.news.reach.merge(self.policies.set_service(&name, selector));
         }
     }
 }

@@ -189,7 +189,7 @@ impl<D: Dial> Call<'_, D> {
             let next = select! {
                 biased;
                 () = self.pod.pod.until_released() => break None,
-                (reason, _) = self.until_distrusted(&peer) => break Some(reason),
+                refused = self.until_distrusted(&peer) => break Some(distrusted(refused)),
                 next = session.next(patience) => next,
                 () = self.shared.until_draining(), if patience == TUNNEL_IDLE => {
                     patience = LAST_OPEN;
@@ -209,7 +209,7 @@ impl<D: Dial> Call<'_, D> {
                     let refusal = Refusal::from(error);
                     let meta = describe::inbound(self.called, Some((session.facts(), reused)), None);
                     self.shared.telemetry.refuse(&meta, &refusal);
-                    break Some(refusal.reason);
+                    break Some(refusal);
                 }
             }
             reused = true;

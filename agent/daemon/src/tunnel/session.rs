@@ -15,10 +15,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use ambit_core::{
-    frame,
-    reason::{Reason, Refusal},
-};
+use ambit_core::{frame, reason::Refusal};
 use rustls::{ClientConfig, ServerConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -89,7 +86,7 @@ pub(crate) enum LegError {
     Refused(Refusal),
     /// The peer reset the stream.
     #[error("the other end reset the connection: {0}")]
-    Reset(Reason),
+    Reset(Refusal),
     /// The session failed.
     #[error(transparent)]
     Tunnel(#[from] TunnelError),
@@ -210,10 +207,10 @@ impl Session {
         link.go_away().await
     }
 
-    /// Closes the session; the peer is told `reason` if there is one. Takes a second at most.
-    pub(crate) async fn close(self, reason: Option<Reason>) {
+    /// Closes the session; the peer is told `why` if there is a reason. Takes a second at most.
+    pub(crate) async fn close(self, why: Option<Refusal>) {
         let Self::Ambit1(link) = self;
-        link.close_with(reason.map(frame::Control::Reset)).await;
+        link.close_with(why.map(frame::Control::Reset)).await;
     }
 
     /// Whether another stream may begin at `now`: the peer's certificate is valid, the handshake not too long ago, and the
@@ -244,10 +241,10 @@ impl Stream {
         Session::Ambit1(stream.into_link())
     }
 
-    /// Cuts the stream; the peer is told `reason` unless it knows. Takes a second at most.
-    pub(crate) async fn close(self, reason: Option<Reason>) {
+    /// Cuts the stream; the peer is told `why` unless it knows. Takes a second at most.
+    pub(crate) async fn close(self, why: Option<Refusal>) {
         let Self::Ambit1(stream) = self;
-        stream.close(reason).await;
+        stream.close(why).await;
     }
 }
 

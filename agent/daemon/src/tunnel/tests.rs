@@ -4,7 +4,7 @@ use std::{future::poll_fn, sync::Arc, time::Duration};
 
 use ambit_core::{
     model::{PodAddr, SpiffeId},
-    reason::Reason,
+    reason::{Reason, Refusal},
 };
 use socket2::SockRef;
 use tokio::{
@@ -334,9 +334,10 @@ async fn a_reset_gets_through_behind_a_cut_record() {
     let feed = tokio::spawn(async move { while app.write_all(&[7; 65_536]).await.is_ok() {} });
     let stuck = async { while !send_from(&mut client, &mut agent).await.unwrap().end {} };
     assert!(tokio::time::timeout(Duration::from_millis(300), stuck).await.is_err());
-    let (_, received) = tokio::join!(client.close(Some(Reason::PolicyDenied)), drain(&mut server));
+    let why = Refusal { policy: Some("shop/p".into()), ..Refusal::new(Reason::PolicyDenied, "no") };
+    let (_, received) = tokio::join!(client.close(Some(why.clone())), drain(&mut server));
     assert!(
-        matches!(received, Err(LegError::Reset(Reason::PolicyDenied))),
+        matches!(&received, Err(LegError::Reset(told)) if *told == why),
         "{:?}",
         received.map(|b| b.len())
     );

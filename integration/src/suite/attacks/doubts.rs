@@ -25,7 +25,7 @@ pub(super) const TESTS: &[Test] = &[
     ),
     unstarted(
         "attacks::a_file_that_was_never_read_closes",
-        "it may hold a policy: no plaintext until it is read or gone",
+        "it may hold a policy: nobody is let in until it is read or gone",
         &[],
         unread_file,
     ),
@@ -85,9 +85,10 @@ fn unread_file(world: &mut World) -> Result<()> {
     world.manifests.write("broken.yaml", "apiVersion: v1\nkind: [\n")?;
     world.manifests.peer_authentication(MESHED, "PERMISSIVE")?;
     world.start_agents()?;
-    eventually(IN_FORCE, || world.must_reach("a", "b"))?;
     let refused = || eventually(IN_FORCE, || world.must_not_reach("c", "b").map(drop));
     refused().context("what is in the file counts for nothing")?;
+    // It was there before the agent, and may hold an AuthorizationPolicy that was in force.
+    world.must_not_reach("a", "b")?;
     told(world, &["broken.yaml", "may hold policies"])?;
     world.manifests.remove("broken.yaml")?;
     eventually(IN_FORCE, || world.must_reach("c", "b"))?;
@@ -96,6 +97,7 @@ fn unread_file(world: &mut World) -> Result<()> {
         "apiVersion: security.istio.io/v1\nkind: PeerAuthenticaton\nmetadata: {name: x}\n",
     )?;
     refused().context("misspelt")?;
+    world.must_reach("a", "b").context("what was never in force cuts nobody off")?;
     world.manifests.write("broken.yaml", "# nothing\n")?;
     eventually(IN_FORCE, || world.must_reach("c", "b"))
 }

@@ -12,7 +12,7 @@ use crate::{
         Delta, Destination, EndpointSlice, Pod, Service,
         join::{self, Backends},
     },
-    model::{ObjectName, ServiceName},
+    model::{Labels, ObjectName, ServiceName},
 };
 
 impl Mesh {
@@ -64,6 +64,11 @@ impl Mesh {
             self.services.get(*name).is_some_and(|record| join::is_endpoint(&record.service, pod))
         };
         of_namespace.filter(selects).cloned().collect()
+    }
+
+    /// The labels of the pods behind a service; empty where it has no selector, and none where it is not known.
+    pub fn service_selector(&self, service: &ObjectName) -> Option<&Labels> {
+        self.services.get(service).map(|record| &record.service.selector)
     }
 
     /// What leads to a service.

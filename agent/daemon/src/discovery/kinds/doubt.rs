@@ -12,7 +12,9 @@ const MAX_FIELDS: usize = 64;
 /// What the object counts as of which `error` is the first thing that cannot be read.
 pub(super) fn reading(key: &Key, object: &Value, error: &FieldError, settings: &Settings) -> Stated {
     match key.kind.row().unreadable {
-        Unreadable::Strictest(strictest) => Stated::Strictest(strictest(key.name.clone(), object, error)),
+        Unreadable::Strictest(strictest, _) => {
+            Stated::Strictest(strictest(key.name.clone(), object, error, settings))
+        }
         Unreadable::InPart(in_place_of) => {
             Stated::Bad(in_part(key, object.clone(), error.field.clone(), settings, in_place_of))
         }

@@ -77,11 +77,11 @@ pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Res
         _ => states_disable(&policy).then(|| DISABLE_EFFECT.to_owned()),
     };
     let change = Change::Policies(policy::Change::PeerAuthentication(Arc::new(policy)));
-    Ok(Valid { change, notice, unsupported })
+    Ok(Valid { change, notice, unsupported, idle: false })
 }
 
 /// The strictest that an object may say which cannot be read: STRICT for what it selects, as far as that can be told.
-pub(super) fn unreadable(name: ObjectName, object: &Value, error: &FieldError) -> Change {
+pub(super) fn unreadable(name: ObjectName, object: &Value, error: &FieldError, _: &Settings) -> Change {
     let part = |pointer: &str| object.pointer(pointer).filter(|value| !value.is_null());
     let created = match part("/metadata").map(Value::is_object) {
         Some(false) => None,
@@ -116,7 +116,7 @@ fn states_disable(policy: &PeerAuthentication) -> bool {
     policy.mode.iter().chain(policy.port_modes.values()).any(|mode| *mode == Mode::Disable)
 }
 
-fn check_selector(selector: &Labels) -> Result<(), FieldError> {
+pub(super) fn check_selector(selector: &Labels) -> Result<(), FieldError> {
     for (key, value) in selector {
         let complaint = if key.is_empty() {
             "an empty key"

@@ -9,14 +9,15 @@ use kube::core::ApiResource;
 use serde_json::Value;
 
 use super::{
-    Change, Valid, endpoint_slice, fields::FieldError, namespace, peer_authentication, pod, service,
+    Change, Valid, authorization_policy, endpoint_slice, fields::FieldError, namespace, peer_authentication,
+    pod, service,
 };
 
 /// The group of Istio's security API.
 pub(in crate::discovery) const SECURITY_GROUP: &str = "security.istio.io";
 
 /// Its kinds that are known but not read yet.
-pub(in crate::discovery) const UNENFORCED: [&str; 2] = ["AuthorizationPolicy", "RequestAuthentication"];
+pub(in crate::discovery) const UNENFORCED: [&str; 1] = ["RequestAuthentication"];
 
 /// A kind that the agent reads. Ordered so that what others depend on comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,6 +27,7 @@ pub(crate) enum Kind {
     Service,
     EndpointSlice,
     PeerAuthentication,
+    AuthorizationPolicy,
 }
 
 /// All that the agent knows of a kind.
@@ -61,8 +63,8 @@ pub(in crate::discovery) enum Unreadable {
     /// As its last good version; where none is known, as what can be read of it, with this in the place of a field that
     /// cannot. `Null` stands for a field that is absent.
     InPart(fn(&str, &Settings) -> Value),
-    /// As the strictest that it may say, whatever it said before.
-    Strictest(fn(ObjectName, &Value, &FieldError) -> Change),
+    /// As the strictest that it may say, whatever it said before; in words, as the end of a sentence on it.
+    Strictest(fn(ObjectName, &Value, &FieldError, &Settings) -> Change, &'static str),
 }
 
 /// How agents report on the objects of a kind, in the Kubernetes API.
@@ -74,7 +76,7 @@ pub(in crate::discovery) enum Report {
     AcceptedCondition,
 }
 
-static TABLE: [Row; 5] = [
+static TABLE: [Row; 6] = [
     Row {
         kind: Kind::Namespace,
         name: "Namespace",
@@ -142,8 +144,25 @@ static TABLE: [Row; 5] = [
         optional: true,
         name_is_shared: false,
         read: peer_authentication::read,
-        unreadable: Unreadable::Strictest(peer_authentication::unreadable),
+        unreadable: Unreadable::Strictest(peer_authentication::unreadable, "counts as STRICT"),
         gone: |name| Change::Policies(PolicyChange::PeerAuthenticationGone(name)),
+        report: Report::AcceptedCondition,
+    },
+    Row {
+        kind: Kind::AuthorizationPolicy,
+        name: "AuthorizationPolicy",
+        plural: "authorizationpolicies",
+        group: SECURITY_GROUP,
+        versions: &["v1", "v1beta1"],
+        namespaced: true,
+        optional: true,
+        name_is_shared: false,
+        read: authorization_policy::read,
+        unreadable: Unreadable::Strictest(
+            authorization_policy::unreadable,
+            "counts as the strictest that it may say",
+        ),
+        gone: |name| Change::Policies(PolicyChange::AuthorizationPolicyGone(name)),
         report: Report::AcceptedCondition,
     },
 ];
@@ -172,6 +191,14 @@ impl Kind {
     pub(in crate::discovery) fn named(name: &str, group: &str) -> Option<Self> {
         let row = TABLE.iter().find(|row| row.name == name && (!row.name_is_shared || row.group == group))?;
         Some(row.kind)
+    }
+
+    /// What counts while objects of this kind may be there that are not known, as a part of a sentence.
+    pub(in crate::discovery) fn while_unknown(self) -> &'static str {
+        match self {
+            Self::AuthorizationPolicy => "nobody is let in to any pod",
+            _ => "mutual TLS is STRICT for every pod",
+        }
     }
 
     /// The kind as the API's client knows it.

@@ -1,3 +1,4 @@
+mod authorization_policy;
 mod doubt;
 mod peer_authentication;
 
@@ -37,6 +38,10 @@ fn peer_authentication(spec: &str) -> String {
     format!(
         "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: p, namespace: shop}}\nspec: {spec}\n"
     )
+}
+
+fn authorization_policy(spec: &str) -> String {
+    peer_authentication(spec).replace("PeerAuthentication", "AuthorizationPolicy")
 }
 
 fn ips(list: &[&str]) -> Vec<IpAddr> {

@@ -269,8 +269,9 @@ impl LastKnown {
         let (plural, count) = (row.plural, self.held.len() + self.missing.len());
         if count == 0 {
             return Some(format!(
-                "is not there, and which policies there were is not known: mutual TLS is STRICT for every pod until it is, at \
-                 the latest until {until}. Install it; for a cluster without policies start the agents with --policy-hold 0s"
+                "is not there, and which policies there were is not known: {} until it is, at the latest until {until}. Install \
+                 it; for a cluster without policies start the agents with --policy-hold 0s",
+                row.kind.while_unknown()
             ));
         }
         let why = self.unknown.as_ref().map_or_else(

@@ -77,7 +77,7 @@ fn judged(entry: &Entry) -> (bool, &'static str, String) {
         return (false, "Invalid", problem.unwrap_or_else(|| "cannot be read".to_owned()));
     }
     match &entry.unsupported {
-        Some(unsupported) => (true, "UnsupportedValue", unsupported.clone()),
+        Some(unsupported) => (!entry.idle, "UnsupportedValue", unsupported.clone()),
         None => (true, "Accepted", "in force".to_owned()),
     }
 }

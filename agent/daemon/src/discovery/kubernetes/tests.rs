@@ -6,6 +6,7 @@ use ambit_core::{model::Labels, policy::MtlsMode};
 use serde_json::{Value, json};
 use tokio::{sync::mpsc::UnboundedReceiver, time::timeout};
 
+mod authorization;
 mod definition;
 
 use super::*;

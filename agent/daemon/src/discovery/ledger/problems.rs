@@ -28,6 +28,25 @@ impl Ledger {
         origins.chain(bounds).next().map(Arc::from)
     }
 
+    /// Why AuthorizationPolicies may be missing that were in force before, if they may.
+    pub(super) fn missing_authorizations(&self) -> Option<Arc<str>> {
+        let origins = self.doubtful.iter().filter(|origin| self.closes(origin));
+        let origins = origins.map(|origin| format!("{origin} may hold some and cannot be read"));
+        let bounds = self.beyond_bounds.iter().filter(|kind| **kind == Kind::AuthorizationPolicy);
+        origins.chain(bounds.map(|kind| beyond_bounds(*kind))).next().map(Arc::from)
+    }
+
+    /// Whether a doubtful origin may hold AuthorizationPolicies that were in force before: of a file that appears while the agent
+    /// runs nothing was.
+    fn closes(&self, origin: &Origin) -> bool {
+        match origin {
+            Origin::Definition(kind) | Origin::Resource(kind) | Origin::Object(Key { kind, .. }) => {
+                *kind == Kind::AuthorizationPolicy
+            }
+            Origin::File(_) | Origin::Api => self.doubtful_from_start.contains(origin),
+        }
+    }
+
     /// What is wrong now: the source first, then origin by origin.
     pub(super) fn current_problems(&self) -> Vec<Problem> {
         let of_source = self.source_problems.iter();
@@ -36,7 +55,7 @@ impl Ledger {
         let bounds = self.beyond_bounds.iter().map(|kind| (Origin::Resource(*kind), beyond_bounds(*kind)));
         // Where the source says what is wrong, it says what follows.
         let unsaid = self.doubtful.iter().filter(|origin| !self.source_problems.contains_key(*origin));
-        let doubtful = unsaid.map(|origin| (origin.clone(), MAY_HOLD_POLICIES.to_owned()));
+        let doubtful = unsaid.map(|origin| (origin.clone(), may_hold_policies(self.closes(origin))));
         problems.extend(
             bounds
                 .chain(doubtful)
@@ -69,14 +88,16 @@ impl Ledger {
 }
 
 /// What follows from an origin of which nothing is known.
-pub(super) const MAY_HOLD_POLICIES: &str =
-    "may hold policies and was never read; until it is, or is gone, mutual TLS is STRICT for every pod";
+fn may_hold_policies(closes: bool) -> String {
+    let kind = if closes { Kind::AuthorizationPolicy } else { Kind::PeerAuthentication };
+    format!("may hold policies and was never read; until it is, or is gone, {}", kind.while_unknown())
+}
 
 fn beyond_bounds(kind: Kind) -> String {
     format!(
-        "more than {MAX_OBJECTS} objects: of {} some are not known. Mutual TLS is STRICT for every pod until the agent is \
-         started again with fewer",
-        kind.row().plural
+        "more than {MAX_OBJECTS} objects: of {} some are not known. Until the agent is started again with fewer, {}",
+        kind.row().plural,
+        kind.while_unknown()
     )
 }
 

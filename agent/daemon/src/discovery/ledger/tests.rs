@@ -1,3 +1,5 @@
+mod authorization;
+
 use ambit_core::{model::Labels, policy::MtlsMode};
 
 use super::*;

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ambit_core::reason::Reason;
+use ambit_core::reason::{Reason, Refusal};
 use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -82,7 +82,7 @@ async fn way() -> Way {
     for socket in [&outer, &inner] {
         resets(socket);
     }
-    let tell = |stream: Stream| drop(tokio::spawn(stream.close(Some(Reason::Reset))));
+    let tell = |stream: Stream| drop(tokio::spawn(stream.close(Some(Refusal::new(Reason::Reset, "cut")))));
     let relays =
         [start(Relay::new(outer, client_stream), tell), start(Relay::new(inner, server_stream), tell)];
     Way { client, server, relays, share: sides.share.clone() }
@@ -193,7 +193,7 @@ async fn a_reset_is_a_reset_at_the_other_end_whenever_it_comes() {
             let (near, far) = if by_client { (outer, inner) } else { (inner, outer) };
             assert!(matches!(near, Err(LegError::App(_))), "{point:?}: {near:?}");
             assert!(
-                matches!(far, Err(LegError::Reset(Reason::Reset) | LegError::App(_))),
+                matches!(far, Err(LegError::Reset(Refusal { reason: Reason::Reset, .. }) | LegError::App(_))),
                 "{point:?}: {far:?}"
             );
         }

@@ -8,7 +8,7 @@ use std::{
 
 use ambit_core::{
     frame::{Control, Open},
-    reason::{Reason, Refusal},
+    reason::Refusal,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -68,9 +68,9 @@ impl Stream {
         link.close_with(Some(Control::Deny(refusal))).await;
     }
 
-    /// Cuts the stream; the peer is told `reason` unless it knows.
-    pub(in crate::tunnel) async fn close(self, reason: Option<Reason>) {
-        self.link.close_with(reason.map(Control::Reset)).await;
+    /// Cuts the stream; the peer is told `why` unless it knows.
+    pub(in crate::tunnel) async fn close(self, why: Option<Refusal>) {
+        self.link.close_with(why.map(Control::Reset)).await;
     }
 
     pub(in crate::tunnel) fn bound_buffers(&self, bytes: usize) {
@@ -124,8 +124,8 @@ impl Stream {
                     return Poll::Ready(Err(LegError::Refused(refusal)));
                 }
                 Some(Received::Control(Control::Fin)) if !self.awaits_accept => self.ended = true,
-                Some(Received::Control(Control::Reset(reason))) => {
-                    return Poll::Ready(Err(LegError::Reset(reason)));
+                Some(Received::Control(Control::Reset(refusal))) => {
+                    return Poll::Ready(Err(LegError::Reset(refusal)));
                 }
                 Some(Received::Control(Control::Ping | Control::GoAway)) => {}
                 Some(Received::Control(_)) => return unexpected("control"),
@@ -139,7 +139,7 @@ impl Stream {
         loop {
             return Poll::Ready(match ready!(self.link.poll_next(cx)) {
                 Ok(Some(Received::Control(Control::Ping | Control::GoAway))) => continue,
-                Ok(Some(Received::Control(Control::Reset(reason)))) => LegError::Reset(reason),
+                Ok(Some(Received::Control(Control::Reset(refusal)))) => LegError::Reset(refusal),
                 Ok(Some(Received::Control(_))) => TunnelError::Unexpected("control").into(),
                 Ok(Some(Received::Data)) => TunnelError::Unexpected("DATA").into(),
                 Ok(None) => TunnelError::Closed.into(),

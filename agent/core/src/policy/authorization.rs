@@ -1,0 +1,178 @@
+//! AuthorizationPolicy: who may connect to which pods, as an object says it, and as it is compiled for one workload.
+//!
+//! Promises that what cannot be known of a connection never opens it: an ALLOW rule that names an attribute of HTTP matches
+//! nothing, and a DENY rule matches by the rest of it. Semantics are those of Istio's sidecars for TCP
+//! (<https://istio.io/latest/docs/reference/config/security/authorization-policy/>); objects arrive validated.
+
+mod field;
+mod store;
+mod value;
+mod verdict;
+
+use std::sync::Arc;
+
+pub use self::{
+    field::{Attribute, Context, Field, InvalidValue},
+    value::TrustDomains,
+};
+pub(super) use self::{store::Authorizations, verdict::Authorization};
+use super::{Doubt, Facts};
+use crate::model::{Labels, ObjectName};
+
+/// One AuthorizationPolicy, or the strictest reading of one that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthorizationPolicy {
+    /// Namespace and name. The name has no meaning.
+    pub name: ObjectName,
+    /// The pods it is for.
+    pub target: Target,
+    /// What becomes of connections that a rule matches.
+    pub action: Action,
+    /// It matches if one of these does.
+    pub rules: Vec<Rule>,
+    /// Annotation `istio.io/dry-run`: it counts as if it were not there.
+    pub dry_run: bool,
+    /// What in it could not be read. The fields above are then the strictest that it may say.
+    pub doubt: Option<Doubt>,
+}
+
+/// The pods that a policy is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Those with all these labels in its namespace, and in the root namespace those of the whole mesh. No labels: all.
+    Pods(Labels),
+    /// Those behind one of these services of its namespace. A service that is not known has no pods.
+    Services(Vec<Arc<str>>),
+}
+
+/// What a policy does with connections that it matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Only what an ALLOW policy matches is let in.
+    Allow,
+    /// They are refused.
+    Deny,
+    /// Nothing: no log of matches is kept.
+    Audit,
+    /// They are refused: an external provider would be asked, and none can be.
+    Custom,
+}
+
+/// One rule. An empty one matches every connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rule {
+    from: Vec<Vec<Field>>,
+    to: Vec<Vec<Field>>,
+    when: Vec<Field>,
+    needs_layer7: bool,
+}
+
+/// How far a rule is from matching.
+#[derive(Clone, Copy, Debug)]
+struct Shortfall<'a> {
+    /// Fields that do not hold, of the alternatives that come nearest.
+    fields: usize,
+    /// The first of them.
+    first: Option<&'a Field>,
+}
+
+impl AuthorizationPolicy {
+    /// The strictest that an object may say of which only this is known. Of a rule that cannot be read an ALLOW policy admits
+    /// nothing, and a DENY policy refuses everything. An object of which the action is not known refuses everything.
+    ///
+    /// An ALLOW policy of which it is not known whom it selects restricts all that it may select, and opens nothing to anybody.
+    pub fn unreadable(
+        name: ObjectName,
+        target: Option<Target>,
+        action: Option<Action>,
+        rules: Option<Vec<Option<Rule>>>,
+        dry_run: bool,
+    ) -> Self {
+        let everything = || vec![Rule::default()];
+        let (action, rules) = match action {
+            Some(Action::Allow) => {
+                let readable = rules.filter(|_| target.is_some()).unwrap_or_default().into_iter().flatten();
+                (Action::Allow, readable.collect())
+            }
+            Some(action @ (Action::Deny | Action::Custom)) => {
+                let strict =
+                    |rules: Vec<Option<Rule>>| rules.into_iter().map(Option::unwrap_or_default).collect();
+                (action, rules.map_or_else(everything, strict))
+            }
+            Some(Action::Audit) => (Action::Audit, Vec::new()),
+            None => (Action::Deny, everything()),
+        };
+        let doubt = Some(if target.is_some() { Doubt::Content } else { Doubt::Scope });
+        let target = target.unwrap_or(Target::Pods(Labels::new()));
+        Self { name, target, action, rules, dry_run, doubt }
+    }
+
+    /// The first rule that matches, and its place.
+    fn matching(&self, facts: &Facts<'_>) -> Option<usize> {
+        self.rules.iter().position(|rule| match self.action {
+            Action::Allow => rule.admits(facts),
+            Action::Deny | Action::Custom | Action::Audit => rule.matches(facts),
+        })
+    }
+}
+
+impl Rule {
+    /// A rule that matches where one of `from` does, one of `to`, and all of `when`. An empty list stands for one that is
+    /// absent. Each of `from` and `to` matches where all its fields hold.
+    pub fn new(from: Vec<Vec<Field>>, to: Vec<Vec<Field>>, when: Vec<Field>) -> Self {
+        let needs_layer7 = from.iter().chain(&to).flatten().chain(&when).any(Field::needs_layer7);
+        Self { from, to, when, needs_layer7 }
+    }
+
+    /// The first field that can only be known within HTTP.
+    pub fn layer7_field(&self) -> Option<&Field> {
+        self.fields().find(|field| field.needs_layer7())
+    }
+
+    /// Whether it names nothing that is known without reading HTTP, so that it may match every connection.
+    pub fn is_unknown(&self) -> bool {
+        self.needs_layer7 && self.fields().all(Field::is_unknown)
+    }
+
+    fn fields(&self) -> impl Iterator<Item = &Field> {
+        self.from.iter().chain(&self.to).flatten().chain(&self.when)
+    }
+
+    /// Whether it matches for certain.
+    fn admits(&self, facts: &Facts<'_>) -> bool {
+        !self.needs_layer7 && self.matches(facts)
+    }
+
+    /// Whether it may match: fields that cannot be known count as holding.
+    fn matches(&self, facts: &Facts<'_>) -> bool {
+        let all = |fields: &[Field]| fields.iter().all(|field| field.holds(facts));
+        let any = |alternatives: &[Vec<Field>]| {
+            alternatives.is_empty() || alternatives.iter().any(|fields| all(fields))
+        };
+        any(&self.from) && any(&self.to) && all(&self.when)
+    }
+
+    fn shortfall(&self, facts: &Facts<'_>) -> Shortfall<'_> {
+        let lacking = |fields: &'_ [Field]| fields.iter().filter(|field| !field.holds(facts)).count();
+        let mut whole = Shortfall { fields: 0, first: None };
+        let nearest = |alternatives: &'_ [Vec<Field>]| {
+            (0..alternatives.len()).min_by_key(|at| lacking(&alternatives[*at]))
+        };
+        let from = nearest(&self.from).map(|at| &self.from[at]);
+        let to = nearest(&self.to).map(|at| &self.to[at]);
+        for field in [from, to, Some(&self.when)].into_iter().flatten().flatten() {
+            if !field.holds(facts) {
+                whole.fields += 1;
+                whole.first = whole.first.or(Some(field));
+            }
+        }
+        if let Some(unknown) = self.layer7_field() {
+            whole.fields += 1;
+            whole.first = whole.first.or(Some(unknown));
+        }
+        whole
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,314 @@
+//! AuthorizationPolicies, held to what Istio's own schema and validation demand (`ValidateAuthorizationPolicy` in
+//! `pkg/config/validation` of istio/istio), and to more where a mistake would open something: a field that is not known is no
+//! field that may be passed over.
+
+mod rule;
+
+use std::sync::Arc;
+
+use ambit_core::{
+    discovery::Settings,
+    model::{Labels, ObjectName},
+    policy::{self, Action, AuthorizationPolicy, Rule, Target, TrustDomains},
+};
+use serde_json::Value;
+
+use super::{
+    Change, FieldError, Valid,
+    fields::{choice, cut, labels, object_name, present},
+    peer_authentication::check_selector,
+    wire::{self, Metadata, Pairs},
+};
+use rule::Place;
+
+/// Rules in an object, and entries in each of their lists, as in Istio's schema.
+const MAX_ENTRIES: usize = 512;
+/// Services and others that an object may name, as there.
+const MAX_TARGETS: usize = 16;
+/// Values in all fields of an object: each may have to be looked at for every connection.
+const MAX_VALUES: usize = 20_000;
+
+const DRY_RUN: &str = "istio.io/dry-run";
+
+wire::objects! {
+    Object {
+        metadata: Option<Metadata>,
+        spec: Option<Spec>,
+    }
+
+    Spec {
+        selector: Option<Selector>,
+        target_ref: Option<TargetRef>,
+        target_refs: Option<Vec<TargetRef>>,
+        action: Option<String>,
+        provider: Option<Provider>,
+        rules: Option<Vec<Value>>,
+    }
+
+    Selector {
+        match_labels: Option<Pairs>,
+    }
+
+    TargetRef {
+        group: Option<String>,
+        kind: Option<String>,
+        name: Option<String>,
+        namespace: Option<String>,
+    }
+
+    Provider {
+        name: Option<String>,
+    }
+}
+
+const SPEC_FIELDS: [&str; 6] = ["selector", "targetRef", "targetRefs", "action", "provider", "rules"];
+
+/// The pods that an object is for, and what in that has no effect.
+#[derive(Default)]
+struct Aim {
+    target: Option<Target>,
+    unsupported: Option<String>,
+    notice: Option<FieldError>,
+}
+
+pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Result<Valid, FieldError> {
+    known_fields(object)?;
+    let Object { metadata, spec } = wire::typed(object)?;
+    let spec = spec.unwrap_or_default();
+    let action = action(&spec)?;
+    let dry_run =
+        metadata.unwrap_or_default().annotations.and_then(|mut pairs| pairs.remove(DRY_RUN).flatten());
+    let (dry_run, unclear) = dry_run.as_deref().map_or((false, false), dry_run_of);
+    let has_rules = spec.rules.is_some();
+    let written = spec.rules.unwrap_or_default();
+    let aim = aim(spec.selector, spec.target_ref, spec.target_refs)?;
+    if !has_rules && matches!(action, Action::Deny | Action::Custom) {
+        return Err(FieldError::new("spec.rules", "is missing: without rules DENY and CUSTOM match nothing"));
+    }
+    if written.len() > MAX_ENTRIES {
+        return Err(FieldError::new("spec.rules", format_args!("has more than {MAX_ENTRIES} rules")));
+    }
+    let trust_domains = trust_domains(settings);
+    let mut values = 0;
+    let rules = written.iter().enumerate().map(|(at, rule)| {
+        let place = Place { at, action, namespace: &name.namespace, trust_domains: &trust_domains };
+        let (rule, count) = rule::read(rule, place)?;
+        values += count;
+        if values > MAX_VALUES {
+            return Err(FieldError::new("spec.rules", format_args!("has more than {MAX_VALUES} values")));
+        }
+        Ok(rule)
+    });
+    let rules = rules.collect::<Result<Vec<_>, _>>()?;
+
+    let idle = aim.target == Some(Target::Services(Vec::new())) || dry_run || action == Action::Audit;
+    let effects = [
+        aim.unsupported,
+        dry_run.then(|| {
+            format!("metadata.annotations: {DRY_RUN}: it is not in force, and what it would do is not told")
+        }),
+        own_effect(action),
+        layer7_effect(action, &rules),
+    ];
+    let effects: Vec<String> = effects.into_iter().flatten().collect();
+    let unsupported = (!effects.is_empty()).then(|| effects.join("; "));
+    let unclear = unclear.then(|| {
+        FieldError::new(
+            "metadata.annotations",
+            format_args!("{DRY_RUN} is neither true nor false: the policy is in force"),
+        )
+    });
+    let told = unsupported.as_deref().map(|text| FieldError::new("", text));
+    let target = aim.target.unwrap_or(Target::Pods(Labels::new()));
+    let policy = AuthorizationPolicy { name, target, action, rules, dry_run, doubt: None };
+    let change = Change::Policies(policy::Change::AuthorizationPolicy(Arc::new(policy)));
+    Ok(Valid { change, notice: unclear.or(told).or(aim.notice), unsupported, idle })
+}
+
+/// The strictest that an object may say which cannot be read, as far as its parts can be told.
+pub(super) fn unreadable(
+    name: ObjectName,
+    object: &Value,
+    error: &FieldError,
+    settings: &Settings,
+) -> Change {
+    // Of a version that is not known nobody can tell where it says what.
+    let known = error.field.as_deref() != Some("apiVersion");
+    let nothing = Value::Object(serde_json::Map::new());
+    let spec = match object.get("spec") {
+        None | Some(Value::Null) => &nothing,
+        Some(spec) => spec,
+    };
+    let part = |field: &str| spec.get(field).filter(|value| !value.is_null());
+    // A field that is not known may stand for one that says whom it selects, or what it does.
+    let whole = known && spec.is_object() && known_fields(object).is_ok();
+    let action = whole.then(|| readable_action(part("action"), part("provider"))).flatten();
+    let target =
+        whole.then(|| readable_target([part("selector"), part("targetRef"), part("targetRefs")])).flatten();
+    let rules = part("rules").and_then(Value::as_array).filter(|rules| whole && rules.len() <= MAX_ENTRIES);
+    let trust_domains = trust_domains(settings);
+    let rules = rules.zip(action).map(|(rules, action)| {
+        let place = |at| Place { at, action, namespace: &name.namespace, trust_domains: &trust_domains };
+        let one = |(at, rule)| rule::read(rule, place(at)).ok().map(|(rule, _)| rule);
+        rules.iter().enumerate().map(one).collect::<Vec<Option<Rule>>>()
+    });
+    let annotation = |value: &Value| value.as_str().is_some_and(|text| dry_run_of(text).0);
+    let dry_run = known && object.pointer("/metadata/annotations/istio.io~1dry-run").is_some_and(annotation);
+    let policy = AuthorizationPolicy::unreadable(name, target, action, rules, dry_run);
+    Change::Policies(policy::Change::AuthorizationPolicy(Arc::new(policy)))
+}
+
+fn readable_action(action: Option<&Value>, provider: Option<&Value>) -> Option<Action> {
+    let action = match action {
+        None => None,
+        Some(action) => Some(action.as_str()?.to_owned()),
+    };
+    let provider = match provider {
+        None => None,
+        Some(provider) => Some(wire::typed::<Provider>(provider).ok()?),
+    };
+    self::action(&Spec { action, provider, ..Spec::default() }).ok()
+}
+
+fn readable_target([selector, target_ref, target_refs]: [Option<&Value>; 3]) -> Option<Target> {
+    let selector = selector.map(wire::typed).transpose().ok()?;
+    let target_ref = target_ref.map(wire::typed).transpose().ok()?;
+    let refs =
+        |value: &Value| value.as_array()?.iter().map(|one| wire::typed(one).ok()).collect::<Option<Vec<_>>>();
+    let target_refs = match target_refs {
+        None => None,
+        Some(value) => Some(refs(value)?),
+    };
+    let aim = aim(selector, target_ref, target_refs).ok()?;
+    Some(aim.target.unwrap_or(Target::Pods(Labels::new())))
+}
+
+/// No API server stands before a folder to refuse a misspelt field, and `selectors` in place of `selector` would be all pods.
+fn known_fields(object: &Value) -> Result<(), FieldError> {
+    let fields = object.get("spec").and_then(Value::as_object);
+    let unknown =
+        fields.into_iter().flat_map(serde_json::Map::keys).find(|name| !SPEC_FIELDS.contains(&&***name));
+    unknown.map_or(Ok(()), |name| {
+        Err(FieldError::new(format!("spec.{name}"), "is no field of an AuthorizationPolicy"))
+    })
+}
+
+fn trust_domains(settings: &Settings) -> TrustDomains {
+    TrustDomains::new(settings.trust_domain.clone(), settings.trust_domain_aliases.iter().cloned())
+}
+
+fn action(spec: &Spec) -> Result<Action, FieldError> {
+    const ALL: [Action; 4] = [Action::Allow, Action::Deny, Action::Audit, Action::Custom];
+    let action = ALL[choice("spec.action", spec.action.clone(), ["ALLOW", "DENY", "AUDIT", "CUSTOM"])?];
+    let provider = spec.provider.as_ref().map(|provider| present(provider.name.clone()));
+    match (action, provider) {
+        (Action::Custom, Some(Some(_))) => {}
+        (Action::Custom, _) => {
+            return Err(FieldError::new("spec.provider.name", "is missing: CUSTOM asks a provider"));
+        }
+        (_, Some(_)) => return Err(FieldError::new("spec.provider", "goes with CUSTOM only")),
+        (_, None) => {}
+    }
+    Ok(action)
+}
+
+/// As Go's `strconv.ParseBool` has it: whether it is so, and whether that is unclear.
+fn dry_run_of(text: &str) -> (bool, bool) {
+    match text {
+        "1" | "t" | "T" | "TRUE" | "true" | "True" => (true, false),
+        "0" | "f" | "F" | "FALSE" | "false" | "False" => (false, false),
+        _ => (false, true),
+    }
+}
+
+/// Whom the object is for; the whole namespace where it does not say.
+fn aim(
+    selector: Option<Selector>,
+    target_ref: Option<TargetRef>,
+    target_refs: Option<Vec<TargetRef>>,
+) -> Result<Aim, FieldError> {
+    let target_refs = target_refs.filter(|refs| !refs.is_empty());
+    let ways = [selector.is_some(), target_ref.is_some(), target_refs.is_some()];
+    if ways.into_iter().filter(|way| *way).count() > 1 {
+        return Err(FieldError::new("spec", "has more than one of selector, targetRef and targetRefs"));
+    }
+    let refs = match (target_ref, target_refs) {
+        (Some(one), _) => vec![("spec.targetRef".to_owned(), one)],
+        (None, Some(refs)) if refs.len() > MAX_TARGETS => {
+            return Err(FieldError::new(
+                "spec.targetRefs",
+                format_args!("has more than {MAX_TARGETS} entries"),
+            ));
+        }
+        (None, refs) => {
+            let refs = refs.into_iter().flatten().enumerate();
+            refs.map(|(at, one)| (format!("spec.targetRefs[{at}]"), one)).collect()
+        }
+    };
+    if !refs.is_empty() {
+        return services(refs);
+    }
+    let named = selector.is_some();
+    let selector = labels(selector.and_then(|selector| selector.match_labels));
+    check_selector(&selector)?;
+    let message = "has no labels: the object is for the whole namespace";
+    let notice = (named && selector.is_empty()).then(|| FieldError::new("spec.selector", message));
+    Ok(Aim { target: Some(Target::Pods(selector)), unsupported: None, notice })
+}
+
+/// The services among the targets.
+fn services(refs: Vec<(String, TargetRef)>) -> Result<Aim, FieldError> {
+    let mut services: Vec<Arc<str>> = Vec::new();
+    let mut unsupported = None;
+    for (field, TargetRef { group, kind, name, namespace }) in refs {
+        if present(namespace).is_some() {
+            return Err(FieldError::new(
+                format!("{field}.namespace"),
+                "must be empty: it is the policy's own",
+            ));
+        }
+        let name = object_name(&format!("{field}.name"), name)?;
+        let (group, kind) = (present(group), present(kind).unwrap_or_default());
+        match (group.as_deref(), &*kind) {
+            (None | Some("core"), "Service") => services.push(name.into()),
+            (Some("networking.istio.io"), "ServiceEntry")
+            | (Some("gateway.networking.k8s.io"), "Gateway" | "GatewayClass") => {
+                unsupported
+                    .get_or_insert(format!("{field}: a {kind} is no target here; the policy is not for it"));
+            }
+            _ => {
+                let what = cut(&format!("{}/{kind}", group.as_deref().unwrap_or_default()));
+                let message =
+                    format!("{what:?} is not Service, ServiceEntry, Gateway or GatewayClass of its group");
+                return Err(FieldError::new(format!("{field}.kind"), message));
+            }
+        }
+    }
+    Ok(Aim { target: Some(Target::Services(services)), unsupported, notice: None })
+}
+
+/// What an action comes to that is not enforced as it is meant.
+fn own_effect(action: Action) -> Option<String> {
+    let text = match action {
+        Action::Audit => "spec.action: AUDIT has no effect: matches are not logged",
+        Action::Custom => "spec.action: CUSTOM refuses what it matches: external providers are not asked yet",
+        Action::Allow | Action::Deny => return None,
+    };
+    Some(text.to_owned())
+}
+
+/// What becomes of rules that name what can only be known within HTTP.
+fn layer7_effect(action: Action, rules: &[Rule]) -> Option<String> {
+    let whole = rules.iter().position(Rule::is_unknown);
+    let at = whole.or_else(|| rules.iter().position(|rule| rule.layer7_field().is_some()))?;
+    let name = format!("spec.rules[{at}].{}", rules[at].layer7_field()?.name());
+    Some(match action {
+        Action::Allow => format!("{name}: HTTP is not read yet: a rule with it allows nothing"),
+        _ if whole.is_some() => {
+            format!("{name}: HTTP is not read yet: a rule of nothing else matches every connection")
+        }
+        _ => format!(
+            "{name}: HTTP is not read yet: the rule matches by the rest of it, and remote addresses are those of the connections"
+        ),
+    })
+}

@@ -1,0 +1,80 @@
+//! AuthorizationPolicies from the API: in force, told of, and outliving their definition.
+
+use ambit_core::policy::{Decision, Facts, decide};
+
+use super::*;
+
+fn authorization(spec: Value, version: &str) -> Value {
+    let mut object = policy("", version);
+    object["kind"] = json!("AuthorizationPolicy");
+    object["spec"] = spec;
+    object
+}
+
+fn lets_in(world: &World) -> bool {
+    let id = "spiffe://cluster.local/ns/a/sa/x".parse().unwrap();
+    let [source_ip, destination_ip] = ["10.0.0.9", "10.0.0.1"].map(|ip| ip.parse().unwrap());
+    let facts = Facts { port: 80, peer: Some(&id), source_ip, destination_ip };
+    decide(&world.policies.compile_for(&"shop".into(), &Labels::new()), &facts) == Decision::Allow
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_is_in_force_until_somebody_removes_it() {
+    let mut bench = Bench::new("authorizationpolicies");
+    let deny = json!({"action": "DENY", "rules": [{}]});
+    let events = bench.list(&[authorization(deny.clone(), "5")], "6").await;
+    bench.until("in force", |world| world.synced && !lets_in(world)).await;
+    bench.definition.ends("first");
+    events.send("DELETED", &authorization(deny, "7"));
+    let world = bench.until("told", |world| !world.problems.is_empty()).await;
+    assert!(!lets_in(&world), "gone with the definition");
+    assert!(problems(&world)[0].contains("1 authorizationpolicies"), "{:?}", problems(&world));
+    bench.definition.stands("first");
+    events.send("ADDED", &authorization(json!({"rules": [{}]}), "8"));
+    let world = bench.until("stated anew", lets_in).await;
+    assert!(lets_in(&world));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_definition_nobody_is_let_in() {
+    let mut bench = Bench::new("authorizationpolicies");
+    bench.definition.is_gone();
+    for _ in 0..5 {
+        bench.call().await.refuse(404, "NotFound", "the server could not find the requested resource");
+    }
+    let world = bench.until("closed", |world| world.synced && !lets_in(world)).await;
+    assert!(
+        problems(&world)[0].contains("nobody is let in to any pod until it is"),
+        "{:?}",
+        problems(&world)
+    );
+    bench.definition.stands("first");
+    bench.list(&[], "6").await;
+    bench.until("known", |world| lets_in(world) && world.problems.is_empty()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_enforced_is_to_be_told_by_the_status() {
+    let mut bench = Bench::new("authorizationpolicies");
+    let http = json!({"rules": [{"to": [{"operation": {"methods": ["GET"]}}]}]});
+    let events = bench.list(&[authorization(http, "5")], "6").await;
+    bench.until("synced", |world| world.synced).await;
+    let wanted = |bench: &Bench| {
+        let statuses = bench.feed.wanted_statuses();
+        let (key, status) = statuses.iter().next().unwrap();
+        assert_eq!(key.to_string(), "AuthorizationPolicy shop/p");
+        (status.accepted, status.reason, status.message.clone())
+    };
+    let (accepted, reason, message) = wanted(&bench);
+    assert!(message.starts_with("spec.rules[0].to[0].operation.methods"), "{message}");
+    assert_eq!((accepted, reason), (true, "UnsupportedValue"));
+    for (spec, expected) in [
+        (json!({"action": "AUDIT", "rules": [{}]}), (false, "UnsupportedValue")),
+        (json!({"action": "DENY"}), (false, "Invalid")),
+    ] {
+        events.send("MODIFIED", &authorization(spec, "7"));
+        bench.later().await;
+        let (accepted, reason, message) = wanted(&bench);
+        assert_eq!((accepted, reason), expected, "{message}");
+    }
+}
