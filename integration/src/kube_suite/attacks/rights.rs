@@ -146,9 +146,10 @@ fn lists(site: &mut Site) -> Result<()> {
         "watch namespaces, pods, services",
         "list endpointslices.discovery.k8s.io",
         "watch endpointslices.discovery.k8s.io",
-        "list peerauthentications.security.istio.io",
-        "watch peerauthentications.security.istio.io",
-        "patch peerauthentications/status.security.istio.io",
+        "list authorizationpolicies.security.istio.io, peerauthentications.security.istio.io",
+        "watch authorizationpolicies.security.istio.io, peerauthentications.security.istio.io",
+        "patch authorizationpolicies/status.security.istio.io, peerauthentications/status.security.istio.io",
+        "get customresourcedefinitions.apiextensions.k8s.io authorizationpolicies.security.istio.io",
         "get customresourcedefinitions.apiextensions.k8s.io peerauthentications.security.istio.io",
         "create events.events.k8s.io",
     ];
