@@ -90,8 +90,10 @@ pub(super) async fn take_off(config: &AgentConfig) -> anyhow::Result<()> {
 
 /// Removes the run directory, if nothing is in it but what agents put there.
 fn remove_run_dir(path: &Path) {
+    // A file that is being replaced begins with a dot until it is whole.
+    let ours = |name: &str| name.trim_start_matches('.').starts_with("ambit") || name == "cni.sock";
     for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-        if entry.file_name().to_str().is_some_and(|name| name.starts_with("ambit") || name == "cni.sock") {
+        if entry.file_name().to_str().is_some_and(ours) {
             let _: io::Result<()> = fs::remove_file(entry.path());
         }
     }
@@ -175,7 +177,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let run_dir = dir.path().join("ambit");
         fs::create_dir(&run_dir).unwrap();
-        for name in ["ambit.lock", "cni.sock", "theirs"] {
+        for name in ["ambit.lock", ".ambit.last.json.ambit-7", "cni.sock", "theirs"] {
             fs::write(run_dir.join(name), "").unwrap();
         }
         remove_run_dir(&run_dir);

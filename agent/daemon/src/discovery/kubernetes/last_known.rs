@@ -97,7 +97,8 @@ const VERSION: u32 = 1;
 impl LastKnown {
     /// What an earlier agent left of the resource, if it did.
     pub(super) fn load(row: &Row, settings: &PolicyHold, now: Instant) -> Self {
-        let file = settings.folder.as_ref().map(|folder| folder.join(format!("last-{}.json", row.plural)));
+        let file =
+            settings.folder.as_ref().map(|folder| folder.join(format!("ambit.last-{}.json", row.plural)));
         let mut last = Self {
             hold: settings.time,
             file,

@@ -67,7 +67,7 @@ async fn an_empty_resource_that_was_known_closes_nothing() {
 #[tokio::test(start_paused = true)]
 async fn the_time_goes_on_over_a_restart_and_a_bad_file_is_none() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("last-peerauthentications.json");
+    let path = folder.path().join("ambit.last-peerauthentications.json");
     let since = seconds_now() - 3_000;
     let text = format!(
         r#"{{"version":1,"definition":"1","held_since":{since},"objects":[{{"namespace":"shop","name":"a","object":{{}},"held":true}}]}}"#

@@ -152,7 +152,7 @@ async fn policies_outlive_their_definition_and_the_agent() {
     let mut bench = start(&definition);
     let _events = bench.list(&[policy("STRICT", "5")], "6").await;
     strict(&bench, "in force").await;
-    let kept = folder.path().join("last-peerauthentications.json");
+    let kept = folder.path().join("ambit.last-peerauthentications.json");
     while !kept.exists() {
         sleep(Duration::from_secs(1)).await;
     }
