@@ -22,6 +22,8 @@ pub(super) const TESTS: &[Test] = &[installed(
 const DEFINITION: &str = "peerauthentications.security.istio.io";
 
 fn definition(site: &mut Site) -> Result<()> {
+    // Those of earlier tests would be held as well, and nobody states them again.
+    site.cluster.api.kubectl(&["delete", "peerauthentications", "--all", "--all-namespaces"])?;
     let meshed = site.namespace(true)?;
     site.peer_authentication(&meshed, "STRICT")?;
     let [pod] = site.pods(&meshed, &[Plan::server("server").on("a")])?;
