@@ -28,7 +28,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tonic::{
-    Code, Status, Streaming,
+    Code, Status,
     transport::{Channel, Endpoint},
 };
 use tower::service_fn;
