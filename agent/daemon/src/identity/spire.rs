@@ -81,10 +81,10 @@ struct Subscription {
 enum Latest {
     Nothing,
     Svid(Arc<Svid>),
-    /// SPIRE has nothing for it.
-    NoEntry(String),
+    /// SPIRE gives nothing for it.
+    Refused(String),
     /// SPIRE could not be asked.
-    Failed(String),
+    Unreachable(String),
 }
 
 #[derive(PartialEq, Eq)]
@@ -138,8 +138,8 @@ impl Issuer for SpireIssuer {
                 let svid = svid.map_err(|_| IssueError::Internal)?.clone();
                 let svid = match svid {
                     Latest::Svid(svid) => svid,
-                    Latest::NoEntry(text) => return Err(IssueError::Refused(text)),
-                    Latest::Failed(text) => return Err(IssueError::Unreachable(text)),
+                    Latest::Refused(text) => return Err(IssueError::Refused(text)),
+                    Latest::Unreachable(text) => return Err(IssueError::Unreachable(text)),
                     Latest::Nothing => return Err(IssueError::Internal),
                 };
                 let trust = trust.wait_for(|trust| !trust.roots.is_empty()).await;
@@ -224,7 +224,10 @@ async fn follow_svid(shared: Arc<Shared>, id: SpiffeId, latest: watch::Sender<La
         latest.send_if_modified(|latest| {
             let none = !matches!(latest, Latest::Svid(_));
             if none {
-                *latest = Latest::Failed(text.clone());
+                *latest = match ended.code() {
+                    Code::PermissionDenied => Latest::Refused(text.clone()),
+                    _ => Latest::Unreachable(text.clone()),
+                };
             }
             none
         });
@@ -298,7 +301,7 @@ fn take_svids(
             let known = matches!(&*latest.borrow(), Latest::Svid(known) if **known == svid);
             (Latest::Svid(Arc::new(svid)), !known)
         }
-        None => (Latest::NoEntry(format!("SPIRE has no entry that gives {id} to its pods")), true),
+        None => (Latest::Refused(format!("SPIRE has no entry that gives {id} to its pods")), true),
     };
     latest.send_replace(now);
     if renewed {
