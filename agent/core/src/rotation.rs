@@ -26,6 +26,12 @@ pub const BACKOFF_CAP: Duration = Duration::from_secs(150);
 /// The wait after the first failure, and the shortest there is.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 
+/// While the issuer gives no answer, one of those in want of it is asked for this often, however long their own waits are.
+const PROBE_INTERVAL: Duration = Duration::from_secs(2);
+
+/// An issuer that answers again has each identity's back-off cut short at most this often.
+const HURRY_INTERVAL: Duration = Duration::from_secs(8);
+
 /// No certificate is renewed sooner than this after its issue, however short its life.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -41,12 +47,17 @@ pub fn backoff(failures: u32, jitter: f64) -> Duration {
 
 /// Which identity asks its issuer when. At most `limit` attempts run at a time; of those that are due, identities that a
 /// connection waits for go first, then those without a certificate, then renewals, soonest expiry first.
+///
+/// An issuer that gives no answer is asked for one identity every two seconds, for whichever goes first. Once it answers, be
+/// it with a refusal, the others are asked for at once.
 #[derive(Debug)]
 pub struct Schedule {
     entries: HashMap<SpiffeId, Entry>,
     /// Attempts under way, also those of identities forgotten meanwhile.
     running: HashSet<SpiffeId>,
     limit: usize,
+    /// Since the issuer gave no answer, or was probed.
+    silent: Option<SystemTime>,
 }
 
 #[derive(Debug)]
@@ -59,8 +70,23 @@ struct Entry {
     expires: Option<SystemTime>,
     /// Failures in a row.
     failures: u32,
+    /// The last attempt failed.
+    failing: bool,
+    /// When an answering issuer cut the back-off short.
+    hurried: Option<SystemTime>,
+    /// Something new came while an attempt was under way, which may have missed it.
+    again: bool,
     /// A connection waits.
     demanded: bool,
+}
+
+/// How an attempt failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The issuer was not to be heard, or had nothing but what is long over.
+    Silence,
+    /// It answered, or the failure is not its own.
+    Answer,
 }
 
 /// What to do now.
@@ -84,20 +110,14 @@ pub enum Progress {
 impl Schedule {
     /// An empty schedule that runs at most `limit` attempts at a time.
     pub fn new(limit: usize) -> Self {
-        Self { entries: HashMap::new(), running: HashSet::new(), limit: limit.max(1) }
+        Self { entries: HashMap::new(), running: HashSet::new(), limit: limit.max(1), silent: None }
     }
 
     /// Makes `wanted` the identities to keep certificates for: new ones are due at once, the others are forgotten.
     pub fn retain(&mut self, wanted: &HashSet<SpiffeId>, now: SystemTime) {
         self.entries.retain(|id, _| wanted.contains(id));
         for id in wanted {
-            self.entries.entry(id.clone()).or_insert(Entry {
-                due: now,
-                set: now,
-                expires: None,
-                failures: 0,
-                demanded: false,
-            });
+            self.entries.entry(id.clone()).or_insert_with(|| Entry::new(now, now, None));
         }
     }
 
@@ -109,12 +129,21 @@ impl Schedule {
     }
 
     /// Makes the next attempt for `id` due at once, unless one failed and waits for its backoff: its certificate is of
-    /// no use any more, or its issuer has a new one.
+    /// no use any more.
     pub fn expedite(&mut self, id: &SpiffeId, now: SystemTime) {
         if let Some(entry) = self.entries.get_mut(id)
             && entry.failures == 0
         {
-            (entry.due, entry.set) = (entry.due.min(now), now);
+            entry.due_by(now);
+        }
+    }
+
+    /// There is something new for `id` at its issuer: the next attempt is due at once, whatever has failed before, and after
+    /// one that is under way.
+    pub fn news(&mut self, id: &SpiffeId, now: SystemTime) {
+        if let Some(entry) = self.entries.get_mut(id) {
+            entry.again |= self.running.contains(id);
+            entry.due_by(now);
         }
     }
 
@@ -136,7 +165,36 @@ impl Schedule {
                 self.running.insert(id.clone());
                 Next::Start(id)
             }
-            None => Next::Wait(idle().map(|(_, entry)| entry.due).min()),
+            None => self.probe(now),
+        }
+    }
+
+    /// Whom to ask for to learn whether a silent issuer is back, before anybody is due.
+    fn probe(&mut self, now: SystemTime) -> Next {
+        let idle = || self.entries.iter().filter(|(id, _)| !self.running.contains(*id));
+        let due = idle().map(|(_, entry)| entry.due).min();
+        let first = idle().filter(|(_, entry)| entry.failing).min_by_key(|(_, entry)| entry.rank(now));
+        let (Some(since), Some((id, _))) = (self.silent, first) else { return Next::Wait(due) };
+        let at = since + PROBE_INTERVAL;
+        if now < at && now + CLOCK_STEP >= since {
+            return Next::Wait(due.map(|due| due.min(at)));
+        }
+        let id = id.clone();
+        self.silent = Some(now);
+        self.running.insert(id.clone());
+        Next::Start(id)
+    }
+
+    /// The issuer has answered. If it had been silent, all that wait for it since are asked for at once.
+    fn answered(&mut self, now: SystemTime) {
+        if self.silent.take().is_none() {
+            return;
+        }
+        let lately = |at: SystemTime| now.duration_since(at).is_ok_and(|ago| ago < HURRY_INTERVAL);
+        let failing = self.entries.values_mut().filter(|entry| entry.failing);
+        for entry in failing.filter(|entry| !entry.hurried.is_some_and(lately)) {
+            (entry.failures, entry.hurried) = (0, Some(now));
+            entry.due_by(now);
         }
     }
 
@@ -150,17 +208,28 @@ impl Schedule {
         jitter: f64,
     ) -> Option<SystemTime> {
         self.running.remove(id);
+        self.answered(now);
         let entry = self.entries.get_mut(id)?;
-        let due = renew_at(now, not_after, jitter);
-        *entry = Entry { due, set: now, expires: Some(not_after), failures: 0, demanded: false };
+        let due = if entry.again { now } else { renew_at(now, not_after, jitter) };
+        *entry = Entry::new(due, now, Some(not_after));
         Some(due)
     }
 
     /// An attempt failed. Returns when the next one will be made; `None` if the identity was forgotten meanwhile. While a
     /// certificate is good still, that is after a quarter of what is left of it at the latest: an issuer that is back in
     /// time is asked in time, however short the certificate's life.
-    pub fn failed(&mut self, id: &SpiffeId, now: SystemTime, jitter: f64) -> Option<SystemTime> {
+    pub fn failed(
+        &mut self,
+        id: &SpiffeId,
+        now: SystemTime,
+        failure: Failure,
+        jitter: f64,
+    ) -> Option<SystemTime> {
         self.running.remove(id);
+        match failure {
+            Failure::Silence => self.silent = Some(now),
+            Failure::Answer => self.answered(now),
+        }
         let entry = self.entries.get_mut(id)?;
         let wait = backoff(entry.failures.saturating_add(1), jitter);
         let left = entry.expires.and_then(|end| end.duration_since(now).ok()).filter(|left| !left.is_zero());
@@ -169,14 +238,24 @@ impl Schedule {
         if hurried == wait {
             entry.failures = entry.failures.saturating_add(1);
         }
-        entry.due = now + hurried;
-        entry.set = now;
+        let again = std::mem::take(&mut entry.again);
+        (entry.due, entry.set) = (if again { now } else { now + hurried }, now);
+        entry.failing = true;
         entry.demanded = false;
         Some(entry.due)
     }
 }
 
 impl Entry {
+    fn new(due: SystemTime, set: SystemTime, expires: Option<SystemTime>) -> Self {
+        Self { due, set, expires, failures: 0, failing: false, hurried: None, again: false, demanded: false }
+    }
+
+    /// Makes it due at `now`, if it is not sooner.
+    fn due_by(&mut self, now: SystemTime) {
+        (self.due, self.set) = (self.due.min(now), now);
+    }
+
     fn is_due(&self, now: SystemTime) -> bool {
         now >= self.due || now + CLOCK_STEP < self.set
     }

@@ -15,6 +15,7 @@ use crate::{
     cluster::Programs,
     netns::Netns,
     process::{self, Process, eventually},
+    topology::Pod,
     world::World,
 };
 
@@ -68,15 +69,51 @@ impl Spire {
     /// Creates the entry that gives a pod its identity, with certificates for `ttl` seconds; returns when its node's SPIRE
     /// agent may have heard of it.
     pub(super) fn entry(&self, world: &World, pod: &str, ttl: u32) -> Result<()> {
+        let Pod { namespace, service_account, .. } = world.pod(pod);
+        let selectors = [format!("k8s:ns:{namespace}"), format!("k8s:sa:{service_account}")];
+        self.entry_by(world, pod, &selectors, ttl).map(drop)
+    }
+
+    /// As [`Spire::entry`], for what has these selectors; answers with its ID.
+    pub(super) fn entry_by(
+        &self,
+        world: &World,
+        pod: &str,
+        selectors: &[String],
+        ttl: u32,
+    ) -> Result<String> {
         let pod = world.pod(pod);
-        let (namespace, account) =
-            (format!("k8s:ns:{}", pod.namespace), format!("k8s:sa:{}", pod.service_account));
         let ttl = ttl.to_string();
         let mut arguments = vec!["entry", "create", "-parentID", &self.parents[pod.node], "-spiffeID"];
         let identity = pod.identity();
-        arguments.extend([identity.as_str(), "-selector", &namespace, "-selector", &account]);
-        arguments.extend(["-x509SVIDTTL", &ttl]);
-        self.server(&arguments).map(drop)
+        arguments.extend([identity.as_str(), "-x509SVIDTTL", &ttl, "-output", "json"]);
+        selectors.iter().for_each(|selector| arguments.extend(["-selector", selector]));
+        let told = self.server(&arguments)?;
+        let told: Value = serde_json::from_str(&told).with_context(|| told.clone())?;
+        let id = told["results"][0]["entry"]["id"].as_str();
+        id.map(str::to_owned).with_context(|| format!("no entry in {told}"))
+    }
+
+    /// Deletes an entry.
+    pub(super) fn delete(&self, entry: &str) -> Result<()> {
+        self.server(&["entry", "delete", "-entryID", entry]).map(drop)
+    }
+
+    /// Kills the SPIRE agent of a node.
+    pub(super) fn kill_agent(&mut self, number: usize) -> Result<()> {
+        // The server is the first.
+        self.processes[number + 1].kill();
+        fs::remove_file(self.admin_socket(number)).context("its admin socket")
+    }
+
+    /// Starts it again, with what it has on disk; returns when its admin socket is there.
+    pub(super) fn resume_agent(&mut self, number: usize, netns: &Netns) -> Result<()> {
+        let (name, place) = (format!("agent{number}"), number + 1);
+        let file = self.folder.join(&name).join("agent.conf");
+        self.spawn("spire-agent", netns, &file, &name)?;
+        let last = self.processes.pop().context("no process")?;
+        self.processes[place] = last;
+        self.wait_for_agent(number)
     }
 
     /// Makes another signing key, whose root is trusted from now on; returns its authority's ID.
@@ -220,6 +257,11 @@ plugins {{
         fs::write(&file, configuration)?;
         self.spawn("spire-agent", netns, &file, &name)?;
         self.parents.push(parent);
+        self.wait_for_agent(number)
+    }
+
+    fn wait_for_agent(&self, number: usize) -> Result<()> {
+        let (name, admin) = (format!("agent{number}"), self.admin_socket(number));
         eventually(START_LIMIT, || {
             ensure!(admin.exists(), "no admin socket yet");
             Ok(())

@@ -1,11 +1,14 @@
 //! What a real SPIRE gives: certificates, renewals, another signing key, and the end of the one before.
 
-use std::{fs, thread, time::Duration};
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::{Stage, Test, spire::Spire};
-use crate::{certs, dialled::Dialled, load::ports, process::eventually, world::World};
+use crate::{certs, dialled::Dialled, load::ports, manifests::pod_uid, process::eventually, world::World};
 
 pub(super) const TESTS: &[Test] = &[
     Test {
@@ -23,6 +26,16 @@ pub(super) const TESTS: &[Test] = &[
         about: "another signing key, the old one tainted and revoked: no call fails, old connections are cut",
         work: rotated,
     },
+    Test {
+        name: "peers::spire_follows_pods_that_are_replaced",
+        about: "entries by k8s:pod-uid, SVIDs of 20 s, both pods replaced under their accounts: no call fails for 45 s",
+        work: replaced,
+    },
+    Test {
+        name: "peers::spire_agent_is_back_after_expiry",
+        about: "a SPIRE agent away until SVIDs of 20 s have ended: pods reach each other within 5 s of its return",
+        work: returned,
+    },
 ];
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -33,6 +46,8 @@ const SHORT: u32 = 20;
 const HEARD: Duration = Duration::from_secs(20);
 /// How long tunnels of the certificate before may still be taken for new connections.
 const TUNNELS_RENEWED: Duration = Duration::from_secs(5);
+/// From the return of a SPIRE agent to the first connections.
+const BACK: Duration = Duration::from_secs(5);
 /// How long a connection waits for a certificate that may still come, and a little more.
 const CERTIFICATE_WAIT: Duration = Duration::from_millis(5_500);
 
@@ -118,6 +133,56 @@ fn rotated(stage: &Stage<'_>, world: &mut World) -> Result<()> {
     load.end();
     let good = load.none_failed()?;
     world.notes.push(format!("{good} short connections from key to key, none failed"));
+    Ok(())
+}
+
+fn replaced(stage: &Stage<'_>, world: &mut World) -> Result<()> {
+    let spire = Spire::start(&stage.kit.programs, world)?;
+    spire.serve_agents(world);
+    let by_uid = |world: &World, pod: &str, uid: &str| {
+        spire.entry_by(world, pod, &[format!("k8s:pod-uid:{uid}")], SHORT)
+    };
+    let pods = ["a", "b"];
+    let first = pods.map(|pod| by_uid(world, pod, &pod_uid(world.pod(pod))));
+    let first = first.into_iter().collect::<Result<Vec<_>>>()?;
+    world.agents.iter_mut().try_for_each(crate::agent::Agent::spawn)?;
+    eventually(HEARD, || serials(world, 2))?;
+    eventually(HEARD, || world.must_reach("a", "b"))?;
+    // As in a rolling update: another pod, then its entry, and that of the one before goes.
+    world.topology.replace("a", "a", true)?;
+    world.replace_pod("b", "b", true)?;
+    for (pod, entry) in pods.into_iter().zip(&first) {
+        let uid = format!("uid-{pod}-heir");
+        world.manifests.pod_as(&world.topology, world.pod(pod), &uid)?;
+        by_uid(world, pod, &uid)?;
+        spire.delete(entry)?;
+    }
+    eventually(HEARD, || world.must_reach("a", "b"))?;
+    let mut load = Dialled::start(world, "a", "b", 45)?;
+    let (good, rounds) = (load.none_failed()?, load.lasted()?);
+    world.notes.push(format!("{good} short connections, none failed; {rounds} round trips on the long one"));
+    Ok(())
+}
+
+fn returned(stage: &Stage<'_>, world: &mut World) -> Result<()> {
+    let mut spire = started(stage, world, SHORT)?;
+    spire.kill_agent(0)?;
+    let identity = world.pod("a").identity();
+    eventually(SECOND * 30, || {
+        let certs = world.agents[0].certs()?;
+        let all = certs["certificates"].as_array().context("certificates")?;
+        let own = all.iter().find(|one| one["identity"] == identity).context("none of pod a")?;
+        ensure!(own["state"] == "expired", "{own}");
+        Ok(())
+    })?;
+    // Long enough for back-offs to have grown.
+    thread::sleep(SECOND * 8);
+    world.must_be_refused("a", "b", CERTIFICATE_WAIT)?;
+    let netns = world.topology.nodes[0].netns.clone();
+    spire.resume_agent(0, &netns)?;
+    let back = Instant::now();
+    eventually(BACK, || ["a", "e"].iter().try_for_each(|client| world.must_reach(client, "b")))?;
+    world.notes.push(format!("back after {:.1} s", back.elapsed().as_secs_f64()));
     Ok(())
 }
 

@@ -7,13 +7,22 @@ use anyhow::{Context as _, Result, ensure};
 use super::{Stage, Test, istiod::Istiod};
 use crate::{certs, dialled::Dialled, process::eventually, world::World};
 
-pub(super) const TESTS: &[Test] = &[Test {
-    name: "peers::istiod_issues_through_a_restart",
-    about: "certificates of 30 s for what runs on the node; istiod away and back: no call fails",
-    work: issued,
-}];
+pub(super) const TESTS: &[Test] = &[
+    Test {
+        name: "peers::istiod_issues_through_a_restart",
+        about: "certificates of 30 s for what runs on the node; istiod away and back: no call fails",
+        work: issued,
+    },
+    Test {
+        name: "peers::istiod_is_back_after_expiry",
+        about: "istiod away until certificates of 20 s have ended: pods reach each other within 5 s of its return",
+        work: returned,
+    },
+];
 
 const SECOND: Duration = Duration::from_secs(1);
+/// How long a connection waits for a certificate that may still come, and a little more.
+const CERTIFICATE_WAIT: Duration = Duration::from_millis(5_500);
 
 fn issued(stage: &Stage<'_>, world: &mut World) -> Result<()> {
     let mut istiod = Istiod::start(stage, world)?;
@@ -51,6 +60,25 @@ fn issued(stage: &Stage<'_>, world: &mut World) -> Result<()> {
         ensure!(status["ready"] == true, "{status:#}");
     }
     verified(world, &istiod)?;
+    istiod.remove()
+}
+
+fn returned(stage: &Stage<'_>, world: &mut World) -> Result<()> {
+    let mut istiod = Istiod::start(stage, world)?;
+    istiod.serve_agents(world);
+    for agent in &mut world.agents {
+        agent.add_flags(&["--svid-ttl", "20s"]);
+    }
+    world.start_agents()?;
+    world.must_reach("a", "b")?;
+    istiod.kill();
+    // Past their end, and long enough for back-offs to have grown.
+    std::thread::sleep(SECOND * 30);
+    world.must_be_refused("a", "b", CERTIFICATE_WAIT)?;
+    istiod.resume()?;
+    let back = Instant::now();
+    eventually(SECOND * 5, || ["a", "e"].iter().try_for_each(|client| world.must_reach(client, "b")))?;
+    world.notes.push(format!("back after {:.1} s", back.elapsed().as_secs_f64()));
     istiod.remove()
 }
 

@@ -78,7 +78,7 @@ fn failures_back_off_and_success_forgets_them() {
     let mut schedule = Schedule::new(8);
     schedule.retain(&ids(&["a"]), START);
     drain(&mut schedule, START);
-    assert_eq!(schedule.failed(&id("a"), START, 0.5), Some(at(0.5)));
+    assert_eq!(schedule.failed(&id("a"), START, Failure::Answer, 0.5), Some(at(0.5)));
     assert_eq!(
         schedule.demand(&id("a")),
         Some(Progress::Due(at(0.5))),
@@ -86,11 +86,15 @@ fn failures_back_off_and_success_forgets_them() {
     );
     assert_eq!(drain(&mut schedule, at(0.4)), (vec![], Some(at(0.5))));
     assert_eq!(drain(&mut schedule, at(0.5)).0, [id("a")]);
-    assert_eq!(schedule.failed(&id("a"), at(1.0), 0.5), Some(at(2.0)));
+    assert_eq!(schedule.failed(&id("a"), at(1.0), Failure::Answer, 0.5), Some(at(2.0)));
     drain(&mut schedule, at(2.0));
     schedule.issued(&id("a"), at(2.0), at(102.0), 0.5);
     drain(&mut schedule, at(52.0));
-    assert_eq!(schedule.failed(&id("a"), at(52.0), 0.5), Some(at(52.5)), "the first failure again");
+    assert_eq!(
+        schedule.failed(&id("a"), at(52.0), Failure::Answer, 0.5),
+        Some(at(52.5)),
+        "the first failure again"
+    );
 }
 
 #[test]
@@ -103,7 +107,7 @@ fn forgotten_identities_count_until_their_attempt_ends() {
     assert_eq!(drain(&mut schedule, START).0, []);
     assert_eq!(schedule.issued(&id("a"), START, at(100.0), 0.5), None, "nobody wants it any more");
     assert_eq!(drain(&mut schedule, START).0, [id("b")]);
-    assert_eq!(schedule.failed(&id("b"), START, 0.5), Some(at(0.5)));
+    assert_eq!(schedule.failed(&id("b"), START, Failure::Answer, 0.5), Some(at(0.5)));
 }
 
 #[test]
@@ -111,7 +115,7 @@ fn a_clock_put_back_does_not_stop_renewal() {
     let mut schedule = Schedule::new(8);
     schedule.retain(&ids(&["a"]), at(100_000.0));
     drain(&mut schedule, at(100_000.0));
-    schedule.failed(&id("a"), at(100_000.0), 0.5);
+    schedule.failed(&id("a"), at(100_000.0), Failure::Answer, 0.5);
     assert_eq!(drain(&mut schedule, at(99_990.0)).0, [], "a small step is nothing");
     assert_eq!(drain(&mut schedule, at(50_000.0)).0, [id("a")]);
 }
@@ -124,9 +128,81 @@ fn what_is_expedited_is_due_at_once_but_keeps_its_backoff() {
     schedule.issued(&id("a"), START, at(100.0), 0.5);
     schedule.expedite(&id("a"), at(10.0));
     assert_eq!(drain(&mut schedule, at(10.0)).0, [id("a")]);
-    let next = schedule.failed(&id("a"), at(10.0), 0.5);
+    let next = schedule.failed(&id("a"), at(10.0), Failure::Answer, 0.5);
     schedule.expedite(&id("a"), at(10.0));
     assert_eq!(drain(&mut schedule, at(10.0)), (vec![], next));
+}
+
+#[test]
+fn what_is_new_at_the_issuer_is_fetched_at_once_whatever_failed() {
+    let mut schedule = Schedule::new(8);
+    schedule.retain(&ids(&["a"]), START);
+    for _ in 0..12 {
+        schedule.news(&id("a"), START);
+        assert_eq!(drain(&mut schedule, START).0, [id("a")]);
+        schedule.failed(&id("a"), START, Failure::Answer, 0.5);
+    }
+    assert_eq!(drain(&mut schedule, at(100.0)).0, [], "long waits");
+    schedule.news(&id("a"), at(100.0));
+    assert_eq!(drain(&mut schedule, at(100.0)).0, [id("a")]);
+    // It comes again while that attempt is under way, which may have missed it.
+    schedule.news(&id("a"), at(100.0));
+    assert_eq!(drain(&mut schedule, at(100.0)), (vec![], None));
+    schedule.issued(&id("a"), at(100.0), at(200.0), 0.5);
+    assert_eq!(drain(&mut schedule, at(100.0)).0, [id("a")]);
+    schedule.issued(&id("a"), at(100.0), at(200.0), 0.5);
+    assert_eq!(drain(&mut schedule, at(100.0)), (vec![], Some(at(150.0))), "once");
+}
+
+/// Attempts from `from` on, by an issuer that gives no answer before `back` and refuses `refused` then, until `end`.
+fn outage(schedule: &mut Schedule, from: f64, back: f64, end: f64, refused: &[&str]) -> Vec<(f64, SpiffeId)> {
+    let (mut now, mut made) = (from, Vec::new());
+    while now < end {
+        let (started, _) = drain(schedule, at(now));
+        for id in started {
+            match now {
+                _ if now < back => schedule.failed(&id, at(now), Failure::Silence, 0.5),
+                _ if refused.iter().any(|name| self::id(name) == id) => {
+                    schedule.failed(&id, at(now), Failure::Answer, 0.5)
+                }
+                _ => schedule.issued(&id, at(now), at(now + 3600.0), 0.5),
+            };
+            made.push((now, id));
+        }
+        now += 0.1;
+    }
+    made
+}
+
+#[test]
+fn all_are_asked_for_within_seconds_of_a_silent_issuers_return() {
+    for names in [&["a"][..], &["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"]] {
+        let mut schedule = Schedule::new(8);
+        schedule.retain(&ids(names), START);
+        let made = outage(&mut schedule, 0.0, 600.0, 620.0, &[]);
+        let since = |from: f64| made.iter().filter(move |(at, _)| *at >= from);
+        let before = made.len() - since(300.0).count();
+        assert!((110..160 + 12 * names.len()).contains(&before), "one at a time, not {before}");
+        assert_eq!(since(602.5).count(), 0, "{:?}", since(600.0).collect::<Vec<_>>());
+        let back: HashSet<_> = since(600.0).map(|(_, id)| id.clone()).collect();
+        assert_eq!(back, ids(names));
+    }
+}
+
+#[test]
+fn one_that_is_refused_keeps_its_backoff_while_others_are_answered() {
+    let mut schedule = Schedule::new(8);
+    schedule.retain(&ids(&["good", "bad"]), START);
+    let made = outage(&mut schedule, 0.0, 100.0, 1100.0, &["bad"]);
+    let bad = made.iter().filter(|(at, name)| *at >= 100.0 && *name == id("bad")).count();
+    assert!((8..20).contains(&bad), "{bad} attempts in 1000 s");
+    // Renewals of the other one do not make it sooner.
+    for round in 0..5 {
+        let now = at(1100.0 + f64::from(round));
+        schedule.news(&id("good"), now);
+        assert_eq!(drain(&mut schedule, now).0, [id("good")]);
+        schedule.issued(&id("good"), now, at(9000.0), 0.5);
+    }
 }
 
 #[test]
@@ -141,7 +217,7 @@ fn an_issuer_that_is_back_before_the_end_is_asked_before_the_end() {
         while now < at(60.0) {
             assert_eq!(drain(&mut schedule, now).0, [id("a")]);
             attempts.push(now);
-            now = schedule.failed(&id("a"), now, jitter).unwrap();
+            now = schedule.failed(&id("a"), now, Failure::Answer, jitter).unwrap();
         }
         let within =
             |from: f64, to: f64| attempts.iter().filter(|now| (at(from)..at(to)).contains(now)).count();

@@ -1,6 +1,9 @@
 //! The issuer that the configuration names.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
 
 use ambit_core::model::SpiffeId;
 use anyhow::Context as _;
@@ -10,7 +13,7 @@ use tokio::task::JoinSet;
 use super::roots;
 use crate::{
     config::{AgentConfig, IssuerConfig, Publication},
-    discovery::Feed,
+    discovery::{Changes, Feed},
     identity::{
         Clock, FilesIssuer, Issuer, IstioIssuer, LiveCa, PublishedRoots, Selectors, SpireIssuer, VaultIssuer,
     },
@@ -37,7 +40,10 @@ pub(super) async fn issuer(
         IssuerConfig::Files { dir } => Arc::new(FilesIssuer::new(dir.clone())),
         IssuerConfig::Vault(vault) => Arc::new(VaultIssuer::new(*vault.clone())),
         IssuerConfig::Spire { socket } => {
-            Arc::new(SpireIssuer::new(socket, trust_domain, selectors(feed, &config.node)))
+            let changes = feed.changes(&config.node);
+            let issuer = Arc::new(SpireIssuer::new(socket, trust_domain, selectors(feed, &config.node)));
+            background.spawn(follow_pods(changes, issuer.clone()));
+            issuer
         }
     })
 }
@@ -58,6 +64,17 @@ fn follow(
         }
     };
     Ok(roots)
+}
+
+/// Tells SPIRE's issuer of every change of the node's pods: one may take another's place, or get other labels.
+async fn follow_pods(mut changes: Changes, issuer: Arc<SpireIssuer>) {
+    loop {
+        changes.changed().await;
+        let (_, delta) = changes.take();
+        let pods = delta.pods().flat_map(|(_, pod)| [&pod.before, &pod.after]).flatten();
+        let ids: HashSet<_> = pods.map(|pod| &pod.identity).collect();
+        issuer.pods_changed(ids);
+    }
 }
 
 /// What SPIRE's Kubernetes attestor would find out about the node's pods of an identity.

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use ambit_core::model::SpiffeId;
+use ambit_core::{model::SpiffeId, rotation::Failure};
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
 use tokio::sync::{Notify, watch};
 
@@ -133,4 +133,14 @@ pub(crate) enum IssueError {
     /// The issuer's code panicked.
     #[error("the issuer failed internally")]
     Internal,
+}
+
+impl IssueError {
+    /// What it says of the issuer: where it is not to be heard, it is listened for.
+    pub(super) fn failure(&self) -> Failure {
+        match self {
+            Self::Timeout(_) | Self::Unreachable(_) | Self::Expired { .. } => Failure::Silence,
+            _ => Failure::Answer,
+        }
+    }
 }

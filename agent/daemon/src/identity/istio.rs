@@ -118,7 +118,11 @@ impl IstioIssuer {
         }
         let mut client = self.client(roots)?;
         match tokio::time::timeout(CALL_TIMEOUT, client.create_certificate(request)).await {
-            Err(_) => Err(IssueError::Timeout(CALL_TIMEOUT)),
+            Err(_) => {
+                // Its connection may lead to a server that is gone without a word.
+                self.link.lock().unwrap_or_else(PoisonError::into_inner).take();
+                Err(IssueError::Timeout(CALL_TIMEOUT))
+            }
             Ok(Err(status)) => Err(failure(&status)),
             Ok(Ok(answer)) => {
                 let issued = read_answer(&csr.id, &answer.into_inner())?;

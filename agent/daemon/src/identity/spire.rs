@@ -1,12 +1,13 @@
 //! The issuer `spire`: SVIDs from a SPIRE agent's Delegated Identity API (spiffe/spire-api-sdk) over its admin socket.
 //!
-//! One subscription for each identity, one for the bundles; what SPIRE rotates is in use at once. The keys are SPIRE's, held
-//! in memory only. Leaves to app what is known of the pods.
+//! One subscription for each identity, one for the bundles; what SPIRE rotates is in use at once. A subscription names the
+//! identity's pods of the moment: it is made anew when they change, and the certificate at hand stays meanwhile. The keys are
+//! SPIRE's, held in memory only. Leaves to app what is known of the pods, and to say when that changes.
 
 use std::{
     collections::{HashMap, HashSet},
     error::Error as _,
-    io,
+    io, mem,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -22,16 +23,16 @@ use nix::unistd::geteuid;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::{
     net::UnixStream,
-    sync::watch,
+    sync::{Notify, watch},
     task::AbortHandle,
     time::{sleep, timeout},
 };
 use tonic::{
-    Code, Status, Streaming,
+    Code, Status,
     transport::{Channel, Endpoint},
 };
 use tower::service_fn;
-use tracing::warn;
+use tracing::{debug, warn};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 use zeroize::Zeroize;
 
@@ -40,9 +41,14 @@ use crate::error::with_causes;
 
 /// How long the SPIRE agent may take for the first answer of a subscription.
 const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Between two subscriptions after one has ended: from the first to the last, doubled each time.
+/// Between two subscriptions after one has ended: from the first to the last, doubled each time. One that is answered cuts
+/// the pauses of all others short.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const LAST_PAUSE: Duration = Duration::from_secs(15);
+const LAST_PAUSE: Duration = Duration::from_secs(4);
+/// The same for that of the bundles: by it a SPIRE agent that is back is noticed.
+const LAST_BUNDLES_PAUSE: Duration = Duration::from_secs(1);
+/// How long changes of an identity's pods are collected before a subscription names the pods anew.
+const SETTLE: Duration = Duration::from_millis(100);
 
 /// What is known of the pods of this node that have an identity: type and value, such as `k8s` and `ns:shop`.
 pub(crate) type Selectors = Arc<dyn Fn(&SpiffeId) -> Vec<(String, String)> + Send + Sync>;
@@ -57,12 +63,16 @@ struct Shared {
     channel: Channel,
     selectors: Selectors,
     trust: watch::Sender<Arc<TrustBundle>>,
+    /// Grows when a subscription gets its first answer.
+    answered: watch::Sender<u64>,
     renewed: Arc<Renewed>,
     subscriptions: Mutex<HashMap<SpiffeId, Subscription>>,
 }
 
 struct Subscription {
     latest: watch::Receiver<Latest>,
+    /// The pods of the identity have changed.
+    pods: Arc<Notify>,
     task: AbortHandle,
 }
 
@@ -71,7 +81,10 @@ struct Subscription {
 enum Latest {
     Nothing,
     Svid(Arc<Svid>),
-    Failed(String),
+    /// SPIRE gives nothing for it.
+    Refused(String),
+    /// SPIRE could not be asked.
+    Unreachable(String),
 }
 
 #[derive(PartialEq, Eq)]
@@ -94,11 +107,19 @@ impl SpireIssuer {
             channel: channel(socket),
             selectors,
             trust,
+            answered: watch::Sender::new(0),
             renewed: Arc::default(),
             subscriptions: Mutex::default(),
         });
         let bundles = tokio::spawn(follow_bundles(shared.clone(), trust_domain)).abort_handle();
         Self { shared, bundles }
+    }
+
+    /// The pods of these identities on this node have changed: SPIRE is asked with what is known of them now.
+    pub(crate) fn pods_changed<'a>(&self, ids: impl IntoIterator<Item = &'a SpiffeId>) {
+        let subscriptions = self.shared.subscriptions();
+        let changed = ids.into_iter().filter_map(|id| subscriptions.get(id));
+        changed.for_each(|subscription| subscription.pods.notify_one());
     }
 }
 
@@ -117,7 +138,8 @@ impl Issuer for SpireIssuer {
                 let svid = svid.map_err(|_| IssueError::Internal)?.clone();
                 let svid = match svid {
                     Latest::Svid(svid) => svid,
-                    Latest::Failed(text) => return Err(IssueError::Refused(text)),
+                    Latest::Refused(text) => return Err(IssueError::Refused(text)),
+                    Latest::Unreachable(text) => return Err(IssueError::Unreachable(text)),
                     Latest::Nothing => return Err(IssueError::Internal),
                 };
                 let trust = trust.wait_for(|trust| !trust.roots.is_empty()).await;
@@ -164,10 +186,19 @@ impl Shared {
         let mut subscriptions = self.subscriptions();
         let subscription = subscriptions.entry(id.clone()).or_insert_with(|| {
             let (sender, latest) = watch::channel(Latest::Nothing);
-            let task = tokio::spawn(follow_svid(self.clone(), id.clone(), sender)).abort_handle();
-            Subscription { latest, task }
+            let pods = Arc::new(Notify::new());
+            let follower = follow_svid(self.clone(), id.clone(), sender, pods.clone());
+            Subscription { latest, pods, task: tokio::spawn(follower).abort_handle() }
         });
         subscription.latest.clone()
+    }
+
+    /// Lets `pause` pass, or less where another subscription is answered meanwhile.
+    async fn rest(&self, pause: Duration) {
+        let mut answered = self.answered.subscribe();
+        sleep(FIRST_PAUSE).await;
+        // The sender lives as long as this value.
+        let _ = timeout(pause.saturating_sub(FIRST_PAUSE), answered.changed()).await;
     }
 
     fn client(&self) -> DelegatedIdentityClient<Channel> {
@@ -175,19 +206,17 @@ impl Shared {
     }
 }
 
-async fn follow_svid(shared: Arc<Shared>, id: SpiffeId, latest: watch::Sender<Latest>) {
+async fn follow_svid(shared: Arc<Shared>, id: SpiffeId, latest: watch::Sender<Latest>, pods: Arc<Notify>) {
     let mut pause = FIRST_PAUSE;
     loop {
         // Asked for anew each time: pods come and go.
-        let selectors = (shared.selectors)(&id);
-        let selectors = selectors.into_iter().map(|(r#type, value)| Selector { r#type, value }).collect();
-        let request = SubscribeToX509sviDsRequest { selectors };
-        let ended = match shared.client().subscribe_to_x509svi_ds(request).await {
-            Ok(answers) => {
-                let ended = receive_svids(&shared, &id, &latest, answers.into_inner(), &mut pause).await;
-                ended.unwrap_or_else(|| Status::unavailable("the SPIRE agent ended the subscription"))
+        let named = (shared.selectors)(&id);
+        let ended = tokio::select! {
+            ended = subscribe(&shared, &id, &latest, named.clone(), &mut pause) => ended,
+            () = others_than(&named, &shared, &id, &pods) => {
+                debug!(%id, "its pods have changed; subscribing to its SVIDs with what is known of them now");
+                continue;
             }
-            Err(status) => status,
         };
         let text = explain(&ended);
         warn!(%id, error = text, "no SVIDs from SPIRE; subscribing again");
@@ -195,49 +224,88 @@ async fn follow_svid(shared: Arc<Shared>, id: SpiffeId, latest: watch::Sender<La
         latest.send_if_modified(|latest| {
             let none = !matches!(latest, Latest::Svid(_));
             if none {
-                *latest = Latest::Failed(text.clone());
+                *latest = match ended.code() {
+                    Code::PermissionDenied => Latest::Refused(text.clone()),
+                    _ => Latest::Unreachable(text.clone()),
+                };
             }
             none
         });
-        sleep(pause).await;
+        tokio::select! {
+            () = shared.rest(pause) => {}
+            () = others_than(&named, &shared, &id, &pods) => {}
+        }
         pause = (pause * 2).min(LAST_PAUSE);
     }
 }
 
-async fn receive_svids(
+/// Waits until other things are known of the pods of `id` than `named`. What changes in quick succession counts as one change.
+async fn others_than(named: &[(String, String)], shared: &Shared, id: &SpiffeId, pods: &Notify) {
+    loop {
+        pods.notified().await;
+        sleep(SETTLE).await;
+        if (shared.selectors)(id) != named {
+            return;
+        }
+    }
+}
+
+/// One subscription, to its end.
+async fn subscribe(
     shared: &Shared,
     id: &SpiffeId,
     latest: &watch::Sender<Latest>,
-    mut answers: Streaming<SubscribeToX509sviDsResponse>,
+    named: Vec<(String, String)>,
     pause: &mut Duration,
-) -> Option<Status> {
+) -> Status {
+    let selectors = named.into_iter().map(|(r#type, value)| Selector { r#type, value }).collect();
+    let request = SubscribeToX509sviDsRequest { selectors };
+    let mut answers = match shared.client().subscribe_to_x509svi_ds(request).await {
+        Ok(answers) => answers.into_inner(),
+        Err(status) => return status,
+    };
+    let mut first = true;
     loop {
-        let answer = match answers.message().await {
-            Ok(answer) => answer?,
-            Err(status) => return Some(status),
-        };
-        *pause = FIRST_PAUSE;
-        let wanted = format!("/ns/{}/sa/{}", id.namespace(), id.service_account());
-        let found = answer.x509_svids.into_iter().find_map(|with_key| {
-            let svid = with_key.x509_svid?;
-            let name = svid.id.as_ref()?;
-            let own = name.trust_domain == id.trust_domain().as_str() && name.path == wanted;
-            own.then(|| Svid {
-                chain: svid.cert_chain.into_iter().map(CertificateDer::from).collect(),
-                key: with_key.x509_svid_key,
-            })
-        });
-        let (now, renewed) = match found {
-            Some(svid) => {
-                let known = matches!(&*latest.borrow(), Latest::Svid(known) if **known == svid);
-                (Latest::Svid(Arc::new(svid)), !known)
-            }
-            None => (Latest::Failed(format!("SPIRE has no entry that gives {id} to its pods")), true),
-        };
-        latest.send_replace(now);
-        if renewed {
-            shared.renewed.tell(id.clone());
+        match answers.message().await {
+            Ok(Some(answer)) => take_svids(shared, id, latest, answer),
+            Ok(None) => return Status::unavailable("the SPIRE agent ended the subscription"),
+            Err(status) => return status,
         }
+        *pause = FIRST_PAUSE;
+        if mem::take(&mut first) {
+            shared.answered.send_modify(|count| *count += 1);
+        }
+    }
+}
+
+fn take_svids(
+    shared: &Shared,
+    id: &SpiffeId,
+    latest: &watch::Sender<Latest>,
+    answer: SubscribeToX509sviDsResponse,
+) {
+    let wanted = format!("/ns/{}/sa/{}", id.namespace(), id.service_account());
+    let own = answer.x509_svids.into_iter().filter_map(|with_key| {
+        let svid = with_key.x509_svid?;
+        let name = svid.id.as_ref()?;
+        let own = name.trust_domain == id.trust_domain().as_str() && name.path == wanted;
+        own.then_some((svid, with_key.x509_svid_key))
+    });
+    // Where pods have entries of their own there is one for each: that of a pod that has gone ends first.
+    let found = own.max_by_key(|(svid, _)| svid.expires_at).map(|(svid, key)| Svid {
+        chain: svid.cert_chain.into_iter().map(CertificateDer::from).collect(),
+        key,
+    });
+    let (now, renewed) = match found {
+        Some(svid) => {
+            let known = matches!(&*latest.borrow(), Latest::Svid(known) if **known == svid);
+            (Latest::Svid(Arc::new(svid)), !known)
+        }
+        None => (Latest::Refused(format!("SPIRE has no entry that gives {id} to its pods")), true),
+    };
+    latest.send_replace(now);
+    if renewed {
+        shared.renewed.tell(id.clone());
     }
 }
 
@@ -247,11 +315,15 @@ async fn follow_bundles(shared: Arc<Shared>, trust_domain: TrustDomain) {
         let ended = match shared.client().subscribe_to_x509_bundles(SubscribeToX509BundlesRequest {}).await {
             Ok(answers) => {
                 let mut answers = answers.into_inner();
+                let mut first = true;
                 loop {
                     match answers.message().await {
                         Ok(Some(answer)) => {
                             pause = FIRST_PAUSE;
                             take_bundle(&shared, &trust_domain, &answer);
+                            if mem::take(&mut first) {
+                                shared.answered.send_modify(|count| *count += 1);
+                            }
                         }
                         Ok(None) => break Status::unavailable("the SPIRE agent ended the subscription"),
                         Err(status) => break status,
@@ -261,8 +333,8 @@ async fn follow_bundles(shared: Arc<Shared>, trust_domain: TrustDomain) {
             Err(status) => status,
         };
         warn!(error = explain(&ended), "no trust bundles from SPIRE; subscribing again");
-        sleep(pause).await;
-        pause = (pause * 2).min(LAST_PAUSE);
+        shared.rest(pause).await;
+        pause = (pause * 2).min(LAST_BUNDLES_PAUSE);
     }
 }
 

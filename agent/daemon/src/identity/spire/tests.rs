@@ -23,6 +23,8 @@ struct FaithfulSpire {
     svids: watch::Receiver<SubscribeToX509sviDsResponse>,
     bundles: watch::Receiver<SubscribeToX509BundlesResponse>,
     asked: Arc<Mutex<Vec<Selector>>>,
+    /// Where set: only who names this pod's UID has an entry.
+    only: Option<&'static str>,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -49,7 +51,13 @@ impl DelegatedIdentity for FaithfulSpire {
         &self,
         request: Request<SubscribeToX509sviDsRequest>,
     ) -> Result<Response<Self::SubscribeToX509SVIDsStream>, Status> {
-        *self.asked.lock().unwrap() = request.into_inner().selectors;
+        let selectors = request.into_inner().selectors;
+        let entry = self.only.is_none_or(|uid| selectors.iter().any(|one| one.value == uid));
+        *self.asked.lock().unwrap() = selectors;
+        if !entry {
+            let nothing = SubscribeToX509sviDsResponse { x509_svids: vec![], federates_with: vec![] };
+            return Ok(Response::new(stream(watch::Sender::new(nothing).subscribe())));
+        }
         Ok(Response::new(stream(self.svids.clone())))
     }
 
@@ -83,6 +91,14 @@ fn set(ca: &TestCa) -> SubscribeToX509sviDsResponse {
     }
 }
 
+fn serve(socket: &Path, server: FaithfulSpire) {
+    let incoming = UnixListenerStream::new(UnixListener::bind(socket).unwrap());
+    let service = DelegatedIdentityServer::new(server);
+    tokio::spawn(async move {
+        tonic::transport::Server::builder().serve_with_incoming(service, incoming).await.unwrap();
+    });
+}
+
 fn bundle(cas: &[&TestCa]) -> SubscribeToX509BundlesResponse {
     let der: Vec<u8> = cas.iter().flat_map(|ca| ca.certificate.to_vec()).collect();
     SubscribeToX509BundlesResponse {
@@ -97,8 +113,12 @@ async fn svids_and_bundles_arrive_and_what_spire_rotates_is_in_use_at_once() {
     let (old, new) = (TestCa::new("old"), TestCa::new("new"));
     let (svids, bundles) = (watch::Sender::new(set(&old)), watch::Sender::new(bundle(&[&old])));
     let asked = Arc::new(Mutex::new(Vec::new()));
-    let server =
-        FaithfulSpire { svids: svids.subscribe(), bundles: bundles.subscribe(), asked: asked.clone() };
+    let server = FaithfulSpire {
+        svids: svids.subscribe(),
+        bundles: bundles.subscribe(),
+        asked: asked.clone(),
+        only: None,
+    };
 
     let selectors: Selectors = Arc::new(|id| vec![("k8s".into(), format!("sa:{}", id.service_account()))]);
     let issuer = SpireIssuer::new(&socket, "td1".parse().unwrap(), selectors);
@@ -107,11 +127,7 @@ async fn svids_and_bundles_arrive_and_what_spire_rotates_is_in_use_at_once() {
     // The agent of SPIRE comes later than ours.
     sleep(Duration::from_millis(300)).await;
     assert!(store.current(&id(WEB)).is_none());
-    let incoming = UnixListenerStream::new(UnixListener::bind(&socket).unwrap());
-    let service = DelegatedIdentityServer::new(server);
-    tokio::spawn(
-        async move { tonic::transport::Server::builder().serve_with_incoming(service, incoming).await },
-    );
+    serve(&socket, server);
     let first = loop {
         if let Ok(svid) = store.svid(&id(WEB)).await {
             break svid;
@@ -136,6 +152,62 @@ async fn svids_and_bundles_arrive_and_what_spire_rotates_is_in_use_at_once() {
     bundles.send_replace(broken);
     sleep(Duration::from_millis(50)).await;
     assert_eq!(store.current(&id(WEB)).unwrap().trust.roots.len(), 2);
+}
+
+#[tokio::test]
+async fn pods_that_change_are_named_anew_and_the_certificate_stays_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("admin.sock");
+    let ca = TestCa::new("ca");
+    let (svids, bundles) = (watch::Sender::new(set(&ca)), watch::Sender::new(bundle(&[&ca])));
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let server = FaithfulSpire {
+        svids: svids.subscribe(),
+        bundles: bundles.subscribe(),
+        asked: asked.clone(),
+        only: Some("pod-uid:1"),
+    };
+    serve(&socket, server);
+    let uid = Arc::new(Mutex::new("pod-uid:1"));
+    let selectors: Selectors = {
+        let uid = uid.clone();
+        Arc::new(move |_| vec![("k8s".into(), (*uid.lock().unwrap()).to_owned())])
+    };
+    let issuer = Arc::new(SpireIssuer::new(&socket, "td1".parse().unwrap(), selectors));
+    let store = KeyStore::new(issuer.clone(), Arc::new(SystemClock), Duration::from_secs(3600));
+    store.retain([id(WEB)]);
+    let before = store.svid(&id(WEB)).await.unwrap();
+    // Nothing that SPIRE would look at: it is not asked.
+    asked.lock().unwrap().clear();
+    issuer.pods_changed([&id(WEB)]);
+    sleep(SETTLE * 3).await;
+    assert!(asked.lock().unwrap().is_empty());
+
+    // Another pod takes its place before SPIRE has an entry for it.
+    *uid.lock().unwrap() = "pod-uid:2";
+    issuer.pods_changed([&id(WEB)]);
+    let limit = Duration::from_secs(5);
+    timeout(limit, async {
+        while asked.lock().unwrap().first().is_none_or(|one| one.value != "pod-uid:2") {
+            sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .expect("the new pod is not named");
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(store.current(&id(WEB)).unwrap().serial, before.serial, "the certificate at hand stays");
+
+    // And then one that has an entry.
+    svids.send_replace(set(&ca));
+    *uid.lock().unwrap() = "pod-uid:1";
+    issuer.pods_changed([&id(WEB)]);
+    timeout(limit, async {
+        while store.current(&id(WEB)).unwrap().serial == before.serial {
+            sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("the new pod's certificate is not taken");
 }
 
 #[test]

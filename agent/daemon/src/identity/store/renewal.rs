@@ -49,7 +49,7 @@ pub(super) async fn drive(shared: Arc<Shared>) {
         tokio::select! {
             () = shared.wake.notified() => {}
             bundle = next_bundle(&mut trust) => shared.publish_trust(&bundle),
-            ids = next_renewed(renewed.as_deref()) => shared.expedite(&ids),
+            ids = next_renewed(renewed.as_deref()) => shared.fetch(&ids),
             Some(ended) = attempts.join_next_with_id() => {
                 let (task, outcome) = match ended {
                     Ok((task, outcome)) => (task, outcome),
@@ -79,7 +79,7 @@ impl Shared {
         let mut schedule = self.schedule();
         let next = match &outcome {
             Ok(svid) => schedule.issued(id, now, svid.not_after, rand::random()),
-            Err(_) => schedule.failed(id, now, rand::random()),
+            Err(error) => schedule.failed(id, now, error.failure(), rand::random()),
         };
         let (Some(next), Some(slot)) = (next, self.slot(id)) else {
             return;
@@ -138,12 +138,16 @@ impl Shared {
         renewed
     }
 
-    /// Gives all identities the bundle `trust` at once. Those whose own certificate it does not cover are renewed next.
+    /// Gives all identities the bundle `trust` at once. Those whose own certificate it does not cover are renewed next, and
+    /// those without a good one: it may be what they lacked.
     fn publish_trust(&self, trust: &Arc<TrustBundle>) {
         let now = self.clock.now();
         let mut schedule = self.schedule();
         let mut renewals = 0_usize;
         for (id, slot) in self.slots.load().iter() {
+            if self.usable(slot).is_none() {
+                schedule.news(id, now);
+            }
             let Some(old) = slot.svid.load_full().filter(|svid| svid.trust != *trust) else { continue };
             if !old.is_trusted_by(trust, now) {
                 schedule.expedite(id, now);
@@ -156,11 +160,11 @@ impl Shared {
         self.trust.send_modify(|generation| *generation += 1);
     }
 
-    /// Asks for certificates that the issuer says to have anew.
-    fn expedite(&self, ids: &HashSet<SpiffeId>) {
+    /// Asks for certificates that the issuer says to have anew, also while a back-off runs.
+    fn fetch(&self, ids: &HashSet<SpiffeId>) {
         let now = self.clock.now();
         let mut schedule = self.schedule();
-        ids.iter().for_each(|id| schedule.expedite(id, now));
+        ids.iter().for_each(|id| schedule.news(id, now));
     }
 }
 

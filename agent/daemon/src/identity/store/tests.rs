@@ -1,3 +1,5 @@
+mod recovery;
+
 use std::{
     path::PathBuf,
     sync::atomic::{AtomicUsize, Ordering},
@@ -9,7 +11,7 @@ use tokio::time::{advance, sleep};
 
 use super::*;
 use crate::identity::{
-    BuiltinCa, Csr, IssueFuture, Issued,
+    BuiltinCa, Csr, IssueFuture, Issued, Renewed,
     key::PrivateKey,
     svid::PendingKey,
     testing::{TestCa, TokioClock, id},
@@ -25,6 +27,8 @@ enum Script {
     Sign,
     SignAfter(Duration),
     Fail,
+    /// Cannot be asked.
+    Away,
     Hang,
     Panic,
     /// Hands this out, whatever was asked.
@@ -41,16 +45,22 @@ struct Scripted {
     calls: Mutex<Vec<(Instant, SpiffeId)>>,
     running: AtomicUsize,
     peak: AtomicUsize,
+    renewed: Arc<Renewed>,
+    trust: Option<watch::Sender<Arc<TrustBundle>>>,
     _dir: TempDir,
 }
 
 impl Scripted {
     fn new() -> Arc<Self> {
+        Arc::new(Self::unshared())
+    }
+
+    fn unshared() -> Self {
         let dir = TempDir::new().unwrap();
         let clock = TokioClock::new();
         let path: PathBuf = dir.path().join("ca");
         let ca = BuiltinCa::open(&path, "td1".parse().unwrap(), clock.clone()).unwrap();
-        Arc::new(Self {
+        Self {
             ca,
             foreign: TestCa::new("foreign"),
             clock,
@@ -58,8 +68,10 @@ impl Scripted {
             calls: Mutex::default(),
             running: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
+            renewed: Arc::default(),
+            trust: None,
             _dir: dir,
-        })
+        }
     }
 
     fn store(self: &Arc<Self>, ttl: Duration) -> KeyStore {
@@ -104,12 +116,21 @@ impl Issuer for Scripted {
                     sleep(wait).await;
                     Ok(self.sign(&csr))
                 }
+                Script::Away => Err(IssueError::Unreachable("nobody there".into())),
                 Script::Fail => Err(IssueError::Refused("the line is cut".into())),
                 Script::Hang => std::future::pending().await,
                 Script::Panic => panic!("a bug in the issuer"),
                 Script::Answer(answer) => Ok(answer(self, &csr)),
             }
         })
+    }
+
+    fn renewed(&self) -> Option<Arc<Renewed>> {
+        Some(self.renewed.clone())
+    }
+
+    fn trust(&self) -> Option<watch::Receiver<Arc<TrustBundle>>> {
+        self.trust.as_ref().map(watch::Sender::subscribe)
     }
 }
 
