@@ -28,7 +28,7 @@ pub(super) const TESTS: &[Test] = &[
     },
     Test {
         name: "peers::spire_follows_pods_that_are_replaced",
-        about: "entries by k8s:pod-uid, SVIDs of 20 s, both pods replaced under their accounts: no call fails for 45 s",
+        about: "by k8s:pod-uid and pod-label; pods of SVIDs of 20 s replaced under their accounts: no call fails for 45 s",
         work: replaced,
     },
     Test {
@@ -158,6 +158,10 @@ fn replaced(stage: &Stage<'_>, world: &mut World) -> Result<()> {
         spire.delete(entry)?;
     }
     eventually(HEARD, || world.must_reach("a", "b"))?;
+    // A pod whose entry asks for a label gets the label.
+    spire.entry_by(world, "e", &["k8s:pod-label:tier:gold".into()], SHORT)?;
+    world.manifests.pod(&world.topology, world.pod("e"), &[("tier", "gold")])?;
+    eventually(HEARD, || world.must_reach("e", "b")).context("another label")?;
     let mut load = Dialled::start(world, "a", "b", 45)?;
     let (good, rounds) = (load.none_failed()?, load.lasted()?);
     world.notes.push(format!("{good} short connections, none failed; {rounds} round trips on the long one"));

@@ -138,16 +138,12 @@ impl Shared {
         renewed
     }
 
-    /// Gives all identities the bundle `trust` at once. Those whose own certificate it does not cover are renewed next, and
-    /// those without a good one: it may be what they lacked.
+    /// Gives all identities the bundle `trust` at once. Those whose own certificate it does not cover are renewed next.
     fn publish_trust(&self, trust: &Arc<TrustBundle>) {
         let now = self.clock.now();
         let mut schedule = self.schedule();
         let mut renewals = 0_usize;
         for (id, slot) in self.slots.load().iter() {
-            if self.usable(slot).is_none() {
-                schedule.news(id, now);
-            }
             let Some(old) = slot.svid.load_full().filter(|svid| svid.trust != *trust) else { continue };
             if !old.is_trusted_by(trust, now) {
                 schedule.expedite(id, now);

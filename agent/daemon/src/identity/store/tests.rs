@@ -46,21 +46,16 @@ struct Scripted {
     running: AtomicUsize,
     peak: AtomicUsize,
     renewed: Arc<Renewed>,
-    trust: Option<watch::Sender<Arc<TrustBundle>>>,
     _dir: TempDir,
 }
 
 impl Scripted {
     fn new() -> Arc<Self> {
-        Arc::new(Self::unshared())
-    }
-
-    fn unshared() -> Self {
         let dir = TempDir::new().unwrap();
         let clock = TokioClock::new();
         let path: PathBuf = dir.path().join("ca");
         let ca = BuiltinCa::open(&path, "td1".parse().unwrap(), clock.clone()).unwrap();
-        Self {
+        Arc::new(Self {
             ca,
             foreign: TestCa::new("foreign"),
             clock,
@@ -69,9 +64,8 @@ impl Scripted {
             running: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
             renewed: Arc::default(),
-            trust: None,
             _dir: dir,
-        }
+        })
     }
 
     fn store(self: &Arc<Self>, ttl: Duration) -> KeyStore {
@@ -127,10 +121,6 @@ impl Issuer for Scripted {
 
     fn renewed(&self) -> Option<Arc<Renewed>> {
         Some(self.renewed.clone())
-    }
-
-    fn trust(&self) -> Option<watch::Receiver<Arc<TrustBundle>>> {
-        self.trust.as_ref().map(watch::Sender::subscribe)
     }
 }
 

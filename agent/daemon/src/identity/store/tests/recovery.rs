@@ -71,18 +71,3 @@ async fn what_comes_while_an_attempt_is_under_way_is_fetched_after_it() {
     sleep(SECOND * 10).await;
     assert_eq!(issuer.calls(), 2, "once");
 }
-
-#[tokio::test(start_paused = true)]
-async fn roots_that_come_late_end_the_backoff_of_all_that_lacked_them() {
-    let trust = watch::Sender::new(Arc::new(TrustBundle { roots: Vec::new() }));
-    let issuer = Arc::new(Scripted { trust: Some(trust), ..Scripted::unshared() });
-    issuer.follow(Script::Fail);
-    let store = issuer.store(HOUR);
-    store.retain([web()]);
-    sleep(HOUR).await;
-    issuer.follow(Script::Sign);
-    let roots = issuer.sign(&request_of("web")).roots;
-    issuer.trust.as_ref().unwrap().send_replace(Arc::new(TrustBundle { roots }));
-    sleep(Duration::from_millis(10)).await;
-    assert!(store.current(&web()).is_some());
-}
