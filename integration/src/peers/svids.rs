@@ -44,8 +44,9 @@ const LONG: u32 = 3_600;
 const SHORT: u32 = 20;
 /// Until a change at the server is known to SPIRE's agents, which ask every second, and to ours.
 const HEARD: Duration = Duration::from_secs(20);
-/// How long tunnels of the certificate before may still be taken for new connections.
-const TUNNELS_RENEWED: Duration = Duration::from_secs(5);
+/// The life of certificates, in seconds, where tunnels have to follow them: new connections take a tunnel for a fifth of it.
+const ROTATED: u32 = 30;
+const TUNNELS_RENEWED: Duration = Duration::from_secs(8);
 /// From the return of a SPIRE agent to the first connections.
 const BACK: Duration = Duration::from_secs(5);
 /// How long a connection waits for a certificate that may still come, and a little more.
@@ -103,7 +104,7 @@ fn renewed(stage: &Stage<'_>, world: &mut World) -> Result<()> {
 }
 
 fn rotated(stage: &Stage<'_>, world: &mut World) -> Result<()> {
-    let spire = started(stage, world, LONG)?;
+    let spire = started(stage, world, ROTATED)?;
     let (old, before) = (spire.active()?, serials(world, 3)?);
     let mut load = Dialled::start(world, "a", "b", 120)?;
     let new = spire.prepare()?;
