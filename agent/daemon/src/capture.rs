@@ -7,6 +7,7 @@ mod check;
 mod destinations;
 mod filesystem;
 mod kubelet;
+mod liveness;
 mod maps;
 mod netns;
 mod pinned;
@@ -31,10 +32,11 @@ use ambit_ebpf_common::{Counters, ProbeKey, addr};
 pub(crate) use self::{
     cgroup::{CgroupUid, Cgroups, Found},
     check::{Finding, Verdict, check_host},
+    liveness::{answered_probe, failure, path, probe_when_idle, tune_tunnel},
     netns::Netns,
     pinned::Pinned,
     pod::{Accepted, Dial, PodNet},
-    socket::{bound_buffers, end_cleanly, wake_at},
+    socket::{bound_buffers, end_cleanly, reset_on_drop, wake_at},
 };
 use self::{destinations::Destinations, kubelet::Kubelet, programs::Programs};
 

@@ -259,10 +259,11 @@ impl<D: Dial> Serving<D> {
     }
 }
 
-/// Why a connection that was open did not end cleanly, and what the peer is still to be told.
+/// How a connection that was open has ended before both directions did, and what the peer is still to be told.
 #[derive(Debug)]
 struct Cut {
-    refusal: Refusal,
+    /// What is wrong with it; nothing, if one end has just left.
+    refusal: Option<Refusal>,
     /// The peer's agent said so.
     by_peer: bool,
     /// The peer has not ended the stream itself: it is told why.
@@ -272,7 +273,7 @@ struct Cut {
 impl Cut {
     /// By a decision of this agent.
     fn here(refusal: Refusal) -> Self {
-        Self { by_peer: false, tell: true, refusal }
+        Self { refusal: Some(refusal), by_peer: false, tell: true }
     }
 
     /// By one of the two ends.
@@ -280,12 +281,14 @@ impl Cut {
         match error {
             LegError::App(_) => Self::here(Refusal::new(Reason::Reset, error.to_string())),
             LegError::Refused(refusal) | LegError::Reset(refusal) => {
-                Self { refusal, by_peer: true, tell: false }
+                Self { refusal: Some(refusal), by_peer: true, tell: false }
             }
             LegError::Plain(_) => {
-                Self { refusal: Refusal::new(Reason::Reset, error.to_string()), by_peer: false, tell: false }
+                let refusal = Refusal::new(Reason::Reset, error.to_string());
+                Self { refusal: Some(refusal), by_peer: false, tell: false }
             }
-            LegError::Tunnel(error) => Self { refusal: error.into(), by_peer: false, tell: false },
+            LegError::Tunnel(error) => Self { refusal: Some(error.into()), by_peer: false, tell: false },
+            LegError::AppLeft | LegError::PeerLeft => Self { refusal: None, by_peer: false, tell: false },
         }
     }
 
@@ -298,7 +301,7 @@ impl Cut {
     }
 
     fn ending(self) -> Ending {
-        let Self { refusal, by_peer, .. } = self;
+        let Self { refusal: Some(refusal), by_peer, .. } = self else { return Ending::Closed };
         match refusal.reason {
             Reason::Reset => Ending::Reset,
             Reason::PolicyDenied | Reason::MtlsRequired => Ending::Refused { refusal, by_peer },
@@ -309,7 +312,7 @@ impl Cut {
 
     /// Reports the end; answers what the peer is to be told.
     fn report(self, connection: Connection) -> Option<Refusal> {
-        let tell = self.tell.then(|| self.refusal.clone());
+        let tell = self.refusal.clone().filter(|_| self.tell);
         connection.finish(&self.ending());
         tell
     }

@@ -190,6 +190,11 @@ impl Telemetry {
         self.0.metrics.tunnel_reuse.inc();
     }
 
+    /// Counts a tunnel that rested and led nowhere when it was wanted again.
+    pub(crate) fn tunnel_given_up(&self) {
+        self.0.metrics.tunnels_given_up.inc();
+    }
+
     /// Counts a live connection that was judged again because its pod's policy changed.
     pub(crate) fn policy_wake(&self) {
         self.0.metrics.policy_wakes.inc();

@@ -16,7 +16,7 @@ use tokio::{
     sync::{Semaphore, watch},
 };
 
-use super::{CaptureError, PodSpec, maps::Maps, netns::Netns, routing, socket};
+use super::{CaptureError, PodSpec, liveness, maps::Maps, netns::Netns, routing, socket};
 
 /// How many dials to the applications of one pod may wait to be taken at a time. Each has a place in a map that all pods of
 /// the node share.
@@ -159,6 +159,18 @@ impl PodNet {
         }
     }
 
+    async fn dial_out(&self, source: IpAddr, dst: SocketAddr) -> io::Result<TcpStream> {
+        let socket = self.netns.run(|| {
+            let socket = socket::tcp(dst.is_ipv6())?;
+            socket.set_tcp_nodelay(true)?;
+            socket.set_out_of_band_inline(true)?;
+            socket.bind(&SocketAddr::new(source, 0).into())?;
+            Ok(socket)
+        })?;
+        self.mark(&socket, SOCKET_TUNNEL)?;
+        TcpSocket::from_std_stream(socket.into()).connect(dst).await
+    }
+
     async fn try_deliver(&self, client: ClientAddr, app: PodAddr, attempt: u32) -> io::Result<TcpStream> {
         let socket = self.netns.run(|| socket::transparent(client.0.ip(), attempt))?;
         self.mark(&socket, SOCKET_DELIVERY)?;
@@ -228,18 +240,13 @@ impl Dial for PodNet {
     }
 
     async fn dial_tunnel(&self, source: IpAddr, dst: PodAddr) -> io::Result<TcpStream> {
-        let socket = self.netns.run(|| {
-            let socket = socket::tcp(dst.0.is_ipv6())?;
-            socket::tune_tunnel(&socket)?;
-            socket.bind(&SocketAddr::new(source, 0).into())?;
-            Ok(socket)
-        })?;
-        self.mark(&socket, SOCKET_TUNNEL)?;
-        TcpSocket::from_std_stream(socket.into()).connect(dst.0).await
+        let stream = self.dial_out(source, dst.0).await?;
+        liveness::tune_tunnel(&stream)?;
+        Ok(stream)
     }
 
     async fn dial_plain(&self, source: IpAddr, dst: SocketAddr) -> io::Result<TcpStream> {
-        let stream = self.dial_tunnel(source, PodAddr(dst)).await?;
+        let stream = self.dial_out(source, dst).await?;
         socket::reset_on_drop(&stream);
         Ok(stream)
     }

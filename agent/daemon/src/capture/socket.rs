@@ -36,10 +36,12 @@ pub(super) fn listen(ip: IpAddr) -> io::Result<Socket> {
     if ip.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    // Accepted connections inherit both options. They sit on the application's port, which must not keep an application
+    // Accepted connections inherit these options. They sit on the application's port, which must not keep an application
     // from listening there.
     socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(true)?;
+    // Urgent data is passed on in its place.
+    socket.set_out_of_band_inline(true)?;
     socket.bind(&SocketAddr::new(ip, 0).into())?;
     socket.listen(4096)?;
     Ok(socket)
@@ -56,6 +58,7 @@ pub(super) fn transparent(client: IpAddr, attempt: u32) -> io::Result<Socket> {
     set(&socket, level, name, 1)?;
     socket.set_mark(DELIVERY_MARK)?;
     socket.set_tcp_nodelay(true)?;
+    socket.set_out_of_band_inline(true)?;
     // A port may serve several dials to different destinations, and is no obstacle to a server that wants to listen on it.
     socket.set_reuse_address(true)?;
     socket.bind(&SocketAddr::new(client, delivery_port(attempt)).into())?;
@@ -80,19 +83,9 @@ pub(super) async fn connect_nearby(socket: Socket, addr: SocketAddr) -> io::Resu
     Ok(stream)
 }
 
-/// Keep-alive of connections between agents: a peer that is gone is noticed after half an hour at most, asked every three
-/// minutes; and small frames are not held back.
-pub(super) fn tune_tunnel(socket: &Socket) -> io::Result<()> {
-    socket.set_tcp_nodelay(true)?;
-    let minutes = std::time::Duration::from_secs(180);
-    socket.set_tcp_keepalive(
-        &socket2::TcpKeepalive::new().with_time(minutes).with_interval(minutes).with_retries(9),
-    )
-}
-
 /// Has `stream` closed with a RST, whoever closes it: a stream that was cut, be it by the agent's death, must not look
 /// like one that has ended.
-pub(super) fn reset_on_drop(stream: &impl AsFd) {
+pub(crate) fn reset_on_drop(stream: &impl AsFd) {
     // It fails only for what is no socket.
     let _: io::Result<()> = SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
 }

@@ -1,7 +1,7 @@
 //! From a client to an application in a pod: tunnel or plaintext, verdict, and the way to the application in the
 //! client's name.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use ambit_core::{
     model::{ClientAddr, PodAddr, Workload},
@@ -19,7 +19,7 @@ use super::{
     unconnected, within,
 };
 use crate::{
-    capture::{Dial, bound_buffers, end_cleanly},
+    capture::{Dial, bound_buffers, end_cleanly, tune_tunnel},
     telemetry::{Connection, Direction, Ending},
     tunnel::{First, Incoming, Order, Plain, Session, first_bytes, tls::PeerIdentity},
 };
@@ -220,6 +220,8 @@ impl<D: Dial> Call<'_, D> {
     async fn handshake(&self, client: TcpStream) -> Result<Session, Refusal> {
         // Frames and alerts say how a tunnel ends; a RST could overtake them.
         end_cleanly(&client);
+        // It fails only for what is no socket.
+        let _: io::Result<()> = tune_tunnel(&client);
         let Shared { wallet, telemetry, .. } = self.shared;
         let credentials = wallet.credentials(&self.workload.identity).await?;
         // Whoever calls from a known pod's address must be that pod.

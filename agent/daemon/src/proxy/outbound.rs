@@ -22,11 +22,15 @@ use crate::{
     capture::{Dial, bound_buffers},
     discovery::World,
     telemetry::{Connection, Direction, Ending},
-    tunnel::{Incoming, Order, Plain, PoolKey, Session},
+    tunnel::{Incoming, LegError, Opened, Order, PeerFacts, Plain, PoolKey, Session, Stream},
 };
 
 /// How long a connect to another pod may take.
 const CONNECT: Duration = Duration::from_secs(10);
+
+/// How long a tunnel that rests is believed to lead to its peer. After that the application's bytes wait for the peer's answer,
+/// so that they can still go another way.
+const PROVEN: Duration = Duration::from_secs(1);
 
 /// What was found out about one connection before anything is dialled.
 #[derive(Debug)]
@@ -114,6 +118,15 @@ fn is_itself(client: &Workload, destination: &Workload) -> bool {
     client.name == destination.name && client.uid == destination.uid
 }
 
+/// A stream that has begun.
+struct Begun {
+    key: PoolKey,
+    /// What the peer said of it, if that is known already and is a no.
+    stream: Result<Stream, LegError>,
+    peer: PeerFacts,
+    reused: bool,
+}
+
 struct Call<'a, D> {
     shared: &'a Shared,
     pod: &'a Pod<D>,
@@ -130,20 +143,17 @@ impl<D: Dial> Call<'_, D> {
         mut place: Place,
     ) {
         // On the heap while it lasts: a connection lives long, and dialling and the handshake are big.
-        let begun = Box::pin(self.session(client, endpoint, place.buffers()));
-        let (key, session, reused) = match place.begin(begun).await {
-            Ok(found) => found,
+        let begun = Box::pin(self.begin(client, endpoint, order, place.buffers()));
+        let Begun { key, stream, peer, reused } = match place.begin(begun).await {
+            Ok(begun) => begun,
             Err(refusal) => return self.refuse(&refusal),
         };
-        let meta = describe::outbound(self.routed, Some((session.facts(), reused)));
-        let connection = self.shared.telemetry.open(meta);
-        let peer = session.facts().peer.clone();
-        let stream = session.open(Incoming {
-            original_dst: self.routed.original_dst.0,
-            service: endpoint.service.as_ref().map(|service| service.host.to_string()),
-            trace: None,
-            order,
-        });
+        let connection = self.shared.telemetry.open(describe::outbound(self.routed, Some((&peer, reused))));
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => return drop(Cut::by_leg(error).report(connection)),
+        };
+        let peer = peer.peer;
         let mut relay = Relay::new(app, stream);
         let meter = Outbound(&connection);
         let ended = select! {
@@ -169,29 +179,65 @@ impl<D: Dial> Call<'_, D> {
         }
     }
 
-    /// A session that has waited in the pool, or a new one.
-    async fn session(
+    /// A stream on a session that has waited in the pool, or on a new one.
+    async fn begin(
         &self,
         client: &Workload,
         endpoint: &Endpoint,
+        order: Order,
         buffers: Option<usize>,
-    ) -> Result<(PoolKey, Session, bool), Refusal> {
-        let expected = &endpoint.workload.identity;
+    ) -> Result<Begun, Refusal> {
         let key = PoolKey {
             pod: client.uid.clone(),
             source: self.routed.source.ip(),
             destination: endpoint.addr,
             peer: endpoint.workload.uid.clone(),
             own: client.identity.clone(),
-            expected: expected.clone(),
+            expected: endpoint.workload.identity.clone(),
+        };
+        let incoming = |waits| Incoming {
+            original_dst: self.routed.original_dst.0,
+            service: endpoint.service.as_ref().map(|service| service.host.to_string()),
+            trace: None,
+            order,
+            waits,
         };
         let Shared { wallet, telemetry, pool, .. } = self.shared;
-        while let Some(session) = pool.take(&key) {
-            if wallet.recheck(&client.identity, &session.facts().peer).is_ok() {
-                telemetry.tunnel_reused();
-                return Ok((key, session, true));
+        while let Some((session, rested)) = pool.take(&key) {
+            if wallet.recheck(&client.identity, &session.facts().peer).is_err() {
+                continue;
             }
+            let peer = session.facts().clone();
+            let stream = if rested < PROVEN {
+                Ok(session.open(incoming(false)))
+            } else {
+                match session.open(incoming(true)).established().await {
+                    Ok(Opened::Taken(stream)) => Ok(stream),
+                    Ok(Opened::Unanswered) => {
+                        telemetry.tunnel_given_up();
+                        pool.forget(&key);
+                        break;
+                    }
+                    Err(error) => Err(error),
+                }
+            };
+            telemetry.tunnel_reused();
+            return Ok(Begun { key, stream, peer, reused: true });
         }
+        let session = self.session(client, endpoint, buffers).await?;
+        let peer = session.facts().clone();
+        Ok(Begun { key, stream: Ok(session.open(incoming(false))), peer, reused: false })
+    }
+
+    /// A new session.
+    async fn session(
+        &self,
+        client: &Workload,
+        endpoint: &Endpoint,
+        buffers: Option<usize>,
+    ) -> Result<Session, Refusal> {
+        let expected = &endpoint.workload.identity;
+        let Shared { wallet, telemetry, .. } = self.shared;
         let credentials = wallet.credentials(&client.identity).await?;
         let destination = endpoint.addr;
         let tcp = within(CONNECT, self.pod.pod.dial_tunnel(self.routed.source.ip(), destination))
@@ -208,7 +254,7 @@ impl<D: Dial> Call<'_, D> {
         .inspect_err(|error| telemetry.tls_failure(Direction::Outbound, error.reason()))?;
         wallet.recheck(&client.identity, &session.facts().peer).map_err(distrusted)?;
         telemetry.handshake(Direction::Outbound, session.facts().resumed);
-        Ok((key, session, false))
+        Ok(session)
     }
 
     /// A pod that calls its own service does not pass its own inbound side: its policy applies here, with itself as the
@@ -236,6 +282,7 @@ impl<D: Dial> Call<'_, D> {
         let mut relay = Relay::new(app, Plain::new(server, self.pod.share.clone()));
         match self.shared.relay(self.pod.pod.uid(), &mut relay, &Outbound(&connection)).await {
             Ok(()) => connection.finish(&Ending::Closed),
+            Err(Broken::Leg(LegError::AppLeft)) => connection.finish(&Ending::Closed),
             Err(Broken::Leg(_)) => connection.finish(&Ending::Reset),
             Err(Broken::GivenUp(refusal)) => {
                 connection.finish(&Ending::Refused { refusal, by_peer: false });
