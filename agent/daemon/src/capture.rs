@@ -9,12 +9,14 @@ mod filesystem;
 mod kubelet;
 mod maps;
 mod netns;
+mod parking;
 mod pinned;
 mod pins;
 mod pod;
 mod process;
 mod programs;
 mod routing;
+mod segment;
 mod socket;
 
 use std::{
@@ -32,6 +34,7 @@ pub(crate) use self::{
     cgroup::{CgroupUid, Cgroups, Found},
     check::{Finding, Verdict, check_host},
     netns::Netns,
+    parking::{Answer, Client},
     pinned::Pinned,
     pod::{Accepted, Dial, PodNet},
     socket::{bound_buffers, end_cleanly, wake_at},

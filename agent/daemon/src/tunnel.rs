@@ -24,7 +24,7 @@ pub(crate) use self::{
     detect::{First, first_bytes, judge},
     plain::Plain,
     pool::{Pool, PoolKey},
-    session::{Incoming, Leg, LegError, Moved, Order, PeerFacts, Session},
+    session::{Incoming, Leg, LegError, Moved, Order, PeerFacts, Session, Stream},
 };
 
 /// Why a tunnel could not be made or ended before its streams did.

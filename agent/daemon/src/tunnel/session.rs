@@ -52,6 +52,8 @@ pub(crate) struct Incoming {
     pub(crate) trace: Option<String>,
     /// The place of the connection among those of the same client to the same destination.
     pub(crate) order: Order,
+    /// The application is not connected before the answer is here.
+    pub(crate) waits: bool,
 }
 
 /// Where a connection stands among others that were numbered in the same place.
@@ -87,9 +89,18 @@ pub(crate) enum LegError {
     /// The peer reset the stream.
     #[error("the other end reset the connection: {0}")]
     Reset(Refusal),
+    /// This end has decided not to go on.
+    #[error("given up: {0}")]
+    Here(Refusal),
     /// The session failed.
     #[error(transparent)]
     Tunnel(#[from] TunnelError),
+}
+
+impl From<Refusal> for LegError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Here(refusal)
+    }
 }
 
 impl From<LegError> for io::Error {
@@ -97,7 +108,7 @@ impl From<LegError> for io::Error {
         match error {
             LegError::App(error) | LegError::Plain(error) | LegError::Tunnel(TunnelError::Io(error)) => error,
             LegError::Reset(_) => Self::new(io::ErrorKind::ConnectionReset, error),
-            LegError::Refused(_) => Self::new(io::ErrorKind::ConnectionRefused, error),
+            LegError::Refused(_) | LegError::Here(_) => Self::new(io::ErrorKind::ConnectionRefused, error),
             LegError::Tunnel(_) => Self::other(error),
         }
     }
@@ -173,9 +184,9 @@ impl Session {
     /// Begins a stream, on the client. Nothing waits for the peer's answer: it comes with the first bytes, as may a refusal.
     pub(crate) fn open(self, stream: Incoming) -> Stream {
         let Self::Ambit1(link) = self;
-        let Incoming { original_dst, service, trace, order: Order { epoch, number } } = stream;
+        let Incoming { original_dst, service, trace, order: Order { epoch, number }, waits } = stream;
         let order = frame::Order { epoch, number };
-        Stream::Ambit1(ambit1::Stream::open(link, frame::Open { original_dst, service, trace, order }))
+        Stream::Ambit1(ambit1::Stream::open(link, frame::Open { original_dst, service, trace, order, waits }))
     }
 
     /// Waits for the client's next stream; `None` once the client has closed the session or has kept silent for `idle`. Cancel
@@ -183,8 +194,9 @@ impl Session {
     pub(crate) async fn next(&mut self, idle: Duration) -> Result<Option<Incoming>, TunnelError> {
         let Self::Ambit1(link) = self;
         Ok(link.next_open(idle).await?.map(|open| {
-            let frame::Open { original_dst, service, trace, order: frame::Order { epoch, number } } = open;
-            Incoming { original_dst, service, trace, order: Order { epoch, number } }
+            let frame::Open { original_dst, service, trace, order: frame::Order { epoch, number }, waits } =
+                open;
+            Incoming { original_dst, service, trace, order: Order { epoch, number }, waits }
         }))
     }
 
@@ -235,6 +247,12 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
+    /// Waits until the peer has taken a stream that this end has opened; an error if it refuses.
+    pub(crate) async fn confirmed(&mut self) -> Result<(), LegError> {
+        let Self::Ambit1(stream) = self;
+        stream.confirmed().await
+    }
+
     /// The session, for further streams, once both directions have ended.
     pub(crate) fn into_session(self) -> Session {
         let Self::Ambit1(stream) = self;

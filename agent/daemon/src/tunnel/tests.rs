@@ -104,6 +104,7 @@ pub(crate) fn incoming() -> Incoming {
         service: None,
         trace: None,
         order: Order::default(),
+        waits: false,
     }
 }
 

@@ -1,6 +1,7 @@
 //! One stream on a connection: which frames may come when, and bytes in batches between it and an application's socket.
 
 use std::{
+    future::poll_fn,
     io, mem,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -45,6 +46,36 @@ impl Stream {
     pub(in crate::tunnel) fn accepted(mut link: Box<Link>) -> Self {
         link.sender().hold(&Control::Accept);
         Self { link, opens: false, awaits_accept: false, ended: false, shut: false }
+    }
+
+    /// Has OPEN go out by itself, and waits for ACCEPT.
+    pub(in crate::tunnel) async fn confirmed(&mut self) -> Result<(), LegError> {
+        self.opens = false;
+        self.link.sender().release().map_err(LegError::Tunnel)?;
+        poll_fn(|cx| {
+            ready!(self.link.poll_flush(cx)).map_err(LegError::Tunnel)?;
+            self.poll_accepted(cx)
+        })
+        .await
+    }
+
+    fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LegError>> {
+        while self.awaits_accept {
+            match ready!(self.link.poll_next(cx))? {
+                Some(Received::Control(Control::Accept)) => self.awaits_accept = false,
+                Some(Received::Control(Control::Deny(refusal))) => {
+                    return Poll::Ready(Err(LegError::Refused(refusal)));
+                }
+                Some(Received::Control(Control::Reset(refusal))) => {
+                    return Poll::Ready(Err(LegError::Reset(refusal)));
+                }
+                Some(Received::Control(Control::Ping | Control::GoAway)) => {}
+                Some(Received::Control(_)) => return unexpected("control"),
+                Some(Received::Data) => return unexpected("DATA"),
+                None => return Poll::Ready(Err(TunnelError::Closed.into())),
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Whether ACCEPT waits for the application's first bytes.

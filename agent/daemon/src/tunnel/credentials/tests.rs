@@ -116,7 +116,8 @@ async fn call(wallet: &Wallet, pool: &Pool, addr: std::net::SocketAddr) -> Resul
     let (peer, own) = (session.facts().peer.clone(), id(CLIENT));
     let run = async {
         let order = Order::default();
-        let mut stream = session.open(Incoming { original_dst: addr, service: None, trace: None, order });
+        let mut stream =
+            session.open(Incoming { original_dst: addr, service: None, trace: None, order, waits: false });
         stream.flush().await?;
         sleep(Duration::from_millis(2)).await;
         stream.shutdown().await?;
