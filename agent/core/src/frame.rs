@@ -80,7 +80,7 @@ pub struct Open {
     pub trace: Option<String>,
     /// The place of the connection among those of the same client to the same destination.
     pub order: Order,
-    /// The client sends nothing before it is answered. Agents before 0.2 do not say.
+    /// The application is not connected before the answer is here: it has nothing to say until then.
     pub waits: bool,
 }
 
@@ -123,7 +123,7 @@ impl Control {
                 put_text(&mut payload, open.trace.as_deref().unwrap_or(""));
                 payload.extend(open.order.epoch.to_be_bytes());
                 payload.extend(open.order.number.to_be_bytes());
-                payload.push(open.waits.into());
+                payload.push(u8::from(open.waits));
                 FrameType::Open
             }
             Self::Accept => FrameType::Accept,
@@ -155,7 +155,8 @@ impl Control {
                     epoch: u64::from_be_bytes(input.array()?),
                     number: u64::from_be_bytes(input.array()?),
                 },
-                waits: !input.bytes.is_empty() && input.array()? == [1],
+                // Agents before 0.2 end here.
+                waits: !input.bytes.is_empty() && input.array()? != [0],
             }),
             FrameType::Accept => Self::Accept,
             FrameType::Deny => {

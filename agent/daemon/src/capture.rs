@@ -10,12 +10,14 @@ mod kubelet;
 mod liveness;
 mod maps;
 mod netns;
+mod parking;
 mod pinned;
 mod pins;
 mod pod;
 mod process;
 mod programs;
 mod routing;
+mod segment;
 mod socket;
 
 use std::{
@@ -34,6 +36,7 @@ pub(crate) use self::{
     check::{Finding, Verdict, check_host},
     liveness::{answered_probe, failure, path, probe_when_idle, tune_tunnel},
     netns::Netns,
+    parking::{Answer, Client},
     pinned::Pinned,
     pod::{Accepted, Dial, PodNet},
     socket::{bound_buffers, end_cleanly, reset_on_drop, wake_at},

@@ -8,6 +8,7 @@ mod order;
 mod outbound;
 mod pressure;
 mod relay;
+mod waiting;
 
 use std::{
     io,
@@ -102,6 +103,18 @@ impl Proxy {
         }
     }
 
+    /// Takes connections of `pod` whose clients wait until it is known whether their destination answers.
+    pub(crate) async fn serve_parked(&self, pod: Arc<PodNet>, policy: watch::Receiver<Arc<WorkloadPolicy>>) {
+        let mut serving = Serving::new(&self.0, pod.clone(), policy);
+        loop {
+            let accepted = pod.parked().await;
+            self.carry(accepted, &mut serving);
+            if serving.lanes.iter().any(|lane| lane.is_crowded()) {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
     /// Closes idle connections between agents that are too old, or of pods that are not `local` any more.
     pub(crate) fn sweep(&self, local: impl Fn(&str) -> bool) {
         self.0.pool.sweep(|key: &PoolKey, _| local(&key.pod));
@@ -138,7 +151,7 @@ impl Proxy {
     fn carry<D: Dial>(&self, accepted: Accepted, serving: &mut Serving<D>) {
         let (shared, pod) = (self.0.clone(), serving.pod.clone());
         match accepted {
-            Accepted::Outbound { stream, source, original_dst } => {
+            Accepted::Outbound { client, source, original_dst } => {
                 let place = serving
                     .lane(Direction::Outbound)
                     .enter(original_dst.0.ip(), shared.memory.borrow().pressure);
@@ -151,22 +164,22 @@ impl Proxy {
                 );
                 tokio::spawn(async move {
                     let _active = shared.activity();
-                    outbound::carry(&shared, &pod, stream, routed, place).await;
+                    outbound::carry(&shared, &pod, client, routed, place).await;
                 });
             }
-            Accepted::Inbound { stream, source, destination } => {
+            Accepted::Inbound { client, source, destination } => {
                 let party = party(&shared.feed.world(), source.0.ip());
                 let place = serving.lane(Direction::Inbound).enter(party, shared.memory.borrow().pressure);
                 let order = serving.inbound.next((source.0.ip(), destination.0.port()));
                 let arrivals = serving.arrivals.clone();
-                let arrival = Arrival { stream, source, destination, order, place };
+                let arrival = Arrival { client, source, destination, order, place };
                 tokio::spawn(async move {
                     let _active = shared.activity();
                     inbound::carry(&shared, &pod, arrival, &arrivals).await;
                 });
             }
             Accepted::Stray { source } => {
-                tracing::debug!(%source, pod = %pod.pod.uid(), "a connection to the agent's own port was reset");
+                tracing::debug!(%source, pod = %pod.pod.uid(), "a connection that was not captured was reset");
             }
         }
     }
@@ -287,6 +300,7 @@ impl Cut {
                 let refusal = Refusal::new(Reason::Reset, error.to_string());
                 Self { refusal: Some(refusal), by_peer: false, tell: false }
             }
+            LegError::Here(refusal) => Self::here(refusal),
             LegError::Tunnel(error) => Self { refusal: Some(error.into()), by_peer: false, tell: false },
             LegError::AppLeft | LegError::PeerLeft => Self { refusal: None, by_peer: false, tell: false },
         }

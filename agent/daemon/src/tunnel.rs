@@ -25,7 +25,7 @@ pub(crate) use self::{
     detect::{First, first_bytes, judge},
     plain::Plain,
     pool::{Pool, PoolKey},
-    session::{ANSWERED_WITHIN, Incoming, Leg, LegError, Moved, Opened, Order, PeerFacts, Session, Stream},
+    session::{ANSWERED_WITHIN, Incoming, Leg, LegError, Moved, Order, PeerFacts, Session, Stream},
 };
 
 /// Why a tunnel could not be made or ended before its streams did.

@@ -12,6 +12,7 @@ mod connect;
 mod context;
 mod inbound;
 mod maps;
+mod park;
 mod sockops;
 
 #[cfg(not(test))]

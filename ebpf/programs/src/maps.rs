@@ -6,7 +6,7 @@ use ambit_ebpf_common::{
 use aya_ebpf::{
     btf_maps::SkStorage,
     macros::{btf_map, map},
-    maps::{Array, HashMap, LruHashMap, PerCpuHashMap, SockHash},
+    maps::{Array, HashMap, LruHashMap, PerCpuHashMap, RingBuf, SockHash},
 };
 
 /// Enrolled pods by the cookie of their network namespace.
@@ -51,7 +51,22 @@ pub static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(8192, 0
 pub static COUNTERS: PerCpuHashMap<u64, Counters> =
     PerCpuHashMap::with_max_entries(4096, 1 /* BPF_F_NO_PREALLOC */);
 
-/// The cookie of the network namespace that this copy of the inbound program is attached to, which has the map for itself:
-/// the kernel has no helper that tells it in that hook.
+// The rest belongs to one pod: each copy of the programs in it has maps of its own.
+
+/// The cookie of the pod's network namespace: the kernel has no helper that tells it in these hooks.
 #[map]
 pub static NETNS: Array<u64> = Array::with_max_entries(1, 0);
+
+/// SYNs that wait for the agent.
+#[map]
+pub static PARKED: RingBuf = RingBuf::with_byte_size(16 * 1024, 0);
+
+/// Where connections need not wait: the destination has just answered several. The value is until when, in nanoseconds
+/// of the monotonic clock.
+#[map]
+pub static ANSWERED: HashMap<DestinationKey, u64> =
+    HashMap::with_max_entries(1024, 1 /* BPF_F_NO_PREALLOC */);
+
+/// At 0: a second in the upper half, and how many SYNs from outside have been parked in it.
+#[map]
+pub static PACE: Array<u64> = Array::with_max_entries(1, 0);

@@ -17,7 +17,7 @@ use aya::{
 use nix::libc;
 
 use super::{CaptureError, pod::PodNet};
-use held::{Held, Locked, Operations};
+use held::{Held, Locked};
 
 /// The maps by name that all programs of a node share; each is pinned.
 pub(super) const NAMES: [&str; 10] = [
@@ -36,10 +36,10 @@ pub(super) const NAMES: [&str; 10] = [
 /// An insertion fails where there is an entry (bpf(2)).
 const BPF_NOEXIST: u64 = 1;
 
-/// The map of one copy of the inbound program.
+/// The map of one copy of the pods' programs.
 const NETNS: &str = "NETNS";
 
-/// Tells a copy of the inbound program which network namespace it is for.
+/// Tells a copy of the pods' programs which network namespace it is for.
 pub(super) fn set_netns(ebpf: &mut Ebpf, cookie: u64) -> Result<(), CaptureError> {
     let failed = |source| CaptureError::Map { map: NETNS, source };
     let map = ebpf.map_mut(NETNS).ok_or(CaptureError::NoPrograms)?;
@@ -54,8 +54,7 @@ pub(super) struct Maps {
     room_for_destinations: usize,
     settings: Locked<Array<MapData, u32>>,
     sockets: Locked<SkStorage<MapData, Socket>>,
-    origins: HashMap<MapData, OriginKey, Origin>,
-    origins_read: Operations,
+    origins: Locked<HashMap<MapData, OriginKey, Origin>>,
     bypass: Locked<HashMap<MapData, Flow, u32>>,
     listeners: Locked<SockHash<MapData, ListenerKey>>,
     counters: Locked<PerCpuHashMap<MapData, u64, Counters>>,
@@ -85,8 +84,7 @@ impl Maps {
             pods: Locked::new(map(ebpf, "PODS")?),
             destinations: Locked::new(Held::new(map(ebpf, "DESTINATIONS")?)),
             sockets: Locked::new(map(ebpf, "SOCKETS")?),
-            origins: map(ebpf, "ORIGINS")?,
-            origins_read: Operations::default(),
+            origins: Locked::new(map(ebpf, "ORIGINS")?),
             bypass: Locked::new(map(ebpf, "BYPASS")?),
             listeners: Locked::new(map(ebpf, "LISTENERS")?),
             counters: Locked::new(map(ebpf, "COUNTERS")?),
@@ -102,7 +100,7 @@ impl Maps {
             ("DESTINATIONS", self.destinations.operations()),
             ("SETTINGS", self.settings.operations()),
             ("SOCKETS", self.sockets.operations()),
-            ("ORIGINS", self.origins_read.count()),
+            ("ORIGINS", self.origins.operations()),
             ("BYPASS", self.bypass.operations()),
             ("LISTENERS", self.listeners.operations()),
             ("COUNTERS", self.counters.operations()),
@@ -123,9 +121,19 @@ impl Maps {
         self.sockets.once(|sockets| sockets.insert(socket, state, 0))
     }
 
-    pub(super) fn origin(&self, key: &OriginKey) -> Option<Origin> {
-        self.origins_read.add(1);
-        self.origins.get(key, 0).ok()
+    /// Where a connection that has been accepted was going; what comes with the same key later is another.
+    pub(super) fn take_origin(&self, key: &OriginKey) -> Option<Origin> {
+        self.origins.several(|origins, operations| {
+            operations.add(2);
+            let origin = origins.get(key, 0).ok();
+            let _: Result<(), MapError> = origins.remove(key);
+            origin
+        })
+    }
+
+    /// Whether an application still wants to connect, and has not been accepted.
+    pub(super) fn has_origin(&self, key: &OriginKey) -> bool {
+        self.origins.once(|origins| origins.get(key, 0).is_ok())
     }
 
     /// Has the inbound hook let through a dial that is about to be made, as long as what is answered lives. One that cannot

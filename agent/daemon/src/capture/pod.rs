@@ -3,8 +3,8 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    os::fd::AsRawFd,
-    sync::Arc,
+    os::fd::{AsFd as _, AsRawFd, BorrowedFd},
+    sync::{Arc, OnceLock},
 };
 
 use ambit_core::model::{ClientAddr, OriginalDst, PodAddr};
@@ -16,7 +16,13 @@ use tokio::{
     sync::{Semaphore, watch},
 };
 
-use super::{CaptureError, PodSpec, liveness, maps::Maps, netns::Netns, routing, socket};
+use super::{
+    CaptureError, PodSpec, liveness,
+    maps::Maps,
+    netns::Netns,
+    parking::{self, Client, Parking},
+    routing, socket,
+};
 
 /// How many dials to the applications of one pod may wait to be taken at a time. Each has a place in a map that all pods of
 /// the node share.
@@ -28,8 +34,8 @@ const DIALS: usize = 512;
 pub(crate) enum Accepted {
     /// From an application in the pod.
     Outbound {
-        /// The application's connection.
-        stream: TcpStream,
+        /// The application.
+        client: Client,
         /// The application's own address.
         source: SocketAddr,
         /// Where it wanted to go.
@@ -37,14 +43,14 @@ pub(crate) enum Accepted {
     },
     /// From outside, to an application in the pod.
     Inbound {
-        /// The client's connection: a tunnel, or plaintext.
-        stream: TcpStream,
+        /// The client's end: a tunnel, or plaintext.
+        client: Client,
         /// Who connects.
         source: ClientAddr,
         /// The pod's address and the application's port.
         destination: PodAddr,
     },
-    /// To the agent's own port, by nobody who was captured.
+    /// Where captured connections come, by nobody who was captured.
     Stray {
         /// Who connected; it has been reset.
         source: SocketAddr,
@@ -73,6 +79,12 @@ pub(crate) trait Dial: Send + Sync + 'static {
     fn deliver(&self, client: ClientAddr, app: PodAddr)
     -> impl Future<Output = io::Result<TcpStream>> + Send;
 
+    /// A connection to where one of the pod's wanted to go, or to the pod's own application, came about.
+    fn answered(&self, destination: SocketAddr);
+
+    /// One failed, or ended badly.
+    fn unanswered(&self, destination: SocketAddr);
+
     /// Ends once the pod has been let go, or enrolled anew in another network namespace: what runs may finish, and nothing
     /// begins here any more.
     fn until_released(&self) -> impl Future<Output = ()> + Send;
@@ -85,6 +97,7 @@ pub(crate) struct PodNet {
     netns: Netns,
     maps: Arc<Maps>,
     listeners: Vec<(SocketAddr, TcpListener)>,
+    parking: OnceLock<Parking>,
     dials: Semaphore,
     released: watch::Sender<bool>,
 }
@@ -108,7 +121,8 @@ impl PodNet {
             listeners.push(bound);
         }
         let (dials, released) = (Semaphore::new(DIALS), watch::Sender::new(false));
-        Ok(Self { uid: spec.uid.clone(), netns, maps, listeners, dials, released })
+        let parking = OnceLock::new();
+        Ok(Self { uid: spec.uid.clone(), netns, maps, listeners, parking, dials, released })
     }
 
     /// The pod's UID.
@@ -142,21 +156,48 @@ impl PodNet {
             };
             let (source, local) = (canonical(source), canonical(local));
             socket::reset_on_drop(&stream);
-            // From the pod to itself the programs lead nothing here but what was pointed at this agent's port, or, a moment
-            // ago, at its predecessor's.
+            // From the pod to itself the programs lead nothing here but what was captured.
             let captured = local == *own || source.ip() == local.ip() || source.ip().is_loopback();
-            if !captured {
-                return Ok(Accepted::Inbound {
-                    stream,
-                    source: ClientAddr(source),
-                    destination: PodAddr(local),
-                });
-            }
-            return Ok(match self.original_dst(source) {
-                Some(original_dst) => Accepted::Outbound { stream, source, original_dst },
-                None => Accepted::Stray { source },
+            let original_dst = captured.then(|| self.original_dst(source, local.port()));
+            let stream = match self.parking.get() {
+                None => stream,
+                Some(parking) => {
+                    socket::detach_filter(&stream);
+                    let Some(stream) = parking.hand_over(stream, source, local) else { continue };
+                    stream
+                }
+            };
+            let client = Client::Connected(stream);
+            return Ok(match original_dst {
+                None => Accepted::Inbound { client, source: ClientAddr(source), destination: PodAddr(local) },
+                Some(Some(original_dst)) => Accepted::Outbound { client, source, original_dst },
+                Some(None) => Accepted::Stray { source },
             });
         }
+    }
+
+    /// The next client that waits for an answer.
+    pub(crate) async fn parked(self: &Arc<Self>) -> Accepted {
+        parking::next(self, &self.parking).await
+    }
+
+    pub(super) fn parking(&self) -> Option<&Parking> {
+        self.parking.get()
+    }
+
+    /// Has clients wait from now on.
+    pub(super) fn park(&self, parking: Parking, filter: BorrowedFd<'_>) -> io::Result<()> {
+        if self.parking.set(parking).is_ok() {
+            for (_, listener) in &self.listeners {
+                socket::attach_filter(listener.as_fd(), filter)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an application waits at `source` to be connected to where this port leads.
+    pub(super) fn is_connecting(&self, source: SocketAddr, port: u16) -> bool {
+        self.maps.has_origin(&self.origin_key(source, port))
     }
 
     async fn dial_out(&self, source: IpAddr, dst: SocketAddr) -> io::Result<TcpStream> {
@@ -164,7 +205,7 @@ impl PodNet {
             let socket = socket::tcp(dst.is_ipv6())?;
             socket.set_tcp_nodelay(true)?;
             socket.set_out_of_band_inline(true)?;
-            socket.bind(&SocketAddr::new(source, 0).into())?;
+            socket::bind_without_port(&socket, source)?;
             Ok(socket)
         })?;
         self.mark(&socket, SOCKET_TUNNEL)?;
@@ -217,15 +258,18 @@ impl PodNet {
         self.listeners.iter().map(|(own, listener)| (own.is_ipv6(), listener.as_raw_fd()))
     }
 
-    fn original_dst(&self, source: SocketAddr) -> Option<OriginalDst> {
-        let key = OriginKey {
+    fn original_dst(&self, source: SocketAddr, port: u16) -> Option<OriginalDst> {
+        let origin = self.maps.take_origin(&self.origin_key(source, port))?;
+        Some(OriginalDst(SocketAddr::new(ip(origin.addr), u16::try_from(origin.port).ok()?)))
+    }
+
+    fn origin_key(&self, source: SocketAddr, to: u16) -> OriginKey {
+        OriginKey {
             netns: self.netns.cookie(),
             addr: addr(source.ip()),
             port: u32::from(source.port()),
-            _pad: 0,
-        };
-        let origin = self.maps.origin(&key)?;
-        Some(OriginalDst(SocketAddr::new(ip(origin.addr), u16::try_from(origin.port).ok()?)))
+            to: u32::from(to),
+        }
     }
 
     fn mark(&self, socket: &socket2::Socket, kind: u32) -> io::Result<()> {
@@ -271,6 +315,18 @@ impl Dial for PodNet {
         };
         socket::reset_on_drop(&stream);
         Ok(stream)
+    }
+
+    fn answered(&self, destination: SocketAddr) {
+        if let Some(parking) = self.parking.get() {
+            parking.answered().yes(destination);
+        }
+    }
+
+    fn unanswered(&self, destination: SocketAddr) {
+        if let Some(parking) = self.parking.get() {
+            parking.answered().no(destination);
+        }
     }
 
     async fn until_released(&self) {

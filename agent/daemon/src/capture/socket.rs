@@ -6,17 +6,14 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd},
 };
 
+pub(super) use ambit_ebpf_common::DELIVERY_MARK;
 use nix::libc;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::TcpStream;
 
-/// The mark of the agent's dials to applications; `tcp_fwmark_accept` gives it to the application's end, whose packets
-/// a rule then keeps inside the pod's namespace.
-pub(super) const DELIVERY_MARK: u32 = 0x0a3b_17ed;
-
 /// Source ports of dials in a client's name, as the `attempt`-th try picks them: outside the range that Linux hands out
-/// by default (32,768 to 60,999), so that a dial never meets a port which that same client has open to the same pod; above
-/// it first, where servers seldom are.
+/// by default (32,768 to 60,999), above it first, where servers seldom are. One that the client has open to the same port
+/// itself is found out by the connect program, and another is tried.
 fn delivery_port(attempt: u32) -> u16 {
     if attempt < 8 { rand::random_range(61_000..=65_535) } else { rand::random_range(16_384..=32_767) }
 }
@@ -63,6 +60,33 @@ pub(super) fn transparent(client: IpAddr, attempt: u32) -> io::Result<Socket> {
     socket.set_reuse_address(true)?;
     socket.bind(&SocketAddr::new(client, delivery_port(attempt)).into())?;
     Ok(socket)
+}
+
+/// Leaves the source port to connect(2) where only the address is bound: it may serve connections to other destinations.
+pub(super) fn bind_without_port(socket: &Socket, source: IpAddr) -> io::Result<()> {
+    set(socket, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+    socket.bind(&SocketAddr::new(source, 0).into())
+}
+
+/// A socket that sends whole packets, headers included (raw(7), ipv6(7)).
+pub(super) fn raw(v6: bool) -> io::Result<Socket> {
+    let domain = if v6 { Domain::IPV6 } else { Domain::IPV4 };
+    let socket = Socket::new(domain, Type::RAW.nonblocking().cloexec(), Some(libc::IPPROTO_RAW.into()))?;
+    // It is never read.
+    socket.set_recv_buffer_size(0)?;
+    Ok(socket)
+}
+
+/// Has `program` see every segment that comes to `listener`; connections that it accepts inherit it.
+pub(super) fn attach_filter(listener: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let program = u32::try_from(program.as_raw_fd()).map_err(io::Error::other)?;
+    set(&SockRef::from(&listener), libc::SOL_SOCKET, libc::SO_ATTACH_BPF, program)
+}
+
+/// Spares a connection its listener's filter.
+pub(super) fn detach_filter(stream: &impl AsFd) {
+    // It fails only for what has none.
+    let _: io::Result<()> = set(&SockRef::from(stream), libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0);
 }
 
 /// Connects to an address of the same network namespace: mostly the kernel is through with the handshake before connect(2)

@@ -7,7 +7,7 @@ use ambit_core::{
     model::{OriginalDst, PodAddr, Workload},
     reason::{Reason, Refusal},
 };
-use tokio::{net::TcpStream, select};
+use tokio::{select, time::timeout};
 
 use super::{
     Cut, Pod, Shared,
@@ -16,20 +16,21 @@ use super::{
     order::Numbers,
     pressure::Broken,
     relay::{Meter, Relay},
-    unconnected, within,
+    unconnected,
+    waiting::{admit, refuse, unless_given_up},
+    within,
 };
 use crate::{
-    capture::{Dial, bound_buffers},
+    capture::{Client, Dial, bound_buffers},
     discovery::World,
     telemetry::{Connection, Direction, Ending},
-    tunnel::{Incoming, LegError, Opened, Order, PeerFacts, Plain, PoolKey, Session, Stream},
+    tunnel::{ANSWERED_WITHIN, Incoming, LegError, Order, Plain, PoolKey, Session, Stream},
 };
 
 /// How long a connect to another pod may take.
 const CONNECT: Duration = Duration::from_secs(10);
-
-/// How long a tunnel that rests is believed to lead to its peer. After that the application's bytes wait for the peer's answer,
-/// so that they can still go another way.
+/// How long a tunnel that rests is believed to lead to its peer. After that nothing of the application's is said on it before
+/// the peer has answered, so that it can still go another way.
 const PROVEN: Duration = Duration::from_secs(1);
 
 /// What was found out about one connection before anything is dialled.
@@ -92,15 +93,17 @@ pub(super) fn route(
 pub(super) async fn carry<D: Dial>(
     shared: &Shared,
     pod: &Pod<D>,
-    app: TcpStream,
+    app: Client,
     routed: Routed,
     place: Result<Place, Refusal>,
 ) {
     let place = match place {
         Ok(place) => place,
-        Err(refusal) => return shared.telemetry.refuse(&describe::outbound(&routed, None), &refusal),
+        Err(refusal) => {
+            shared.telemetry.refuse(&describe::outbound(&routed, None), &refusal);
+            return refuse(app, &refusal);
+        }
     };
-    bound_buffers(&app, place.buffers());
     let call = Call { shared, pod, routed: &routed };
     match &routed.way {
         Way::Tunnel(client, endpoint, _) if is_itself(client, &endpoint.workload) => {
@@ -109,22 +112,13 @@ pub(super) async fn carry<D: Dial>(
         Way::Tunnel(client, endpoint, order) => call.tunnel(app, client, endpoint, *order, place).await,
         Way::Plain(endpoint) => call.plain(app, "the destination", endpoint.addr.0, place).await,
         Way::Passthrough => call.plain(app, "the destination", routed.original_dst.0, place).await,
-        Way::Refused(refusal) => call.refuse(refusal),
+        Way::Refused(refusal) => call.refuse(app, refusal),
     }
 }
 
 /// Whether a pod dials itself: namespace, name and UID together tell pods apart.
 fn is_itself(client: &Workload, destination: &Workload) -> bool {
     client.name == destination.name && client.uid == destination.uid
-}
-
-/// A stream that has begun.
-struct Begun {
-    key: PoolKey,
-    /// What the peer said of it, if that is known already and is a no.
-    stream: Result<Stream, LegError>,
-    peer: PeerFacts,
-    reused: bool,
 }
 
 struct Call<'a, D> {
@@ -136,24 +130,54 @@ struct Call<'a, D> {
 impl<D: Dial> Call<'_, D> {
     async fn tunnel(
         &self,
-        app: TcpStream,
+        mut app: Client,
         client: &Workload,
         endpoint: &Endpoint,
         order: Order,
         mut place: Place,
     ) {
-        // On the heap while it lasts: a connection lives long, and dialling and the handshake are big.
-        let begun = Box::pin(self.begin(client, endpoint, order, place.buffers()));
-        let Begun { key, stream, peer, reused } = match place.begin(begun).await {
-            Ok(begun) => begun,
-            Err(refusal) => return self.refuse(&refusal),
+        let (key, connection, peer, stream) = loop {
+            // On the heap while it lasts: a connection lives long, and dialling and the handshake are big.
+            let session = self.session(client, endpoint, place.buffers());
+            let begun = Box::pin(unless_given_up(&mut app, session));
+            let (key, session, rested) = match place.begin(begun).await {
+                Ok(found) => found,
+                Err(refusal) => return self.refuse(app, &refusal),
+            };
+            let reused = rested.is_some();
+            let waits = app.is_waiting() || rested.is_some_and(|rested| rested >= PROVEN);
+            let facts = session.facts().clone();
+            let mut stream = session.open(Incoming {
+                original_dst: self.routed.original_dst.0,
+                service: endpoint.service.as_ref().map(|service| service.host.to_string()),
+                trace: None,
+                order,
+                waits,
+            });
+            let confirmed = if waits { self.confirmed(&mut app, &mut stream, reused).await } else { Ok(()) };
+            // One that has rested may have ended, and its end was on the way, or it leads nowhere any more. Then those that have
+            // rested longer do not either.
+            if reused && matches!(confirmed, Err(LegError::Tunnel(_))) {
+                self.shared.telemetry.tunnel_given_up();
+                self.shared.pool.forget(&key);
+                stream.abort();
+                continue;
+            }
+            let meta = describe::outbound(self.routed, Some((&facts, reused)));
+            let connection = self.shared.telemetry.open(meta);
+            if let Err(error) = confirmed {
+                return self.unconfirmed(app, stream, connection, Cut::by_leg(error));
+            }
+            break (key, connection, facts.peer, stream);
         };
-        let connection = self.shared.telemetry.open(describe::outbound(self.routed, Some((&peer, reused))));
-        let stream = match stream {
-            Ok(stream) => stream,
-            Err(error) => return drop(Cut::by_leg(error).report(connection)),
+        let app = match admit(app).await {
+            Ok(app) => app,
+            Err(refusal) => {
+                let tell = Cut::here(refusal).report(connection);
+                return drop(tokio::spawn(stream.close(tell)));
+            }
         };
-        let peer = peer.peer;
+        bound_buffers(&app, place.buffers());
         let mut relay = Relay::new(app, stream);
         let meter = Outbound(&connection);
         let ended = select! {
@@ -165,6 +189,7 @@ impl<D: Dial> Call<'_, D> {
         match ended {
             Ok(()) => {
                 connection.finish(&Ending::Closed);
+                self.pod.pod.answered(self.routed.original_dst.0);
                 let session = relay.into_leg().into_session();
                 if self.shared.is_draining() {
                     tokio::spawn(session.close(None));
@@ -173,71 +198,59 @@ impl<D: Dial> Call<'_, D> {
                 }
             }
             Err(cut) => {
+                self.pod.pod.unanswered(self.routed.original_dst.0);
                 let tell = cut.report(connection);
                 tokio::spawn(relay.into_leg().close(tell));
             }
         }
     }
 
-    /// A stream on a session that has waited in the pool, or on a new one.
-    async fn begin(
+    /// Waits until the other end has taken the stream.
+    async fn confirmed(&self, app: &mut Client, stream: &mut Stream, reused: bool) -> Result<(), LegError> {
+        let answer = async {
+            let late = || {
+                Refusal::new(Reason::Timeout, "the other agent does not say whether its application answers")
+            };
+            timeout(ANSWERED_WITHIN, stream.confirmed(reused))
+                .await
+                .unwrap_or_else(|_| Err(LegError::Here(late())))
+        };
+        unless_given_up(app, answer).await
+    }
+
+    /// The other end has not taken it.
+    fn unconfirmed(&self, app: Client, stream: Stream, connection: Connection, cut: Cut) {
+        self.pod.pod.unanswered(self.routed.original_dst.0);
+        if let Some(refusal) = &cut.refusal {
+            refuse(app, refusal);
+        }
+        let tell = cut.report(connection);
+        tokio::spawn(stream.close(tell));
+    }
+
+    /// A session that has waited in the pool, and for how long, or a new one.
+    async fn session(
         &self,
         client: &Workload,
         endpoint: &Endpoint,
-        order: Order,
         buffers: Option<usize>,
-    ) -> Result<Begun, Refusal> {
+    ) -> Result<(PoolKey, Session, Option<Duration>), Refusal> {
+        let expected = &endpoint.workload.identity;
         let key = PoolKey {
             pod: client.uid.clone(),
             source: self.routed.source.ip(),
             destination: endpoint.addr,
             peer: endpoint.workload.uid.clone(),
             own: client.identity.clone(),
-            expected: endpoint.workload.identity.clone(),
-        };
-        let incoming = |waits| Incoming {
-            original_dst: self.routed.original_dst.0,
-            service: endpoint.service.as_ref().map(|service| service.host.to_string()),
-            trace: None,
-            order,
-            waits,
+            expected: expected.clone(),
         };
         let Shared { wallet, telemetry, pool, .. } = self.shared;
         while let Some((session, rested)) = pool.take(&key) {
-            if wallet.recheck(&client.identity, &session.facts().peer).is_err() {
-                continue;
+            if wallet.recheck(&client.identity, &session.facts().peer).is_ok() {
+                telemetry.tunnel_reused();
+                return Ok((key, session, Some(rested)));
             }
-            let peer = session.facts().clone();
-            let stream = if rested < PROVEN {
-                Ok(session.open(incoming(false)))
-            } else {
-                match session.open(incoming(true)).established().await {
-                    Ok(Opened::Taken(stream)) => Ok(stream),
-                    Ok(Opened::Unanswered) => {
-                        telemetry.tunnel_given_up();
-                        pool.forget(&key);
-                        break;
-                    }
-                    Err(error) => Err(error),
-                }
-            };
-            telemetry.tunnel_reused();
-            return Ok(Begun { key, stream, peer, reused: true });
         }
-        let session = self.session(client, endpoint, buffers).await?;
-        let peer = session.facts().clone();
-        Ok(Begun { key, stream: Ok(session.open(incoming(false))), peer, reused: false })
-    }
-
-    /// A new session.
-    async fn session(
-        &self,
-        client: &Workload,
-        endpoint: &Endpoint,
-        buffers: Option<usize>,
-    ) -> Result<Session, Refusal> {
-        let expected = &endpoint.workload.identity;
-        let Shared { wallet, telemetry, .. } = self.shared;
         let credentials = wallet.credentials(&client.identity).await?;
         let destination = endpoint.addr;
         let tcp = within(CONNECT, self.pod.pod.dial_tunnel(self.routed.source.ip(), destination))
@@ -254,29 +267,39 @@ impl<D: Dial> Call<'_, D> {
         .inspect_err(|error| telemetry.tls_failure(Direction::Outbound, error.reason()))?;
         wallet.recheck(&client.identity, &session.facts().peer).map_err(distrusted)?;
         telemetry.handshake(Direction::Outbound, session.facts().resumed);
-        Ok(session)
+        Ok((key, session, None))
     }
 
     /// A pod that calls its own service does not pass its own inbound side: its policy applies here, with itself as the
     /// source.
-    async fn to_itself(&self, app: TcpStream, client: &Workload, endpoint: &Endpoint, place: Place) {
+    async fn to_itself(&self, app: Client, client: &Workload, endpoint: &Endpoint, place: Place) {
         let addr = endpoint.addr;
         match self.pod.verdict(&facts(addr, addr.0.ip(), Some(&client.identity))) {
             Ok(()) => self.plain(app, "the application at", addr.0, place).await,
-            Err(refusal) => self.refuse(&refusal),
+            Err(refusal) => self.refuse(app, &refusal),
         }
     }
 
     /// To where no agent is: a plain connection from the pod's own address.
-    async fn plain(&self, app: TcpStream, what: &str, destination: SocketAddr, mut place: Place) {
-        let dial = Box::pin(async {
+    async fn plain(&self, mut app: Client, what: &str, destination: SocketAddr, mut place: Place) {
+        let dial = async {
             let dial = self.pod.pod.dial_plain(self.routed.source.ip(), destination);
             within(CONNECT, dial).await.map_err(|error| unconnected(what, destination, &error))
-        });
+        };
+        let dial = Box::pin(unless_given_up(&mut app, dial));
         let server = match place.begin(dial).await {
             Ok(server) => server,
-            Err(refusal) => return self.refuse(&refusal),
+            Err(refusal) => {
+                self.pod.pod.unanswered(self.routed.original_dst.0);
+                return self.refuse(app, &refusal);
+            }
         };
+        let app = match admit(app).await {
+            Ok(app) => app,
+            Err(refusal) => return self.refused(&refusal),
+        };
+        self.pod.pod.answered(self.routed.original_dst.0);
+        bound_buffers(&app, place.buffers());
         bound_buffers(&server, place.buffers());
         let connection = self.shared.telemetry.open(describe::outbound(self.routed, None));
         let mut relay = Relay::new(app, Plain::new(server, self.pod.share.clone()));
@@ -290,7 +313,12 @@ impl<D: Dial> Call<'_, D> {
         }
     }
 
-    fn refuse(&self, refusal: &Refusal) {
+    fn refuse(&self, app: Client, refusal: &Refusal) {
+        self.refused(refusal);
+        refuse(app, refusal);
+    }
+
+    fn refused(&self, refusal: &Refusal) {
         self.shared.telemetry.refuse(&describe::outbound(self.routed, None), refusal);
     }
 }

@@ -55,7 +55,7 @@ pub(crate) struct Incoming {
     pub(crate) trace: Option<String>,
     /// The place of the connection among those of the same client to the same destination.
     pub(crate) order: Order,
-    /// The client sends nothing before it is answered.
+    /// The application is not connected before the answer is here.
     pub(crate) waits: bool,
 }
 
@@ -92,6 +92,9 @@ pub(crate) enum LegError {
     /// The peer reset the stream.
     #[error("the other end reset the connection: {0}")]
     Reset(Refusal),
+    /// This end has decided not to go on.
+    #[error("given up: {0}")]
+    Here(Refusal),
     /// The application ended its direction long ago, and its end of the connection does not exist any more.
     #[error("the application has left")]
     AppLeft,
@@ -103,6 +106,12 @@ pub(crate) enum LegError {
     Tunnel(#[from] TunnelError),
 }
 
+impl From<Refusal> for LegError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Here(refusal)
+    }
+}
+
 impl From<LegError> for io::Error {
     fn from(error: LegError) -> Self {
         match error {
@@ -110,7 +119,7 @@ impl From<LegError> for io::Error {
             LegError::Reset(_) | LegError::AppLeft | LegError::PeerLeft => {
                 Self::new(io::ErrorKind::ConnectionReset, error)
             }
-            LegError::Refused(_) => Self::new(io::ErrorKind::ConnectionRefused, error),
+            LegError::Refused(_) | LegError::Here(_) => Self::new(io::ErrorKind::ConnectionRefused, error),
             LegError::Tunnel(_) => Self::other(error),
         }
     }
@@ -269,42 +278,30 @@ pub(crate) const ANSWERED_WITHIN: Duration = Duration::from_secs(15);
 /// How long nothing at all may come back for it on a session that was used before.
 const SILENCE: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
 
-/// What came of a stream that says nothing of the application's before it is answered.
-#[derive(Debug)]
-pub(crate) enum Opened {
-    /// The peer has taken it.
-    Taken(Stream),
-    /// The session leads nowhere any more. Another may.
-    Unanswered,
-}
-
 impl Stream {
-    /// Has OPEN go out by itself, and waits until the peer has taken the stream. While packets are answered that may take long:
-    /// the application there does.
-    pub(crate) async fn established(self) -> Result<Opened, LegError> {
-        let Self::Ambit1(mut stream) = self;
-        let way = path(stream.socket());
-        let patience = way.map_or(SILENCE[0], |way| (4 * way.round_trip).clamp(SILENCE[0], SILENCE[1]));
-        let mut answered = timeout(patience, poll_fn(|cx| stream.poll_established(cx))).await;
-        if answered.is_err() && path(stream.socket()).is_some_and(|way| !way.unanswered) {
-            answered = timeout(ANSWERED_WITHIN, poll_fn(|cx| stream.poll_established(cx))).await;
-            if answered.is_err() {
-                stream.abort();
-                return Err(TunnelError::Timeout("answer").into());
+    /// Waits until the peer has taken a stream that this end has opened; an error if it refuses. On a session that was used
+    /// before, it is also an error if no packet is answered for a moment: another session may lead there.
+    pub(crate) async fn confirmed(&mut self, used_before: bool) -> Result<(), LegError> {
+        let Self::Ambit1(stream) = self;
+        if used_before {
+            let round_trip = path(stream.socket()).map_or(Duration::ZERO, |path| path.round_trip);
+            let patience = (4 * round_trip).clamp(SILENCE[0], SILENCE[1]);
+            match timeout(patience, poll_fn(|cx| stream.poll_confirmed(cx))).await {
+                Ok(confirmed) => return confirmed,
+                Err(_) if path(stream.socket()).is_none_or(|path| path.unanswered) => {
+                    return Err(TunnelError::Timeout("answer on a connection that had rested").into());
+                }
+                // Packets arrive: it is the application there that takes its time.
+                Err(_) => {}
             }
         }
-        match answered {
-            Ok(Ok(())) => Ok(Opened::Taken(Self::Ambit1(stream))),
-            Ok(Err(error))
-                if !matches!(error, LegError::Tunnel(TunnelError::Io(_) | TunnelError::Closed)) =>
-            {
-                Err(error)
-            }
-            _ => {
-                stream.abort();
-                Ok(Opened::Unanswered)
-            }
-        }
+        poll_fn(|cx| stream.poll_confirmed(cx)).await
+    }
+
+    /// Breaks the session off; the peer is told nothing, and what is on its way to it will not be repeated.
+    pub(crate) fn abort(self) {
+        let Self::Ambit1(stream) = self;
+        stream.abort();
     }
 
     /// The session, for further streams, once both directions have ended.

@@ -50,8 +50,6 @@ pub(crate) struct Link {
     retired: SystemTime,
     /// The peer takes no further streams here.
     last: bool,
-    /// The client of the stream that was opened last sends nothing before it is answered.
-    awaited: bool,
 }
 
 impl fmt::Debug for Link {
@@ -92,7 +90,6 @@ impl Link {
             share,
             retired: now + left.mul_f64(RETIREMENT),
             last: false,
-            awaited: false,
         }
     }
 
@@ -124,10 +121,7 @@ impl Link {
                 // An idle client that dies ends no stream.
                 Err(_) | Ok(Ok(None) | Err(TunnelError::Io(_))) => return Ok(None),
                 Ok(Err(error)) => return Err(error),
-                Ok(Ok(Some(Received::Control(Control::Open(open))))) => {
-                    self.awaited = open.waits;
-                    return Ok(Some(open));
-                }
+                Ok(Ok(Some(Received::Control(Control::Open(open))))) => return Ok(Some(open)),
                 Ok(Ok(Some(Received::Control(Control::Ping)))) => {}
                 Ok(Ok(Some(Received::Control(_)))) => return Err(TunnelError::Unexpected("control")),
                 Ok(Ok(Some(Received::Data))) => return Err(TunnelError::Unexpected("DATA")),
@@ -189,11 +183,6 @@ impl Link {
     /// Has the connection break off when it is dropped.
     pub(in crate::tunnel) fn abort(&self) {
         reset_on_drop(&*self.tcp);
-    }
-
-    /// Whether the client of the stream that has come waits to be answered.
-    pub(super) fn is_awaited(&self) -> bool {
-        self.awaited
     }
 
     /// The socket, for who watches it.

@@ -30,8 +30,6 @@ pub(crate) struct Stream {
     /// OPEN has not gone out: it goes at once, with the bytes that are there.
     opens: bool,
     awaits_accept: bool,
-    /// The peer sends nothing before it has ACCEPT.
-    is_awaited: bool,
     /// FIN has come.
     ended: bool,
     /// FIN has gone, by [`AsyncWrite::poll_shutdown`].
@@ -42,20 +40,18 @@ impl Stream {
     /// The client's end. OPEN goes out with the first bytes, or with the first flush.
     pub(in crate::tunnel) fn open(mut link: Box<Link>, open: Open) -> Self {
         link.sender().hold(&Control::Open(open));
-        Self { link, opens: true, awaits_accept: true, is_awaited: false, ended: false, shut: false }
+        Self { link, opens: true, awaits_accept: true, ended: false, shut: false }
     }
 
-    /// The server's end of a stream whose OPEN has come. ACCEPT goes out at once if the client waits for it, or else with the
-    /// first bytes, or by [`Self::answer`].
+    /// The server's end of a stream whose OPEN has come. ACCEPT goes out with the first bytes, or by [`Self::answer`].
     pub(in crate::tunnel) fn accepted(mut link: Box<Link>) -> Self {
         link.sender().hold(&Control::Accept);
-        let is_awaited = link.is_awaited();
-        Self { link, opens: false, awaits_accept: false, is_awaited, ended: false, shut: false }
+        Self { link, opens: false, awaits_accept: false, ended: false, shut: false }
     }
 
     /// Whether ACCEPT waits for the application's first bytes.
     pub(in crate::tunnel) fn holds_answer(&mut self) -> bool {
-        !self.opens && !self.is_awaited && self.link.sender().holds()
+        !self.opens && self.link.sender().holds()
     }
 
     /// Has ACCEPT go out with the next flush.
@@ -63,8 +59,8 @@ impl Stream {
         self.link.sender().release().map_err(LegError::Tunnel)
     }
 
-    /// Sends OPEN by itself and waits until the peer has taken the stream. Cancel safe.
-    pub(in crate::tunnel) fn poll_established(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LegError>> {
+    /// Has OPEN go out by itself, and waits for ACCEPT.
+    pub(in crate::tunnel) fn poll_confirmed(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LegError>> {
         self.opens = false;
         self.link.sender().release().map_err(LegError::Tunnel)?;
         ready!(self.link.poll_flush(cx)).map_err(LegError::Tunnel)?;
@@ -131,9 +127,6 @@ impl Stream {
     ) -> Poll<Result<Moved, LegError>> {
         if mem::take(&mut self.opens) {
             self.link.take_now(app)?;
-        }
-        if mem::take(&mut self.is_awaited) {
-            self.answer()?;
         }
         if self.ended
             && let Poll::Ready(cut) = self.poll_cut(cx)
