@@ -15,6 +15,7 @@ mod issuers;
 mod load;
 mod manifests;
 mod operations;
+mod peers_gone;
 mod policy;
 mod probes;
 mod reuse;
@@ -91,6 +92,7 @@ pub fn tests() -> Vec<Test> {
         &attacks::tests(),
         load::TESTS,
         failure::TESTS,
+        peers_gone::TESTS,
         upgrade::TESTS,
         reuse::TESTS,
     ]

@@ -34,7 +34,7 @@ use ambit_ebpf_common::{Counters, ProbeKey, addr};
 pub(crate) use self::{
     cgroup::{CgroupUid, Cgroups, Found},
     check::{Finding, Verdict, check_host},
-    liveness::{answered_probe, failure, path, probe_when_idle, tune_tunnel},
+    liveness::{Patience, answered_probe, failure, fall_silent, path, probe_when_idle, tune_tunnel},
     netns::Netns,
     parking::{Answer, Client},
     pinned::Pinned,

@@ -17,7 +17,8 @@ use tokio::{
 };
 
 use super::{
-    CaptureError, PodSpec, liveness,
+    CaptureError, PodSpec,
+    liveness::{self, Patience},
     maps::Maps,
     netns::Netns,
     parking::{self, Client, Parking},
@@ -84,6 +85,11 @@ pub(crate) trait Dial: Send + Sync + 'static {
 
     /// One failed, or ended badly.
     fn unanswered(&self, destination: SocketAddr);
+
+    /// How long the application at the other end of `stream` has its kernel wait, if it has said so.
+    fn patience(&self, _stream: &TcpStream) -> Option<Patience> {
+        None
+    }
 
     /// Ends once the pod has been let go, or enrolled anew in another network namespace: what runs may finish, and nothing
     /// begins here any more.
@@ -327,6 +333,19 @@ impl Dial for PodNet {
         if let Some(parking) = self.parking.get() {
             parking.answered().no(destination);
         }
+    }
+
+    fn patience(&self, stream: &TcpStream) -> Option<Patience> {
+        let (application, agent) = (stream.peer_addr().ok()?, stream.local_addr().ok()?);
+        let (local, remote) = (canonical(application), canonical(agent));
+        let told = self.maps.patience(&Flow {
+            netns: self.netns.cookie(),
+            remote: addr(remote.ip()),
+            local: addr(local.ip()),
+            remote_port: u32::from(remote.port()),
+            local_port: u32::from(local.port()),
+        })?;
+        Some(Patience::told(&told))
     }
 
     async fn until_released(&self) {

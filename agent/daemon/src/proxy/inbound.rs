@@ -199,7 +199,7 @@ impl<D: Dial> Call<'_, D> {
         let facts = facts(self.called.destination, self.called.source.0.ip(), None);
         let meter = Inbound(&connection);
         let ended = select! {
-            ended = self.shared.relay(self.pod.pod.uid(), &mut relay, &meter) => ended.map_err(cut),
+            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter) => ended.map_err(cut),
             refusal = self.pod.until_denied(facts, &self.shared.telemetry) => Err(Cut::here(refusal)),
         };
         match ended {
@@ -296,7 +296,7 @@ impl<D: Dial> Call<'_, D> {
         let facts = facts(self.called.destination, self.called.source.0.ip(), Some(&peer.id));
         let meter = Inbound(&connection);
         let ended = select! {
-            ended = self.shared.relay(self.pod.pod.uid(), &mut relay, &meter) => ended.map_err(cut),
+            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter) => ended.map_err(cut),
             refusal = self.pod.until_denied(facts, &self.shared.telemetry) => Err(Cut::here(refusal)),
             refused = self.until_distrusted(&peer) => Err(Cut::here(distrusted(refused))),
         };

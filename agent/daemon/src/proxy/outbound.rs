@@ -181,7 +181,7 @@ impl<D: Dial> Call<'_, D> {
         let mut relay = Relay::new(app, stream);
         let meter = Outbound(&connection);
         let ended = select! {
-            ended = self.shared.relay(self.pod.pod.uid(), &mut relay, &meter) => ended.map_err(Cut::by_relay),
+            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter) => ended.map_err(Cut::by_relay),
             refused = self.shared.wallet.until_distrusted(&client.identity, &peer) => {
                 Err(Cut::here(distrusted(refused)))
             }
@@ -303,7 +303,7 @@ impl<D: Dial> Call<'_, D> {
         bound_buffers(&server, place.buffers());
         let connection = self.shared.telemetry.open(describe::outbound(self.routed, None));
         let mut relay = Relay::new(app, Plain::new(server, self.pod.share.clone()));
-        match self.shared.relay(self.pod.pod.uid(), &mut relay, &Outbound(&connection)).await {
+        match self.shared.relay(&*self.pod.pod, &mut relay, &Outbound(&connection)).await {
             Ok(()) => connection.finish(&Ending::Closed),
             Err(Broken::Leg(LegError::AppLeft)) => connection.finish(&Ending::Closed),
             Err(Broken::Leg(_)) => connection.finish(&Ending::Reset),

@@ -19,7 +19,9 @@ use tokio::{
 };
 
 use crate::{
-    capture::{answered_probe, bound_buffers, end_cleanly, failure, probe_when_idle},
+    capture::{
+        Dial, Patience, answered_probe, bound_buffers, end_cleanly, failure, fall_silent, probe_when_idle,
+    },
     tunnel::{ANSWERED_WITHIN, Leg, LegError, Moved, TunnelError},
 };
 
@@ -41,6 +43,8 @@ pub(super) struct Relay<L> {
     app: TcpStream,
     leg: L,
     state: State,
+    /// How long the application waits for the other end, if it has said so.
+    patience: Option<Patience>,
 }
 
 /// How far a relay has come.
@@ -109,7 +113,7 @@ impl Direction {
 
 impl<L: Leg> Relay<L> {
     pub(super) fn new(app: TcpStream, leg: L) -> Self {
-        Self { app, leg, state: State::default() }
+        Self { app, leg, state: State::default(), patience: None }
     }
 
     /// Cuts the buffers of both sockets.
@@ -121,6 +125,37 @@ impl<L: Leg> Relay<L> {
     /// Whether it holds bytes that their receiver has not taken.
     pub(super) fn is_stuck(&self) -> bool {
         self.leg.is_sending() || self.leg.is_delivering()
+    }
+
+    /// Bytes that have passed, both ways.
+    pub(super) fn moved(&self) -> u64 {
+        self.state.up.bytes + self.state.down.bytes
+    }
+
+    /// Waits for the other end as long as the application at this one does.
+    pub(super) fn adopt_patience(&mut self, pod: &impl Dial) {
+        let patience = pod.patience(&self.app);
+        if patience.is_some() && patience != self.patience {
+            self.patience = patience;
+            self.leg.set_patience(&patience.unwrap_or_default());
+        }
+    }
+
+    /// Is as patient as at first when another connection may follow. An application that is about to find out by itself that
+    /// nobody answers is left to that, and meets silence.
+    pub(super) async fn end_patience(&self, ended: &Result<(), LegError>) {
+        let Some(patience) = self.patience else { return };
+        match ended {
+            Ok(()) => self.leg.set_patience(&Patience::default()),
+            Err(LegError::Tunnel(TunnelError::Io(error)) | LegError::Plain(error))
+                if error.kind() == io::ErrorKind::TimedOut
+                    && let Some(limit) = patience.until_noticed()
+                    && fall_silent(&self.app).is_ok() =>
+            {
+                sleep(limit).await;
+            }
+            Err(_) => {}
+        }
     }
 
     /// Closes the application's socket; the leg is for what is to be said at the end.
@@ -136,7 +171,7 @@ impl<L: Leg> Relay<L> {
 
     /// Relays until both directions have ended. Cancel safe: it can be called again.
     pub(super) async fn run(&mut self, meter: &impl Meter) -> Result<(), LegError> {
-        let Self { app, leg, state } = self;
+        let Self { app, leg, state, .. } = self;
         let (app, socket) = (&*app, leg.socket());
         let mut steps = Steps {
             app,

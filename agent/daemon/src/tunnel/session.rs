@@ -30,7 +30,7 @@ use super::{
     buffer::Share,
     tls::PeerIdentity,
 };
-use crate::capture::{failure, path};
+use crate::capture::{Patience, failure, path};
 
 /// What is known of a session once its handshake is over.
 #[derive(Clone, Debug)]
@@ -159,6 +159,12 @@ pub(crate) trait Leg: AsyncRead + AsyncWrite + Unpin {
         false
     }
 
+    /// Has the kernel wait for its other end as long as told.
+    fn set_patience(&self, patience: &Patience) {
+        // It fails only for what is no socket.
+        let _: io::Result<()> = patience.set_on(&self.socket());
+    }
+
     /// Cuts the buffers of its socket.
     fn bound_buffers(&self, bytes: usize);
 
@@ -273,8 +279,8 @@ pub(crate) enum Stream {
     Ambit1(ambit1::Stream),
 }
 
-/// How long a peer may take to answer an OPEN: longer than it gives the application.
-pub(crate) const ANSWERED_WITHIN: Duration = Duration::from_secs(15);
+/// How long a peer may take to answer an OPEN: a little longer than it gives the application.
+pub(crate) const ANSWERED_WITHIN: Duration = Duration::from_secs(12);
 /// How long nothing at all may come back for it on a session that was used before.
 const SILENCE: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
 
