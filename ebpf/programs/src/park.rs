@@ -79,15 +79,16 @@ pub fn ambit_park(ctx: SkBuffContext) -> i64 {
         local_port,
         origin,
         traffic_class,
-        len: 0,
+        // The data offset, in words.
+        len: u32::from(fixed[12] >> 4) * 4,
         header: [0; MAX_TCP_HEADER],
     };
-    // The data offset, in words.
-    let len = (u32::from(fixed[12]) >> 2) & 0x3c;
-    if len < 20 {
+    // Volatile, so that the value that is compared is the one that is used: the verifier wants to see its bounds.
+    // SAFETY: it points to a field.
+    let len = unsafe { core::ptr::read_volatile(&raw const knock.len) };
+    if !(20..=MAX_TCP_HEADER as u32).contains(&len) {
         return TAKE;
     }
-    knock.len = len;
     // SAFETY: the length is at most that of the header's room.
     if unsafe { bpf_skb_load_bytes(ctx.as_ptr().cast(), 0, knock.header.as_mut_ptr().cast(), len) } != 0 {
         return TAKE;

@@ -1,41 +1,34 @@
 //! Ties sockets to addresses once the kernel has chosen the source port: the original destination for the inbound hook and
-//! the agent, and the 4-tuple of the kubelet's probes for the inbound hook. The agent records its own dials itself; their
-//! other ends are kept apart from the clients' own connections here.
+//! the agent, and the 4-tuple of the kubelet's probes for the inbound hook. The agent records its own dials itself.
 
 use ambit_ebpf_common::{
-    Addr, DELIVERY_MARK, FLOW_DELIVERY, FLOW_PROBE, Flow, Origin, OriginKey, SOCKET_CAPTURED,
-    SOCKET_DELIVERY, SOCKET_PROBE, Socket, is_mapped, mapped,
+    Addr, FLOW_DELIVERY, FLOW_PROBE, Flow, Origin, OriginKey, SOCKET_CAPTURED, SOCKET_DELIVERY, SOCKET_PROBE,
+    Socket, is_mapped, mapped,
 };
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-        BPF_SOCK_OPS_TCP_CONNECT_CB,
-    },
-    helpers::generated::{bpf_get_netns_cookie, bpf_setsockopt, bpf_sk_storage_get},
+    bindings::{BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB},
+    helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_get},
     macros::sock_ops,
     programs::SockOpsContext,
 };
 
 use crate::{
     context::read_v6,
-    maps::{BYPASS, ORIGINS, PODS, SOCKETS},
+    maps::{BYPASS, ORIGINS, SOCKETS},
 };
 
 const AF_INET: u32 = 2;
 const TCP_ESTABLISHED: u32 = 1;
 const TCP_SYN_SENT: u32 = 2;
 const TCP_CLOSE: u32 = 7;
-const SOL_SOCKET: i32 = 1;
-const SO_BINDTODEVICE: i32 = 25;
 
-/// Runs at every connect's SYN, at every accept, and at state changes of the sockets that asked for it.
+/// Runs at every connect's SYN, and at state changes of the sockets that asked for it.
 #[sock_ops]
 pub fn ambit_sock_ops(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx),
         BPF_SOCK_OPS_STATE_CB => state_changed(&ctx),
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(&ctx),
         _ => {}
     }
     0
@@ -78,28 +71,6 @@ fn state_changed(ctx: &SockOpsContext) {
         }
     } else if let Some((flow, _)) = exempt(ctx, socket) {
         let _: Result<(), i32> = BYPASS.remove(flow);
-    }
-}
-
-/// Binds the application's end of a delivery to loopback, over which its packets go anyhow. The real client's next
-/// connection may have the same addresses and ports, and comes by another device: so it does not meet this one.
-#[inline(always)]
-fn accepted(ctx: &SockOpsContext) {
-    // SAFETY: the context is valid for the program's run; the verifier checks the access.
-    let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
-    // SAFETY: as above, and `sk` is not null.
-    if sk.is_null() || unsafe { (*sk).mark } != DELIVERY_MARK {
-        return;
-    }
-    // SAFETY: the context is this program's own.
-    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    if PODS.get_ptr(netns).is_none() {
-        return;
-    }
-    let mut loopback = *b"lo\0";
-    // SAFETY: the option's value lives as long as the call.
-    unsafe {
-        bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_BINDTODEVICE, loopback.as_mut_ptr().cast(), 3);
     }
 }
 
