@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{SECOND, Test, own, shared};
+use super::{SECOND, Test, marker, own, shared};
 use crate::{
     agent::IN_FORCE,
     load::{self, ports},
@@ -132,7 +132,7 @@ fn closed_port_from_outside(world: &mut World) -> Result<()> {
 fn whoami(world: &World, pod: &Pod, at: SocketAddr) -> Result<Process> {
     let mut server = load::tool(&pod.netns)?;
     server.args(["whoami-server", "--listen", &at.to_string()]);
-    let mut server = Process::start(&mut server, &world.folder.join("connect-server.log"))?;
+    let mut server = Process::start(&mut server, &world.folder.join(marker("connect-server")))?;
     server.wait_for("ready", 5 * SECOND).map(|()| server)
 }
 
@@ -174,7 +174,8 @@ fn nobody_answers(world: &mut World) -> Result<()> {
     for (client, server) in WAYS {
         let to = world.pod(server).v4;
         let attempt = world.connect(client, (to, CLOSED), &["--limit-ms", "1500"])?;
-        let timed_out = !attempt.connected && attempt.error.as_deref() == Some("TimedOut");
+        // What a blocking connect with a time-out says.
+        let timed_out = !attempt.connected && attempt.error.as_deref() == Some("InProgress");
         ensure!(timed_out && (1_400..2_500).contains(&attempt.took_ms), "{client}: {attempt:?}");
         let gone = python(world.pod(client), &programs::given_up(to, CLOSED, 300))?;
         ensure!(gone == "given up", "{client}: {gone}");
@@ -213,7 +214,7 @@ fn full_backlog(world: &mut World) -> Result<()> {
         let (from, to) = (world.pod(client).clone(), world.pod(server).clone());
         let mut busy = to.netns.command("python3");
         busy.args(["-c", &programs::busy_server(CLOSED, 3)]);
-        let mut busy = Process::start(&mut busy, &world.folder.join("busy.log"))?;
+        let mut busy = Process::start(&mut busy, &world.folder.join(marker("busy")))?;
         busy.wait_for("ready", 5 * SECOND)?;
         let told = python(&from, &programs::crowd(to.v4, CLOSED, 8))?;
         // Some are in at once, the others once the server accepts: their SYNs come again after 1, 3, 7 s.
@@ -251,7 +252,7 @@ fn busy_server_dies(world: &mut World) -> Result<()> {
     let mut echo = load::tool(&to.netns)?;
     echo.args(["echo-server", "--listen", &format!("{}:{CLOSED}", to.v4)]);
     let start = |command: &mut Command| -> Result<Process> {
-        let mut server = Process::start(command, &world.folder.join("connect-echo.log"))?;
+        let mut server = Process::start(command, &world.folder.join(marker("connect-echo")))?;
         server.wait_for("ready", 5 * SECOND).map(|()| server)
     };
     for client in ["a", "c"] {
@@ -280,7 +281,7 @@ fn many_connections(world: &mut World) -> Result<()> {
         let load = |to: &SocketAddr| -> Result<Process> {
             let mut many = load::tool(&a.netns)?;
             many.args(["many", "--to", &to.to_string(), "--connections", "800", "--rounds", "2", "--hold"]);
-            Process::start(&mut many, &world.folder.join(format!("many-{}.log", to.ip())))
+            Process::start(&mut many, &world.folder.join(marker("many")))
         };
         let mut loads = servers.iter().map(load).collect::<Result<Vec<_>>>()?;
         for load in &mut loads {
