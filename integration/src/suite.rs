@@ -7,6 +7,7 @@ mod attacks;
 mod authorization;
 mod certificates;
 mod cni;
+mod connect;
 mod control;
 mod evasion;
 mod failure;
@@ -76,6 +77,7 @@ pub fn tests() -> Vec<Test> {
         control::TESTS,
         wire::TESTS,
         addresses::TESTS,
+        connect::TESTS,
         routing::TESTS,
         policy::TESTS,
         authorization::TESTS,

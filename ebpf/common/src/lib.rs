@@ -68,10 +68,6 @@ pub const ADMITTED_V6: u32 = 0x0a_3b17;
 /// The hop limit that goes with [`ADMITTED_V6`].
 pub const ADMITTED_V6_HOPS: u8 = 197;
 
-/// The mark of the agent's dials to applications; `tcp_fwmark_accept` gives it to the application's end, whose packets
-/// a rule then keeps inside the pod's namespace.
-pub const DELIVERY_MARK: u32 = 0x0a3b_17ed;
-
 /// Where the agent listens in an enrolled pod's network namespace. Keyed by the namespace's cookie.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

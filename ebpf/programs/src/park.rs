@@ -17,6 +17,8 @@ use crate::maps::{ANSWERED, DESTINATIONS, NETNS, ORIGINS, PACE, PARKED, SETTINGS
 /// What a filter answers: how many bytes are kept.
 const TAKE: i64 = 0xffff_ffff;
 const DROP: i64 = 0;
+/// The TCP header without its options.
+const FIXED: usize = 20;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 const RST: u8 = 0x04;
@@ -37,8 +39,10 @@ struct Network {
 /// Sees every segment that reaches a listener, from its TCP header on.
 #[socket_filter]
 pub fn ambit_park(ctx: SkBuffContext) -> i64 {
-    let mut fixed = [0_u8; 20];
-    if !load(&ctx, &mut fixed) || fixed[13] & (SYN | ACK | RST) != SYN {
+    let Ok(fixed) = ctx.load::<[u8; FIXED]>(0) else {
+        return TAKE;
+    };
+    if fixed[13] & (SYN | ACK | RST) != SYN {
         return TAKE;
     }
     let Some(network) = network(&ctx) else {
@@ -79,18 +83,17 @@ pub fn ambit_park(ctx: SkBuffContext) -> i64 {
         local_port,
         origin,
         traffic_class,
-        len: 0,
+        // The data offset, in words.
+        len: u32::from(fixed[12] >> 4) * 4,
         header: [0; MAX_TCP_HEADER],
     };
-    // The data offset, in words.
-    let len = (u32::from(fixed[12]) >> 2) & 0x3c;
-    if len < 20 {
-        return TAKE;
-    }
-    knock.len = len;
-    // SAFETY: the length is at most that of the header's room.
-    if unsafe { bpf_skb_load_bytes(ctx.as_ptr().cast(), 0, knock.header.as_mut_ptr().cast(), len) } != 0 {
-        return TAKE;
+    knock.header[..FIXED].copy_from_slice(&fixed);
+    // Option by option, in words: the verifier wants to see how much is read.
+    for word in FIXED / 4..MAX_TCP_HEADER / 4 {
+        let at = word * 4;
+        if at < knock.len as usize && !load(&ctx, &mut knock.header, at) {
+            return TAKE;
+        }
     }
     // With no room for it the SYN is lost, as it may be on any network: the client sends another.
     let _: Result<(), i32> = PARKED.output::<Knock>(&knock, 0);
@@ -160,10 +163,14 @@ fn has_time() -> bool {
     }
 }
 
+/// Loads a word of the segment to its place in the header.
 #[inline(always)]
-fn load<const N: usize>(ctx: &SkBuffContext, to: &mut [u8; N]) -> bool {
-    // SAFETY: `to` has so many bytes.
-    unsafe { bpf_skb_load_bytes(ctx.as_ptr().cast(), 0, to.as_mut_ptr().cast(), N as u32) == 0 }
+fn load(ctx: &SkBuffContext, header: &mut [u8; MAX_TCP_HEADER], at: usize) -> bool {
+    // SAFETY: there is room for a word.
+    unsafe {
+        let word = header.as_mut_ptr().add(at);
+        bpf_skb_load_bytes(ctx.as_ptr().cast(), at as u32, word.cast(), 4) == 0
+    }
 }
 
 #[inline(always)]

@@ -1,6 +1,8 @@
 //! How long applications have the kernel wait for the other end of a connection: their keepalive and user time-outs, for the
 //! agent to wait no longer in their place. What was set before a connection stands is read then, what is set later in passing.
 
+use core::ffi::c_void;
+
 use ambit_ebpf_common::{Addr, Flow, Patience, mapped};
 use aya_ebpf::{
     EbpfContext as _,
@@ -42,8 +44,9 @@ pub fn ambit_setsockopt(ctx: SockoptContext) -> i32 {
 /// A connection of an enrolled pod stands, whose application's end `flow` is.
 #[inline(always)]
 pub fn established(ctx: &SockOpsContext, flow: &Flow) {
-    let patience = read(ctx.as_ptr());
-    if patience.keepalive != 0 || patience.user_timeout != 0 {
+    let context = ctx.as_ptr();
+    if option(context, SOL_SOCKET, SO_KEEPALIVE) != 0 || option(context, SOL_TCP, TCP_USER_TIMEOUT) != 0 {
+        let patience = read(context);
         // A full map forgets the oldest.
         let _: Result<(), i32> = PATIENCE.insert(flow, &patience, 0);
     }
@@ -121,21 +124,23 @@ fn connection(ctx: &SockoptContext, netns: u64) -> Option<(Flow, *mut bpf_sock)>
     }
 }
 
-/// What is set on the socket behind `context`: a program's own, or a socket. Nothing on a kernel that does not tell (before
-/// Linux 6.1).
+/// What is set on the socket behind `context`: a program's own, or a socket.
 #[inline(always)]
-fn read(context: *mut core::ffi::c_void) -> Patience {
-    let option = |level: i32, name: i32| {
-        let mut value = 0_u32;
-        // SAFETY: the value lives as long as the call, and has four bytes.
-        let failed = unsafe { bpf_getsockopt(context, level, name, (&raw mut value).cast(), 4) };
-        if failed == 0 { value } else { 0 }
-    };
+fn read(context: *mut c_void) -> Patience {
     Patience {
-        keepalive: option(SOL_SOCKET, SO_KEEPALIVE),
-        idle: option(SOL_TCP, TCP_KEEPIDLE),
-        interval: option(SOL_TCP, TCP_KEEPINTVL),
-        probes: option(SOL_TCP, TCP_KEEPCNT),
-        user_timeout: option(SOL_TCP, TCP_USER_TIMEOUT),
+        keepalive: option(context, SOL_SOCKET, SO_KEEPALIVE),
+        idle: option(context, SOL_TCP, TCP_KEEPIDLE),
+        interval: option(context, SOL_TCP, TCP_KEEPINTVL),
+        probes: option(context, SOL_TCP, TCP_KEEPCNT),
+        user_timeout: option(context, SOL_TCP, TCP_USER_TIMEOUT),
     }
+}
+
+/// One option; 0 on a kernel that does not tell (before Linux 6.1).
+#[inline(always)]
+fn option(context: *mut c_void, level: i32, name: i32) -> u32 {
+    let mut value = 0_u32;
+    // SAFETY: the value lives as long as the call, and has four bytes.
+    let failed = unsafe { bpf_getsockopt(context, level, name, (&raw mut value).cast(), 4) };
+    if failed == 0 { value } else { 0 }
 }

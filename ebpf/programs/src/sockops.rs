@@ -1,10 +1,9 @@
 //! Ties sockets to addresses once the kernel has chosen the source port: the original destination for the inbound hook and
-//! the agent, and the 4-tuple of the kubelet's probes for the inbound hook. The agent records its own dials itself; their
-//! other ends are kept apart from the clients' own connections here.
+//! the agent, and the 4-tuple of the kubelet's probes for the inbound hook. The agent records its own dials itself.
 
 use ambit_ebpf_common::{
-    Addr, DELIVERY_MARK, FLOW_DELIVERY, FLOW_PROBE, Flow, Origin, OriginKey, SOCKET_CAPTURED,
-    SOCKET_DELIVERY, SOCKET_PROBE, Socket, is_mapped, mapped,
+    Addr, FLOW_DELIVERY, FLOW_PROBE, Flow, Origin, OriginKey, SOCKET_CAPTURED, SOCKET_DELIVERY, SOCKET_PROBE,
+    Socket, is_mapped, mapped,
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -12,7 +11,7 @@ use aya_ebpf::{
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
         BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
     },
-    helpers::generated::{bpf_get_netns_cookie, bpf_setsockopt, bpf_sk_storage_get},
+    helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_get},
     macros::sock_ops,
     programs::SockOpsContext,
 };
@@ -27,8 +26,6 @@ const AF_INET: u32 = 2;
 const TCP_ESTABLISHED: u32 = 1;
 const TCP_SYN_SENT: u32 = 2;
 const TCP_CLOSE: u32 = 7;
-const SOL_SOCKET: i32 = 1;
-const SO_BINDTODEVICE: i32 = 25;
 
 /// Runs at every connect's SYN, at every connection that comes about, and at state changes of the sockets that asked for it.
 #[sock_ops]
@@ -92,27 +89,13 @@ fn connected(ctx: &SockOpsContext) {
     }
 }
 
-/// Binds the application's end of a delivery to loopback, over which its packets go anyhow. The real client's next
-/// connection may have the same addresses and ports, and comes by another device: so it does not meet this one.
 #[inline(always)]
 fn accepted(ctx: &SockOpsContext) {
-    // SAFETY: the context is valid for the program's run; the verifier checks the access.
-    let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
-    // SAFETY: as above, and `sk` is not null.
-    if sk.is_null() || unsafe { (*sk).mark } != DELIVERY_MARK {
-        return;
-    }
     // SAFETY: the context is this program's own.
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    if PODS.get_ptr(netns).is_none() {
-        return;
+    if PODS.get_ptr(netns).is_some() {
+        patience::established(ctx, &own_flow(ctx, netns));
     }
-    let mut loopback = *b"lo\0";
-    // SAFETY: the option's value lives as long as the call.
-    unsafe {
-        bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_BINDTODEVICE, loopback.as_mut_ptr().cast(), 3);
-    }
-    patience::established(ctx, &own_flow(ctx, netns));
 }
 
 #[inline(always)]

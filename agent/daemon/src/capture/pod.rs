@@ -4,7 +4,9 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd as _, AsRawFd, BorrowedFd},
+    pin::pin,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use ambit_core::model::{ClientAddr, OriginalDst, PodAddr};
@@ -13,7 +15,9 @@ use ambit_ebpf_common::{
 };
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
+    select,
     sync::{Semaphore, watch},
+    time::timeout,
 };
 
 use super::{
@@ -28,6 +32,9 @@ use super::{
 /// How many dials to the applications of one pod may wait to be taken at a time. Each has a place in a map that all pods of
 /// the node share.
 const DIALS: usize = 512;
+
+/// How long a dial to another pod's agent goes unanswered before another port is tried beside it.
+const SECOND_PORT: Duration = Duration::from_millis(500);
 
 /// A connection that the programs handed to the agent. Dropping its stream resets it until
 /// [`end_cleanly`](super::end_cleanly).
@@ -206,7 +213,7 @@ impl PodNet {
         self.maps.has_origin(&self.origin_key(source, port))
     }
 
-    async fn dial_out(&self, source: IpAddr, dst: SocketAddr) -> io::Result<TcpStream> {
+    async fn dial(&self, source: IpAddr, dst: SocketAddr) -> io::Result<TcpStream> {
         let socket = self.netns.run(|| {
             let socket = socket::tcp(dst.is_ipv6())?;
             socket.set_tcp_nodelay(true)?;
@@ -219,7 +226,7 @@ impl PodNet {
     }
 
     async fn try_deliver(&self, client: ClientAddr, app: PodAddr, attempt: u32) -> io::Result<TcpStream> {
-        let socket = self.netns.run(|| socket::transparent(client.0.ip(), attempt))?;
+        let socket = self.netns.run(|| socket::transparent(client.0, attempt))?;
         self.mark(&socket, SOCKET_DELIVERY)?;
         let own = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
         let _recorded = self.maps.record(self.flow(canonical(own), app))?;
@@ -289,14 +296,23 @@ impl Dial for PodNet {
         &self.uid
     }
 
+    /// From a port that the pod has free for this destination. The other end may have a connection in the client's name from
+    /// the same port, and then hears nothing of this one: another port is tried as well.
     async fn dial_tunnel(&self, source: IpAddr, dst: PodAddr) -> io::Result<TcpStream> {
-        let stream = self.dial_out(source, dst.0).await?;
-        liveness::tune_tunnel(&stream)?;
-        Ok(stream)
+        let mut first = pin!(self.dial(source, dst.0));
+        let dialled = match timeout(SECOND_PORT, &mut first).await {
+            Ok(dialled) => dialled,
+            Err(_) => select! {
+                dialled = &mut first => dialled,
+                dialled = self.dial(source, dst.0) => dialled,
+            },
+        }?;
+        liveness::tune_tunnel(&dialled)?;
+        Ok(dialled)
     }
 
     async fn dial_plain(&self, source: IpAddr, dst: SocketAddr) -> io::Result<TcpStream> {
-        let stream = self.dial_out(source, dst).await?;
+        let stream = self.dial(source, dst).await?;
         socket::reset_on_drop(&stream);
         Ok(stream)
     }

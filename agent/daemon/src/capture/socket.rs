@@ -3,19 +3,27 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd},
 };
 
-pub(super) use ambit_ebpf_common::DELIVERY_MARK;
 use nix::libc;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::TcpStream;
 
+/// The mark of the agent's dials to applications; `tcp_fwmark_accept` gives it to the application's end, whose packets
+/// a rule then keeps inside the pod's namespace.
+pub(super) const DELIVERY_MARK: u32 = 0x0a3b_17ed;
+
 /// Source ports of dials in a client's name, as the `attempt`-th try picks them: outside the range that Linux hands out
-/// by default (32,768 to 60,999), above it first, where servers seldom are. One that the client has open to the same port
-/// itself is found out by the connect program, and another is tried.
-fn delivery_port(attempt: u32) -> u16 {
-    if attempt < 8 { rand::random_range(61_000..=65_535) } else { rand::random_range(16_384..=32_767) }
+/// by default (32,768 to 60,999), and away from where this client gets its own, which must not meet them; above that
+/// range first, where servers seldom are. One that the client has open to the same port already is found out by the
+/// connect program, and another is tried.
+fn delivery_port(client: u16, attempt: u32) -> u16 {
+    const ABOVE: RangeInclusive<u16> = 61_000..=65_535;
+    const BELOW: RangeInclusive<u16> = 16_384..=32_767;
+    let (first, second) = if client >= *ABOVE.start() { (BELOW, ABOVE) } else { (ABOVE, BELOW) };
+    rand::random_range(if attempt < DELIVERY_ATTEMPTS / 3 { first } else { second })
 }
 
 /// How many source ports to try for one dial.
@@ -46,9 +54,9 @@ pub(super) fn listen(ip: IpAddr) -> io::Result<Socket> {
 
 /// A socket that connects in the name of `client`, whose address is not this host's, from a port of the `attempt`-th
 /// choice.
-pub(super) fn transparent(client: IpAddr, attempt: u32) -> io::Result<Socket> {
+pub(super) fn transparent(client: SocketAddr, attempt: u32) -> io::Result<Socket> {
     let socket = tcp(client.is_ipv6())?;
-    let (level, name) = match client {
+    let (level, name) = match client.ip() {
         IpAddr::V4(_) => (libc::SOL_IP, libc::IP_TRANSPARENT),
         IpAddr::V6(_) => (libc::SOL_IPV6, libc::IPV6_TRANSPARENT),
     };
@@ -58,7 +66,7 @@ pub(super) fn transparent(client: IpAddr, attempt: u32) -> io::Result<Socket> {
     socket.set_out_of_band_inline(true)?;
     // A port may serve several dials to different destinations, and is no obstacle to a server that wants to listen on it.
     socket.set_reuse_address(true)?;
-    socket.bind(&SocketAddr::new(client, delivery_port(attempt)).into())?;
+    socket.bind(&SocketAddr::new(client.ip(), delivery_port(client.port(), attempt)).into())?;
     Ok(socket)
 }
 
