@@ -34,7 +34,10 @@ use ambit_ebpf_common::{Counters, ProbeKey, addr};
 pub(crate) use self::{
     cgroup::{CgroupUid, Cgroups, Found},
     check::{Finding, Verdict, check_host},
-    liveness::{Patience, answered_probe, failure, fall_silent, path, probe_when_idle, tune_tunnel},
+    liveness::{
+        Patience, acknowledge_at_once, answered_probe, failure, fall_silent, path, probe_when_idle,
+        tune_tunnel,
+    },
     netns::Netns,
     parking::{Answer, Client},
     pinned::Pinned,

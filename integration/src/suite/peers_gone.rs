@@ -267,9 +267,9 @@ fn closed(world: &mut World) -> Result<()> {
 fn last_words(world: &mut World) -> Result<()> {
     const LINE: usize = "line 000000\n".len();
     let cases = [
-        ("reset", "open read-all", "open lines:2000 linger-0 close"),
-        ("closed unread", "open send:greeting read-all", "open sleep:50 lines:2000 close"),
-        ("closed at rest", "open send:greeting read-all", "open sleep:50 lines:2000 sleep:100 close"),
+        ("reset", "open send:greeting read-all", "open read lines:2000:20 linger-0 close"),
+        ("closed unread", "open send:greeting read-all", "open sleep:50 lines:2000:20 close"),
+        ("closed at rest", "open send:greeting read-all", "open sleep:50 lines:2000:20 sleep:100 close"),
     ];
     for (case, server, client) in cases {
         let mut lost = Vec::new();

@@ -23,7 +23,7 @@ pub struct Steps {
     #[arg(long)]
     pub to: Option<SocketAddr>,
     /// What to do: options first (`keepalive:IDLE:INTERVAL:PROBES`, `user-timeout:MS`, `oob-inline`, `linger-0`, also later), then
-    /// `open`, then any of `send:TEXT`, `urgent:TEXT`, `lines:COUNT`, `stuff` (write until nothing is taken), `read` (once),
+    /// `open`, then any of `send:TEXT`, `urgent:TEXT`, `lines:COUNT[:PAUSE in µs]`, `stuff` (write until nothing is taken), `read` (once),
     /// `read-all`, `await-error:MS` (by poll), `fin`, `close`, `sleep:MS`, `say:WORD` (on standard error).
     #[arg(required = true)]
     pub steps: Vec<String>,
@@ -134,8 +134,14 @@ fn on(stream: &mut TcpStream, verb: &str, rest: &str, seen: &mut Seen) -> Result
         }
         "urgent" => seen.bytes = Socket::from(stream.try_clone()?).send_out_of_band(rest.as_bytes())?,
         "lines" => {
-            for number in 0..rest.parse::<usize>()? {
+            let (count, pause) = rest.split_once(':').unwrap_or((rest, "0"));
+            let pause = Duration::from_micros(pause.parse()?);
+            for number in 0..count.parse::<usize>()? {
+                let start = Instant::now();
                 seen.bytes += stream.write(format!("line {number:06}\n").as_bytes())?;
+                while start.elapsed() < pause {
+                    std::hint::spin_loop();
+                }
             }
         }
         "stuff" => {

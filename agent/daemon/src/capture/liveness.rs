@@ -120,6 +120,12 @@ pub(crate) fn tune_tunnel(stream: &impl AsFd) -> io::Result<()> {
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(TUNNEL_PROBES).with_interval(TUNNEL_PROBES))
 }
 
+/// Has the kernel acknowledge what comes as soon as it is read, until something goes the other way (tcp(7), `TCP_QUICKACK`).
+pub(crate) fn acknowledge_at_once(stream: &impl AsFd) {
+    // It fails only for what is no socket.
+    let _: io::Result<()> = SockRef::from(stream).set_tcp_quickack(true);
+}
+
 /// Why a socket has failed, if the kernel has not told that already.
 pub(crate) fn failure(stream: &impl AsFd) -> io::Error {
     let told = SockRef::from(stream).take_error();

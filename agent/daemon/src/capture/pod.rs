@@ -217,7 +217,6 @@ impl PodNet {
         let socket = self.netns.run(|| {
             let socket = socket::tcp(dst.is_ipv6())?;
             socket.set_tcp_nodelay(true)?;
-            socket.set_out_of_band_inline(true)?;
             socket::bind_without_port(&socket, source)?;
             Ok(socket)
         })?;
@@ -313,6 +312,7 @@ impl Dial for PodNet {
 
     async fn dial_plain(&self, source: IpAddr, dst: SocketAddr) -> io::Result<TcpStream> {
         let stream = self.dial(source, dst).await?;
+        socket::ready_for_application(&stream)?;
         socket::reset_on_drop(&stream);
         Ok(stream)
     }

@@ -35,6 +35,15 @@ pub(super) fn tcp(v6: bool) -> io::Result<Socket> {
     Socket::new(domain, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))
 }
 
+/// What a socket needs that has an application at its other end: urgent data comes in its place, and no more waits in the kernel
+/// for a reader that does not read than keeps one busy that does.
+pub(super) fn ready_for_application(socket: &impl AsFd) -> io::Result<()> {
+    const UNSENT: u32 = 256 << 10;
+    let socket = SockRef::from(socket);
+    socket.set_out_of_band_inline(true)?;
+    socket.set_tcp_notsent_lowat(UNSENT)
+}
+
 /// A listener on the pod's own address, at a port that the kernel picks.
 pub(super) fn listen(ip: IpAddr) -> io::Result<Socket> {
     let socket = tcp(ip.is_ipv6())?;
@@ -45,8 +54,7 @@ pub(super) fn listen(ip: IpAddr) -> io::Result<Socket> {
     // from listening there.
     socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(true)?;
-    // Urgent data is passed on in its place.
-    socket.set_out_of_band_inline(true)?;
+    ready_for_application(&socket)?;
     socket.bind(&SocketAddr::new(ip, 0).into())?;
     socket.listen(4096)?;
     Ok(socket)
@@ -63,7 +71,7 @@ pub(super) fn transparent(client: SocketAddr, attempt: u32) -> io::Result<Socket
     set(&socket, level, name, 1)?;
     socket.set_mark(DELIVERY_MARK)?;
     socket.set_tcp_nodelay(true)?;
-    socket.set_out_of_band_inline(true)?;
+    ready_for_application(&socket)?;
     // A port may serve several dials to different destinations, and is no obstacle to a server that wants to listen on it.
     socket.set_reuse_address(true)?;
     socket.bind(&SocketAddr::new(client.ip(), delivery_port(client.port(), attempt)).into())?;

@@ -20,7 +20,8 @@ use tokio::{
 
 use crate::{
     capture::{
-        Dial, Patience, answered_probe, bound_buffers, end_cleanly, failure, fall_silent, probe_when_idle,
+        Dial, Patience, acknowledge_at_once, answered_probe, bound_buffers, end_cleanly, failure,
+        fall_silent, probe_when_idle,
     },
     tunnel::{ANSWERED_WITHIN, Leg, LegError, Moved, TunnelError},
 };
@@ -28,6 +29,10 @@ use crate::{
 /// How long the word that a connection stands waits for the application's first bytes, to go out with them. The client's
 /// agent only learns from it that there will be no refusal.
 const ANSWER: Duration = Duration::from_millis(5);
+
+/// What an application has said in so many pieces without an answer is a stream. Its kernel may keep small pieces back until
+/// those before are acknowledged (RFC 896), and segments are long on the way to us.
+const STREAM: u32 = 2;
 
 /// Counts bytes as they pass.
 pub(super) trait Meter {
@@ -55,6 +60,8 @@ struct State {
     up: Direction,
     /// To the application.
     down: Direction,
+    /// Times that bytes have come from the application since the last went to it.
+    unanswered: u32,
     /// What one of the two sockets has failed of, while the last words from it are passed on.
     failed: Option<LegError>,
 }
@@ -172,6 +179,16 @@ impl<L: Leg> Relay<L> {
 
     /// Relays until both directions have ended. Cancel safe: it can be called again.
     pub(super) async fn run(&mut self, meter: &impl Meter) -> Result<(), LegError> {
+        let ended = self.run_steps(meter).await;
+        if matches!(ended, Ok(()) | Err(LegError::AppLeft | LegError::PeerLeft)) {
+            // Who is left keeps its end, and is told nothing but that there is no other if it writes.
+            end_cleanly(&self.app);
+            self.leg.end_cleanly();
+        }
+        ended
+    }
+
+    async fn run_steps(&mut self, meter: &impl Meter) -> Result<(), LegError> {
         let Self { app, leg, state, begun, .. } = self;
         let (app, socket) = (&*app, leg.socket());
         let mut steps = Steps {
@@ -240,6 +257,10 @@ impl<L: Leg> Steps<'_, L> {
                 up = match self.leg.poll_send_from(cx, self.app) {
                     Poll::Ready(Ok(step)) => {
                         meter.app_sent(self.state.up.add(step));
+                        self.state.unanswered = self.state.unanswered.saturating_add(1);
+                        if self.state.unanswered == STREAM {
+                            acknowledge_at_once(self.app);
+                        }
                         if step.end {
                             probe_when_idle(self.app);
                         }
@@ -258,6 +279,7 @@ impl<L: Leg> Steps<'_, L> {
                 down = match self.leg.poll_deliver_to(cx, self.app) {
                     Poll::Ready(Ok(step)) => {
                         meter.app_got(self.state.down.add(step));
+                        self.state.unanswered = 0;
                         // What is left to wait for is the other direction's affair: it is asked again.
                         up |= step.end && self.state.sends();
                         !step.end
@@ -274,8 +296,6 @@ impl<L: Leg> Steps<'_, L> {
             }
         }
         if self.state.up.ended && self.state.down.ended {
-            end_cleanly(self.app);
-            self.leg.end_cleanly();
             return Poll::Ready(Ok(()));
         }
         self.poll_failures(cx)
@@ -293,8 +313,6 @@ impl<L: Leg> Steps<'_, L> {
         }
         if (!sends || self.leg.is_sending()) && self.app_fails.as_mut().poll(cx).is_ready() {
             if self.state.up.ended && answered_probe(self.app) {
-                end_cleanly(self.app);
-                self.leg.end_cleanly();
                 return Poll::Ready(Err(LegError::AppLeft));
             }
             return Poll::Ready(Err(LegError::App(failure(self.app))));
