@@ -8,6 +8,7 @@ mod authorization;
 mod certificates;
 mod cni;
 mod control;
+mod denials;
 mod evasion;
 mod failure;
 mod identities;
@@ -17,6 +18,7 @@ mod manifests;
 mod operations;
 mod policy;
 mod probes;
+mod rehearsal;
 mod reuse;
 mod revocation;
 mod routing;
@@ -78,6 +80,8 @@ pub fn tests() -> Vec<Test> {
         routing::TESTS,
         policy::TESTS,
         authorization::TESTS,
+        denials::TESTS,
+        rehearsal::TESTS,
         probes::TESTS,
         operations::TESTS,
         manifests::TESTS,

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use ambit_core::{
     model::{ClientAddr, PodAddr, Workload},
+    policy::Facts,
     reason::{Reason, Refusal},
 };
 use tokio::{net::TcpStream, select};
@@ -20,7 +21,7 @@ use super::{
 };
 use crate::{
     capture::{Dial, bound_buffers, end_cleanly},
-    telemetry::{Connection, Direction, Ending},
+    telemetry::{Connection, Direction, Ending, Meta},
     tunnel::{First, Incoming, Order, Plain, Session, first_bytes, tls::PeerIdentity},
 };
 
@@ -166,11 +167,11 @@ impl<D: Dial> Call<'_, D> {
     async fn plaintext(&self, client: TcpStream, app: TcpStream) {
         let connection = self.shared.telemetry.open(describe::inbound(self.called, None, None));
         let mut relay = Relay::new(app, Plain::new(client, self.pod.share.clone()));
-        let facts = facts(self.called.destination, self.called.source.0.ip(), None);
+        let facts = self.facts(None);
         let meter = Inbound(&connection);
         let ended = select! {
             ended = self.shared.relay(self.pod.pod.uid(), &mut relay, &meter) => ended.map_err(cut),
-            refusal = self.pod.until_denied(facts, &self.shared.telemetry) => Err(Cut::here(refusal)),
+            refusal = self.pod.until_denied(facts, connection.meta(), &self.shared.telemetry) => Err(Cut::here(refusal)),
         };
         match ended {
             Ok(()) => connection.finish(&Ending::Closed),
@@ -247,18 +248,18 @@ impl<D: Dial> Call<'_, D> {
         let app = match place.begin_stream(Box::pin(self.admit(&peer, incoming))).await {
             Ok(app) => app,
             Err(refusal) => {
-                self.shared.telemetry.refuse(&meta, &refusal);
+                self.refuse_as(&refusal, &meta, Some(&peer));
                 session.refuse_stream(refusal).await;
                 return None;
             }
         };
         let connection = self.shared.telemetry.open(meta);
         let mut relay = Relay::new(app, session.accept_stream());
-        let facts = facts(self.called.destination, self.called.source.0.ip(), Some(&peer.id));
+        let facts = self.facts(Some(&peer));
         let meter = Inbound(&connection);
         let ended = select! {
             ended = self.shared.relay(self.pod.pod.uid(), &mut relay, &meter) => ended.map_err(cut),
-            refusal = self.pod.until_denied(facts, &self.shared.telemetry) => Err(Cut::here(refusal)),
+            refusal = self.pod.until_denied(facts, connection.meta(), &self.shared.telemetry) => Err(Cut::here(refusal)),
             refused = self.until_distrusted(&peer) => Err(Cut::here(distrusted(refused))),
         };
         match ended {
@@ -287,8 +288,12 @@ impl<D: Dial> Call<'_, D> {
     }
 
     fn verdict(&self, peer: Option<&PeerIdentity>) -> Result<(), Refusal> {
+        self.pod.verdict(&self.facts(peer))
+    }
+
+    fn facts<'p>(&self, peer: Option<&'p PeerIdentity>) -> Facts<'p> {
         let Called { source, destination, .. } = self.called;
-        self.pod.verdict(&facts(*destination, source.0.ip(), peer.map(|peer| &peer.id)))
+        facts(*destination, source.0.ip(), peer.map(|peer| &peer.id))
     }
 
     /// Connects to the application when it is the connection's turn.
@@ -303,7 +308,13 @@ impl<D: Dial> Call<'_, D> {
     }
 
     fn refuse(&self, refusal: &Refusal) {
-        self.shared.telemetry.refuse(&describe::inbound(self.called, None, None), refusal);
+        self.refuse_as(refusal, &describe::inbound(self.called, None, None), None);
+    }
+
+    fn refuse_as(&self, refusal: &Refusal, meta: &Meta, peer: Option<&PeerIdentity>) {
+        let Call { shared, pod, .. } = self;
+        pod.rehearse_refused(refusal, &self.facts(peer), meta, &shared.telemetry);
+        shared.telemetry.refuse(meta, refusal);
     }
 }
 

@@ -69,7 +69,7 @@ async fn what_is_not_enforced_is_to_be_told_by_the_status() {
     assert!(message.starts_with("spec.rules[0].to[0].operation.methods"), "{message}");
     assert_eq!((accepted, reason), (true, "UnsupportedValue"));
     for (spec, expected) in [
-        (json!({"action": "AUDIT", "rules": [{}]}), (false, "UnsupportedValue")),
+        (json!({"action": "CUSTOM", "provider": {"name": "x"}, "rules": [{}]}), (true, "UnsupportedValue")),
         (json!({"action": "DENY"}), (false, "Invalid")),
     ] {
         events.send("MODIFIED", &authorization(spec, "7"));
