@@ -32,7 +32,7 @@ pub(crate) use logging::{LogFormat, LoggingError, init_logging, parse_filter};
 pub(crate) use metrics::OpenTunnel;
 pub(crate) use observed::{
     DenialDetail, DenialKey, Flow, FlowSource, Observations, Outcome, Place, RehearsalDetail, RehearsalKey,
-    Sighting, Tally, Who,
+    Sighting, Who,
 };
 
 use live::{Live, LiveTable};

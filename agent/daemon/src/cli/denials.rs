@@ -12,7 +12,6 @@ use serde::Serialize;
 use super::{
     moment::{Moment, until},
     observed::{Answers, Asked, Format, PartyView, render, within},
-    output,
     table::{Table, line},
 };
 use crate::config::Window;

@@ -193,7 +193,7 @@ impl Observed {
         let party = self.party(&ours.workload);
         let (source, destination) = places(meta);
         let detail = DenialDetail { refusal: refusal.clone(), source, destination };
-        *held(&self.denials).see(party, key, now, || detail.clone()) = detail;
+        held(&self.denials).see(party, key, now, |_| detail);
     }
 
     /// A connection was let in.
@@ -201,7 +201,7 @@ impl Observed {
         let Some((key, destination)) = flow(meta) else { return };
         let detail = FlowDetail { source: places(meta).0, destination: destination.clone() };
         let party = self.party(&key.destination);
-        *held(&self.flows).see(party, key, now, || detail.clone()) = detail;
+        held(&self.flows).see(party, key, now, |_| detail);
     }
 
     /// A policy that decides nothing was tried on a connection.
@@ -214,16 +214,16 @@ impl Observed {
         now: SystemTime,
     ) {
         let party = self.party(&policy.namespace);
-        {
-            let mut policies = held(&self.policies);
-            let tally = policies.see(party, (policy.clone(), action), now, Tally::default);
+        held(&self.policies).see(party, (policy.clone(), action), now, |before: Option<Tally>| {
+            let mut tally = before.unwrap_or_default();
             match rehearsed {
                 Rehearsed::Unchanged => {}
                 Rehearsed::WouldRefuse => tally.would_refuse += 1,
                 Rehearsed::WouldAdmit(_) => tally.would_admit += 1,
                 Rehearsed::Audited(_) => tally.matched += 1,
             }
-        }
+            tally
+        });
         let (outcome, at) = match rehearsed {
             Rehearsed::WouldAdmit(at) => (Outcome::WouldAdmit, at),
             Rehearsed::Audited(at) => (Outcome::Matched, at),
@@ -255,7 +255,7 @@ impl Observed {
         let key = RehearsalKey { outcome, policy, rule, source, destination, port };
         let (source, destination) = places(meta);
         let detail = RehearsalDetail { field, source, destination };
-        *held(&self.rehearsals).see(party, key, now, || detail.clone()) = detail;
+        held(&self.rehearsals).see(party, key, now, |_| detail);
     }
 
     /// Refusals, newest first, at most so many.

@@ -51,8 +51,8 @@ impl<K: Eq + Hash, D> Sightings<K, D> {
         }
     }
 
-    /// Counts one more; answers what is known of it, from `new` at first.
-    pub(super) fn see(&mut self, party: u64, key: K, now: SystemTime, new: impl FnOnce() -> D) -> &mut D {
+    /// Counts one more; `detail` makes of what was known of it what is known by now.
+    pub(super) fn see(&mut self, party: u64, key: K, now: SystemTime, detail: impl FnOnce(Option<D>) -> D) {
         let (key, before) = match self.seen.remove_entry(&key) {
             Some((key, entry)) => {
                 self.order.remove(entry.ticket);
@@ -64,11 +64,10 @@ impl<K: Eq + Hash, D> Sightings<K, D> {
             self.evict();
         }
         let ticket = self.order.insert(party, key.clone());
-        let mut sighting =
-            before.unwrap_or_else(|| Sighting { count: 0, first: now, last: now, detail: new() });
-        sighting.count += 1;
-        sighting.last = now;
-        &mut self.seen.entry(key).insert_entry(Entry { ticket, sighting }).into_mut().sighting.detail
+        let (count, first) = before.as_ref().map_or((0, now), |before| (before.count, before.first));
+        let detail = detail(before.map(|before| before.detail));
+        let sighting = Sighting { count: count + 1, first, last: now, detail };
+        self.seen.insert(key, Entry { ticket, sighting });
     }
 
     /// All of them, but for those not seen for long, which are forgotten.
@@ -114,9 +113,9 @@ mod tests {
     fn a_thing_is_kept_once_with_its_count() {
         let mut sightings = Sightings::new(10);
         for step in 0..3 {
-            *sightings.see(0, "a", start() + SECOND * step, || 0) += 1;
+            sightings.see(0, "a", start() + SECOND * step, |before| before.unwrap_or(0) + 1);
         }
-        sightings.see(0, "b", start(), || 7);
+        sightings.see(0, "b", start(), |_| 7);
         let mut all: Vec<_> = sightings.recent(start()).map(|(key, seen)| (*key, seen.clone())).collect();
         all.sort_by_key(|(key, _)| *key);
         let [(_, a), (_, b)] = &all[..] else { panic!("{all:?}") };
@@ -129,10 +128,10 @@ mod tests {
     fn a_flood_is_bounded_and_costs_no_other_party() {
         let mut sightings = Sightings::new(100);
         for quiet in 0..10_u64 {
-            sightings.see(1, quiet, start(), || ());
+            sightings.see(1, quiet, start(), |_| ());
         }
         for loud in 0..1_000_000 {
-            sightings.see(2, 1000 + loud, start() + SECOND, || ());
+            sightings.see(2, 1000 + loud, start() + SECOND, |_| ());
         }
         assert_eq!((sightings.seen.len(), sightings.order.len()), (100, 100));
         assert!(sightings.seen.capacity() < 400, "{}", sightings.seen.capacity());
@@ -145,12 +144,12 @@ mod tests {
     fn what_is_seen_again_stays_and_what_is_not_expires() {
         let mut sightings = Sightings::new(2);
         for key in ["a", "b", "a", "c"] {
-            sightings.see(0, key, start(), || ());
+            sightings.see(0, key, start(), |_| ());
         }
         let mut keys: Vec<_> = sightings.recent(start()).map(|(key, _)| *key).collect();
         keys.sort_unstable();
         assert_eq!(keys, ["a", "c"]);
-        sightings.see(0, "c", start() + KEPT, || ());
+        sightings.see(0, "c", start() + KEPT, |_| ());
         let later: Vec<_> = sightings.recent(start() + KEPT + SECOND).map(|(key, _)| *key).collect();
         assert_eq!((later, sightings.order.len()), (vec!["c"], 1));
     }
