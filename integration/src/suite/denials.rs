@@ -70,7 +70,7 @@ fn refused(world: &mut World) -> Result<()> {
             ensure!(grown, "{before:?} before, and three more make {}", told["count"]);
             Ok(told)
         })?;
-        let expected = [
+        let expected: [(&str, Value); 8] = [
             ("direction", direction.into()),
             ("byPeer", by_peer.into()),
             ("code", 2.into()),

@@ -172,7 +172,7 @@ struct Service {
 impl Admin for Service {
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let wanted = request.into_inner().max_connections.unwrap_or(DEFAULT_CONNECTIONS).min(MAX_CONNECTIONS);
-        let mut status = self.ask(|provider| provider.status()).await?;
+        let mut status = self.ask(StatusProvider::status).await?;
         status.connections_total = status.connections_total.max(status.connections.len() as u64);
         status.connections.truncate(wanted as usize);
         Ok(Response::new(status))
@@ -182,7 +182,7 @@ impl Admin for Service {
         &self,
         _: Request<ObservationsRequest>,
     ) -> Result<Response<ObservationsResponse>, Status> {
-        self.ask(|provider| provider.observations()).await.map(Response::new)
+        self.ask(StatusProvider::observations).await.map(Response::new)
     }
 }
 

@@ -167,11 +167,11 @@ impl<D: Dial> Call<'_, D> {
     async fn plaintext(&self, client: TcpStream, app: TcpStream) {
         let connection = self.shared.telemetry.open(describe::inbound(self.called, None, None));
         let mut relay = Relay::new(app, Plain::new(client, self.pod.share.clone()));
-        let facts = self.facts(None);
         let meter = Inbound(&connection);
         let ended = select! {
+            biased;
+            refusal = self.until_denied(None, &connection) => Err(Cut::here(refusal)),
             ended = self.shared.relay(self.pod.pod.uid(), &mut relay, &meter) => ended.map_err(cut),
-            refusal = self.pod.until_denied(facts, connection.meta(), &self.shared.telemetry) => Err(Cut::here(refusal)),
         };
         match ended {
             Ok(()) => connection.finish(&Ending::Closed),
@@ -255,12 +255,12 @@ impl<D: Dial> Call<'_, D> {
         };
         let connection = self.shared.telemetry.open(meta);
         let mut relay = Relay::new(app, session.accept_stream());
-        let facts = self.facts(Some(&peer));
         let meter = Inbound(&connection);
         let ended = select! {
-            ended = self.shared.relay(self.pod.pod.uid(), &mut relay, &meter) => ended.map_err(cut),
-            refusal = self.pod.until_denied(facts, connection.meta(), &self.shared.telemetry) => Err(Cut::here(refusal)),
+            biased;
+            refusal = self.until_denied(Some(&peer), &connection) => Err(Cut::here(refusal)),
             refused = self.until_distrusted(&peer) => Err(Cut::here(distrusted(refused))),
+            ended = self.shared.relay(self.pod.pod.uid(), &mut relay, &meter) => ended.map_err(cut),
         };
         match ended {
             Ok(()) => {
@@ -285,6 +285,12 @@ impl<D: Dial> Call<'_, D> {
     /// Ends once the peer of this tunnel is not believed any more.
     async fn until_distrusted(&self, peer: &PeerIdentity) -> (Reason, String) {
         self.shared.wallet.until_distrusted(&self.workload.identity, peer).await
+    }
+
+    /// Ends once the verdict on a live connection has turned to a refusal. Looked at before the relay, so that connections that
+    /// are over at once are judged and rehearsed as well.
+    async fn until_denied(&self, peer: Option<&PeerIdentity>, connection: &Connection) -> Refusal {
+        self.pod.until_denied(self.facts(peer), connection.meta(), &self.shared.telemetry).await
     }
 
     fn verdict(&self, peer: Option<&PeerIdentity>) -> Result<(), Refusal> {

@@ -256,12 +256,13 @@ impl<D: Dial> Call<'_, D> {
             }
         };
         let ending = select! {
+            biased;
+            refusal = denied => Ending::Refused { refusal, by_peer: false },
             ended = self.shared.relay(self.pod.pod.uid(), &mut relay, &meter) => match ended {
                 Ok(()) => Ending::Closed,
                 Err(Broken::Leg(_)) => Ending::Reset,
                 Err(Broken::GivenUp(refusal)) => Ending::Refused { refusal, by_peer: false },
             },
-            refusal = denied => Ending::Refused { refusal, by_peer: false },
         };
         connection.finish(&ending);
     }
