@@ -9,6 +9,7 @@ mod certificates;
 mod cni;
 mod connect;
 mod control;
+mod denials;
 mod evasion;
 mod failure;
 mod identities;
@@ -19,6 +20,7 @@ mod operations;
 mod peers_gone;
 mod policy;
 mod probes;
+mod rehearsal;
 mod reuse;
 mod revocation;
 mod routing;
@@ -81,6 +83,8 @@ pub fn tests() -> Vec<Test> {
         routing::TESTS,
         policy::TESTS,
         authorization::TESTS,
+        denials::TESTS,
+        rehearsal::TESTS,
         probes::TESTS,
         operations::TESTS,
         manifests::TESTS,

@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use rpds::HashTrieMapSync;
 
-use self::authorization::{Authorization, Authorizations};
+use self::authorization::{Authorization, Authorizations, Rehearsal};
 pub use self::{
     authorization::{
         Action, Attribute, AuthorizationPolicy, Context, Field, InvalidValue, Rule, Target, TrustDomains,
@@ -22,7 +22,7 @@ pub use self::{
 };
 use crate::{
     model::{Labels, ObjectName, SpiffeId, Workload},
-    reason::{Reason, Refusal},
+    reason::{Reason, Refusal, Rehearsed},
 };
 
 /// The policy objects in force. Cheap to clone; readers take a snapshot.
@@ -110,7 +110,7 @@ pub struct MtlsRule {
     pub doubtful: bool,
 }
 
-/// What the policies make of one workload. Two that are equal decide alike, whatever the objects behind them.
+/// What the policies make of one workload. Two that are equal decide and rehearse alike, whatever the objects behind them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkloadPolicy {
     /// Namespace of the workload.
@@ -119,6 +119,7 @@ pub struct WorkloadPolicy {
     /// Ports that differ from `mtls`.
     port_mtls: BTreeMap<u16, MtlsRule>,
     authorization: Authorization,
+    rehearsal: Rehearsal,
     /// Why policies may be missing, if they may.
     incomplete: Option<Arc<str>>,
     /// Why AuthorizationPolicies may be missing, if they may.
@@ -165,6 +166,21 @@ pub fn decide(policy: &WorkloadPolicy, facts: &Facts<'_>) -> Decision {
         None => Decision::Allow,
         Some(refusal) => Decision::Deny(refusal),
     }
+}
+
+/// What policies that are not in force would make of one connection: AUDIT, and those marked as dry-run, which are taken
+/// together, as if all of them were in force. `tell` hears of each that is for the pod once. Answers the refusal of a
+/// connection that is let in as things stand and would not be. Never part of a verdict; costs nothing where there is no such policy.
+pub fn rehearse(
+    policy: &WorkloadPolicy,
+    facts: &Facts<'_>,
+    tell: impl FnMut(&AuthorizationPolicy, Rehearsed),
+) -> Option<Refusal> {
+    let needs_mtls = facts.peer.is_none() && policy.is_strict(facts.port);
+    if policy.rehearsal.is_empty() || needs_mtls || policy.closed.is_some() {
+        return None;
+    }
+    policy.rehearsal.run(&policy.authorization, &policy.namespace, facts, tell)
 }
 
 impl PolicySet {
@@ -254,7 +270,7 @@ impl PolicySet {
     /// The same for any pod in `namespace` with these `labels`. Of PeerAuthentications only the oldest of each scope counts, as
     /// in Istio: the mesh, the namespace, and the objects that select the pod. AuthorizationPolicies count all.
     pub fn compile_for(&self, namespace: &Arc<str>, labels: &Labels) -> WorkloadPolicy {
-        let authorization = self.authorizations.compile(&self.root_namespace, namespace, labels);
+        let (authorization, rehearsal) = self.authorizations.compile(&self.root_namespace, namespace, labels);
         let closed = self.closed.clone();
         if let Some(why) = &self.incomplete {
             return WorkloadPolicy {
@@ -262,6 +278,7 @@ impl PolicySet {
                 mtls: MtlsRule { mode: MtlsMode::Strict, by: None, doubtful: true },
                 port_mtls: BTreeMap::new(),
                 authorization,
+                rehearsal,
                 incomplete: Some(Arc::clone(why)),
                 closed,
             };
@@ -281,6 +298,7 @@ impl PolicySet {
             mtls: inherited.unwrap_or_default(),
             port_mtls: ports.collect(),
             authorization,
+            rehearsal,
             incomplete: None,
             closed,
         }
@@ -288,6 +306,16 @@ impl PolicySet {
 }
 
 impl WorkloadPolicy {
+    /// Whether only mutual TLS is accepted on one of the workload's own ports.
+    pub fn is_strict(&self, port: u16) -> bool {
+        self.mtls(port).mode == MtlsMode::Strict
+    }
+
+    /// Whether `other` would have the same rehearsed, and beside the same policies.
+    pub fn rehearses_as(&self, other: &Self) -> bool {
+        self.rehearsal == other.rehearsal
+    }
+
     /// The mode in force on one of the workload's own ports.
     pub fn mtls(&self, port: u16) -> &MtlsRule {
         self.port_mtls.get(&port).unwrap_or(&self.mtls)

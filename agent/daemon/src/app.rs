@@ -9,6 +9,7 @@ mod issuer;
 mod lifecycle;
 mod locations;
 mod node;
+mod observations;
 mod revocation;
 mod roots;
 mod source;

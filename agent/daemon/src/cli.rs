@@ -8,11 +8,16 @@ mod ask;
 mod ca;
 mod certs;
 mod check_node;
+mod denials;
 mod moment;
+mod observed;
 mod output;
 mod process;
+mod readiness;
+mod rehearsal;
 mod remote;
 mod status;
+mod suggest;
 mod supervise;
 mod table;
 mod uninstall;
@@ -55,6 +60,14 @@ enum Command {
     Status(status::StatusArgs),
     /// Show the certificates and roots that the agent of this node holds
     Certs(certs::CertsArgs),
+    /// Show which connections were refused, and why
+    Denials(denials::DenialsArgs),
+    /// Say which workloads can be made STRICT, and who still comes in plaintext
+    Readiness(readiness::ReadinessArgs),
+    /// Show what dry-run and AUDIT policies would have changed
+    Rehearsal(rehearsal::RehearsalArgs),
+    /// Write AuthorizationPolicies that allow what was seen
+    Suggest(suggest::SuggestArgs),
     /// Say what this node lacks for an agent
     CheckNode(check_node::CheckNodeArgs),
     /// Take everything off this node that agents left in the kernel
@@ -90,6 +103,10 @@ fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Ca(args) => ca::run(*args),
         Command::Status(args) => status::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Certs(args) => certs::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Denials(args) => denials::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Readiness(args) => readiness::run(&args),
+        Command::Rehearsal(args) => rehearsal::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Suggest(args) => suggest::run(&args).map(|()| ExitCode::SUCCESS),
         Command::CheckNode(args) => check_node::run(&args),
         Command::Uninstall(args) => uninstall::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Cni => Ok(cni::run()),
@@ -118,7 +135,18 @@ mod tests {
     fn every_help_shows_examples() {
         let mut root = Cli::command();
         assert!(root.render_long_help().to_string().contains("Examples:"));
-        for name in ["agent", "ca", "certs", "check-node", "status", "uninstall"] {
+        for name in [
+            "agent",
+            "ca",
+            "certs",
+            "check-node",
+            "denials",
+            "readiness",
+            "rehearsal",
+            "status",
+            "suggest",
+            "uninstall",
+        ] {
             let help = root.find_subcommand_mut(name).unwrap().render_long_help().to_string();
             assert!(help.contains(&format!("Examples:\n  ambit {name}")), "{name}: {help}");
         }
@@ -152,7 +180,11 @@ mod tests {
             ("ambit ca --rate 0", "1 to 100000"),
             ("ambit agent --run-dir= --node a", "empty"),
             ("ambit status -o xml", "possible values: table, json, yaml"),
-            ("ambit status nodes", "possible values: pods, certs, connections, problems"),
+            ("ambit status nodes", "possible values: pods, certs, connections, denials, problems"),
+            ("ambit denials --since yesterday", "--since"),
+            ("ambit readiness --window 91d", "at most 90d"),
+            ("ambit suggest -o table", "possible values: yaml, json"),
+            ("ambit rehearsal --namespace Shop", "namespace"),
             ("ambit uninstall", "required"),
             ("ambit uninstall --all --node a", "cannot be used with"),
         ] {

@@ -4,10 +4,13 @@
 //! metrics at once. Everything here is synchronous and bounded; nothing waits for a reader.
 
 mod access;
+mod expiring;
 mod live;
 mod logging;
 mod metrics;
+mod observed;
 mod pace;
+mod policy_metrics;
 mod process;
 mod traffic;
 
@@ -22,14 +25,19 @@ use std::{
 
 use ambit_core::{
     model::{ObjectName, ServiceName, SpiffeId, Workload},
-    reason::{Reason, Refusal},
+    reason::{Reason, Refusal, Rehearsed},
 };
 
 pub(crate) use logging::{LogFormat, LoggingError, init_logging, parse_filter};
 pub(crate) use metrics::OpenTunnel;
+pub(crate) use observed::{
+    DenialDetail, DenialKey, Flow, FlowSource, Observations, Outcome, Place, RehearsalDetail, RehearsalKey,
+    Sighting, Who,
+};
 
 use live::{Live, LiveTable};
 use metrics::Metrics;
+use observed::Observed;
 use pace::Pace;
 use traffic::{Flag, TrafficLabels};
 
@@ -141,12 +149,18 @@ struct Shared {
     metrics: Metrics,
     live: LiveTable,
     pace: Pace,
+    observed: Observed,
 }
 
 impl Telemetry {
     /// Starts with everything at zero.
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Shared { metrics: Metrics::new(), live: LiveTable::default(), pace: Pace::default() }))
+        Self(Arc::new(Shared {
+            metrics: Metrics::new(),
+            live: LiveTable::default(),
+            pace: Pace::default(),
+            observed: Observed::new(SystemTime::now()),
+        }))
     }
 
     /// Counts a connection as open until the value returned is finished or dropped.
@@ -155,6 +169,10 @@ impl Telemetry {
         let series = metrics.traffic.series(TrafficLabels::of(&meta));
         series.opened.fetch_add(1, Ordering::Relaxed);
         metrics.sockets_open(meta.direction).inc();
+        if meta.direction == Direction::Inbound && meta.security == Security::Plaintext {
+            metrics.policy.plaintext(&meta, Instant::now());
+        }
+        self.0.observed.opened(&meta, SystemTime::now());
         access::opened(&meta);
         let live = self.0.live.insert(|id| Live::new(id, meta, series));
         Connection { live, telemetry: self.clone(), finished: false }
@@ -165,8 +183,33 @@ impl Telemetry {
         let metrics = &self.0.metrics;
         metrics.traffic.series(TrafficLabels::of(meta)).fail(Flag::of(refusal.reason));
         metrics.refused(meta.direction, refusal.reason);
+        self.denied(meta, refusal, false);
         if let Some(unsaid) = self.0.pace.line(meta, refusal.reason, Instant::now()) {
             access::refused(meta, refusal, unsaid);
+        }
+    }
+
+    /// Tells what a policy that decides nothing would have made of a connection; `action` is its `spec.action`.
+    pub(crate) fn rehearsed(
+        &self,
+        meta: &Meta,
+        policy: &ObjectName,
+        action: &'static str,
+        rehearsed: Rehearsed,
+    ) {
+        self.0.metrics.policy.rehearsed(policy, action, rehearsed, Instant::now());
+        self.0.observed.rehearsed(meta, policy, action, rehearsed, SystemTime::now());
+    }
+
+    /// Remembers a connection that is let in and would not be, if the policies were in force that decide nothing.
+    pub(crate) fn would_be_refused(&self, meta: &Meta, refusal: &Refusal) {
+        self.0.observed.would_be_refused(meta, refusal, SystemTime::now());
+    }
+
+    fn denied(&self, meta: &Meta, refusal: &Refusal, by_peer: bool) {
+        if refusal.reason.is_denial() {
+            self.0.metrics.policy.denied(meta.direction, refusal, by_peer, Instant::now());
+            self.0.observed.refused(meta, refusal, by_peer, SystemTime::now());
         }
     }
 
@@ -266,6 +309,16 @@ impl Telemetry {
         self.0.live.snapshot()
     }
 
+    /// The refusals that were seen last, newest first.
+    pub(crate) fn denials(&self, most: usize) -> Vec<(DenialKey, Sighting<DenialDetail>)> {
+        self.0.observed.denials(most, SystemTime::now())
+    }
+
+    /// What is remembered of connections for those who write policies.
+    pub(crate) fn observations(&self) -> Observations {
+        self.0.observed.snapshot(&self.live(), SystemTime::now())
+    }
+
     /// All metrics as OpenMetrics text, ending in `# EOF`.
     pub(crate) fn encode(&self) -> String {
         self.0.metrics.encode()
@@ -281,6 +334,11 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// What was known when it was opened.
+    pub(crate) fn meta(&self) -> &Meta {
+        &self.live.meta
+    }
+
     /// Adds payload bytes that went from client to server.
     pub(crate) fn client_to_server(&self, bytes: u64) {
         self.live.client_to_server.fetch_add(bytes, Ordering::Relaxed);
@@ -309,13 +367,15 @@ impl Connection {
         metrics.sockets_open(direction).dec();
         match ending {
             Ending::Closed | Ending::Reset => {}
-            Ending::Refused { refusal, .. } => {
+            Ending::Refused { refusal, by_peer } => {
                 self.live.series.fail(Flag::of(refusal.reason));
                 metrics.refused(direction, refusal.reason);
+                self.telemetry.denied(&self.live.meta, refusal, *by_peer);
             }
             Ending::Failed(refusal) => {
                 self.live.series.fail(Flag::of(refusal.reason));
                 metrics.failed(direction, refusal.reason);
+                self.telemetry.denied(&self.live.meta, refusal, false);
             }
             Ending::Aborted => self.live.series.fail(Flag::None),
         }

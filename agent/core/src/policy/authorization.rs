@@ -5,6 +5,7 @@
 //! (<https://istio.io/latest/docs/reference/config/security/authorization-policy/>); objects arrive validated.
 
 mod field;
+mod rehearsal;
 mod store;
 mod value;
 mod verdict;
@@ -15,7 +16,7 @@ pub use self::{
     field::{Attribute, Context, Field, InvalidValue},
     value::TrustDomains,
 };
-pub(super) use self::{store::Authorizations, verdict::Authorization};
+pub(super) use self::{rehearsal::Rehearsal, store::Authorizations, verdict::Authorization};
 use super::{Doubt, Facts};
 use crate::model::{Labels, ObjectName};
 
@@ -30,7 +31,7 @@ pub struct AuthorizationPolicy {
     pub action: Action,
     /// It matches if one of these does.
     pub rules: Vec<Rule>,
-    /// Annotation `istio.io/dry-run`: it counts as if it were not there.
+    /// Annotation `istio.io/dry-run`: it decides nothing, and is only [rehearsed](crate::policy::rehearse).
     pub dry_run: bool,
     /// What in it could not be read. The fields above are then the strictest that it may say.
     pub doubt: Option<Doubt>,
@@ -52,7 +53,7 @@ pub enum Action {
     Allow,
     /// They are refused.
     Deny,
-    /// Nothing: no log of matches is kept.
+    /// They are counted.
     Audit,
     /// They are refused: an external provider would be asked, and none can be.
     Custom,

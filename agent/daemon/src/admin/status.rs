@@ -10,7 +10,7 @@ use std::{
 };
 
 use ambit_proto::admin::v1::{
-    StatusRequest, StatusResponse,
+    ObservationsRequest, ObservationsResponse, StatusRequest, StatusResponse,
     admin_server::{Admin, AdminServer},
 };
 use tokio::{
@@ -50,6 +50,9 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(crate) trait StatusProvider: Send + Sync + 'static {
     /// A snapshot of the agent, with every connection. Called on a thread that may block for a moment.
     fn status(&self) -> StatusResponse;
+
+    /// What was observed of connections. Called on such a thread as well.
+    fn observations(&self) -> ObservationsResponse;
 }
 
 /// Answers status requests until `shutdown`.
@@ -169,13 +172,30 @@ struct Service {
 impl Admin for Service {
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let wanted = request.into_inner().max_connections.unwrap_or(DEFAULT_CONNECTIONS).min(MAX_CONNECTIONS);
-        let provider = self.provider.clone();
-        let mut status = tokio::task::spawn_blocking(move || provider.status())
-            .await
-            .map_err(|_| Status::internal("the agent could not describe itself; see its log"))?;
+        let mut status = self.ask(StatusProvider::status).await?;
         status.connections_total = status.connections_total.max(status.connections.len() as u64);
         status.connections.truncate(wanted as usize);
         Ok(Response::new(status))
+    }
+
+    async fn observations(
+        &self,
+        _: Request<ObservationsRequest>,
+    ) -> Result<Response<ObservationsResponse>, Status> {
+        self.ask(StatusProvider::observations).await.map(Response::new)
+    }
+}
+
+impl Service {
+    /// Has the provider look at the agent, on a thread that may block.
+    async fn ask<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&dyn StatusProvider) -> T + Send + 'static,
+    ) -> Result<T, Status> {
+        let provider = self.provider.clone();
+        tokio::task::spawn_blocking(move || look(&*provider))
+            .await
+            .map_err(|_| Status::internal("the agent could not describe itself; see its log"))
     }
 }
 
@@ -191,6 +211,10 @@ mod tests {
     impl StatusProvider for Scripted {
         fn status(&self) -> StatusResponse {
             self.0.clone().expect("the script has an answer")
+        }
+
+        fn observations(&self) -> ObservationsResponse {
+            ObservationsResponse::default()
         }
     }
 

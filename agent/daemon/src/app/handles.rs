@@ -129,6 +129,7 @@ impl Handles {
     ) -> anyhow::Result<Serving<'a>> {
         let status = Status {
             node: config.node.clone(),
+            root_namespace: config.root_namespace.clone(),
             instance: config.instance.clone(),
             started: self.started,
             readiness: self.readiness.clone(),

@@ -7,6 +7,7 @@ use ambit_proto::admin::v1 as proto;
 use super::{
     locations::FoundBy,
     node::{PodStatus, Pods},
+    observations,
 };
 use crate::{
     admin::StatusProvider,
@@ -16,9 +17,13 @@ use crate::{
     telemetry::{Direction, LiveConnection, Security, Telemetry},
 };
 
+/// Refusals in the status; there are more in what was observed.
+const DENIALS: usize = 100;
+
 /// Handles to the rooms that are looked at.
 pub(super) struct Status {
     pub(super) node: String,
+    pub(super) root_namespace: String,
     pub(super) instance: String,
     pub(super) started: SystemTime,
     pub(super) readiness: Readiness,
@@ -54,7 +59,17 @@ impl StatusProvider for Status {
             connections,
             problems: problems.collect(),
             policies: u32::try_from(world.policies.len()).unwrap_or(u32::MAX),
+            denials: self
+                .telemetry
+                .denials(DENIALS)
+                .iter()
+                .map(|(key, seen)| observations::denial(key, seen))
+                .collect(),
         }
+    }
+
+    fn observations(&self) -> proto::ObservationsResponse {
+        observations::observations(self)
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::{io, path::Path, time::Duration};
 
-use ambit_proto::admin::v1::{StatusRequest, StatusResponse, admin_client::AdminClient};
+use ambit_proto::admin::v1::{
+    ObservationsRequest, ObservationsResponse, StatusRequest, StatusResponse, admin_client::AdminClient,
+};
 use anyhow::{Context, anyhow, bail};
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -11,7 +13,10 @@ use tokio::{
     runtime::Builder,
     time::timeout,
 };
-use tonic::transport::Endpoint;
+use tonic::{
+    Response, Status,
+    transport::{Channel, Endpoint},
+};
 use tower::service_fn;
 
 use crate::instance::RunDir;
@@ -21,27 +26,59 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest answer taken, in bytes: several times what the agent lists at most.
 const MAX_ANSWER: usize = 128 * 1024 * 1024;
 
-/// Asks the agent with this run directory, and waits no longer than five seconds.
+/// What an agent can be asked.
+pub(super) trait Question: Clone + Send + 'static {
+    /// What it answers.
+    type Answer: Send + 'static;
+
+    fn put(
+        self,
+        agent: AdminClient<Channel>,
+    ) -> impl Future<Output = Result<Response<Self::Answer>, Status>> + Send;
+}
+
+impl Question for StatusRequest {
+    type Answer = StatusResponse;
+
+    async fn put(self, mut agent: AdminClient<Channel>) -> Result<Response<StatusResponse>, Status> {
+        agent.status(self).await
+    }
+}
+
+impl Question for ObservationsRequest {
+    type Answer = ObservationsResponse;
+
+    async fn put(self, mut agent: AdminClient<Channel>) -> Result<Response<ObservationsResponse>, Status> {
+        agent.observations(self).await
+    }
+}
+
+/// Asks the agent with this run directory for its status.
 pub(super) fn ask_in_time(run_dir: &Path, max_connections: u32) -> anyhow::Result<StatusResponse> {
+    put_in_time(run_dir, StatusRequest { max_connections: Some(max_connections) })
+}
+
+/// Asks the agent with this run directory, and waits no longer than five seconds.
+pub(super) fn put_in_time<Q: Question>(run_dir: &Path, question: Q) -> anyhow::Result<Q::Answer> {
     let runtime = Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
     runtime.block_on(async {
-        timeout(PATIENCE, ask(run_dir, max_connections)).await.unwrap_or_else(|_| {
+        timeout(PATIENCE, ask(run_dir, question)).await.unwrap_or_else(|_| {
             bail!("the agent did not answer within {PATIENCE:?}: it is overloaded or stuck; see its log")
         })
     })
 }
 
-async fn ask(run_dir: &Path, max_connections: u32) -> anyhow::Result<StatusResponse> {
+async fn ask<Q: Question>(run_dir: &Path, question: Q) -> anyhow::Result<Q::Answer> {
     let socket = RunDir::socket_path(run_dir);
     let stream = UnixStream::connect(&socket).await.map_err(|error| explain(error, run_dir, &socket))?;
-    ask_over(stream, max_connections).await
+    ask_over(stream, question).await
 }
 
 /// Asks the agent at the other end of `stream`.
-pub(super) async fn ask_over(
+pub(super) async fn ask_over<Q: Question>(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    max_connections: u32,
-) -> anyhow::Result<StatusResponse> {
+    question: Q,
+) -> anyhow::Result<Q::Answer> {
     let mut stream = Some(TokioIo::new(stream));
     // The name is not looked up: the connection is there already, and there is but one.
     let channel = Endpoint::from_static("http://agent")
@@ -51,9 +88,11 @@ pub(super) async fn ask_over(
         }))
         .await
         .context("what answers does not speak ambit's protocol")?;
-    let request = StatusRequest { max_connections: Some(max_connections) };
-    match AdminClient::new(channel).max_decoding_message_size(MAX_ANSWER).status(request).await {
+    match question.put(AdminClient::new(channel).max_decoding_message_size(MAX_ANSWER)).await {
         Ok(answer) => Ok(answer.into_inner()),
+        Err(status) if status.code() == tonic::Code::Unimplemented => {
+            bail!("the agent is older than this command and does not know the question: upgrade it")
+        }
         Err(status) => bail!("the agent could not answer: {} ({:?})", status.message(), status.code()),
     }
 }
@@ -98,6 +137,14 @@ mod tests {
                 ..StatusResponse::default()
             }
         }
+
+        fn observations(&self) -> ObservationsResponse {
+            ObservationsResponse { node: "n1".to_owned(), ..ObservationsResponse::default() }
+        }
+    }
+
+    fn at_most(connections: u32) -> StatusRequest {
+        StatusRequest { max_connections: Some(connections) }
     }
 
     #[tokio::test]
@@ -108,10 +155,11 @@ mod tests {
         while !RunDir::socket_path(dir.path()).exists() {
             tokio::task::yield_now().await;
         }
-        let answer = ask(dir.path(), 10).await.unwrap();
+        let answer = ask(dir.path(), at_most(10)).await.unwrap();
         assert_eq!((answer.connections.len(), answer.connections_total), (10, 20_000));
-        let answer = ask(dir.path(), u32::MAX).await.unwrap();
+        let answer = ask(dir.path(), at_most(u32::MAX)).await.unwrap();
         assert_eq!((answer.node.as_str(), answer.connections.len()), ("n1", 20_000));
+        assert_eq!(ask(dir.path(), ObservationsRequest {}).await.unwrap().node, "n1");
         server.abort();
     }
 
@@ -119,10 +167,10 @@ mod tests {
     async fn where_no_agent_runs_the_error_says_what_to_do() {
         let dir = tempfile::tempdir().unwrap();
         let expected = format!("no agent runs with --run-dir {}: start one", dir.path().display());
-        let error = ask(dir.path(), 0).await.unwrap_err().to_string();
+        let error = ask(dir.path(), at_most(0)).await.unwrap_err().to_string();
         assert!(error.starts_with(&expected), "{error}");
         drop(std::os::unix::net::UnixListener::bind(RunDir::socket_path(dir.path())).unwrap());
-        let error = ask(dir.path(), 0).await.unwrap_err().to_string();
+        let error = ask(dir.path(), at_most(0)).await.unwrap_err().to_string();
         assert!(error.starts_with(&expected), "{error}");
     }
 }

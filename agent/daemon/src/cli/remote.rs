@@ -3,7 +3,7 @@
 
 use std::{io, time::Duration};
 
-use ambit_proto::admin::v1::StatusResponse;
+use ambit_proto::admin::v1::{StatusRequest, StatusResponse};
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use k8s_openapi::api::core::v1::Pod;
@@ -14,7 +14,7 @@ use kube::{
 };
 use tokio::{runtime::Builder, sync::Semaphore, task::JoinSet, time::timeout};
 
-use super::ask::ask_over;
+use super::ask::{Question, ask_over};
 use crate::config::{DnsName, Location, Namespace, ObjectName};
 
 /// The labels that the chart gives the agents' pods.
@@ -60,11 +60,11 @@ pub(super) struct Remote {
 }
 
 /// What came of asking one agent.
-pub(super) struct Answer {
+pub(super) struct Answer<T = StatusResponse> {
     /// Its node.
     pub(super) node: String,
     /// What it said.
-    pub(super) status: anyhow::Result<StatusResponse>,
+    pub(super) status: anyhow::Result<T>,
 }
 
 impl Remote {
@@ -79,8 +79,13 @@ impl Remote {
         self.node.is_some() || self.pod.is_some()
     }
 
-    /// Asks the agents meant, by name of their node. One that does not answer is an answer; that there is none, an error.
+    /// Asks the agents meant for their status.
     pub(super) fn ask(&self, max_connections: u32) -> anyhow::Result<Vec<Answer>> {
+        self.put(&StatusRequest { max_connections: Some(max_connections) })
+    }
+
+    /// Asks the agents meant, by name of their node. One that does not answer is an answer; that there is none, an error.
+    pub(super) fn put<Q: Question>(&self, question: &Q) -> anyhow::Result<Vec<Answer<Q::Answer>>> {
         let runtime =
             Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
         runtime.block_on(async {
@@ -89,7 +94,7 @@ impl Remote {
             let agents = timeout(PATIENCE, self.agents(&client))
                 .await
                 .context("the API server does not answer; is the kubeconfig's cluster up?")??;
-            Ok(ask_all(&client, self, agents, max_connections).await)
+            Ok(ask_all(&client, self, agents, question).await)
         })
     }
 
@@ -162,21 +167,22 @@ fn pick(pods: Vec<Pod>) -> Vec<(String, String)> {
     running.into_iter().map(|(node, _, name)| (node, name)).collect()
 }
 
-async fn ask_all(
+async fn ask_all<Q: Question>(
     client: &Client,
     remote: &Remote,
     agents: Vec<(String, String)>,
-    max_connections: u32,
-) -> Vec<Answer> {
+    question: &Q,
+) -> Vec<Answer<Q::Answer>> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), &remote.agent_namespace.0);
     let turns = std::sync::Arc::new(Semaphore::new(AT_ONCE));
     let mut asking = JoinSet::new();
     for (node, pod) in agents {
-        let (pods, turns, port) = (pods.clone(), turns.clone(), remote.admin_port);
+        let (pods, turns, question) = (pods.clone(), turns.clone(), question.clone());
+        let port = remote.admin_port;
         asking.spawn(async move {
             // The semaphore is never closed.
             let _turn = turns.acquire_owned().await;
-            let status = timeout(PATIENCE, ask(&pods, &pod, port, max_connections)).await;
+            let status = timeout(PATIENCE, ask(&pods, &pod, port, question)).await;
             let status = status.unwrap_or_else(|_| Err(anyhow!("no answer within {PATIENCE:?}")));
             Answer { node, status }
         });
@@ -189,14 +195,14 @@ async fn ask_all(
     answers
 }
 
-async fn ask(pods: &Api<Pod>, pod: &str, port: u16, max_connections: u32) -> anyhow::Result<StatusResponse> {
+async fn ask<Q: Question>(pods: &Api<Pod>, pod: &str, port: u16, question: Q) -> anyhow::Result<Q::Answer> {
     let mut forward = pods
         .portforward(pod, &[port])
         .await
         .with_context(|| format!("cannot forward a port to {pod} (may you create pods/portforward?)"))?;
     let stream = forward.take_stream(port).ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
     let refused = forward.take_error(port);
-    let answered = ask_over(stream, max_connections).await;
+    let answered = ask_over(stream, question).await;
     if answered.is_err()
         && let Some(refused) = refused
         && let Ok(Some(why)) = timeout(Duration::from_secs(1), refused).await

@@ -68,6 +68,7 @@ enum Section {
     Pods,
     Certs,
     Connections,
+    Denials,
     Problems,
 }
 

@@ -12,7 +12,7 @@ use std::{path::PathBuf, str::FromStr};
 use crate::telemetry;
 
 pub(crate) use addresses::{ListenAddr, LoopbackAddr, ServiceAddr, Url};
-pub(crate) use amounts::{Drain, Hold, MapEntries, Rate, Ttl, Workers};
+pub(crate) use amounts::{Drain, Hold, MapEntries, Rate, Ttl, Window, Workers};
 pub(crate) use label::DataplaneLabel;
 pub(crate) use names::{
     Accounts, ClusterId, DnsName, Namespace, ObjectName, ServerName, ServerNames, VaultPath,

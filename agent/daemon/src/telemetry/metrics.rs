@@ -15,12 +15,13 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{Direction, process::Process, traffic::Traffic};
+use super::{Direction, policy_metrics::PolicyMetrics, process::Process, traffic::Traffic};
 
 #[derive(Debug)]
 pub(super) struct Metrics {
     registry: Registry,
     pub(super) traffic: Arc<Traffic>,
+    pub(super) policy: PolicyMetrics,
     sockets_open: [Gauge; 2],
     refusals: Family<ReasonLabels, Counter>,
     failures: Family<ReasonLabels, Counter>,
@@ -113,6 +114,7 @@ impl Metrics {
         let traffic = Arc::new(Traffic::new());
         registry.register_collector(Box::new(traffic.clone()));
         registry.register_collector(Box::new(Process));
+        let policy = PolicyMetrics::register(&mut registry);
 
         let build = Family::<BuildLabels, Gauge>::default();
         build.get_or_create(&BuildLabels { component: "ambit", tag: env!("CARGO_PKG_VERSION") }).set(1);
@@ -125,6 +127,7 @@ impl Metrics {
 
         let metrics = Self {
             traffic,
+            policy,
             sockets_open,
             refusals: Family::default(),
             failures: Family::default(),

@@ -74,6 +74,7 @@ fn denial() -> Refusal {
         reason: Reason::PolicyDenied,
         policy: Some("stock/only-web".into()),
         rule: Some("rules[2]".into()),
+        field: None,
         text: "explicitly denied by: stock/only-web".into(),
     }
 }

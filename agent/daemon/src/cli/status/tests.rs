@@ -1,7 +1,8 @@
 use std::time::{Duration, SystemTime};
 
 use ambit_proto::admin::v1::{
-    CaptureCounters, Certificate, CertificateState, Connection, Direction, Pod, PodState, Problem, Security,
+    CaptureCounters, Certificate, CertificateState, Connection, Denial, Direction, Party, Pod, PodState,
+    Problem, Security,
 };
 use prost_types::Timestamp;
 
@@ -69,6 +70,25 @@ fn status() -> StatusResponse {
         }],
         policies: 2,
         roots: vec![],
+        denials: vec![Denial {
+            direction: Direction::Inbound.into(),
+            source: Some(Party {
+                namespace: "shop".to_owned(),
+                workload: "web".to_owned(),
+                identity: "spiffe://td1/ns/shop/sa/web".to_owned(),
+                ..Party::default()
+            }),
+            destination: Some(Party { ip: "10.0.2.7".to_owned(), ..Party::default() }),
+            port: 8080,
+            code: 2,
+            reason: "policy_denied".to_owned(),
+            policy: "stock/only-a".to_owned(),
+            rule: "rules[0]".to_owned(),
+            field: "from[0].source.principals".to_owned(),
+            count: 3,
+            last_seen: at(-7),
+            ..Denial::default()
+        }],
     }
 }
 
@@ -93,6 +113,10 @@ CERTIFICATES
 CONNECTIONS, the oldest 1 of 250 (all: ambit status connections)
   DIRECTION  CLIENT                     SERVER         SERVICE  MTLS  GROUP           PEER IDENTITY                  TO SERVER  TO CLIENT  AGE
   outbound   shop/web (10.0.1.5:40000)  10.0.2.7:8080  -        yes   X25519MLKEM768  spiffe://td1/ns/stock/sa/cart  1.5 KiB    7 B        1m 5s
+
+DENIALS
+  LAST SEEN  COUNT  DIRECTION  SOURCE                         DESTINATION    REASON             POLICY        RULE      WHY                                      SAID BY
+  7s ago     3      inbound    shop/web (td1/ns/shop/sa/web)  10.0.2.7:8080  policy_denied (2)  stock/only-a  rules[0]  from[0].source.principals does not hold  this agent
 
 PROBLEMS
   pa.yaml: PeerAuthentication shop/all: spec.mtls.mode: \"ST\\u{1b}[31mRICT\" is no mode
@@ -120,6 +144,7 @@ fn machines_get_stable_keys_and_times() {
     assert_eq!(json["connections"][0]["security"], "mutual_tls");
     assert_eq!(json["connections"][0]["clientToServerBytes"], 1536);
     assert_eq!(json["connectionsTotal"], 250);
+    assert_eq!((&json["denials"][0]["code"], &json["denials"][0]["count"]), (&2.into(), &3.into()));
     let yaml: serde_json::Value = serde_yaml_ng::from_str(&render(&view, Format::Yaml).unwrap()).unwrap();
     assert_eq!(json, yaml);
     let pods_only = StatusView::new(status(), &[Section::Pods]);

@@ -57,6 +57,21 @@ impl FromStr for Hold {
     }
 }
 
+/// How far back something is looked at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Window(pub(crate) Duration);
+
+impl FromStr for Window {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match duration(text)? {
+            window if window > MAX_HOLD => Err("it must be at most 90d".to_owned()),
+            window => Ok(Self(window)),
+        }
+    }
+}
+
 /// How many certificates a second.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rate(pub(crate) u32);

@@ -101,15 +101,8 @@ pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Res
     });
     let rules = rules.collect::<Result<Vec<_>, _>>()?;
 
-    let idle = aim.target == Some(Target::Services(Vec::new())) || dry_run || action == Action::Audit;
-    let effects = [
-        aim.unsupported,
-        dry_run.then(|| {
-            format!("metadata.annotations: {DRY_RUN}: it is not in force, and what it would do is not told")
-        }),
-        own_effect(action),
-        layer7_effect(action, &rules),
-    ];
+    let idle = aim.target == Some(Target::Services(Vec::new()));
+    let effects = [aim.unsupported, own_effect(action), layer7_effect(action, &rules)];
     let effects: Vec<String> = effects.into_iter().flatten().collect();
     let unsupported = (!effects.is_empty()).then(|| effects.join("; "));
     let unclear = unclear.then(|| {
@@ -289,12 +282,8 @@ fn services(refs: Vec<(String, TargetRef)>) -> Result<Aim, FieldError> {
 
 /// What an action comes to that is not enforced as it is meant.
 fn own_effect(action: Action) -> Option<String> {
-    let text = match action {
-        Action::Audit => "spec.action: AUDIT has no effect: matches are not logged",
-        Action::Custom => "spec.action: CUSTOM refuses what it matches: external providers are not asked yet",
-        Action::Allow | Action::Deny => return None,
-    };
-    Some(text.to_owned())
+    let text = "spec.action: CUSTOM refuses what it matches: external providers are not asked yet";
+    (action == Action::Custom).then(|| text.to_owned())
 }
 
 /// What becomes of rules that name what can only be known within HTTP.

@@ -256,6 +256,8 @@ fn the_verdict_is_that_of_the_reference() {
         let compiled = judge(&policies, &trust_domains);
         let denying = WrittenPolicy { action: Action::Deny, ..written_policy(&mut random) };
         let with_deny = judge(&[policies.clone(), vec![denying.clone()]].concat(), &trust_domains);
+        let in_force = |policy: &WrittenPolicy| WrittenPolicy { dry_run: false, ..policy.clone() };
+        let enforced = judge(&policies.iter().map(in_force).collect::<Vec<_>>(), &trust_domains);
         let without_allow = without_one_allow(&policies).map(|fewer| (judge(&fewer, &trust_domains), fewer));
         for _ in 0..CALLS {
             let call = call(&mut random);
@@ -263,6 +265,8 @@ fn the_verdict_is_that_of_the_reference() {
             assert_eq!(verdict, reference(&policies, &call, &ours), "{call:?} by {policies:#?}");
             *(if verdict { &mut let_in } else { &mut refused }) += 1;
             assert!(verdict || !lets_in(&with_deny, &call), "{call:?} by {policies:#?} and {denying:#?}");
+            let rehearsed = rehearsal::rehearsed(&compiled, &call).0.is_some();
+            assert_eq!(rehearsed, verdict && !lets_in(&enforced, &call), "{call:?} by {policies:#?}");
             if let Some((set, fewer)) = &without_allow {
                 assert!(verdict || !lets_in(set, &call), "{call:?} by {policies:#?}, not by {fewer:#?}");
             }

@@ -35,6 +35,22 @@ async fn a_policy_is_in_force_until_somebody_removes_it() {
     assert!(lets_in(&world));
 }
 
+/// For new connections and, by the same channel, for those that are open.
+#[tokio::test(start_paused = true)]
+async fn a_change_is_in_force_a_tenth_of_a_second_after_it_was_seen() {
+    let mut bench = Bench::new("authorizationpolicies");
+    let events = bench.list(&[], "6").await;
+    bench.until("synced", |world| world.synced && lets_in(world)).await;
+    for (spec, expected) in
+        [(json!({"action": "DENY", "rules": [{}]}), false), (json!({"rules": [{}]}), true)]
+    {
+        let sent = tokio::time::Instant::now();
+        events.send("MODIFIED", &authorization(spec, "7"));
+        bench.until("in force", |world| lets_in(world) == expected).await;
+        assert!(sent.elapsed() <= Duration::from_millis(100), "{:?}", sent.elapsed());
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn without_a_definition_nobody_is_let_in() {
     let mut bench = Bench::new("authorizationpolicies");
@@ -69,7 +85,7 @@ async fn what_is_not_enforced_is_to_be_told_by_the_status() {
     assert!(message.starts_with("spec.rules[0].to[0].operation.methods"), "{message}");
     assert_eq!((accepted, reason), (true, "UnsupportedValue"));
     for (spec, expected) in [
-        (json!({"action": "AUDIT", "rules": [{}]}), (false, "UnsupportedValue")),
+        (json!({"action": "CUSTOM", "provider": {"name": "x"}, "rules": [{}]}), (true, "UnsupportedValue")),
         (json!({"action": "DENY"}), (false, "Invalid")),
     ] {
         events.send("MODIFIED", &authorization(spec, "7"));
