@@ -9,6 +9,7 @@ mod issuer;
 mod lifecycle;
 mod locations;
 mod node;
+mod policies;
 mod revocation;
 mod roots;
 mod source;

@@ -4,12 +4,16 @@
 //! writer; a reader that goes away early is no error.
 
 mod agent;
+mod analyze;
 mod ask;
 mod ca;
 mod certs;
+mod check;
 mod check_node;
+mod explain;
 mod moment;
 mod output;
+mod policies;
 mod process;
 mod remote;
 mod status;
@@ -36,6 +40,7 @@ const USAGE: u8 = 2;
 Examples:
   ambit agent --node worker-1 --manifests ./manifests --ca-dir /var/lib/ambit/ca
   ambit status
+  ambit explain shop/web stock/cart:8080
   ambit uninstall --all
 
 Every command has its own examples: ambit <COMMAND> --help"
@@ -55,6 +60,12 @@ enum Command {
     Status(status::StatusArgs),
     /// Show the certificates and roots that the agent of this node holds
     Certs(certs::CertsArgs),
+    /// Say why connections from one party to another are let in or refused, and what would change it
+    Explain(explain::ExplainArgs),
+    /// Show all that is for a pod: mutual TLS on its ports, and every policy
+    Check(check::CheckArgs),
+    /// Look for mistakes in policies, of the mesh or of a folder
+    Analyze(analyze::AnalyzeArgs),
     /// Say what this node lacks for an agent
     CheckNode(check_node::CheckNodeArgs),
     /// Take everything off this node that agents left in the kernel
@@ -90,6 +101,9 @@ fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Ca(args) => ca::run(*args),
         Command::Status(args) => status::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Certs(args) => certs::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Explain(args) => explain::run(&args),
+        Command::Check(args) => check::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Analyze(args) => analyze::run(&args),
         Command::CheckNode(args) => check_node::run(&args),
         Command::Uninstall(args) => uninstall::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Cni => Ok(cni::run()),
@@ -118,7 +132,9 @@ mod tests {
     fn every_help_shows_examples() {
         let mut root = Cli::command();
         assert!(root.render_long_help().to_string().contains("Examples:"));
-        for name in ["agent", "ca", "certs", "check-node", "status", "uninstall"] {
+        for name in
+            ["agent", "analyze", "ca", "certs", "check", "check-node", "explain", "status", "uninstall"]
+        {
             let help = root.find_subcommand_mut(name).unwrap().render_long_help().to_string();
             assert!(help.contains(&format!("Examples:\n  ambit {name}")), "{name}: {help}");
         }
@@ -153,6 +169,12 @@ mod tests {
             ("ambit agent --run-dir= --node a", "empty"),
             ("ambit status -o xml", "possible values: table, json, yaml"),
             ("ambit status nodes", "possible values: pods, certs, connections, problems"),
+            ("ambit explain shop/web", "<DST[:PORT]>"),
+            ("ambit explain a b --manifests . --node n", "cannot be used with"),
+            ("ambit explain a b --expect maybe", "possible values: allow, deny"),
+            ("ambit check", "required"),
+            ("ambit analyze . -o xml", "possible values: text, json, sarif"),
+            ("ambit analyze . --all-nodes", "cannot be used with"),
             ("ambit uninstall", "required"),
             ("ambit uninstall --all --node a", "cannot be used with"),
         ] {

@@ -9,9 +9,12 @@ use std::{
     time::Duration,
 };
 
-use ambit_proto::admin::v1::{
-    StatusRequest, StatusResponse,
-    admin_server::{Admin, AdminServer},
+use ambit_proto::{
+    admin::v1::{
+        StatusRequest, StatusResponse,
+        admin_server::{Admin, AdminServer},
+    },
+    policy::v1::policies_server::PoliciesServer,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -24,7 +27,7 @@ use tonic::{
     transport::{Server, server::Connected},
 };
 
-use super::AdminError;
+use super::{AdminError, PolicyProvider, policies};
 use crate::{
     clients::{Held, Places},
     instance::{InstanceError, RunDir},
@@ -50,6 +53,11 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(crate) trait StatusProvider: Send + Sync + 'static {
     /// A snapshot of the agent, with every connection. Called on a thread that may block for a moment.
     fn status(&self) -> StatusResponse;
+
+    /// What answers questions about policies, if anything does.
+    fn policies(&self) -> Option<Arc<dyn PolicyProvider>> {
+        None
+    }
 }
 
 /// Answers status requests until `shutdown`.
@@ -104,7 +112,9 @@ where
         .concurrency_limit_per_connection(4)
         .max_connection_age(CONNECTION_AGE)
         .max_connection_age_grace(REQUEST_TIMEOUT)
-        .serve_with_incoming_shutdown(AdminServer::new(Service { provider }), incoming, async {
+        .add_service(PoliciesServer::new(policies::Service::new(provider.clone())))
+        .add_service(AdminServer::new(Service { provider }))
+        .serve_with_incoming_shutdown(incoming, async {
             shutdown.await;
             let _ = stop.send(());
         });

@@ -1,6 +1,6 @@
 //! What `ambit status` shows, gathered from the rooms when asked.
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::SystemTime};
 
 use ambit_proto::admin::v1 as proto;
 
@@ -9,7 +9,7 @@ use super::{
     node::{PodStatus, Pods},
 };
 use crate::{
-    admin::StatusProvider,
+    admin::{PolicyProvider, StatusProvider},
     discovery::Feed,
     identity::{IdentityState, IdentityStatus, KeyStore, Root, issuer_name, roots},
     instance::Readiness,
@@ -55,6 +55,10 @@ impl StatusProvider for Status {
             problems: problems.collect(),
             policies: u32::try_from(world.policies.len()).unwrap_or(u32::MAX),
         }
+    }
+
+    fn policies(&self) -> Option<Arc<dyn PolicyProvider>> {
+        Some(Arc::new(self.feed.clone()))
     }
 }
 

@@ -34,11 +34,19 @@ struct Nearest<'a> {
 }
 
 impl Authorization {
-    pub(super) fn new(
-        refusing: Vec<Arc<AuthorizationPolicy>>,
-        allowing: Vec<Arc<AuthorizationPolicy>>,
-    ) -> Self {
-        Self { refusing: refusing.into(), allowing: allowing.into() }
+    /// What those of the policies make that are in force.
+    pub(in crate::policy) fn of<'a>(policies: impl Iterator<Item = &'a Arc<AuthorizationPolicy>>) -> Self {
+        let (mut custom, mut deny, mut allow) = (Vec::new(), Vec::new(), Vec::new());
+        for policy in policies.filter(|policy| !policy.dry_run) {
+            match policy.action {
+                Action::Custom => custom.push(Arc::clone(policy)),
+                Action::Deny => deny.push(Arc::clone(policy)),
+                Action::Allow => allow.push(Arc::clone(policy)),
+                Action::Audit => {}
+            }
+        }
+        custom.append(&mut deny);
+        Self { refusing: custom.into(), allowing: allow.into() }
     }
 
     /// The refusal of a connection to a pod in `namespace`, if it is refused.
