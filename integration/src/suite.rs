@@ -9,6 +9,7 @@ mod certificates;
 mod cni;
 mod control;
 mod evasion;
+mod explain;
 mod failure;
 mod identities;
 mod issuers;
@@ -78,6 +79,7 @@ pub fn tests() -> Vec<Test> {
         routing::TESTS,
         policy::TESTS,
         authorization::TESTS,
+        explain::TESTS,
         probes::TESTS,
         operations::TESTS,
         manifests::TESTS,

@@ -14,7 +14,7 @@ const PROTOS: &[&str] = &[
     "spire/delegatedidentity.proto",
 ];
 /// The answers that are shown as JSON just as they are.
-const SHOWN: &str = "ambit.policy.v1";
+const SHOWN: &str = ".ambit.policy.v1";
 
 #[test]
 fn generated_code_is_current() {

@@ -6,6 +6,7 @@
 mod changes;
 mod folder;
 mod followers;
+mod judged;
 mod kinds;
 mod kubernetes;
 mod ledger;
@@ -31,6 +32,7 @@ use kube::Client;
 use tokio::{sync::watch, task::JoinSet};
 
 pub(crate) use changes::Changes;
+pub(crate) use judged::judge_policies;
 pub(crate) use kinds::Key;
 pub(crate) use offline::{Reading, read_manifests};
 pub(crate) use origin::Origin;

@@ -1,4 +1,5 @@
 mod analysis;
+mod cases;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -44,28 +45,7 @@ impl Scene {
 
     /// A pod with the service account and the label `app` of this name.
     fn pod(mut self, name: &str, app: &str, ip: &str, ports: &[u16]) -> Self {
-        let id = named(name);
-        let pod = Pod {
-            uid: name.into(),
-            created: None,
-            identity: SpiffeId::new("cluster.local".parse().unwrap(), &id.namespace, app).unwrap(),
-            name: id,
-            node: "n1".into(),
-            ips: ip.parse().into_iter().collect(),
-            host_ips: vec![],
-            labels: labels(&[("app", app)]),
-            host_network: false,
-            terminal: false,
-            deleting: false,
-            ready: true,
-            named_ports: BTreeMap::new(),
-            ports: ports.to_vec(),
-            probe_ports: vec![9000],
-            host_ports: vec![],
-            foreign_probes: vec![],
-            netns: None,
-        };
-        self.mesh.apply(Change::Pod(Arc::new(pod)));
+        self.mesh.apply(Change::Pod(Arc::new(pod(name, app, ip, ports))));
         self
     }
 
@@ -129,6 +109,30 @@ impl Scene {
     fn told(&self, source: &str, target: &str) -> Vec<String> {
         let answer = self.ask(source, target).unwrap_or_else(|error| panic!("{source} {target}: {error}"));
         answer.cases.iter().map(line).collect()
+    }
+}
+
+fn pod(name: &str, app: &str, ip: &str, ports: &[u16]) -> Pod {
+    let id = named(name);
+    Pod {
+        uid: name.into(),
+        created: None,
+        identity: SpiffeId::new("cluster.local".parse().unwrap(), &id.namespace, app).unwrap(),
+        name: id,
+        node: "n1".into(),
+        ips: ip.parse().into_iter().collect(),
+        host_ips: vec![],
+        labels: labels(&[("app", app)]),
+        host_network: false,
+        terminal: false,
+        deleting: false,
+        ready: true,
+        named_ports: BTreeMap::new(),
+        ports: ports.to_vec(),
+        probe_ports: vec![9000],
+        host_ports: vec![],
+        foreign_probes: vec![],
+        netns: None,
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::{ops::Bound, sync::Arc};
 
-use super::{ByName, Mesh, start_of};
+use super::{Mesh, Names, start_of};
 use crate::{
     discovery::{Service, join},
     model::{ObjectName, Workload},
@@ -40,33 +40,29 @@ impl Mesh {
         self.knows_namespace(name) || self.pods_in(name).next().is_some()
     }
 
-    /// The pods behind a service, ready or not, each with its own port for that port of the service, where it has one.
+    /// The pods behind a service, ready or not, each with its own port for that port of the service, where it has one: those that
+    /// endpoint slices state, as for connections; where none speaks for the service, those that it selects.
     pub fn behind(&self, service: &Service, port: u16) -> Vec<(Arc<Workload>, u16)> {
         let Some(port) = join::tcp_ports(service).find(|own| own.port == port) else { return Vec::new() };
-        if !service.selector.is_empty() {
+        let Some(slices) = self.slices.get(&service.name) else {
             let pods = self.pods_in(&service.name.namespace).filter(|pod| join::selects(service, &pod.pod));
             let with_port =
                 pods.filter_map(|pod| Some((Arc::clone(&pod.workload), join::target(port, &pod.pod)?)));
             return with_port.collect();
+        };
+        let mut pods = Vec::new();
+        for slice in slices.values() {
+            let Some(target) = join::slice_target(port, slice) else { continue };
+            let addresses = slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
+            let workloads = addresses.filter_map(|ip| self.workload_by_ip(*ip));
+            pods.extend(workloads.map(|pod| (Arc::clone(pod), target)));
         }
-        let slices = self.slices.get(&service.name).into_iter().flat_map(ByName::values);
-        let addresses = slices.flat_map(|slice| {
-            let target = join::slice_target(port, slice);
-            slice
-                .endpoints
-                .iter()
-                .flat_map(|endpoint| &endpoint.addresses)
-                .filter_map(move |ip| Some((*ip, target?)))
-        });
-        let mut pods: Vec<_> = addresses
-            .filter_map(|(ip, target)| Some((Arc::clone(self.workload_by_ip(ip)?), target)))
-            .collect();
         pods.sort_by(|(one, _), (other, _)| one.name.cmp(&other.name));
         pods.dedup();
         pods
     }
 
-    /// The services that select a pod.
+    /// The services that a pod is behind, by name.
     pub fn services_of(&self, pod: &ObjectName) -> Vec<&Arc<Service>> {
         let Some(record) = self.pods.get(pod) else { return Vec::new() };
         let (start, namespace) = start_of(&pod.namespace);
@@ -74,6 +70,15 @@ impl Mesh {
             .services
             .range((Bound::Included(start), Bound::Unbounded))
             .take_while(|(name, _)| name.namespace == namespace);
-        near.map(|(_, own)| &own.service).filter(|service| join::selects(service, &record.pod)).collect()
+        let slices: Vec<_> =
+            record.pod.ips.iter().filter_map(|ip| self.by_endpoint.get(ip)).flat_map(Names::iter).collect();
+        let stated =
+            |service: &ObjectName| slices.iter().any(|slice| self.slice_owners.get(*slice) == Some(service));
+        near.map(|(_, own)| &own.service)
+            .filter(|service| match self.slices.contains_key(&service.name) {
+                true => stated(&service.name),
+                false => join::selects(service, &record.pod),
+            })
+            .collect()
     }
 }
