@@ -11,6 +11,7 @@ mod connect;
 mod control;
 mod denials;
 mod evasion;
+mod explain;
 mod failure;
 mod identities;
 mod issuers;
@@ -85,6 +86,7 @@ pub fn tests() -> Vec<Test> {
         authorization::TESTS,
         denials::TESTS,
         rehearsal::TESTS,
+        explain::TESTS,
         probes::TESTS,
         operations::TESTS,
         manifests::TESTS,

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use crate::{
     build,
     harness::{self, Call},
-    kube, setup,
+    kube, setup, workspace,
 };
 
 /// Measure throughput, round trip and rates through the tunnel against plaintext, in several rounds. Needs root.
@@ -16,6 +16,7 @@ use crate::{
     cargo xtask bench --certificates     the CA and the agent's memory alone\n  \
     cargo xtask bench --kube             the agent in a Kubernetes of 10,000 pods\n  \
     cargo xtask bench --changes          what a change of one pod or policy costs among 10,000 pods\n  \
+    cargo xtask bench --policies         10,000 policies of 10 rules: a verdict, and a compilation; needs no root\n  \
     cargo xtask bench --against OLD      this daemon and another one, both up, in turn; and what an idle connection takes\n  \
     cargo xtask bench --json > figures.json")]
 pub(crate) struct Args {
@@ -34,8 +35,11 @@ pub(crate) struct Args {
     /// Measure what one change costs in a big cluster instead: processor time, system calls on maps, connections judged again.
     #[arg(long, conflicts_with_all = ["certificates", "rounds", "seconds", "kube"])]
     changes: bool,
+    /// Measure what policies cost instead: a verdict and the compilation for one workload, among 10,000 of both.
+    #[arg(long, conflicts_with_all = ["certificates", "rounds", "seconds", "kube", "changes"])]
+    policies: bool,
     /// Compare with this other daemon instead: the same loads through both in turn, and their memory.
-    #[arg(long, value_name = "BINARY", conflicts_with_all = ["certificates", "kube", "changes"])]
+    #[arg(long, value_name = "BINARY", conflicts_with_all = ["certificates", "kube", "changes", "policies"])]
     against: Option<PathBuf>,
     /// Print JSON on stdout, and progress on stderr.
     #[arg(long)]
@@ -47,6 +51,9 @@ pub(crate) struct Args {
 
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    if args.policies {
+        return policies(args.json);
+    }
     harness::must_be_root()?;
     let binary = args.binary.as_deref();
     let call = if args.kube {
@@ -69,4 +76,15 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         }
     };
     call.flag("--json", args.json).become_it()
+}
+
+/// What is measured there is the logic alone.
+fn policies(json: bool) -> Result<ExitCode> {
+    let mut run = workspace::cargo();
+    run.args(["run", "--quiet", "--release", "-p", "ambit-core", "--example", "policies", "--"]);
+    if json {
+        run.arg("--json");
+    }
+    workspace::run(&mut run)?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -10,6 +10,7 @@ mod lifecycle;
 mod locations;
 mod node;
 mod observations;
+mod policies;
 mod revocation;
 mod roots;
 mod source;

@@ -1,6 +1,7 @@
 //! `ambit.admin.v1.Admin` over the UNIX socket in the run directory, and over TCP on the loopback interface.
 
 use std::{
+    convert::Infallible,
     io,
     net::SocketAddr,
     pin::Pin,
@@ -9,9 +10,12 @@ use std::{
     time::Duration,
 };
 
-use ambit_proto::admin::v1::{
-    ObservationsRequest, ObservationsResponse, StatusRequest, StatusResponse,
-    admin_server::{Admin, AdminServer},
+use ambit_proto::{
+    admin::v1::{
+        ObservationsRequest, ObservationsResponse, StatusRequest, StatusResponse,
+        admin_server::{Admin, AdminServer},
+    },
+    policy::v1::policies_server::{self, PoliciesServer},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -21,10 +25,12 @@ use tokio::{
 use tokio_stream::{Stream, wrappers::UnixListenerStream};
 use tonic::{
     Request, Response, Status,
+    body::Body,
+    codegen::BoxFuture,
     transport::{Server, server::Connected},
 };
 
-use super::AdminError;
+use super::{AdminError, PolicyProvider, policies};
 use crate::{
     clients::{Held, Places},
     instance::{InstanceError, RunDir},
@@ -53,6 +59,11 @@ pub(crate) trait StatusProvider: Send + Sync + 'static {
 
     /// What was observed of connections. Called on such a thread as well.
     fn observations(&self) -> ObservationsResponse;
+
+    /// What answers questions about policies, if anything does.
+    fn policies(&self) -> Option<Arc<dyn PolicyProvider>> {
+        None
+    }
 }
 
 /// Answers status requests until `shutdown`.
@@ -107,7 +118,7 @@ where
         .concurrency_limit_per_connection(4)
         .max_connection_age(CONNECTION_AGE)
         .max_connection_age_grace(REQUEST_TIMEOUT)
-        .serve_with_incoming_shutdown(AdminServer::new(Service { provider }), incoming, async {
+        .serve_with_incoming_shutdown(Services::of(provider), incoming, async {
             shutdown.await;
             let _ = stop.send(());
         });
@@ -161,6 +172,39 @@ impl Stream for Clients {
         };
         self.0 = Box::pin(Self::next(listener, places));
         Poll::Ready(Some(Ok(client)))
+    }
+}
+
+/// All that is served on one socket, told apart by the path that a request names.
+#[derive(Clone)]
+struct Services {
+    admin: AdminServer<Service>,
+    policies: PoliciesServer<policies::Service>,
+}
+
+impl Services {
+    fn of(provider: Arc<dyn StatusProvider>) -> Self {
+        let policies = PoliciesServer::new(policies::Service::new(provider.clone()));
+        Self { admin: AdminServer::new(Service { provider }), policies }
+    }
+}
+
+impl tower::Service<hyper::Request<Body>> for Services {
+    type Response = hyper::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Self::Response, Infallible>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: hyper::Request<Body>) -> Self::Future {
+        let service = request.uri().path().split('/').nth(1);
+        if service == Some(policies_server::SERVICE_NAME) {
+            self.policies.call(request)
+        } else {
+            self.admin.call(request)
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What `ambit status` shows, gathered from the rooms when asked.
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::SystemTime};
 
 use ambit_proto::admin::v1 as proto;
 
@@ -10,7 +10,7 @@ use super::{
     observations,
 };
 use crate::{
-    admin::StatusProvider,
+    admin::{PolicyProvider, StatusProvider},
     discovery::Feed,
     identity::{IdentityState, IdentityStatus, KeyStore, Root, issuer_name, roots},
     instance::Readiness,
@@ -70,6 +70,10 @@ impl StatusProvider for Status {
 
     fn observations(&self) -> proto::ObservationsResponse {
         observations::observations(self)
+    }
+
+    fn policies(&self) -> Option<Arc<dyn PolicyProvider>> {
+        Some(Arc::new(self.feed.clone()))
     }
 }
 

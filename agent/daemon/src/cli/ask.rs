@@ -97,7 +97,8 @@ pub(super) async fn ask_over<Q: Question>(
     }
 }
 
-fn explain(error: io::Error, run_dir: &Path, socket: &Path) -> anyhow::Error {
+/// Why the socket of an agent cannot be connected to, and what to do.
+pub(super) fn explain(error: io::Error, run_dir: &Path, socket: &Path) -> anyhow::Error {
     let run_dir = run_dir.display();
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => anyhow!(
@@ -109,6 +110,20 @@ fn explain(error: io::Error, run_dir: &Path, socket: &Path) -> anyhow::Error {
         }
         _ => anyhow::Error::new(error).context(format!("cannot connect to {}", socket.display())),
     }
+}
+
+/// A channel to the agent at the other end of `stream`.
+pub(super) async fn channel_over(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+) -> anyhow::Result<Channel> {
+    let mut stream = Some(TokioIo::new(stream));
+    // The name is not looked up: the connection is there already, and there is but one.
+    let connect = service_fn(move |_| {
+        let stream = stream.take().ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionAborted));
+        async { stream }
+    });
+    let channel = Endpoint::from_static("http://agent").connect_with_connector(connect).await;
+    channel.context("what answers does not speak ambit's protocol")
 }
 
 #[cfg(test)]

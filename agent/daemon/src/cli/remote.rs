@@ -9,12 +9,13 @@ use clap::Args;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, Config,
-    api::ListParams,
+    api::{ListParams, Portforwarder},
     config::{KubeConfigOptions, Kubeconfig},
 };
 use tokio::{runtime::Builder, sync::Semaphore, task::JoinSet, time::timeout};
+use tonic::transport::Channel;
 
-use super::ask::{Question, ask_over};
+use super::ask::{Question, ask_over, channel_over};
 use crate::config::{DnsName, Location, Namespace, ObjectName};
 
 /// The labels that the chart gives the agents' pods.
@@ -25,6 +26,9 @@ const DEFAULT_PORT: u16 = 15_022;
 const AT_ONCE: usize = 16;
 /// How long one agent has, connecting included.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// Agents that are tried where any will do, and how long its answer may take.
+const TRIED: usize = 3;
+const ANSWERED: Duration = Duration::from_secs(30);
 
 /// Which agents of which cluster.
 #[derive(Debug, Args)]
@@ -95,6 +99,34 @@ impl Remote {
                 .await
                 .context("the API server does not answer; is the kubeconfig's cluster up?")??;
             Ok(ask_all(&client, self, agents, question).await)
+        })
+    }
+
+    /// Asks the agents meant, one after another, until one can be reached: what all of them know, any of them can tell. Answers with
+    /// the channel to it, which is open as long as `speak` runs.
+    pub(super) fn any<T>(&self, speak: impl AsyncFnOnce(Channel) -> anyhow::Result<T>) -> anyhow::Result<T> {
+        let runtime =
+            Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+        runtime.block_on(async {
+            let client =
+                timeout(PATIENCE, self.client()).await.context("the kubeconfig's login takes too long")??;
+            let agents = timeout(PATIENCE, self.agents(&client))
+                .await
+                .context("the API server does not answer; is the kubeconfig's cluster up?")??;
+            let pods: Api<Pod> = Api::namespaced(client, &self.agent_namespace.0);
+            let mut silent = Vec::new();
+            for (node, pod) in agents.into_iter().take(TRIED) {
+                let reached = timeout(PATIENCE, reach(&pods, &pod, self.admin_port)).await;
+                match reached.unwrap_or_else(|_| Err(anyhow!("no answer within {PATIENCE:?}"))) {
+                    Ok((_forward, channel)) => {
+                        return timeout(ANSWERED, speak(channel))
+                            .await
+                            .with_context(|| format!("the agent of node {node} does not answer"))?;
+                    }
+                    Err(error) => silent.push(format!("{node}: {error:#}")),
+                }
+            }
+            bail!("no agent can be reached: {}", silent.join("; "))
         })
     }
 
@@ -213,6 +245,19 @@ async fn ask<Q: Question>(pods: &Api<Pod>, pod: &str, port: u16, question: Q) ->
         );
     }
     answered
+}
+
+/// A port forwarded to the agent in `pod`, and the channel over it.
+async fn reach(pods: &Api<Pod>, pod: &str, port: u16) -> anyhow::Result<(Portforwarder, Channel)> {
+    let mut forward = pods
+        .portforward(pod, &[port])
+        .await
+        .with_context(|| format!("cannot forward a port to {pod} (may you create pods/portforward?)"))?;
+    let stream = forward.take_stream(port).ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
+    let channel = channel_over(stream).await.with_context(|| {
+        format!("{pod} does not answer on port {port} (--admin-addr, admin.enabled of the chart)")
+    })?;
+    Ok((forward, channel))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::{
     Change, FieldError, Valid,
-    fields::{choice, cut, labels, timestamp},
+    fields::{choice, cut, known, labels, timestamp},
     wire::{self, Metadata, Pairs},
 };
 
@@ -41,7 +41,10 @@ wire::objects! {
     }
 }
 
+const SPEC_FIELDS: [&str; 3] = ["selector", "mtls", "portLevelMtls"];
+
 pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Result<Valid, FieldError> {
+    known_fields(object)?;
     let Object { metadata, spec } = wire::typed(object)?;
     let metadata = metadata.unwrap_or_default();
     let spec = spec.unwrap_or_default();
@@ -97,12 +100,28 @@ pub(super) fn unreadable(name: ObjectName, object: &Value, error: &FieldError, _
     Change::Policies(policy::Change::PeerAuthentication(Arc::new(policy)))
 }
 
+/// Whether all fields are known that say whom the object selects and what it demands.
+fn known_fields(object: &Value) -> Result<(), FieldError> {
+    let spec = object.get("spec");
+    let part = |name: &str| spec.and_then(|spec| spec.get(name));
+    known(spec, "spec", &SPEC_FIELDS)?;
+    known(part("selector"), "spec.selector", &["matchLabels"])?;
+    known(part("mtls"), "spec.mtls", &["mode"])?;
+    let ports = part("portLevelMtls").and_then(Value::as_object).into_iter().flatten();
+    ports
+        .into_iter()
+        .try_for_each(|(port, mtls)| known(Some(mtls), &format!("spec.portLevelMtls.{port}"), &["mode"]))
+}
+
 /// Whom the object selects; none if that cannot be told.
 fn readable_selector(object: &Value) -> Option<Labels> {
     let spec = match object.get("spec") {
         None | Some(Value::Null) => return Some(Labels::new()),
         Some(spec) => spec.as_object()?,
     };
+    // A field that is not known may stand for the one that says whom it selects.
+    known(object.get("spec"), "spec", &SPEC_FIELDS).ok()?;
+    known(spec.get("selector"), "spec.selector", &["matchLabels"]).ok()?;
     let selector = match spec.get("selector") {
         None | Some(Value::Null) => return Some(Labels::new()),
         Some(selector) => wire::typed::<Selector>(selector).ok()?,

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{
     FieldError, Valid,
-    fields::{address, choice, dedup, labels, port_number, protocol, timestamp},
+    fields::{address, choice, dedup, labels, port_number, present, protocol, timestamp},
     wire::{self, IntOrString, Metadata, Pairs},
 };
 
@@ -44,6 +44,7 @@ wire::objects! {
         node_port: Option<i64>,
         target_port: Option<IntOrString>,
         protocol: Option<String>,
+        app_protocol: Option<String>,
     }
 
     Status {
@@ -139,5 +140,12 @@ fn service_port(port: Port, path: &str) -> Result<ServicePort, FieldError> {
         None | Some(0) => None,
         Some(node_port) => Some(port_number(&format!("{path}.nodePort"), node_port)?),
     };
-    Ok(ServicePort { name: port.name.unwrap_or_default(), port: number, node_port, target, protocol })
+    Ok(ServicePort {
+        name: port.name.unwrap_or_default(),
+        port: number,
+        node_port,
+        target,
+        protocol,
+        app_protocol: present(port.app_protocol).map(String::into_boxed_str),
+    })
 }

@@ -1,6 +1,8 @@
 mod authorization_policy;
 mod doubt;
+mod misspelt;
 mod peer_authentication;
+mod request_authentication;
 
 use std::net::IpAddr;
 
