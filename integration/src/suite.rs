@@ -10,6 +10,7 @@ mod cni;
 mod control;
 mod evasion;
 mod failure;
+mod health;
 mod identities;
 mod issuers;
 mod load;
@@ -87,6 +88,7 @@ pub fn tests() -> Vec<Test> {
         revocation::TESTS,
         identities::TESTS,
         issuers::TESTS,
+        health::TESTS,
         evasion::TESTS,
         &attacks::tests(),
         load::TESTS,

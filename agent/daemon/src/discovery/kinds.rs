@@ -11,6 +11,7 @@ mod fields;
 mod namespace;
 mod peer_authentication;
 mod pod;
+mod root;
 mod service;
 mod table;
 mod wire;

@@ -39,6 +39,7 @@ pub(super) struct PodView {
     netns_cookie: u64,
     pub(super) state: &'static str,
     pub(super) error: String,
+    pub(super) hindrance: String,
     found_by: String,
     pub(super) counters: CountersView,
 }
@@ -134,6 +135,7 @@ impl From<proto::Pod> for PodView {
             netns_cookie: pod.netns_cookie,
             state,
             error: pod.error,
+            hindrance: pod.hindrance,
             found_by: pod.found_by,
             counters: CountersView {
                 captured: counters.captured,

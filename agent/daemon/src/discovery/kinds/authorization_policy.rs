@@ -17,6 +17,7 @@ use super::{
     Change, FieldError, Valid,
     fields::{choice, cut, labels, object_name, present},
     peer_authentication::check_selector,
+    root::not_mesh_wide,
     wire::{self, Metadata, Pairs},
 };
 use rule::Place;
@@ -102,7 +103,9 @@ pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Res
     let rules = rules.collect::<Result<Vec<_>, _>>()?;
 
     let idle = aim.target == Some(Target::Services(Vec::new())) || dry_run || action == Action::Audit;
+    let whole = matches!(&aim.target, Some(Target::Pods(selector)) if selector.is_empty());
     let effects = [
+        whole.then(|| not_mesh_wide(&name, settings)).flatten(),
         aim.unsupported,
         dry_run.then(|| {
             format!("metadata.annotations: {DRY_RUN}: it is not in force, and what it would do is not told")
