@@ -137,6 +137,9 @@ impl Node {
                     synced();
                 }
             }
+            if next == Round::Tick {
+                self.telemetry.pending(&self.readiness.pending());
+            }
             next = tokio::select! {
                 _ = tick.tick() => Round::Tick,
                 () = self.changes.changed() => Round::Changes,
@@ -288,7 +291,6 @@ impl Node {
         }
         self.fullness.look(&self.enrolment);
         self.publication.publish(&self.enrolment, &self.desired);
-        self.telemetry.pending(&self.readiness.pending());
     }
 }
 
