@@ -13,6 +13,7 @@ mod denials;
 mod evasion;
 mod explain;
 mod failure;
+mod health;
 mod identities;
 mod issuers;
 mod load;
@@ -96,6 +97,7 @@ pub fn tests() -> Vec<Test> {
         revocation::TESTS,
         identities::TESTS,
         issuers::TESTS,
+        health::TESTS,
         evasion::TESTS,
         &attacks::tests(),
         load::TESTS,

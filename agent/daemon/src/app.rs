@@ -4,6 +4,7 @@ mod attachment;
 mod ca;
 mod federation;
 mod handles;
+mod health;
 mod installation;
 mod issuer;
 mod lifecycle;

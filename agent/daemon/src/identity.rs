@@ -36,5 +36,5 @@ pub(crate) use roots::{Root, roots};
 pub(crate) use spire::{Selectors, SpireIssuer};
 pub(crate) use store::{IdentityState, IdentityStatus, KeyStore};
 pub(crate) use svid::Svid;
-pub(crate) use trust::TrustBundle;
+pub(crate) use trust::{Foreign, TrustBundle};
 pub(crate) use vault::{VaultConfig, VaultIssuer, VaultLogin};

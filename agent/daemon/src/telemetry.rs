@@ -19,6 +19,7 @@ mod tests;
 
 use std::{
     net::SocketAddr,
+    ops::Range,
     sync::{Arc, atomic::Ordering},
     time::{Instant, SystemTime},
 };
@@ -182,7 +183,7 @@ impl Telemetry {
     pub(crate) fn refuse(&self, meta: &Meta, refusal: &Refusal) {
         let metrics = &self.0.metrics;
         metrics.traffic.series(TrafficLabels::of(meta)).fail(Flag::of(refusal.reason));
-        metrics.refused(meta.direction, refusal.reason);
+        metrics.refused(meta, refusal.reason);
         self.denied(meta, refusal, false);
         if let Some(unsaid) = self.0.pace.line(meta, refusal.reason, Instant::now()) {
             access::refused(meta, refusal, unsaid);
@@ -253,9 +254,9 @@ impl Telemetry {
         self.0.metrics.cni_repaired(what);
     }
 
-    /// Sets whether the CNI plugin is installed and chained.
+    /// Sets whether the CNI plugin, which is to be, is installed and chained.
     pub(crate) fn cni_installed(&self, installed: bool) {
-        self.0.metrics.cni_installed.set(i64::from(installed));
+        self.0.metrics.cni_installed(installed);
     }
 
     /// Sets how many pods are enrolled on this node.
@@ -275,17 +276,18 @@ impl Telemetry {
 
     /// Sets when the certificate of `identity` ends; `None` once the agent holds none for it.
     pub(crate) fn certificate(&self, identity: &SpiffeId, not_after: Option<SystemTime>) {
-        self.0.metrics.certificate(identity, not_after);
+        self.0.metrics.certificates.certificate(identity, not_after);
     }
 
-    /// Sets when a root ends; `None` once no identity trusts it.
-    pub(crate) fn root(&self, fingerprint: &str, not_after: Option<SystemTime>) {
-        self.0.metrics.root(fingerprint, not_after);
+    /// Sets when a root ends and how long it lives in all, and how many certificates lead to it; `None` once no identity trusts
+    /// it.
+    pub(crate) fn root(&self, fingerprint: &str, life: Option<(Range<SystemTime>, usize)>) {
+        self.0.metrics.certificates.root(fingerprint, life);
     }
 
     /// Sets how attempts to get certificates have ended since the start; those that showed a clock to be off have failed too.
     pub(crate) fn renewals(&self, issued: u64, failed: u64, skewed: u64) {
-        self.0.metrics.renewals(issued, failed, skewed);
+        self.0.metrics.certificates.renewals(issued, failed, skewed);
     }
 
     /// Whether all that enrolled pods dial is captured for want of room, and how many pods are kept out for the same reason.
@@ -296,12 +298,27 @@ impl Telemetry {
 
     /// Sets how many certificates are past 90 % of their life, or expired, and not renewed.
     pub(crate) fn late_certificates(&self, late: usize) {
-        self.0.metrics.late_certificates.set(i64::try_from(late).unwrap_or(i64::MAX));
+        self.0.metrics.certificates.late.set(i64::try_from(late).unwrap_or(i64::MAX));
+    }
+
+    /// Sets how many identities of this node's pods have no certificate, and cannot be had at this moment.
+    pub(crate) fn missing_certificates(&self, missing: usize) {
+        self.0.metrics.certificates.missing.set(i64::try_from(missing).unwrap_or(i64::MAX));
+    }
+
+    /// Sets how many pods that opt in could not be enrolled.
+    pub(crate) fn failed_pods(&self, pods: usize) {
+        self.0.metrics.failed_pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
+    }
+
+    /// Sets what the agent waits for before it is ready.
+    pub(crate) fn pending(&self, gates: &[&'static str]) {
+        self.0.metrics.pending(gates);
     }
 
     /// Sets the revocation lists in force: issuer and next update.
     pub(crate) fn revocation_lists(&self, lists: &[(String, Option<SystemTime>)]) {
-        self.0.metrics.revocation_lists(lists);
+        self.0.metrics.certificates.revocation_lists(lists);
     }
 
     /// The connections that are open, oldest first.
@@ -369,7 +386,7 @@ impl Connection {
             Ending::Closed | Ending::Reset => {}
             Ending::Refused { refusal, by_peer } => {
                 self.live.series.fail(Flag::of(refusal.reason));
-                metrics.refused(direction, refusal.reason);
+                metrics.refused(&self.live.meta, refusal.reason);
                 self.telemetry.denied(&self.live.meta, refusal, *by_peer);
             }
             Ending::Failed(refusal) => {

@@ -69,8 +69,8 @@ impl Handles {
         if let Some(api) = self.api.clone() {
             let readiness = self.readiness.clone();
             let known = move || !readiness.pending().contains(&"pods");
-            let (feed, pods) = (self.feed.clone(), self.pods.clone());
-            background.spawn(source::report(api, config.node.clone(), feed, pods, known));
+            let (feed, pods, keys) = (self.feed.clone(), self.pods.clone(), self.keys.clone());
+            background.spawn(source::report(api, config.node.clone(), feed, pods, keys, known));
         }
         let proxy = self.proxy.clone();
         background.spawn(async move { proxy.follow_trust().await });

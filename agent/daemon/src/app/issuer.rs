@@ -57,10 +57,11 @@ fn follow(
     let roots = PublishedRoots::default();
     match place {
         Publication::File(path) => background.spawn(roots::follow_file(path, roots.clone())),
-        Publication::ConfigMap { namespace, name } => {
+        Publication::ConfigMap { namespace, name, key } => {
             let api =
                 api.cloned().context("--ca-root-config-map needs a cluster as the source of objects")?;
-            background.spawn(roots::follow_config_map(api, namespace, name, roots.clone()))
+            let map = roots::PublishedMap { namespace, name, key };
+            background.spawn(roots::follow_config_map(api, map, roots.clone()))
         }
     };
     Ok(roots)

@@ -72,6 +72,8 @@ pub(super) struct Node {
     publication: Publication,
     expiry: ExpiryWatch,
     fullness: FullnessWatch,
+    readiness: Readiness,
+    telemetry: Telemetry,
     /// The first round over the pods is done.
     settled: bool,
 }
@@ -103,10 +105,12 @@ impl Node {
             desired: DesiredPods::new(name.clone(), locations),
             name,
             deputies: Deputies::default(),
-            enrolment: Enrolment::new(capture, proxy.clone(), feed),
+            enrolment: Enrolment::new(capture, proxy.clone(), feed, readiness.clone()),
             publication: Publication::new(pods, rounds, telemetry.clone()),
             expiry: ExpiryWatch::new(keys.clone(), telemetry.clone(), readiness.clone()),
-            fullness: FullnessWatch::new(telemetry, readiness),
+            fullness: FullnessWatch::new(telemetry.clone(), readiness.clone()),
+            readiness,
+            telemetry,
             keys,
             wallet,
             proxy,
@@ -129,9 +133,12 @@ impl Node {
             let (world, delta) = self.changes.take();
             if world.synced {
                 self.round(next, &world, &delta).await;
-                if let Some(synced) = synced.take() {
+                if let Some(synced) = synced.take_if(|_| self.settled) {
                     synced();
                 }
+            }
+            if next == Round::Tick {
+                self.telemetry.pending(&self.readiness.pending());
             }
             next = tokio::select! {
                 _ = tick.tick() => Round::Tick,

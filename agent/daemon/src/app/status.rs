@@ -5,6 +5,7 @@ use std::{sync::Arc, time::SystemTime};
 use ambit_proto::admin::v1 as proto;
 
 use super::{
+    health,
     locations::FoundBy,
     node::{PodStatus, Pods},
     observations,
@@ -14,6 +15,7 @@ use crate::{
     discovery::Feed,
     identity::{IdentityState, IdentityStatus, KeyStore, Root, issuer_name, roots},
     instance::Readiness,
+    reports::Hindrance,
     telemetry::{Direction, LiveConnection, Security, Telemetry},
 };
 
@@ -37,13 +39,17 @@ impl StatusProvider for Status {
     fn status(&self) -> proto::StatusResponse {
         let world = self.feed.world();
         let pending = self.readiness.pending();
-        let problems = world.problems.iter().map(|problem| proto::Problem {
+        let of_objects = world.problems.iter().map(|problem| proto::Problem {
             file: problem.origin.to_string(),
             object: problem.object.clone().unwrap_or_default(),
             field: problem.field.clone().unwrap_or_default(),
             message: problem.message.clone(),
         });
-        let identities = self.keys.status();
+        let (pods, identities) = (self.pods.load(), self.keys.status());
+        let now = SystemTime::now();
+        let by_name = health::by_name(&identities);
+        let mut problems = health::problems(&pods, &identities, &self.readiness, now);
+        problems.extend(of_objects);
         let connections: Vec<_> = self.telemetry.live().iter().map(connection).collect();
         proto::StatusResponse {
             node: self.node.clone(),
@@ -52,12 +58,15 @@ impl StatusProvider for Status {
             started: Some(self.started.into()),
             ready: pending.is_empty(),
             pending: pending.into_iter().map(str::to_owned).collect(),
-            pods: self.pods.load().iter().map(pod).collect(),
+            pods: pods
+                .iter()
+                .map(|status| pod(status, health::hindrance(status, &by_name, now).as_ref()))
+                .collect(),
             certificates: identities.iter().map(certificate).collect(),
             roots: roots(&identities).iter().map(root).collect(),
             connections_total: connections.len() as u64,
             connections,
-            problems: problems.collect(),
+            problems,
             policies: u32::try_from(world.policies.len()).unwrap_or(u32::MAX),
             denials: self
                 .telemetry
@@ -77,7 +86,7 @@ impl StatusProvider for Status {
     }
 }
 
-fn pod(pod: &PodStatus) -> proto::Pod {
+fn pod(pod: &PodStatus, hindrance: Option<&Hindrance>) -> proto::Pod {
     let (state, netns_cookie, error) = match &pod.state {
         Ok(cookie) => (proto::PodState::Enrolled, *cookie, String::new()),
         Err(error) => (proto::PodState::Failed, 0, error.clone()),
@@ -92,6 +101,7 @@ fn pod(pod: &PodStatus) -> proto::Pod {
         state: state.into(),
         error,
         found_by: pod.found_by.map(FoundBy::as_str).unwrap_or_default().to_owned(),
+        hindrance: hindrance.map(Hindrance::reason).unwrap_or_default().to_owned(),
         counters: Some(proto::CaptureCounters {
             captured: pod.counters.captured,
             passed: pod.counters.passed,

@@ -32,6 +32,7 @@ pub(crate) const DEFAULT_BPF_ROOT: &str = "/sys/fs/bpf";
 /// Where Istio's charts mount them in a pod that asks istiod.
 const DEFAULT_CA_ROOT: &str = "/var/run/secrets/istio/root-cert.pem";
 const DEFAULT_CA_TOKEN: &str = "/var/run/secrets/tokens/istio-token";
+const DEFAULT_CA_ROOT_KEY: &str = "root-cert.pem";
 const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
 /// Fits into the 30 seconds that Kubernetes gives a pod by default.
 const DEFAULT_DRAIN: Duration = Duration::from_secs(25);
@@ -166,6 +167,8 @@ pub(crate) enum Publication {
         namespace: String,
         /// Its name.
         name: String,
+        /// The key that holds them.
+        key: String,
     },
 }
 
@@ -305,9 +308,11 @@ fn istio(settings: &AgentSettings) -> Result<IssuerConfig, ConfigError> {
     let published = match (&settings.ca_root_config_map, settings.ca_trust.unwrap_or_default()) {
         (Some(_), _) if settings.manifests.is_some() => return both("manifests"),
         (Some(_), _) if settings.ca_root.is_some() => return both("ca-root"),
-        (Some(map), _) => {
-            Some(Publication::ConfigMap { namespace: map.namespace.clone(), name: map.name.clone() })
-        }
+        (Some(map), _) => Some(Publication::ConfigMap {
+            namespace: map.namespace.clone(),
+            name: map.name.clone(),
+            key: settings.ca_root_key.as_ref().map_or(DEFAULT_CA_ROOT_KEY, |key| &key.0).to_owned(),
+        }),
         (None, CaTrust::Root) => Some(Publication::File(service.root.clone())),
         (None, CaTrust::Answers) => None,
     };

@@ -15,7 +15,7 @@ pub(crate) use addresses::{ListenAddr, LoopbackAddr, ServiceAddr, Url};
 pub(crate) use amounts::{Drain, Hold, MapEntries, Rate, Ttl, Window, Workers};
 pub(crate) use label::DataplaneLabel;
 pub(crate) use names::{
-    Accounts, ClusterId, DnsName, Namespace, ObjectName, ServerName, ServerNames, VaultPath,
+    Accounts, ClusterId, ConfigMapKey, DnsName, Namespace, ObjectName, ServerName, ServerNames, VaultPath,
 };
 pub(crate) use trust::{CaTrust, IssuerKind, MetricsAuth, PostQuantum, TrustBundles, TrustDomains};
 

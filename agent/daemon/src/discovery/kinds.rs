@@ -12,6 +12,7 @@ mod namespace;
 mod peer_authentication;
 mod pod;
 mod request_authentication;
+mod root;
 mod service;
 mod table;
 mod wire;

@@ -23,7 +23,7 @@ app.kubernetes.io/component: ca
 {{- end }}
 
 {{- define "ambit.rootNamespace" -}}
-{{ .Values.rootNamespace | default .Release.Namespace }}
+{{ .Values.rootNamespace | default (eq .Values.issuer.kind "istio" | ternary "istio-system" .Release.Namespace) }}
 {{- end }}
 
 {{- /* The file that pods of the CA's clients mount; the CA writes the ConfigMap. */ -}}

@@ -6,9 +6,9 @@ use crate::{
     config::{
         settings::settings,
         values::{
-            CaTrust, ClusterId, DataplaneLabel, DnsName, Drain, Hold, IssuerKind, ListenAddr, Location,
-            LogFilter, LoopbackAddr, MapEntries, MetricsAuth, Namespace, ObjectName, PostQuantum, ServerName,
-            ServiceAddr, TrustBundles, TrustDomains, Ttl, Url, VaultPath, Workers,
+            CaTrust, ClusterId, ConfigMapKey, DataplaneLabel, DnsName, Drain, Hold, IssuerKind, ListenAddr,
+            Location, LogFilter, LoopbackAddr, MapEntries, MetricsAuth, Namespace, ObjectName, PostQuantum,
+            ServerName, ServiceAddr, TrustBundles, TrustDomains, Ttl, Url, VaultPath, Workers,
         },
     },
     telemetry::LogFormat,
@@ -32,8 +32,10 @@ settings! {
     ca_root: Location, "AMBIT_CA_ROOT", "FILE";
     /// What workloads trust, for --issuer istio: answers (the roots that come with certificates) or root (what is in --ca-root, watched, for a CA that publishes its roots there) [default: answers]
     ca_trust: CaTrust, "AMBIT_CA_TRUST", "WHAT";
-    /// The ConfigMap in which the certificate service publishes its roots (root-cert.pem), watched, instead of --ca-root: workloads trust these and no others
+    /// The ConfigMap in which the certificate service publishes its roots, such as istio-system/istio-ca-root-cert, watched, instead of --ca-root: workloads trust these and no others
     ca_root_config_map: ObjectName, "AMBIT_CA_ROOT_CONFIG_MAP", "NAMESPACE/NAME";
+    /// The key of that ConfigMap that holds the roots [default: root-cert.pem]
+    ca_root_key: ConfigMapKey, "AMBIT_CA_ROOT_KEY", "KEY";
     /// The bearer token for the certificate service [default: /var/run/secrets/tokens/istio-token]
     ca_token_file: Location, "AMBIT_CA_TOKEN_FILE", "FILE";
     /// The name in the certificate service's certificate [default: the host of --ca-address]

@@ -150,7 +150,11 @@ fn the_istio_issuer_needs_an_address_and_no_ca_of_its_own() {
     let error = message(resolve(&[&line[..], &map].concat()).unwrap_err());
     assert_eq!(error, "--ca-root-config-map and --manifests cannot both be set");
     let in_cluster = [&line[..2], &line[4..], &map].concat();
-    let in_map = Publication::ConfigMap { namespace: "ambit-system".into(), name: "ambit-ca-root".into() };
+    let in_map = Publication::ConfigMap {
+        namespace: "ambit-system".into(),
+        name: "ambit-ca-root".into(),
+        key: "root-cert.pem".into(),
+    };
     assert_eq!(resolve(&in_cluster).unwrap().issuer, issuer(&expected, Some(in_map)));
     let error = message(resolve(&[&in_cluster[..], &["--ca-root", "/r"]].concat()).unwrap_err());
     assert_eq!(error, "--ca-root-config-map and --ca-root cannot both be set");

@@ -17,6 +17,7 @@ use super::{
     Change, FieldError, Valid,
     fields::{choice, cut, known, known_target, labels, object_name, present},
     peer_authentication::check_selector,
+    root::not_mesh_wide,
     wire::{self, Metadata, Pairs},
 };
 use rule::Place;
@@ -102,7 +103,13 @@ pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Res
     let rules = rules.collect::<Result<Vec<_>, _>>()?;
 
     let idle = aim.target == Some(Target::Services(Vec::new()));
-    let effects = [aim.unsupported, own_effect(action), layer7_effect(action, &rules)];
+    let whole = matches!(&aim.target, Some(Target::Pods(selector)) if selector.is_empty());
+    let effects = [
+        whole.then(|| not_mesh_wide(&name, settings)).flatten(),
+        aim.unsupported,
+        own_effect(action),
+        layer7_effect(action, &rules),
+    ];
     let effects: Vec<String> = effects.into_iter().flatten().collect();
     let unsupported = (!effects.is_empty()).then(|| effects.join("; "));
     let unclear = unclear.then(|| {

@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::{
     Change, FieldError, Valid,
     fields::{choice, cut, known, labels, timestamp},
+    root::not_mesh_wide,
     wire::{self, Metadata, Pairs},
 };
 
@@ -72,13 +73,19 @@ pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Res
         None
     };
     let notice = notice.map(|message| FieldError::new("spec.selector", message));
+    let narrow = selector.is_empty().then(|| not_mesh_wide(&name, settings)).flatten();
     let created = timestamp(metadata.creation_timestamp)?;
     let policy = PeerAuthentication { name, created, selector, mode, port_modes, doubt: None };
     // A selector without labels is pointed out as well, but has its full effect.
     let unsupported = match &notice {
         Some(notice) if without_effect => Some(notice.to_string()),
-        _ => states_disable(&policy).then(|| DISABLE_EFFECT.to_owned()),
+        _ => {
+            let disable = states_disable(&policy).then(|| DISABLE_EFFECT.to_owned());
+            let effects: Vec<String> = narrow.iter().cloned().chain(disable).collect();
+            (!effects.is_empty()).then(|| effects.join("; "))
+        }
     };
+    let notice = notice.or_else(|| narrow.map(|text| FieldError::new("metadata.namespace", text)));
     let change = Change::Policies(policy::Change::PeerAuthentication(Arc::new(policy)));
     Ok(Valid { change, notice, unsupported, idle: false })
 }

@@ -123,8 +123,10 @@ seLinuxOptions:
 - name: AMBIT_CA_ROOT_CONFIG_MAP
   value: {{ .Release.Namespace }}/{{ include "ambit.rootConfigMap" . }}
 {{- else }}
-- name: AMBIT_CA_ROOT
-  value: /var/run/ambit/issuer/root-cert.pem
+- name: AMBIT_CA_ROOT_CONFIG_MAP
+  value: {{ .Release.Namespace }}/{{ $issuer.istio.rootConfigMap }}
+- name: AMBIT_CA_ROOT_KEY
+  value: {{ $issuer.istio.rootKey }}
 {{- end }}
 - name: AMBIT_CA_TOKEN_FILE
   value: /var/run/ambit/issuer/token
@@ -167,7 +169,7 @@ seLinuxOptions:
 {{- end }}
 
 {{- /* Token and roots in one folder. The agent does not start before its roots are there, so it never lacks them for the
-       minute that the kubelet takes to bring a ConfigMap into a running pod. Those of this chart's CA are watched then. */ -}}
+       minute that the kubelet takes to bring a ConfigMap into a running pod. Those of a certificate service are watched then. */ -}}
 {{- define "ambit.issuerVolume" -}}
 {{- $issuer := .Values.issuer }}
 {{- if eq $issuer.kind "spire" -}}

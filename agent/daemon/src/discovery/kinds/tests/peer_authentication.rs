@@ -110,3 +110,26 @@ fn a_selector_without_effect_is_pointed_out_but_valid() {
         assert!(read(&text).stated.is_good());
     }
 }
+
+/// Istio's root namespace and ours are what people take for the mesh's.
+#[test]
+fn policies_that_only_look_mesh_wide_say_so() {
+    let whole = [peer_authentication("{mtls: {mode: STRICT}}"), authorization_policy("{rules: [{}]}")];
+    let some = [
+        peer_authentication("{selector: {matchLabels: {app: web}}}"),
+        authorization_policy("{selector: {matchLabels: {app: web}}, rules: [{}]}"),
+    ];
+    for (texts, namespace, told) in [
+        (&whole, "istio-system", true),
+        (&whole, "ambit-system", false),
+        (&whole, "shop", false),
+        (&some, "istio-system", false),
+    ] {
+        for text in texts {
+            let entry = read(&text.replace("namespace: shop", &format!("namespace: {namespace}")));
+            let narrow = entry.unsupported.as_deref().is_some_and(|text| text.contains("root namespace"));
+            assert_eq!((narrow, entry.problem.is_some()), (told, told), "{text} in {namespace}: {entry:?}");
+            assert!(!entry.idle);
+        }
+    }
+}
