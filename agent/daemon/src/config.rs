@@ -16,4 +16,4 @@ pub(crate) use agent::{
 pub(crate) use ca::{CaConfig, CaServiceSettings};
 pub(crate) use error::ConfigError;
 pub(crate) use folders::CniDirs;
-pub(crate) use values::{DnsName, Location, Namespace, ObjectName, PostQuantum};
+pub(crate) use values::{DnsName, Location, Namespace, ObjectName, PostQuantum, Wait};

@@ -16,7 +16,7 @@ use super::{
     trust,
 };
 use crate::{
-    admin::{Guard, METRICS_PATH, Page},
+    admin::{Guard, METRICS_PATH, Page, StatusProvider},
     capture::{Capture, CaptureSettings, Cgroups, Pinned},
     cluster::Authorizer,
     config::{AgentConfig, SourceConfig},
@@ -31,7 +31,7 @@ use crate::{
 /// Handles to the rooms; each part gets clones of those that it needs.
 pub(super) struct Handles {
     started: SystemTime,
-    readiness: Readiness,
+    pub(super) readiness: Readiness,
     pub(super) telemetry: Telemetry,
     feed: Feed,
     /// The API that the objects come from, unless a folder is the source.
@@ -119,15 +119,9 @@ impl Handles {
         Ok((node, attaching))
     }
 
-    /// What serves `node` and answers for it.
-    pub(super) fn serving<'a>(
-        &self,
-        config: &AgentConfig,
-        node: &'a mut Node,
-        attaching: Attaching,
-        signals: Signals,
-    ) -> anyhow::Result<Serving<'a>> {
-        let status = Status {
+    /// What tells how this agent stands.
+    pub(super) fn status(&self, config: &AgentConfig) -> Arc<dyn StatusProvider> {
+        Arc::new(Status {
             node: config.node.clone(),
             instance: config.instance.clone(),
             started: self.started,
@@ -136,7 +130,17 @@ impl Handles {
             feed: self.feed.clone(),
             keys: self.keys.clone(),
             telemetry: self.telemetry.clone(),
-        };
+        })
+    }
+
+    /// What serves `node` and answers for it.
+    pub(super) fn serving<'a>(
+        &self,
+        config: &AgentConfig,
+        node: &'a mut Node,
+        attaching: Attaching,
+        signals: Signals,
+    ) -> anyhow::Result<Serving<'a>> {
         let page = Page {
             metrics: Some(Arc::new(self.telemetry.clone())),
             guard: self.guard(config)?,
@@ -146,7 +150,7 @@ impl Handles {
             node,
             proxy: self.proxy.clone(),
             telemetry: self.telemetry.clone(),
-            status: Arc::new(status),
+            status: self.status(config),
             attaching,
             addrs: Addrs { metrics: config.metrics_addr, admin: config.admin_addr },
             page,
