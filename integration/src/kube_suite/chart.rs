@@ -32,8 +32,15 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 /// Beside the defaults.
-const VARIANTS: [&[&str]; 9] = [
+const VARIANTS: [&[&str]; 11] = [
     &[],
+    &["label=istio.io/dataplane-mode=ambient,none"],
+    &[
+        "issuer.kind=istio",
+        "ca.keep=true",
+        "issuer.alsoTrust[0].name=ambit-ca-root",
+        "issuer.alsoTrust[0].key=root-cert.pem",
+    ],
     &["issuer.kind=istio"],
     &["issuer.kind=vault", "issuer.vault.address=https://vault:8200", "issuer.vault.caConfigMap=vault-ca"],
     &["issuer.kind=spire"],
@@ -86,6 +93,9 @@ fn nonsense(site: &mut Site) -> Result<()> {
         ("ca.replicas=0", "/ca/replicas"),
         ("metrics.auth=basic", "/metrics/auth"),
         ("svidTTL=1", "/svidTTL"),
+        ("svidTTL=1d1h", "svidTTL (1d1h) is longer than ca.maxTTL (24h)"),
+        ("ca.podLabels.ambit\\.dev/dataplane=enabled", "the CA's pods stay out of the mesh"),
+        ("issuer.alsoTrust[0].name=roots", "/issuer/alsoTrust/0"),
         ("issuer.kind=vault", "issuer.vault.address is needed"),
         ("issuer.vault.address=http://vault:8200", "/issuer/vault/address"),
         ("issuer.kind=vault,issuer.vault.address=https://vault", "issuer.vault.caConfigMap is needed"),
@@ -132,11 +142,13 @@ fn laptop(site: &mut Site) -> Result<()> {
     let folder = site.cluster.folder().to_owned();
     let binary = site.kit.binary(&folder)?;
     let kubeconfig = site.cluster.access().kubeconfig();
-    let ask = |program: &std::path::Path, arguments: &[&str]| -> Result<Finished> {
-        let mut command: Command = site.cluster.access().outside().command(program);
-        command.args(arguments).env("KUBECONFIG", &kubeconfig);
-        process::run(&mut command, Duration::from_secs(30))
-    };
+    let ask_as =
+        |user: &std::path::Path, program: &std::path::Path, arguments: &[&str]| -> Result<Finished> {
+            let mut command: Command = site.cluster.access().outside().command(program);
+            command.args(arguments).env("KUBECONFIG", user);
+            process::run(&mut command, Duration::from_secs(30))
+        };
+    let ask = |program: &std::path::Path, arguments: &[&str]| ask_as(&kubeconfig, program, arguments);
     let pod = format!("{namespace}/{}", a.name);
     eventually(5 * SECOND, || {
         let all = ask(&binary, &["status", "--all-nodes"])?.ok()?;
@@ -155,6 +167,18 @@ fn laptop(site: &mut Site) -> Result<()> {
     let all = ask(&plugin, &["certs", "-o", "json"])?.ok()?;
     let all: Value = serde_json::from_str(&all)?;
     ensure!(all.as_array().is_some_and(|nodes| nodes.len() == NODES.len()), "{all:#}");
+    let named = ask(&binary, &["status", "--pod", &a.name, "-n", &namespace, "pods"])?.ok()?;
+    ensure!(named.contains(&a.name), "{named}");
+    let elsewhere = ask(&binary, &["status", "--all-nodes", "-n", "default", "pods"])?.ok()?;
+    ensure!(!elsewhere.contains(&a.name), "{elsewhere}");
+    let reader = site.cluster.api.user("reader", "reader", "readers")?;
+    let refused = ask_as(&reader, &binary, &["status", "--all-nodes"])?;
+    let told = refused.stderr.lines().count() == 1 && refused.stderr.contains("ambit-status-reader");
+    ensure!(!refused.status.success() && told && !refused.stderr.contains('{'), "{}", refused.told());
+    let bind =
+        ["create", "rolebinding", "reader", "--role=ambit-status-reader", "--user=reader", "-n", SYSTEM];
+    site.cluster.api.kubectl(&bind)?;
+    ask_as(&reader, &binary, &["status", "--all-nodes"])?.ok().context("with the chart's role")?;
     let nobody = ask(&binary, &["status", "--node", "nowhere"])?;
     ensure!(
         !nobody.status.success() && nobody.stderr.contains("no agent runs on node nowhere"),

@@ -10,7 +10,7 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -45,11 +45,26 @@ pub(super) struct Kubelet {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
+    search: Mutex<Search>,
+    group: watch::Sender<Option<KubeletGroup>>,
+    /// The network namespace of the agent, which is the kubelet's.
+    netns: u64,
     /// Somebody declares probes.
     wanted: AtomicBool,
     stopped: AtomicBool,
+}
+
+impl Shared {
+    fn look(&self) {
+        // A panic leaves nothing half done that the next look would not put right.
+        let mut search = self.search.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(id) = search.group(Instant::now()) {
+            let found = Some((id, self.netns));
+            self.group.send_if_modified(|told| std::mem::replace(told, found) != found);
+        }
+    }
 }
 
 impl Drop for Kubelet {
@@ -65,16 +80,19 @@ impl Kubelet {
         let netns = socket::tcp(false)
             .and_then(|socket| socket::netns_cookie(&socket))
             .map_err(|source| failed("tell the network namespace of", "/proc/self", source))?;
-        let mut search = Search::new(filesystem::cgroup_root(cgroup_root)?, given);
         let (tell, group) = watch::channel(None);
-        let shared = Arc::new(Shared::default());
-        let asked = shared.clone();
+        let shared = Arc::new(Shared {
+            search: Mutex::new(Search::new(filesystem::cgroup_root(cgroup_root)?, given)),
+            group: tell,
+            netns,
+            wanted: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
+        });
+        let looking = shared.clone();
         let follow = move || {
-            while !asked.stopped.load(Ordering::Relaxed) {
-                if asked.wanted.load(Ordering::Relaxed)
-                    && let Some(id) = search.group(Instant::now())
-                {
-                    tell.send_if_modified(|told| told.replace((id, netns)) != Some((id, netns)));
+            while !looking.stopped.load(Ordering::Relaxed) {
+                if looking.wanted.load(Ordering::Relaxed) {
+                    looking.look();
                 }
                 thread::sleep(LOOK);
             }
@@ -86,7 +104,11 @@ impl Kubelet {
 
     /// The kubelet as it was last seen, which is looked for from now on if `wanted`.
     pub(super) fn group(&self, wanted: bool) -> Option<KubeletGroup> {
+        let first = wanted && !self.shared.wanted.load(Ordering::Relaxed);
         self.shared.wanted.store(wanted, Ordering::Relaxed);
+        if first {
+            self.shared.look();
+        }
         self.last()
     }
 
