@@ -2,6 +2,7 @@
 
 mod attachment;
 mod ca;
+mod control_plane;
 mod federation;
 mod handles;
 mod installation;

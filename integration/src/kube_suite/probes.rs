@@ -75,7 +75,7 @@ fn restarted(site: &mut Site) -> Result<()> {
     let hook = json!({ "preStop": { "httpGet": { "port": ports::WHOAMI, "path": "/" } } });
     let plans = [1, 2, 3].map(|at| {
         let plan = Plan::server(&format!("touchy{at}")).on("a").with("startupProbe", startup.clone());
-        let plan = plan.with("livenessProbe", http.clone()).with("readinessProbe", http.clone());
+        let plan = plan.with("livenessProbe", once.clone()).with("readinessProbe", once.clone());
         plan.with("lifecycle", hook.clone()).spec("terminationGracePeriodSeconds", json!(20))
     });
     site.pods(&namespace, &plans)?;
@@ -104,7 +104,7 @@ fn restarted(site: &mut Site) -> Result<()> {
     }
     site.cluster.api.kubectl(&["delete", "pod", "touchy1", "-n", &namespace])?;
     let failed = failed(site, &namespace)?;
-    ensure!(failed.is_empty(), "{failed:?}");
+    ensure!(!failed.iter().any(|told| told.contains("Hook")), "{failed:?}");
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use tokio::{sync::watch, task::JoinSet};
 
 use super::{
     attachment::Attaching,
+    control_plane::issuing_service,
     installation,
     lifecycle::{Addrs, Serving},
     locations::Locations,
@@ -130,6 +131,7 @@ impl Handles {
             feed: self.feed.clone(),
             keys: self.keys.clone(),
             telemetry: self.telemetry.clone(),
+            issuing_service: issuing_service(&config.issuer),
         })
     }
 

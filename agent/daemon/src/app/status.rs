@@ -2,9 +2,11 @@
 
 use std::time::SystemTime;
 
+use ambit_core::model::ObjectName;
 use ambit_proto::admin::v1 as proto;
 
 use super::{
+    control_plane,
     locations::FoundBy,
     node::{PodStatus, Pods},
 };
@@ -26,6 +28,8 @@ pub(super) struct Status {
     pub(super) feed: Feed,
     pub(super) keys: KeyStore,
     pub(super) telemetry: Telemetry,
+    /// The Service that certificates are asked of, if it is one of the cluster.
+    pub(super) issuing_service: Option<ObjectName>,
 }
 
 impl StatusProvider for Status {
@@ -37,6 +41,13 @@ impl StatusProvider for Status {
             object: problem.object.clone().unwrap_or_default(),
             field: problem.field.clone().unwrap_or_default(),
             message: problem.message.clone(),
+        });
+        let caught = self.issuing_service.iter().flat_map(|service| {
+            control_plane::caught(&world.mesh, service, &self.node).map(|pod| proto::Problem {
+                object: format!("Pod {}", pod.name),
+                message: control_plane::advice(service),
+                ..proto::Problem::default()
+            })
         });
         let identities = self.keys.status();
         let connections: Vec<_> = self.telemetry.live().iter().map(connection).collect();
@@ -52,7 +63,7 @@ impl StatusProvider for Status {
             roots: roots(&identities).iter().map(root).collect(),
             connections_total: connections.len() as u64,
             connections,
-            problems: problems.collect(),
+            problems: problems.chain(caught).collect(),
             policies: u32::try_from(world.policies.len()).unwrap_or(u32::MAX),
         }
     }
