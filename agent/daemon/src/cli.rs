@@ -81,7 +81,7 @@ enum Command {
     Analyze(analyze::AnalyzeArgs),
     /// Say what this node lacks for an agent
     CheckNode(check_node::CheckNodeArgs),
-    /// Take everything off this node that agents left in the kernel
+    /// Take everything off this node that agents left on it: in the kernel, the CNI plugin, the run directory
     Uninstall(uninstall::UninstallArgs),
     /// Serve a container runtime as its CNI plugin; the same as calling this program by the name ambit-cni
     #[command(hide = true)]
@@ -92,9 +92,11 @@ enum Command {
 
 /// Runs the program with the arguments and the environment of the process.
 pub fn main() -> ExitCode {
-    let name = std::env::args_os().next();
+    let mut args = std::env::args_os();
+    let name = args.next();
     let called = name.as_deref().and_then(|name| Path::new(name).file_name());
-    if called.is_some_and(|name| name == cni::BINARY) {
+    // Container runtimes give no arguments. With some, the plugin is this program for a node that has no other copy of it.
+    if called.is_some_and(|name| name == cni::BINARY) && args.next().is_none() {
         return cni::run();
     }
     run(std::env::args_os())
@@ -191,7 +193,7 @@ mod tests {
             ("ambit agent --post-quantum yes", "off, offer, prefer or require"),
             ("ambit agent --dataplane-label enabled", "KEY=ENABLED"),
             ("ambit agent --root-namespace a.b", "namespace"),
-            ("ambit agent --issuer acme", "use builtin, istio"),
+            ("ambit agent --issuer acme", "use builtin, ambit, istio"),
             ("ambit agent --ca-address istiod", "HOST:PORT"),
             ("ambit ca --dns-name a,B", "lower case"),
             ("ambit ca --rate 0", "1 to 100000"),

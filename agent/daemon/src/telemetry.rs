@@ -18,6 +18,7 @@ mod traffic;
 mod tests;
 
 use std::{
+    fmt,
     net::SocketAddr,
     ops::Range,
     sync::{Arc, atomic::Ordering},
@@ -106,6 +107,23 @@ pub(crate) struct Meta {
     pub(crate) service: Option<ServiceName>,
     /// The protection between the nodes.
     pub(crate) security: Security,
+    /// What both agents of a tunnel call the connection, where it has got that far.
+    pub(crate) id: Option<ConnectionId>,
+}
+
+/// What both agents of a tunnel call one connection among those to the same destination. It is the client agent's word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ConnectionId {
+    /// A random number for the place and time of numbering.
+    pub(crate) epoch: u64,
+    /// 0, 1, 2, …
+    pub(crate) number: u64,
+}
+
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}-{}", self.epoch, self.number)
+    }
 }
 
 /// How a connection came to its end.

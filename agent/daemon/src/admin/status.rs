@@ -4,6 +4,7 @@ use std::{
     convert::Infallible,
     io,
     net::SocketAddr,
+    path::PathBuf,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -33,7 +34,7 @@ use tonic::{
 use super::{AdminError, PolicyProvider, policies};
 use crate::{
     clients::{Held, Places},
-    instance::{InstanceError, RunDir},
+    instance::{self, InstanceError, RunDir},
 };
 
 /// Connections listed when the caller does not say how many.
@@ -73,9 +74,27 @@ pub(crate) async fn serve_status(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), AdminError> {
     let (listener, _file) = run_dir.listen()?;
+    serve_unix(listener, RunDir::socket_path(run_dir.path()), provider, shutdown).await
+}
+
+/// Answers status requests at the socket `path`, which is this agent's own.
+pub(crate) async fn serve_own_status(
+    path: PathBuf,
+    provider: Arc<dyn StatusProvider>,
+) -> Result<(), AdminError> {
+    let (listener, _file) = instance::listen(path.clone())?;
+    serve_unix(listener, path, provider, std::future::pending()).await
+}
+
+async fn serve_unix(
+    listener: std::os::unix::net::UnixListener,
+    path: PathBuf,
+    provider: Arc<dyn StatusProvider>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), AdminError> {
     let incoming = UnixListener::from_std(listener)
         .map(UnixListenerStream::new)
-        .map_err(|source| InstanceError::RunDir { path: RunDir::socket_path(run_dir.path()), source })?;
+        .map_err(|source| InstanceError::RunDir { path, source })?;
     serve(incoming, provider, shutdown).await
 }
 

@@ -2,10 +2,11 @@
 
 use std::{sync::Arc, time::SystemTime};
 
+use ambit_core::model::ObjectName;
 use ambit_proto::admin::v1 as proto;
 
 use super::{
-    health,
+    control_plane, health,
     locations::FoundBy,
     node::{PodStatus, Pods},
     observations,
@@ -33,6 +34,8 @@ pub(super) struct Status {
     pub(super) feed: Feed,
     pub(super) keys: KeyStore,
     pub(super) telemetry: Telemetry,
+    /// The Service that certificates are asked of, if it is one of the cluster.
+    pub(super) issuing_service: Option<ObjectName>,
 }
 
 impl StatusProvider for Status {
@@ -45,11 +48,18 @@ impl StatusProvider for Status {
             field: problem.field.clone().unwrap_or_default(),
             message: problem.message.clone(),
         });
+        let caught = self.issuing_service.iter().flat_map(|service| {
+            control_plane::caught(&world.mesh, service, &self.node).map(|pod| proto::Problem {
+                object: format!("Pod {}", pod.name),
+                message: control_plane::advice(service),
+                ..proto::Problem::default()
+            })
+        });
         let (pods, identities) = (self.pods.load(), self.keys.status());
         let now = SystemTime::now();
         let by_name = health::by_name(&identities);
         let mut problems = health::problems(&pods, &identities, &self.readiness, now);
-        problems.extend(of_objects);
+        problems.extend(caught.chain(of_objects));
         let connections: Vec<_> = self.telemetry.live().iter().map(connection).collect();
         proto::StatusResponse {
             node: self.node.clone(),

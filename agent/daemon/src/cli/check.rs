@@ -30,9 +30,6 @@ pub(super) struct CheckArgs {
     /// Whom to look at
     #[arg(value_name = "POD")]
     whom: String,
-    /// The namespace of a name without one; all namespaces without it
-    #[arg(short, long, value_name = "NAME")]
-    namespace: Option<Namespace>,
     /// How to show it
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "text")]
     output: Format,
@@ -53,7 +50,7 @@ enum Format {
 }
 
 pub(super) fn run(args: &CheckArgs) -> anyhow::Result<()> {
-    let namespace = args.namespace.as_ref().map(|namespace| namespace.0.clone()).unwrap_or_default();
+    let namespace = args.agents.namespace().to_owned();
     let request = CheckRequest { pod: args.whom.clone(), namespace };
     let answer = if args.paths.is_empty() {
         args.agents.ask(async |mut agent| agent.check(request).await)?

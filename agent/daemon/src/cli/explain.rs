@@ -41,9 +41,6 @@ pub(super) struct ExplainArgs {
     /// Where to; all ports that are known without one
     #[arg(value_name = "DST[:PORT]")]
     destination: String,
-    /// The namespace of names without one; all namespaces without it
-    #[arg(short, long, value_name = "NAME")]
-    namespace: Option<Namespace>,
     /// The address that the client comes from, where it is not that of a pod
     #[arg(long, value_name = "IP")]
     source_ip: Option<IpAddr>,
@@ -79,7 +76,7 @@ pub(super) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     let request = ExplainRequest {
         source: args.source.clone(),
         destination: args.destination.clone(),
-        namespace: args.namespace.as_ref().map(|namespace| namespace.0.clone()).unwrap_or_default(),
+        namespace: args.agents.namespace().to_owned(),
         source_ip: args.source_ip.map(|ip| ip.to_string()).unwrap_or_default(),
     };
     let answer = if args.paths.is_empty() {

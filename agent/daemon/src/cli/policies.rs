@@ -103,6 +103,11 @@ impl Manifests {
 }
 
 impl Agents {
+    /// The namespace of names without one; empty if it is not said.
+    pub(super) fn namespace(&self) -> &str {
+        self.remote.namespace().unwrap_or_default()
+    }
+
     /// Asks the agent meant.
     pub(super) fn ask<T>(
         &self,

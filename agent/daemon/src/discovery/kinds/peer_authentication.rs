@@ -64,28 +64,28 @@ pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Res
         }
         Some(ports) => port_modes(ports)?,
     };
-    let without_effect = name.namespace == settings.root_namespace && !selector.is_empty();
-    let notice = if without_effect {
+    let selects = if name.namespace == settings.root_namespace && !selector.is_empty() {
         Some("has no effect: in the root namespace an object with a selector is ignored")
     } else if named_selector && selector.is_empty() {
         Some("has no labels: the object speaks for the whole namespace")
     } else {
         None
     };
-    let notice = notice.map(|message| FieldError::new("spec.selector", message));
     let narrow = selector.is_empty().then(|| not_mesh_wide(&name, settings)).flatten();
     let created = timestamp(metadata.creation_timestamp)?;
     let policy = PeerAuthentication { name, created, selector, mode, port_modes, doubt: None };
-    // A selector without labels is pointed out as well, but has its full effect.
-    let unsupported = match &notice {
-        Some(notice) if without_effect => Some(notice.to_string()),
+    let selects = selects.map(|message| FieldError::new("spec.selector", message));
+    let narrow = narrow.map(|text| FieldError::new("metadata.namespace", text));
+    let mut notices: Vec<FieldError> = [selects, disabled(&policy), narrow].into_iter().flatten().collect();
+    let notice = match notices.len() {
+        0 | 1 => notices.pop(),
         _ => {
-            let disable = states_disable(&policy).then(|| DISABLE_EFFECT.to_owned());
-            let effects: Vec<String> = narrow.iter().cloned().chain(disable).collect();
-            (!effects.is_empty()).then(|| effects.join("; "))
+            let texts: Vec<String> = notices.iter().map(ToString::to_string).collect();
+            Some(FieldError { field: None, message: texts.join("; ") })
         }
     };
-    let notice = notice.or_else(|| narrow.map(|text| FieldError::new("metadata.namespace", text)));
+    // Whoever looks at the object and whoever looks at the agents is told the same.
+    let unsupported = notice.as_ref().map(ToString::to_string);
     let change = Change::Policies(policy::Change::PeerAuthentication(Arc::new(policy)));
     Ok(Valid { change, notice, unsupported, idle: false })
 }
@@ -138,8 +138,15 @@ fn readable_selector(object: &Value) -> Option<Labels> {
     Some(selector)
 }
 
-fn states_disable(policy: &PeerAuthentication) -> bool {
-    policy.mode.iter().chain(policy.port_modes.values()).any(|mode| *mode == Mode::Disable)
+/// Where the policy states DISABLE, which has another effect than it says.
+fn disabled(policy: &PeerAuthentication) -> Option<FieldError> {
+    let of_port = policy.port_modes.iter().find(|(_, mode)| **mode == Mode::Disable);
+    let field = match (policy.mode, of_port) {
+        (Some(Mode::Disable), _) => "spec.mtls.mode".to_owned(),
+        (_, Some((port, _))) => format!("spec.portLevelMtls.{port}.mode"),
+        (_, None) => return None,
+    };
+    Some(FieldError::new(field, DISABLE_EFFECT))
 }
 
 pub(super) fn check_selector(selector: &Labels) -> Result<(), FieldError> {

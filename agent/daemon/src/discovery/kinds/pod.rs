@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::{
     FieldError, Valid,
     fields::{address, cut, dedup, labels, port_number, present, protocol, timestamp},
-    namespace::opted_in,
+    namespace::{odd_label, opted_in},
     wire::{self, IntOrString, Metadata},
 };
 
@@ -145,7 +145,8 @@ pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Res
         netns: netns.map(Arc::from),
         name,
     };
-    Ok(Change::Pod(Arc::new(pod)).into())
+    let notice = odd_label(&pod.labels, settings);
+    Ok(Valid { notice, ..Change::Pod(Arc::new(pod)).into() })
 }
 
 /// A UID with a slash could be what stands for one where none is stated: a namespace and a name.

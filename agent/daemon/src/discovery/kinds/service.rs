@@ -36,6 +36,7 @@ wire::objects! {
         internal_traffic_policy: Option<String>,
         external_traffic_policy: Option<String>,
         publish_not_ready_addresses: Option<bool>,
+        traffic_distribution: Option<String>,
     }
 
     Port {
@@ -67,6 +68,7 @@ pub(super) fn read(name: ObjectName, object: &Value, _: &Settings) -> Result<Val
     let Object { metadata, spec, status } = wire::typed(object)?;
     let metadata = metadata.unwrap_or_default();
     let spec = spec.unwrap_or_default();
+    let notice = near_wanted(metadata.annotations.as_ref(), spec.traffic_distribution.as_deref());
     let cluster_ips = if spec.kind.as_deref() == Some("ExternalName") {
         Vec::new()
     } else {
@@ -92,7 +94,19 @@ pub(super) fn read(name: ObjectName, object: &Value, _: &Settings) -> Result<Val
         )? == 1,
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
     };
-    Ok(Change::Service(Arc::new(service)).into())
+    Ok(Valid { notice, ..Change::Service(Arc::new(service)).into() })
+}
+
+/// What is to be said of a wish for endpoints that are near.
+fn near_wanted(annotations: Option<&Pairs>, distribution: Option<&str>) -> Option<FieldError> {
+    const MODE: &str = "service.kubernetes.io/topology-mode";
+    const IGNORED: &str = "is not taken into account for connections of pods in the mesh: their endpoints are chosen from all zones and nodes";
+    if distribution.is_some_and(|wish| !wish.is_empty()) {
+        return Some(FieldError::new("spec.trafficDistribution", IGNORED));
+    }
+    let mode = annotations?.get(MODE)?.as_deref()?;
+    mode.eq_ignore_ascii_case("auto")
+        .then(|| FieldError::new(format!("metadata.annotations.{MODE}"), IGNORED))
 }
 
 fn cluster_ips(single: Option<&str>, list: Option<&[String]>) -> Result<Vec<IpAddr>, FieldError> {

@@ -115,7 +115,7 @@ seLinuxOptions:
 {{- $issuer := .Values.issuer }}
 {{- if has $issuer.kind (list "ambit" "istio") }}
 - name: AMBIT_ISSUER
-  value: istio
+  value: {{ $issuer.kind }}
 - name: AMBIT_CA_ADDRESS
   value: {{ $issuer.kind | eq "ambit" | ternary (printf "ambit-ca.%s.svc:15012" .Release.Namespace) $issuer.istio.address }}
 {{- if eq $issuer.kind "ambit" }}
@@ -165,6 +165,17 @@ seLinuxOptions:
   value: spire
 - name: AMBIT_SPIRE_SOCKET
   value: /var/run/ambit/issuer/{{ $issuer.spire.socketName }}
+{{- end }}
+{{- end }}
+
+{{- define "ambit.alsoTrustEnv" -}}
+{{- with .Values.issuer.alsoTrust }}
+{{- $files := list }}
+{{- range $at, $_ := . }}
+{{- $files = append $files (printf "/var/run/ambit/also-trust/%d.pem" $at) }}
+{{- end }}
+- name: AMBIT_ALSO_TRUST
+  value: {{ join "," $files }}
 {{- end }}
 {{- end }}
 
