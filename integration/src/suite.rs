@@ -15,11 +15,13 @@ mod issuers;
 mod load;
 mod manifests;
 mod operations;
+mod other_addresses;
 mod policy;
 mod probes;
 mod reuse;
 mod revocation;
 mod routing;
+mod transparency;
 mod trust;
 mod upgrade;
 mod wire;
@@ -76,6 +78,8 @@ pub fn tests() -> Vec<Test> {
         wire::TESTS,
         addresses::TESTS,
         routing::TESTS,
+        other_addresses::TESTS,
+        transparency::TESTS,
         policy::TESTS,
         authorization::TESTS,
         probes::TESTS,

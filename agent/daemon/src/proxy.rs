@@ -20,6 +20,7 @@ use std::{
 };
 
 use ambit_core::{
+    discovery::Affinity,
     model::{PodAddr, SpiffeId},
     policy::{self, Decision, Facts, WorkloadPolicy},
     reason::{Reason, Refusal},
@@ -147,6 +148,7 @@ impl Proxy {
                     pod.pod.uid(),
                     source,
                     original_dst,
+                    &mut serving.kept,
                     &mut serving.outbound,
                 );
                 tokio::spawn(async move {
@@ -236,6 +238,8 @@ struct Serving<D> {
     /// By direction.
     lanes: [Arc<Lane>; 2],
     arrivals: Arc<Arrivals>,
+    /// Endpoints of services with session affinity.
+    kept: Affinity,
     outbound: Numbers<PodAddr>,
     inbound: Numbers<(IpAddr, u16)>,
 }
@@ -249,6 +253,7 @@ impl<D: Dial> Serving<D> {
             pod: Pod { pod, policy, share },
             lanes,
             arrivals: Arc::default(),
+            kept: Affinity::default(),
             outbound: Numbers::new(),
             inbound: Numbers::new(),
         }

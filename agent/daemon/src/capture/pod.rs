@@ -1,10 +1,11 @@
 //! One enrolled pod: its namespace, the agent's listeners in it, and dials from inside it.
 
 use std::{
+    collections::HashSet,
     io,
     net::{IpAddr, SocketAddr},
     os::fd::AsRawFd,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use ambit_core::model::{ClientAddr, OriginalDst, PodAddr};
@@ -21,6 +22,8 @@ use super::{CaptureError, PodSpec, maps::Maps, netns::Netns, routing, socket};
 /// How many dials to the applications of one pod may wait to be taken at a time. Each has a place in a map that all pods of
 /// the node share.
 const DIALS: usize = 512;
+/// How many addresses beside its own a pod is known to be called at.
+const OTHER_ADDRESSES: usize = 64;
 
 /// A connection that the programs handed to the agent. Dropping its stream resets it until
 /// [`end_cleanly`](super::end_cleanly).
@@ -86,6 +89,8 @@ pub(crate) struct PodNet {
     maps: Arc<Maps>,
     listeners: Vec<(SocketAddr, TcpListener)>,
     dials: Semaphore,
+    /// Addresses beside the pod's own at which it was called, and for whose interfaces there is a route.
+    others: Mutex<HashSet<IpAddr>>,
     released: watch::Sender<bool>,
 }
 
@@ -108,7 +113,8 @@ impl PodNet {
             listeners.push(bound);
         }
         let (dials, released) = (Semaphore::new(DIALS), watch::Sender::new(false));
-        Ok(Self { uid: spec.uid.clone(), netns, maps, listeners, dials, released })
+        let others = Mutex::default();
+        Ok(Self { uid: spec.uid.clone(), netns, maps, listeners, dials, others, released })
     }
 
     /// The pod's UID.
@@ -156,6 +162,28 @@ impl PodNet {
                 Some(original_dst) => Accepted::Outbound { stream, source, original_dst },
                 None => Accepted::Stray { source },
             });
+        }
+    }
+
+    /// Has the answers of applications that are bound to the interface of `called` stay inside: it may have come later than the
+    /// agent.
+    async fn know_interface(&self, called: IpAddr) {
+        let known = || self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.ips().any(|own| own == called) || known().contains(&called) {
+            return;
+        }
+        let (v4, v6) = (self.ips().any(|ip| ip.is_ipv4()), self.ips().any(|ip| ip.is_ipv6()));
+        match routing::prepare_interfaces(&self.netns, v4, v6).await {
+            Ok(()) => {
+                let mut known = known();
+                if known.len() >= OTHER_ADDRESSES {
+                    known.clear();
+                }
+                known.insert(called);
+            }
+            Err(error) => {
+                tracing::debug!(%error, %called, pod = %self.uid, "no routes for a pod's interfaces")
+            }
         }
     }
 
@@ -246,6 +274,7 @@ impl Dial for PodNet {
 
     async fn deliver(&self, client: ClientAddr, app: PodAddr) -> io::Result<TcpStream> {
         let _place = self.dials.acquire().await.map_err(io::Error::other)?;
+        self.know_interface(app.0.ip()).await;
         let mut attempt = 0;
         let stream = loop {
             match self.try_deliver(client, app, attempt).await {

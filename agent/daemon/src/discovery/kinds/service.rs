@@ -1,6 +1,6 @@
 //! Services.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use ambit_core::{
     discovery::{Change, Service, ServicePort, Settings, TargetPort},
@@ -33,9 +33,19 @@ wire::objects! {
         ports: Option<Vec<Port>>,
         selector: Option<Pairs>,
         session_affinity: Option<String>,
+        session_affinity_config: Option<AffinityConfig>,
         internal_traffic_policy: Option<String>,
         external_traffic_policy: Option<String>,
         publish_not_ready_addresses: Option<bool>,
+    }
+
+    AffinityConfig {
+        #[serde(rename = "clientIP")]
+        client_ip: Option<ClientIp>,
+    }
+
+    ClientIp {
+        timeout_seconds: Option<i64>,
     }
 
     Port {
@@ -61,6 +71,9 @@ wire::objects! {
     }
 }
 
+/// What Kubernetes fills in for `timeoutSeconds`: three hours.
+const AFFINITY_SECONDS: i64 = 10_800;
+
 /// External-name and headless services have no address of their own.
 pub(super) fn read(name: ObjectName, object: &Value, _: &Settings) -> Result<Valid, FieldError> {
     let Object { metadata, spec, status } = wire::typed(object)?;
@@ -81,7 +94,7 @@ pub(super) fn read(name: ObjectName, object: &Value, _: &Settings) -> Result<Val
         external_ips,
         ports: ports.collect::<Result<_, _>>()?,
         selector: labels(spec.selector),
-        session_affinity: choice("spec.sessionAffinity", spec.session_affinity, ["None", "ClientIP"])? == 1,
+        session_affinity: session_affinity(spec.session_affinity, spec.session_affinity_config)?,
         local_only: choice("spec.internalTrafficPolicy", spec.internal_traffic_policy, ["Cluster", "Local"])?
             == 1,
         external_local: choice(
@@ -92,6 +105,21 @@ pub(super) fn read(name: ObjectName, object: &Value, _: &Settings) -> Result<Val
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
     };
     Ok(Change::Service(Arc::new(service)).into())
+}
+
+/// For how long a client keeps to an endpoint, where it does.
+fn session_affinity(
+    affinity: Option<String>,
+    config: Option<AffinityConfig>,
+) -> Result<Option<Duration>, FieldError> {
+    if choice("spec.sessionAffinity", affinity, ["None", "ClientIP"])? == 0 {
+        return Ok(None);
+    }
+    let stated = config.and_then(|config| config.client_ip?.timeout_seconds);
+    let seconds = u64::try_from(stated.unwrap_or(AFFINITY_SECONDS)).ok().filter(|s| (1..=86_400).contains(s));
+    let field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
+    let seconds = seconds.ok_or_else(|| FieldError::new(field, "is not between 1 and 86400"))?;
+    Ok(Some(Duration::from_secs(seconds)))
 }
 
 fn cluster_ips(single: Option<&str>, list: Option<&[String]>) -> Result<Vec<IpAddr>, FieldError> {

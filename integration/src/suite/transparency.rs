@@ -1,0 +1,67 @@
+//! Applications must not notice: each program runs twice at the same time, between two pods outside the mesh and between two
+//! in it, and has to see the same: answers, errors, events, bytes, addresses, and times within bounds.
+//!
+//! What differs all the same is listed with its reason; a difference that is not listed fails the test, and so does a listed
+//! one that is gone.
+
+mod clients;
+mod differences;
+mod programs;
+
+use anyhow::Result;
+
+use self::programs::{Topic, Way};
+use super::{Test, unstarted};
+use crate::world::World;
+
+pub(super) const TESTS: &[Test] = &[
+    unstarted(
+        "transparency::connecting",
+        "connect: whom it reaches, how it fails, from which ports",
+        &[],
+        |world| {
+            alike(
+                world,
+                &Topic { name: "connecting", text: include_str!("transparency/programs/connecting.py") },
+            )
+        },
+    ),
+    unstarted("transparency::accepting", "listen and accept: who comes, in which order", &[], |world| {
+        alike(world, &Topic { name: "accepting", text: include_str!("transparency/programs/accepting.py") })
+    }),
+    unstarted("transparency::data", "bytes: peeked at, urgent, in pipes, in full buffers", &[], |world| {
+        alike(world, &Topic { name: "data", text: include_str!("transparency/programs/data.py") })
+    }),
+    unstarted("transparency::endings", "shutdown, close, resets, linger", &[], |world| {
+        alike(world, &Topic { name: "endings", text: include_str!("transparency/programs/endings.py") })
+    }),
+    unstarted("transparency::polling", "poll, select, epoll: which events come when", &[], |world| {
+        alike(world, &Topic { name: "polling", text: include_str!("transparency/programs/polling.py") })
+    }),
+    unstarted("transparency::options", "socket options: set, asked for, and what they do", &[], |world| {
+        alike(world, &Topic { name: "options", text: include_str!("transparency/programs/options.py") })
+    }),
+    unstarted(
+        "transparency::severed",
+        "a network that loses everything: keepalive, time-outs",
+        &[],
+        |world| {
+            alike(world, &Topic { name: "severed", text: include_str!("transparency/programs/severed.py") })
+        },
+    ),
+    unstarted(
+        "transparency::clients",
+        "curl, node, python, Go, psql, redis-cli, FTP, SMTP, HTTP/2",
+        &[],
+        clients::alike,
+    ),
+];
+
+fn alike(world: &mut World, topic: &Topic) -> Result<()> {
+    programs::prepare(world)?;
+    world.start_agents()?;
+    let [plain, meshed] = programs::run(world, topic, [Way::Plain, Way::Meshed])?;
+    let note = differences::judge(topic.name, &plain, &meshed)?;
+    world.notes.push(note);
+    Ok(())
+}

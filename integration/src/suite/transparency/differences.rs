@@ -1,0 +1,130 @@
+//! What programs may see differently in the mesh, and why; and the comparison.
+
+use std::{collections::BTreeSet, fmt::Write as _};
+
+use anyhow::{Result, ensure};
+use serde_json::Value;
+
+use super::programs::Told;
+
+/// What a program sees differently. Users read of it in `docs/compatibility.md`.
+struct Difference {
+    /// `topic::program`.
+    program: &'static str,
+    /// The names under which it tells what differs.
+    what: &'static [&'static str],
+    why: &'static str,
+}
+
+const DIFFERENCES: &[Difference] = &[];
+
+/// Clients that see something else, and why.
+pub(super) const EXPECTED_OF_CLIENTS: &[(&str, &str)] = &[];
+
+/// By how much times may differ: far less than a retransmission, more than a busy machine is late.
+const TOLERANCE_MS: f64 = 600.0;
+/// How many times larger one amount may be than the other, beside what small ones differ by.
+const TOLERANCE_FACTOR: f64 = 4.0;
+const TOLERANCE_BYTES: f64 = 262_144.0;
+
+/// Demands that all programs saw the same, but for what is listed, and that what is listed differs; answers with a line about
+/// it.
+pub(super) fn judge(topic: &str, plain: &[Told], meshed: &[Told]) -> Result<String> {
+    let names = |told: &[Told]| told.iter().map(|told| told.program.clone()).collect::<Vec<_>>();
+    ensure!(names(plain) == names(meshed), "other programs ran: {:?}, {:?}", names(plain), names(meshed));
+    let mut wrong = String::new();
+    let mut listed = Vec::new();
+    for (plain, meshed) in plain.iter().zip(meshed) {
+        let program = format!("{topic}::{}", plain.program);
+        let differing = differing(plain, meshed);
+        let known = DIFFERENCES.iter().find(|known| known.program == program);
+        let expected: BTreeSet<&str> = known.iter().flat_map(|known| known.what).copied().collect();
+        if differing != expected {
+            let gone: Vec<_> = expected.difference(&differing).collect();
+            if !gone.is_empty() {
+                write!(wrong, "\n{program}: listed as different, and is not: {gone:?}")?;
+            }
+            write!(wrong, "\n{program}\n  plain  {}\n  meshed {}", shown(plain), shown(meshed))?;
+        } else if let Some(known) = known {
+            listed.push((plain.program.as_str(), known.why));
+        }
+    }
+    ensure!(wrong.is_empty(), "what programs saw differs otherwise than is listed:{wrong}");
+    let unknown = DIFFERENCES.iter().filter(|known| known.program.starts_with(&format!("{topic}::")));
+    ensure!(unknown.clone().count() == listed.len(), "a listed program has not run");
+    let names: Vec<&str> = plain.iter().map(|told| told.program.as_str()).collect();
+    Ok(note(&names, &listed))
+}
+
+/// All that ran, and what was seen differently, in a line.
+pub(super) fn note(names: &[&str], listed: &[(&str, &str)]) -> String {
+    let mut note =
+        format!("{} of {} saw the same: {}", names.len() - listed.len(), names.len(), names.join(", "));
+    for (name, why) in listed {
+        note += &format!("\n      as listed, not {name}: {why}");
+    }
+    note
+}
+
+/// The names under which two runs of a program told different things, or only one told anything.
+fn differing<'a>(plain: &'a Told, meshed: &'a Told) -> BTreeSet<&'a str> {
+    let longest = plain.saw.len().max(meshed.saw.len());
+    (0..longest)
+        .filter_map(|at| match (plain.saw.get(at), meshed.saw.get(at)) {
+            (Some((name, one)), Some((other_name, other))) if name == other_name => {
+                (!same(one, other)).then_some(name.as_str())
+            }
+            (_, Some((name, _))) | (Some((name, _)), None) => Some(name),
+            (None, None) => None,
+        })
+        .collect()
+}
+
+fn same(one: &Value, other: &Value) -> bool {
+    let both = |key: &str| Some((one.get(key)?.as_f64()?, other.get(key)?.as_f64()?));
+    if let Some((one, other)) = both("ms") {
+        return (one - other).abs() <= TOLERANCE_MS;
+    }
+    if let Some((one, other)) = both("about") {
+        let (small, large) = (one.min(other), one.max(other));
+        return large <= small * TOLERANCE_FACTOR + TOLERANCE_BYTES;
+    }
+    one == other
+}
+
+fn shown(told: &Told) -> String {
+    let saw = told.saw.iter().map(|(name, value)| format!("{name}: {value}"));
+    saw.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::{DIFFERENCES, Told, differing, same};
+
+    #[test]
+    fn times_and_amounts_are_compared_with_a_tolerance() {
+        assert!(same(&json!({"ms": 3_000}), &json!({"ms": 3_400})));
+        assert!(!same(&json!({"ms": 0}), &json!({"ms": 1_000})));
+        assert!(same(&json!({"about": 800_000}), &json!({"about": 3_000_000})));
+        assert!(!same(&json!({"about": 800_000}), &json!({"about": 45_000_000})));
+        assert!(!same(&json!("IN"), &json!("IN|HUP")));
+    }
+
+    #[test]
+    fn what_only_one_run_told_differs() {
+        let told = |saw: &[(&str, i32)]| Told {
+            program: "p".into(),
+            saw: saw.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect(),
+        };
+        let (short, long) = (told(&[("a", 1), ("b", 2)]), told(&[("a", 1), ("b", 3), ("c", 4)]));
+        assert_eq!(differing(&short, &long).into_iter().collect::<Vec<_>>(), ["b", "c"]);
+        assert!(differing(&short, &short).is_empty());
+    }
+
+    #[test]
+    fn every_difference_has_a_reason() {
+        assert!(DIFFERENCES.iter().all(|known| !known.what.is_empty() && !known.why.is_empty()));
+    }
+}
