@@ -20,7 +20,7 @@ import time
 LIBC = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNET = 0x40000000
 # Longer than any program takes that does not hang.
-LIMIT = 12
+LIMIT = 8
 # For what has no event of its own to wait for: far more than it takes through two agents.
 SETTLED = 0.15
 
