@@ -165,7 +165,10 @@ fn affinity(world: &mut World) -> Result<()> {
     // With the other one alone it goes there, and stays when the first is back.
     let other = if first == "b" { "e" } else { "b" };
     own_service(world, Some(TIMEOUT), &[(other, "ready: true")])?;
-    process::eventually(IN_FORCE, || Ok(ensure!(taken_by(world)? == other, "still {first}")))?;
+    process::eventually(IN_FORCE, || {
+        ensure!(taken_by(world)? == other, "still {first}");
+        Ok(())
+    })?;
     own_service(world, Some(TIMEOUT), &both)?;
     let back = Instant::now();
     while back.elapsed() < 3 * super::SECOND {

@@ -1,5 +1,5 @@
-//! Applications must not notice: each program runs twice at the same time, between two pods outside the mesh and between two
-//! in it, and has to see the same: answers, errors, events, bytes, addresses, and times within bounds.
+//! Applications must not notice: each program runs at the same time between two pods outside the mesh, between two in it, and from
+//! one outside to one in it, and has to see the same: answers, errors, events, bytes, addresses, and times within bounds.
 //!
 //! What differs all the same is listed with its reason; a difference that is not listed fails the test, and so does a listed
 //! one that is gone.
@@ -8,7 +8,7 @@ mod clients;
 mod differences;
 mod programs;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use self::programs::{Topic, Way};
 use super::{Test, unstarted};
@@ -60,8 +60,14 @@ pub(super) const TESTS: &[Test] = &[
 fn alike(world: &mut World, topic: &Topic) -> Result<()> {
     programs::prepare(world)?;
     world.start_agents()?;
-    let [plain, meshed] = programs::run(world, topic, [Way::Plain, Way::Meshed])?;
-    let note = differences::judge(topic.name, &plain, &meshed)?;
-    world.notes.push(note);
+    let [plain, meshed, outside] = programs::run(world, topic, [Way::Plain, Way::Meshed, Way::FromOutside])?;
+    let judged = [(Way::Meshed, meshed), (Way::FromOutside, outside)]
+        .map(|(way, told)| differences::judge(topic.name, way, &plain, &told));
+    let wrong: Vec<String> =
+        judged.iter().filter_map(|judged| Some(judged.as_ref().err()?.to_string())).collect();
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let [meshed, outside] = judged.map(Result::unwrap_or_default);
+    world.notes.push(format!("in the mesh {meshed}"));
+    world.notes.push(format!("from outside {outside}"));
     Ok(())
 }

@@ -110,7 +110,7 @@ fn compare(plain: &[String], meshed: &[String], world: &mut World) -> Result<()>
     }
     ensure!(wrong.is_empty(), "clients differ otherwise than is listed:{wrong}");
     let names: Vec<_> = CLIENTS.iter().map(|(name, _)| *name).collect();
-    world.notes.push(differences::note(&names, EXPECTED_OF_CLIENTS));
+    world.notes.push(differences::note(&names, names.len(), EXPECTED_OF_CLIENTS));
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt::Write as _};
 use anyhow::{Result, ensure};
 use serde_json::Value;
 
-use super::programs::Told;
+use super::programs::{Told, Way};
 
 /// What a program sees differently. Users read of it in `docs/compatibility.md`.
 struct Difference {
@@ -15,6 +15,11 @@ struct Difference {
     what: &'static [&'static str],
     why: &'static str,
 }
+
+const PORT_OF_ITS_OWN: &str =
+    "the agent dials the application from the client's address, and from a port of its own";
+const MARKED: &str = "the server's connection bears the mark that keeps its answers inside the pod";
+const LOCAL: &str = "the connection to the agent is a local one";
 
 /// To be mended: `connect` is answered before the agent knows whether the destination answers.
 const ANSWERED_EARLY: &str = "connect is answered before the destination is asked";
@@ -27,25 +32,18 @@ const NOT_URGENT: &str = "urgent data is not carried";
 /// To be mended: an application's keepalive and time-outs end at its own agent.
 const ENDS_AT_THE_AGENT: &str = "the agent answers, whoever else is gone";
 
-const DIFFERENCES: &[Difference] = &[
+/// What programs between two pods in the mesh see differently.
+const MESHED: &[Difference] = &[
     // To stay.
-    differs(
-        "connecting::the_server_sees_the_port_of_getsockname",
-        &["ports agree"],
-        "the agent dials the application from the client's address, and from a port of its own",
-    ),
+    differs("connecting::the_server_sees_the_port_of_getsockname", &["ports agree"], PORT_OF_ITS_OWN),
     differs(
         "accepting::on_a_port_whose_client_closed_first",
         &["bind"],
         "tunnels that wait to be used again are on the port; SO_REUSEADDR, which servers set, passes them",
     ),
-    differs(
-        "options::mark",
-        &["before"],
-        "the server's connection bears the mark that keeps its answers inside the pod",
-    ),
-    differs("options::segment_size", &["the client's", "the server's"], "both connections are local ones"),
-    differs("options::path_mtu", &["the client's", "the server's"], "both connections are local ones"),
+    differs("options::mark", &["before"], MARKED),
+    differs("options::segment_size", &["the client's", "the server's"], LOCAL),
+    differs("options::path_mtu", &["the client's", "the server's"], LOCAL),
     differs(
         "options::in_the_kernels_table",
         &["the client's connection"],
@@ -87,6 +85,49 @@ const DIFFERENCES: &[Difference] = &[
     differs("severed::a_user_timeout", &["recv", "took", "ended"], ENDS_AT_THE_AGENT),
 ];
 
+/// What programs see differently whose client is not in the mesh.
+const FROM_OUTSIDE: &[Difference] = &[
+    // To stay.
+    differs("connecting::the_server_sees_the_port_of_getsockname", &["ports agree"], PORT_OF_ITS_OWN),
+    differs("options::mark", &["before"], MARKED),
+    differs("options::segment_size", &["the server's"], LOCAL),
+    differs("options::path_mtu", &["the server's"], LOCAL),
+    differs("options::signatures", &["connected"], "the agent does not know the keys of TCP-MD5 and TCP-AO"),
+    // To be mended.
+    differs("connecting::refused", &["connect", "getpeername", "state"], ANSWERED_EARLY),
+    differs("connecting::refused_over_ipv6", &["connect"], ANSWERED_EARLY),
+    differs("connecting::refused_without_blocking", &["poll", "SO_ERROR"], ANSWERED_EARLY),
+    differs("connecting::refused_then_let_in", REFUSED_THEN_LET_IN, ANSWERED_EARLY),
+    differs("connecting::refused_right_after_others_were_let_in", &["refused"], ANSWERED_EARLY),
+    differs("connecting::refused_at_port_zero", &["connect"], ANSWERED_EARLY),
+    differs("connecting::a_backlog_that_is_full", &["connected at first"], ANSWERED_EARLY),
+    differs("connecting::fast_open_to_nobody", &["sendto"], ANSWERED_EARLY),
+    differs("accepting::on_loopback_alone", &["connect"], ANSWERED_EARLY),
+    differs("accepting::on_one_address_of_two_families", &["IPv4"], ANSWERED_EARLY),
+    differs("polling::edges_of_a_refusal", &["refused", "SO_ERROR"], ANSWERED_EARLY),
+    differs("data::urgent_in_line", &["poll", "at the mark", "on"], NOT_URGENT),
+    differs("data::urgent_apart", &["poll", "select", "urgent", "read"], NOT_URGENT),
+    differs("data::urgent_from_the_server", &["poll", "urgent"], NOT_URGENT),
+    differs("data::a_reader_that_sleeps", &["taken"], ONE_WAY),
+    differs("data::a_client_that_does_not_read", &["taken"], ONE_WAY),
+    differs("endings::a_client_that_closes", &["poll", "second send"], ONE_WAY),
+    differs("endings::a_server_that_closes", &["poll", "second send"], ONE_WAY),
+    differs("endings::a_reset_of_a_full_connection", &["poll", "took"], ONE_WAY),
+    differs("endings::a_reset_after_their_fin", &["poll", "send"], ONE_WAY),
+    differs("severed::a_server_with_keepalive", &["recv", "took", "ended"], ENDS_AT_THE_AGENT),
+];
+
+const REFUSED_THEN_LET_IN: &[&str] = &[
+    "first",
+    "second",
+    "the server sees",
+    "the server is",
+    "getpeername",
+    "getsockname",
+    "the peer's port is the one dialled",
+    "ended",
+];
+
 /// Clients that see something else, and why.
 pub(super) const EXPECTED_OF_CLIENTS: &[(&str, &str)] = &[
     ("curl that is refused", ANSWERED_EARLY),
@@ -114,37 +155,48 @@ const TOLERANCE_BYTES: f64 = 262_144.0;
 
 /// Demands that all programs saw the same, but for what is listed, and that what is listed differs; answers with a line about
 /// it.
-pub(super) fn judge(topic: &str, plain: &[Told], meshed: &[Told]) -> Result<String> {
-    let names = |told: &[Told]| told.iter().map(|told| told.program.clone()).collect::<Vec<_>>();
-    ensure!(names(plain) == names(meshed), "other programs ran: {:?}, {:?}", names(plain), names(meshed));
+pub(super) fn judge(topic: &str, way: Way, plain: &[Told], meshed: &[Told]) -> Result<String> {
+    let differences = match way {
+        Way::Plain => &[],
+        Way::Meshed => MESHED,
+        Way::FromOutside => FROM_OUTSIDE,
+    };
+    // From outside those do not run that dial neither pod.
+    let ran = |plain: &&Told| meshed.iter().any(|meshed| meshed.program == plain.program);
+    let plain: Vec<&Told> = plain.iter().filter(ran).collect();
+    ensure!(!plain.is_empty() && plain.len() == meshed.len(), "other programs ran: {plain:?}, {meshed:?}");
     let mut wrong = String::new();
     let mut listed = Vec::new();
     for (plain, meshed) in plain.iter().zip(meshed) {
+        ensure!(plain.program == meshed.program, "in another order: {}", meshed.program);
         let program = format!("{topic}::{}", plain.program);
         let differing = differing(plain, meshed);
-        let known = DIFFERENCES.iter().find(|known| known.program == program);
+        let known = differences.iter().find(|known| known.program == program);
         let expected: BTreeSet<&str> = known.iter().flat_map(|known| known.what).copied().collect();
         if differing != expected {
             let gone: Vec<_> = expected.difference(&differing).collect();
             if !gone.is_empty() {
                 write!(wrong, "\n{program}: listed as different, and is not: {gone:?}")?;
             }
-            write!(wrong, "\n{program}\n  plain  {}\n  meshed {}", shown(plain), shown(meshed))?;
+            write!(wrong, "\n{program}\n  plain {}\n  {way:?} {}", shown(plain), shown(meshed))?;
         } else if let Some(known) = known {
             listed.push((plain.program.as_str(), known.why));
         }
     }
     ensure!(wrong.is_empty(), "what programs saw differs otherwise than is listed:{wrong}");
-    let unknown = DIFFERENCES.iter().filter(|known| known.program.starts_with(&format!("{topic}::")));
-    ensure!(unknown.clone().count() == listed.len(), "a listed program has not run");
+    let of_topic = differences.iter().filter(|known| known.program.starts_with(&format!("{topic}::")));
+    ensure!(of_topic.count() == listed.len(), "a listed program has not run");
     let names: Vec<&str> = plain.iter().map(|told| told.program.as_str()).collect();
-    Ok(note(&names, &listed))
+    // Named once is enough.
+    Ok(note(if way == Way::FromOutside { &[] } else { &names }, names.len(), &listed))
 }
 
 /// All that ran, and what was seen differently, in a line.
-pub(super) fn note(names: &[&str], listed: &[(&str, &str)]) -> String {
-    let mut note =
-        format!("{} of {} saw the same: {}", names.len() - listed.len(), names.len(), names.join(", "));
+pub(super) fn note(names: &[&str], all: usize, listed: &[(&str, &str)]) -> String {
+    let mut note = format!("{} of {all} saw the same", all - listed.len());
+    if !names.is_empty() {
+        note += &format!(": {}", names.join("; "));
+    }
     for (name, why) in listed {
         note += &format!("\n      as listed, not {name}: {why}");
     }
@@ -154,15 +206,13 @@ pub(super) fn note(names: &[&str], listed: &[(&str, &str)]) -> String {
 /// The names under which two runs of a program told different things, or only one told anything.
 fn differing<'a>(plain: &'a Told, meshed: &'a Told) -> BTreeSet<&'a str> {
     let longest = plain.saw.len().max(meshed.saw.len());
-    (0..longest)
-        .filter_map(|at| match (plain.saw.get(at), meshed.saw.get(at)) {
-            (Some((name, one)), Some((other_name, other))) if name == other_name => {
-                (!same(one, other)).then_some(name.as_str())
-            }
-            (_, Some((name, _))) | (Some((name, _)), None) => Some(name),
-            (None, None) => None,
-        })
-        .collect()
+    let pairs = (0..longest).map(|at| [plain.saw.get(at), meshed.saw.get(at)]);
+    let alike = |pair: &[Option<&(String, Value)>; 2]| match pair {
+        [Some((name, one)), Some((other_name, other))] => name == other_name && same(one, other),
+        _ => false,
+    };
+    let differing = pairs.filter(|pair| !alike(pair)).flat_map(|pair| pair.into_iter().flatten());
+    differing.map(|(name, _)| name.as_str()).collect()
 }
 
 fn same(one: &Value, other: &Value) -> bool {
@@ -186,7 +236,7 @@ fn shown(told: &Told) -> String {
 mod tests {
     use serde_json::json;
 
-    use super::{DIFFERENCES, Told, differing, same};
+    use super::{FROM_OUTSIDE, MESHED, Told, differing, same};
 
     #[test]
     fn times_and_amounts_are_compared_with_a_tolerance() {
@@ -210,6 +260,7 @@ mod tests {
 
     #[test]
     fn every_difference_has_a_reason() {
-        assert!(DIFFERENCES.iter().all(|known| !known.what.is_empty() && !known.why.is_empty()));
+        let mut all = MESHED.iter().chain(FROM_OUTSIDE);
+        assert!(all.all(|known| !known.what.is_empty() && !known.why.is_empty()));
     }
 }

@@ -22,13 +22,15 @@ pub(super) struct Topic {
     pub(super) text: &'static str,
 }
 
-/// Between which pods a program runs. Both ways cross the wire between the nodes.
+/// Between which pods a program runs. All ways cross the wire between the nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
     /// From c to d, neither of which is in the mesh.
     Plain,
     /// From a to b, both in the mesh.
     Meshed,
+    /// From c, which is not in the mesh, to b, which is.
+    FromOutside,
 }
 
 impl Way {
@@ -37,13 +39,14 @@ impl Way {
         match self {
             Self::Plain => ["c", "d"],
             Self::Meshed => ["a", "b"],
+            Self::FromOutside => ["c", "b"],
         }
     }
 
     /// The address of a pod from which nothing comes back.
     pub(super) fn silent(self) -> &'static str {
         match self {
-            Self::Plain => "198.18.2.60",
+            Self::Plain | Self::FromOutside => "198.18.2.60",
             Self::Meshed => "198.18.2.50",
         }
     }
@@ -51,7 +54,7 @@ impl Way {
     /// The address of a pod to which there is no way: its node says so by ICMP.
     fn unreachable(self) -> &'static str {
         match self {
-            Self::Plain => "198.18.2.61",
+            Self::Plain | Self::FromOutside => "198.18.2.61",
             Self::Meshed => "198.18.2.51",
         }
     }
@@ -112,8 +115,8 @@ fn run_one(world: &World, file: &PathBuf, way: Way) -> Result<Vec<Told>> {
         json!([pod.netns.path(), pod.v4, pod.v6])
     });
     let site = json!({
-        "client": client, "server": server, "silent": way.silent(), "unreachable": way.unreachable(),
-        "router": world.topology.nodes[0].netns.path(), "table": format!("severed-{}", way.pods()[0]),
+        "client": client, "server": server, "silent": way.silent(), "others": way != Way::FromOutside, "unreachable": way.unreachable(),
+        "router": world.topology.nodes[0].netns.path(), "table": format!("severed-{}", way.pods().concat()),
     });
     let mut python = Command::new("python3");
     python.arg(file).arg(site.to_string()).env("PYTHONDONTWRITEBYTECODE", "1");

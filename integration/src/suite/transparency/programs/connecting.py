@@ -6,7 +6,7 @@ import struct
 from socket import AF_INET, AF_INET6, IPPROTO_IP, IPPROTO_TCP, SO_REUSEADDR, SOL_SOCKET
 
 from program import (
-    LIBC, Took, error_of, events, now, program, received, run, settle, state, tried, until,
+    LIBC, Took, error_of, events, now, program, received, run, settle, state, tried, to_others, until,
 )
 
 IP_LOCAL_PORT_RANGE = 51
@@ -216,7 +216,7 @@ def dissolved_and_connected_elsewhere(site):
     yield from told(site, second, client)
 
 
-@program
+@to_others
 def nobody_answers(site):
     client = site.client.socket(blocking=False)
     yield "connect", tried(client.connect, (site.silent, 80))
@@ -227,7 +227,7 @@ def nobody_answers(site):
     yield "state", state(client)
 
 
-@program
+@to_others
 def nobody_answers_two_syns(site):
     client, start = site.client.socket(), now()
     client.setsockopt(IPPROTO_TCP, socket.TCP_SYNCNT, 1)
@@ -235,7 +235,7 @@ def nobody_answers_two_syns(site):
     yield "took", Took(start)
 
 
-@program
+@to_others
 def nobody_answers_within_the_user_timeout(site):
     client, start = site.client.socket(), now()
     client.setsockopt(IPPROTO_TCP, TCP_USER_TIMEOUT, 2000)
@@ -243,7 +243,7 @@ def nobody_answers_within_the_user_timeout(site):
     yield "took", Took(start)
 
 
-@program
+@to_others
 def nobody_answers_within_the_send_timeout(site):
     client, start = site.client.socket(), now()
     client.setsockopt(SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 0, 500_000))
@@ -251,7 +251,7 @@ def nobody_answers_within_the_send_timeout(site):
     yield "took", Took(start)
 
 
-@program
+@to_others
 def no_way_there(site):
     client, start = site.client.socket(), now()
     client.setsockopt(IPPROTO_TCP, socket.TCP_SYNCNT, 1)

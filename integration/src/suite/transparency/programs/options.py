@@ -25,8 +25,10 @@ def both(level, name, value):
         client, server = site.pair()
         yield "before", [client.getsockopt(level, name), server.getsockopt(level, name)]
         yield "set", [set_and_asked(client, level, name, value), set_and_asked(server, level, name, value)]
-        client.send(b"works")
-        yield "afterwards", received(server)
+        client.send(b"question")
+        yield "the server reads", received(server)
+        server.send(b"answer")
+        yield "the client reads", received(client)
 
     return ask
 

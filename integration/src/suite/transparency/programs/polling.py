@@ -3,7 +3,7 @@
 import select
 import socket
 
-from program import Took, abort, error_of, events, fill, now, program, received, run, settle, tried, until, whole
+from program import Took, abort, error_of, events, fill, now, program, received, run, settle, to_others, tried, until, whole
 
 NAMES = [
     (select.EPOLLIN, "IN"),
@@ -36,7 +36,7 @@ def never_connected(site):
     yield "poll", events(site.client.socket())
 
 
-@program
+@to_others
 def while_connecting(site):
     client = site.client.socket(blocking=False)
     tried(client.connect, (site.silent, 80))

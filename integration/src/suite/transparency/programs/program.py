@@ -34,13 +34,19 @@ POLL_NAMES = [
 ]
 STATES = "- ESTABLISHED SYN_SENT SYN_RECV FIN_WAIT1 FIN_WAIT2 TIME_WAIT CLOSE CLOSE_WAIT LAST_ACK LISTEN CLOSING".split()
 
-PROGRAMS = []
+PROGRAMS, TO_OTHERS = [], set()
 
 
 def program(function):
     """Marks a function as one of the topic's programs."""
     PROGRAMS.append(function)
     return function
+
+
+def to_others(function):
+    """Marks a program that dials neither pod, but addresses at which there is none."""
+    TO_OTHERS.add(function.__name__)
+    return program(function)
 
 
 class Took:
@@ -276,8 +282,9 @@ def run():
     signal.signal(signal.SIGALRM, hang)
     site = Site(json.loads(sys.argv[1]))
     wanted = sys.argv[2] if len(sys.argv) > 2 else ""
+    others = json.loads(sys.argv[1])["others"]
     for function in PROGRAMS:
-        if wanted in function.__name__:
+        if wanted in function.__name__ and (others or function.__name__ not in TO_OTHERS):
             start = now()
             saw = see(site, function)
             print(json.dumps({"program": function.__name__, "saw": saw, "took": Took(start).value["ms"]}), flush=True)
