@@ -19,6 +19,7 @@ mod issuers;
 mod load;
 mod manifests;
 mod operations;
+mod other_addresses;
 mod peers_gone;
 mod policy;
 mod probes;
@@ -26,6 +27,7 @@ mod rehearsal;
 mod reuse;
 mod revocation;
 mod routing;
+mod transparency;
 mod trust;
 mod upgrade;
 mod wire;
@@ -83,6 +85,8 @@ pub fn tests() -> Vec<Test> {
         addresses::TESTS,
         connect::TESTS,
         routing::TESTS,
+        other_addresses::TESTS,
+        transparency::TESTS,
         policy::TESTS,
         authorization::TESTS,
         denials::TESTS,

@@ -21,6 +21,7 @@ use std::{
 };
 
 use ambit_core::{
+    discovery::Affinity,
     model::{PodAddr, SpiffeId},
     policy::{self, Decision, Facts, WorkloadPolicy},
     reason::{Reason, Refusal},
@@ -160,6 +161,7 @@ impl Proxy {
                     pod.pod.uid(),
                     source,
                     original_dst,
+                    &mut serving.kept,
                     &mut serving.outbound,
                 );
                 tokio::spawn(async move {
@@ -272,6 +274,8 @@ struct Serving<D> {
     /// By direction.
     lanes: [Arc<Lane>; 2],
     arrivals: Arc<Arrivals>,
+    /// Endpoints of services with session affinity.
+    kept: Affinity,
     outbound: Numbers<PodAddr>,
     inbound: Numbers<(IpAddr, u16)>,
 }
@@ -285,6 +289,7 @@ impl<D: Dial> Serving<D> {
             pod: Pod { pod, policy, share },
             lanes,
             arrivals: Arc::default(),
+            kept: Affinity::default(),
             outbound: Numbers::new(),
             inbound: Numbers::new(),
         }

@@ -115,6 +115,15 @@ impl Mesh {
         Some(&self.by_ip.get(&ip.to_canonical())?.first()?.workload)
     }
 
+    /// The pod with that UID at `ip`: an address that it states, or one of which no pod is known, as that of a second interface.
+    /// `None` where the address is another pod's.
+    pub fn workload_at(&self, ip: IpAddr, uid: &str) -> Option<&Arc<Workload>> {
+        match self.workload_by_ip(ip) {
+            Some(workload) => (*workload.uid == *uid).then_some(workload),
+            None => self.pod_by_uid(uid),
+        }
+    }
+
     /// The pods scheduled on `node`, by name; terminated and host-network pods too (they are not enrolled).
     pub fn pods_on<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a Arc<Workload>> + 'a {
         self.by_node.get(node).into_iter().flat_map(ByName::values)

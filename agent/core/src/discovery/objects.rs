@@ -2,7 +2,7 @@
 //!
 //! Sources convert their wire types into these; nothing here knows JSON, YAML or an API server.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use crate::model::{DATAPLANE_LABEL, Labels, ObjectName, SpiffeId, TrustDomain};
 
@@ -174,8 +174,8 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// The pods behind it, where no endpoint slice says so; empty selects none.
     pub selector: Labels,
-    /// `sessionAffinity: ClientIP`.
-    pub session_affinity: bool,
+    /// `sessionAffinity: ClientIP`: for how long after its last connection a client keeps to its endpoint.
+    pub session_affinity: Option<Duration>,
     /// `internalTrafficPolicy: Local`: only endpoints on the client's node.
     pub local_only: bool,
     /// `externalTrafficPolicy: Local`: a node port leads to endpoints on the node that is dialled.
@@ -276,6 +276,8 @@ pub struct SliceEndpoint {
     pub addresses: Vec<IpAddr>,
     /// The ready condition; absent counts as ready.
     pub ready: bool,
+    /// It terminates, and serves until it is gone.
+    pub leaving: bool,
     /// The pod it stands for.
     pub pod: Option<ObjectName>,
     /// The node it is on.

@@ -10,7 +10,7 @@ use super::{
     table::{Table, line},
 };
 use crate::{
-    config::{Location, Namespace},
+    config::Location,
     diagnosis,
 };
 

@@ -14,7 +14,7 @@ use super::{
     policies::{Agents, Manifests, OF_AN_AGENT, unable},
 };
 use crate::{
-    config::{Location, Namespace},
+    config::Location,
     diagnosis,
 };
 

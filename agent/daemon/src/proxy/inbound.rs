@@ -47,7 +47,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 pub(super) struct Called {
     pub(super) source: ClientAddr,
     pub(super) destination: PodAddr,
-    /// The called pod, if it is known at the address that was called.
+    /// The called pod, unless the address that was called is another's.
     pub(super) workload: Option<Arc<Workload>>,
     /// The pod at the client's address, if there is one.
     pub(super) caller: Option<Arc<Workload>>,
@@ -71,11 +71,10 @@ pub(super) async fn carry<D: Dial>(shared: &Shared, pod: &Pod<D>, arrival: Arriv
     let turn = arrivals.turn(source.0.ip(), destination.0.port(), order);
     let called = {
         let world = shared.feed.world();
-        let of_pod = |workload: &&Arc<Workload>| workload.uid == *pod.pod.uid();
         Called {
             source,
             destination,
-            workload: world.mesh.workload_by_ip(destination.0.ip()).filter(of_pod).cloned(),
+            workload: world.mesh.workload_at(destination.0.ip(), pod.pod.uid()).cloned(),
             caller: world.mesh.workload_by_ip(source.0.ip()).cloned(),
         }
     };

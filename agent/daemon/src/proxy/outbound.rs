@@ -1,9 +1,13 @@
 //! From an application in a pod to wherever it wants to go: route, then a tunnel to a meshed pod or a plain connection.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ambit_core::{
-    discovery::{Endpoint, Route, RouteError},
+    discovery::{Affinity, Endpoint, Route, RouteError},
     model::{OriginalDst, PodAddr, Workload},
     policy::Facts,
     reason::{Reason, Refusal},
@@ -63,11 +67,12 @@ pub(super) fn route(
     uid: &str,
     source: SocketAddr,
     original_dst: OriginalDst,
+    kept: &mut Affinity,
     numbers: &mut Numbers<PodAddr>,
 ) -> Routed {
-    let client = world.mesh.workload_by_ip(source.ip()).filter(|client| *client.uid == *uid);
+    let client = world.mesh.workload_at(source.ip(), uid);
     let way = match client {
-        Some(client) => match world.mesh.route(client, original_dst, rand::random()) {
+        Some(client) => match chosen(world, client, original_dst, kept) {
             Route::Tunnel(endpoint) => {
                 let order = numbers.next(endpoint.addr);
                 Way::Tunnel(client.clone(), endpoint, order)
@@ -88,6 +93,18 @@ pub(super) fn route(
         }
     };
     Routed { client: client.cloned(), source, original_dst, way }
+}
+
+/// Where it goes; to which endpoint of its service is noted, where the client is to keep to it.
+fn chosen(world: &World, client: &Workload, original_dst: OriginalDst, kept: &mut Affinity) -> Route {
+    let now = Instant::now();
+    let route = world.mesh.route(client, original_dst, rand::random(), |service| kept.endpoint(service, now));
+    if let Route::Tunnel(endpoint) | Route::Plain(endpoint) = &route
+        && let (Some(service), Some(timeout)) = (&endpoint.service, endpoint.kept_for)
+    {
+        kept.keep(&service.name, endpoint.addr.0.ip(), timeout, now);
+    }
+    route
 }
 
 /// Carries one connection to its end.

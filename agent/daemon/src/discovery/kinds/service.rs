@@ -1,6 +1,6 @@
 //! Services.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use ambit_core::{
     discovery::{Change, Service, ServicePort, Settings, TargetPort},
@@ -33,10 +33,20 @@ wire::objects! {
         ports: Option<Vec<Port>>,
         selector: Option<Pairs>,
         session_affinity: Option<String>,
+        session_affinity_config: Option<AffinityConfig>,
         internal_traffic_policy: Option<String>,
         external_traffic_policy: Option<String>,
         publish_not_ready_addresses: Option<bool>,
         traffic_distribution: Option<String>,
+    }
+
+    AffinityConfig {
+        #[serde(rename = "clientIP")]
+        client_ip: Option<ClientIp>,
+    }
+
+    ClientIp {
+        timeout_seconds: Option<i64>,
     }
 
     Port {
@@ -63,6 +73,9 @@ wire::objects! {
     }
 }
 
+/// What Kubernetes fills in for `timeoutSeconds`: three hours.
+const AFFINITY_SECONDS: i64 = 10_800;
+
 /// External-name and headless services have no address of their own.
 pub(super) fn read(name: ObjectName, object: &Value, _: &Settings) -> Result<Valid, FieldError> {
     let Object { metadata, spec, status } = wire::typed(object)?;
@@ -84,7 +97,7 @@ pub(super) fn read(name: ObjectName, object: &Value, _: &Settings) -> Result<Val
         external_ips,
         ports: ports.collect::<Result<_, _>>()?,
         selector: labels(spec.selector),
-        session_affinity: choice("spec.sessionAffinity", spec.session_affinity, ["None", "ClientIP"])? == 1,
+        session_affinity: session_affinity(spec.session_affinity, spec.session_affinity_config)?,
         local_only: choice("spec.internalTrafficPolicy", spec.internal_traffic_policy, ["Cluster", "Local"])?
             == 1,
         external_local: choice(
@@ -107,6 +120,21 @@ fn near_wanted(annotations: Option<&Pairs>, distribution: Option<&str>) -> Optio
     let mode = annotations?.get(MODE)?.as_deref()?;
     mode.eq_ignore_ascii_case("auto")
         .then(|| FieldError::new(format!("metadata.annotations.{MODE}"), IGNORED))
+}
+
+/// For how long a client keeps to an endpoint, where it does.
+fn session_affinity(
+    affinity: Option<String>,
+    config: Option<AffinityConfig>,
+) -> Result<Option<Duration>, FieldError> {
+    if choice("spec.sessionAffinity", affinity, ["None", "ClientIP"])? == 0 {
+        return Ok(None);
+    }
+    let stated = config.and_then(|config| config.client_ip?.timeout_seconds);
+    let seconds = u64::try_from(stated.unwrap_or(AFFINITY_SECONDS)).ok().filter(|s| (1..=86_400).contains(s));
+    let field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
+    let seconds = seconds.ok_or_else(|| FieldError::new(field, "is not between 1 and 86400"))?;
+    Ok(Some(Duration::from_secs(seconds)))
 }
 
 fn cluster_ips(single: Option<&str>, list: Option<&[String]>) -> Result<Vec<IpAddr>, FieldError> {

@@ -4,7 +4,7 @@ mod misspelt;
 mod peer_authentication;
 mod request_authentication;
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use ambit_core::{
     discovery::{Change as MeshChange, ForeignProbe, HostPort, Protocol, TargetPort},
@@ -282,7 +282,8 @@ status: {loadBalancer: {}}
         panic!("no service")
     };
     assert_eq!(service.cluster_ips, ips(&["10.96.0.1", "fd96::1"]));
-    assert!(service.session_affinity && service.local_only && !service.publish_not_ready);
+    assert_eq!(service.session_affinity, Some(Duration::from_secs(10_800)));
+    assert!(service.local_only && !service.publish_not_ready);
     let ports: Vec<_> =
         service.ports.iter().map(|port| (port.port, port.target.clone(), port.protocol)).collect();
     assert_eq!(
@@ -295,6 +296,20 @@ status: {loadBalancer: {}}
             (53, TargetPort::Number(53), Protocol::Udp),
         ]
     );
+}
+
+#[test]
+fn session_affinity_and_its_time() {
+    for (spec, seconds) in [
+        ("{}", None),
+        ("{sessionAffinity: None}", None),
+        ("{sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}}", Some(60)),
+        ("{sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {}}}", Some(10_800)),
+    ] {
+        let text = format!("apiVersion: v1\nkind: Service\nmetadata: {{name: s}}\nspec: {spec}\n");
+        let Change::Mesh(MeshChange::Service(service)) = one(&text) else { panic!("no service") };
+        assert_eq!(service.session_affinity, seconds.map(Duration::from_secs), "{spec}");
+    }
 }
 
 #[test]
@@ -357,6 +372,8 @@ endpoints:
 - {addresses: [10.0.0.2], conditions: {ready: false}}
 - {addresses: [10.0.0.3], conditions: {ready: null}}
 - {addresses: [10.0.0.4]}
+- {addresses: [10.0.0.5], conditions: {ready: false, serving: true, terminating: true}}
+- {addresses: [10.0.0.6], conditions: {ready: false, serving: false, terminating: true}}
 ports:
 - {name: http, port: 8080, protocol: TCP}
 - {name: "", port: null}
@@ -367,7 +384,9 @@ ports:
     };
     assert_eq!(slice.service, Some(ObjectName::new("shop", "web")));
     let ready: Vec<_> = slice.endpoints.iter().map(|endpoint| endpoint.ready).collect();
-    assert_eq!(ready, [true, false, true, true]);
+    assert_eq!(ready, [true, false, true, true, false, false]);
+    let leaving: Vec<_> = slice.endpoints.iter().map(|endpoint| endpoint.leaving).collect();
+    assert_eq!(leaving, [false, false, false, false, true, false]);
     assert_eq!(slice.endpoints[0].pod, Some(ObjectName::new("shop", "web-1")));
     let ports: Vec<_> = slice.ports.iter().map(|port| (&*port.name, port.port)).collect();
     assert_eq!(ports, [("http", 8080), ("", 1)]);
