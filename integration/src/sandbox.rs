@@ -8,6 +8,10 @@ use std::{
     os::unix::{fs::symlink, process::ExitStatusExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -17,7 +21,7 @@ use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
     sys::signal::{SigSet, Signal, kill},
-    unistd::{Pid, geteuid},
+    unistd::{Pid, alarm, geteuid},
 };
 
 use crate::{cgroups, netns::Netns};
@@ -42,12 +46,61 @@ pub struct Sandbox {
 /// Runs `work` as a child process of this one (the same program, called again with the same arguments) and sweeps
 /// behind it when it has ended, failed, been killed, or when this process is told to stop.
 pub fn supervised(work: impl FnOnce(&Sandbox) -> Result<()>) -> Result<ExitCode> {
-    if let Ok(id) = env::var(ID) {
-        signals().thread_unblock().context("cannot unblock signals")?;
-        let _lock = lock(&folder(&id), WORK)?.context("another process does this run's work")?;
-        work(&Sandbox { folder: folder(&id), id })?;
-        return Ok(ExitCode::SUCCESS);
+    match env::var(ID) {
+        Ok(id) => {
+            signals().thread_unblock().context("cannot unblock signals")?;
+            perform(id, work)
+        }
+        Err(_) => supervise(None),
     }
+}
+
+/// As [`supervised`], but work that is told to stop has `grace` to conclude. A second signal ends it at once.
+pub fn supervised_with_grace(
+    grace: Duration,
+    work: impl FnOnce(&Sandbox, &Stop) -> Result<()>,
+) -> Result<ExitCode> {
+    match env::var(ID) {
+        Ok(id) => {
+            let stop = Stop::on_signal()?;
+            perform(id, |sandbox| work(sandbox, &stop))
+        }
+        Err(_) => supervise(Some(grace)),
+    }
+}
+
+/// Whether the work has been told to stop.
+#[derive(Clone, Debug, Default)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// Takes the signals from here on. Threads must not have been made before.
+    fn on_signal() -> Result<Self> {
+        let stop = Self::default();
+        signals().thread_block().context("cannot block signals")?;
+        let told = stop.clone();
+        let waiting = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect::<SigSet>();
+        thread::spawn(move || {
+            while waiting.wait().is_ok() {
+                told.0.store(true, Ordering::Relaxed);
+            }
+        });
+        Ok(stop)
+    }
+
+    /// Whether it has.
+    pub fn is_told(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+fn perform(id: String, work: impl FnOnce(&Sandbox) -> Result<()>) -> Result<ExitCode> {
+    let _lock = lock(&folder(&id), WORK)?.context("another process does this run's work")?;
+    work(&Sandbox { folder: folder(&id), id })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn supervise(grace: Option<Duration>) -> Result<ExitCode> {
     if !geteuid().is_root() {
         bail!("this makes network namespaces and loads eBPF programs, and needs root: run it with sudo");
     }
@@ -63,7 +116,7 @@ pub fn supervised(work: impl FnOnce(&Sandbox) -> Result<()>) -> Result<ExitCode>
         .env(ID, &id)
         .spawn()
         .context("cannot start the work");
-    let outcome = child.and_then(|mut child| watch(&mut child));
+    let outcome = child.and_then(|mut child| watch(&mut child, grace));
     let swept = if is_kept(&folder) { Ok(()) } else { sweep(&id) };
     let code = outcome?;
     swept?;
@@ -141,7 +194,7 @@ pub fn pins(node: &str) -> PathBuf {
     Path::new(PINS).join(node)
 }
 
-fn watch(child: &mut Child) -> Result<ExitCode> {
+fn watch(child: &mut Child, mut grace: Option<Duration>) -> Result<ExitCode> {
     let pid = Pid::from_raw(child.id().cast_signed());
     loop {
         if let Some(status) = child.try_wait()? {
@@ -155,6 +208,14 @@ fn watch(child: &mut Child) -> Result<ExitCode> {
         }
         match signals().wait() {
             Ok(Signal::SIGCHLD) | Err(Errno::EINTR) => {}
+            Ok(Signal::SIGALRM) => {
+                eprintln!("the run does not conclude; cleaning up");
+                let _ = kill(pid, Signal::SIGKILL);
+            }
+            Ok(_) if let Some(grace) = grace.take() => {
+                let _ = kill(pid, Signal::SIGTERM);
+                alarm::set(grace.as_secs().try_into().unwrap_or(u32::MAX));
+            }
             Ok(signal) => {
                 eprintln!("\nstopped by {signal}; cleaning up");
                 let _ = kill(pid, Signal::SIGKILL);
@@ -228,7 +289,7 @@ fn lock(folder: &Path, name: &str) -> Result<Option<Flock<fs::File>>> {
 }
 
 fn signals() -> SigSet {
-    [Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect()
+    [Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGALRM].into_iter().collect()
 }
 
 fn folder(id: &str) -> PathBuf {
