@@ -18,7 +18,7 @@ use nix::sys::signal::Signal;
 
 use self::stacks::Stacks;
 use crate::{
-    bench::{self, Choice, Load, Loaded},
+    bench::{Choice, Load, Loaded},
     console::Console,
     process::{self, Process},
     sandbox::Sandbox,

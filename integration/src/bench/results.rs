@@ -11,7 +11,7 @@ use super::figures::{Better, Figure};
 const VERSION: u32 = 1;
 
 /// The name of the data path that others are held against.
-pub const PLAINTEXT: &str = "plaintext";
+pub(super) const PLAINTEXT: &str = "plaintext";
 
 /// A run, over or interrupted.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -221,7 +221,7 @@ impl Spread {
 }
 
 /// A value with three significant digits or all before the point, thousands apart.
-pub fn shown(value: f64) -> String {
+pub(super) fn shown(value: f64) -> String {
     let digits = match value.abs() {
         size if size >= 100.0 => 0,
         size if size >= 10.0 => 1,
