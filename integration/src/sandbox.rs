@@ -24,6 +24,11 @@ use nix::{
     unistd::{Pid, alarm, geteuid},
 };
 
+use tokio::{
+    runtime,
+    signal::unix::{SignalKind, signal},
+};
+
 use crate::{cgroups, netns::Netns};
 
 const PREFIX: &str = "ambit-run";
@@ -74,16 +79,28 @@ pub fn supervised_with_grace(
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// Takes the signals from here on. Threads must not have been made before.
+    /// Takes the signals from here on, by handlers: children would inherit a mask.
     fn on_signal() -> Result<Self> {
         let stop = Self::default();
-        signals().thread_block().context("cannot block signals")?;
-        let told = stop.clone();
-        let waiting = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect::<SigSet>();
+        let told = Arc::clone(&stop.0);
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let (mut interrupt, mut terminate, mut hang_up) = {
+            let _inside = runtime.enter();
+            let taken = |kind| signal(kind).context("cannot take signals");
+            (taken(SignalKind::interrupt())?, taken(SignalKind::terminate())?, taken(SignalKind::hangup())?)
+        };
+        signals().thread_unblock().context("cannot unblock signals")?;
         thread::spawn(move || {
-            while waiting.wait().is_ok() {
-                told.0.store(true, Ordering::Relaxed);
-            }
+            runtime.block_on(async {
+                loop {
+                    tokio::select! {
+                        _ = interrupt.recv() => {}
+                        _ = terminate.recv() => {}
+                        _ = hang_up.recv() => {}
+                    }
+                    told.store(true, Ordering::Relaxed);
+                }
+            })
         });
         Ok(stop)
     }

@@ -12,7 +12,7 @@ use super::{
 
 /// The configuration of the proxy at `side`.
 pub(super) fn configuration(side: Side, keys: &Keys, forwards: &[Forward], is_http: bool) -> String {
-    let mut text = "global\n  maxconn 100000\n  \
+    let mut text = "global\n  maxconn 9000\n  \
         ssl-default-bind-ciphersuites TLS_AES_128_GCM_SHA256\n  ssl-default-server-ciphersuites TLS_AES_128_GCM_SHA256\n  \
         ssl-default-bind-options ssl-min-ver TLSv1.3\n  ssl-default-server-options ssl-min-ver TLSv1.3\n  \
         ssl-default-bind-curves X25519\n\
