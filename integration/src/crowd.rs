@@ -32,7 +32,7 @@ impl Crowd {
         let [node, other] = &world.topology.nodes;
         let prefix = format!("{}-p", node.name);
         let crowd = Self { prefix, size };
-        other.netns.ip(&["route", "add", SUBNET, "via", &node.v4.to_string()])?;
+        other.netns.ip(&["route", "replace", SUBNET, "via", &node.v4.to_string()])?;
         let mut names = String::new();
         let mut wires = String::new();
         for pod in 0..size {

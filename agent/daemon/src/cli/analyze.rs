@@ -59,12 +59,16 @@ enum FailOn {
 }
 
 pub(super) fn run(args: &AnalyzeArgs) -> anyhow::Result<ExitCode> {
-    let answer = if args.paths.is_empty() {
+    let mut answer = if args.paths.is_empty() {
         args.agents.ask(async |mut agent| agent.analyze(AnalyzeRequest {}).await)?
     } else {
         let reading = args.manifests.read(&args.paths)?;
         diagnosis::analyze(&reading.world, &reading.places).map_err(unable)?
     };
+    let namespace = args.agents.namespace();
+    if !namespace.is_empty() {
+        answer.findings.retain(|finding| is_of(finding, namespace));
+    }
     output::emit(&match args.output {
         Format::Text => render(&answer),
         Format::Json => serde_json::to_string_pretty(&answer)? + "\n",
@@ -72,6 +76,14 @@ pub(super) fn run(args: &AnalyzeArgs) -> anyhow::Result<ExitCode> {
     })?;
     let fails = answer.findings.iter().any(|finding| args.fail_on.is_met_by(finding));
     Ok(if fails { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Whether a finding is about an object of this namespace, or about a file as a whole.
+fn is_of(finding: &Finding, namespace: &str) -> bool {
+    finding.object.split_once(' ').is_none_or(|(kind, name)| match name.split_once('/') {
+        Some((of, _)) => of == namespace,
+        None => kind == "Namespace" && name == namespace,
+    })
 }
 
 impl FailOn {
