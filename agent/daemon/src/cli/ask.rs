@@ -53,16 +53,31 @@ impl Question for ObservationsRequest {
     }
 }
 
+/// Asks the agent with this run directory for its status, as [`put_in_time`] does.
+pub(super) fn ask_in_time(
+    run_dir: &Path,
+    instance: Option<&str>,
+    max_connections: u32,
+) -> anyhow::Result<StatusResponse> {
+    put_in_time(run_dir, instance, StatusRequest { max_connections: Some(max_connections) })
+}
+
+/// Asks an agent with this run directory, and waits no longer than five seconds: the one that calls itself `instance`, if there
+/// is one, else the one that serves the node.
+pub(super) fn put_in_time<Q: Question>(
+    run_dir: &Path,
+    instance: Option<&str>,
+    question: Q,
+) -> anyhow::Result<Q::Answer> {
+    let runtime = Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    runtime.block_on(async {
+        timeout(PATIENCE, ask(run_dir, instance, question)).await.unwrap_or_else(|_| {
             bail!("the agent did not answer within {PATIENCE:?}: it is overloaded or stuck; see its log")
         })
     })
 }
 
-async fn ask<Q: Question>(
-    run_dir: &Path,
-    instance: Option<&str>,
-    question: Q,
-) -> anyhow::Result<Q::Answer> {
+async fn ask<Q: Question>(run_dir: &Path, instance: Option<&str>, question: Q) -> anyhow::Result<Q::Answer> {
     let own = instance.and_then(|instance| RunDir::own_socket_path(run_dir, instance));
     if let Some(own) = own
         && let Ok(stream) = UnixStream::connect(&own).await

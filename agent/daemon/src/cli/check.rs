@@ -9,10 +9,7 @@ use super::{
     policies::{Agents, Manifests, OF_AN_AGENT, unable},
     table::{Table, line},
 };
-use crate::{
-    config::Location,
-    diagnosis,
-};
+use crate::{config::Location, diagnosis};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\

@@ -13,10 +13,7 @@ use super::{
     output,
     policies::{Agents, Manifests, OF_AN_AGENT, unable},
 };
-use crate::{
-    config::Location,
-    diagnosis,
-};
+use crate::{config::Location, diagnosis};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\

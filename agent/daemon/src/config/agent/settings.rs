@@ -7,8 +7,8 @@ use crate::{
         settings::settings,
         values::{
             CaTrust, ClusterId, ConfigMapKey, DataplaneLabel, DnsName, Drain, Hold, IssuerKind, ListenAddr,
-            Location, Locations, LogFilter, LoopbackAddr, MapEntries, MetricsAuth, Namespace, ObjectName, PostQuantum,
-            ServerName, ServiceAddr, TrustBundles, TrustDomains, Ttl, Url, VaultPath, Workers,
+            Location, Locations, LogFilter, LoopbackAddr, MapEntries, MetricsAuth, Namespace, ObjectName,
+            PostQuantum, ServerName, ServiceAddr, TrustBundles, TrustDomains, Ttl, Url, VaultPath, Workers,
         },
     },
     telemetry::LogFormat,
