@@ -11,7 +11,7 @@ use super::{Cluster, Reference, Unanswerable};
 use crate::{
     discovery::Service,
     model::{ObjectName, SpiffeId, Workload},
-    policy::{Attribute, Decision, Explanation, Facts, WorkloadPolicy, decide},
+    policy::{Attribute, Decision, Explanation, Facts, Rule, WorkloadPolicy, decide},
 };
 
 /// Pairs of pods and ports that are judged; of more the first count.
@@ -90,6 +90,13 @@ pub struct Client {
     pub in_mesh: bool,
 }
 
+/// Whom a question leads to.
+struct Targets {
+    targets: Vec<Target>,
+    /// The service by which they are called.
+    service: Option<Arc<Service>>,
+}
+
 /// A pod that is connected to.
 struct Target {
     pod: Arc<Workload>,
@@ -102,7 +109,7 @@ struct Target {
 pub fn explain(cluster: Cluster<'_>, question: &Question<'_>) -> Result<Answer, Unanswerable> {
     let mut notes = Vec::new();
     let clients = parties::clients(cluster, question, &mut notes)?;
-    let Some((targets, service)) = parties::targets(cluster, question, &mut notes)? else {
+    let Some(Targets { targets, service }) = parties::targets(cluster, question, &mut notes)? else {
         return Ok(outside(clients, question, notes));
     };
     let mut judging = Judging { cluster, service: service.as_deref(), cases: Vec::new(), more: false };
@@ -169,7 +176,10 @@ impl Judging<'_> {
     ) {
         let in_mesh = self.cluster.is_in_mesh(&target.pod);
         let mutual_tls = client.in_mesh && in_mesh;
-        let itself = self.service.is_none() && client.pod.as_ref() == Some(&target.pod.name);
+        // One without an address stands for all that its maker makes.
+        let itself = self.service.is_none()
+            && client.pod.as_ref() == Some(&target.pod.name)
+            && !target.pod.ips.is_empty();
         let (source_ip, destination_ip) = addresses(client, &target.pod, source_ip);
         let facts = Facts {
             port: target.port,
@@ -228,7 +238,7 @@ impl Judging<'_> {
             }
             let fields = explanation.policies.iter().flat_map(|verdict| &verdict.policy.rules);
             let by_address = fields
-                .flat_map(|rule| rule.fields())
+                .flat_map(Rule::fields)
                 .any(|field| matches!(field.attribute(), Attribute::SourceIp | Attribute::RemoteIp));
             if facts.source_ip.is_unspecified() && by_address {
                 notes.push(

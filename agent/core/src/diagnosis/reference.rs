@@ -128,7 +128,7 @@ impl FromStr for Reference {
             !part.is_empty() && part.len() <= 253 && part.chars().all(legal)
         };
         let parts: Vec<&str> = text.split('/').collect();
-        if !parts.iter().all(|part| legal(part)) {
+        if !parts.iter().all(legal) {
             return Err(unreadable());
         }
         let object = |kind, namespace: Option<&str>, name: &str| {
@@ -202,7 +202,7 @@ impl Cluster<'_> {
             (None, Role::Source) => {
                 vec![ObjectKind::Pod, ObjectKind::Workload, ObjectKind::Service, ObjectKind::ServiceAccount]
             }
-            (None, Role::Destination(_)) => vec![ObjectKind::Pod, ObjectKind::Service, ObjectKind::Workload],
+            (None, Role::Destination(_)) => vec![ObjectKind::Service, ObjectKind::Pod, ObjectKind::Workload],
         };
         let one = |namespace: &str| {
             kinds.iter().find_map(|kind| self.of_kind(*kind, namespace, name, role, kinds.len() == 1))
@@ -245,8 +245,9 @@ impl Cluster<'_> {
                 let service = self.mesh.service(&ObjectName::new(namespace, name))?;
                 // A workload often bears the name of its service; the port tells which is meant.
                 let has = |port: u16| service.ports.iter().any(|own| own.port == port);
+                let namesake = |pod: &Workload| *pod.name.name == *name || is_of_workload(pod, name);
                 if matches!(role, Role::Destination(Some(port)) if !only && !has(port))
-                    && pods(&|pod| is_of_workload(pod, name)).is_some()
+                    && pods(&namesake).is_some()
                 {
                     return None;
                 }

@@ -269,6 +269,9 @@ fn a_pod_of_a_template_has_no_address_and_is_judged_all_the_same() {
     );
     let answer = scene.ask("shop/web", "shop/cart:8080").unwrap();
     assert_eq!(line(&answer.cases[0]), "shop/web mtls shop/cart:8080 refused policy_denied");
+    // It stands for several, which may connect to each other.
+    let own = scene.ask("shop/cart", "shop/cart:8080").unwrap();
+    assert_eq!(line(&own.cases[0]), "shop/cart mtls shop/cart:8080 refused policy_denied");
     assert!(answer.cases[0].notes[0].contains("--source-ip"), "{:?}", answer.cases[0].notes);
     let source: Reference = "shop/web".parse().unwrap();
     let (to, port) = destination("shop/cart:8080").unwrap();

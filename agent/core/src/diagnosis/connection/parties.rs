@@ -2,12 +2,12 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{Client, Question, Target};
+use super::{Client, Question, Target, Targets};
 use crate::{
     diagnosis::{Cluster, Reference, Role, Unanswerable, reference::Found},
     discovery::{Protocol, Service},
     model::Workload,
-    policy::Attribute,
+    policy::{Attribute, Field, Rule},
 };
 
 /// Pods of one side that are looked at.
@@ -78,7 +78,7 @@ pub(super) fn targets(
     cluster: Cluster<'_>,
     question: &Question<'_>,
     notes: &mut Vec<String>,
-) -> Result<Option<(Vec<Target>, Option<Arc<Service>>)>, Unanswerable> {
+) -> Result<Option<Targets>, Unanswerable> {
     let port = question.port;
     let (found, what) = match question.destination {
         Reference::Identity(identity) => {
@@ -112,7 +112,8 @@ pub(super) fn targets(
         }
     };
     if let Some(service) = found.service {
-        return Ok(Some((of_service(cluster, &service, port, notes)?, Some(service))));
+        let targets = of_service(cluster, &service, port, notes)?;
+        return Ok(Some(Targets { targets, service: Some(service) }));
     }
     let total = found.pods.len();
     if total > MAX_PODS {
@@ -127,7 +128,11 @@ pub(super) fn targets(
             service_port: None,
         }));
     }
-    if targets.is_empty() { Err(Unanswerable::NoPort(what)) } else { Ok(Some((targets, None))) }
+    if targets.is_empty() {
+        Err(Unanswerable::NoPort(what))
+    } else {
+        Ok(Some(Targets { targets, service: None }))
+    }
 }
 
 fn of_service(
@@ -171,8 +176,8 @@ fn known_ports(cluster: Cluster<'_>, pod: &Workload) -> Vec<u16> {
     }
     ports.extend(cluster.policies.mtls_ports(&pod.name.namespace, &pod.labels));
     let policies = cluster.policies.authorizations_for(&pod.name.namespace, &pod.labels);
-    let fields = policies.flat_map(|policy| policy.rules.iter().flat_map(|rule| rule.fields()));
-    let stated = fields.filter(|field| field.attribute() == Attribute::Port).flat_map(|field| field.values());
+    let fields = policies.flat_map(|policy| policy.rules.iter().flat_map(Rule::fields));
+    let stated = fields.filter(|field| field.attribute() == Attribute::Port).flat_map(Field::values);
     ports.extend(stated.filter_map(|port| port.parse::<u16>().ok()).filter(|port| *port != 0));
     ports.into_iter().take(MAX_PORTS).collect()
 }
