@@ -64,7 +64,7 @@ impl Scene {
                 app_protocol: None,
             }],
             selector: labels(&[("app", app)]),
-            session_affinity: false,
+            session_affinity: None,
             local_only: false,
             external_local: false,
             publish_not_ready: false,

@@ -210,7 +210,7 @@ mod tests {
             let mut request = [0; 64];
             tokio::io::AsyncReadExt::read_exact(&mut stream, &mut request).await.unwrap();
         });
-        let error = ask(dir.path(), None, 0).await.unwrap_err().to_string();
+        let error = ask(dir.path(), None, at_most(0)).await.unwrap_err().to_string();
         assert!(error.contains("short of memory") && !error.contains("Unknown"), "{error}");
         agent.await.unwrap();
     }
@@ -226,11 +226,11 @@ mod tests {
             tokio::task::yield_now().await;
         }
         for (instance, node) in [(Some("next"), "next one"), (Some("other"), "n1"), (None, "n1")] {
-            assert_eq!(ask(dir.path(), instance, 0).await.unwrap().node, node);
+            assert_eq!(ask(dir.path(), instance, at_most(0)).await.unwrap().node, node);
         }
         waiting.abort();
         let _ended = waiting.await;
-        assert_eq!(ask(dir.path(), Some("next"), 0).await.unwrap().node, "n1", "it has gone");
+        assert_eq!(ask(dir.path(), Some("next"), at_most(0)).await.unwrap().node, "n1", "it has gone");
         serving.abort();
     }
 

@@ -10,7 +10,7 @@ use crate::{
 
 fn route(scene: &Scene, from: &str, to: &str) -> Route {
     let client = Workload::clone(scene.mesh.pod(&named(from)).unwrap());
-    scene.mesh.route(&client, OriginalDst(to.parse().unwrap()), 0)
+    scene.mesh.route(&client, OriginalDst(to.parse().unwrap()), 0, |_| None)
 }
 
 fn tunnel(scene: &Scene, from: &str, to: &str) -> Option<String> {
