@@ -41,7 +41,7 @@ pub(crate) use self::{
     parking::{Answer, Client},
     pinned::Pinned,
     pod::{Accepted, Dial, PodNet},
-    socket::{bound_buffers, end_cleanly, reset_on_drop, wake_at},
+    socket::{bound_buffers, end_cleanly, is_at_mark, reset_on_drop, wake_at},
 };
 use self::{destinations::Destinations, kubelet::Kubelet, programs::Programs};
 

@@ -395,7 +395,7 @@ impl Connection {
         if std::mem::replace(&mut self.finished, true) {
             return;
         }
-        let Shared { metrics, live, .. } = &*self.telemetry.0;
+        let Shared { metrics, live, pace } = &*self.telemetry.0;
         let direction = self.live.meta.direction;
         self.live.series.closed.fetch_add(1, Ordering::Relaxed);
         self.live.series.touch(Instant::now());
@@ -415,7 +415,15 @@ impl Connection {
             Ending::Aborted => self.live.series.fail(Flag::None),
         }
         live.remove(self.live.id);
-        access::ended(&self.live, ending);
+        let unsaid = match ending {
+            Ending::Refused { refusal, .. } | Ending::Failed(refusal) => {
+                pace.line(&self.live.meta, refusal.reason, Instant::now())
+            }
+            Ending::Closed | Ending::Reset | Ending::Aborted => Some(0),
+        };
+        if let Some(unsaid) = unsaid {
+            access::ended(&self.live, ending, unsaid);
+        }
     }
 }
 

@@ -146,6 +146,15 @@ pub(crate) fn wake_at(stream: &impl AsFd, bytes: usize) {
     let _: io::Result<()> = set(&SockRef::from(stream), libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes);
 }
 
+/// Whether the next byte of `stream` is an urgent one: a read ends in front of it (tcp(7), `SIOCATMARK`).
+pub(crate) fn is_at_mark(stream: &impl AsFd) -> bool {
+    const SIOCATMARK: libc::Ioctl = 0x8905;
+    let mut at_mark: libc::c_int = 0;
+    // SAFETY: the request writes one integer.
+    let result = unsafe { libc::ioctl(stream.as_fd().as_raw_fd(), SIOCATMARK, &raw mut at_mark) };
+    result == 0 && at_mark != 0
+}
+
 /// The cookie of the network namespace that `socket` belongs to.
 pub(super) fn netns_cookie(socket: &Socket) -> io::Result<u64> {
     const SO_NETNS_COOKIE: libc::c_int = 71;

@@ -15,7 +15,7 @@ use std::{
 use tokio::{
     io::{Interest, Ready},
     net::TcpStream,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout_at},
 };
 
 use crate::{
@@ -43,6 +43,7 @@ pub(super) struct Relay<L> {
     app: TcpStream,
     leg: L,
     state: State,
+    begun: Instant,
     /// How long the application waits for the other end, if it has said so.
     patience: Option<Patience>,
 }
@@ -113,7 +114,7 @@ impl Direction {
 
 impl<L: Leg> Relay<L> {
     pub(super) fn new(app: TcpStream, leg: L) -> Self {
-        Self { app, leg, state: State::default(), patience: None }
+        Self { app, leg, state: State::default(), begun: Instant::now(), patience: None }
     }
 
     /// Cuts the buffers of both sockets.
@@ -171,7 +172,7 @@ impl<L: Leg> Relay<L> {
 
     /// Relays until both directions have ended. Cancel safe: it can be called again.
     pub(super) async fn run(&mut self, meter: &impl Meter) -> Result<(), LegError> {
-        let Self { app, leg, state, .. } = self;
+        let Self { app, leg, state, begun, .. } = self;
         let (app, socket) = (&*app, leg.socket());
         let mut steps = Steps {
             app,
@@ -183,7 +184,7 @@ impl<L: Leg> Relay<L> {
         if steps.leg.holds_answer() && steps.run_until_answer(meter).await?.is_ready() {
             return Ok(());
         }
-        if steps.leg.awaits_answer() && steps.run_until_answered(meter).await?.is_ready() {
+        if steps.leg.awaits_answer() && steps.run_until_answered(meter, *begun).await?.is_ready() {
             return Ok(());
         }
         poll_fn(|cx| steps.poll(cx, meter)).await
@@ -221,13 +222,14 @@ impl<L: Leg> Steps<'_, L> {
     }
 
     /// Relays until the other end has said that the connection stands, which it must say in time.
-    async fn run_until_answered(&mut self, meter: &impl Meter) -> Result<Poll<()>, LegError> {
+    async fn run_until_answered(&mut self, meter: &impl Meter, begun: Instant) -> Result<Poll<()>, LegError> {
         let answered = poll_fn(|cx| match self.poll(cx, meter) {
             Poll::Ready(ended) => Poll::Ready(ended.map(Poll::Ready)),
             Poll::Pending if self.leg.awaits_answer() => Poll::Pending,
             Poll::Pending => Poll::Ready(Ok(Poll::Pending)),
         });
-        timeout(ANSWERED_WITHIN, answered).await.unwrap_or(Err(TunnelError::Timeout("answer").into()))
+        let answered = timeout_at(begun + ANSWERED_WITHIN, answered).await;
+        answered.unwrap_or(Err(TunnelError::Timeout("answer").into()))
     }
 
     /// A step of each direction in turn, so that neither has all of the task's time, until both wait.

@@ -70,7 +70,7 @@ impl Held {
             // An idle connection holds no buffer.
             ready!(source.poll_read_ready(cx)).map_err(Failed::Source)?;
             let mut buffer = ready!(share.poll_take(cx, &mut self.waiting));
-            let read = ready!(socket::poll_read(cx, source, &mut buffer)).map_err(Failed::Source)?;
+            let read = ready!(socket::poll_read_urgent(cx, source, &mut buffer)).map_err(Failed::Source)?;
             if read > 0 {
                 self.bytes = Some((buffer, 0..read));
             } else if failed {

@@ -1,11 +1,6 @@
 //! Relays over loopback: sessions at both ends of the tunnel, and an application at each end of the whole.
 
-use std::{
-    cell::Cell,
-    io,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{cell::Cell, io, sync::Arc, time::Duration};
 
 use ambit_core::reason::{Reason, Refusal};
 use socket2::SockRef;
