@@ -63,7 +63,7 @@ impl Authorizations {
 
     /// What is for a pod in `namespace` with these labels.
     pub(in crate::policy) fn compile(&self, root: &str, namespace: &str, labels: &Labels) -> Authorization {
-        Authorization::of(self.for_pod(root, namespace, labels))
+        Authorization::of(self.for_pod(root, namespace, labels).filter(|policy| !policy.dry_run))
     }
 
     /// The policies for a pod in `namespace` with these labels, in force or not, those of the root namespace first.

@@ -34,10 +34,12 @@ struct Nearest<'a> {
 }
 
 impl Authorization {
-    /// What those of the policies make that are in force.
-    pub(in crate::policy) fn of<'a>(policies: impl Iterator<Item = &'a Arc<AuthorizationPolicy>>) -> Self {
+    /// Of these policies.
+    pub(in crate::policy) fn of<'a>(
+        policies: impl IntoIterator<Item = &'a Arc<AuthorizationPolicy>>,
+    ) -> Self {
         let (mut custom, mut deny, mut allow) = (Vec::new(), Vec::new(), Vec::new());
-        for policy in policies.filter(|policy| !policy.dry_run) {
+        for policy in policies {
             match policy.action {
                 Action::Custom => custom.push(Arc::clone(policy)),
                 Action::Deny => deny.push(Arc::clone(policy)),
