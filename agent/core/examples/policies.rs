@@ -124,7 +124,7 @@ impl Times {
 
 fn judge(compiled: &WorkloadPolicy, caller: &SpiffeId, call: usize) -> (Decision, Duration) {
     let ip = |last: usize| IpAddr::V4(Ipv4Addr::new(10, 0, 0, last as u8));
-    let port = if call % 4 == 0 { 9090 } else { 8080 };
+    let port = if call.is_multiple_of(4) { 9090 } else { 8080 };
     let facts = Facts { port, peer: Some(caller), source_ip: ip(call + 1), destination_ip: ip(200) };
     let start = Instant::now();
     let decision = black_box(decide(black_box(compiled), black_box(&facts)));
@@ -145,13 +145,13 @@ fn policies(namespaces: usize) -> Result<PolicySet, InvalidValue> {
     let mut set = PolicySet::new(ROOT);
     let per_namespace = (POLICIES - OF_ROOT) / namespaces;
     for number in 0..OF_ROOT {
-        let selector = if number % 2 == 0 { Labels::new() } else { app(number) };
+        let selector = if number.is_multiple_of(2) { Labels::new() } else { app(number) };
         apply(&mut set, ROOT, number, selector, Action::Deny)?;
     }
     for number in 0..POLICIES - OF_ROOT {
         let namespace = format!("ns-{}", (number / per_namespace).min(namespaces - 1));
         // One in a hundred is for the whole namespace, where that is not all of the mesh.
-        let wide = namespaces > 1 && number % per_namespace == 0;
+        let wide = namespaces > 1 && number.is_multiple_of(per_namespace);
         let selector = if wide { Labels::new() } else { app(number % per_namespace) };
         let action = if number % 10 == 9 { Action::Deny } else { Action::Allow };
         apply(&mut set, &namespace, number, selector, action)?;

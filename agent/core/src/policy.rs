@@ -23,7 +23,7 @@ pub use self::{
     doubt::Doubt,
     explain::{Explanation, MtlsOrigin, MtlsScope, Remedy, Statement, What},
     reach::Reach,
-    request_authentication::{JwtRule, Keys, RequestAuthentication, TokenPlace},
+    request_authentication::{ClaimHeader, JwtRule, Keys, RequestAuthentication, TokenPlace},
 };
 use crate::{
     model::{Labels, ObjectName, SpiffeId, Workload},

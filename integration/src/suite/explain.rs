@@ -40,9 +40,12 @@ pub(super) const TESTS: &[Test] = &[
 const FILE: &str = "explain.yaml";
 const LIMIT: Duration = Duration::from_secs(15);
 
-/// Objects of the meshed namespace, each `KIND name {spec}`.
-fn objects(list: &[(&str, &str, &str)]) -> String {
-    let object = |(kind, name, spec): &(&str, &str, &str)| {
+/// Kind, name and spec of an object.
+type Object<'a> = (&'a str, &'a str, &'a str);
+
+/// Objects of the meshed namespace.
+fn objects(list: &[Object<'_>]) -> String {
+    let object = |(kind, name, spec): &Object<'_>| {
         format!(
             "apiVersion: security.istio.io/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: {MESHED}}}\nspec: {{{spec}}}\n"
         )
@@ -100,7 +103,7 @@ fn agrees(world: &mut World) -> Result<()> {
     );
     let (pa, ap) = ("PeerAuthentication", "AuthorizationPolicy");
     // The objects, and whether a, e and c are let in to b.
-    let rows: [(Vec<(&str, &str, &str)>, [bool; 3]); 8] = [
+    let rows: [(Vec<Object<'_>>, [bool; 3]); 8] = [
         (vec![], [true; 3]),
         (vec![(pa, "p", "mtls: {mode: STRICT}")], [true, true, false]),
         (vec![(pa, "p", "mtls: {mode: STRICT}"), (pa, "q", &port_open)], [true; 3]),

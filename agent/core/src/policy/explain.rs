@@ -279,22 +279,14 @@ impl WhatIf<'_> {
 
     /// The verdict after a change.
     fn after(&self, what: &What, before: &Decision) -> Decision {
-        let policies = || self.policies.iter().map(|verdict| &verdict.policy);
-        let in_force = |policy: &&Arc<AuthorizationPolicy>| !policy.dry_run;
-        let with = |authorization| WorkloadPolicy { authorization, ..self.compiled.clone() };
+        let in_force = |but: &ObjectName, then: bool| {
+            let policies = self.policies.iter().map(|verdict| &verdict.policy);
+            let policies = policies.filter(|policy| if policy.name == *but { then } else { !policy.dry_run });
+            WorkloadPolicy { authorization: Authorization::of(policies), ..self.compiled.clone() }
+        };
         match what {
-            What::Without(name) => {
-                let rest = policies().filter(in_force).filter(|policy| policy.name != *name);
-                decide(&with(Authorization::of(rest)), self.facts)
-            }
-            What::InForce(name) => {
-                let enforced = |policy: &Arc<AuthorizationPolicy>| match policy.name == *name {
-                    true => Arc::new(AuthorizationPolicy { dry_run: false, ..(**policy).clone() }),
-                    false => Arc::clone(policy),
-                };
-                let all: Vec<_> = policies().map(enforced).collect();
-                decide(&with(Authorization::of(all.iter().filter(in_force))), self.facts)
-            }
+            What::Without(name) => decide(&in_force(name, false), self.facts),
+            What::InForce(name) => decide(&in_force(name, true), self.facts),
             What::Permissive(port) => decide(&self.with_mode(*port, MtlsMode::Permissive), self.facts),
             What::Strict(port) => decide(&self.with_mode(*port, MtlsMode::Strict), self.facts),
             What::MutualTls(identity) => {

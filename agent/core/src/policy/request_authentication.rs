@@ -30,14 +30,23 @@ pub struct JwtRule {
     pub places: Vec<TokenPlace>,
     /// The header that the token's payload is passed on in.
     pub payload_header: Option<Box<str>>,
-    /// Claims that are passed on: header, then claim.
-    pub claim_headers: Vec<(Box<str>, Box<str>)>,
+    /// Claims that are passed on.
+    pub claim_headers: Vec<ClaimHeader>,
     /// Whether the token stays in the request.
     pub forward: bool,
     /// How long keys may take to be fetched, in milliseconds.
     pub timeout_ms: u64,
     /// Claims that hold a list divided by spaces, beside those that always do.
     pub space_delimited: Vec<Box<str>>,
+}
+
+/// A claim of a token that is passed on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClaimHeader {
+    /// The header that it is passed on in.
+    pub header: Box<str>,
+    /// Its name; dots lead into claims within claims.
+    pub claim: Box<str>,
 }
 
 /// Where the keys of an issuer are.

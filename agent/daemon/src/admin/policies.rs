@@ -75,6 +75,6 @@ impl Policies for Service {
     }
 
     async fn analyze(&self, _: Request<AnalyzeRequest>) -> Result<Response<AnalyzeResponse>, Status> {
-        self.answer(|provider| provider.analyze()).await
+        self.answer(PolicyProvider::analyze).await
     }
 }

@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 
 use super::{
     output,
-    policies::{Agents, Manifests, OF_AN_AGENT, unable},
+    policies::{Agents, Manifests, OF_AN_AGENT},
     table::line,
 };
 use crate::{config::Location, diagnosis};
@@ -63,7 +63,7 @@ pub(super) fn run(args: &AnalyzeArgs) -> anyhow::Result<ExitCode> {
         args.agents.ask(async |mut agent| agent.analyze(AnalyzeRequest {}).await)?
     } else {
         let reading = args.manifests.read(&args.paths)?;
-        diagnosis::analyze(&reading.world, &reading.places).map_err(unable)?
+        diagnosis::analyze(&reading.world, &reading.places)?
     };
     let namespace = args.agents.namespace();
     if !namespace.is_empty() {

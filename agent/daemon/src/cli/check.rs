@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use super::{
     explain::origin,
     output,
-    policies::{Agents, Manifests, OF_AN_AGENT, unable},
+    policies::{Agents, Manifests, OF_AN_AGENT},
     table::{Table, line},
 };
 use crate::{config::Location, diagnosis};
@@ -52,7 +52,7 @@ pub(super) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let answer = if args.paths.is_empty() {
         args.agents.ask(async |mut agent| agent.check(request).await)?
     } else {
-        diagnosis::check(&args.manifests.read(&args.paths)?.world, &request).map_err(unable)?
+        diagnosis::check(&args.manifests.read(&args.paths)?.world, &request)?
     };
     output::emit(&match args.output {
         Format::Text => render(&answer),

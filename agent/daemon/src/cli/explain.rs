@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 
 use super::{
     output,
-    policies::{Agents, Manifests, OF_AN_AGENT, unable},
+    policies::{Agents, Manifests, OF_AN_AGENT},
 };
 use crate::{config::Location, diagnosis};
 
@@ -79,7 +79,7 @@ pub(super) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     let answer = if args.paths.is_empty() {
         args.agents.ask(async |mut agent| agent.explain(request).await)?
     } else {
-        diagnosis::explain(&args.manifests.read(&args.paths)?.world, &request).map_err(unable)?
+        diagnosis::explain(&args.manifests.read(&args.paths)?.world, &request)?
     };
     output::emit(&match args.output {
         Format::Text => text::render(&answer),

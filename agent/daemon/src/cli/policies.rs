@@ -15,7 +15,6 @@ use super::{
 };
 use crate::{
     config::{DEFAULT_RUN_DIR, DataplaneLabel, Location, Namespace, TrustDomains},
-    diagnosis::Unable,
     discovery::{self, Reading},
     instance::RunDir,
 };
@@ -133,11 +132,6 @@ impl Agents {
             answered.unwrap_or_else(|_| bail!("the agent did not answer within {PATIENCE:?}; see its log"))
         })
     }
-}
-
-/// What is wrong, for one who asked manifests.
-pub(super) fn unable(error: Unable) -> anyhow::Error {
-    anyhow!("{error}")
 }
 
 fn told(status: &Status) -> anyhow::Error {

@@ -64,7 +64,7 @@ pub(crate) fn read_manifests(
     }
     let pods = texts.iter().flat_map(|(_, documents)| &documents.values).flat_map(|value| objects(value, 0));
     let pods: BTreeSet<(String, String)> =
-        pods.filter(|object| text(object, "/kind") == "Pod").map(|object| name_of(object)).collect();
+        pods.filter(|object| text(object, "/kind") == "Pod").map(name_of).collect();
     for (origin, Documents { mut values, error }) in texts {
         let made: Vec<Value> = values
             .iter()

@@ -34,7 +34,7 @@ struct Nearest<'a> {
 }
 
 impl Authorization {
-    /// Of these policies, as if all of them were in force.
+    /// Of these policies.
     pub(in crate::policy) fn of<'a>(
         policies: impl IntoIterator<Item = &'a Arc<AuthorizationPolicy>>,
     ) -> Self {

@@ -195,7 +195,7 @@ fn keys(
 fn claim_headers(
     written: Option<Vec<ClaimHeader>>,
     path: &str,
-) -> Result<Vec<(Box<str>, Box<str>)>, FieldError> {
+) -> Result<Vec<policy::ClaimHeader>, FieldError> {
     let read = |(at, ClaimHeader { header, claim }): (usize, ClaimHeader)| {
         let path = format!("{path}.outputClaimToHeaders[{at}]");
         let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
@@ -203,7 +203,7 @@ fn claim_headers(
             FieldError::new(format!("{path}.header"), "is not a name of letters, digits, '-' and '_'")
         })?;
         let claim = present(claim).ok_or_else(|| FieldError::new(format!("{path}.claim"), "is missing"))?;
-        Ok((header.into_boxed_str(), claim.into_boxed_str()))
+        Ok(policy::ClaimHeader { header: header.into(), claim: claim.into() })
     };
     written.into_iter().flatten().enumerate().map(read).collect()
 }
