@@ -69,10 +69,11 @@ fn stay_ready(site: &Site, namespace: &str) -> Result<()> {
 fn restarted(site: &mut Site) -> Result<()> {
     let namespace = site.namespace(true)?;
     site.peer_authentication(&namespace, "STRICT")?;
-    let http =
-        json!({ "httpGet": { "port": ports::HTTP, "path": "/" }, "periodSeconds": 1, "failureThreshold": 1 });
-    let startup = json!({ "httpGet": { "port": ports::HTTP, "path": "/" }, "periodSeconds": 1 });
-    let hook = json!({ "preStop": { "httpGet": { "port": ports::WHOAMI, "path": "/" } } });
+    let startup = json!({ "tcpSocket": { "port": ports::ECHO }, "periodSeconds": 1 });
+    let mut once = startup.clone();
+    once["failureThreshold"] = json!(1);
+    // Of a port that nothing probes.
+    let hook = json!({ "preStop": { "httpGet": { "port": ports::HTTP, "path": "/" } } });
     let plans = [1, 2, 3].map(|at| {
         let plan = Plan::server(&format!("touchy{at}")).on("a").with("startupProbe", startup.clone());
         let plan = plan.with("livenessProbe", once.clone()).with("readinessProbe", once.clone());
