@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     agent::Agent,
-    crowd::Crowd,
+    crowd::{self, Crowd},
     load::tool,
     manifests::pod_uid,
     process::{self, Process, eventually},
@@ -38,6 +38,7 @@ const BUSY: u64 = 500;
 const STALLED: u64 = 200;
 const LATER_CONNECTIONS: usize = 20;
 const NEWBORNS: usize = 10;
+const MANY_PODS: usize = 250;
 
 type Values = Vec<(&'static Figure, f64)>;
 
@@ -100,7 +101,7 @@ fn memory(scene: &mut Scene, path: usize) -> Result<Values> {
         (&figures::PER_STALLED, each(with_stalled.saturating_sub(before_stalled), STALLED)),
     ];
     if grown > 0 {
-        values.push((&figures::GIVEN_BACK, 100.0 * (1.0 - kept as f64 / grown as f64)));
+        values.push((&figures::GIVEN_BACK, 100.0 * (1.0 - kept as f64 / grown as f64).max(0.0)));
     }
     Ok(values)
 }
@@ -153,27 +154,44 @@ fn across(scene: &Scene, path: usize) -> Ends {
 }
 
 fn enrolment(world: &World) -> Result<Values> {
-    let agent = &world.agents[0];
     let mut values = vec![(&figures::CNI_ADD, cni_add(world)?)];
-    for (size, figure) in [(1, &figures::ENROL_1), (100, &figures::ENROL_100), (250, &figures::ENROL_250)] {
-        let crowd = Crowd::build(world, size)?;
+    let crowd = Crowd::build(world, MANY_PODS)?;
+    let measured = join(world, &crowd, &mut values);
+    // The next round makes them anew.
+    crowd.remove(world)?;
+    measured?;
+    eventually(LIMIT, || {
+        let left = world.topology.nodes[0].netns.ip(&["-o", "link", "show", "type", "veth"])?;
+        ensure!(!left.contains("crowd-"), "interfaces of pods that have gone are still there");
+        Ok(())
+    })?;
+    world.topology.nodes[1].netns.ip(&["route", "delete", crowd::SUBNET])?;
+    Ok(values)
+}
+
+/// Has more and more pods of the crowd join, all of them anew each time.
+fn join(world: &World, crowd: &Crowd, values: &mut Values) -> Result<()> {
+    let agent = &world.agents[0];
+    for (pods, figure) in
+        [(1, &figures::ENROL_1), (100, &figures::ENROL_100), (MANY_PODS, &figures::ENROL_250)]
+    {
         let before = enrolled(agent)?;
         let start = Instant::now();
-        crowd.announce(world)?;
-        wait_enrolled(agent, before + size as f64)?;
+        crowd.announce_first(world, pods)?;
+        wait_enrolled(agent, before + pods as f64)?;
         values.push((figure, start.elapsed().as_secs_f64() * 1e3));
-        if size == 250 {
+        if pods == MANY_PODS {
             crowd.wait_certified(world, LIMIT)?;
             thread::sleep(SETTLE);
             values.push((&figures::PODS_250, agent.resident_kib()? as f64));
         }
-        crowd.remove(world)?;
+        crowd.retract(world)?;
         eventually(LIMIT, || {
             ensure!(enrolled(agent)? <= before, "pods that have gone are still enrolled");
             Ok(())
         })?;
     }
-    Ok(values)
+    Ok(())
 }
 
 fn enrolled(agent: &Agent) -> Result<f64> {

@@ -51,11 +51,11 @@ pub(super) enum Kind {
 /// Every load, in the order in which they run.
 pub const LOADS: &[Load] = &[
     across("bulk-1-up", "one TCP stream from client to server", Kind::Bulk { streams: 1, up: true }),
-    across("bulk-8-up", "eight streams", Kind::Bulk { streams: 8, up: true }),
-    across("bulk-64-up", "64 streams", Kind::Bulk { streams: 64, up: true }),
+    across("bulk-8-up", "eight TCP streams from client to server", Kind::Bulk { streams: 8, up: true }),
+    across("bulk-64-up", "64 TCP streams from client to server", Kind::Bulk { streams: 64, up: true }),
     across("bulk-1-down", "one TCP stream from server to client", Kind::Bulk { streams: 1, up: false }),
-    across("bulk-8-down", "eight streams", Kind::Bulk { streams: 8, up: false }),
-    across("bulk-64-down", "64 streams", Kind::Bulk { streams: 64, up: false }),
+    across("bulk-8-down", "eight TCP streams from server to client", Kind::Bulk { streams: 8, up: false }),
+    across("bulk-64-down", "64 TCP streams from server to client", Kind::Bulk { streams: 64, up: false }),
     across(
         "rtt-128",
         "128 bytes there and back, at rest",
@@ -77,8 +77,8 @@ pub const LOADS: &[Load] = &[
         Kind::RoundTrip { bytes: 16 << 10, beside_bulk: true },
     ),
     across("http-1", "HTTP/1.1 requests over one connection", Kind::Http { connections: 1 }),
-    across("http-32", "over 32 connections", Kind::Http { connections: 32 }),
-    across("http-256", "over 256 connections", Kind::Http { connections: 256 }),
+    across("http-32", "HTTP/1.1 requests over 32 connections", Kind::Http { connections: 32 }),
+    across("http-256", "HTTP/1.1 requests over 256 connections", Kind::Http { connections: 256 }),
     across("grpc-1", "gRPC calls, one at a time", Kind::Grpc { connections: 1, calls: 1 }),
     across(
         "grpc-32",
@@ -86,10 +86,10 @@ pub const LOADS: &[Load] = &[
         Kind::Grpc { connections: 4, calls: 8 },
     ),
     across("conn-1", "a connection for each HTTP request, one client", Kind::Connections { clients: 1 }),
-    across("conn-8", "8 clients", Kind::Connections { clients: 8 }),
-    across("conn-64", "64 clients", Kind::Connections { clients: 64 }),
+    across("conn-8", "the same, 8 clients", Kind::Connections { clients: 8 }),
+    across("conn-64", "the same, 64 clients", Kind::Connections { clients: 64 }),
     beside("node-bulk-1-up", "one TCP stream between pods of one node", Kind::Bulk { streams: 1, up: true }),
-    beside("node-bulk-8-up", "eight streams", Kind::Bulk { streams: 8, up: true }),
+    beside("node-bulk-8-up", "eight TCP streams from client to server", Kind::Bulk { streams: 8, up: true }),
     beside(
         "node-rtt-128",
         "128 bytes there and back between pods of one node",

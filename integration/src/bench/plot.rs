@@ -8,9 +8,9 @@ use super::{
     table,
 };
 
-const WIDTH: f64 = 640.0;
-const NAMES: f64 = 110.0;
-const VALUES: f64 = 130.0;
+const WIDTH: f64 = 440.0;
+const NAMES: f64 = 88.0;
+const VALUES: f64 = 112.0;
 const ROW: f64 = 24.0;
 
 /// An inline SVG, coloured by the report's style sheet: `p0`, `p1`, … are the data paths.
