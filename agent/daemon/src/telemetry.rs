@@ -395,7 +395,7 @@ impl Connection {
         if std::mem::replace(&mut self.finished, true) {
             return;
         }
-        let Shared { metrics, live, pace } = &*self.telemetry.0;
+        let Shared { metrics, live, pace, .. } = &*self.telemetry.0;
         let direction = self.live.meta.direction;
         self.live.series.closed.fetch_add(1, Ordering::Relaxed);
         self.live.series.touch(Instant::now());
