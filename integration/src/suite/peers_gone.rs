@@ -274,18 +274,21 @@ fn last_words(world: &mut World) -> Result<()> {
     for (case, server, client) in cases {
         let mut lost = Vec::new();
         for way in [DIRECT, MESHED] {
-            let mut most = 0;
-            for _ in 0..10 {
+            let mut rounds = Vec::new();
+            for _ in 0..11 {
                 let [server, client] = both(world, way, server, client)?;
                 let got = server.last().context("no step")?;
                 ensure!(got.error.as_deref() == Some("ConnectionReset"), "{case} {way:?}: {got:?}");
                 let sent = client.iter().find(|seen| seen.step.starts_with("lines")).context("no lines")?;
-                most = most.max((sent.bytes - got.bytes).div_ceil(LINE));
+                rounds.push((sent.bytes - got.bytes).div_ceil(LINE));
             }
-            lost.push(most);
+            rounds.sort_unstable();
+            lost.push(rounds);
         }
-        world.notes.push(format!("{case}: at most {lost:?} lines lost"));
-        ensure!(lost[1] <= lost[0] + 30, "{case}: {lost:?} lines of 2,000 lost");
+        world.notes.push(format!("{case}: {:?} lines lost without ambit, {:?} through it", lost[0], lost[1]));
+        // Of a busy machine's rounds the middle one.
+        let middle = [lost[0][5], lost[1][5]];
+        ensure!(middle[1] <= middle[0] + 20, "{case}: {middle:?} lines of 2,000 lost");
     }
     Ok(())
 }

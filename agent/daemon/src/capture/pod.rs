@@ -1,11 +1,12 @@
 //! One enrolled pod: its namespace, the agent's listeners in it, and dials from inside it.
 
 use std::{
+    collections::HashSet,
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd as _, AsRawFd, BorrowedFd},
     pin::pin,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -32,6 +33,8 @@ use super::{
 /// How many dials to the applications of one pod may wait to be taken at a time. Each has a place in a map that all pods of
 /// the node share.
 const DIALS: usize = 512;
+/// How many addresses beside its own a pod is known to be called at.
+const OTHER_ADDRESSES: usize = 64;
 
 /// How long a dial to another pod's agent goes unanswered before another port is tried beside it.
 const SECOND_PORT: Duration = Duration::from_millis(500);
@@ -112,6 +115,8 @@ pub(crate) struct PodNet {
     listeners: Vec<(SocketAddr, TcpListener)>,
     parking: OnceLock<Parking>,
     dials: Semaphore,
+    /// Addresses beside the pod's own at which it was called, and for whose interfaces there is a route.
+    others: Mutex<HashSet<IpAddr>>,
     released: watch::Sender<bool>,
 }
 
@@ -134,8 +139,8 @@ impl PodNet {
             listeners.push(bound);
         }
         let (dials, released) = (Semaphore::new(DIALS), watch::Sender::new(false));
-        let parking = OnceLock::new();
-        Ok(Self { uid: spec.uid.clone(), netns, maps, listeners, parking, dials, released })
+        let (parking, others) = (OnceLock::new(), Mutex::default());
+        Ok(Self { uid: spec.uid.clone(), netns, maps, listeners, parking, dials, others, released })
     }
 
     /// The pod's UID.
@@ -222,6 +227,28 @@ impl PodNet {
         })?;
         self.mark(&socket, SOCKET_TUNNEL)?;
         TcpSocket::from_std_stream(socket.into()).connect(dst).await
+    }
+
+    /// Has the answers of applications that are bound to the interface of `called` stay inside: it may have come later than the
+    /// agent.
+    async fn know_interface(&self, called: IpAddr) {
+        let known = || self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.ips().any(|own| own == called) || known().contains(&called) {
+            return;
+        }
+        let (v4, v6) = (self.ips().any(|ip| ip.is_ipv4()), self.ips().any(|ip| ip.is_ipv6()));
+        match routing::prepare_interfaces(&self.netns, v4, v6).await {
+            Ok(()) => {
+                let mut known = known();
+                if known.len() >= OTHER_ADDRESSES {
+                    known.clear();
+                }
+                known.insert(called);
+            }
+            Err(error) => {
+                tracing::debug!(%error, %called, pod = %self.uid, "no routes for a pod's interfaces")
+            }
+        }
     }
 
     async fn try_deliver(&self, client: ClientAddr, app: PodAddr, attempt: u32) -> io::Result<TcpStream> {
@@ -319,6 +346,7 @@ impl Dial for PodNet {
 
     async fn deliver(&self, client: ClientAddr, app: PodAddr) -> io::Result<TcpStream> {
         let _place = self.dials.acquire().await.map_err(io::Error::other)?;
+        self.know_interface(app.0.ip()).await;
         let mut attempt = 0;
         let stream = loop {
             match self.try_deliver(client, app, attempt).await {

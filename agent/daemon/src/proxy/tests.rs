@@ -5,7 +5,7 @@ mod authorization;
 use std::fs;
 
 use ambit_core::{
-    discovery::Settings,
+    discovery::{Affinity, Settings},
     model::{ClientAddr, Labels, ObjectName, OriginalDst},
     policy::{Mode, PeerAuthentication, PolicySet},
 };
@@ -415,7 +415,14 @@ async fn the_tasks_that_carry_connections_are_small() {
     let inbound = inbound::carry(shared, &web.pod, arrival, &arrivals);
     let (client, _agent) = pair().await;
     let original_dst = OriginalDst(destination.0);
-    let routed = outbound::route(&shared.feed.world(), "web", source.0, original_dst, &mut Numbers::new());
+    let routed = outbound::route(
+        &shared.feed.world(),
+        "web",
+        source.0,
+        original_dst,
+        &mut Affinity::default(),
+        &mut Numbers::new(),
+    );
     let outbound = outbound::carry(shared, &web.pod, Client::Connected(client), routed, place());
     let sizes = (size_of_val(&inbound), size_of_val(&outbound));
     println!("inbound and outbound: {sizes:?} bytes");
