@@ -7,6 +7,7 @@ mod attacks;
 mod authorization;
 mod certificates;
 mod cni;
+mod connect;
 mod control;
 mod evasion;
 mod failure;
@@ -16,6 +17,7 @@ mod load;
 mod manifests;
 mod operations;
 mod other_addresses;
+mod peers_gone;
 mod policy;
 mod probes;
 mod reuse;
@@ -77,6 +79,7 @@ pub fn tests() -> Vec<Test> {
         control::TESTS,
         wire::TESTS,
         addresses::TESTS,
+        connect::TESTS,
         routing::TESTS,
         other_addresses::TESTS,
         transparency::TESTS,
@@ -95,6 +98,7 @@ pub fn tests() -> Vec<Test> {
         &attacks::tests(),
         load::TESTS,
         failure::TESTS,
+        peers_gone::TESTS,
         upgrade::TESTS,
         reuse::TESTS,
     ]

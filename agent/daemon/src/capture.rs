@@ -7,14 +7,17 @@ mod check;
 mod destinations;
 mod filesystem;
 mod kubelet;
+mod liveness;
 mod maps;
 mod netns;
+mod parking;
 mod pinned;
 mod pins;
 mod pod;
 mod process;
 mod programs;
 mod routing;
+mod segment;
 mod socket;
 
 use std::{
@@ -31,10 +34,12 @@ use ambit_ebpf_common::{Counters, ProbeKey, addr};
 pub(crate) use self::{
     cgroup::{CgroupUid, Cgroups, Found},
     check::{Finding, Verdict, check_host},
+    liveness::{Patience, answered_probe, failure, fall_silent, path, probe_when_idle, tune_tunnel},
     netns::Netns,
+    parking::{Answer, Client},
     pinned::Pinned,
     pod::{Accepted, Dial, PodNet},
-    socket::{bound_buffers, end_cleanly, wake_at},
+    socket::{bound_buffers, end_cleanly, is_at_mark, reset_on_drop, wake_at},
 };
 use self::{destinations::Destinations, kubelet::Kubelet, programs::Programs};
 

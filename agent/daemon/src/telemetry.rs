@@ -190,6 +190,11 @@ impl Telemetry {
         self.0.metrics.tunnel_reuse.inc();
     }
 
+    /// Counts a tunnel that rested and led nowhere when it was wanted again.
+    pub(crate) fn tunnel_given_up(&self) {
+        self.0.metrics.tunnels_given_up.inc();
+    }
+
     /// Counts a live connection that was judged again because its pod's policy changed.
     pub(crate) fn policy_wake(&self) {
         self.0.metrics.policy_wakes.inc();
@@ -297,7 +302,7 @@ impl Connection {
         if std::mem::replace(&mut self.finished, true) {
             return;
         }
-        let Shared { metrics, live, .. } = &*self.telemetry.0;
+        let Shared { metrics, live, pace } = &*self.telemetry.0;
         let direction = self.live.meta.direction;
         self.live.series.closed.fetch_add(1, Ordering::Relaxed);
         self.live.series.touch(Instant::now());
@@ -315,7 +320,15 @@ impl Connection {
             Ending::Aborted => self.live.series.fail(Flag::None),
         }
         live.remove(self.live.id);
-        access::ended(&self.live, ending);
+        let unsaid = match ending {
+            Ending::Refused { refusal, .. } | Ending::Failed(refusal) => {
+                pace.line(&self.live.meta, refusal.reason, Instant::now())
+            }
+            Ending::Closed | Ending::Reset | Ending::Aborted => Some(0),
+        };
+        if let Some(unsaid) = unsaid {
+            access::ended(&self.live, ending, unsaid);
+        }
     }
 }
 

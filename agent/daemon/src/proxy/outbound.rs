@@ -11,7 +11,7 @@ use ambit_core::{
     model::{OriginalDst, PodAddr, Workload},
     reason::{Reason, Refusal},
 };
-use tokio::{net::TcpStream, select};
+use tokio::{select, time::timeout};
 
 use super::{
     Cut, Pod, Shared,
@@ -20,17 +20,22 @@ use super::{
     order::Numbers,
     pressure::Broken,
     relay::{Meter, Relay},
-    unconnected, within,
+    unconnected,
+    waiting::{admit, refuse, unless_given_up},
+    within,
 };
 use crate::{
-    capture::{Dial, bound_buffers},
+    capture::{Client, Dial, bound_buffers},
     discovery::World,
     telemetry::{Connection, Direction, Ending},
-    tunnel::{Incoming, Order, Plain, PoolKey, Session},
+    tunnel::{ANSWERED_WITHIN, Incoming, LegError, Order, Plain, PoolKey, Session, Stream},
 };
 
 /// How long a connect to another pod may take.
 const CONNECT: Duration = Duration::from_secs(10);
+/// How long a tunnel that rests is believed to lead to its peer. After that nothing of the application's is said on it before
+/// the peer has answered, so that it can still go another way.
+const PROVEN: Duration = Duration::from_secs(1);
 
 /// What was found out about one connection before anything is dialled.
 #[derive(Debug)]
@@ -105,15 +110,17 @@ fn chosen(world: &World, client: &Workload, original_dst: OriginalDst, kept: &mu
 pub(super) async fn carry<D: Dial>(
     shared: &Shared,
     pod: &Pod<D>,
-    app: TcpStream,
+    app: Client,
     routed: Routed,
     place: Result<Place, Refusal>,
 ) {
     let place = match place {
         Ok(place) => place,
-        Err(refusal) => return shared.telemetry.refuse(&describe::outbound(&routed, None), &refusal),
+        Err(refusal) => {
+            shared.telemetry.refuse(&describe::outbound(&routed, None), &refusal);
+            return refuse(app, &refusal);
+        }
     };
-    bound_buffers(&app, place.buffers());
     let call = Call { shared, pod, routed: &routed };
     match &routed.way {
         Way::Tunnel(client, endpoint, _) if is_itself(client, &endpoint.workload) => {
@@ -122,7 +129,7 @@ pub(super) async fn carry<D: Dial>(
         Way::Tunnel(client, endpoint, order) => call.tunnel(app, client, endpoint, *order, place).await,
         Way::Plain(endpoint) => call.plain(app, "the destination", endpoint.addr.0, place).await,
         Way::Passthrough => call.plain(app, "the destination", routed.original_dst.0, place).await,
-        Way::Refused(refusal) => call.refuse(refusal),
+        Way::Refused(refusal) => call.refuse(app, refusal),
     }
 }
 
@@ -140,31 +147,58 @@ struct Call<'a, D> {
 impl<D: Dial> Call<'_, D> {
     async fn tunnel(
         &self,
-        app: TcpStream,
+        mut app: Client,
         client: &Workload,
         endpoint: &Endpoint,
         order: Order,
         mut place: Place,
     ) {
-        // On the heap while it lasts: a connection lives long, and dialling and the handshake are big.
-        let begun = Box::pin(self.session(client, endpoint, place.buffers()));
-        let (key, session, reused) = match place.begin(begun).await {
-            Ok(found) => found,
-            Err(refusal) => return self.refuse(&refusal),
+        let (key, connection, peer, stream) = loop {
+            // On the heap while it lasts: a connection lives long, and dialling and the handshake are big.
+            let session = self.session(client, endpoint, place.buffers());
+            let begun = Box::pin(unless_given_up(&mut app, session));
+            let (key, session, rested) = match place.begin(begun).await {
+                Ok(found) => found,
+                Err(refusal) => return self.refuse(app, &refusal),
+            };
+            let reused = rested.is_some();
+            let waits = app.is_waiting() || rested.is_some_and(|rested| rested >= PROVEN);
+            let facts = session.facts().clone();
+            let mut stream = session.open(Incoming {
+                original_dst: self.routed.original_dst.0,
+                service: endpoint.service.as_ref().map(|service| service.host.to_string()),
+                trace: None,
+                order,
+                waits,
+            });
+            let confirmed = if waits { self.confirmed(&mut app, &mut stream, reused).await } else { Ok(()) };
+            // One that has rested may have ended, and its end was on the way, or it leads nowhere any more. Then those that have
+            // rested longer do not either.
+            if reused && matches!(confirmed, Err(LegError::Tunnel(_))) {
+                self.shared.telemetry.tunnel_given_up();
+                self.shared.pool.forget(&key);
+                stream.abort();
+                continue;
+            }
+            let meta = describe::outbound(self.routed, Some((&facts, reused)));
+            let connection = self.shared.telemetry.open(meta);
+            if let Err(error) = confirmed {
+                return self.unconfirmed(app, stream, connection, Cut::by_leg(error));
+            }
+            break (key, connection, facts.peer, stream);
         };
-        let meta = describe::outbound(self.routed, Some((session.facts(), reused)));
-        let connection = self.shared.telemetry.open(meta);
-        let peer = session.facts().peer.clone();
-        let stream = session.open(Incoming {
-            original_dst: self.routed.original_dst.0,
-            service: endpoint.service.as_ref().map(|service| service.host.to_string()),
-            trace: None,
-            order,
-        });
+        let app = match admit(app).await {
+            Ok(app) => app,
+            Err(refusal) => {
+                let tell = Cut::here(refusal).report(connection);
+                return drop(tokio::spawn(stream.close(tell)));
+            }
+        };
+        bound_buffers(&app, place.buffers());
         let mut relay = Relay::new(app, stream);
         let meter = Outbound(&connection);
         let ended = select! {
-            ended = self.shared.relay(self.pod.pod.uid(), &mut relay, &meter) => ended.map_err(Cut::by_relay),
+            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter) => ended.map_err(Cut::by_relay),
             refused = self.shared.wallet.until_distrusted(&client.identity, &peer) => {
                 Err(Cut::here(distrusted(refused)))
             }
@@ -172,6 +206,7 @@ impl<D: Dial> Call<'_, D> {
         match ended {
             Ok(()) => {
                 connection.finish(&Ending::Closed);
+                self.pod.pod.answered(self.routed.original_dst.0);
                 let session = relay.into_leg().into_session();
                 if self.shared.is_draining() {
                     tokio::spawn(session.close(None));
@@ -180,19 +215,43 @@ impl<D: Dial> Call<'_, D> {
                 }
             }
             Err(cut) => {
+                self.pod.pod.unanswered(self.routed.original_dst.0);
                 let tell = cut.report(connection);
                 tokio::spawn(relay.into_leg().close(tell));
             }
         }
     }
 
-    /// A session that has waited in the pool, or a new one.
+    /// Waits until the other end has taken the stream.
+    async fn confirmed(&self, app: &mut Client, stream: &mut Stream, reused: bool) -> Result<(), LegError> {
+        let answer = async {
+            let late = || {
+                Refusal::new(Reason::Timeout, "the other agent does not say whether its application answers")
+            };
+            timeout(ANSWERED_WITHIN, stream.confirmed(reused))
+                .await
+                .unwrap_or_else(|_| Err(LegError::Here(late())))
+        };
+        unless_given_up(app, answer).await
+    }
+
+    /// The other end has not taken it.
+    fn unconfirmed(&self, app: Client, stream: Stream, connection: Connection, cut: Cut) {
+        self.pod.pod.unanswered(self.routed.original_dst.0);
+        if let Some(refusal) = &cut.refusal {
+            refuse(app, refusal);
+        }
+        let tell = cut.report(connection);
+        tokio::spawn(stream.close(tell));
+    }
+
+    /// A session that has waited in the pool, and for how long, or a new one.
     async fn session(
         &self,
         client: &Workload,
         endpoint: &Endpoint,
         buffers: Option<usize>,
-    ) -> Result<(PoolKey, Session, bool), Refusal> {
+    ) -> Result<(PoolKey, Session, Option<Duration>), Refusal> {
         let expected = &endpoint.workload.identity;
         let key = PoolKey {
             pod: client.uid.clone(),
@@ -203,10 +262,10 @@ impl<D: Dial> Call<'_, D> {
             expected: expected.clone(),
         };
         let Shared { wallet, telemetry, pool, .. } = self.shared;
-        while let Some(session) = pool.take(&key) {
+        while let Some((session, rested)) = pool.take(&key) {
             if wallet.recheck(&client.identity, &session.facts().peer).is_ok() {
                 telemetry.tunnel_reused();
-                return Ok((key, session, true));
+                return Ok((key, session, Some(rested)));
             }
         }
         let credentials = wallet.credentials(&client.identity).await?;
@@ -225,34 +284,45 @@ impl<D: Dial> Call<'_, D> {
         .inspect_err(|error| telemetry.tls_failure(Direction::Outbound, error.reason()))?;
         wallet.recheck(&client.identity, &session.facts().peer).map_err(distrusted)?;
         telemetry.handshake(Direction::Outbound, session.facts().resumed);
-        Ok((key, session, false))
+        Ok((key, session, None))
     }
 
     /// A pod that calls its own service does not pass its own inbound side: its policy applies here, with itself as the
     /// source.
-    async fn to_itself(&self, app: TcpStream, client: &Workload, endpoint: &Endpoint, place: Place) {
+    async fn to_itself(&self, app: Client, client: &Workload, endpoint: &Endpoint, place: Place) {
         let addr = endpoint.addr;
         match self.pod.verdict(&facts(addr, addr.0.ip(), Some(&client.identity))) {
             Ok(()) => self.plain(app, "the application at", addr.0, place).await,
-            Err(refusal) => self.refuse(&refusal),
+            Err(refusal) => self.refuse(app, &refusal),
         }
     }
 
     /// To where no agent is: a plain connection from the pod's own address.
-    async fn plain(&self, app: TcpStream, what: &str, destination: SocketAddr, mut place: Place) {
-        let dial = Box::pin(async {
+    async fn plain(&self, mut app: Client, what: &str, destination: SocketAddr, mut place: Place) {
+        let dial = async {
             let dial = self.pod.pod.dial_plain(self.routed.source.ip(), destination);
             within(CONNECT, dial).await.map_err(|error| unconnected(what, destination, &error))
-        });
+        };
+        let dial = Box::pin(unless_given_up(&mut app, dial));
         let server = match place.begin(dial).await {
             Ok(server) => server,
-            Err(refusal) => return self.refuse(&refusal),
+            Err(refusal) => {
+                self.pod.pod.unanswered(self.routed.original_dst.0);
+                return self.refuse(app, &refusal);
+            }
         };
+        let app = match admit(app).await {
+            Ok(app) => app,
+            Err(refusal) => return self.refused(&refusal),
+        };
+        self.pod.pod.answered(self.routed.original_dst.0);
+        bound_buffers(&app, place.buffers());
         bound_buffers(&server, place.buffers());
         let connection = self.shared.telemetry.open(describe::outbound(self.routed, None));
         let mut relay = Relay::new(app, Plain::new(server, self.pod.share.clone()));
-        match self.shared.relay(self.pod.pod.uid(), &mut relay, &Outbound(&connection)).await {
+        match self.shared.relay(&*self.pod.pod, &mut relay, &Outbound(&connection)).await {
             Ok(()) => connection.finish(&Ending::Closed),
+            Err(Broken::Leg(LegError::AppLeft)) => connection.finish(&Ending::Closed),
             Err(Broken::Leg(_)) => connection.finish(&Ending::Reset),
             Err(Broken::GivenUp(refusal)) => {
                 connection.finish(&Ending::Refused { refusal, by_peer: false });
@@ -260,7 +330,12 @@ impl<D: Dial> Call<'_, D> {
         }
     }
 
-    fn refuse(&self, refusal: &Refusal) {
+    fn refuse(&self, app: Client, refusal: &Refusal) {
+        self.refused(refusal);
+        refuse(app, refusal);
+    }
+
+    fn refused(&self, refusal: &Refusal) {
         self.shared.telemetry.refuse(&describe::outbound(self.routed, None), refusal);
     }
 }

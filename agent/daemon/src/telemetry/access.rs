@@ -67,8 +67,8 @@ pub(super) fn refused(meta: &Meta, refusal: &Refusal, unsaid: u64) {
     );
 }
 
-/// `connection complete`: an error line if the connection broke or was cut.
-pub(super) fn ended(live: &Live, ending: &Ending) {
+/// `connection complete`: an error line if the connection broke or was cut, as were `unsaid` others of the same pod and reason.
+pub(super) fn ended(live: &Live, ending: &Ending, unsaid: u64) {
     let outcome = Outcome::of(ending);
     // The level of an event is fixed at its place in the code, hence two places.
     macro_rules! complete {
@@ -102,6 +102,7 @@ pub(super) fn ended(live: &Live, ending: &Ending) {
                     rule = outcome.rule,
                     security = security(meta),
                     dst.original_addr = meta.original_dst.map(tracing::field::display),
+                    unsaid = (unsaid > 0).then_some(unsaid),
                     "connection complete"
                 );
             }

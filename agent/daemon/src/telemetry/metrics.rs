@@ -28,6 +28,7 @@ pub(super) struct Metrics {
     handshakes: Family<HandshakeLabels, Counter>,
     tunnels_open: Gauge,
     pub(super) tunnel_reuse: Counter,
+    pub(super) tunnels_given_up: Counter,
     pub(super) policy_wakes: Counter,
     pub(super) enrolled_pods: Gauge,
     pub(super) pods_kept_out: Gauge,
@@ -131,6 +132,7 @@ impl Metrics {
             handshakes: Family::default(),
             tunnels_open: Gauge::default(),
             tunnel_reuse: Counter::default(),
+            tunnels_given_up: Counter::default(),
             policy_wakes: Counter::default(),
             enrolled_pods: Gauge::default(),
             pods_kept_out: Gauge::default(),
@@ -179,6 +181,11 @@ impl Metrics {
             "ambit_tunnel_reuse",
             "Connections that went over a tunnel that was open already",
             self.tunnel_reuse.clone(),
+        );
+        registry.register(
+            "ambit_tunnels_given_up",
+            "Tunnels that rested and led nowhere when they were wanted again",
+            self.tunnels_given_up.clone(),
         );
         registry.register(
             "ambit_policy_wakes",

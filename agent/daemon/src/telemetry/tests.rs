@@ -334,6 +334,24 @@ fn a_refusal_is_logged_with_reason_policy_and_rule() {
 }
 
 #[test]
+fn a_flood_of_noes_has_a_limit_and_a_count() {
+    const FLOOD: usize = 1_000;
+    let refused = || Ending::Refused { refusal: denial(), by_peer: true };
+    let failed = || Ending::Failed(Refusal::new(Reason::Timeout, "late"));
+    let lines = logged(LogFormat::Text, |telemetry| {
+        for ending in (0..FLOOD).flat_map(|_| [refused(), failed()]) {
+            telemetry.open(web_to_cart(Direction::Outbound)).finish(&ending);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        telemetry.open(web_to_cart(Direction::Outbound)).finish(&refused());
+    });
+    assert!((400..600).contains(&lines.len()), "{} lines", lines.len());
+    let last = lines.last().unwrap();
+    let unsaid = last.split_once("unsaid=").expect("how many were not logged").1;
+    assert!(unsaid.trim().parse::<usize>().unwrap() > FLOOD / 2, "{last}");
+}
+
+#[test]
 fn a_peers_text_cannot_forge_a_line() {
     let forged = "no\n2026-01-01T00:00:00Z\tinfo\taccess\tconnection complete\t\u{1b}[2J\"";
     for format in [LogFormat::Text, LogFormat::Json] {

@@ -97,12 +97,14 @@ impl Enrolment {
         };
         self.kept_out.remove(&spec.uid);
         let policy = self.feed.follow_policy(&pod.workload);
-        let tasks = (0..net.listeners())
+        let mut tasks: Vec<AbortHandle> = (0..net.listeners())
             .map(|listener| {
                 let (proxy, net, policy) = (self.proxy.clone(), net.clone(), policy.clone());
                 self.serving.spawn(async move { proxy.serve(net, listener, policy).await })
             })
             .collect();
+        let (proxy, parked) = (self.proxy.clone(), net.clone());
+        tasks.push(self.serving.spawn(async move { proxy.serve_parked(parked, policy).await }));
         tracing::info!(
             pod = %pod.workload.name,
             identity = %pod.workload.identity,
