@@ -9,8 +9,11 @@ mod certificates;
 mod cni;
 mod connect;
 mod control;
+mod denials;
 mod evasion;
+mod explain;
 mod failure;
+mod health;
 mod identities;
 mod issuers;
 mod load;
@@ -20,6 +23,7 @@ mod other_addresses;
 mod peers_gone;
 mod policy;
 mod probes;
+mod rehearsal;
 mod reuse;
 mod revocation;
 mod routing;
@@ -85,6 +89,9 @@ pub fn tests() -> Vec<Test> {
         transparency::TESTS,
         policy::TESTS,
         authorization::TESTS,
+        denials::TESTS,
+        rehearsal::TESTS,
+        explain::TESTS,
         probes::TESTS,
         operations::TESTS,
         manifests::TESTS,
@@ -94,6 +101,7 @@ pub fn tests() -> Vec<Test> {
         revocation::TESTS,
         identities::TESTS,
         issuers::TESTS,
+        health::TESTS,
         evasion::TESTS,
         &attacks::tests(),
         load::TESTS,

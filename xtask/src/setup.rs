@@ -54,6 +54,13 @@ const KUBE_PROGRAMS: &[(&str, &str)] = &[("ldd", "libc-bin"), ("runc", "runc")];
 /// What building and fetching the programs of others that ambit is tried against calls beside them.
 const PEER_PROGRAMS: &[(&str, &str)] = &[("dpkg-deb", "dpkg"), ("gcc", "gcc libc6-dev")];
 
+/// What fetching the proxies that ambit is measured beside calls; pip has no program of its own in every set-up.
+const PROXY_PROGRAMS: &[(&str, &str)] =
+    &[("dpkg-deb", "dpkg"), ("pip3", "python3-pip"), ("python3", "python3"), ("chmod", "coreutils")];
+
+/// What `profile` calls beside the usual ones.
+const PROFILE_PROGRAMS: &[(&str, &str)] = &[("perf", "linux-perf")];
+
 /// What booting another kernel under emulation calls beside them.
 const KERNEL_PROGRAMS: &[(&str, &str)] = &[
     ("busybox", "busybox-static"),
@@ -161,6 +168,16 @@ pub(crate) fn kube_programs() -> Result<()> {
 /// Makes sure of every program that it takes to have the peers of `test --peers`.
 pub(crate) fn peer_programs() -> Result<()> {
     install(&[PROGRAMS, PEER_PROGRAMS].concat())
+}
+
+/// Makes sure of every program that it takes to have the proxies of `bench`.
+pub(crate) fn proxy_programs() -> Result<()> {
+    install(&[PROGRAMS, PROXY_PROGRAMS].concat())
+}
+
+/// Makes sure of every program that `profile` calls.
+pub(crate) fn profile_programs() -> Result<()> {
+    install(&[PROGRAMS, PROFILE_PROGRAMS].concat())
 }
 
 /// Makes sure of every program that the end-to-end tests on another kernel call.

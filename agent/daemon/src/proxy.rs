@@ -38,7 +38,7 @@ use crate::{
     capture::{Accepted, Dial, PodNet},
     discovery::{Feed, World},
     instance::{Capacity, MemoryUse},
-    telemetry::{Connection, Direction, Ending, Telemetry},
+    telemetry::{Connection, Direction, Ending, Meta, Telemetry},
     tunnel::{Budget, LegError, Pool, PoolKey, Share, Wallet},
 };
 
@@ -208,17 +208,40 @@ impl<D> Pod<D> {
     }
 
     /// Ends once the verdict on a live connection has turned to a refusal.
-    async fn until_denied(&self, facts: Facts<'_>, telemetry: &Telemetry) -> Refusal {
-        let mut policy = self.policy.clone();
+    async fn until_denied(&self, facts: Facts<'_>, meta: &Meta, telemetry: &Telemetry) -> Refusal {
+        let mut follow = self.policy.clone();
+        let mut before: Option<Arc<WorkloadPolicy>> = None;
         loop {
-            if let Err(refusal) = allowed(policy::decide(&policy.borrow_and_update(), &facts)) {
+            let policy = follow.borrow_and_update().clone();
+            if before.is_none_or(|before| !before.rehearses_as(&policy)) {
+                rehearse(&policy, &facts, meta, telemetry);
+            }
+            if let Err(refusal) = allowed(policy::decide(&policy, &facts)) {
                 return refusal;
             }
-            if policy.changed().await.is_err() {
+            before = Some(policy);
+            if follow.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
             telemetry.policy_wake();
         }
+    }
+
+    /// Has policies that decide nothing tried on a connection that was refused for another.
+    fn rehearse_refused(&self, refusal: &Refusal, facts: &Facts<'_>, meta: &Meta, telemetry: &Telemetry) {
+        if refusal.reason == Reason::PolicyDenied {
+            let policy = self.policy.borrow().clone();
+            rehearse(&policy, facts, meta, telemetry);
+        }
+    }
+}
+
+fn rehearse(policy: &WorkloadPolicy, facts: &Facts<'_>, meta: &Meta, telemetry: &Telemetry) {
+    let refusal = policy::rehearse(policy, facts, |rehearsed, outcome| {
+        telemetry.rehearsed(meta, &rehearsed.name, rehearsed.action.label(), outcome);
+    });
+    if let Some(refusal) = refusal {
+        telemetry.would_be_refused(meta, &refusal);
     }
 }
 

@@ -4,6 +4,7 @@
 //! the cluster. A service for which no endpoint slice speaks may cost the pods of its own namespace.
 
 mod capture;
+mod listing;
 mod pods;
 mod routing;
 mod services;

@@ -108,6 +108,8 @@ pub struct Pod {
     pub ready: bool,
     /// Named TCP ports of its containers.
     pub named_ports: BTreeMap<String, u16>,
+    /// TCP ports that its containers state, ascending; they may listen on others too.
+    pub ports: Vec<u16>,
     /// TCP ports on the pod that its liveness, readiness and startup probes name, ascending.
     pub probe_ports: Vec<u16>,
     /// TCP ports of its node that lead to ports of its own (`hostPort`).
@@ -195,7 +197,44 @@ pub struct ServicePort {
     pub target: TargetPort,
     /// Its protocol.
     pub protocol: Protocol,
+    /// What is spoken there, where `appProtocol` says so.
+    pub app_protocol: Option<Box<str>>,
 }
+
+impl ServicePort {
+    /// What is spoken there, in lower case: `appProtocol`, else the port's name up to its first dash; `None` where neither says it.
+    /// Some ports are known. By <https://istio.io/latest/docs/ops/configuration/traffic-management/protocol-selection/>.
+    pub fn application(&self) -> Option<String> {
+        let stated = self.app_protocol.as_deref().map(str::to_ascii_lowercase);
+        let named = || self.name.split('-').next().map(str::to_ascii_lowercase);
+        let said = stated.or_else(named).filter(|name| KNOWN.contains(&&**name));
+        // Whose servers speak first.
+        said.or_else(|| [25, 53, 3306, 27_017].contains(&self.port).then(|| "tcp".to_owned()))
+    }
+
+    /// Whether it is known to carry something else than HTTP in the clear.
+    pub fn is_not_http(&self) -> bool {
+        let opaque = ["https", "tls", "tcp", "mongo", "redis", "mysql"];
+        self.application().is_some_and(|name| opaque.contains(&&*name))
+    }
+}
+
+/// The protocols that a port can say.
+const KNOWN: [&str; 13] = [
+    "http",
+    "http2",
+    "grpc",
+    "grpc-web",
+    "https",
+    "tls",
+    "tcp",
+    "mongo",
+    "redis",
+    "mysql",
+    "kubernetes.io/h2c",
+    "kubernetes.io/ws",
+    "kubernetes.io/wss",
+];
 
 /// A port on the pods of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use ambit_core::{
     model::{ClientAddr, PodAddr, Workload},
+    policy::Facts,
     reason::{Reason, Refusal},
 };
 use tokio::{net::TcpStream, select};
@@ -22,7 +23,7 @@ use super::{
 };
 use crate::{
     capture::{Client, Dial, bound_buffers, end_cleanly, tune_tunnel},
-    telemetry::{Connection, Direction, Ending},
+    telemetry::{Connection, Direction, Ending, Meta},
     tunnel::{First, Incoming, Leg as _, Order, Plain, Session, first_bytes, tls::PeerIdentity},
 };
 
@@ -195,11 +196,11 @@ impl<D: Dial> Call<'_, D> {
     async fn plaintext(&self, client: TcpStream, app: TcpStream) {
         let connection = self.shared.telemetry.open(describe::inbound(self.called, None, None));
         let mut relay = Relay::new(app, Plain::new(client, self.pod.share.clone()));
-        let facts = facts(self.called.destination, self.called.source.0.ip(), None);
         let meter = Inbound(&connection);
         let ended = select! {
+            biased;
+            refusal = self.until_denied(None, &connection) => Err(Cut::here(refusal)),
             ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter) => ended.map_err(cut),
-            refusal = self.pod.until_denied(facts, &self.shared.telemetry) => Err(Cut::here(refusal)),
         };
         match ended {
             Ok(()) => connection.finish(&Ending::Closed),
@@ -278,7 +279,7 @@ impl<D: Dial> Call<'_, D> {
         let app = match place.begin_stream(Box::pin(self.admit(&peer, incoming))).await {
             Ok(app) => app,
             Err(refusal) => {
-                self.shared.telemetry.refuse(&meta, &refusal);
+                self.refuse_as(&refusal, &meta, Some(&peer));
                 session.refuse_stream(refusal).await;
                 return None;
             }
@@ -292,12 +293,12 @@ impl<D: Dial> Call<'_, D> {
             return None;
         }
         let mut relay = Relay::new(app, stream);
-        let facts = facts(self.called.destination, self.called.source.0.ip(), Some(&peer.id));
         let meter = Inbound(&connection);
         let ended = select! {
-            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter) => ended.map_err(cut),
-            refusal = self.pod.until_denied(facts, &self.shared.telemetry) => Err(Cut::here(refusal)),
+            biased;
+            refusal = self.until_denied(Some(&peer), &connection) => Err(Cut::here(refusal)),
             refused = self.until_distrusted(&peer) => Err(Cut::here(distrusted(refused))),
+            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter) => ended.map_err(cut),
         };
         match ended {
             Ok(()) => {
@@ -324,9 +325,19 @@ impl<D: Dial> Call<'_, D> {
         self.shared.wallet.until_distrusted(&self.workload.identity, peer).await
     }
 
+    /// Ends once the verdict on a live connection has turned to a refusal. Looked at before the relay, so that connections that
+    /// are over at once are judged and rehearsed as well.
+    async fn until_denied(&self, peer: Option<&PeerIdentity>, connection: &Connection) -> Refusal {
+        self.pod.until_denied(self.facts(peer), connection.meta(), &self.shared.telemetry).await
+    }
+
     fn verdict(&self, peer: Option<&PeerIdentity>) -> Result<(), Refusal> {
+        self.pod.verdict(&self.facts(peer))
+    }
+
+    fn facts<'p>(&self, peer: Option<&'p PeerIdentity>) -> Facts<'p> {
         let Called { source, destination, .. } = self.called;
-        self.pod.verdict(&facts(*destination, source.0.ip(), peer.map(|peer| &peer.id)))
+        facts(*destination, source.0.ip(), peer.map(|peer| &peer.id))
     }
 
     /// Connects to the application when it is the connection's turn.
@@ -343,7 +354,13 @@ impl<D: Dial> Call<'_, D> {
     }
 
     fn refuse(&self, refusal: &Refusal) {
-        self.shared.telemetry.refuse(&describe::inbound(self.called, None, None), refusal);
+        self.refuse_as(refusal, &describe::inbound(self.called, None, None), None);
+    }
+
+    fn refuse_as(&self, refusal: &Refusal, meta: &Meta, peer: Option<&PeerIdentity>) {
+        let Call { shared, pod, .. } = self;
+        pod.rehearse_refused(refusal, &self.facts(peer), meta, &shared.telemetry);
+        shared.telemetry.refuse(meta, refusal);
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
 use ambit_core::{
     discovery::{Affinity, Endpoint, Route, RouteError},
     model::{OriginalDst, PodAddr, Workload},
+    policy::Facts,
     reason::{Reason, Refusal},
 };
 use tokio::{select, time::timeout};
@@ -127,8 +128,8 @@ pub(super) async fn carry<D: Dial>(
             call.to_itself(app, client, endpoint, place).await;
         }
         Way::Tunnel(client, endpoint, order) => call.tunnel(app, client, endpoint, *order, place).await,
-        Way::Plain(endpoint) => call.plain(app, "the destination", endpoint.addr.0, place).await,
-        Way::Passthrough => call.plain(app, "the destination", routed.original_dst.0, place).await,
+        Way::Plain(endpoint) => call.plain(app, "the destination", endpoint.addr.0, place, None).await,
+        Way::Passthrough => call.plain(app, "the destination", routed.original_dst.0, place, None).await,
         Way::Refused(refusal) => call.refuse(app, refusal),
     }
 }
@@ -291,14 +292,27 @@ impl<D: Dial> Call<'_, D> {
     /// source.
     async fn to_itself(&self, app: Client, client: &Workload, endpoint: &Endpoint, place: Place) {
         let addr = endpoint.addr;
-        match self.pod.verdict(&facts(addr, addr.0.ip(), Some(&client.identity))) {
-            Ok(()) => self.plain(app, "the application at", addr.0, place).await,
-            Err(refusal) => self.refuse(app, &refusal),
+        let facts = facts(addr, addr.0.ip(), Some(&client.identity));
+        match self.pod.verdict(&facts) {
+            Ok(()) => self.plain(app, "the application at", addr.0, place, Some(facts)).await,
+            Err(refusal) => {
+                let meta = describe::outbound(self.routed, None);
+                self.pod.rehearse_refused(&refusal, &facts, &meta, &self.shared.telemetry);
+                self.refuse(app, &refusal);
+            }
         }
     }
 
-    /// To where no agent is: a plain connection from the pod's own address.
-    async fn plain(&self, mut app: Client, what: &str, destination: SocketAddr, mut place: Place) {
+    /// To where no agent is: a plain connection from the pod's own address. One that is judged by `facts` is judged again
+    /// whenever the pod's policy changes.
+    async fn plain(
+        &self,
+        mut app: Client,
+        what: &str,
+        destination: SocketAddr,
+        mut place: Place,
+        facts: Option<Facts<'_>>,
+    ) {
         let dial = async {
             let dial = self.pod.pod.dial_plain(self.routed.source.ip(), destination);
             within(CONNECT, dial).await.map_err(|error| unconnected(what, destination, &error))
@@ -320,14 +334,23 @@ impl<D: Dial> Call<'_, D> {
         bound_buffers(&server, place.buffers());
         let connection = self.shared.telemetry.open(describe::outbound(self.routed, None));
         let mut relay = Relay::new(app, Plain::new(server, self.pod.share.clone()));
-        match self.shared.relay(&*self.pod.pod, &mut relay, &Outbound(&connection)).await {
-            Ok(()) => connection.finish(&Ending::Closed),
-            Err(Broken::Leg(LegError::AppLeft)) => connection.finish(&Ending::Closed),
-            Err(Broken::Leg(_)) => connection.finish(&Ending::Reset),
-            Err(Broken::GivenUp(refusal)) => {
-                connection.finish(&Ending::Refused { refusal, by_peer: false });
+        let meter = Outbound(&connection);
+        let denied = async {
+            match facts {
+                Some(facts) => self.pod.until_denied(facts, connection.meta(), &self.shared.telemetry).await,
+                None => std::future::pending().await,
             }
-        }
+        };
+        let ending = select! {
+            biased;
+            refusal = denied => Ending::Refused { refusal, by_peer: false },
+            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter) => match ended {
+                Ok(()) | Err(Broken::Leg(LegError::AppLeft)) => Ending::Closed,
+                Err(Broken::Leg(_)) => Ending::Reset,
+                Err(Broken::GivenUp(refusal)) => Ending::Refused { refusal, by_peer: false },
+            },
+        };
+        connection.finish(&ending);
     }
 
     fn refuse(&self, app: Client, refusal: &Refusal) {

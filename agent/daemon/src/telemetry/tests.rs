@@ -56,6 +56,7 @@ pub(super) fn web_to_cart(direction: Direction) -> Meta {
             host: "cart-api.stock.svc.cluster.local".into(),
         }),
         security: Security::MutualTls { group: "X25519MLKEM768", reused: false },
+        id: Some(ConnectionId { epoch: 0xa1, number: 7 }),
     }
 }
 
@@ -65,6 +66,7 @@ fn from_nowhere(direction: Direction) -> Meta {
         service: None,
         original_dst: None,
         security: Security::Plaintext,
+        id: None,
         ..web_to_cart(direction)
     }
 }
@@ -74,6 +76,7 @@ fn denial() -> Refusal {
         reason: Reason::PolicyDenied,
         policy: Some("stock/only-web".into()),
         rule: Some("rules[2]".into()),
+        field: None,
         text: "explicitly denied by: stock/only-web".into(),
     }
 }
@@ -303,7 +306,10 @@ fn the_access_log_shows_our_own_pods_view() {
          dst.namespace=\"stock\" dst.identity=\"spiffe://td1/ns/stock/sa/cart\" dst.cluster=\"Kubernetes\" \
          direction=\"outbound\" bytes_sent=100 bytes_recv=7"
     );
-    assert_eq!(tail.split_once("ms\"").unwrap().1, " security=\"mutual_tls\" dst.original_addr=10.96.0.9:80");
+    assert_eq!(
+        tail.split_once("ms\"").unwrap().1,
+        " security=\"mutual_tls\" dst.original_addr=10.96.0.9:80 connection=00000000000000a1-7"
+    );
 
     let lines = logged(LogFormat::Text, report(Direction::Inbound));
     assert!(lines[0].contains("direction=\"inbound\" bytes_sent=7 bytes_recv=100 "), "{lines:?}");

@@ -37,6 +37,7 @@ pub(super) fn pod(id: &str, addresses: &[&str]) -> Pod {
         deleting: false,
         ready: true,
         named_ports: BTreeMap::new(),
+        ports: vec![],
         probe_ports: vec![],
         host_ports: vec![],
         foreign_probes: vec![],
@@ -58,6 +59,7 @@ pub(super) fn service(id: &str, vips: &[&str], ports: &[(u16, TargetPort)]) -> S
                 node_port: None,
                 target: target.clone(),
                 protocol: Protocol::Tcp,
+                app_protocol: None,
             })
             .collect(),
         selector: pairs(&[("app", &id.name)]),

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{
     FieldError, Valid,
-    fields::{address, choice, dedup, labels, port_number, protocol, timestamp},
+    fields::{address, choice, dedup, labels, port_number, present, protocol, timestamp},
     wire::{self, IntOrString, Metadata, Pairs},
 };
 
@@ -37,6 +37,7 @@ wire::objects! {
         internal_traffic_policy: Option<String>,
         external_traffic_policy: Option<String>,
         publish_not_ready_addresses: Option<bool>,
+        traffic_distribution: Option<String>,
     }
 
     AffinityConfig {
@@ -54,6 +55,7 @@ wire::objects! {
         node_port: Option<i64>,
         target_port: Option<IntOrString>,
         protocol: Option<String>,
+        app_protocol: Option<String>,
     }
 
     Status {
@@ -79,6 +81,7 @@ pub(super) fn read(name: ObjectName, object: &Value, _: &Settings) -> Result<Val
     let Object { metadata, spec, status } = wire::typed(object)?;
     let metadata = metadata.unwrap_or_default();
     let spec = spec.unwrap_or_default();
+    let notice = near_wanted(metadata.annotations.as_ref(), spec.traffic_distribution.as_deref());
     let cluster_ips = if spec.kind.as_deref() == Some("ExternalName") {
         Vec::new()
     } else {
@@ -104,7 +107,19 @@ pub(super) fn read(name: ObjectName, object: &Value, _: &Settings) -> Result<Val
         )? == 1,
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
     };
-    Ok(Change::Service(Arc::new(service)).into())
+    Ok(Valid { notice, ..Change::Service(Arc::new(service)).into() })
+}
+
+/// What is to be said of a wish for endpoints that are near.
+fn near_wanted(annotations: Option<&Pairs>, distribution: Option<&str>) -> Option<FieldError> {
+    const MODE: &str = "service.kubernetes.io/topology-mode";
+    const IGNORED: &str = "is not taken into account for connections of pods in the mesh: their endpoints are chosen from all zones and nodes";
+    if distribution.is_some_and(|wish| !wish.is_empty()) {
+        return Some(FieldError::new("spec.trafficDistribution", IGNORED));
+    }
+    let mode = annotations?.get(MODE)?.as_deref()?;
+    mode.eq_ignore_ascii_case("auto")
+        .then(|| FieldError::new(format!("metadata.annotations.{MODE}"), IGNORED))
 }
 
 /// For how long a client keeps to an endpoint, where it does.
@@ -167,5 +182,12 @@ fn service_port(port: Port, path: &str) -> Result<ServicePort, FieldError> {
         None | Some(0) => None,
         Some(node_port) => Some(port_number(&format!("{path}.nodePort"), node_port)?),
     };
-    Ok(ServicePort { name: port.name.unwrap_or_default(), port: number, node_port, target, protocol })
+    Ok(ServicePort {
+        name: port.name.unwrap_or_default(),
+        port: number,
+        node_port,
+        target,
+        protocol,
+        app_protocol: present(port.app_protocol).map(String::into_boxed_str),
+    })
 }

@@ -1,6 +1,8 @@
 mod authorization_policy;
 mod doubt;
+mod misspelt;
 mod peer_authentication;
+mod request_authentication;
 
 use std::{net::IpAddr, time::Duration};
 
@@ -146,10 +148,53 @@ fn probes_name_ports_of_the_pod() {
             "initContainers: [{restartPolicy: Always, startupProbe: {tcpSocket: {port: 7}}}, {livenessProbe: {grpc: {port: 8}}}]",
             &[7],
         ),
+        // The kubelet connects for hooks as it does for probes.
+        (
+            "containers: [{lifecycle: {preStop: {httpGet: {port: 82}}, postStart: {tcpSocket: {port: 83}}}}]",
+            &[82, 83],
+        ),
+        ("containers: [{lifecycle: {preStop: {httpGet: {port: 82, host: 192.0.2.1}}}}]", &[]),
+        ("containers: [{lifecycle: {preStop: {exec: {command: [true]}}}}]", &[]),
     ] {
         let Change::Mesh(MeshChange::Pod(found)) = one(&pod(containers)) else { panic!("no pod") };
         assert_eq!(found.probe_ports, ports, "{containers}");
     }
+}
+
+#[test]
+fn what_is_silently_nothing_is_pointed_out() {
+    let object = |kind: &str, rest: &str| format!("apiVersion: v1\nkind: {kind}\n{rest}\n");
+    let labelled = |kind: &str, value: &str| {
+        object(
+            kind,
+            &format!("metadata: {{name: a, namespace: shop, labels: {{ambit.dev/dataplane: '{value}'}}}}"),
+        )
+    };
+    for kind in ["Namespace", "Pod"] {
+        for value in ["true", "Enabled", ""] {
+            let text = labelled(kind, value);
+            let expected = format!(
+                "metadata.labels.ambit.dev/dataplane: {value:?} is neither \"enabled\" nor \"disabled\", and has no effect"
+            );
+            assert!(complaint(&text).ends_with(&expected), "{}", complaint(&text));
+            assert!(read(&text).stated.is_good());
+        }
+        for value in ["enabled", "disabled"] {
+            one(&labelled(kind, value));
+        }
+    }
+    let service = |rest: &str| object("Service", &format!("metadata: {{name: a, namespace: shop{rest}"));
+    for (rest, field) in [
+        ("}\nspec: {trafficDistribution: PreferSameZone}", "spec.trafficDistribution"),
+        (
+            ", annotations: {service.kubernetes.io/topology-mode: Auto}}",
+            "metadata.annotations.service.kubernetes.io/topology-mode",
+        ),
+    ] {
+        let told = complaint(&service(rest));
+        assert!(told.contains(&format!("{field}: is not taken into account")), "{told}");
+    }
+    one(&service(", annotations: {service.kubernetes.io/topology-mode: Disabled}}"));
 }
 
 #[test]
