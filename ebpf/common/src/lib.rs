@@ -212,6 +212,10 @@ pub struct Patience {
     pub user_timeout: u32,
 }
 
+/// The mark of the agent's dials to applications; `tcp_fwmark_accept` gives it to the application's end, whose packets a rule
+/// then keeps inside the pod's namespace.
+pub const DELIVERY_MARK: u32 = 0x0a3b_17ed;
+
 /// Address family 4, in [`ListenerKey::family`].
 pub const FAMILY_V4: u32 = 4;
 /// Address family 6, in [`ListenerKey::family`].

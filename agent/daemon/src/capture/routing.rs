@@ -7,6 +7,7 @@
 
 use std::{fs, io, net::Ipv4Addr};
 
+use ambit_ebpf_common::DELIVERY_MARK;
 use nix::net::if_::if_nameindex;
 use rtnetlink::{
     Handle, LinkUnspec, RouteMessageBuilder,
@@ -17,7 +18,7 @@ use rtnetlink::{
     },
 };
 
-use super::{netns::Netns, socket::DELIVERY_MARK};
+use super::netns::Netns;
 
 /// The routing table of the local default route, and the priority of the rule that leads there.
 const TABLE: u32 = 15_101;

@@ -7,13 +7,10 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd},
 };
 
+use ambit_ebpf_common::DELIVERY_MARK;
 use nix::libc;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::TcpStream;
-
-/// The mark of the agent's dials to applications; `tcp_fwmark_accept` gives it to the application's end, whose packets
-/// a rule then keeps inside the pod's namespace.
-pub(super) const DELIVERY_MARK: u32 = 0x0a3b_17ed;
 
 /// Source ports of dials in a client's name, as the `attempt`-th try picks them: outside the range that Linux hands out
 /// by default (32,768 to 60,999), and away from where this client gets its own, which must not meet them; above that

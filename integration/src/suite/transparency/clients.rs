@@ -103,7 +103,7 @@ fn compare(plain: &[String], meshed: &[String], world: &mut World) -> Result<()>
         if (plain == meshed) == expected {
             write!(
                 wrong,
-                "\n{name}{}\n-- plain: {plain}\n-- meshed: {meshed}",
+                "\n{name}{}\n-- plain: {plain:.800}\n-- meshed: {meshed:.800}",
                 if expected { ": listed as different, and is not" } else { "" },
             )?;
         }

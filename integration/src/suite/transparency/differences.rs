@@ -19,130 +19,61 @@ struct Difference {
 const PORT_OF_ITS_OWN: &str =
     "the agent dials the application from the client's address, and from a port of its own";
 const MARKED: &str =
-    "the mark of the server's connection keeps its answers inside the pod, and is not to be changed";
+    "the mark of the server's connection keeps its answers inside the pod, and stays what it is";
 const LOCAL: &str = "the connection to the agent is a local one";
-
-/// To be mended: `connect` is answered before the agent knows whether the destination answers.
-const ANSWERED_EARLY: &str = "connect is answered before the destination is asked";
-/// To be mended: all captured connects of a pod go to one address and port.
-const ONE_DESTINATION: &str = "captured connections share one destination";
-/// To be mended: the agent watches one direction only, and its buffers are beside those of the sockets.
-const ONE_WAY: &str = "the relay watches one direction, and has buffers of its own";
-/// To be mended: urgent data is dropped.
-const NOT_URGENT: &str = "urgent data is not carried";
-/// To be mended: an application's keepalive and time-outs end at its own agent.
-const ENDS_AT_THE_AGENT: &str = "the agent answers, whoever else is gone";
+const NO_KEYS: &str = "agents do not know the keys of TCP-MD5 and TCP-AO";
+const IN_PLACE: &str = "urgent data comes in its place among the rest, and is not told of";
+const LATER: &str = "the tunnel times out first, then the application's own keepalive";
 
 /// What programs between two pods in the mesh see differently.
 const MESHED: &[Difference] = &[
-    // To stay.
     differs("connecting::the_server_sees_the_port_of_getsockname", &["ports agree"], PORT_OF_ITS_OWN),
+    differs(
+        "connecting::one_bound_port_twice_to_one_server",
+        &["connect"],
+        "each connection to the agent has a port of the agent's for itself",
+    ),
     differs(
         "accepting::on_a_port_whose_client_closed_first",
         &["bind"],
         "tunnels that wait to be used again are on the port; SO_REUSEADDR, which servers set, passes them",
     ),
-    differs("options::mark", &["before", "the client reads", "ended"], MARKED),
+    differs("options::mark", &["before", "set"], MARKED),
     differs("options::segment_size", &["the client's", "the server's"], LOCAL),
     differs("options::path_mtu", &["the client's", "the server's"], LOCAL),
+    differs("options::signatures", &["connected"], NO_KEYS),
     differs(
         "options::in_the_kernels_table",
         &["the client's connection"],
         "ss and netstat show the agent as the peer; getpeername does not",
     ),
-    // To be mended.
-    differs("connecting::one_bound_port_to_two_servers", &["connect"], ONE_DESTINATION),
-    differs("connecting::ports_are_shared_among_servers", &["four ports"], ONE_DESTINATION),
-    differs("connecting::refused", &["connect", "getpeername", "state"], ANSWERED_EARLY),
-    differs("connecting::refused_over_ipv6", &["connect"], ANSWERED_EARLY),
-    differs("connecting::refused_without_blocking", &["poll", "SO_ERROR"], ANSWERED_EARLY),
-    differs("connecting::refused_then_let_in", &["first", "second"], ANSWERED_EARLY),
-    differs("connecting::refused_right_after_others_were_let_in", &["refused"], ANSWERED_EARLY),
-    differs("connecting::refused_at_port_zero", &["connect"], ANSWERED_EARLY),
-    differs("connecting::nobody_answers", &["poll", "again", "getpeername", "state"], ANSWERED_EARLY),
-    differs("connecting::nobody_answers_two_syns", &["connect", "took"], ANSWERED_EARLY),
-    differs("connecting::nobody_answers_within_the_user_timeout", &["connect", "took"], ANSWERED_EARLY),
-    differs("connecting::nobody_answers_within_the_send_timeout", &["connect"], ANSWERED_EARLY),
-    differs("connecting::no_way_there", &["connect", "took"], ANSWERED_EARLY),
-    differs("connecting::a_backlog_that_is_full", &["connected at first"], ANSWERED_EARLY),
-    differs("connecting::fast_open_to_nobody", &["sendto"], ANSWERED_EARLY),
-    differs("accepting::on_loopback_alone", &["connect"], ANSWERED_EARLY),
-    differs("accepting::on_one_address_of_two_families", &["IPv4"], ANSWERED_EARLY),
-    differs("polling::while_connecting", &["poll"], ANSWERED_EARLY),
-    differs("polling::edges_of_a_refusal", &["refused", "SO_ERROR"], ANSWERED_EARLY),
-    differs("severed::a_connect_after_others", &["connect", "took"], ANSWERED_EARLY),
-    differs("severed::a_connect_that_is_in_time_after_all", &["at first"], ANSWERED_EARLY),
-    differs("data::urgent_in_line", &["poll", "up to the mark", "at the mark", "on"], NOT_URGENT),
-    differs("data::urgent_apart", &["poll", "select", "urgent", "read"], NOT_URGENT),
-    differs("data::urgent_from_the_server", &["poll", "urgent"], NOT_URGENT),
-    differs("data::a_reader_that_sleeps", &["taken"], ONE_WAY),
-    differs("data::a_client_that_does_not_read", &["taken"], ONE_WAY),
-    differs("endings::a_client_that_closes", &["poll", "second send"], ONE_WAY),
-    differs("endings::a_server_that_closes", &["poll", "second send"], ONE_WAY),
-    differs("endings::a_reset_of_a_full_connection", &["poll", "took"], ONE_WAY),
-    differs("endings::a_reset_after_their_fin", &["poll", "send"], ONE_WAY),
-    differs("severed::a_client_with_keepalive", &["recv", "took", "ended"], ENDS_AT_THE_AGENT),
-    differs("severed::a_server_with_keepalive", &["recv", "took", "ended"], ENDS_AT_THE_AGENT),
-    differs("severed::a_user_timeout", &["recv", "took", "ended"], ENDS_AT_THE_AGENT),
+    differs("data::urgent_in_line", &["poll", "up to the mark", "at the mark", "on"], IN_PLACE),
+    differs("data::urgent_apart", &["poll", "select", "urgent", "read"], IN_PLACE),
+    differs("data::urgent_from_the_server", &["poll", "urgent"], IN_PLACE),
+    differs("severed::a_client_with_keepalive", &["took"], LATER),
+    differs("severed::a_server_with_keepalive", &["took"], LATER),
+    differs(
+        "severed::a_user_timeout",
+        &["recv"],
+        "what has timed out is the tunnel; the application is told by a reset",
+    ),
 ];
 
 /// What programs see differently whose client is not in the mesh.
 const FROM_OUTSIDE: &[Difference] = &[
-    // To stay.
     differs("connecting::the_server_sees_the_port_of_getsockname", &["ports agree"], PORT_OF_ITS_OWN),
-    differs("options::mark", &["before", "the client reads", "ended"], MARKED),
+    differs("options::mark", &["before", "set"], MARKED),
     differs("options::segment_size", &["the server's"], LOCAL),
     differs("options::path_mtu", &["the server's"], LOCAL),
-    differs("options::signatures", &["connected"], "the agent does not know the keys of TCP-MD5 and TCP-AO"),
-    // To be mended.
-    differs("connecting::refused", &["connect", "getpeername", "state"], ANSWERED_EARLY),
-    differs("connecting::refused_over_ipv6", &["connect"], ANSWERED_EARLY),
-    differs("connecting::refused_without_blocking", &["poll", "SO_ERROR"], ANSWERED_EARLY),
-    differs("connecting::refused_then_let_in", REFUSED_THEN_LET_IN, ANSWERED_EARLY),
-    differs("connecting::refused_right_after_others_were_let_in", &["refused"], ANSWERED_EARLY),
-    differs("connecting::refused_at_port_zero", &["connect"], ANSWERED_EARLY),
-    differs("connecting::a_backlog_that_is_full", &["connected at first"], ANSWERED_EARLY),
-    differs("connecting::fast_open_to_nobody", &["sendto"], ANSWERED_EARLY),
-    differs("accepting::on_loopback_alone", &["connect"], ANSWERED_EARLY),
-    differs("accepting::on_one_address_of_two_families", &["IPv4"], ANSWERED_EARLY),
-    differs("polling::edges_of_a_refusal", &["refused", "SO_ERROR"], ANSWERED_EARLY),
-    differs("data::urgent_in_line", &["poll", "at the mark", "on"], NOT_URGENT),
-    differs("data::urgent_apart", &["poll", "select", "urgent", "read"], NOT_URGENT),
-    differs("data::urgent_from_the_server", &["poll", "urgent"], NOT_URGENT),
-    differs("data::a_reader_that_sleeps", &["taken"], ONE_WAY),
-    differs("data::a_client_that_does_not_read", &["taken"], ONE_WAY),
-    differs("endings::a_client_that_closes", &["poll", "second send"], ONE_WAY),
-    differs("endings::a_server_that_closes", &["poll", "second send"], ONE_WAY),
-    differs("endings::a_reset_of_a_full_connection", &["poll", "took"], ONE_WAY),
-    differs("endings::a_reset_after_their_fin", &["poll", "send"], ONE_WAY),
-    differs("severed::a_server_with_keepalive", &["recv", "took", "ended"], ENDS_AT_THE_AGENT),
-];
-
-const REFUSED_THEN_LET_IN: &[&str] = &[
-    "first",
-    "second",
-    "the server sees",
-    "the server is",
-    "getpeername",
-    "getsockname",
-    "the peer's port is the one dialled",
-    "ended",
+    differs("options::signatures", &["connected"], NO_KEYS),
+    differs("data::urgent_in_line", &["poll", "up to the mark", "at the mark", "on"], IN_PLACE),
+    differs("data::urgent_apart", &["poll", "select", "urgent", "read"], IN_PLACE),
+    differs("data::urgent_from_the_server", &["poll", "urgent"], IN_PLACE),
+    differs("severed::a_server_with_keepalive", &["took"], LATER),
 ];
 
 /// Clients that see something else, and why.
-pub(super) const EXPECTED_OF_CLIENTS: &[(&str, &str)] = &[
-    ("curl that is refused", ANSWERED_EARLY),
-    ("curl without an answer", ANSWERED_EARLY),
-    ("curl by a name of both families", ANSWERED_EARLY),
-    ("nc -z that is refused", ANSWERED_EARLY),
-    ("nc -z without an answer", ANSWERED_EARLY),
-    ("python", ANSWERED_EARLY),
-    ("node", ANSWERED_EARLY),
-    ("Go", ANSWERED_EARLY),
-    ("redis-cli that is refused", ANSWERED_EARLY),
-    ("psql by a name of both families", ANSWERED_EARLY),
-    ("psql that is refused", ANSWERED_EARLY),
-];
+pub(super) const EXPECTED_OF_CLIENTS: &[(&str, &str)] = &[];
 
 const fn differs(program: &'static str, what: &'static [&'static str], why: &'static str) -> Difference {
     Difference { program, what, why }
@@ -150,9 +81,9 @@ const fn differs(program: &'static str, what: &'static [&'static str], why: &'st
 
 /// By how much times may differ: far less than a retransmission, more than a busy machine is late.
 const TOLERANCE_MS: f64 = 600.0;
-/// How many times larger one amount may be than the other, beside what small ones differ by.
-const TOLERANCE_FACTOR: f64 = 4.0;
-const TOLERANCE_BYTES: f64 = 262_144.0;
+/// How many times larger one amount may be than the other: what is under way stands in the buffers of three connections instead
+/// of one, which the kernel makes as large as it likes.
+const TOLERANCE_FACTOR: f64 = 12.0;
 
 /// Demands that all programs saw the same, but for what is listed, and that what is listed differs; answers with a line about
 /// it.
@@ -223,7 +154,7 @@ fn same(one: &Value, other: &Value) -> bool {
     }
     if let Some((one, other)) = both("about") {
         let (small, large) = (one.min(other), one.max(other));
-        return large <= small * TOLERANCE_FACTOR + TOLERANCE_BYTES;
+        return large <= small * TOLERANCE_FACTOR;
     }
     one == other
 }

@@ -158,7 +158,7 @@ def refused_without_blocking(site):
 def refused_then_let_in(site):
     client, address = site.client.socket(), site.server.closed_port()
     yield "first", tried(client.connect, address)
-    listener = site.server.listen(port=address[1])
+    listener = site.server.listen(port=address[1], options=[(SOL_SOCKET, SO_REUSEADDR, 1)])
     yield "second", tried(client.connect, address)
     yield from told(site, listener, client)
 
