@@ -290,32 +290,15 @@ impl PolicySet {
     /// in Istio: the mesh, the namespace, and the objects that select the pod. AuthorizationPolicies count all.
     pub fn compile_for(&self, namespace: &Arc<str>, labels: &Labels) -> WorkloadPolicy {
         let (authorization, rehearsal) = self.authorizations.compile(&self.root_namespace, namespace, labels);
-        let closed = self.closed.clone();
-        if let Some(why) = &self.incomplete {
-            return WorkloadPolicy {
-                namespace: Arc::clone(namespace),
-                mtls: MtlsRule { mode: MtlsMode::Strict, by: None, doubtful: true },
-                port_mtls: BTreeMap::new(),
-                authorization,
-                rehearsal,
-                incomplete: Some(Arc::clone(why)),
-                closed,
-            };
-        }
-        let Counting { mesh, wide, selecting } = self.counting(namespace, labels);
-        let inherited =
-            [selecting, wide, mesh].into_iter().flatten().find_map(|policy| Some(policy.rule(policy.mode?)));
-        let ports = selecting
-            .into_iter()
-            .flat_map(|policy| policy.port_modes.iter().map(move |(port, mode)| (*port, policy.rule(*mode))));
+        let (mtls, port_mtls) = self.mtls_for(namespace, labels);
         WorkloadPolicy {
             namespace: Arc::clone(namespace),
-            mtls: inherited.unwrap_or_default(),
-            port_mtls: ports.collect(),
+            mtls,
+            port_mtls,
             authorization,
             rehearsal,
-            incomplete: None,
-            closed,
+            incomplete: self.incomplete.clone(),
+            closed: self.closed.clone(),
         }
     }
 }
@@ -328,6 +311,20 @@ struct Counting<'a> {
 }
 
 impl PolicySet {
+    /// The mode of mutual TLS for any pod in `namespace` with these `labels`, and ports that differ from it.
+    fn mtls_for(&self, namespace: &Arc<str>, labels: &Labels) -> (MtlsRule, BTreeMap<u16, MtlsRule>) {
+        if self.incomplete.is_some() {
+            return (MtlsRule { mode: MtlsMode::Strict, by: None, doubtful: true }, BTreeMap::new());
+        }
+        let Counting { mesh, wide, selecting } = self.counting(namespace, labels);
+        let inherited =
+            [selecting, wide, mesh].into_iter().flatten().find_map(|policy| Some(policy.rule(policy.mode?)));
+        let ports = selecting
+            .into_iter()
+            .flat_map(|policy| policy.port_modes.iter().map(move |(port, mode)| (*port, policy.rule(*mode))));
+        (inherited.unwrap_or_default(), ports.collect())
+    }
+
     fn counting(&self, namespace: &Arc<str>, labels: &Labels) -> Counting<'_> {
         let own = self.namespaces.get(namespace).filter(|_| *namespace != self.root_namespace);
         Counting {

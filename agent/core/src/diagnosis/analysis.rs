@@ -7,10 +7,15 @@ mod names;
 mod rules;
 mod targets;
 
-use std::{collections::BTreeSet, fmt, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+    sync::Arc,
+};
 
 use super::Cluster;
 use crate::{
+    discovery::ServicePort,
     model::{ObjectName, Workload},
     policy::{AuthorizationPolicy, Target},
 };
@@ -75,7 +80,7 @@ pub const CODES: &[(&str, &str)] = &[
 
 /// Looks for mistakes in all policies; by object, the worst of each first.
 pub fn analyze(cluster: Cluster<'_>) -> Vec<Finding> {
-    let mut report = Report { cluster, findings: Vec::new() };
+    let mut report = Report { cluster, called: called(cluster), findings: Vec::new() };
     targets::look(&mut report);
     modes::look(&mut report);
     rules::look(&mut report);
@@ -92,7 +97,35 @@ pub fn analyze(cluster: Cluster<'_>) -> Vec<Finding> {
 
 struct Report<'a> {
     cluster: Cluster<'a>,
+    /// By which ports of services each pod is called, looked up once for all policies.
+    called: HashMap<&'a ObjectName, Vec<Called<'a>>>,
     findings: Vec<Finding>,
+}
+
+/// A port of a service that leads to a pod.
+struct Called<'a> {
+    service: &'a ObjectName,
+    port: &'a ServicePort,
+    /// The pod's own port behind it.
+    target: u16,
+}
+
+fn called(cluster: Cluster<'_>) -> HashMap<&ObjectName, Vec<Called<'_>>> {
+    let mut called: HashMap<&ObjectName, Vec<Called<'_>>> = HashMap::new();
+    for service in cluster.mesh.services() {
+        for port in &service.ports {
+            for (pod, target) in cluster.mesh.behind(service, port.port) {
+                if let Some(pod) = cluster.mesh.pod(&pod.name) {
+                    called.entry(&pod.name).or_default().push(Called {
+                        service: &service.name,
+                        port,
+                        target,
+                    });
+                }
+            }
+        }
+    }
+    called
 }
 
 impl<'a> Report<'a> {
@@ -103,6 +136,11 @@ impl<'a> Report<'a> {
             let field = Some(field).filter(|field| !field.is_empty()).map(str::to_owned);
             self.findings.push(Finding { code, level, subject: subject.clone(), field, message });
         }
+    }
+
+    /// By which ports of services a pod is called.
+    fn called(&self, pod: &Workload) -> &[Called<'a>] {
+        self.called.get(&pod.name).map_or(&[], Vec::as_slice)
     }
 
     /// The pods that an object of that name and target is for.

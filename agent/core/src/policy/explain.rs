@@ -132,8 +132,8 @@ impl PolicySet {
 
     /// The mode of mutual TLS of a pod and what set it: on a port, or where none is given, on ports for which nothing is stated.
     pub fn mtls_origin(&self, namespace: &Arc<str>, labels: &Labels, port: Option<u16>) -> MtlsOrigin {
-        let compiled = self.compile_for(namespace, labels);
-        let rule = port.map_or(&compiled.mtls, |port| compiled.mtls(port)).clone();
+        let (mtls, mut ports) = self.mtls_for(namespace, labels);
+        let rule = port.and_then(|port| ports.remove(&port)).unwrap_or(mtls);
         let mut stated = self.statements(namespace, labels, port);
         let scope = match (&self.incomplete, stated.first()) {
             (Some(_), _) => MtlsScope::Unknown,
@@ -145,7 +145,7 @@ impl PolicySet {
 
     /// The ports for which a mode of its own is stated for a pod.
     pub fn mtls_ports(&self, namespace: &Arc<str>, labels: &Labels) -> Vec<u16> {
-        self.compile_for(namespace, labels).port_mtls.into_keys().collect()
+        self.mtls_for(namespace, labels).1.into_keys().collect()
     }
 
     /// The AuthorizationPolicies for a pod in `namespace` with these labels, in force or not.

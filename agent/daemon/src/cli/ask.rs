@@ -94,15 +94,7 @@ pub(super) async fn ask_over<Q: Question>(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     question: Q,
 ) -> anyhow::Result<Q::Answer> {
-    let mut stream = Some(TokioIo::new(stream));
-    // The name is not looked up: the connection is there already, and there is but one.
-    let channel = Endpoint::from_static("http://agent")
-        .connect_with_connector(service_fn(move |_| {
-            let stream = stream.take().ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionAborted));
-            async { stream }
-        }))
-        .await
-        .context("what answers does not speak ambit's protocol")?;
+    let channel = channel_over(stream).await?;
     match question.put(AdminClient::new(channel).max_decoding_message_size(MAX_ANSWER)).await {
         Ok(answer) => Ok(answer.into_inner()),
         Err(status) if status.code() == tonic::Code::Unimplemented => {

@@ -73,7 +73,8 @@ pub(super) struct Agents {
 }
 
 /// The flags that name an agent, with which no manifests go.
-pub(super) const OF_AN_AGENT: [&str; 5] = ["kubeconfig", "context", "node", "pod", "all_nodes"];
+pub(super) const OF_AN_AGENT: [&str; 8] =
+    ["kubeconfig", "context", "cluster", "user", "impersonate", "node", "pod", "all_nodes"];
 
 impl Manifests {
     /// Reads the manifests at these paths.

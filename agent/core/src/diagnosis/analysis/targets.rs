@@ -120,23 +120,13 @@ fn own_port(report: &mut Report<'_>, subject: &Subject, field: &str, port: u16, 
     if pods.is_empty() || pods.iter().any(|pod| states(pod).contains(&port)) {
         return;
     }
-    let mut targets = BTreeSet::new();
-    let mut service = None;
-    for pod in pods {
-        for own in
-            mesh.services_of(&pod.name).into_iter().filter(|own| own.ports.iter().any(|own| own.port == port))
-        {
-            let behind = mesh.behind(own, port);
-            targets.extend(
-                behind.iter().filter(|(behind, _)| behind.name == pod.name).map(|(_, target)| *target),
-            );
-            service = Some(&own.name);
-        }
-    }
+    let calls: Vec<_> =
+        pods.iter().flat_map(|pod| report.called(pod)).filter(|call| call.port.port == port).collect();
+    let targets: BTreeSet<u16> = calls.iter().map(|call| call.target).collect();
     if targets.contains(&port) {
         return;
     }
-    if let (Some(service), false) = (service, targets.is_empty()) {
+    if let Some(service) = calls.first().map(|call| call.service) {
         let message = format!(
             "{port} is the port of service {service}, whose pods listen on {}: ports in policies are those of the pods",
             numbers(&targets)
@@ -153,21 +143,13 @@ fn own_port(report: &mut Report<'_>, subject: &Subject, field: &str, port: u16, 
 
 /// Rules that need HTTP, on ports that say they carry something else.
 fn http(report: &mut Report<'_>, subject: &Subject, policy: &AuthorizationPolicy, pods: &[&Arc<Workload>]) {
-    let mesh = report.cluster.mesh;
-    let mut opaque = BTreeSet::new();
-    let mut clear = false;
-    for pod in pods {
-        for service in mesh.services_of(&pod.name) {
-            for port in &service.ports {
-                match port.is_not_http() {
-                    true => {
-                        opaque.extend(mesh.behind(service, port.port).into_iter().map(|(_, target)| target))
-                    }
-                    false => clear = true,
-                }
-            }
-        }
+    if policy.rules.iter().all(|rule| rule.layer7_field().is_none()) {
+        return;
     }
+    let calls = pods.iter().flat_map(|pod| report.called(pod));
+    let (opaque, clear): (Vec<_>, Vec<_>) = calls.partition(|call| call.port.is_not_http());
+    let opaque: BTreeSet<u16> = opaque.iter().map(|call| call.target).collect();
+    let clear = !clear.is_empty();
     for (at, rule) in policy.rules.iter().enumerate() {
         let Some(layer7) = rule.layer7_field() else { continue };
         let named = named_ports(rule);
