@@ -59,6 +59,11 @@ impl Agent {
         self.extra.extend(flags.iter().map(|flag| (*flag).to_owned()));
     }
 
+    /// Has it start with these flags, beside the usual ones, from the next start on.
+    pub fn set_flags(&mut self, flags: &[&str]) {
+        self.extra = flags.iter().map(|flag| (*flag).to_owned()).collect();
+    }
+
     /// Has it run in the group with this `cgroup.procs`, from the next start on.
     pub fn enter(&mut self, group: PathBuf) {
         self.group = Some(group);

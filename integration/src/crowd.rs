@@ -11,7 +11,7 @@ use crate::{load, netns, netns::Netns, process, tools::CrowdTally, topology::GAT
 /// The Kubernetes namespace of all of them; their service accounts are `p0`, `p1`, …
 pub const NAMESPACE: &str = "crowd";
 /// The addresses of all of them.
-const SUBNET: &str = "198.18.16.0/20";
+pub(crate) const SUBNET: &str = "198.18.16.0/20";
 /// More have no address.
 const MOST: usize = 14 * 250;
 /// Pods in one file of manifests.
@@ -56,13 +56,18 @@ impl Crowd {
         Ok(crowd)
     }
 
-    /// Writes their manifests.
+    /// Writes the manifests of all.
     pub fn announce(&self, world: &World) -> Result<()> {
+        self.announce_first(world, self.size)
+    }
+
+    /// Writes the manifests of the first `pods` of them.
+    pub fn announce_first(&self, world: &World, pods: usize) -> Result<()> {
         let namespace = format!(
             "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {NAMESPACE}\n  labels:\n    ambit.dev/dataplane: enabled\n"
         );
         world.manifests.write("crowd.yaml", &namespace)?;
-        let pods: Vec<usize> = (0..self.size).collect();
+        let pods: Vec<usize> = (0..pods).collect();
         for (file, pods) in pods.chunks(PER_FILE).enumerate() {
             let documents: Vec<String> =
                 pods.iter().map(|pod| self.manifest(*pod, &world.topology.nodes[0].name)).collect();
@@ -98,12 +103,17 @@ impl Crowd {
         serde_json::from_str(&text).context("the answer of the tool crowd")
     }
 
-    /// Takes their manifests and namespaces away. Nothing of the harness runs in them.
-    pub fn remove(self, world: &World) -> Result<()> {
+    /// Takes their manifests away.
+    pub fn retract(&self, world: &World) -> Result<()> {
         for file in 0..self.size.div_ceil(PER_FILE) {
             world.manifests.remove(&format!("crowd-{file}.yaml"))?;
         }
-        world.manifests.remove("crowd.yaml")?;
+        world.manifests.remove("crowd.yaml")
+    }
+
+    /// Takes their manifests and namespaces away. Nothing of the harness runs in them.
+    pub fn remove(self, world: &World) -> Result<()> {
+        self.retract(world)?;
         let names: String = (0..self.size).map(|pod| format!("netns delete {}\n", self.netns(pod))).collect();
         netns::batch(None, &names, LIMIT)
     }

@@ -80,6 +80,8 @@ pub struct Open {
     pub trace: Option<String>,
     /// The place of the connection among those of the same client to the same destination.
     pub order: Order,
+    /// The application is not connected before the answer is here: it has nothing to say until then.
+    pub waits: bool,
 }
 
 /// Where a connection stands among others that were numbered in the same place.
@@ -121,6 +123,7 @@ impl Control {
                 put_text(&mut payload, open.trace.as_deref().unwrap_or(""));
                 payload.extend(open.order.epoch.to_be_bytes());
                 payload.extend(open.order.number.to_be_bytes());
+                payload.push(u8::from(open.waits));
                 FrameType::Open
             }
             Self::Accept => FrameType::Accept,
@@ -152,6 +155,8 @@ impl Control {
                     epoch: u64::from_be_bytes(input.array()?),
                     number: u64::from_be_bytes(input.array()?),
                 },
+                // Agents before 0.2 end here.
+                waits: !input.bytes.is_empty() && input.array()? != [0],
             }),
             FrameType::Accept => Self::Accept,
             FrameType::Deny => {

@@ -6,7 +6,9 @@
 
 mod authorization;
 mod doubt;
+mod explain;
 mod reach;
+mod request_authentication;
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
@@ -15,10 +17,13 @@ use rpds::HashTrieMapSync;
 use self::authorization::{Authorization, Authorizations, Rehearsal};
 pub use self::{
     authorization::{
-        Action, Attribute, AuthorizationPolicy, Context, Field, InvalidValue, Rule, Target, TrustDomains,
+        Action, Attribute, AuthorizationPolicy, Context, Field, InvalidValue, Miss, PolicyVerdict, Rule,
+        Target, TrustDomains,
     },
     doubt::Doubt,
+    explain::{Explanation, MtlsOrigin, MtlsScope, Remedy, Statement, What},
     reach::Reach,
+    request_authentication::{ClaimHeader, JwtRule, Keys, RequestAuthentication, TokenPlace},
 };
 use crate::{
     model::{Labels, ObjectName, SpiffeId, Workload},
@@ -34,6 +39,8 @@ pub struct PolicySet {
     objects: HashTrieMapSync<ObjectName, Arc<PeerAuthentication>>,
     namespaces: HashTrieMapSync<Arc<str>, Scope>,
     authorizations: Authorizations,
+    /// No verdict depends on these.
+    requests: HashTrieMapSync<ObjectName, Arc<RequestAuthentication>>,
     /// Why the set may not be whole; then no plaintext is taken anywhere.
     incomplete: Option<Arc<str>>,
     /// Why AuthorizationPolicies may be missing; then nobody is let in anywhere.
@@ -76,6 +83,10 @@ pub enum Change {
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
     /// An AuthorizationPolicy is gone.
     AuthorizationPolicyGone(ObjectName),
+    /// A RequestAuthentication as it is now.
+    RequestAuthentication(Arc<RequestAuthentication>),
+    /// A RequestAuthentication is gone.
+    RequestAuthenticationGone(ObjectName),
 }
 
 /// A mode as an object states it. UNSET is the absence of one.
@@ -189,7 +200,7 @@ impl PolicySet {
         Self { root_namespace: root_namespace.into(), ..Self::default() }
     }
 
-    /// How many policy objects are in force.
+    /// How many policy objects are in force. RequestAuthentications are not.
     pub fn len(&self) -> usize {
         self.objects.size() + self.authorizations.len()
     }
@@ -228,6 +239,14 @@ impl PolicySet {
             Change::PeerAuthenticationGone(name) => self.remove(&name),
             Change::AuthorizationPolicy(policy) => self.authorizations.upsert(&self.root_namespace, policy),
             Change::AuthorizationPolicyGone(name) => self.authorizations.remove(&self.root_namespace, &name),
+            Change::RequestAuthentication(request) => {
+                self.requests.insert_mut(request.name.clone(), request);
+                Reach::default()
+            }
+            Change::RequestAuthenticationGone(name) => {
+                self.requests.remove_mut(&name);
+                Reach::default()
+            }
         }
     }
 
@@ -283,11 +302,7 @@ impl PolicySet {
                 closed,
             };
         }
-        let mesh = self.namespaces.get(&self.root_namespace).and_then(|scope| scope.wide.first());
-        let own = self.namespaces.get(namespace).filter(|_| *namespace != self.root_namespace);
-        let wide = own.and_then(|scope| scope.wide.first());
-        let selecting = own.and_then(|scope| scope.selecting.iter().find(|policy| policy.selects(labels)));
-
+        let Counting { mesh, wide, selecting } = self.counting(namespace, labels);
         let inherited =
             [selecting, wide, mesh].into_iter().flatten().find_map(|policy| Some(policy.rule(policy.mode?)));
         let ports = selecting
@@ -301,6 +316,24 @@ impl PolicySet {
             rehearsal,
             incomplete: None,
             closed,
+        }
+    }
+}
+
+/// The PeerAuthentications that count for one workload: of each scope the oldest.
+struct Counting<'a> {
+    mesh: Option<&'a Arc<PeerAuthentication>>,
+    wide: Option<&'a Arc<PeerAuthentication>>,
+    selecting: Option<&'a Arc<PeerAuthentication>>,
+}
+
+impl PolicySet {
+    fn counting(&self, namespace: &Arc<str>, labels: &Labels) -> Counting<'_> {
+        let own = self.namespaces.get(namespace).filter(|_| *namespace != self.root_namespace);
+        Counting {
+            mesh: self.namespaces.get(&self.root_namespace).and_then(|scope| scope.wide.first()),
+            wide: own.and_then(|scope| scope.wide.first()),
+            selecting: own.and_then(|scope| scope.selecting.iter().find(|policy| policy.selects(labels))),
         }
     }
 }
@@ -342,7 +375,7 @@ fn position(list: &[Arc<PeerAuthentication>], policy: &PeerAuthentication) -> us
 
 impl PeerAuthentication {
     /// Oldest first; timestamps count seconds, so ties are common, and the names decide them.
-    fn precedence(&self) -> (i64, &str, &str) {
+    pub(crate) fn precedence(&self) -> (i64, &str, &str) {
         (self.created.unwrap_or(i64::MAX), &self.name.name, &self.name.namespace)
     }
 

@@ -18,7 +18,9 @@ mod traffic;
 mod tests;
 
 use std::{
+    fmt,
     net::SocketAddr,
+    ops::Range,
     sync::{Arc, atomic::Ordering},
     time::{Instant, SystemTime},
 };
@@ -105,6 +107,23 @@ pub(crate) struct Meta {
     pub(crate) service: Option<ServiceName>,
     /// The protection between the nodes.
     pub(crate) security: Security,
+    /// What both agents of a tunnel call the connection, where it has got that far.
+    pub(crate) id: Option<ConnectionId>,
+}
+
+/// What both agents of a tunnel call one connection among those to the same destination. It is the client agent's word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ConnectionId {
+    /// A random number for the place and time of numbering.
+    pub(crate) epoch: u64,
+    /// 0, 1, 2, …
+    pub(crate) number: u64,
+}
+
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}-{}", self.epoch, self.number)
+    }
 }
 
 /// How a connection came to its end.
@@ -182,7 +201,7 @@ impl Telemetry {
     pub(crate) fn refuse(&self, meta: &Meta, refusal: &Refusal) {
         let metrics = &self.0.metrics;
         metrics.traffic.series(TrafficLabels::of(meta)).fail(Flag::of(refusal.reason));
-        metrics.refused(meta.direction, refusal.reason);
+        metrics.refused(meta, refusal.reason);
         self.denied(meta, refusal, false);
         if let Some(unsaid) = self.0.pace.line(meta, refusal.reason, Instant::now()) {
             access::refused(meta, refusal, unsaid);
@@ -233,6 +252,11 @@ impl Telemetry {
         self.0.metrics.tunnel_reuse.inc();
     }
 
+    /// Counts a tunnel that rested and led nowhere when it was wanted again.
+    pub(crate) fn tunnel_given_up(&self) {
+        self.0.metrics.tunnels_given_up.inc();
+    }
+
     /// Counts a live connection that was judged again because its pod's policy changed.
     pub(crate) fn policy_wake(&self) {
         self.0.metrics.policy_wakes.inc();
@@ -248,9 +272,9 @@ impl Telemetry {
         self.0.metrics.cni_repaired(what);
     }
 
-    /// Sets whether the CNI plugin is installed and chained.
+    /// Sets whether the CNI plugin, which is to be, is installed and chained.
     pub(crate) fn cni_installed(&self, installed: bool) {
-        self.0.metrics.cni_installed.set(i64::from(installed));
+        self.0.metrics.cni_installed(installed);
     }
 
     /// Sets how many pods are enrolled on this node.
@@ -270,17 +294,18 @@ impl Telemetry {
 
     /// Sets when the certificate of `identity` ends; `None` once the agent holds none for it.
     pub(crate) fn certificate(&self, identity: &SpiffeId, not_after: Option<SystemTime>) {
-        self.0.metrics.certificate(identity, not_after);
+        self.0.metrics.certificates.certificate(identity, not_after);
     }
 
-    /// Sets when a root ends; `None` once no identity trusts it.
-    pub(crate) fn root(&self, fingerprint: &str, not_after: Option<SystemTime>) {
-        self.0.metrics.root(fingerprint, not_after);
+    /// Sets when a root ends and how long it lives in all, and how many certificates lead to it; `None` once no identity trusts
+    /// it.
+    pub(crate) fn root(&self, fingerprint: &str, life: Option<(Range<SystemTime>, usize)>) {
+        self.0.metrics.certificates.root(fingerprint, life);
     }
 
     /// Sets how attempts to get certificates have ended since the start; those that showed a clock to be off have failed too.
     pub(crate) fn renewals(&self, issued: u64, failed: u64, skewed: u64) {
-        self.0.metrics.renewals(issued, failed, skewed);
+        self.0.metrics.certificates.renewals(issued, failed, skewed);
     }
 
     /// Whether all that enrolled pods dial is captured for want of room, and how many pods are kept out for the same reason.
@@ -291,12 +316,27 @@ impl Telemetry {
 
     /// Sets how many certificates are past 90 % of their life, or expired, and not renewed.
     pub(crate) fn late_certificates(&self, late: usize) {
-        self.0.metrics.late_certificates.set(i64::try_from(late).unwrap_or(i64::MAX));
+        self.0.metrics.certificates.late.set(i64::try_from(late).unwrap_or(i64::MAX));
+    }
+
+    /// Sets how many identities of this node's pods have no certificate, and cannot be had at this moment.
+    pub(crate) fn missing_certificates(&self, missing: usize) {
+        self.0.metrics.certificates.missing.set(i64::try_from(missing).unwrap_or(i64::MAX));
+    }
+
+    /// Sets how many pods that opt in could not be enrolled.
+    pub(crate) fn failed_pods(&self, pods: usize) {
+        self.0.metrics.failed_pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
+    }
+
+    /// Sets what the agent waits for before it is ready.
+    pub(crate) fn pending(&self, gates: &[&'static str]) {
+        self.0.metrics.pending(gates);
     }
 
     /// Sets the revocation lists in force: issuer and next update.
     pub(crate) fn revocation_lists(&self, lists: &[(String, Option<SystemTime>)]) {
-        self.0.metrics.revocation_lists(lists);
+        self.0.metrics.certificates.revocation_lists(lists);
     }
 
     /// The connections that are open, oldest first.
@@ -355,7 +395,7 @@ impl Connection {
         if std::mem::replace(&mut self.finished, true) {
             return;
         }
-        let Shared { metrics, live, .. } = &*self.telemetry.0;
+        let Shared { metrics, live, pace, .. } = &*self.telemetry.0;
         let direction = self.live.meta.direction;
         self.live.series.closed.fetch_add(1, Ordering::Relaxed);
         self.live.series.touch(Instant::now());
@@ -364,7 +404,7 @@ impl Connection {
             Ending::Closed | Ending::Reset => {}
             Ending::Refused { refusal, by_peer } => {
                 self.live.series.fail(Flag::of(refusal.reason));
-                metrics.refused(direction, refusal.reason);
+                metrics.refused(&self.live.meta, refusal.reason);
                 self.telemetry.denied(&self.live.meta, refusal, *by_peer);
             }
             Ending::Failed(refusal) => {
@@ -375,7 +415,15 @@ impl Connection {
             Ending::Aborted => self.live.series.fail(Flag::None),
         }
         live.remove(self.live.id);
-        access::ended(&self.live, ending);
+        let unsaid = match ending {
+            Ending::Refused { refusal, .. } | Ending::Failed(refusal) => {
+                pace.line(&self.live.meta, refusal.reason, Instant::now())
+            }
+            Ending::Closed | Ending::Reset | Ending::Aborted => Some(0),
+        };
+        if let Some(unsaid) = unsaid {
+            access::ended(&self.live, ending, unsaid);
+        }
     }
 }
 

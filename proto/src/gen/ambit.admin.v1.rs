@@ -85,6 +85,9 @@ pub struct Pod {
     /// How its network namespace was found: annotation, cni or cgroup; empty while it is not.
     #[prost(string, tag = "10")]
     pub found_by: ::prost::alloc::string::String,
+    /// What keeps it from talking, by the reason of the event that says so: EnrolmentFailed or NoCertificate; empty if nothing does.
+    #[prost(string, tag = "11")]
+    pub hindrance: ::prost::alloc::string::String,
 }
 /// Verdicts of the capture programs for one pod, in connections.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -7,12 +7,14 @@ fn examples() -> Vec<Control> {
             service: Some("web.shop.svc.cluster.local".into()),
             trace: None,
             order: Order::default(),
+            waits: false,
         }),
         Control::Open(Open {
             original_dst: "[fd00:198::7]:80".parse().unwrap(),
             service: None,
             trace: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00".into()),
             order: Order { epoch: u64::MAX, number: 1 },
+            waits: true,
         }),
         Control::Accept,
         Control::Deny(Refusal {

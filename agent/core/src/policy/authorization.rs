@@ -4,6 +4,7 @@
 //! nothing, and a DENY rule matches by the rest of it. Semantics are those of Istio's sidecars for TCP
 //! (<https://istio.io/latest/docs/reference/config/security/authorization-policy/>); objects arrive validated.
 
+mod explain;
 mod field;
 mod rehearsal;
 mod store;
@@ -13,6 +14,7 @@ mod verdict;
 use std::sync::Arc;
 
 pub use self::{
+    explain::{Miss, PolicyVerdict},
     field::{Attribute, Context, Field, InvalidValue},
     value::TrustDomains,
 };
@@ -135,7 +137,25 @@ impl Rule {
         self.needs_layer7 && self.fields().all(Field::is_unknown)
     }
 
-    fn fields(&self) -> impl Iterator<Item = &Field> {
+    /// Whether it matches wherever `other` does, as far as what they say tells.
+    pub fn covers(&self, other: &Self) -> bool {
+        let each = |own: &[Field], other: &[Field]| {
+            own.iter().all(|field| other.iter().any(|other| field.covers(other)))
+        };
+        let any = |own: &[Vec<Field>], other: &[Vec<Field>]| {
+            let within = |other: &Vec<Field>| own.iter().any(|own| each(own, other));
+            own.is_empty() || (!other.is_empty() && other.iter().all(within))
+        };
+        any(&self.from, &other.from) && any(&self.to, &other.to) && each(&self.when, &other.when)
+    }
+
+    /// Its alternatives of sources, each with the conditions left out; none if it says nothing of sources.
+    pub fn sources(&self) -> Option<impl Iterator<Item = &[Field]>> {
+        (!self.from.is_empty()).then(|| self.from.iter().map(Vec::as_slice))
+    }
+
+    /// The fields of all its parts.
+    pub fn fields(&self) -> impl Iterator<Item = &Field> {
         self.from.iter().chain(&self.to).flatten().chain(&self.when)
     }
 

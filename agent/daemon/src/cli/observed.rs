@@ -8,17 +8,17 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::{ask::put_in_time, moment::Moment, output, remote::Remote};
-use crate::config::{DEFAULT_RUN_DIR, Location, Namespace};
+use crate::config::{DEFAULT_RUN_DIR, Location};
 
 /// Whom to ask, and about what.
 #[derive(Debug, Args)]
 pub(super) struct Asked {
-    /// Only what concerns this namespace
-    #[arg(short, long, value_name = "NAME")]
-    namespace: Option<Namespace>,
     /// The folder of the agent's status socket
     #[arg(long, env = "AMBIT_RUN_DIR", hide_env_values = true, value_name = "DIR", default_value = DEFAULT_RUN_DIR)]
     run_dir: Location,
+    /// The agent that called itself so, not its predecessor or successor
+    #[arg(long, env = "AMBIT_INSTANCE", hide_env_values = true, value_name = "NAME")]
+    instance: Option<String>,
     #[command(flatten)]
     remote: Remote,
 }
@@ -40,7 +40,7 @@ impl Asked {
     pub(super) fn ask(&self) -> anyhow::Result<Answers> {
         let question = ObservationsRequest {};
         if !self.remote.wanted() {
-            let agents = vec![put_in_time(&self.run_dir.0, question)?];
+            let agents = vec![put_in_time(&self.run_dir.0, self.instance.as_deref(), question)?];
             return Ok(Answers { agents, silent: Vec::new() });
         }
         let mut answers = Answers { agents: Vec::new(), silent: Vec::new() };
@@ -55,7 +55,7 @@ impl Asked {
 
     /// Whether this namespace is asked about.
     pub(super) fn is_about(&self, namespace: &str) -> bool {
-        self.namespace.as_ref().is_none_or(|asked| asked.0 == namespace)
+        self.remote.namespace().is_none_or(|asked| asked == namespace)
     }
 }
 

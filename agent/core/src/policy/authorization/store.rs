@@ -68,16 +68,37 @@ impl Authorizations {
         namespace: &str,
         labels: &Labels,
     ) -> (Authorization, Rehearsal) {
-        let from_root = (namespace != root).then(|| self.in_namespace(root));
-        let all = from_root.into_iter().flatten().chain(self.in_namespace(namespace));
-        let here = all.filter(|policy| self.is_for(policy, namespace, labels));
-        let (rehearsed, enforced): (Vec<_>, Vec<_>) =
-            here.cloned().partition(|policy| policy.dry_run || policy.action == Action::Audit);
+        let (rehearsed, enforced): (Vec<_>, Vec<_>) = self
+            .for_pod(root, namespace, labels)
+            .cloned()
+            .partition(|policy| policy.dry_run || policy.action == Action::Audit);
         (Authorization::of(&enforced), Rehearsal::of(&enforced, rehearsed))
     }
 
+    /// The policies for a pod in `namespace` with these labels, in force or not, those of the root namespace first.
+    pub(in crate::policy) fn for_pod<'a>(
+        &'a self,
+        root: &str,
+        namespace: &'a str,
+        labels: &'a Labels,
+    ) -> impl Iterator<Item = &'a Arc<AuthorizationPolicy>> {
+        let from_root = (namespace != root).then(|| self.in_namespace(root));
+        let all = from_root.into_iter().flatten().chain(self.in_namespace(namespace));
+        all.filter(move |policy| self.is_for(policy, namespace, labels))
+    }
+
+    /// All of them, by name.
+    pub(in crate::policy) fn all(&self) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
+        self.objects.values()
+    }
+
     /// Whether the policy, of the root namespace or the pod's own, is for a pod with these labels.
-    fn is_for(&self, policy: &AuthorizationPolicy, namespace: &str, labels: &Labels) -> bool {
+    pub(in crate::policy) fn is_for(
+        &self,
+        policy: &AuthorizationPolicy,
+        namespace: &str,
+        labels: &Labels,
+    ) -> bool {
         if policy.doubt == Some(Doubt::Scope) {
             return true;
         }

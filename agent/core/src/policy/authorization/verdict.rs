@@ -35,7 +35,9 @@ struct Nearest<'a> {
 
 impl Authorization {
     /// Of these policies.
-    pub(super) fn of<'a>(policies: impl IntoIterator<Item = &'a Arc<AuthorizationPolicy>>) -> Self {
+    pub(in crate::policy) fn of<'a>(
+        policies: impl IntoIterator<Item = &'a Arc<AuthorizationPolicy>>,
+    ) -> Self {
         let (mut custom, mut deny, mut allow) = (Vec::new(), Vec::new(), Vec::new());
         for policy in policies {
             match policy.action {

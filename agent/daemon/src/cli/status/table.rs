@@ -104,8 +104,11 @@ fn pods_table(pods: &[PodView]) -> Table {
         "REFUSED",
     ]);
     for pod in pods {
-        let state =
-            if pod.error.is_empty() { pod.state.to_owned() } else { format!("{}: {}", pod.state, pod.error) };
+        let state = match (&*pod.error, &*pod.hindrance) {
+            ("", "NoCertificate") => format!("{}, no certificate", pod.state),
+            ("", _) => pod.state.to_owned(),
+            (error, _) => format!("{}: {error}", pod.state),
+        };
         table.row([
             pod.namespace.clone(),
             pod.name.clone(),

@@ -7,7 +7,7 @@ use ambit_proto::admin::v1::{
 use prost_types::Timestamp;
 
 use super::*;
-use crate::instance::RunDir;
+use crate::{cli::remote::narrow, instance::RunDir};
 
 const NOW: i64 = 1_900_000_000;
 
@@ -133,6 +133,25 @@ fn sections_narrow_it_down() {
 }
 
 #[test]
+fn one_namespace_is_picked_out() {
+    let mut all = status();
+    all.pods.push(Pod { namespace: "stock".to_owned(), ..Pod::default() });
+    all.problems.push(Problem { object: "Namespace stock".to_owned(), ..Problem::default() });
+    all.problems.push(Problem { message: "the API cannot be read".to_owned(), ..Problem::default() });
+    let mut shop = all.clone();
+    narrow(&mut shop, "shop");
+    assert_eq!(
+        (shop.pods.len(), shop.certificates.len(), shop.connections_total, shop.problems.len()),
+        (1, 1, 1, 2)
+    );
+    narrow(&mut all, "stock");
+    assert_eq!(
+        (all.pods.len(), all.certificates.len(), all.connections_total, all.problems.len()),
+        (1, 0, 0, 2)
+    );
+}
+
+#[test]
 fn machines_get_stable_keys_and_times() {
     let view = StatusView::new(status(), &[]);
     let json: serde_json::Value = serde_json::from_str(&render(&view, Format::Json).unwrap()).unwrap();
@@ -176,7 +195,7 @@ fn an_agent_that_hangs_is_given_up() {
     let _silent = std::os::unix::net::UnixListener::bind(RunDir::socket_path(dir.path())).unwrap();
     let run_dir = dir.path().to_str().unwrap();
     let Line { args } = clap::Parser::try_parse_from(["status", "--run-dir", run_dir]).unwrap();
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     let error = run(&args).unwrap_err().to_string();
     assert!(error.contains("did not answer within 5s"), "{error}");
     assert!(started.elapsed() < Duration::from_secs(8));
@@ -188,6 +207,13 @@ fn readiness_is_that_of_the_agent_meant() {
     assert_eq!(readiness(&ready, None).unwrap(), "ready\n");
     assert_eq!(readiness(&ready, Some("b")).unwrap(), "ready\n");
     assert!(readiness(&ready, Some("a")).unwrap_err().to_string().contains("has not taken over"));
+    let replaced = StatusResponse {
+        instance: "a".to_owned(),
+        pending: vec!["pods".to_owned(), "replaced".to_owned()],
+        ..status()
+    };
+    assert!(readiness(&replaced, Some("a")).unwrap().starts_with("replaced"), "a probe is not to complain");
+    assert!(readiness(&replaced, None).is_err());
     let pending = readiness(&status(), None).unwrap_err().to_string();
     assert_eq!(pending, "not ready, pending: certificates, manifests");
 }

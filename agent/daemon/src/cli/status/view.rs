@@ -42,6 +42,7 @@ pub(super) struct PodView {
     netns_cookie: u64,
     pub(super) state: &'static str,
     pub(super) error: String,
+    pub(super) hindrance: String,
     found_by: String,
     pub(super) counters: CountersView,
 }
@@ -139,6 +140,7 @@ impl From<proto::Pod> for PodView {
             netns_cookie: pod.netns_cookie,
             state,
             error: pod.error,
+            hindrance: pod.hindrance,
             found_by: pod.found_by,
             counters: CountersView {
                 captured: counters.captured,

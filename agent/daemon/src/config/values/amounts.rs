@@ -42,6 +42,9 @@ impl FromStr for Drain {
     }
 }
 
+/// How long whoever asks waits for an answer.
+pub(crate) type Wait = Drain;
+
 /// How long policies outlive their definition.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hold(pub(crate) Duration);

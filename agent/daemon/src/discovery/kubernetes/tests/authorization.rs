@@ -1,4 +1,4 @@
-//! AuthorizationPolicies from the API: in force, told of, and outliving their definition.
+//! AuthorizationPolicies from the API: in force, told of, and outliving their definition; RequestAuthentications, which are only told of.
 
 use ambit_core::policy::{Decision, Facts, decide};
 
@@ -93,4 +93,25 @@ async fn what_is_not_enforced_is_to_be_told_by_the_status() {
         let (accepted, reason, message) = wanted(&bench);
         assert_eq!((accepted, reason), expected, "{message}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_no_verdict_depends_on_closes_nothing() {
+    let mut bench = Bench::new("requestauthentications");
+    // A cluster need not have it, and nobody waits for it.
+    bench.call().await.refuse(404, "NotFound", "the server could not find the requested resource");
+    let world = bench.until("synced", |world| world.synced).await;
+    assert!(lets_in(&world) && world.problems.is_empty(), "{:?}", problems(&world));
+    let mut request = policy("", "5");
+    request["kind"] = json!("RequestAuthentication");
+    request["spec"] = json!({"jwtRules": [{"issuer": "a"}]});
+    let events = bench.list(std::slice::from_ref(&request), "6").await;
+    let world = bench.until("told", |world| !world.problems.is_empty()).await;
+    assert!(lets_in(&world) && problems(&world)[0].contains("it is not enforced"), "{:?}", problems(&world));
+    let statuses = bench.feed.wanted_statuses();
+    let (key, status) = statuses.iter().next().unwrap();
+    assert_eq!(key.to_string(), "RequestAuthentication shop/p");
+    assert_eq!((status.accepted, status.reason), (false, "UnsupportedValue"));
+    events.send("DELETED", &request);
+    bench.until("gone", |world| world.problems.is_empty()).await;
 }
