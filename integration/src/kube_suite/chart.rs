@@ -210,12 +210,9 @@ fn laptop(site: &mut Site) -> Result<()> {
     ensure!(!elsewhere.contains(&namespace), "{elsewhere}");
     // What agents have observed, of all nodes together.
     let ready = ask(&binary, &["readiness", "--all-nodes", "-n", &namespace, "--check"])?.ok()?;
-    ensure!(ready.contains(&format!("{namespace}/a")) && ready.contains("nobody has come"), "{ready}");
+    ensure!(ready.contains(&pod) && ready.contains("nobody has come"), "{ready}");
     let suggested = ask(&plugin, &["suggest", "-n", &namespace])?.ok()?;
-    ensure!(
-        suggested.contains(&format!("{namespace}/a has no policy: nobody has come to it")),
-        "{suggested}"
-    );
+    ensure!(suggested.contains(&format!("{pod} has no policy: nobody has come to it")), "{suggested}");
     let denials = ask(&binary, &["denials", "--node", "a", "-o", "json"])?.ok()?;
     ensure!(serde_json::from_str::<Value>(&denials)?.is_array(), "{denials}");
     let reader = site.cluster.api.user("reader", "reader", "readers")?;
