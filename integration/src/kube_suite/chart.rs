@@ -208,6 +208,13 @@ fn laptop(site: &mut Site) -> Result<()> {
     ensure!(named.contains(&a.name), "{named}");
     let elsewhere = ask(&binary, &["status", "--all-nodes", "-n", "default", "pods"])?.ok()?;
     ensure!(!elsewhere.contains(&namespace), "{elsewhere}");
+    // What agents have observed, of all nodes together.
+    let ready = ask(&binary, &["readiness", "--all-nodes", "-n", &namespace, "--check"])?.ok()?;
+    ensure!(ready.contains(&pod) && ready.contains("nobody has come"), "{ready}");
+    let suggested = ask(&plugin, &["suggest", "-n", &namespace])?.ok()?;
+    ensure!(suggested.contains(&format!("{pod} has no policy: nobody has come to it")), "{suggested}");
+    let denials = ask(&binary, &["denials", "--node", "a", "-o", "json"])?.ok()?;
+    ensure!(serde_json::from_str::<Value>(&denials)?.is_array(), "{denials}");
     let reader = site.cluster.api.user("reader", "reader", "readers")?;
     let refused = ask_as(&reader, &binary, &["status", "--all-nodes"])?;
     let told = refused.stderr.lines().count() == 1 && refused.stderr.contains("ambit-status-reader");

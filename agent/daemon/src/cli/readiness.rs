@@ -1,7 +1,7 @@
 //! `ambit readiness`: whether mutual TLS can be made STRICT, workload by workload, and who would be shut out.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     process::ExitCode,
     time::{Duration, SystemTime},
 };
@@ -139,7 +139,7 @@ impl View {
             "OPEN",
             "FIRST SEEN",
             "LAST SEEN",
-            "COUNTS",
+            "WOULD BE SHUT OUT",
         ];
         let mut sources = Table::new(head);
         for (view, source) in
@@ -154,7 +154,7 @@ impl View {
                 source.open.to_string(),
                 until(source.first_seen, now),
                 until(source.last_seen, now),
-                if source.blocks { "yes" } else { "no, not seen for long" }.to_owned(),
+                if source.blocks { "yes" } else { "not seen for long" }.to_owned(),
             ]);
         }
         out.push_str("\nIN PLAINTEXT\n");
@@ -201,7 +201,8 @@ impl DestinationView {
     }
 
     fn conclude(&mut self) {
-        let blocking = self.sources.iter().filter(|source| source.blocks).count();
+        let blocking = self.sources.iter().filter(|source| source.blocks);
+        let blocking = blocking.map(|source| source.party.name()).collect::<BTreeSet<_>>().len();
         self.ready = blocking == 0 && !self.incomplete;
         self.why = match blocking {
             0 if self.incomplete => "more sources than an agent keeps: it cannot be told".to_owned(),

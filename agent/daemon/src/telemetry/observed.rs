@@ -285,7 +285,7 @@ impl Observed {
         {
             let kept = held(&self.flows);
             for flow in &mut flows {
-                flow.incomplete = kept.has_lost(self.party(&flow.key.destination));
+                flow.incomplete = kept.has_lost(self.party(&flow.key.destination), now);
             }
         }
         let mut rehearsals = all(&self.rehearsals, now);

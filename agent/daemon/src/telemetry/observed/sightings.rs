@@ -2,7 +2,7 @@
 //! the most loses the one that has not been seen for longest, so that a flood at one pod costs no other pod what it has.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     hash::Hash,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -19,9 +19,10 @@ pub(super) struct Sightings<K, D> {
     seen: HashMap<Arc<K>, Entry<D>>,
     /// From the one not seen for longest on.
     order: Crowd<u64, Arc<K>>,
-    losers: HashSet<u64>,
-    /// There have been more losers than are remembered.
-    all_may_have_lost: bool,
+    /// Parties that had things pushed out, and when last.
+    losers: HashMap<u64, SystemTime>,
+    /// When there were last more losers than are remembered.
+    all_may_have_lost: Option<SystemTime>,
 }
 
 #[derive(Debug)]
@@ -46,8 +47,8 @@ impl<K: Eq + Hash, D> Sightings<K, D> {
             most,
             seen: HashMap::new(),
             order: Crowd::default(),
-            losers: HashSet::new(),
-            all_may_have_lost: false,
+            losers: HashMap::new(),
+            all_may_have_lost: None,
         }
     }
 
@@ -61,7 +62,7 @@ impl<K: Eq + Hash, D> Sightings<K, D> {
             None => (Arc::new(key), None),
         };
         if self.seen.len() >= self.most {
-            self.evict();
+            self.evict(now);
         }
         let ticket = self.order.insert(party, key.clone());
         let (count, first) = before.as_ref().map_or((0, now), |before| (before.count, before.first));
@@ -74,7 +75,7 @@ impl<K: Eq + Hash, D> Sightings<K, D> {
     pub(super) fn recent(&mut self, now: SystemTime) -> impl Iterator<Item = (&K, &Sighting<D>)> {
         let order = &mut self.order;
         self.seen.retain(|_, entry| {
-            let expired = now.duration_since(entry.sighting.last).is_ok_and(|idle| idle > KEPT);
+            let expired = is_over(entry.sighting.last, now);
             if expired {
                 order.remove(entry.ticket);
             }
@@ -83,20 +84,28 @@ impl<K: Eq + Hash, D> Sightings<K, D> {
         self.seen.iter().map(|(key, entry)| (&**key, &entry.sighting))
     }
 
-    /// Whether things of this party may have been pushed out by others.
-    pub(super) fn has_lost(&self, party: u64) -> bool {
-        self.all_may_have_lost || self.losers.contains(&party)
+    /// Whether things of this party may have been pushed out that would still be kept.
+    pub(super) fn has_lost(&self, party: u64, now: SystemTime) -> bool {
+        let losses = [self.losers.get(&party).copied(), self.all_may_have_lost];
+        losses.into_iter().flatten().any(|lost| !is_over(lost, now))
     }
 
-    fn evict(&mut self) {
+    fn evict(&mut self, now: SystemTime) {
         let Some((key, party)) = self.order.evict_of() else { return };
         self.seen.remove(&key);
-        if self.losers.len() < self.most {
-            self.losers.insert(party);
+        if self.losers.len() >= self.most && !self.losers.contains_key(&party) {
+            self.losers.retain(|_, lost| !is_over(*lost, now));
+        }
+        if self.losers.len() < self.most || self.losers.contains_key(&party) {
+            self.losers.insert(party, now);
         } else {
-            self.all_may_have_lost = true;
+            self.all_may_have_lost = Some(now);
         }
     }
+}
+
+fn is_over(then: SystemTime, now: SystemTime) -> bool {
+    now.duration_since(then).is_ok_and(|past| past > KEPT)
 }
 
 #[cfg(test)]
@@ -137,7 +146,9 @@ mod tests {
         assert!(sightings.seen.capacity() < 400, "{}", sightings.seen.capacity());
         let quiet = sightings.recent(start()).filter(|(key, _)| **key < 1000).count();
         assert_eq!(quiet, 10);
-        assert_eq!([1, 2].map(|party| sightings.has_lost(party)), [false, true]);
+        let lost = |now| [1, 2].map(|party| sightings.has_lost(party, now));
+        assert_eq!(lost(start() + KEPT), [false, true]);
+        assert_eq!(lost(start() + KEPT + SECOND * 2), [false, false], "it would not be kept by then");
     }
 
     #[test]
