@@ -146,6 +146,22 @@ const fn installed(name: &'static str, about: &'static str, work: fn(&mut Site) 
 mod tests {
     use std::collections::HashSet;
 
+    /// Helm warns of one with every command.
+    #[test]
+    fn the_chart_has_no_links() {
+        let mut folders =
+            vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/charts"))];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap().flatten() {
+                let kind = entry.file_type().unwrap();
+                assert!(!kind.is_symlink(), "{} is a link", entry.path().display());
+                if kind.is_dir() {
+                    folders.push(entry.path());
+                }
+            }
+        }
+    }
+
     #[test]
     fn names_are_unique_and_say_their_topic() {
         let names: Vec<&str> = super::tests().iter().map(|test| test.name).collect();

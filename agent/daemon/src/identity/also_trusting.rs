@@ -10,7 +10,7 @@ use ambit_core::model::SpiffeId;
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 
-use super::{Csr, IssueFuture, Issued, Issuer, Renewed, TrustBundle};
+use super::{Csr, Foreign, IssueFuture, Issued, Issuer, Renewed, TrustBundle};
 
 /// An issuer whose workloads trust other roots as well.
 pub(crate) struct AlsoTrusting {
@@ -41,6 +41,10 @@ impl Issuer for AlsoTrusting {
 
     fn trust(&self) -> Option<watch::Receiver<Arc<TrustBundle>>> {
         self.trust.clone()
+    }
+
+    fn foreign(&self) -> Option<watch::Receiver<Foreign>> {
+        self.issuer.foreign()
     }
 
     fn retain(&self, ids: &HashSet<SpiffeId>) {
