@@ -1,6 +1,6 @@
 //! What an operator reads when a real SPIRE or istiod gives nothing: the very setting that is missing.
 
-use std::time::Duration;
+use std::{thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -21,6 +21,7 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 const TOLD: Duration = Duration::from_secs(15);
+const HEARD: Duration = Duration::from_secs(5);
 const BACK: Duration = Duration::from_secs(10);
 
 fn untrusted(stage: &Stage<'_>, world: &mut World) -> Result<()> {
@@ -55,6 +56,8 @@ fn unhelpful(stage: &Stage<'_>, world: &mut World) -> Result<()> {
     eventually(TOLD, || served(world))?;
     spire.delete_delegate(0)?;
     world.agents[0].kill();
+    // The SPIRE agent asks its server every second.
+    thread::sleep(HEARD);
     world.agents[0].spawn()?;
     eventually(TOLD, || cut_off(world, &["no entry of its own", "authorized_delegates"]))
 }
