@@ -20,6 +20,7 @@ pub mod kube_suite;
 pub mod load;
 pub mod manifests;
 pub mod netns;
+mod outages;
 pub mod peers;
 pub mod process;
 pub mod profile;

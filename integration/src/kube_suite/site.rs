@@ -126,6 +126,21 @@ impl Site {
         Ok(())
     }
 
+    /// Installs ambit by Helm without waiting for what is not ready.
+    pub fn install_without_waiting(&mut self, settings: &[&str]) -> Result<()> {
+        if !self.imported {
+            self.cluster.import(&self.kit.image).context("bringing the image to the nodes")?;
+            self.imported = true;
+        }
+        let chart = self.kit.chart.display().to_string();
+        let fitting = self.settings()?;
+        let set = fitting.iter().map(String::as_str).chain(settings.iter().copied());
+        let set: Vec<&str> = set.flat_map(|setting| ["--set", setting]).collect();
+        self.helm(&[["install", RELEASE, &chart, "-n", SYSTEM].as_slice(), &set].concat())?;
+        self.installed = true;
+        Ok(())
+    }
+
     /// `helm upgrade` with these settings beside the usual ones; returns when everything is ready again.
     pub fn upgrade(&self, settings: &[&str]) -> Result<()> {
         self.helm_release("upgrade", &[], settings)

@@ -216,6 +216,14 @@ impl<D: Dial> Call<'_, D> {
         let mut patience = TUNNEL_IDLE;
         let tell = loop {
             let peer = session.facts().peer.clone();
+            // What the client begins after this has it on our present certificate.
+            let outdated = self.shared.wallet.renewed_since(&self.workload.identity, session.since());
+            if outdated && patience == TUNNEL_IDLE {
+                patience = LAST_OPEN;
+                if session.go_away().await.is_err() {
+                    break None;
+                }
+            }
             let next = select! {
                 biased;
                 () = self.pod.pod.until_released() => break None,

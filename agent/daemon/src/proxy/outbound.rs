@@ -246,29 +246,56 @@ impl<D: Dial> Call<'_, D> {
         tokio::spawn(stream.close(tell));
     }
 
-    /// A session that has waited in the pool, and for how long, or a new one.
+    /// A session that has waited in the pool, and for how long, or a new one. One from before our certificate was renewed serves
+    /// only where no new one can be made.
     async fn session(
         &self,
         client: &Workload,
         endpoint: &Endpoint,
         buffers: Option<usize>,
     ) -> Result<(PoolKey, Session, Option<Duration>), Refusal> {
-        let expected = &endpoint.workload.identity;
         let key = PoolKey {
             pod: client.uid.clone(),
             source: self.routed.source.ip(),
             destination: endpoint.addr,
             peer: endpoint.workload.uid.clone(),
             own: client.identity.clone(),
-            expected: expected.clone(),
+            expected: endpoint.workload.identity.clone(),
         };
         let Shared { wallet, telemetry, pool, .. } = self.shared;
+        let mut outdated = None;
         while let Some((session, rested)) = pool.take(&key) {
-            if wallet.recheck(&client.identity, &session.facts().peer).is_ok() {
+            if wallet.recheck(&client.identity, &session.facts().peer).is_err() {
+                continue;
+            }
+            if !wallet.renewed_since(&client.identity, session.since()) {
                 telemetry.tunnel_reused();
                 return Ok((key, session, Some(rested)));
             }
+            outdated = Some((session, rested));
         }
+        match (self.dialled(client, endpoint, buffers).await, outdated) {
+            (Ok(session), outdated) => {
+                outdated.map(|(outdated, _)| tokio::spawn(outdated.close(None)));
+                Ok((key, session, None))
+            }
+            (Err(_), Some((outdated, rested))) => {
+                telemetry.tunnel_reused();
+                Ok((key, outdated, Some(rested)))
+            }
+            (Err(refusal), None) => Err(refusal),
+        }
+    }
+
+    /// A new session.
+    async fn dialled(
+        &self,
+        client: &Workload,
+        endpoint: &Endpoint,
+        buffers: Option<usize>,
+    ) -> Result<Session, Refusal> {
+        let expected = &endpoint.workload.identity;
+        let Shared { wallet, telemetry, .. } = self.shared;
         let credentials = wallet.credentials(&client.identity).await?;
         let destination = endpoint.addr;
         let tcp = within(CONNECT, self.pod.pod.dial_tunnel(self.routed.source.ip(), destination))
@@ -285,7 +312,7 @@ impl<D: Dial> Call<'_, D> {
         .inspect_err(|error| telemetry.tls_failure(Direction::Outbound, error.reason()))?;
         wallet.recheck(&client.identity, &session.facts().peer).map_err(distrusted)?;
         telemetry.handshake(Direction::Outbound, session.facts().resumed);
-        Ok((key, session, None))
+        Ok(session)
     }
 
     /// A pod that calls its own service does not pass its own inbound side: its policy applies here, with itself as the

@@ -5,6 +5,7 @@ use std::{
     collections::HashMap,
     ops::Deref,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    time::SystemTime,
 };
 
 use ambit_core::{
@@ -152,6 +153,12 @@ impl Wallet {
         peer.recheck(&trust, &shared.rules.load(), shared.clock.now())?;
         peer.believed.store(generation, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Whether `id` has got another certificate since then: sessions from before it stand on one that others may not trust for
+    /// much longer.
+    pub(crate) fn renewed_since(&self, id: &SpiffeId, then: SystemTime) -> bool {
+        self.0.keys.current(id).is_some_and(|svid| svid.issued > then)
     }
 
     /// Ends once `own` does not believe `peer` any more, with the reason.

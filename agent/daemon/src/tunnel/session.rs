@@ -214,6 +214,12 @@ impl Session {
         link.facts()
     }
 
+    /// When its handshake was: both ends' certificates are those of then.
+    pub(crate) fn since(&self) -> SystemTime {
+        let Self::Ambit1(link) = self;
+        link.since()
+    }
+
     /// Begins a stream, on the client. Nothing waits for the peer's answer: it comes with the first bytes, as may a refusal.
     pub(crate) fn open(self, stream: Incoming) -> Stream {
         let Self::Ambit1(link) = self;

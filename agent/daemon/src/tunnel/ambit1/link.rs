@@ -46,6 +46,8 @@ pub(crate) struct Link {
     keys: Keys,
     facts: PeerFacts,
     share: Arc<Share>,
+    /// The handshake.
+    since: SystemTime,
     /// No new streams after this time.
     retired: SystemTime,
     /// The peer takes no further streams here.
@@ -88,6 +90,7 @@ impl Link {
             keys: Keys { kernel, asked: false },
             facts,
             share,
+            since: now,
             retired: now + left.mul_f64(RETIREMENT),
             last: false,
         }
@@ -95,6 +98,11 @@ impl Link {
 
     pub(in crate::tunnel) fn facts(&self) -> &PeerFacts {
         &self.facts
+    }
+
+    /// See [`Session::since`](crate::tunnel::Session::since).
+    pub(in crate::tunnel) fn since(&self) -> SystemTime {
+        self.since
     }
 
     /// See [`Session::is_valid`](crate::tunnel::Session::is_valid).
