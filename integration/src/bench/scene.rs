@@ -249,7 +249,13 @@ impl Scene {
     /// One message over both ways of a path; and that nobody else is let in, where a proxy has to see to that.
     fn must_carry(&self, path: usize) -> Result<()> {
         for ends in &self.paths[path].ends {
-            process::run(&mut ends.tool("first-byte", ports::ECHO)?, START_LIMIT)?.ok()?;
+            let tried = process::run(&mut ends.tool("first-byte", ports::ECHO)?, START_LIMIT)?.ok();
+            match &self.paths[path].carrier {
+                Carrier::Proxies(proxies) => {
+                    tried.with_context(|| format!("it says: {}", proxies.output()))?
+                }
+                _ => tried?,
+            };
         }
         if let (Carrier::Proxies(proxies), Some(keys)) = (&self.paths[path].carrier, &self.keys) {
             let refuses = proxies.refuses_strangers(keys)?;
