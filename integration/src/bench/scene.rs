@@ -180,10 +180,8 @@ impl Scene {
         }
         scene.serve_grpc()?;
         for path in 0..scene.paths.len() {
-            scene
-                .restart(path)
-                .and_then(|()| scene.must_carry(path))
-                .with_context(|| format!("the path {} does not carry anything", scene.name(path)))?;
+            let tried = scene.restart(path).and_then(|()| scene.must_carry(path));
+            tried.with_context(|| format!("the path {}", scene.name(path)))?;
         }
         Ok(scene)
     }
@@ -250,12 +248,10 @@ impl Scene {
     fn must_carry(&self, path: usize) -> Result<()> {
         for ends in &self.paths[path].ends {
             let tried = process::run(&mut ends.tool("first-byte", ports::ECHO)?, START_LIMIT)?.ok();
-            match &self.paths[path].carrier {
-                Carrier::Proxies(proxies) => {
-                    tried.with_context(|| format!("it says: {}", proxies.output()))?
-                }
-                _ => tried?,
-            };
+            tried.with_context(|| match &self.paths[path].carrier {
+                Carrier::Proxies(proxies) => format!("nothing comes through: {}", proxies.output()),
+                _ => "nothing comes through".to_owned(),
+            })?;
         }
         if let (Carrier::Proxies(proxies), Some(keys)) = (&self.paths[path].carrier, &self.keys) {
             let refuses = proxies.refuses_strangers(keys)?;
