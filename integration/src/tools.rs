@@ -12,6 +12,7 @@ mod http;
 mod node_init;
 mod servers;
 mod silence;
+mod steps;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -28,6 +29,7 @@ pub use self::{
     grpc::Calls,
     http::BODY as HTTP_BODY,
     silence::Silent,
+    steps::Seen,
 };
 
 /// Which tool, and how.
@@ -69,6 +71,8 @@ pub enum Tool {
     IssueLoad(certificates::IssueLoad),
     /// Connects to servers, many times over, and says nothing.
     Silence(silence::Silence),
+    /// Is one end of a connection, and does what it is told.
+    Steps(steps::Steps),
     /// The first process of a cluster's node.
     NodeInit(NodeInit),
 }
@@ -227,6 +231,7 @@ pub fn run(tool: &Tool) -> Result<()> {
         Tool::CreateCertificate(how) => print(&certificates::create(how)?),
         Tool::IssueLoad(how) => print(&certificates::load(how)?),
         Tool::Silence(how) => print(&silence::keep(how)?),
+        Tool::Steps(how) => print(&steps::take(how)?),
         Tool::NodeInit(how) => node_init::run(how),
     }
 }

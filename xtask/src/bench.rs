@@ -26,6 +26,7 @@ use crate::{
   cargo xtask bench --certificates      the CA, and an agent with a thousand identities
   cargo xtask bench --kube              the agent in a Kubernetes of 10,000 pods
   cargo xtask bench --changes           what a change of one pod or policy costs among 10,000 pods
+  cargo xtask bench --policies          10,000 policies of 10 rules: a verdict, and a compilation; needs no root
 
 A path of your own, --path NAME=CMD:
   CMD runs by `sh -c` once for the client's pod and once for each of two servers' pods, each time in the pod's network
@@ -77,8 +78,11 @@ pub(crate) struct Args {
     /// Measure what one change costs in a big cluster instead: processor time, system calls on maps, connections judged again.
     #[arg(long, conflicts_with_all = ["certificates", "loads", "paths", "path", "quick", "rounds", "seconds", "kube"])]
     changes: bool,
+    /// Measure what policies cost instead: a verdict and the compilation for one workload, among 10,000 of both.
+    #[arg(long, conflicts_with_all = ["certificates", "loads", "paths", "path", "quick", "rounds", "seconds", "kube", "changes"])]
+    policies: bool,
     /// Another daemon as the path `other`, beside this one; then plaintext and these two alone, unless --paths names more.
-    #[arg(long, value_name = "BINARY", conflicts_with_all = ["certificates", "kube", "changes"])]
+    #[arg(long, value_name = "BINARY", conflicts_with_all = ["certificates", "kube", "changes", "policies"])]
     against: Option<PathBuf>,
     /// Print the figures as JSON on stdout, and progress on stderr.
     #[arg(long)]
@@ -90,6 +94,9 @@ pub(crate) struct Args {
 
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    if args.policies {
+        return policies(args.json);
+    }
     if args.list {
         return Call::new("bench")?.flag("--list", true).become_it();
     }
@@ -140,4 +147,15 @@ impl Args {
             paths => paths.iter().any(|path| path.starts_with("envoy") || path.starts_with("haproxy")),
         }
     }
+}
+
+/// What is measured there is the logic alone.
+fn policies(json: bool) -> Result<ExitCode> {
+    let mut run = workspace::cargo();
+    run.args(["run", "--quiet", "--release", "-p", "ambit-core", "--example", "policies", "--"]);
+    if json {
+        run.arg("--json");
+    }
+    workspace::run(&mut run)?;
+    Ok(ExitCode::SUCCESS)
 }

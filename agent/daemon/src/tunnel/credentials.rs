@@ -111,6 +111,15 @@ impl Wallet {
         Ok(())
     }
 
+    /// Believes identities of the foreign trust domain `domain` no more.
+    pub(crate) fn end_federation(&self, domain: &TrustDomain) {
+        self.0.rules.rcu(|rules| PeerRules {
+            revocations: rules.revocations.clone(),
+            federation: Arc::new(rules.federation.without(domain)),
+        });
+        self.0.revised.send_modify(|revision| *revision += 1);
+    }
+
     /// Who the peer of a finished handshake with `held` is, resumed or not: see [`tls::peer_identity`].
     pub(crate) fn peer(
         &self,
