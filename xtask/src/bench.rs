@@ -51,10 +51,10 @@ pub(crate) struct Args {
     /// A path of your own besides; see below. May be given several times.
     #[arg(long, value_name = "NAME=CMD")]
     path: Vec<String>,
-    /// Five loads, three paths, three rounds of one second each.
+    /// Five loads over three paths, for a second each.
     #[arg(long)]
     quick: bool,
-    /// How many rounds; the median counts [default: 5, with --quick 3].
+    /// How many rounds; the median counts [default: 5].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: Option<u32>,
     /// How long each load lasts in each round, in seconds [default: 3, with --quick 1].

@@ -45,8 +45,10 @@ pub(super) fn configuration(side: Side, keys: &Keys, forwards: &[Forward], is_ht
         // Writing into a String does not fail.
         let _ = write!(
             text,
-            "listen {name}\n  mode {mode}\n  bind {listen}{bind}\n{check}  server app {target}{server}\n",
+            "listen {name}\n  mode {mode}\n{reuse}  bind {listen}{bind}\n{check}  server app {target}{server}\n",
             name = way.name(),
+            // Without it a client's first request never goes over a connection from the pool.
+            reuse = if http { "  http-reuse always\n" } else { "" },
             listen = way.listen,
             target = way.target,
         );

@@ -128,6 +128,12 @@ impl Proxies {
         self.running.iter().map(Process::id).collect()
     }
 
+    /// The last that they have said, for messages.
+    pub(super) fn output(&self) -> String {
+        let said = self.running.iter().map(|process| process::tail(&process.output()));
+        said.collect()
+    }
+
     /// What is in the way of a peer that should be refused: whether the server's proxy takes a stranger with a valid certificate.
     /// That it takes the right client is asked first, by the same means.
     pub(super) fn refuses_strangers(&self, keys: &Keys) -> Result<bool> {

@@ -140,9 +140,11 @@ impl Run {
 
     /// Adds the value of a round.
     pub(super) fn add(&mut self, load: &str, path: &str, figure: &Figure, round: u32, value: f64) {
-        let of =
-            |series: &&mut Series| series.load == load && series.path == path && series.figure == figure.key;
-        let series = match self.results.iter_mut().position(|mut series| of(&&mut series)) {
+        let found = self
+            .results
+            .iter()
+            .position(|one| one.load == load && one.path == path && one.figure == figure.key);
+        let series = match found {
             Some(found) => &mut self.results[found],
             None => {
                 self.results.push(Series {

@@ -180,10 +180,8 @@ impl Scene {
         }
         scene.serve_grpc()?;
         for path in 0..scene.paths.len() {
-            scene
-                .restart(path)
-                .and_then(|()| scene.must_carry(path))
-                .with_context(|| format!("the path {} does not carry anything", scene.name(path)))?;
+            let tried = scene.restart(path).and_then(|()| scene.must_carry(path));
+            tried.with_context(|| format!("the path {}", scene.name(path)))?;
         }
         Ok(scene)
     }
@@ -249,7 +247,11 @@ impl Scene {
     /// One message over both ways of a path; and that nobody else is let in, where a proxy has to see to that.
     fn must_carry(&self, path: usize) -> Result<()> {
         for ends in &self.paths[path].ends {
-            process::run(&mut ends.tool("first-byte", ports::ECHO)?, START_LIMIT)?.ok()?;
+            let tried = process::run(&mut ends.tool("first-byte", ports::ECHO)?, START_LIMIT)?.ok();
+            tried.with_context(|| match &self.paths[path].carrier {
+                Carrier::Proxies(proxies) => format!("nothing comes through: {}", proxies.output()),
+                _ => "nothing comes through".to_owned(),
+            })?;
         }
         if let (Carrier::Proxies(proxies), Some(keys)) = (&self.paths[path].carrier, &self.keys) {
             let refuses = proxies.refuses_strangers(keys)?;

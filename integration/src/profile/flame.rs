@@ -51,7 +51,8 @@ pub(super) fn graph(stacks: &Stacks, title: &str) -> String {
     );
     let canvas = Canvas { all: root.samples.max(1) as f64, height };
     canvas.draw(&mut svg, "all", &root, 0.0, 0);
-    svg + "<script>" + ZOOM + "</script></svg>\n"
+    // SVG is XML: a bare `<` of the script would end the file for its reader.
+    svg + "<script><![CDATA[" + ZOOM + "]]></script></svg>\n"
 }
 
 /// How many rows of frames are wide enough to be drawn.
@@ -131,6 +132,8 @@ mod tests {
         assert!(svg.contains("<title>f&lt;T&gt;: 100.00 %, 4 samples</title>"), "{svg}");
         assert!(svg.contains("data-x=\"0.000\" data-w=\"900.000\" data-n=\"g_[k]\""), "{svg}");
         assert!(svg.contains("a &amp; b") && !svg.contains("src="));
+        let (_, script) = svg.split_once("<script>").unwrap();
+        assert!(script.starts_with("<![CDATA[") && script.ends_with("]]></script></svg>\n"), "{script}");
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub struct Args {
     /// The folder of Envoy and HAProxy.
     #[arg(long)]
     proxies: Option<PathBuf>,
-    /// Few loads, few paths, few rounds.
+    /// Few loads, few paths, short rounds.
     #[arg(long)]
     quick: bool,
     /// How many rounds.
@@ -152,7 +152,7 @@ fn settings(args: &Args) -> Result<Settings> {
         paths,
         proxies: args.proxies.clone(),
         loads,
-        rounds: args.rounds.unwrap_or(if args.quick { 3 } else { 5 }),
+        rounds: args.rounds.unwrap_or(5),
         seconds: args.seconds.unwrap_or(if args.quick { 1 } else { 3 }),
         out: args.out.clone(),
     })
