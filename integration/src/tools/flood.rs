@@ -15,6 +15,7 @@ use rustls::{
     crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs, aws_lc_rs::kx_group},
 };
 use serde::{Deserialize, Serialize};
+use socket2::{Domain, Socket, Type};
 
 use super::servers::listen_on;
 
@@ -36,6 +37,9 @@ pub struct Flood {
     /// Another for each one that is cut, until the time is over.
     #[arg(long)]
     pub again: bool,
+    /// Do not wait for answers to connects.
+    #[arg(long)]
+    pub unanswered: bool,
 }
 
 /// What a connection of a flood says.
@@ -72,7 +76,7 @@ pub enum Says {
 /// What came of it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct FloodTally {
-    /// Connections that came about.
+    /// Connections that came about, or are under way.
     pub connected: usize,
     /// Those that did not.
     pub refused: usize,
@@ -120,19 +124,32 @@ pub(super) fn run(how: &Flood) -> Result<FloodTally> {
 
 fn open(how: &Flood, count: usize, first: &[u8], held: &mut Vec<TcpStream>, tally: &mut FloodTally) {
     for _ in 0..count {
-        let opened = TcpStream::connect_timeout(&how.to, Duration::from_secs(2)).and_then(|mut stream| {
+        let opened = || {
+            if how.unanswered {
+                return dial(how.to);
+            }
+            let mut stream = TcpStream::connect_timeout(&how.to, Duration::from_secs(2))?;
             stream.set_nodelay(true)?;
             stream.write_all(first)?;
             stream.set_nonblocking(true)?;
-            Ok(stream)
-        });
-        match opened {
+            Ok::<_, std::io::Error>(stream)
+        };
+        match opened() {
             Ok(stream) => {
                 tally.connected += 1;
                 held.push(stream);
             }
             Err(_) => tally.refused += 1,
         }
+    }
+}
+
+/// A connect under way.
+fn dial(to: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), None)?;
+    match socket.connect(&to.into()) {
+        Err(error) if error.raw_os_error() != Some(nix::libc::EINPROGRESS) => Err(error),
+        _ => Ok(socket.into()),
     }
 }
 

@@ -188,14 +188,13 @@ fn dead_destinations(world: &mut World) -> Result<()> {
         "a",
         (ghost, 7000),
         6_000,
-        &["--says", "nothing", "--hold-ms", "6000", "--again"],
+        &["--says", "nothing", "--hold-ms", "6000", "--again", "--unanswered"],
     )?;
     let mut longest = keeps_reaching(world, "a", "b", 20)?;
     longest = longest.max(keeps_reaching(world, "e", "b", 10)?).max(keeps_reaching(world, "b", "e", 10)?);
     let tally = flooding.end()?;
     world.notes.push(format!("longest {longest:?}; {tally:?}"));
-    ensure!(tally.connected >= 6_000, "they are taken, and dropped: {tally:?}");
-    ensure!(overloaded(world, 0)? > 0.0, "none was refused as overloaded");
+    ensure!(tally.connected >= 6_000, "the pod's own kernel has them wait: {tally:?}");
     Ok(())
 }
 
