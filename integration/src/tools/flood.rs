@@ -15,8 +15,11 @@ use rustls::{
     crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs, aws_lc_rs::kx_group},
 };
 use serde::{Deserialize, Serialize};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::servers::listen_on;
+
+const EINPROGRESS: i32 = 115;
 
 /// How `flood` floods.
 #[derive(Clone, Debug, clap::Args)]
@@ -36,6 +39,9 @@ pub struct Flood {
     /// Another for each one that is cut, until the time is over.
     #[arg(long)]
     pub again: bool,
+    /// Wait for no connect: they count as connected, and as open, while their connects are under way.
+    #[arg(long)]
+    pub at_once: bool,
 }
 
 /// What a connection of a flood says.
@@ -120,12 +126,14 @@ pub(super) fn run(how: &Flood) -> Result<FloodTally> {
 
 fn open(how: &Flood, count: usize, first: &[u8], held: &mut Vec<TcpStream>, tally: &mut FloodTally) {
     for _ in 0..count {
-        let opened = TcpStream::connect_timeout(&how.to, Duration::from_secs(2)).and_then(|mut stream| {
+        let connected = || {
+            let mut stream = TcpStream::connect_timeout(&how.to, Duration::from_secs(2))?;
             stream.set_nodelay(true)?;
             stream.write_all(first)?;
             stream.set_nonblocking(true)?;
             Ok(stream)
-        });
+        };
+        let opened = if how.at_once { connecting(how.to) } else { connected() };
         match opened {
             Ok(stream) => {
                 tally.connected += 1;
@@ -133,6 +141,15 @@ fn open(how: &Flood, count: usize, first: &[u8], held: &mut Vec<TcpStream>, tall
             }
             Err(_) => tally.refused += 1,
         }
+    }
+}
+
+fn connecting(to: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&to.into()) {
+        Err(error) if error.raw_os_error() != Some(EINPROGRESS) => Err(error),
+        _ => Ok(socket.into()),
     }
 }
 
