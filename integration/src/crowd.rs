@@ -11,7 +11,7 @@ use crate::{load, netns, netns::Netns, process, tools::CrowdTally, topology::GAT
 /// The Kubernetes namespace of all of them; their service accounts are `p0`, `p1`, …
 pub const NAMESPACE: &str = "crowd";
 /// The addresses of all of them.
-const SUBNET: &str = "198.18.16.0/20";
+pub(crate) const SUBNET: &str = "198.18.16.0/20";
 /// More have no address.
 const MOST: usize = 14 * 250;
 /// Pods in one file of manifests.
@@ -56,19 +56,51 @@ impl Crowd {
         Ok(crowd)
     }
 
-    /// Writes their manifests.
+    /// Writes the manifests of all.
     pub fn announce(&self, world: &World) -> Result<()> {
-        let namespace = format!(
-            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {NAMESPACE}\n  labels:\n    ambit.dev/dataplane: enabled\n"
-        );
-        world.manifests.write("crowd.yaml", &namespace)?;
-        let pods: Vec<usize> = (0..self.size).collect();
+        self.announce_first(world, self.size)
+    }
+
+    /// Writes the manifests of the first `pods` of them.
+    pub fn announce_first(&self, world: &World, pods: usize) -> Result<()> {
+        self.announce_namespace(world)?;
+        let pods: Vec<usize> = (0..pods).collect();
         for (file, pods) in pods.chunks(PER_FILE).enumerate() {
             let documents: Vec<String> =
-                pods.iter().map(|pod| self.manifest(*pod, &world.topology.nodes[0].name)).collect();
+                pods.iter().map(|pod| self.manifest(*pod, *pod, &world.topology.nodes[0].name)).collect();
             world.manifests.write(&format!("crowd-{file}.yaml"), &documents.join("---\n"))?;
         }
         Ok(())
+    }
+
+    /// Writes the manifest of one of them, under the service account that another one may have as well.
+    pub fn announce_one(&self, world: &World, pod: usize, account: usize) -> Result<()> {
+        self.announce_namespace(world)?;
+        let manifest = self.manifest(pod, account, &world.topology.nodes[0].name);
+        world.manifests.write(&format!("crowd-pod-{pod}.yaml"), &manifest)
+    }
+
+    /// Takes one of them away that [`Crowd::announce_one`] has told of.
+    pub fn withdraw(&self, world: &World, pod: usize) -> Result<()> {
+        world.manifests.remove(&format!("crowd-pod-{pod}.yaml"))?;
+        Netns::named(&self.netns(pod)).delete()
+    }
+
+    /// The UID of a pod.
+    pub fn uid(&self, pod: usize) -> String {
+        format!("uid-{NAMESPACE}-{pod}")
+    }
+
+    /// The identity of a service account.
+    pub fn identity(&self, account: usize) -> String {
+        format!("spiffe://cluster.local/ns/{NAMESPACE}/sa/p{account}")
+    }
+
+    fn announce_namespace(&self, world: &World) -> Result<()> {
+        let namespace = format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {NAMESPACE}\n  labels:\n    ambit.dev/dataplane: enabled\n"
+        );
+        world.manifests.write("crowd.yaml", &namespace)
     }
 
     /// Waits until the agent of the node has enrolled all of them and holds a valid certificate for each.
@@ -98,13 +130,23 @@ impl Crowd {
         serde_json::from_str(&text).context("the answer of the tool crowd")
     }
 
-    /// Takes their manifests and namespaces away. Nothing of the harness runs in them.
-    pub fn remove(self, world: &World) -> Result<()> {
+    /// Takes their manifests away.
+    pub fn retract(&self, world: &World) -> Result<()> {
         for file in 0..self.size.div_ceil(PER_FILE) {
             world.manifests.remove(&format!("crowd-{file}.yaml"))?;
         }
         world.manifests.remove("crowd.yaml")?;
-        let names: String = (0..self.size).map(|pod| format!("netns delete {}\n", self.netns(pod))).collect();
+        for pod in 0..self.size {
+            world.manifests.remove(&format!("crowd-pod-{pod}.yaml"))?;
+        }
+        Ok(())
+    }
+
+    /// Takes their manifests and namespaces away. Nothing of the harness runs in them.
+    pub fn remove(self, world: &World) -> Result<()> {
+        self.retract(world)?;
+        let left = (0..self.size).filter(|pod| Netns::named(&self.netns(*pod)).path().exists());
+        let names: String = left.map(|pod| format!("netns delete {}\n", self.netns(pod))).collect();
         netns::batch(None, &names, LIMIT)
     }
 
@@ -112,14 +154,15 @@ impl Crowd {
         format!("{}{pod}", self.prefix)
     }
 
-    fn manifest(&self, pod: usize, node: &str) -> String {
+    fn manifest(&self, pod: usize, account: usize, node: &str) -> String {
         let address = address(pod);
         format!(
-            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: p{pod}\n  namespace: {NAMESPACE}\n  uid: uid-crowd-{pod}\n  \
-             annotations:\n    ambit.dev/netns: {netns}\nspec:\n  nodeName: {node}\n  serviceAccountName: p{pod}\n  \
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: p{pod}\n  namespace: {NAMESPACE}\n  uid: {uid}\n  \
+             annotations:\n    ambit.dev/netns: {netns}\nspec:\n  nodeName: {node}\n  serviceAccountName: p{account}\n  \
              containers:\n  - name: main\n    image: example.invalid/main:1\nstatus:\n  phase: Running\n  \
              podIP: {address}\n  podIPs:\n  - ip: {address}\n",
             netns = self.netns(pod),
+            uid = self.uid(pod),
         )
     }
 }

@@ -11,11 +11,13 @@ mod control;
 mod enrolment;
 mod identities;
 mod install;
+mod issuers;
 mod outage;
 mod pods;
 mod policy;
 mod privilege;
 mod probes;
+mod removal;
 mod restart;
 mod site;
 mod traffic;
@@ -68,6 +70,8 @@ pub fn tests() -> Vec<Test> {
         outage::TESTS,
         restart::TESTS,
         privilege::TESTS,
+        removal::TESTS,
+        issuers::TESTS,
     ]
     .concat()
 }
@@ -141,6 +145,22 @@ const fn installed(name: &'static str, about: &'static str, work: fn(&mut Site) 
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
+
+    /// Helm warns of one with every command.
+    #[test]
+    fn the_chart_has_no_links() {
+        let mut folders =
+            vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/charts"))];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap().flatten() {
+                let kind = entry.file_type().unwrap();
+                assert!(!kind.is_symlink(), "{} is a link", entry.path().display());
+                if kind.is_dir() {
+                    folders.push(entry.path());
+                }
+            }
+        }
+    }
 
     #[test]
     fn names_are_unique_and_say_their_topic() {

@@ -8,6 +8,7 @@ mod istiod;
 mod spire;
 mod svids;
 mod tokens;
+mod troubles;
 
 use std::path::{Path, PathBuf};
 
@@ -58,13 +59,18 @@ struct Stage<'a> {
 
 /// Every test, in the order in which they run.
 pub fn tests() -> Vec<Test> {
-    [svids::TESTS, tokens::TESTS, alerts::TESTS].concat()
+    [svids::TESTS, tokens::TESTS, troubles::TESTS, alerts::TESTS].concat()
 }
 
-/// Runs the tests whose name contains `filter`, so many at a time as there are `lanes`. Logs of those that fail are kept in the
+/// Tests that take many minutes: they run only when it is asked for by name.
+const SOAK: &str = "peers::soak_";
+
+/// Runs the tests whose name contains `filter`, those of [`SOAK`] only if it has `soak`, so many at a time as there are `lanes`. Logs of those that fail are kept in the
 /// folder `logs`.
 pub fn run(sandbox: &Sandbox, kit: &Kit, filter: &str, logs: &Path, lanes: usize, report: &Report) {
-    let asked = tests().into_iter().filter(|test| test.name.contains(filter));
+    let asked =
+        |test: &Test| test.name.contains(filter) && (filter.contains("soak") || !test.name.starts_with(SOAK));
+    let asked = tests().into_iter().filter(asked);
     report::side_by_side(asked, lanes, |lane| {
         let mut worlds = 0;
         move |test: Test| {

@@ -9,18 +9,25 @@ mod certificates;
 mod cni;
 mod connect;
 mod control;
+mod denials;
 mod evasion;
+mod explain;
 mod failure;
+mod health;
 mod identities;
 mod issuers;
 mod load;
 mod manifests;
 mod operations;
+mod other_addresses;
+mod peers_gone;
 mod policy;
 mod probes;
+mod rehearsal;
 mod reuse;
 mod revocation;
 mod routing;
+mod transparency;
 mod trust;
 mod upgrade;
 mod wire;
@@ -78,8 +85,13 @@ pub fn tests() -> Vec<Test> {
         addresses::TESTS,
         connect::TESTS,
         routing::TESTS,
+        other_addresses::TESTS,
+        transparency::TESTS,
         policy::TESTS,
         authorization::TESTS,
+        denials::TESTS,
+        rehearsal::TESTS,
+        explain::TESTS,
         probes::TESTS,
         operations::TESTS,
         manifests::TESTS,
@@ -89,10 +101,12 @@ pub fn tests() -> Vec<Test> {
         revocation::TESTS,
         identities::TESTS,
         issuers::TESTS,
+        health::TESTS,
         evasion::TESTS,
         &attacks::tests(),
         load::TESTS,
         failure::TESTS,
+        peers_gone::TESTS,
         upgrade::TESTS,
         reuse::TESTS,
     ]

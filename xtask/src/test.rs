@@ -117,7 +117,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         let call = call.value("--logs", logs).words(["--"]);
         return args.asked(call.flag("--soak", args.soak)).become_it();
     }
-    setup::programs()?;
+    setup::test_programs()?;
     let passed = if args.e2e_only || args.soak {
         0
     } else {

@@ -286,6 +286,7 @@ fn put_refusal(out: &mut Vec<u8>, refusal: &Refusal) {
     put_text(out, refusal.policy.as_deref().unwrap_or(""));
     put_text(out, &refusal.text);
     put_text(out, refusal.rule.as_deref().unwrap_or(""));
+    put_text(out, refusal.field.as_deref().unwrap_or(""));
 }
 
 fn put_text(out: &mut Vec<u8>, text: &str) {
@@ -331,9 +332,15 @@ impl<'a> Payload<'a> {
             reason,
             policy: self.text()?.map(Arc::from),
             text: self.text()?.unwrap_or_default().into(),
-            // Agents before 0.2 end here.
-            rule: if self.bytes.is_empty() { None } else { self.text()?.map(Arc::from) },
+            // Agents before 0.2 end before one of these.
+            rule: self.last_text()?,
+            field: self.last_text()?,
         })
+    }
+
+    /// A text that older agents do not send.
+    fn last_text(&mut self) -> Result<Option<Arc<str>>, FrameError> {
+        Ok(if self.bytes.is_empty() { None } else { self.text()?.map(Arc::from) })
     }
 
     fn text(&mut self) -> Result<Option<String>, FrameError> {

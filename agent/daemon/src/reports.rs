@@ -5,6 +5,7 @@
 //! itself: it is handed what is so.
 
 mod events;
+mod note;
 mod pace;
 mod policy_status;
 
@@ -35,14 +36,38 @@ pub(crate) struct PodReport {
     pub(crate) uid: Arc<str>,
     /// The identity under which its traffic goes.
     pub(crate) identity: SpiffeId,
-    /// Why it is not enrolled, if it is not.
-    pub(crate) problem: Option<String>,
+    /// What keeps it from talking, if something does.
+    pub(crate) hindrance: Option<Hindrance>,
+}
+
+/// Why every connection of a pod is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Hindrance {
+    /// It cannot be enrolled.
+    Enrolment(String),
+    /// Its identity has no valid certificate.
+    Certificate(String),
+}
+
+impl Hindrance {
+    /// The reason of the event that tells of it.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::Enrolment(_) => "EnrolmentFailed",
+            Self::Certificate(_) => "NoCertificate",
+        }
+    }
+}
+
+/// A text without what may differ from one attempt to the next: times, counts, numbers of processes.
+pub(crate) fn without_numbers(text: &str) -> String {
+    text.chars().filter(|c| !c.is_ascii_digit()).collect()
 }
 
 /// Reports for ever. `pods` gives this node's pods that have opted in, once that is known; until then nothing is written.
 pub(crate) async fn run(client: Client, node: &str, feed: Feed, pods: impl Fn() -> Option<Vec<PodReport>>) {
     let mut events = Events::new(client.clone(), node);
-    let mut statuses = PolicyStatusWriter::new(client);
+    let mut statuses = PolicyStatusWriter::new(client, node);
     let mut tick = interval(PERIOD);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -4,10 +4,13 @@
 //! metrics at once. Everything here is synchronous and bounded; nothing waits for a reader.
 
 mod access;
+mod expiring;
 mod live;
 mod logging;
 mod metrics;
+mod observed;
 mod pace;
+mod policy_metrics;
 mod process;
 mod traffic;
 
@@ -15,21 +18,28 @@ mod traffic;
 mod tests;
 
 use std::{
+    fmt,
     net::SocketAddr,
+    ops::Range,
     sync::{Arc, atomic::Ordering},
     time::{Instant, SystemTime},
 };
 
 use ambit_core::{
     model::{ObjectName, ServiceName, SpiffeId, Workload},
-    reason::{Reason, Refusal},
+    reason::{Reason, Refusal, Rehearsed},
 };
 
 pub(crate) use logging::{LogFormat, LoggingError, init_logging, parse_filter};
 pub(crate) use metrics::OpenTunnel;
+pub(crate) use observed::{
+    DenialDetail, DenialKey, Flow, FlowSource, Observations, Outcome, Place, RehearsalDetail, RehearsalKey,
+    Sighting, Who,
+};
 
 use live::{Live, LiveTable};
 use metrics::Metrics;
+use observed::Observed;
 use pace::Pace;
 use traffic::{Flag, TrafficLabels};
 
@@ -97,6 +107,23 @@ pub(crate) struct Meta {
     pub(crate) service: Option<ServiceName>,
     /// The protection between the nodes.
     pub(crate) security: Security,
+    /// What both agents of a tunnel call the connection, where it has got that far.
+    pub(crate) id: Option<ConnectionId>,
+}
+
+/// What both agents of a tunnel call one connection among those to the same destination. It is the client agent's word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ConnectionId {
+    /// A random number for the place and time of numbering.
+    pub(crate) epoch: u64,
+    /// 0, 1, 2, …
+    pub(crate) number: u64,
+}
+
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}-{}", self.epoch, self.number)
+    }
 }
 
 /// How a connection came to its end.
@@ -141,12 +168,18 @@ struct Shared {
     metrics: Metrics,
     live: LiveTable,
     pace: Pace,
+    observed: Observed,
 }
 
 impl Telemetry {
     /// Starts with everything at zero.
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Shared { metrics: Metrics::new(), live: LiveTable::default(), pace: Pace::default() }))
+        Self(Arc::new(Shared {
+            metrics: Metrics::new(),
+            live: LiveTable::default(),
+            pace: Pace::default(),
+            observed: Observed::new(SystemTime::now()),
+        }))
     }
 
     /// Counts a connection as open until the value returned is finished or dropped.
@@ -155,6 +188,10 @@ impl Telemetry {
         let series = metrics.traffic.series(TrafficLabels::of(&meta));
         series.opened.fetch_add(1, Ordering::Relaxed);
         metrics.sockets_open(meta.direction).inc();
+        if meta.direction == Direction::Inbound && meta.security == Security::Plaintext {
+            metrics.policy.plaintext(&meta, Instant::now());
+        }
+        self.0.observed.opened(&meta, SystemTime::now());
         access::opened(&meta);
         let live = self.0.live.insert(|id| Live::new(id, meta, series));
         Connection { live, telemetry: self.clone(), finished: false }
@@ -164,9 +201,34 @@ impl Telemetry {
     pub(crate) fn refuse(&self, meta: &Meta, refusal: &Refusal) {
         let metrics = &self.0.metrics;
         metrics.traffic.series(TrafficLabels::of(meta)).fail(Flag::of(refusal.reason));
-        metrics.refused(meta.direction, refusal.reason);
+        metrics.refused(meta, refusal.reason);
+        self.denied(meta, refusal, false);
         if let Some(unsaid) = self.0.pace.line(meta, refusal.reason, Instant::now()) {
             access::refused(meta, refusal, unsaid);
+        }
+    }
+
+    /// Tells what a policy that decides nothing would have made of a connection; `action` is its `spec.action`.
+    pub(crate) fn rehearsed(
+        &self,
+        meta: &Meta,
+        policy: &ObjectName,
+        action: &'static str,
+        rehearsed: Rehearsed,
+    ) {
+        self.0.metrics.policy.rehearsed(policy, action, rehearsed, Instant::now());
+        self.0.observed.rehearsed(meta, policy, action, rehearsed, SystemTime::now());
+    }
+
+    /// Remembers a connection that is let in and would not be, if the policies were in force that decide nothing.
+    pub(crate) fn would_be_refused(&self, meta: &Meta, refusal: &Refusal) {
+        self.0.observed.would_be_refused(meta, refusal, SystemTime::now());
+    }
+
+    fn denied(&self, meta: &Meta, refusal: &Refusal, by_peer: bool) {
+        if refusal.reason.is_denial() {
+            self.0.metrics.policy.denied(meta.direction, refusal, by_peer, Instant::now());
+            self.0.observed.refused(meta, refusal, by_peer, SystemTime::now());
         }
     }
 
@@ -190,6 +252,11 @@ impl Telemetry {
         self.0.metrics.tunnel_reuse.inc();
     }
 
+    /// Counts a tunnel that rested and led nowhere when it was wanted again.
+    pub(crate) fn tunnel_given_up(&self) {
+        self.0.metrics.tunnels_given_up.inc();
+    }
+
     /// Counts a live connection that was judged again because its pod's policy changed.
     pub(crate) fn policy_wake(&self) {
         self.0.metrics.policy_wakes.inc();
@@ -205,9 +272,9 @@ impl Telemetry {
         self.0.metrics.cni_repaired(what);
     }
 
-    /// Sets whether the CNI plugin is installed and chained.
+    /// Sets whether the CNI plugin, which is to be, is installed and chained.
     pub(crate) fn cni_installed(&self, installed: bool) {
-        self.0.metrics.cni_installed.set(i64::from(installed));
+        self.0.metrics.cni_installed(installed);
     }
 
     /// Sets how many pods are enrolled on this node.
@@ -227,17 +294,18 @@ impl Telemetry {
 
     /// Sets when the certificate of `identity` ends; `None` once the agent holds none for it.
     pub(crate) fn certificate(&self, identity: &SpiffeId, not_after: Option<SystemTime>) {
-        self.0.metrics.certificate(identity, not_after);
+        self.0.metrics.certificates.certificate(identity, not_after);
     }
 
-    /// Sets when a root ends; `None` once no identity trusts it.
-    pub(crate) fn root(&self, fingerprint: &str, not_after: Option<SystemTime>) {
-        self.0.metrics.root(fingerprint, not_after);
+    /// Sets when a root ends and how long it lives in all, and how many certificates lead to it; `None` once no identity trusts
+    /// it.
+    pub(crate) fn root(&self, fingerprint: &str, life: Option<(Range<SystemTime>, usize)>) {
+        self.0.metrics.certificates.root(fingerprint, life);
     }
 
     /// Sets how attempts to get certificates have ended since the start; those that showed a clock to be off have failed too.
     pub(crate) fn renewals(&self, issued: u64, failed: u64, skewed: u64) {
-        self.0.metrics.renewals(issued, failed, skewed);
+        self.0.metrics.certificates.renewals(issued, failed, skewed);
     }
 
     /// Whether all that enrolled pods dial is captured for want of room, and how many pods are kept out for the same reason.
@@ -248,17 +316,42 @@ impl Telemetry {
 
     /// Sets how many certificates are past 90 % of their life, or expired, and not renewed.
     pub(crate) fn late_certificates(&self, late: usize) {
-        self.0.metrics.late_certificates.set(i64::try_from(late).unwrap_or(i64::MAX));
+        self.0.metrics.certificates.late.set(i64::try_from(late).unwrap_or(i64::MAX));
+    }
+
+    /// Sets how many identities of this node's pods have no certificate, and cannot be had at this moment.
+    pub(crate) fn missing_certificates(&self, missing: usize) {
+        self.0.metrics.certificates.missing.set(i64::try_from(missing).unwrap_or(i64::MAX));
+    }
+
+    /// Sets how many pods that opt in could not be enrolled.
+    pub(crate) fn failed_pods(&self, pods: usize) {
+        self.0.metrics.failed_pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
+    }
+
+    /// Sets what the agent waits for before it is ready.
+    pub(crate) fn pending(&self, gates: &[&'static str]) {
+        self.0.metrics.pending(gates);
     }
 
     /// Sets the revocation lists in force: issuer and next update.
     pub(crate) fn revocation_lists(&self, lists: &[(String, Option<SystemTime>)]) {
-        self.0.metrics.revocation_lists(lists);
+        self.0.metrics.certificates.revocation_lists(lists);
     }
 
     /// The connections that are open, oldest first.
     pub(crate) fn live(&self) -> Vec<LiveConnection> {
         self.0.live.snapshot()
+    }
+
+    /// The refusals that were seen last, newest first.
+    pub(crate) fn denials(&self, most: usize) -> Vec<(DenialKey, Sighting<DenialDetail>)> {
+        self.0.observed.denials(most, SystemTime::now())
+    }
+
+    /// What is remembered of connections for those who write policies.
+    pub(crate) fn observations(&self) -> Observations {
+        self.0.observed.snapshot(&self.live(), SystemTime::now())
     }
 
     /// All metrics as OpenMetrics text, ending in `# EOF`.
@@ -276,6 +369,11 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// What was known when it was opened.
+    pub(crate) fn meta(&self) -> &Meta {
+        &self.live.meta
+    }
+
     /// Adds payload bytes that went from client to server.
     pub(crate) fn client_to_server(&self, bytes: u64) {
         self.live.client_to_server.fetch_add(bytes, Ordering::Relaxed);
@@ -297,25 +395,35 @@ impl Connection {
         if std::mem::replace(&mut self.finished, true) {
             return;
         }
-        let Shared { metrics, live, .. } = &*self.telemetry.0;
+        let Shared { metrics, live, pace, .. } = &*self.telemetry.0;
         let direction = self.live.meta.direction;
         self.live.series.closed.fetch_add(1, Ordering::Relaxed);
         self.live.series.touch(Instant::now());
         metrics.sockets_open(direction).dec();
         match ending {
             Ending::Closed | Ending::Reset => {}
-            Ending::Refused { refusal, .. } => {
+            Ending::Refused { refusal, by_peer } => {
                 self.live.series.fail(Flag::of(refusal.reason));
-                metrics.refused(direction, refusal.reason);
+                metrics.refused(&self.live.meta, refusal.reason);
+                self.telemetry.denied(&self.live.meta, refusal, *by_peer);
             }
             Ending::Failed(refusal) => {
                 self.live.series.fail(Flag::of(refusal.reason));
                 metrics.failed(direction, refusal.reason);
+                self.telemetry.denied(&self.live.meta, refusal, false);
             }
             Ending::Aborted => self.live.series.fail(Flag::None),
         }
         live.remove(self.live.id);
-        access::ended(&self.live, ending);
+        let unsaid = match ending {
+            Ending::Refused { refusal, .. } | Ending::Failed(refusal) => {
+                pace.line(&self.live.meta, refusal.reason, Instant::now())
+            }
+            Ending::Closed | Ending::Reset | Ending::Aborted => Some(0),
+        };
+        if let Some(unsaid) = unsaid {
+            access::ended(&self.live, ending, unsaid);
+        }
     }
 }
 

@@ -190,6 +190,27 @@ pub const FLOW_DELIVERY: u32 = 0;
 /// The kubelet's probe.
 pub const FLOW_PROBE: u32 = 1;
 
+/// How long an application has the kernel wait for the other end of a connection ([`Flow::local`] is the application's end);
+/// 0 where it has said nothing, or that is not known.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Patience {
+    /// Whether keepalive is on (`SO_KEEPALIVE`).
+    pub keepalive: u32,
+    /// Seconds of silence before the first probe (`TCP_KEEPIDLE`).
+    pub idle: u32,
+    /// Seconds between probes (`TCP_KEEPINTVL`).
+    pub interval: u32,
+    /// Probes without an answer that end the connection (`TCP_KEEPCNT`).
+    pub probes: u32,
+    /// Milliseconds without an acknowledgement that end the connection (`TCP_USER_TIMEOUT`).
+    pub user_timeout: u32,
+}
+
+/// The mark of the agent's dials to applications; `tcp_fwmark_accept` gives it to the application's end, whose packets a rule
+/// then keeps inside the pod's namespace.
+pub const DELIVERY_MARK: u32 = 0x0a3b_17ed;
+
 /// Address family 4, in [`ListenerKey::family`].
 pub const FAMILY_V4: u32 = 4;
 /// Address family 6, in [`ListenerKey::family`].
@@ -260,6 +281,7 @@ const _: () = {
     assert!(size_of::<Origin>() == 24);
     assert!(size_of::<Flow>() == 48);
     assert!(size_of::<ListenerKey>() == 16);
+    assert!(size_of::<Patience>() == 20);
     assert!(size_of::<Counters>() == 48);
 };
 
@@ -268,7 +290,8 @@ mod user {
     use std::net::{IpAddr, Ipv6Addr};
 
     use super::{
-        Addr, Counters, DestinationKey, Flow, Knock, ListenerKey, Origin, OriginKey, Pod, ProbeKey, Socket,
+        Addr, Counters, DestinationKey, Flow, Knock, ListenerKey, Origin, OriginKey, Patience, Pod, ProbeKey,
+        Socket,
     };
 
     macro_rules! plain {
@@ -281,7 +304,7 @@ mod user {
         };
     }
 
-    plain!(Pod Socket DestinationKey ProbeKey OriginKey Origin Flow Knock ListenerKey Counters);
+    plain!(Pod Socket DestinationKey ProbeKey OriginKey Origin Flow Knock ListenerKey Patience Counters);
 
     /// The 16-byte form of an address.
     pub fn addr(ip: IpAddr) -> Addr {

@@ -13,6 +13,7 @@ mod context;
 mod inbound;
 mod maps;
 mod park;
+mod patience;
 mod sockops;
 
 #[cfg(not(test))]

@@ -1,7 +1,7 @@
 //! The maps that the programs and the agent share. The agent pins them, so they outlive it.
 
 use ambit_ebpf_common::{
-    Counters, DestinationKey, Flow, ListenerKey, Origin, OriginKey, Pod, ProbeKey, Socket,
+    Counters, DestinationKey, Flow, ListenerKey, Origin, OriginKey, Patience, Pod, ProbeKey, Socket,
 };
 use aya_ebpf::{
     btf_maps::SkStorage,
@@ -41,6 +41,10 @@ pub static PROBES: HashMap<ProbeKey, u64> = HashMap::with_max_entries(32_768, 1 
 /// The agent's own dials to applications, while they connect, and the kubelet's probes, while they are open.
 #[map]
 pub static BYPASS: HashMap<Flow, u32> = HashMap::with_max_entries(131_072, 1 /* BPF_F_NO_PREALLOC */);
+
+/// How long applications wait for the other ends of their connections, by the connection as the application has it.
+#[map]
+pub static PATIENCE: LruHashMap<Flow, Patience> = LruHashMap::with_max_entries(32_768, 0);
 
 /// The agent's listeners. A listener that dies leaves the map by itself.
 #[map]

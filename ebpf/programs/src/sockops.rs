@@ -7,7 +7,10 @@ use ambit_ebpf_common::{
 };
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB},
+    bindings::{
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
+        BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
+    },
     helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_get},
     macros::sock_ops,
     programs::SockOpsContext,
@@ -15,7 +18,8 @@ use aya_ebpf::{
 
 use crate::{
     context::read_v6,
-    maps::{BYPASS, ORIGINS, SOCKETS},
+    maps::{BYPASS, ORIGINS, PODS, SOCKETS},
+    patience,
 };
 
 const AF_INET: u32 = 2;
@@ -23,12 +27,14 @@ const TCP_ESTABLISHED: u32 = 1;
 const TCP_SYN_SENT: u32 = 2;
 const TCP_CLOSE: u32 = 7;
 
-/// Runs at every connect's SYN, and at state changes of the sockets that asked for it.
+/// Runs at every connect's SYN, at every connection that comes about, and at state changes of the sockets that asked for it.
 #[sock_ops]
 pub fn ambit_sock_ops(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx),
         BPF_SOCK_OPS_STATE_CB => state_changed(&ctx),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => connected(&ctx),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(&ctx),
         _ => {}
     }
     0
@@ -75,6 +81,24 @@ fn state_changed(ctx: &SockOpsContext) {
 }
 
 #[inline(always)]
+fn connected(ctx: &SockOpsContext) {
+    if socket(ctx).is_some_and(|socket| socket.kind == SOCKET_CAPTURED) {
+        // SAFETY: the context is this program's own.
+        let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+        patience::established(ctx, &own_flow(ctx, netns));
+    }
+}
+
+#[inline(always)]
+fn accepted(ctx: &SockOpsContext) {
+    // SAFETY: the context is this program's own.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    if PODS.get_ptr(netns).is_some() {
+        patience::established(ctx, &own_flow(ctx, netns));
+    }
+}
+
+#[inline(always)]
 fn origin_key(ctx: &SockOpsContext, socket: &Socket) -> OriginKey {
     // SAFETY: the context is this program's own.
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
@@ -116,6 +140,13 @@ fn exempt(ctx: &SockOpsContext, socket: &Socket) -> Option<(Flow, u32)> {
 fn flow(ctx: &SockOpsContext, netns: u64, v4: bool) -> Flow {
     let (remote, local) = if v4 { (local_v4(ctx), remote_v4(ctx)) } else { (local_v6(ctx), remote_v6(ctx)) };
     Flow { netns, remote, local, remote_port: ctx.local_port(), local_port: u32::from_be(ctx.remote_port()) }
+}
+
+/// A connection as its own end has it.
+#[inline(always)]
+fn own_flow(ctx: &SockOpsContext, netns: u64) -> Flow {
+    let Flow { remote, local, remote_port, local_port, .. } = flow(ctx, netns, ctx.family() == AF_INET);
+    Flow { netns, remote: local, local: remote, remote_port: local_port, local_port: remote_port }
 }
 
 #[inline(always)]

@@ -33,6 +33,11 @@ pub(super) const TESTS: &[Test] = &[
         "taken out of the chart's Secret: connections under it are cut, the mesh goes on under the new one",
         withdrawn,
     ),
+    bare(
+        "identities::another_service_refuses_and_rotates",
+        "issuer.kind istio: refused, agents are not ready and pods say why; then its roots rotate, and no call fails",
+        another_service,
+    ),
 ];
 
 /// The name of the Secret.
@@ -46,7 +51,8 @@ fn node_authorisation(site: &mut Site) -> Result<()> {
     fs::create_dir_all(&folder)?;
     prepare(site, &namespace)?;
     let kubeconfig = site.cluster.api.user("ambit-ca", "ambit-ca", "nobody")?;
-    let mut replicas = replicas(site, &namespace, &folder, &kubeconfig)?;
+    let accounts = format!("{namespace}/ambit");
+    let mut replicas = replicas(site, &namespace, &accounts, &folder, &kubeconfig)?;
     replicas.iter_mut().try_for_each(Replica::spawn)?;
     replicas.iter_mut().try_for_each(Replica::wait_serving)?;
     let api = &site.cluster.api;
@@ -78,8 +84,8 @@ fn node_authorisation(site: &mut Site) -> Result<()> {
     rotated(site, &asking)
 }
 
-/// Accounts and pods, and for the CA exactly the rights that the chart gives it.
-fn prepare(site: &Site, namespace: &str) -> Result<()> {
+/// For a CA of a namespace, as the user `ambit-ca`, exactly the rights that the chart gives it.
+fn rights(namespace: &str) -> Vec<Value> {
     let rbac = "rbac.authorization.k8s.io/v1";
     let subject = json!([{ "kind": "User", "name": "ambit-ca", "apiGroup": "rbac.authorization.k8s.io" }]);
     let binding = |kind: &str, role: &str, name: &str| {
@@ -88,7 +94,7 @@ fn prepare(site: &Site, namespace: &str) -> Result<()> {
             "subjects": subject })
     };
     let cluster_role = format!("{namespace}-ca");
-    let mut objects = vec![
+    vec![
         json!({ "apiVersion": rbac, "kind": "ClusterRole", "metadata": { "name": cluster_role }, "rules": [
             { "apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"] },
             { "apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"] },
@@ -101,7 +107,12 @@ fn prepare(site: &Site, namespace: &str) -> Result<()> {
               "verbs": ["create", "patch"] },
         ] }),
         binding("RoleBinding", "Role", "ca"),
-    ];
+    ]
+}
+
+/// Accounts and pods, and the rights of the CA.
+fn prepare(site: &Site, namespace: &str) -> Result<()> {
+    let mut objects = rights(namespace);
     for account in ["ambit", "web", "teller"] {
         objects.push(json!({ "apiVersion": "v1", "kind": "ServiceAccount",
             "metadata": { "name": account, "namespace": namespace } }));
@@ -121,11 +132,18 @@ fn prepare(site: &Site, namespace: &str) -> Result<()> {
     .map(drop)
 }
 
-fn replicas(site: &Site, namespace: &str, folder: &Path, kubeconfig: &Path) -> Result<[Replica; 2]> {
+/// Two replicas of a CA in a namespace, which takes these service accounts for those of agents. None runs yet.
+fn replicas(
+    site: &Site,
+    namespace: &str,
+    accounts: &str,
+    folder: &Path,
+    kubeconfig: &Path,
+) -> Result<[Replica; 2]> {
     let binary = site.kit.binary(folder)?;
-    let (secret, accounts) = (format!("{namespace}/{SECRET}"), format!("{namespace}/ambit"));
+    let secret = format!("{namespace}/{SECRET}");
     let kubeconfig = kubeconfig.display().to_string();
-    let flags = ["--root-secret", &secret, "--node-accounts", &accounts, "--kubeconfig", &kubeconfig];
+    let flags = ["--root-secret", &secret, "--node-accounts", accounts, "--kubeconfig", &kubeconfig];
     let replica = |number: u16| {
         let addr = SocketAddr::new(ADDRESS.parse()?, 15_012 + number);
         let log = site.cluster.folder().join(format!("ca-replica-{number}.log"));
@@ -253,5 +271,91 @@ fn roots(site: &Site, expected: usize) -> Result<()> {
         let found = certs["roots"].as_array().map_or(0, Vec::len);
         ensure!(found == expected, "the agent of node {node} trusts {found} roots: {certs:#}");
     }
+    Ok(())
+}
+
+/// A certificate service beside the release, as istiod is one: it refuses the agents, and then takes them and rotates its root.
+fn another_service(site: &mut Site) -> Result<()> {
+    let namespace = site.namespace(true)?;
+    let [a, b] = site.pods(&namespace, &[Plan::client("a").on("a"), Plan::server("b").on("b")])?;
+    let folder = site.cluster.folder().join("another-service");
+    fs::create_dir_all(&folder)?;
+    for name in [SYSTEM, "istio-system"] {
+        site.apply(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } }))?;
+    }
+    site.apply(&json!({ "apiVersion": "v1", "kind": "List", "items": rights(SYSTEM) }))?;
+    let kubeconfig = site.cluster.api.user("another-ca", "ambit-ca", "nobody")?;
+    let start = |site: &Site, accounts: &str| -> Result<Replica> {
+        let [mut replica, _] = replicas(site, SYSTEM, accounts, &folder, &kubeconfig)?;
+        replica.spawn()?;
+        replica.wait_serving().map(|()| replica)
+    };
+    let refusing = start(site, "elsewhere/ambit")?;
+    eventually(READ_AGAIN, || published(&site.cluster.api, SYSTEM))?;
+    site.install_without_waiting(&[
+        "issuer.kind=istio",
+        &format!("issuer.istio.address={}", refusing.addr),
+        &format!("issuer.istio.serverName={}", crate::ca::SERVER_NAME),
+        "issuer.istio.rootConfigMap=ambit-ca-root",
+        "svidTTL=30s",
+    ])?;
+    eventually(60 * SECOND, || refused(site)).context("what agents say")?;
+    eventually(20 * SECOND, || {
+        let of = format!("involvedObject.kind=Pod,involvedObject.name={},reason=NoCertificate", a.name);
+        let told = site.cluster.api.json(&["get", "events", "-n", &namespace, "--field-selector", &of])?;
+        let note = told["items"][0]["message"].as_str().unwrap_or_default();
+        ensure!(note.contains("the issuer refuses"), "events: {told:#}");
+        Ok(())
+    })?;
+    let agents = site.cluster.api.json(&["get", "daemonset", "ambit", "-n", SYSTEM])?;
+    ensure!(agents["status"]["numberReady"] == 0, "{:#}", agents["status"]);
+
+    drop(refusing);
+    let _taking = start(site, &format!("{SYSTEM}/ambit"))?;
+    eventually(30 * SECOND, || site.must_go(&a, &b, Wire::Tls)).context("once it takes the agents")?;
+    // Istio's own root namespace is that of the mesh.
+    site.peer_authentication("istio-system", "STRICT")?;
+    let other = site.namespace(false)?;
+    let [c] = site.pods(&other, &[Plan::client("c").on("a")])?;
+    eventually(5 * SECOND, || site.must_not_reach(&c, &b))?;
+
+    let (certificate, successor) = next_ca(&folder.join("next"))?;
+    let both = format!("{}{certificate}", published(&site.cluster.api, SYSTEM)?);
+    let to = format!("{}:{}", b.ip, ports::ECHO);
+    let load =
+        ["churn", "--to", &to, "--count", "1000000", "--for-ms", "120000", "--rest-ms", "5", "--until-eof"];
+    let load = site.start_tool(&a, "rotated", &load)?;
+    let patch = |patch: &Value| {
+        site.cluster
+            .api
+            .kubectl(&["patch", "secret", SECRET, "-n", SYSTEM, "-p", &patch.to_string()])
+            .map(drop)
+    };
+    patch(&json!({ "stringData": { "root-cert.pem": both } }))?;
+    eventually(READ_AGAIN, || roots(site, 2)).context("both roots")?;
+    let mut signs: Value = serde_json::from_str(&successor)?;
+    signs["stringData"]["root-cert.pem"] = json!(both);
+    patch(&signs)?;
+    // All are renewed, and tunnels with them.
+    std::thread::sleep(40 * SECOND);
+    let tally = load.stop()?;
+    site.note(format!("{} connections from root to root, {} failed", tally.good, tally.failed));
+    ensure!(tally.failed == 0 && tally.good > 1_000, "{tally:?}");
+    for node in NODES {
+        let certs: Value = serde_json::from_str(&site.ambit(node, &["certs", "-o", "json"])?.ok()?)?;
+        let issuer = certs["certificates"][0]["issuer"].as_str().unwrap_or_default();
+        ensure!(issuer.contains("strange"), "the agent of node {node} has one of {issuer:?}");
+    }
+    site.cluster.api.kubectl(&["delete", "namespace", "istio-system", "--timeout=60s"])?;
+    site.uninstall()
+}
+
+/// Whether the agent of node a is not ready for want of certificates, and says that the service refuses them.
+fn refused(site: &Site) -> Result<()> {
+    let status: Value = serde_json::from_str(&site.ambit("a", &["status", "-o", "json"])?.ok()?)?;
+    let pending = status["pending"].as_array().context("pending")?;
+    ensure!(pending.iter().any(|gate| gate == "certificates"), "pending: {pending:?}");
+    let told = status["problems"].to_string();
+    ensure!(told.contains("no certificate: the issuer refuses"), "problems: {told}");
     Ok(())
 }

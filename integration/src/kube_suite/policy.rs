@@ -111,5 +111,13 @@ fn condition(site: &mut Site) -> Result<()> {
         let says = |c: &Value| c["message"].as_str().is_some_and(|text| text.contains("PERMISSIVE"));
         ensure!(told.is_some_and(says), "no condition says so: {:#}", policy["status"]);
         Ok(())
+    })?;
+    eventually(5 * SECOND, || {
+        let of = "involvedObject.kind=PeerAuthentication,involvedObject.name=odd";
+        let events = site.cluster.api.json(&["get", "events", "-n", &namespace, "--field-selector", of])?;
+        let event = &events["items"][0];
+        let note = event["message"].as_str().unwrap_or_default();
+        ensure!(event["reason"] == "UnsupportedValue" && note.contains("PERMISSIVE"), "events: {events:#}");
+        Ok(())
     })
 }

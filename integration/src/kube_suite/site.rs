@@ -126,6 +126,21 @@ impl Site {
         Ok(())
     }
 
+    /// Installs ambit by Helm without waiting for what is not ready.
+    pub fn install_without_waiting(&mut self, settings: &[&str]) -> Result<()> {
+        if !self.imported {
+            self.cluster.import(&self.kit.image).context("bringing the image to the nodes")?;
+            self.imported = true;
+        }
+        let chart = self.kit.chart.display().to_string();
+        let fitting = self.settings()?;
+        let set = fitting.iter().map(String::as_str).chain(settings.iter().copied());
+        let set: Vec<&str> = set.flat_map(|setting| ["--set", setting]).collect();
+        self.helm(&[["install", RELEASE, &chart, "-n", SYSTEM].as_slice(), &set].concat())?;
+        self.installed = true;
+        Ok(())
+    }
+
     /// `helm upgrade` with these settings beside the usual ones; returns when everything is ready again.
     pub fn upgrade(&self, settings: &[&str]) -> Result<()> {
         self.helm_release("upgrade", &[], settings)
@@ -145,6 +160,11 @@ impl Site {
         self.cluster.api.kubectl(&["delete", "namespace", SYSTEM, "--timeout=60s"])?;
         self.installed = false;
         Ok(())
+    }
+
+    /// ambit was taken off by other means than Helm's.
+    pub(super) fn forget_installation(&mut self) {
+        self.installed = false;
     }
 
     /// helm as the administrator, for at most three minutes; its output.
@@ -184,8 +204,7 @@ impl Site {
     pub fn namespace(&mut self, meshed: bool) -> Result<String> {
         self.named += 1;
         let name = format!("t{}", self.named);
-        self.apply(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } }))?;
-        self.namespaces.push(name.clone());
+        self.own_namespace(&name)?;
         if meshed {
             self.opt_in(&name)?;
         }
@@ -194,6 +213,12 @@ impl Site {
             self.cluster.api.kubectl(&["get", "serviceaccount", "default", "-n", &name])
         })?;
         Ok(name)
+    }
+
+    /// Makes a namespace of this name; it goes when the test ends.
+    pub(super) fn own_namespace(&mut self, name: &str) -> Result<()> {
+        self.namespaces.push(name.to_owned());
+        self.apply(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } }))
     }
 
     /// Labels a namespace so that its pods are in the mesh.

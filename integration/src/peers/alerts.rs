@@ -40,6 +40,65 @@ const NODE: (&str, &str) = ("instance", "node1");
 
 const CASES: &[Case] = &[
     Case {
+        alert: "AmbitDown",
+        series: &[("up{job=\"ambit-agent-metrics\",instance=\"node1\"}", "1 1 0x20")],
+        labels: &[NODE, ("job", "ambit-agent-metrics")],
+        value: "0",
+        quiet: 3,
+        firing: 6,
+    },
+    Case {
+        alert: "AmbitAgentMissing",
+        series: &[(
+            "kube_daemonset_status_number_unavailable{daemonset=\"ambit\",instance=\"node1\"}",
+            "0 0 2x20",
+        )],
+        labels: &[NODE, ("daemonset", "ambit")],
+        value: "2",
+        quiet: 6,
+        firing: 10,
+    },
+    Case {
+        alert: "AmbitNotReady",
+        series: &[("ambit_not_ready{instance=\"node1\",waits_for=\"certificates\"}", "_ _ 1x20")],
+        labels: &[NODE, ("waits_for", "certificates")],
+        value: "1",
+        quiet: 6,
+        firing: 10,
+    },
+    Case {
+        alert: "AmbitPodsNotEnrolled",
+        series: &[("ambit_pods_failed{instance=\"node1\"}", "0 0 4x20")],
+        labels: &[NODE],
+        value: "4",
+        quiet: 3,
+        firing: 6,
+    },
+    Case {
+        alert: "AmbitCniMissing",
+        series: &[("ambit_cni_installed{instance=\"node1\"}", "1 1 0x20")],
+        labels: &[NODE],
+        value: "0",
+        quiet: 3,
+        firing: 6,
+    },
+    Case {
+        alert: "AmbitCniOverwritten",
+        series: &[("ambit_cni_repairs_total{instance=\"node1\",what=\"network\"}", "0x40 1+1x40")],
+        labels: &[NODE, ("what", "network")],
+        value: "",
+        quiet: 40,
+        firing: 60,
+    },
+    Case {
+        alert: "AmbitCertificatesMissing",
+        series: &[("ambit_certificates_missing{instance=\"node1\"}", "0 0 3x20")],
+        labels: &[NODE],
+        value: "3",
+        quiet: 3,
+        firing: 6,
+    },
+    Case {
         alert: "AmbitCertificateLate",
         series: &[("ambit_certificates_late{instance=\"node1\"}", "0 0 3x20")],
         labels: &[NODE],
@@ -79,19 +138,30 @@ const CASES: &[Case] = &[
     },
     Case {
         alert: "AmbitRootExpiring",
-        // Thirty days and two hours ahead.
-        series: &[("ambit_root_expiry_timestamp_seconds{instance=\"node1\",root=\"CN=one\"}", "2599200x300")],
-        labels: &[NODE, ("root", "CN=one")],
-        value: "",
-        quiet: 150,
-        firing: 200,
+        // Of a day's life, as SPIRE's have it, a tenth and two hours are left. One that nothing leads to may end.
+        series: &[
+            ("ambit_root_expiry_timestamp_seconds{instance=\"node1\",root=\"one\"}", "15840x300"),
+            ("ambit_root_lifetime_seconds{instance=\"node1\",root=\"one\"}", "86400x300"),
+            ("ambit_root_certificates{instance=\"node1\",root=\"one\"}", "3x300"),
+            ("ambit_root_expiry_timestamp_seconds{instance=\"node1\",root=\"old\"}", "15840x300"),
+            ("ambit_root_lifetime_seconds{instance=\"node1\",root=\"old\"}", "86400x300"),
+            ("ambit_root_certificates{instance=\"node1\",root=\"old\"}", "0x300"),
+        ],
+        labels: &[NODE, ("root", "one")],
+        value: "3",
+        quiet: 115,
+        firing: 145,
     },
     Case {
         alert: "AmbitRootExpiringSoon",
-        // Three days and one hour ahead.
-        series: &[("ambit_root_expiry_timestamp_seconds{instance=\"node1\",root=\"CN=one\"}", "262800x120")],
-        labels: &[NODE, ("root", "CN=one")],
-        value: "",
+        // Of ten years three days and one hour are left.
+        series: &[
+            ("ambit_root_expiry_timestamp_seconds{instance=\"node1\",root=\"one\"}", "262800x120"),
+            ("ambit_root_lifetime_seconds{instance=\"node1\",root=\"one\"}", "315360000x120"),
+            ("ambit_root_certificates{instance=\"node1\",root=\"one\"}", "2x120"),
+        ],
+        labels: &[NODE, ("root", "one")],
+        value: "2",
         quiet: 55,
         firing: 80,
     },
@@ -105,6 +175,26 @@ const CASES: &[Case] = &[
         value: "",
         quiet: 15,
         firing: 25,
+    },
+    Case {
+        alert: "AmbitRefusalsRising",
+        // Thirty a minute all the time, and then twenty times as many.
+        series: &[(
+            "ambit_refusals_total{instance=\"node1\",reporter=\"source\",reason=\"certificate_untrusted\"}",
+            "0+30x120 3600+600x60",
+        )],
+        labels: &[NODE, ("reason", "certificate_untrusted")],
+        value: "",
+        quiet: 119,
+        firing: 150,
+    },
+    Case {
+        alert: "AmbitPlaintextRefused",
+        series: &[("ambit_plaintext_refused_total{instance=\"node1\",namespace=\"shop\"}", "0x10 0+1x40")],
+        labels: &[("namespace", "shop")],
+        value: "",
+        quiet: 10,
+        firing: 30,
     },
     Case {
         alert: "AmbitCaptureFull",
@@ -143,12 +233,19 @@ fn metrics(stage: &Stage<'_>, world: &mut World) -> Result<()> {
     let mut promtool = Command::new(stage.kit.programs.path("promtool"));
     promtool.args(["check", "metrics"]);
     process::run_with_input(&mut promtool, scraped.text(), Duration::from_secs(10))?.ok()?;
-    // One that only comes with a list of revocations.
-    let later = "ambit_crl_next_update_timestamp_seconds";
+    // Those that only come with what they tell of.
+    let later = [
+        "ambit_crl_next_update_timestamp_seconds",
+        "ambit_cni_installed",
+        "ambit_cni_repairs_total",
+        "ambit_not_ready",
+        "ambit_plaintext_refused_total",
+        "ambit_refusals_total",
+    ];
     for rule in each(&rules(&stage.kit.alerts)?) {
         let expression = rule["expr"].as_str().context("an alert without an expression")?;
         let names = expression.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
-        for name in names.filter(|name| name.starts_with("ambit_") && *name != later) {
+        for name in names.filter(|name| name.starts_with("ambit_") && !later.contains(name)) {
             let known = scraped.text().lines().any(|line| line.split([' ', '{']).next() == Some(name));
             ensure!(known, "{} asks for {name}, which no agent has", rule["alert"]);
         }

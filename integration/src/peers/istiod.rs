@@ -44,17 +44,24 @@ pub(super) struct Istiod {
     program: PathBuf,
     api: ApiServer,
     folder: PathBuf,
+    /// Whether it takes the agents for such as may ask for others.
+    trusting: bool,
     process: Option<Process>,
 }
 
 impl Istiod {
     /// Starts the API server, tells it of the pods of `world` and of an agent's pod on each node, and starts istiod.
     pub(super) fn start(stage: &Stage<'_>, world: &World) -> Result<Self> {
+        Self::start_with(stage, world, true)
+    }
+
+    /// As [`Istiod::start`]; `trusting` or not, it knows the agents as those who may ask for others.
+    pub(super) fn start_with(stage: &Stage<'_>, world: &World, trusting: bool) -> Result<Self> {
         let folder = world.folder.join("istiod");
         fs::create_dir_all(&folder)?;
         let api = ApiServer::start(stage.sandbox, &stage.kit.kube_programs, &format!("{}-api", stage.name))?;
         let program = stage.kit.programs.path("pilot-discovery");
-        let mut istiod = Self { program, api, folder, process: None };
+        let mut istiod = Self { program, api, folder, trusting, process: None };
         for (number, node) in world.topology.nodes.iter().enumerate() {
             wire(istiod.api.netns(), number, node)?;
         }
@@ -81,6 +88,13 @@ impl Istiod {
             process::must(curl.args(["-sS", "-f", "-m", "2", "http://127.0.0.1:15080/ready"])).map(drop)
         })
         .with_context(|| format!("istiod is not ready: {}", process::tail(&process.output())))
+    }
+
+    /// Starts it again as one that knows the agents.
+    pub(super) fn trust_agents(&mut self) -> Result<()> {
+        self.kill();
+        self.trusting = true;
+        self.resume()
     }
 
     /// Kills istiod; the API server stays.
@@ -143,7 +157,9 @@ impl Istiod {
         command.args(["--httpAddr", "127.0.0.1:15080", "--grpcAddr", "", "--httpsAddr", ""]);
         command.args(["--secureGRPCAddr", &format!(":{PORT}"), "--monitoringAddr", "127.0.0.1:15014"]);
         command.args(["--ctrlz_port", "0", "--namespace", SYSTEM]);
-        command.env("CA_TRUSTED_NODE_ACCOUNTS", format!("{SYSTEM}/{ACCOUNT}"));
+        if self.trusting {
+            command.env("CA_TRUSTED_NODE_ACCOUNTS", format!("{SYSTEM}/{ACCOUNT}"));
+        }
         // Certificates only: nothing is injected, validated or analysed.
         command.env("INJECT_ENABLED", "false").env("VALIDATION_WEBHOOK_CONFIG_NAME", "");
         command.env("POD_NAMESPACE", SYSTEM).env("POD_NAME", "istiod-0").env("REVISION", "default");

@@ -83,10 +83,20 @@ impl Spire {
         ttl: u32,
     ) -> Result<String> {
         let pod = world.pod(pod);
+        self.entry_of(pod.node, &pod.identity(), selectors, ttl)
+    }
+
+    /// As [`Spire::entry_by`], of `identity` on a node.
+    pub(super) fn entry_of(
+        &self,
+        node: usize,
+        identity: &str,
+        selectors: &[String],
+        ttl: u32,
+    ) -> Result<String> {
         let ttl = ttl.to_string();
-        let mut arguments = vec!["entry", "create", "-parentID", &self.parents[pod.node], "-spiffeID"];
-        let identity = pod.identity();
-        arguments.extend([identity.as_str(), "-x509SVIDTTL", &ttl, "-output", "json"]);
+        let mut arguments = vec!["entry", "create", "-parentID", &self.parents[node], "-spiffeID"];
+        arguments.extend([identity, "-x509SVIDTTL", &ttl, "-output", "json"]);
         selectors.iter().for_each(|selector| arguments.extend(["-selector", selector]));
         let told = self.server(&arguments)?;
         let told: Value = serde_json::from_str(&told).with_context(|| told.clone())?;
@@ -97,6 +107,22 @@ impl Spire {
     /// Deletes an entry.
     pub(super) fn delete(&self, entry: &str) -> Result<()> {
         self.server(&["entry", "delete", "-entryID", entry]).map(drop)
+    }
+
+    /// Deletes the entry that makes processes of root's on a node delegates.
+    pub(super) fn delete_delegate(&self, node: usize) -> Result<()> {
+        let told = self.server(&["entry", "show", "-spiffeID", DELEGATE, "-output", "json"])?;
+        let told: Value = serde_json::from_str(&told).with_context(|| told.clone())?;
+        let entries = told["entries"].as_array().context("entries")?;
+        let parent = self.parents[node].rsplit("cluster.local").next().context("a parent")?;
+        let own = entries.iter().find(|entry| entry["parent_id"]["path"] == parent);
+        let id = own.and_then(|entry| entry["id"].as_str()).with_context(|| format!("{told:#}"))?;
+        self.delete(id)
+    }
+
+    /// The socket of a node's SPIRE agent that is for workloads.
+    pub(super) fn workload_socket(&self, node: usize) -> PathBuf {
+        self.folder.join(format!("agent{node}/api/api.sock"))
     }
 
     /// Kills the SPIRE agent of a node.
@@ -280,7 +306,7 @@ plugins {{
         fs::read_to_string(self.folder.join(format!("{name}.log"))).unwrap_or_default()
     }
 
-    fn admin_socket(&self, number: usize) -> PathBuf {
+    pub(super) fn admin_socket(&self, number: usize) -> PathBuf {
         self.folder.join(format!("agent{number}/admin/admin.sock"))
     }
 }

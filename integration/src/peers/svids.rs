@@ -8,7 +8,10 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use super::{Stage, Test, spire::Spire};
-use crate::{certs, dialled::Dialled, load::ports, manifests::pod_uid, process::eventually, world::World};
+use crate::{
+    certs, crowd::Crowd, dialled::Dialled, load::ports, manifests::pod_uid, outages::FIVE_TIMES,
+    process::eventually, world::World,
+};
 
 pub(super) const TESTS: &[Test] = &[
     Test {
@@ -35,6 +38,21 @@ pub(super) const TESTS: &[Test] = &[
         name: "peers::spire_agent_is_back_after_expiry",
         about: "a SPIRE agent away until SVIDs of 20 s have ended: pods reach each other within 5 s of its return",
         work: returned,
+    },
+    Test {
+        name: "peers::spire_rolls_twenty_pods_by_their_uids",
+        about: "20 accounts' pods replaced, entries by k8s:pod-uid, SVIDs of 20 s: nothing is refused then and for 45 s",
+        work: |stage, world| rolled(stage, world, SHORT, 45),
+    },
+    Test {
+        name: "peers::soak_spire_rolls_twenty_pods",
+        about: "the same with SVIDs of 60 s for five minutes",
+        work: |stage, world| rolled(stage, world, 60, 300),
+    },
+    Test {
+        name: "peers::soak_spire_is_away_five_times",
+        about: "for two minutes each, with SVIDs of 60 s: pods reach each other within 5 s of each return",
+        work: again_and_again,
     },
 ];
 
@@ -173,6 +191,11 @@ fn returned(stage: &Stage<'_>, world: &mut World) -> Result<()> {
     let mut spire = started(stage, world, SHORT)?;
     spire.kill_agent(0)?;
     let identity = world.pod("a").identity();
+    eventually(SECOND * 10, || {
+        let told = last_error(world, &identity)?;
+        ensure!(told.contains("no SPIRE agent at"), "before the end the last error is {told:?}");
+        Ok(())
+    })?;
     eventually(SECOND * 30, || {
         let certs = world.agents[0].certs()?;
         let all = certs["certificates"].as_array().context("certificates")?;
@@ -183,12 +206,63 @@ fn returned(stage: &Stage<'_>, world: &mut World) -> Result<()> {
     // Long enough for back-offs to have grown.
     thread::sleep(SECOND * 8);
     world.must_be_refused("a", "b", CERTIFICATE_WAIT)?;
+    let told = last_error(world, &identity)?;
+    ensure!(told.contains("no SPIRE agent at") && !told.contains("clock"), "after the end it is {told:?}");
+    let skews = sum(world, "ambit_certificate_clock_skews_total")?;
+    ensure!(skews == 0.0, "{skews} clock skews, and no clock is off");
     let netns = world.topology.nodes[0].netns.clone();
     spire.resume_agent(0, &netns)?;
     let back = Instant::now();
     eventually(BACK, || ["a", "e"].iter().try_for_each(|client| world.must_reach(client, "b")))?;
     world.notes.push(format!("back after {:.1} s", back.elapsed().as_secs_f64()));
     Ok(())
+}
+
+/// A rolling update: one after another twenty pods get an heir under their account, with an entry for its UID alone; then the pod
+/// goes, and its entry. Those that are there call pod b all the while.
+fn rolled(stage: &Stage<'_>, world: &mut World, ttl: u32, seconds: u64) -> Result<()> {
+    const PODS: usize = 20;
+    let spire = Spire::start(&stage.kit.programs, world)?;
+    spire.serve_agents(world);
+    ["a", "b", "e"].iter().try_for_each(|pod| spire.entry(world, pod, ttl))?;
+    let crowd = Crowd::build(world, 2 * PODS)?;
+    let entry = |pod: usize, account: usize| {
+        let selectors = [format!("k8s:pod-uid:{}", crowd.uid(pod))];
+        spire.entry_of(0, &crowd.identity(account), &selectors, ttl)
+    };
+    let mut entries = Vec::new();
+    for pod in 0..PODS {
+        entries.push(entry(pod, pod)?);
+        crowd.announce_one(world, pod, pod)?;
+    }
+    world.agents.iter_mut().try_for_each(crate::agent::Agent::spawn)?;
+    eventually(HEARD * 2, || serials(world, PODS + 3))?;
+    world.agents.iter_mut().try_for_each(crate::agent::Agent::wait_ready)?;
+    let mut load = Dialled::start(world, "a", "b", 240)?;
+    for (pod, old) in entries.iter().enumerate() {
+        crowd.announce_one(world, PODS + pod, pod)?;
+        entry(PODS + pod, pod)?;
+        thread::sleep(SECOND);
+        crowd.withdraw(world, pod)?;
+        spire.delete(old)?;
+    }
+    let tally = crowd.play((world.pod("b").v4, ports::ECHO), seconds, SECOND / 4)?;
+    load.end();
+    let good = load.none_failed()?;
+    world.notes.push(format!(
+        "{} pods in the place of others for {seconds} s: {} short connections, {} failed; of {} long ones {} failed; {good} more \
+         between two that stayed",
+        tally.pods, tally.short.good, tally.short.failed, tally.long.good + tally.long.failed, tally.long.failed
+    ));
+    ensure!(tally.pods == PODS && tally.short.failed == 0 && tally.long.failed == 0, "{tally:?}");
+    crowd.remove(world)
+}
+
+fn again_and_again(stage: &Stage<'_>, world: &mut World) -> Result<()> {
+    let mut spire = started(stage, world, 60)?;
+    let netns = world.topology.nodes[0].netns.clone();
+    let away = |spire: &mut Spire| spire.kill_agent(0);
+    FIVE_TIMES.bear(world, &mut spire, away, |spire| spire.resume_agent(0, &netns))
 }
 
 /// SPIRE with an entry for each pod, and both agents ready on it.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 use super::{Stage, Test, istiod::Istiod};
-use crate::{certs, dialled::Dialled, process::eventually, world::World};
+use crate::{certs, dialled::Dialled, outages::FIVE_TIMES, process::eventually, world::World};
 
 pub(super) const TESTS: &[Test] = &[
     Test {
@@ -17,6 +17,11 @@ pub(super) const TESTS: &[Test] = &[
         name: "peers::istiod_is_back_after_expiry",
         about: "istiod away until certificates of 20 s have ended: pods reach each other within 5 s of its return",
         work: returned,
+    },
+    Test {
+        name: "peers::soak_istiod_is_away_five_times",
+        about: "for two minutes each, with certificates of 60 s: pods reach each other within 5 s of each return",
+        work: again_and_again,
     },
 ];
 
@@ -79,6 +84,22 @@ fn returned(stage: &Stage<'_>, world: &mut World) -> Result<()> {
     let back = Instant::now();
     eventually(SECOND * 5, || ["a", "e"].iter().try_for_each(|client| world.must_reach(client, "b")))?;
     world.notes.push(format!("back after {:.1} s", back.elapsed().as_secs_f64()));
+    istiod.remove()
+}
+
+fn again_and_again(stage: &Stage<'_>, world: &mut World) -> Result<()> {
+    let mut istiod = Istiod::start(stage, world)?;
+    istiod.serve_agents(world);
+    for agent in &mut world.agents {
+        agent.add_flags(&["--svid-ttl", "60s"]);
+    }
+    world.start_agents()?;
+    world.must_reach("a", "b")?;
+    let away = |istiod: &mut Istiod| {
+        istiod.kill();
+        Ok(())
+    };
+    FIVE_TIMES.bear(world, &mut istiod, away, Istiod::resume)?;
     istiod.remove()
 }
 

@@ -12,6 +12,7 @@ use super::{SECOND, Test, unstarted};
 use crate::{
     ca::CaService,
     load::{self, ports},
+    outages::FIVE_TIMES,
     process::{Process, eventually},
     world::World,
 };
@@ -28,6 +29,12 @@ pub(super) const TESTS: &[Test] = &[
         "refused with the reason, in log and metric; the CA back: served again",
         &["--svid-ttl", "15s"],
         longer,
+    ),
+    unstarted(
+        "soak::the_ca_is_away_five_times_for_two_minutes",
+        "certificates of 60 s: pods reach each other within 5 s of each return",
+        &["--svid-ttl", "60s"],
+        again_and_again,
     ),
 ];
 
@@ -105,6 +112,19 @@ fn longer(world: &mut World) -> Result<()> {
         ensure!(status["ready"] == true, "{status:#}");
         Ok(())
     })
+}
+
+fn again_and_again(world: &mut World) -> Result<()> {
+    let mut service = CaService::prepare(world, &[])?;
+    service.start()?;
+    service.serve_agents(world);
+    world.start_agents()?;
+    world.must_reach("a", "b")?;
+    let away = |service: &mut CaService| {
+        service.kill();
+        Ok(())
+    };
+    FIVE_TIMES.bear(world, &mut service, away, CaService::start)
 }
 
 /// A long connection and short ones from pod a to pod b.

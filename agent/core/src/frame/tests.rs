@@ -21,6 +21,7 @@ fn examples() -> Vec<Control> {
             reason: Reason::PolicyDenied,
             policy: Some("shop/default".into()),
             rule: Some("rules[0]".into()),
+            field: Some("from[0].source.namespaces".into()),
             text: "no".into(),
         }),
         Control::Fin,

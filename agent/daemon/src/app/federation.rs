@@ -1,16 +1,20 @@
-//! Keeps the roots of `--trust-bundle` in force, one file for each foreign trust domain.
+//! Keeps the roots of foreign trust domains in force: those of `--trust-bundle`, one file for each, and those that the issuer
+//! federates with.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+};
 
 use ambit_core::model::TrustDomain;
 use anyhow::Context as _;
 use rustls_pki_types::CertificateDer;
-use tokio::task::spawn_blocking;
+use tokio::{sync::watch, task::spawn_blocking};
 use tracing::{error, info, warn};
 
 use crate::{
     files::{self, ReadError, Watched},
-    identity::certificates,
+    identity::{Foreign, certificates},
     tunnel::Wallet,
 };
 
@@ -48,6 +52,41 @@ pub(super) async fn follow(
     Ok(watched.follow(again, move |problem| {
         error!(%domain, file = %path.display(), error = problem, "the roots cannot be used; those read before stay in force");
     }))
+}
+
+/// Follows the bundles of the trust domains that the issuer federates with, for ever. Those that are `kept` are not its to say:
+/// our own, and those that the operator gave roots for.
+pub(super) async fn follow_issuer(
+    mut foreign: watch::Receiver<Foreign>,
+    kept: HashSet<TrustDomain>,
+    wallet: Wallet,
+) {
+    let mut before = Foreign::default();
+    loop {
+        let bundles = foreign.borrow_and_update().clone();
+        for (domain, bundle) in bundles.iter().filter(|(domain, _)| !kept.contains(*domain)) {
+            if before.get(domain) == Some(bundle) {
+                continue;
+            }
+            match wallet.federate(domain, &bundle.roots) {
+                Ok(()) => {
+                    info!(%domain, roots = bundle.roots.len(), "roots of a trust domain that the issuer federates with in force")
+                }
+                Err(error) => {
+                    error!(%domain, %error, "the issuer's roots of a federated trust domain cannot be used")
+                }
+            }
+        }
+        for domain in before.keys().filter(|domain| !kept.contains(*domain) && !bundles.contains_key(*domain))
+        {
+            info!(%domain, "the issuer federates with this trust domain no more");
+            wallet.end_federation(domain);
+        }
+        before = bundles;
+        if foreign.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {

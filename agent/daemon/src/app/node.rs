@@ -72,6 +72,8 @@ pub(super) struct Node {
     publication: Publication,
     expiry: ExpiryWatch,
     fullness: FullnessWatch,
+    readiness: Readiness,
+    telemetry: Telemetry,
     /// The first round over the pods is done.
     settled: bool,
 }
@@ -92,6 +94,8 @@ enum Round {
     Attached,
     /// What differs in the world.
     Changes,
+    /// What differs in the world, and the kubelet is somewhere else.
+    Kubelet,
 }
 
 impl Node {
@@ -103,10 +107,12 @@ impl Node {
             desired: DesiredPods::new(name.clone(), locations),
             name,
             deputies: Deputies::default(),
-            enrolment: Enrolment::new(capture, proxy.clone(), feed),
+            enrolment: Enrolment::new(capture, proxy.clone(), feed, readiness.clone()),
             publication: Publication::new(pods, rounds, telemetry.clone()),
             expiry: ExpiryWatch::new(keys.clone(), telemetry.clone(), readiness.clone()),
-            fullness: FullnessWatch::new(telemetry, readiness),
+            fullness: FullnessWatch::new(telemetry.clone(), readiness.clone()),
+            readiness,
+            telemetry,
             keys,
             wallet,
             proxy,
@@ -124,19 +130,25 @@ impl Node {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut synced = Some(synced);
         let attachments = self.desired.attachments();
+        let mut kubelet = self.enrolment.kubelet();
         let mut next = Round::Tick;
         loop {
             let (world, delta) = self.changes.take();
             if world.synced {
                 self.round(next, &world, &delta).await;
-                if let Some(synced) = synced.take() {
+                if let Some(synced) = synced.take_if(|_| self.settled) {
                     synced();
                 }
+            }
+            if next == Round::Tick {
+                self.telemetry.pending(&self.readiness.pending());
             }
             next = tokio::select! {
                 _ = tick.tick() => Round::Tick,
                 () = self.changes.changed() => Round::Changes,
                 () = attachments.changed() => Round::Attached,
+                // An error means that it is not followed, which is so at the end only.
+                Ok(()) = kubelet.changed() => Round::Kubelet,
                 Some(takeover) = takeovers.recv() => {
                     tracing::info!("another agent takes over");
                     if takeover.grant().await {
@@ -222,8 +234,11 @@ impl Node {
         if !self.settled {
             return self.first_round(world).await;
         }
+        if round == Round::Kubelet {
+            self.enrolment.follow_kubelet();
+        }
         self.enrolment.change_destinations(delta);
-        if round == Round::Changes {
+        if matches!(round, Round::Changes | Round::Kubelet) {
             if delta.pods().next().is_some() {
                 let changed = self.desired.follow(delta).await;
                 self.keep_pods(world, Some(&changed)).await;

@@ -22,10 +22,16 @@ use crate::{
 
 /// A larger file is not read.
 const MAX_FILE: u64 = 1024 * 1024;
-/// The key in the ConfigMap.
-const KEY: &str = "root-cert.pem";
 /// How long the server keeps a watch, in seconds; a connection that died unnoticed is given up a moment later.
 const WATCH: u32 = 60;
+
+/// Where in the API roots are published.
+#[derive(Clone, Debug)]
+pub(super) struct PublishedMap {
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) key: String,
+}
 
 /// Keeps the roots of the file `path` in force, for ever. While it cannot be used, those read before stay.
 pub(super) async fn follow_file(path: PathBuf, roots: PublishedRoots) {
@@ -57,12 +63,8 @@ pub(super) async fn follow_file(path: PathBuf, roots: PublishedRoots) {
 }
 
 /// Keeps the roots of a ConfigMap in force, for ever. While it is not there, or cannot be used, those read before stay.
-pub(super) async fn follow_config_map(
-    client: Client,
-    namespace: String,
-    name: String,
-    roots: PublishedRoots,
-) {
+pub(super) async fn follow_config_map(client: Client, map: PublishedMap, roots: PublishedRoots) {
+    let PublishedMap { namespace, name, key } = map;
     let place = format!("{namespace}/{name}");
     let maps: Api<ConfigMap> = Api::namespaced(client, &namespace);
     let config = Config::default().fields(&format!("metadata.name={name}")).timeout(WATCH);
@@ -71,7 +73,7 @@ pub(super) async fn follow_config_map(
     // A watcher's stream has no end.
     while let Some(event) = events.next().await {
         let problem = match event {
-            Ok(event) => judge(&place, event, &roots),
+            Ok(event) => judge(&place, &key, event, &roots),
             Err(error) => Err(with_causes(&error)),
         };
         match problem {
@@ -92,13 +94,13 @@ pub(super) async fn follow_config_map(
 }
 
 /// Takes what an event says of the roots; answers with whether it said something. The error says what is wrong with it.
-fn judge(place: &str, event: Event<ConfigMap>, roots: &PublishedRoots) -> Result<bool, String> {
+fn judge(place: &str, key: &str, event: Event<ConfigMap>, roots: &PublishedRoots) -> Result<bool, String> {
     match event {
         Event::Apply(map) | Event::InitApply(map) => {
             let data = map.data.unwrap_or_default();
-            let text = data.get(KEY).map_or("", String::as_str);
+            let text = data.get(key).map_or("", String::as_str);
             let taken = take(place, text.as_bytes(), roots);
-            taken.map(|()| true).map_err(|problem| format!("its key {KEY} {problem}"))
+            taken.map(|()| true).map_err(|problem| format!("its key {key} {problem}"))
         }
         Event::Delete(_) => Err("it is gone; the CA makes it anew".to_owned()),
         Event::Init | Event::InitDone => Ok(false),
@@ -119,6 +121,8 @@ mod tests {
     use super::*;
     use crate::identity::testing::TestCa;
 
+    const KEY: &str = "root-cert.pem";
+
     fn map(text: &str) -> ConfigMap {
         let data = Some(BTreeMap::from([(KEY.to_owned(), text.to_owned())]));
         ConfigMap { data, ..ConfigMap::default() }
@@ -129,7 +133,7 @@ mod tests {
         let roots = PublishedRoots::default();
         let pem = |name| pem::encode(&pem::Pem::new("CERTIFICATE", TestCa::new(name).certificate.as_ref()));
         let (old, new) = (pem("old"), pem("new"));
-        let judged = |event| judge("a/b", event, &roots);
+        let judged = |event| judge("a/b", KEY, event, &roots);
         assert_eq!(judged(Event::Init), Ok(false));
         assert_eq!(judged(Event::InitApply(map(&format!("{old}{new}")))), Ok(true));
         assert_eq!(judged(Event::InitDone), Ok(false));

@@ -1,14 +1,17 @@
 //! Where the objects come from, and what is told there in return.
 
+use std::time::SystemTime;
+
 use ambit_core::discovery::Settings;
 use anyhow::Context as _;
 use kube::Client;
 
-use super::node::Pods;
+use super::{health, node::Pods};
 use crate::{
     cluster,
     config::{AgentConfig, SourceConfig},
     discovery::{self, Feed, PolicyHold},
+    identity::KeyStore,
     reports::{self, PodReport},
 };
 
@@ -43,14 +46,22 @@ pub(super) fn mesh_settings(config: &AgentConfig) -> Settings {
 
 /// Tells the API for ever how the node's pods stand and what became of policies. `known` says whether `pods` is what was
 /// found, not what was there at the start.
-pub(super) async fn report(client: Client, node: String, feed: Feed, pods: Pods, known: impl Fn() -> bool) {
+pub(super) async fn report(
+    client: Client,
+    node: String,
+    feed: Feed,
+    pods: Pods,
+    keys: KeyStore,
+    known: impl Fn() -> bool,
+) {
     let reports = || {
-        let pods = pods.load();
+        let (pods, identities, now) = (pods.load(), keys.status(), SystemTime::now());
+        let identities = health::by_name(&identities);
         let report = pods.iter().map(|pod| PodReport {
             name: pod.workload.name.clone(),
             uid: pod.workload.uid.clone(),
             identity: pod.workload.identity.clone(),
-            problem: pod.state.as_ref().err().cloned(),
+            hindrance: health::hindrance(pod, &identities, now),
         });
         known().then(|| report.collect())
     };

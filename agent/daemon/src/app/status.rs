@@ -1,24 +1,32 @@
 //! What `ambit status` shows, gathered from the rooms when asked.
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::SystemTime};
 
+use ambit_core::model::ObjectName;
 use ambit_proto::admin::v1 as proto;
 
 use super::{
+    control_plane, health,
     locations::FoundBy,
     node::{PodStatus, Pods},
+    observations,
 };
 use crate::{
-    admin::StatusProvider,
+    admin::{PolicyProvider, StatusProvider},
     discovery::Feed,
     identity::{IdentityState, IdentityStatus, KeyStore, Root, issuer_name, roots},
     instance::Readiness,
+    reports::Hindrance,
     telemetry::{Direction, LiveConnection, Security, Telemetry},
 };
+
+/// Refusals in the status; there are more in what was observed.
+const DENIALS: usize = 100;
 
 /// Handles to the rooms that are looked at.
 pub(super) struct Status {
     pub(super) node: String,
+    pub(super) root_namespace: String,
     pub(super) instance: String,
     pub(super) started: SystemTime,
     pub(super) readiness: Readiness,
@@ -26,19 +34,32 @@ pub(super) struct Status {
     pub(super) feed: Feed,
     pub(super) keys: KeyStore,
     pub(super) telemetry: Telemetry,
+    /// The Service that certificates are asked of, if it is one of the cluster.
+    pub(super) issuing_service: Option<ObjectName>,
 }
 
 impl StatusProvider for Status {
     fn status(&self) -> proto::StatusResponse {
         let world = self.feed.world();
         let pending = self.readiness.pending();
-        let problems = world.problems.iter().map(|problem| proto::Problem {
+        let of_objects = world.problems.iter().map(|problem| proto::Problem {
             file: problem.origin.to_string(),
             object: problem.object.clone().unwrap_or_default(),
             field: problem.field.clone().unwrap_or_default(),
             message: problem.message.clone(),
         });
-        let identities = self.keys.status();
+        let caught = self.issuing_service.iter().flat_map(|service| {
+            control_plane::caught(&world.mesh, service, &self.node).map(|pod| proto::Problem {
+                object: format!("Pod {}", pod.name),
+                message: control_plane::advice(service),
+                ..proto::Problem::default()
+            })
+        });
+        let (pods, identities) = (self.pods.load(), self.keys.status());
+        let now = SystemTime::now();
+        let by_name = health::by_name(&identities);
+        let mut problems = health::problems(&pods, &identities, &self.readiness, now);
+        problems.extend(caught.chain(of_objects));
         let connections: Vec<_> = self.telemetry.live().iter().map(connection).collect();
         proto::StatusResponse {
             node: self.node.clone(),
@@ -47,18 +68,35 @@ impl StatusProvider for Status {
             started: Some(self.started.into()),
             ready: pending.is_empty(),
             pending: pending.into_iter().map(str::to_owned).collect(),
-            pods: self.pods.load().iter().map(pod).collect(),
+            pods: pods
+                .iter()
+                .map(|status| pod(status, health::hindrance(status, &by_name, now).as_ref()))
+                .collect(),
             certificates: identities.iter().map(certificate).collect(),
             roots: roots(&identities).iter().map(root).collect(),
             connections_total: connections.len() as u64,
             connections,
-            problems: problems.collect(),
+            problems,
             policies: u32::try_from(world.policies.len()).unwrap_or(u32::MAX),
+            denials: self
+                .telemetry
+                .denials(DENIALS)
+                .iter()
+                .map(|(key, seen)| observations::denial(key, seen))
+                .collect(),
         }
+    }
+
+    fn observations(&self) -> proto::ObservationsResponse {
+        observations::observations(self)
+    }
+
+    fn policies(&self) -> Option<Arc<dyn PolicyProvider>> {
+        Some(Arc::new(self.feed.clone()))
     }
 }
 
-fn pod(pod: &PodStatus) -> proto::Pod {
+fn pod(pod: &PodStatus, hindrance: Option<&Hindrance>) -> proto::Pod {
     let (state, netns_cookie, error) = match &pod.state {
         Ok(cookie) => (proto::PodState::Enrolled, *cookie, String::new()),
         Err(error) => (proto::PodState::Failed, 0, error.clone()),
@@ -73,6 +111,7 @@ fn pod(pod: &PodStatus) -> proto::Pod {
         state: state.into(),
         error,
         found_by: pod.found_by.map(FoundBy::as_str).unwrap_or_default().to_owned(),
+        hindrance: hindrance.map(Hindrance::reason).unwrap_or_default().to_owned(),
         counters: Some(proto::CaptureCounters {
             captured: pod.counters.captured,
             passed: pod.counters.passed,

@@ -25,6 +25,7 @@ pub(super) async fn open(
 ) -> anyhow::Result<(KeyStore, Wallet)> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let issuer = issuer(config, feed, api, clock.clone(), background).await?;
+    let foreign = issuer.foreign();
     let keys = KeyStore::new(issuer, clock.clone(), config.svid_ttl);
     let wallet = Wallet::new(keys.clone(), tls_settings(config), clock);
     if let Some(file) = config.crl_file.clone() {
@@ -32,6 +33,11 @@ pub(super) async fn open(
     }
     for (domain, file) in config.trust_bundles.clone() {
         background.spawn(federation::follow(domain, file, wallet.clone()).await?);
+    }
+    if let Some(foreign) = foreign {
+        let own = [&config.trust_domain].into_iter().chain(&config.trust_domain_aliases);
+        let kept = own.chain(config.trust_bundles.iter().map(|(domain, _)| domain)).cloned().collect();
+        background.spawn(federation::follow_issuer(foreign, kept, wallet.clone()));
     }
     Ok((keys, wallet))
 }

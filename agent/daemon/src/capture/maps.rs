@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt, io, os::fd::AsRawFd, path::Path};
 
 use ambit_ebpf_common::{
     CAPTURE_EVERYTHING, Counters, DestinationKey, FAMILY_V4, FAMILY_V6, FLOW_DELIVERY, Flow, ListenerKey,
-    Origin, OriginKey, Pod, ProbeKey, Socket,
+    Origin, OriginKey, Patience, Pod, ProbeKey, Socket,
 };
 use aya::{
     Ebpf,
@@ -17,10 +17,10 @@ use aya::{
 use nix::libc;
 
 use super::{CaptureError, pod::PodNet};
-use held::{Held, Locked};
+use held::{Held, Locked, Operations};
 
 /// The maps by name that all programs of a node share; each is pinned.
-pub(super) const NAMES: [&str; 10] = [
+pub(super) const NAMES: [&str; 11] = [
     "PODS",
     "DESTINATIONS",
     "SETTINGS",
@@ -31,6 +31,7 @@ pub(super) const NAMES: [&str; 10] = [
     "COUNTERS",
     "KUBELETS",
     "PROBES",
+    "PATIENCE",
 ];
 
 /// An insertion fails where there is an entry (bpf(2)).
@@ -60,6 +61,8 @@ pub(super) struct Maps {
     counters: Locked<PerCpuHashMap<MapData, u64, Counters>>,
     kubelets: Locked<Held<u64, u64>>,
     probes: Locked<Held<ProbeKey, u64>>,
+    patience: HashMap<MapData, Flow, Patience>,
+    patience_read: Operations,
 }
 
 impl fmt::Debug for Maps {
@@ -90,6 +93,8 @@ impl Maps {
             counters: Locked::new(map(ebpf, "COUNTERS")?),
             kubelets: Locked::new(Held::new(map(ebpf, "KUBELETS")?)),
             probes: Locked::new(Held::new(map(ebpf, "PROBES")?)),
+            patience: map(ebpf, "PATIENCE")?,
+            patience_read: Operations::default(),
         })
     }
 
@@ -106,6 +111,7 @@ impl Maps {
             ("COUNTERS", self.counters.operations()),
             ("KUBELETS", self.kubelets.operations()),
             ("PROBES", self.probes.operations()),
+            ("PATIENCE", self.patience_read.count()),
         ]
     }
 
@@ -119,6 +125,12 @@ impl Maps {
     /// Tells the programs that `socket` is the agent's own. The mark lives and dies with the socket.
     pub(super) fn mark(&self, socket: &impl AsRawFd, state: Socket) -> Result<(), MapError> {
         self.sockets.once(|sockets| sockets.insert(socket, state, 0))
+    }
+
+    /// How long an application waits for the other end of a connection, if it has said so.
+    pub(super) fn patience(&self, connection: &Flow) -> Option<Patience> {
+        self.patience_read.add(1);
+        self.patience.get(connection, 0).ok()
     }
 
     /// Where a connection that has been accepted was going; what comes with the same key later is another.

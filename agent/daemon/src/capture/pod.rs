@@ -1,11 +1,12 @@
 //! One enrolled pod: its namespace, the agent's listeners in it, and dials from inside it.
 
 use std::{
+    collections::HashSet,
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd as _, AsRawFd, BorrowedFd},
     pin::pin,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -22,6 +23,7 @@ use tokio::{
 
 use super::{
     CaptureError, PodSpec,
+    liveness::{self, Patience},
     maps::Maps,
     netns::Netns,
     parking::{self, Client, Parking},
@@ -31,6 +33,8 @@ use super::{
 /// How many dials to the applications of one pod may wait to be taken at a time. Each has a place in a map that all pods of
 /// the node share.
 const DIALS: usize = 512;
+/// How many addresses beside its own a pod is known to be called at.
+const OTHER_ADDRESSES: usize = 64;
 
 /// How long a dial to another pod's agent goes unanswered before another port is tried beside it.
 const SECOND_PORT: Duration = Duration::from_millis(500);
@@ -92,6 +96,11 @@ pub(crate) trait Dial: Send + Sync + 'static {
     /// One failed, or ended badly.
     fn unanswered(&self, destination: SocketAddr);
 
+    /// How long the application at the other end of `stream` has its kernel wait, if it has said so.
+    fn patience(&self, _stream: &TcpStream) -> Option<Patience> {
+        None
+    }
+
     /// Ends once the pod has been let go, or enrolled anew in another network namespace: what runs may finish, and nothing
     /// begins here any more.
     fn until_released(&self) -> impl Future<Output = ()> + Send;
@@ -106,6 +115,8 @@ pub(crate) struct PodNet {
     listeners: Vec<(SocketAddr, TcpListener)>,
     parking: OnceLock<Parking>,
     dials: Semaphore,
+    /// Addresses beside the pod's own at which it was called, and for whose interfaces there is a route.
+    others: Mutex<HashSet<IpAddr>>,
     released: watch::Sender<bool>,
 }
 
@@ -128,8 +139,8 @@ impl PodNet {
             listeners.push(bound);
         }
         let (dials, released) = (Semaphore::new(DIALS), watch::Sender::new(false));
-        let parking = OnceLock::new();
-        Ok(Self { uid: spec.uid.clone(), netns, maps, listeners, parking, dials, released })
+        let (parking, others) = (OnceLock::new(), Mutex::default());
+        Ok(Self { uid: spec.uid.clone(), netns, maps, listeners, parking, dials, others, released })
     }
 
     /// The pod's UID.
@@ -207,15 +218,37 @@ impl PodNet {
         self.maps.has_origin(&self.origin_key(source, port))
     }
 
-    async fn dial(&self, source: IpAddr, dst: PodAddr) -> io::Result<TcpStream> {
+    async fn dial(&self, source: IpAddr, dst: SocketAddr) -> io::Result<TcpStream> {
         let socket = self.netns.run(|| {
-            let socket = socket::tcp(dst.0.is_ipv6())?;
-            socket::tune_tunnel(&socket)?;
+            let socket = socket::tcp(dst.is_ipv6())?;
+            socket.set_tcp_nodelay(true)?;
             socket::bind_without_port(&socket, source)?;
             Ok(socket)
         })?;
         self.mark(&socket, SOCKET_TUNNEL)?;
-        TcpSocket::from_std_stream(socket.into()).connect(dst.0).await
+        TcpSocket::from_std_stream(socket.into()).connect(dst).await
+    }
+
+    /// Has the answers of applications that are bound to the interface of `called` stay inside: it may have come later than the
+    /// agent.
+    async fn know_interface(&self, called: IpAddr) {
+        let known = || self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.ips().any(|own| own == called) || known().contains(&called) {
+            return;
+        }
+        let (v4, v6) = (self.ips().any(|ip| ip.is_ipv4()), self.ips().any(|ip| ip.is_ipv6()));
+        match routing::prepare_interfaces(&self.netns, v4, v6).await {
+            Ok(()) => {
+                let mut known = known();
+                if known.len() >= OTHER_ADDRESSES {
+                    known.clear();
+                }
+                known.insert(called);
+            }
+            Err(error) => {
+                tracing::debug!(%error, %called, pod = %self.uid, "no routes for a pod's interfaces")
+            }
+        }
     }
 
     async fn try_deliver(&self, client: ClientAddr, app: PodAddr, attempt: u32) -> io::Result<TcpStream> {
@@ -292,24 +325,28 @@ impl Dial for PodNet {
     /// From a port that the pod has free for this destination. The other end may have a connection in the client's name from
     /// the same port, and then hears nothing of this one: another port is tried as well.
     async fn dial_tunnel(&self, source: IpAddr, dst: PodAddr) -> io::Result<TcpStream> {
-        let mut first = pin!(self.dial(source, dst));
-        if let Ok(dialled) = timeout(SECOND_PORT, &mut first).await {
-            return dialled;
-        }
-        select! {
-            dialled = &mut first => dialled,
-            dialled = self.dial(source, dst) => dialled,
-        }
+        let mut first = pin!(self.dial(source, dst.0));
+        let dialled = match timeout(SECOND_PORT, &mut first).await {
+            Ok(dialled) => dialled,
+            Err(_) => select! {
+                dialled = &mut first => dialled,
+                dialled = self.dial(source, dst.0) => dialled,
+            },
+        }?;
+        liveness::tune_tunnel(&dialled)?;
+        Ok(dialled)
     }
 
     async fn dial_plain(&self, source: IpAddr, dst: SocketAddr) -> io::Result<TcpStream> {
-        let stream = self.dial(source, PodAddr(dst)).await?;
+        let stream = self.dial(source, dst).await?;
+        socket::ready_for_application(&stream)?;
         socket::reset_on_drop(&stream);
         Ok(stream)
     }
 
     async fn deliver(&self, client: ClientAddr, app: PodAddr) -> io::Result<TcpStream> {
         let _place = self.dials.acquire().await.map_err(io::Error::other)?;
+        self.know_interface(app.0.ip()).await;
         let mut attempt = 0;
         let stream = loop {
             match self.try_deliver(client, app, attempt).await {
@@ -340,6 +377,19 @@ impl Dial for PodNet {
         if let Some(parking) = self.parking.get() {
             parking.answered().no(destination);
         }
+    }
+
+    fn patience(&self, stream: &TcpStream) -> Option<Patience> {
+        let (application, agent) = (stream.peer_addr().ok()?, stream.local_addr().ok()?);
+        let (local, remote) = (canonical(application), canonical(agent));
+        let told = self.maps.patience(&Flow {
+            netns: self.netns.cookie(),
+            remote: addr(remote.ip()),
+            local: addr(local.ip()),
+            remote_port: u32::from(remote.port()),
+            local_port: u32::from(local.port()),
+        })?;
+        Some(Patience::told(&told))
     }
 
     async fn until_released(&self) {

@@ -11,7 +11,8 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     programs::{
-        CgroupAttachMode, CgroupSock, CgroupSockAddr, SkLookup, SockOps, SocketFilter, links::FdLink,
+        CgroupAttachMode, CgroupSock, CgroupSockAddr, CgroupSockopt, SkLookup, SockOps, SocketFilter,
+        links::FdLink,
     },
 };
 use tokio::io::{Interest, unix::AsyncFd};
@@ -32,6 +33,7 @@ const ADDRESS_HOOKS: [&str; 4] =
     ["ambit_connect4", "ambit_connect6", "ambit_getpeername4", "ambit_getpeername6"];
 const SOCK_CREATE: &str = "ambit_sock_create";
 const SOCK_OPS: &str = "ambit_sock_ops";
+const SETSOCKOPT: &str = "ambit_setsockopt";
 const INBOUND: &str = "ambit_inbound";
 const PARK: &str = "ambit_park";
 
@@ -113,6 +115,12 @@ impl Programs {
         }
         attach!(CgroupSock, SOCK_CREATE);
         attach!(SockOps, SOCK_OPS);
+        // It only takes notes for this process, and goes with it.
+        let notes: &mut CgroupSockopt = program(ebpf, SETSOCKOPT)?;
+        notes
+            .load()
+            .and_then(|()| notes.attach(&*cgroup, CgroupAttachMode::default()))
+            .map_err(at(SETSOCKOPT))?;
         self.attached = true;
         Ok(())
     }
@@ -231,6 +239,7 @@ pub(super) fn rehearse(cgroup: &File, netns: BorrowedFd<'_>) -> Result<Vec<Rehea
     }
     attach!(CgroupSock, SOCK_CREATE, cgroup, CgroupAttachMode::default());
     attach!(SockOps, SOCK_OPS, cgroup, CgroupAttachMode::default());
+    attach!(CgroupSockopt, SETSOCKOPT, cgroup, CgroupAttachMode::default());
     attach!(SkLookup, INBOUND, netns);
     let loaded = program::<SocketFilter>(&mut ebpf, PARK).and_then(|filter| filter.load().map_err(at(PARK)));
     done.push((PARK, loaded));

@@ -7,13 +7,10 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd},
 };
 
+use ambit_ebpf_common::DELIVERY_MARK;
 use nix::libc;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::TcpStream;
-
-/// The mark of the agent's dials to applications; `tcp_fwmark_accept` gives it to the application's end, whose packets
-/// a rule then keeps inside the pod's namespace.
-pub(super) const DELIVERY_MARK: u32 = 0x0a3b_17ed;
 
 /// Source ports of dials in a client's name, as the `attempt`-th try picks them: outside the range that Linux hands out
 /// by default (32,768 to 60,999), and away from where this client gets its own, which must not meet them; above that
@@ -35,16 +32,26 @@ pub(super) fn tcp(v6: bool) -> io::Result<Socket> {
     Socket::new(domain, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))
 }
 
+/// What a socket needs that has an application at its other end: urgent data comes in its place, and no more waits in the kernel
+/// for a reader that does not read than keeps one busy that does.
+pub(super) fn ready_for_application(socket: &impl AsFd) -> io::Result<()> {
+    const UNSENT: u32 = 256 << 10;
+    let socket = SockRef::from(socket);
+    socket.set_out_of_band_inline(true)?;
+    socket.set_tcp_notsent_lowat(UNSENT)
+}
+
 /// A listener on the pod's own address, at a port that the kernel picks.
 pub(super) fn listen(ip: IpAddr) -> io::Result<Socket> {
     let socket = tcp(ip.is_ipv6())?;
     if ip.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    // Accepted connections inherit both options. They sit on the application's port, which must not keep an application
+    // Accepted connections inherit these options. They sit on the application's port, which must not keep an application
     // from listening there.
     socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(true)?;
+    ready_for_application(&socket)?;
     socket.bind(&SocketAddr::new(ip, 0).into())?;
     socket.listen(4096)?;
     Ok(socket)
@@ -61,6 +68,7 @@ pub(super) fn transparent(client: SocketAddr, attempt: u32) -> io::Result<Socket
     set(&socket, level, name, 1)?;
     socket.set_mark(DELIVERY_MARK)?;
     socket.set_tcp_nodelay(true)?;
+    ready_for_application(&socket)?;
     // A port may serve several dials to different destinations, and is no obstacle to a server that wants to listen on it.
     socket.set_reuse_address(true)?;
     socket.bind(&SocketAddr::new(client.ip(), delivery_port(client.port(), attempt)).into())?;
@@ -112,19 +120,9 @@ pub(super) async fn connect_nearby(socket: Socket, addr: SocketAddr) -> io::Resu
     Ok(stream)
 }
 
-/// Keep-alive of connections between agents: a peer that is gone is noticed after half an hour at most, asked every three
-/// minutes; and small frames are not held back.
-pub(super) fn tune_tunnel(socket: &Socket) -> io::Result<()> {
-    socket.set_tcp_nodelay(true)?;
-    let minutes = std::time::Duration::from_secs(180);
-    socket.set_tcp_keepalive(
-        &socket2::TcpKeepalive::new().with_time(minutes).with_interval(minutes).with_retries(9),
-    )
-}
-
 /// Has `stream` closed with a RST, whoever closes it: a stream that was cut, be it by the agent's death, must not look
 /// like one that has ended.
-pub(super) fn reset_on_drop(stream: &impl AsFd) {
+pub(crate) fn reset_on_drop(stream: &impl AsFd) {
     // It fails only for what is no socket.
     let _: io::Result<()> = SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
 }
@@ -151,6 +149,15 @@ pub(crate) fn wake_at(stream: &impl AsFd, bytes: usize) {
     // It fails only for what is no socket.
     let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
     let _: io::Result<()> = set(&SockRef::from(stream), libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes);
+}
+
+/// Whether the next byte of `stream` is an urgent one: a read ends in front of it (tcp(7), `SIOCATMARK`).
+pub(crate) fn is_at_mark(stream: &impl AsFd) -> bool {
+    const SIOCATMARK: libc::Ioctl = 0x8905;
+    let mut at_mark: libc::c_int = 0;
+    // SAFETY: the request writes one integer.
+    let result = unsafe { libc::ioctl(stream.as_fd().as_raw_fd(), SIOCATMARK, &raw mut at_mark) };
+    result == 0 && at_mark != 0
 }
 
 /// The cookie of the network namespace that `socket` belongs to.

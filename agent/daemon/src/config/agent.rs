@@ -32,6 +32,7 @@ pub(crate) const DEFAULT_BPF_ROOT: &str = "/sys/fs/bpf";
 /// Where Istio's charts mount them in a pod that asks istiod.
 const DEFAULT_CA_ROOT: &str = "/var/run/secrets/istio/root-cert.pem";
 const DEFAULT_CA_TOKEN: &str = "/var/run/secrets/tokens/istio-token";
+const DEFAULT_CA_ROOT_KEY: &str = "root-cert.pem";
 const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
 /// Fits into the 30 seconds that Kubernetes gives a pod by default.
 const DEFAULT_DRAIN: Duration = Duration::from_secs(25);
@@ -100,6 +101,8 @@ pub(crate) struct AgentConfig {
     pub(crate) trust_domain_aliases: Vec<TrustDomain>,
     /// Foreign trust domains, each with the file of its roots; none of our own is among them.
     pub(crate) trust_bundles: Vec<(TrustDomain, PathBuf)>,
+    /// Files of roots that are trusted beside the issuer's.
+    pub(crate) also_trust: Vec<PathBuf>,
     /// Where certificates come from.
     pub(crate) issuer: IssuerConfig,
 }
@@ -136,6 +139,8 @@ pub(crate) enum IssuerConfig {
     },
     /// A service that speaks Istio's CreateCertificate.
     Istio {
+        /// What it is called in the log.
+        name: &'static str,
         /// How to reach it.
         service: IstioSettings,
         /// Where it publishes the roots that workloads trust; with every certificate if `None`.
@@ -166,6 +171,8 @@ pub(crate) enum Publication {
         namespace: String,
         /// Its name.
         name: String,
+        /// The key that holds them.
+        key: String,
     },
 }
 
@@ -222,6 +229,7 @@ impl AgentConfig {
             crl_file: settings.crl_file.map(|path| path.0),
             trust_domain_aliases,
             trust_bundles,
+            also_trust: settings.also_trust.map_or_else(Vec::new, |files| files.0),
             issuer,
         })
     }
@@ -249,7 +257,8 @@ fn issuer(settings: &AgentSettings) -> Result<IssuerConfig, ConfigError> {
         IssuerKind::Builtin => IssuerConfig::Builtin {
             ca_dir: path(&settings.ca_dir).ok_or_else(missing("ca-dir", "AMBIT_CA_DIR"))?,
         },
-        IssuerKind::Istio => istio(settings)?,
+        IssuerKind::Ambit => istio("ambit", settings)?,
+        IssuerKind::Istio => istio("istio", settings)?,
         IssuerKind::Files => IssuerConfig::Files {
             dir: path(&settings.cert_dir).ok_or_else(missing("cert-dir", "AMBIT_CERT_DIR"))?,
         },
@@ -285,7 +294,7 @@ fn issuer(settings: &AgentSettings) -> Result<IssuerConfig, ConfigError> {
 }
 
 /// A certificate service, and where it publishes its roots.
-fn istio(settings: &AgentSettings) -> Result<IssuerConfig, ConfigError> {
+fn istio(name: &'static str, settings: &AgentSettings) -> Result<IssuerConfig, ConfigError> {
     let path = |setting: &Option<Location>, default: &str| match setting {
         Some(path) => path.0.clone(),
         None => default.into(),
@@ -305,13 +314,15 @@ fn istio(settings: &AgentSettings) -> Result<IssuerConfig, ConfigError> {
     let published = match (&settings.ca_root_config_map, settings.ca_trust.unwrap_or_default()) {
         (Some(_), _) if settings.manifests.is_some() => return both("manifests"),
         (Some(_), _) if settings.ca_root.is_some() => return both("ca-root"),
-        (Some(map), _) => {
-            Some(Publication::ConfigMap { namespace: map.namespace.clone(), name: map.name.clone() })
-        }
+        (Some(map), _) => Some(Publication::ConfigMap {
+            namespace: map.namespace.clone(),
+            name: map.name.clone(),
+            key: settings.ca_root_key.as_ref().map_or(DEFAULT_CA_ROOT_KEY, |key| &key.0).to_owned(),
+        }),
         (None, CaTrust::Root) => Some(Publication::File(service.root.clone())),
         (None, CaTrust::Answers) => None,
     };
-    Ok(IssuerConfig::Istio { service, published })
+    Ok(IssuerConfig::Istio { name, service, published })
 }
 
 fn default_workers() -> usize {

@@ -25,6 +25,8 @@ pub(crate) struct WantedStatuses(Arc<BTreeMap<Key, PolicyStatus>>);
 pub(crate) struct PolicyStatus {
     /// `metadata.generation` of what was judged.
     pub(crate) generation: Option<i64>,
+    /// `metadata.uid`.
+    pub(crate) uid: String,
     /// `metadata.resourceVersion` of what was judged: a write must not go over a newer one.
     pub(crate) version: String,
     /// The condition's status: whether the object is in force, be it not in every part.
@@ -35,6 +37,13 @@ pub(crate) struct PolicyStatus {
     pub(crate) message: String,
     /// The conditions of others, which a write must not take away.
     pub(crate) others: Vec<Value>,
+}
+
+impl PolicyStatus {
+    /// Whether whoever made the object should hear of it: it is not taken as it stands.
+    pub(crate) fn is_worth_an_event(&self) -> bool {
+        self.reason != "Accepted"
+    }
 }
 
 impl WantedStatuses {

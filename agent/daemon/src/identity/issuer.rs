@@ -12,7 +12,10 @@ use ambit_core::{model::SpiffeId, rotation::Failure};
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
 use tokio::sync::{Notify, watch};
 
-use super::{key::PrivateKey, trust::TrustBundle};
+use super::{
+    key::PrivateKey,
+    trust::{Foreign, TrustBundle},
+};
 
 /// A source of workload certificates: the built-in CA, or a service on the network.
 ///
@@ -28,6 +31,11 @@ pub(crate) trait Issuer: Send + Sync + 'static {
     /// The trust bundle of all identities and its changes, from issuers that learn of it apart from certificates. It
     /// then stands above the bundles that come with certificates, and changes reach all identities at once.
     fn trust(&self) -> Option<watch::Receiver<Arc<TrustBundle>>> {
+        None
+    }
+
+    /// The trust bundles of other trust domains and their changes, from issuers that federate.
+    fn foreign(&self) -> Option<watch::Receiver<Foreign>> {
         None
     }
 
@@ -116,11 +124,19 @@ pub(crate) enum IssueError {
         /// Seconds.
         ahead: u64,
     },
-    /// The certificate is past its end by this node's clock.
+    /// A certificate that was made for our request is past its end by this node's clock.
     #[error(
-        "the certificate has already expired by this node's clock, {ago} s ago: this node's clock is ahead, or the issuer hands out old ones"
+        "a new certificate has already expired by this node's clock, {ago} s ago: this node's clock is ahead"
     )]
     Expired {
+        /// Seconds.
+        ago: u64,
+    },
+    /// A certificate that somebody keeps for us is past its end.
+    #[error(
+        "the certificate that it has ended {ago} s ago, and there is no newer one: whoever renews it has not, or this node's clock is ahead"
+    )]
+    Stale {
         /// Seconds.
         ago: u64,
     },
@@ -139,7 +155,9 @@ impl IssueError {
     /// What it says of the issuer: where it is not to be heard, it is listened for.
     pub(super) fn failure(&self) -> Failure {
         match self {
-            Self::Timeout(_) | Self::Unreachable(_) | Self::Expired { .. } => Failure::Silence,
+            Self::Timeout(_) | Self::Unreachable(_) | Self::Expired { .. } | Self::Stale { .. } => {
+                Failure::Silence
+            }
             _ => Failure::Answer,
         }
     }

@@ -4,9 +4,11 @@
 //! Where the CA publishes its roots, those are what counts, not what comes with certificates. Leaves retries and what is
 //! believed of the answer to the store; only the answer's shape is judged here.
 
+mod refusal;
+mod token;
+
 use std::{
     collections::BTreeMap,
-    error::Error as _,
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -25,16 +27,17 @@ use rustls_pki_types::ServerName;
 use tokio::{net::TcpStream, sync::watch};
 use tokio_rustls::TlsConnector;
 use tonic::{
-    Code, Request, Status,
+    Request,
     metadata::AsciiMetadataValue,
     transport::{Channel, Endpoint},
 };
 use zeroize::Zeroizing;
 
+use self::token::Token;
 use super::{
     Csr, Fault, IssueError, IssueFuture, Issued, Issuer, Leaf, PublishedRoots, TrustBundle, certificates,
 };
-use crate::{error::with_causes, files};
+use crate::files;
 
 /// How long to wait for TCP and TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -49,12 +52,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_ANSWER: usize = 512 * 1024;
 /// More elements in an answer are not looked at.
 const MAX_ELEMENTS: usize = 16;
-/// No token is longer.
-const MAX_TOKEN: u64 = 64 * 1024;
 /// No root file is longer.
 const MAX_ROOTS: u64 = 1024 * 1024;
-/// How much of a server's error text is kept.
-const MAX_TEXT: usize = 512;
 
 /// Where the certificate service is and what proves the two ends to each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +76,7 @@ pub(crate) struct IstioSettings {
 pub(crate) struct IstioIssuer {
     settings: IstioSettings,
     published: Option<PublishedRoots>,
+    called: &'static str,
     name: ServerName<'static>,
     link: Mutex<Option<Link>>,
 }
@@ -95,7 +95,12 @@ impl IstioIssuer {
     pub(crate) fn new(settings: IstioSettings, published: Option<PublishedRoots>) -> Result<Self, String> {
         let name = settings.server_name.as_deref().unwrap_or(&settings.host);
         let name = ServerName::try_from(name.to_owned()).map_err(|_| name.to_owned())?;
-        Ok(Self { settings, published, name, link: Mutex::default() })
+        Ok(Self { settings, published, called: "istio", name, link: Mutex::default() })
+    }
+
+    /// The same under another name in logs and status.
+    pub(crate) fn called(self, called: &'static str) -> Self {
+        Self { called, ..self }
     }
 
     async fn ask(&self, csr: &Csr) -> Result<Issued, IssueError> {
@@ -109,8 +114,10 @@ impl IstioIssuer {
         let (token, in_file) = files.await.map_err(|_| IssueError::Internal)?;
         let published = self.published().await?;
         let roots = published.as_ref().map_or(in_file, |published| Ok(TrustBundle::clone(published)));
-        if let Some(token) = token? {
-            request.metadata_mut().insert("authorization", token);
+        let mut account = None;
+        if let Some(Token { header, account: named }) = token? {
+            request.metadata_mut().insert("authorization", header);
+            account = named;
         }
         let cluster = AsciiMetadataValue::try_from(self.settings.cluster_id.as_str());
         if let Ok(cluster) = cluster {
@@ -123,7 +130,7 @@ impl IstioIssuer {
                 self.link.lock().unwrap_or_else(PoisonError::into_inner).take();
                 Err(IssueError::Timeout(CALL_TIMEOUT))
             }
-            Ok(Err(status)) => Err(failure(&status)),
+            Ok(Err(status)) => Err(refusal::failure(&status, account.as_deref())),
             Ok(Ok(answer)) => {
                 let issued = read_answer(&csr.id, &answer.into_inner())?;
                 // Anew: they may have changed meanwhile.
@@ -196,7 +203,7 @@ impl IstioIssuer {
 
 impl Issuer for IstioIssuer {
     fn name(&self) -> &str {
-        "istio"
+        self.called
     }
 
     fn issue(&self, csr: Csr) -> IssueFuture<'_> {
@@ -213,30 +220,16 @@ fn impersonate(id: &SpiffeId) -> Struct {
     Struct { fields: BTreeMap::from([("ImpersonatedIdentity".to_owned(), value)]) }
 }
 
-type Files = (Result<Option<AsciiMetadataValue>, IssueError>, Result<TrustBundle, IssueError>);
+type Files = (Result<Option<Token>, IssueError>, Result<TrustBundle, IssueError>);
 
 fn read_files(settings: &IstioSettings) -> Files {
-    let token = settings.token_file.as_deref().map(read_token).transpose();
+    let token = settings.token_file.as_deref().map(Token::read).transpose();
     let roots = read_file(&settings.root, MAX_ROOTS).and_then(|content| {
         let unusable =
             |text| IssueError::Unreachable(format!("the root file {}: {text}", settings.root.display()));
         TrustBundle::from_pem(&content).map_err(unusable)
     });
     (token, roots)
-}
-
-/// The value of the `authorization` header, marked so that it is never printed.
-fn read_token(path: &Path) -> Result<AsciiMetadataValue, IssueError> {
-    let content = read_file(path, MAX_TOKEN)?;
-    let unusable = || IssueError::Unreachable(format!("{} holds no bearer token", path.display()));
-    let text = std::str::from_utf8(&content).map_err(|_| unusable())?.trim();
-    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(unusable());
-    }
-    let header = Zeroizing::new(format!("Bearer {text}"));
-    let mut value = AsciiMetadataValue::try_from(header.as_str()).map_err(|_| unusable())?;
-    value.set_sensitive(true);
-    Ok(value)
 }
 
 fn read_file(path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>, IssueError> {
@@ -251,20 +244,6 @@ fn client_config(roots: &TrustBundle) -> Result<ClientConfig, rustls::Error> {
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(config)
-}
-
-fn failure(status: &Status) -> IssueError {
-    let mut text = format!("{:?}: {}", status.code(), status.message());
-    if let Some(cause) = status.source() {
-        text = format!("{text}: {}", with_causes(cause));
-    }
-    let text: String = text.chars().take(MAX_TEXT).map(|c| if c.is_control() { ' ' } else { c }).collect();
-    match status.code() {
-        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown | Code::Internal => {
-            IssueError::Unreachable(text)
-        }
-        _ => IssueError::Refused(text),
-    }
 }
 
 /// Leaf, intermediates, and as the last element all roots: so says Istio's `ca.proto`. The leaf must be for `id`.

@@ -24,6 +24,8 @@ pub(crate) struct Root {
     pub(crate) not_after: SystemTime,
     /// How many identities trust it.
     pub(crate) identities: usize,
+    /// How many of their certificates lead to it.
+    pub(crate) certificates: usize,
     /// DER.
     pub(crate) der: CertificateDer<'static>,
 }
@@ -36,6 +38,10 @@ pub(crate) fn roots(identities: &[IdentityStatus]) -> Vec<Root> {
     {
         *trusted.entry(root).or_default() += 1;
     }
+    let mut leading: HashMap<&CertificateDer<'static>, usize> = HashMap::new();
+    for root in identities.iter().filter_map(|identity| identity.svid.as_ref()?.anchor.as_ref()) {
+        *leading.entry(root).or_default() += 1;
+    }
     let mut roots: Vec<Root> = trusted
         .into_iter()
         .filter_map(|(der, identities)| {
@@ -47,6 +53,7 @@ pub(crate) fn roots(identities: &[IdentityStatus]) -> Vec<Root> {
                 not_before: system_time(certificate.validity().not_before),
                 not_after: system_time(certificate.validity().not_after),
                 identities,
+                certificates: leading.get(der).copied().unwrap_or_default(),
                 der: der.clone(),
             })
         })

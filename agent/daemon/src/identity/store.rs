@@ -4,6 +4,7 @@
 //! side. Leaves to others which identities there are, and what a connection does with its credentials.
 
 mod renewal;
+mod standing;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -29,6 +30,8 @@ use tokio::{
 use super::{Clock, IssueError, Issuer, Svid, TrustBundle};
 use crate::error::with_causes;
 
+pub(crate) use standing::{IdentityState, IdentityStatus};
+
 /// Attempts under way at a time.
 const CONCURRENCY: usize = 8;
 /// How long a connection waits for its workload's first certificate.
@@ -37,29 +40,6 @@ const WAIT: Duration = Duration::from_secs(5);
 /// The credentials of this node's workloads. Clones share one store; it stops asking when the last one is dropped.
 #[derive(Clone)]
 pub(crate) struct KeyStore(Arc<Handle>);
-
-/// How one identity stands, for status and metrics.
-#[derive(Clone, Debug)]
-pub(crate) struct IdentityStatus {
-    /// The identity.
-    pub(crate) id: SpiffeId,
-    /// Serial of the certificate in use.
-    pub(crate) serial: Option<String>,
-    /// Start of its validity.
-    pub(crate) not_before: Option<SystemTime>,
-    /// End of its validity.
-    pub(crate) not_after: Option<SystemTime>,
-    /// When the issuer will be asked next; `None` while it is being asked.
-    pub(crate) next_renewal: Option<SystemTime>,
-    /// Why the last attempt failed, causes included; cleared by success.
-    pub(crate) last_error: Option<String>,
-    /// Whether connections can be made.
-    pub(crate) state: IdentityState,
-    /// The certificate is past 90 % of its life, or expired, and was not renewed.
-    pub(crate) late: bool,
-    /// The credentials in use, expired ones too.
-    pub(crate) svid: Option<Arc<Svid>>,
-}
 
 /// How attempts have ended since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,17 +50,6 @@ pub(crate) struct Counts {
     pub(crate) failed: u64,
     /// Those of the failed ones that showed this node's clock and the issuer's to differ.
     pub(crate) skewed: u64,
-}
-
-/// Whether an identity can be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum IdentityState {
-    /// No certificate yet.
-    Pending,
-    /// A valid certificate is in use.
-    Valid,
-    /// The certificate has expired and could not be renewed.
-    Expired,
 }
 
 /// Why a connection gets no credentials.
@@ -132,8 +101,9 @@ struct Shared {
     skewed: AtomicU64,
 }
 
-#[derive(Default)]
 struct Slot {
+    /// When the identity was asked for.
+    since: SystemTime,
     svid: ArcSwapOption<Svid>,
     last_error: ArcSwapOption<IssueError>,
     /// An attempt ended, or the identity was forgotten.
@@ -168,10 +138,11 @@ impl KeyStore {
         if old.len() == wanted.len() && old.keys().all(|id| wanted.contains(id)) {
             return;
         }
-        schedule.retain(&wanted, shared.clock.now());
+        let now = shared.clock.now();
+        schedule.retain(&wanted, now);
         shared.issuer.retain(&wanted);
         let slots = wanted.into_iter().map(|id| {
-            let slot = old.get(&id).cloned().unwrap_or_default();
+            let slot = old.get(&id).cloned().unwrap_or_else(|| Arc::new(Slot::new(now)));
             (id, slot)
         });
         let slots: HashMap<_, _> = slots.collect();
@@ -260,6 +231,7 @@ impl KeyStore {
                         Some(_) => IdentityState::Expired,
                     },
                     late: svid.as_ref().is_some_and(|svid| svid.is_late(now)),
+                    wanted_since: slot.since,
                     svid,
                 }
             })
@@ -291,6 +263,15 @@ impl Shared {
 }
 
 impl Slot {
+    fn new(since: SystemTime) -> Self {
+        Self {
+            since,
+            svid: ArcSwapOption::empty(),
+            last_error: ArcSwapOption::empty(),
+            changed: Notify::new(),
+        }
+    }
+
     fn failure(&self, id: &SpiffeId) -> IdentityError {
         match (self.svid.load().is_some(), self.last_error.load_full()) {
             (true, source) => IdentityError::Expired { id: id.clone(), source },

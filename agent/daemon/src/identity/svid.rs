@@ -32,6 +32,8 @@ pub(crate) struct Svid {
     pub(crate) key: PrivateKey,
     /// Whom this workload trusts.
     pub(crate) trust: Arc<TrustBundle>,
+    /// The root that the certificate led to when it was accepted.
+    pub(crate) anchor: Option<CertificateDer<'static>>,
     /// First moment of validity.
     pub(crate) not_before: SystemTime,
     /// Last moment of validity.
@@ -74,6 +76,7 @@ impl Svid {
             chain: self.chain.clone(),
             key: self.key.clone(),
             trust,
+            anchor: self.anchor.clone(),
             serial: self.serial.clone(),
             ..*self
         }
@@ -96,6 +99,7 @@ impl Svid {
         if leaf.id != pending.csr.id {
             return Err(unusable(format!("asked for {}, got a certificate for {}", pending.csr.id, leaf.id)));
         }
+        let kept = key.is_some();
         let (key, public_key) = match key {
             Some(key) => {
                 let public_key =
@@ -113,12 +117,14 @@ impl Svid {
         }
         if leaf.not_after <= now {
             let ago = now.duration_since(leaf.not_after).unwrap_or_default().as_secs();
-            return Err(IssueError::Expired { ago });
+            return Err(if kept { IssueError::Stale { ago } } else { IssueError::Expired { ago } });
         }
         let trust = Arc::new(TrustBundle { roots });
-        trust.verify(&chain, now.max(leaf.not_before)).map_err(unusable)?;
+        let at = now.max(leaf.not_before);
+        trust.verify(&chain, at).map_err(unusable)?;
+        let anchor = trust.anchor_of(&chain, at);
         let Leaf { id, not_before, not_after, serial, .. } = leaf;
-        Ok(Self { id, chain, key, trust, not_before, not_after, serial, issued: now })
+        Ok(Self { id, chain, key, trust, anchor, not_before, not_after, serial, issued: now })
     }
 }
 

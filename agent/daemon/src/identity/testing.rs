@@ -150,6 +150,7 @@ impl TestCa {
             not_before: from,
             not_after: to,
             serial: "01".into(),
+            anchor: None,
             issued: from,
         }
     }

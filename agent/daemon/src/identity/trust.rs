@@ -1,7 +1,12 @@
 //! Trust bundles: the roots that a workload trusts.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
+use ambit_core::model::TrustDomain;
 use rustls::{
     RootCertStore, client::verify_server_cert_signed_by_trust_anchor, crypto::aws_lc_rs,
     server::ParsedCertificate,
@@ -9,6 +14,9 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, UnixTime};
 
 use super::pem;
+
+/// The bundles of other trust domains.
+pub(crate) type Foreign = Arc<HashMap<TrustDomain, TrustBundle>>;
 
 /// The roots that a workload trusts; several while they rotate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +49,28 @@ impl TrustBundle {
             .and_then(|leaf| {
                 verify_server_cert_signed_by_trust_anchor(&leaf, &anchors, &chain[1..], at, algorithms)
             })
-            .map_err(|error| format!("the certificate does not verify against its own trust bundle: {error}"))
+            .map_err(|error| {
+                let roots = match self.roots.len() {
+                    1 => "the root that its issuer publishes".to_owned(),
+                    count => format!("any of the {count} roots that its issuer publishes"),
+                };
+                format!("the certificate does not lead to {roots}: {error}")
+            })
+    }
+
+    /// The root that a chain leads to which this bundle believes at `at`; the first one, if there are several such.
+    pub(super) fn anchor_of(
+        &self,
+        chain: &[CertificateDer<'static>],
+        at: SystemTime,
+    ) -> Option<CertificateDer<'static>> {
+        if let [only] = &*self.roots {
+            return Some(only.clone());
+        }
+        let leads = |root: &&CertificateDer<'static>| {
+            let alone = Self { roots: vec![(*root).clone()] };
+            alone.verify(chain, at).is_ok()
+        };
+        self.roots.iter().find(leads).cloned()
     }
 }

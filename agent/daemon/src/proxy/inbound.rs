@@ -1,10 +1,11 @@
 //! From a client to an application in a pod: tunnel or plaintext, verdict, and the way to the application in the
 //! client's name.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use ambit_core::{
     model::{ClientAddr, PodAddr, Workload},
+    policy::Facts,
     reason::{Reason, Refusal},
 };
 use tokio::{net::TcpStream, select};
@@ -21,8 +22,8 @@ use super::{
     within,
 };
 use crate::{
-    capture::{Client, Dial, bound_buffers, end_cleanly},
-    telemetry::{Connection, Direction, Ending},
+    capture::{Client, Dial, bound_buffers, end_cleanly, tune_tunnel},
+    telemetry::{Connection, Direction, Ending, Meta},
     tunnel::{First, Incoming, Leg as _, Order, Plain, Session, first_bytes, tls::PeerIdentity},
 };
 
@@ -46,7 +47,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 pub(super) struct Called {
     pub(super) source: ClientAddr,
     pub(super) destination: PodAddr,
-    /// The called pod, if it is known at the address that was called.
+    /// The called pod, unless the address that was called is another's.
     pub(super) workload: Option<Arc<Workload>>,
     /// The pod at the client's address, if there is one.
     pub(super) caller: Option<Arc<Workload>>,
@@ -70,11 +71,10 @@ pub(super) async fn carry<D: Dial>(shared: &Shared, pod: &Pod<D>, arrival: Arriv
     let turn = arrivals.turn(source.0.ip(), destination.0.port(), order);
     let called = {
         let world = shared.feed.world();
-        let of_pod = |workload: &&Arc<Workload>| workload.uid == *pod.pod.uid();
         Called {
             source,
             destination,
-            workload: world.mesh.workload_by_ip(destination.0.ip()).filter(of_pod).cloned(),
+            workload: world.mesh.workload_at(destination.0.ip(), pod.pod.uid()).cloned(),
             caller: world.mesh.workload_by_ip(source.0.ip()).cloned(),
         }
     };
@@ -196,11 +196,11 @@ impl<D: Dial> Call<'_, D> {
     async fn plaintext(&self, client: TcpStream, app: TcpStream) {
         let connection = self.shared.telemetry.open(describe::inbound(self.called, None, None));
         let mut relay = Relay::new(app, Plain::new(client, self.pod.share.clone()));
-        let facts = facts(self.called.destination, self.called.source.0.ip(), None);
         let meter = Inbound(&connection);
         let ended = select! {
-            ended = self.shared.relay(self.pod.pod.uid(), &mut relay, &meter) => ended.map_err(cut),
-            refusal = self.pod.until_denied(facts, &self.shared.telemetry) => Err(Cut::here(refusal)),
+            biased;
+            refusal = self.until_denied(None, &connection) => Err(Cut::here(refusal)),
+            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter) => ended.map_err(cut),
         };
         match ended {
             Ok(()) => connection.finish(&Ending::Closed),
@@ -216,6 +216,14 @@ impl<D: Dial> Call<'_, D> {
         let mut patience = TUNNEL_IDLE;
         let tell = loop {
             let peer = session.facts().peer.clone();
+            // What the client begins after this has it on our present certificate.
+            let outdated = self.shared.wallet.renewed_since(&self.workload.identity, session.since());
+            if outdated && patience == TUNNEL_IDLE {
+                patience = LAST_OPEN;
+                if session.go_away().await.is_err() {
+                    break None;
+                }
+            }
             let next = select! {
                 biased;
                 () = self.pod.pod.until_released() => break None,
@@ -250,6 +258,8 @@ impl<D: Dial> Call<'_, D> {
     async fn handshake(&self, client: TcpStream) -> Result<Session, Refusal> {
         // Frames and alerts say how a tunnel ends; a RST could overtake them.
         end_cleanly(&client);
+        // It fails only for what is no socket.
+        let _: io::Result<()> = tune_tunnel(&client);
         let Shared { wallet, telemetry, .. } = self.shared;
         let credentials = wallet.credentials(&self.workload.identity).await?;
         // Whoever calls from a known pod's address must be that pod.
@@ -277,7 +287,7 @@ impl<D: Dial> Call<'_, D> {
         let app = match place.begin_stream(Box::pin(self.admit(&peer, incoming))).await {
             Ok(app) => app,
             Err(refusal) => {
-                self.shared.telemetry.refuse(&meta, &refusal);
+                self.refuse_as(&refusal, &meta, Some(&peer));
                 session.refuse_stream(refusal).await;
                 return None;
             }
@@ -291,12 +301,12 @@ impl<D: Dial> Call<'_, D> {
             return None;
         }
         let mut relay = Relay::new(app, stream);
-        let facts = facts(self.called.destination, self.called.source.0.ip(), Some(&peer.id));
         let meter = Inbound(&connection);
         let ended = select! {
-            ended = self.shared.relay(self.pod.pod.uid(), &mut relay, &meter) => ended.map_err(cut),
-            refusal = self.pod.until_denied(facts, &self.shared.telemetry) => Err(Cut::here(refusal)),
+            biased;
+            refusal = self.until_denied(Some(&peer), &connection) => Err(Cut::here(refusal)),
             refused = self.until_distrusted(&peer) => Err(Cut::here(distrusted(refused))),
+            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter) => ended.map_err(cut),
         };
         match ended {
             Ok(()) => {
@@ -323,9 +333,19 @@ impl<D: Dial> Call<'_, D> {
         self.shared.wallet.until_distrusted(&self.workload.identity, peer).await
     }
 
+    /// Ends once the verdict on a live connection has turned to a refusal. Looked at before the relay, so that connections that
+    /// are over at once are judged and rehearsed as well.
+    async fn until_denied(&self, peer: Option<&PeerIdentity>, connection: &Connection) -> Refusal {
+        self.pod.until_denied(self.facts(peer), connection.meta(), &self.shared.telemetry).await
+    }
+
     fn verdict(&self, peer: Option<&PeerIdentity>) -> Result<(), Refusal> {
+        self.pod.verdict(&self.facts(peer))
+    }
+
+    fn facts<'p>(&self, peer: Option<&'p PeerIdentity>) -> Facts<'p> {
         let Called { source, destination, .. } = self.called;
-        self.pod.verdict(&facts(*destination, source.0.ip(), peer.map(|peer| &peer.id)))
+        facts(*destination, source.0.ip(), peer.map(|peer| &peer.id))
     }
 
     /// Connects to the application when it is the connection's turn.
@@ -342,7 +362,13 @@ impl<D: Dial> Call<'_, D> {
     }
 
     fn refuse(&self, refusal: &Refusal) {
-        self.shared.telemetry.refuse(&describe::inbound(self.called, None, None), refusal);
+        self.refuse_as(refusal, &describe::inbound(self.called, None, None), None);
+    }
+
+    fn refuse_as(&self, refusal: &Refusal, meta: &Meta, peer: Option<&PeerIdentity>) {
+        let Call { shared, pod, .. } = self;
+        pod.rehearse_refused(refusal, &self.facts(peer), meta, &shared.telemetry);
+        shared.telemetry.refuse(meta, refusal);
     }
 }
 

@@ -1,10 +1,15 @@
 //! From an application in a pod to wherever it wants to go: route, then a tunnel to a meshed pod or a plain connection.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ambit_core::{
-    discovery::{Endpoint, Route, RouteError},
+    discovery::{Affinity, Endpoint, Route, RouteError},
     model::{OriginalDst, PodAddr, Workload},
+    policy::Facts,
     reason::{Reason, Refusal},
 };
 use tokio::{select, time::timeout};
@@ -24,14 +29,14 @@ use crate::{
     capture::{Client, Dial, bound_buffers},
     discovery::World,
     telemetry::{Connection, Direction, Ending},
-    tunnel::{Incoming, LegError, Order, Plain, PoolKey, Session, Stream},
+    tunnel::{ANSWERED_WITHIN, Incoming, LegError, Order, Plain, PoolKey, Session, Stream},
 };
 
 /// How long a connect to another pod may take.
 const CONNECT: Duration = Duration::from_secs(10);
-/// How long the other agent may take to say whether its application has taken a connection: a little longer than it waits
-/// for the application itself.
-const ANSWER: Duration = Duration::from_secs(12);
+/// How long a tunnel that rests is believed to lead to its peer. After that nothing of the application's is said on it before
+/// the peer has answered, so that it can still go another way.
+const PROVEN: Duration = Duration::from_secs(1);
 
 /// What was found out about one connection before anything is dialled.
 #[derive(Debug)]
@@ -62,11 +67,12 @@ pub(super) fn route(
     uid: &str,
     source: SocketAddr,
     original_dst: OriginalDst,
+    kept: &mut Affinity,
     numbers: &mut Numbers<PodAddr>,
 ) -> Routed {
-    let client = world.mesh.workload_by_ip(source.ip()).filter(|client| *client.uid == *uid);
+    let client = world.mesh.workload_at(source.ip(), uid);
     let way = match client {
-        Some(client) => match world.mesh.route(client, original_dst, rand::random()) {
+        Some(client) => match chosen(world, client, original_dst, kept) {
             Route::Tunnel(endpoint) => {
                 let order = numbers.next(endpoint.addr);
                 Way::Tunnel(client.clone(), endpoint, order)
@@ -87,6 +93,18 @@ pub(super) fn route(
         }
     };
     Routed { client: client.cloned(), source, original_dst, way }
+}
+
+/// Where it goes; to which endpoint of its service is noted, where the client is to keep to it.
+fn chosen(world: &World, client: &Workload, original_dst: OriginalDst, kept: &mut Affinity) -> Route {
+    let now = Instant::now();
+    let route = world.mesh.route(client, original_dst, rand::random(), |service| kept.endpoint(service, now));
+    if let Route::Tunnel(endpoint) | Route::Plain(endpoint) = &route
+        && let (Some(service), Some(timeout)) = (&endpoint.service, endpoint.kept_for)
+    {
+        kept.keep(&service.name, endpoint.addr.0.ip(), timeout, now);
+    }
+    route
 }
 
 /// Carries one connection to its end.
@@ -110,8 +128,8 @@ pub(super) async fn carry<D: Dial>(
             call.to_itself(app, client, endpoint, place).await;
         }
         Way::Tunnel(client, endpoint, order) => call.tunnel(app, client, endpoint, *order, place).await,
-        Way::Plain(endpoint) => call.plain(app, "the destination", endpoint.addr.0, place).await,
-        Way::Passthrough => call.plain(app, "the destination", routed.original_dst.0, place).await,
+        Way::Plain(endpoint) => call.plain(app, "the destination", endpoint.addr.0, place, None).await,
+        Way::Passthrough => call.plain(app, "the destination", routed.original_dst.0, place, None).await,
         Way::Refused(refusal) => call.refuse(app, refusal),
     }
 }
@@ -136,15 +154,16 @@ impl<D: Dial> Call<'_, D> {
         order: Order,
         mut place: Place,
     ) {
-        let waits = app.is_waiting();
         let (key, connection, peer, stream) = loop {
             // On the heap while it lasts: a connection lives long, and dialling and the handshake are big.
             let session = self.session(client, endpoint, place.buffers());
             let begun = Box::pin(unless_given_up(&mut app, session));
-            let (key, session, reused) = match place.begin(begun).await {
+            let (key, session, rested) = match place.begin(begun).await {
                 Ok(found) => found,
                 Err(refusal) => return self.refuse(app, &refusal),
             };
+            let reused = rested.is_some();
+            let waits = app.is_waiting() || rested.is_some_and(|rested| rested >= PROVEN);
             let facts = session.facts().clone();
             let mut stream = session.open(Incoming {
                 original_dst: self.routed.original_dst.0,
@@ -153,9 +172,13 @@ impl<D: Dial> Call<'_, D> {
                 order,
                 waits,
             });
-            let confirmed = if waits { self.confirmed(&mut app, &mut stream).await } else { Ok(()) };
-            // One that has rested may have ended, and its end was on the way.
+            let confirmed = if waits { self.confirmed(&mut app, &mut stream, reused).await } else { Ok(()) };
+            // One that has rested may have ended, and its end was on the way, or it leads nowhere any more. Then those that have
+            // rested longer do not either.
             if reused && matches!(confirmed, Err(LegError::Tunnel(_))) {
+                self.shared.telemetry.tunnel_given_up();
+                self.shared.pool.forget(&key);
+                stream.abort();
                 continue;
             }
             let meta = describe::outbound(self.routed, Some((&facts, reused)));
@@ -176,7 +199,7 @@ impl<D: Dial> Call<'_, D> {
         let mut relay = Relay::new(app, stream);
         let meter = Outbound(&connection);
         let ended = select! {
-            ended = self.shared.relay(self.pod.pod.uid(), &mut relay, &meter) => ended.map_err(Cut::by_relay),
+            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter) => ended.map_err(Cut::by_relay),
             refused = self.shared.wallet.until_distrusted(&client.identity, &peer) => {
                 Err(Cut::here(distrusted(refused)))
             }
@@ -200,13 +223,15 @@ impl<D: Dial> Call<'_, D> {
         }
     }
 
-    /// Waits until the other end has taken the stream, for an application that waits for that.
-    async fn confirmed(&self, app: &mut Client, stream: &mut Stream) -> Result<(), LegError> {
+    /// Waits until the other end has taken the stream.
+    async fn confirmed(&self, app: &mut Client, stream: &mut Stream, reused: bool) -> Result<(), LegError> {
         let answer = async {
             let late = || {
                 Refusal::new(Reason::Timeout, "the other agent does not say whether its application answers")
             };
-            timeout(ANSWER, stream.confirmed()).await.unwrap_or_else(|_| Err(LegError::Here(late())))
+            timeout(ANSWERED_WITHIN, stream.confirmed(reused))
+                .await
+                .unwrap_or_else(|_| Err(LegError::Here(late())))
         };
         unless_given_up(app, answer).await
     }
@@ -214,34 +239,63 @@ impl<D: Dial> Call<'_, D> {
     /// The other end has not taken it.
     fn unconfirmed(&self, app: Client, stream: Stream, connection: Connection, cut: Cut) {
         self.pod.pod.unanswered(self.routed.original_dst.0);
-        refuse(app, &cut.refusal);
+        if let Some(refusal) = &cut.refusal {
+            refuse(app, refusal);
+        }
         let tell = cut.report(connection);
         tokio::spawn(stream.close(tell));
     }
 
-    /// A session that has waited in the pool, or a new one.
+    /// A session that has waited in the pool, and for how long, or a new one. One from before our certificate was renewed serves
+    /// only where no new one can be made.
     async fn session(
         &self,
         client: &Workload,
         endpoint: &Endpoint,
         buffers: Option<usize>,
-    ) -> Result<(PoolKey, Session, bool), Refusal> {
-        let expected = &endpoint.workload.identity;
+    ) -> Result<(PoolKey, Session, Option<Duration>), Refusal> {
         let key = PoolKey {
             pod: client.uid.clone(),
             source: self.routed.source.ip(),
             destination: endpoint.addr,
             peer: endpoint.workload.uid.clone(),
             own: client.identity.clone(),
-            expected: expected.clone(),
+            expected: endpoint.workload.identity.clone(),
         };
         let Shared { wallet, telemetry, pool, .. } = self.shared;
-        while let Some(session) = pool.take(&key) {
-            if wallet.recheck(&client.identity, &session.facts().peer).is_ok() {
-                telemetry.tunnel_reused();
-                return Ok((key, session, true));
+        let mut outdated = None;
+        while let Some((session, rested)) = pool.take(&key) {
+            if wallet.recheck(&client.identity, &session.facts().peer).is_err() {
+                continue;
             }
+            if !wallet.renewed_since(&client.identity, session.since()) {
+                telemetry.tunnel_reused();
+                return Ok((key, session, Some(rested)));
+            }
+            outdated = Some((session, rested));
         }
+        match (self.dialled(client, endpoint, buffers).await, outdated) {
+            (Ok(session), outdated) => {
+                outdated.map(|(outdated, _)| tokio::spawn(outdated.close(None)));
+                Ok((key, session, None))
+            }
+            (Err(_), Some((outdated, rested))) => {
+                telemetry.tunnel_reused();
+                Ok((key, outdated, Some(rested)))
+            }
+            (Err(refusal), None) => Err(refusal),
+        }
+    }
+
+    /// A new session.
+    async fn dialled(
+        &self,
+        client: &Workload,
+        endpoint: &Endpoint,
+        buffers: Option<usize>,
+    ) -> Result<Session, Refusal> {
+        let expected = &endpoint.workload.identity;
+        let Shared { wallet, telemetry, .. } = self.shared;
         let credentials = wallet.credentials(&client.identity).await?;
         let destination = endpoint.addr;
         let tcp = within(CONNECT, self.pod.pod.dial_tunnel(self.routed.source.ip(), destination))
@@ -258,21 +312,34 @@ impl<D: Dial> Call<'_, D> {
         .inspect_err(|error| telemetry.tls_failure(Direction::Outbound, error.reason()))?;
         wallet.recheck(&client.identity, &session.facts().peer).map_err(distrusted)?;
         telemetry.handshake(Direction::Outbound, session.facts().resumed);
-        Ok((key, session, false))
+        Ok(session)
     }
 
     /// A pod that calls its own service does not pass its own inbound side: its policy applies here, with itself as the
     /// source.
     async fn to_itself(&self, app: Client, client: &Workload, endpoint: &Endpoint, place: Place) {
         let addr = endpoint.addr;
-        match self.pod.verdict(&facts(addr, addr.0.ip(), Some(&client.identity))) {
-            Ok(()) => self.plain(app, "the application at", addr.0, place).await,
-            Err(refusal) => self.refuse(app, &refusal),
+        let facts = facts(addr, addr.0.ip(), Some(&client.identity));
+        match self.pod.verdict(&facts) {
+            Ok(()) => self.plain(app, "the application at", addr.0, place, Some(facts)).await,
+            Err(refusal) => {
+                let meta = describe::outbound(self.routed, None);
+                self.pod.rehearse_refused(&refusal, &facts, &meta, &self.shared.telemetry);
+                self.refuse(app, &refusal);
+            }
         }
     }
 
-    /// To where no agent is: a plain connection from the pod's own address.
-    async fn plain(&self, mut app: Client, what: &str, destination: SocketAddr, mut place: Place) {
+    /// To where no agent is: a plain connection from the pod's own address. One that is judged by `facts` is judged again
+    /// whenever the pod's policy changes.
+    async fn plain(
+        &self,
+        mut app: Client,
+        what: &str,
+        destination: SocketAddr,
+        mut place: Place,
+        facts: Option<Facts<'_>>,
+    ) {
         let dial = async {
             let dial = self.pod.pod.dial_plain(self.routed.source.ip(), destination);
             within(CONNECT, dial).await.map_err(|error| unconnected(what, destination, &error))
@@ -294,13 +361,23 @@ impl<D: Dial> Call<'_, D> {
         bound_buffers(&server, place.buffers());
         let connection = self.shared.telemetry.open(describe::outbound(self.routed, None));
         let mut relay = Relay::new(app, Plain::new(server, self.pod.share.clone()));
-        match self.shared.relay(self.pod.pod.uid(), &mut relay, &Outbound(&connection)).await {
-            Ok(()) => connection.finish(&Ending::Closed),
-            Err(Broken::Leg(_)) => connection.finish(&Ending::Reset),
-            Err(Broken::GivenUp(refusal)) => {
-                connection.finish(&Ending::Refused { refusal, by_peer: false });
+        let meter = Outbound(&connection);
+        let denied = async {
+            match facts {
+                Some(facts) => self.pod.until_denied(facts, connection.meta(), &self.shared.telemetry).await,
+                None => std::future::pending().await,
             }
-        }
+        };
+        let ending = select! {
+            biased;
+            refusal = denied => Ending::Refused { refusal, by_peer: false },
+            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter) => match ended {
+                Ok(()) | Err(Broken::Leg(LegError::AppLeft)) => Ending::Closed,
+                Err(Broken::Leg(_)) => Ending::Reset,
+                Err(Broken::GivenUp(refusal)) => Ending::Refused { refusal, by_peer: false },
+            },
+        };
+        connection.finish(&ending);
     }
 
     fn refuse(&self, app: Client, refusal: &Refusal) {

@@ -1,11 +1,12 @@
 //! Outbound and inbound over loopback, with a scripted pod in place of capture: what is dialled, refused, cut and told.
 
 mod authorization;
+mod renewal;
 
 use std::fs;
 
 use ambit_core::{
-    discovery::Settings,
+    discovery::{Affinity, Settings},
     model::{ClientAddr, Labels, ObjectName, OriginalDst},
     policy::{Mode, PeerAuthentication, PolicySet},
 };
@@ -14,6 +15,7 @@ use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
+    task::JoinHandle,
     time::{sleep, timeout},
 };
 
@@ -21,7 +23,7 @@ use super::*;
 use crate::{
     capture::Client,
     discovery::watch_folder,
-    identity::{BuiltinCa, Clock, KeyStore, SystemClock},
+    identity::{BuiltinCa, Clock, KeyStore, Renewed, SystemClock},
     tunnel::{tests::pair, tls::TlsSettings},
 };
 
@@ -79,6 +81,9 @@ impl Dial for Scripted {
 /// One agent with the pods `web` and `cart`, both in the mesh.
 struct Node {
     proxy: Proxy,
+    keys: KeyStore,
+    /// Has the identities named here get other certificates.
+    renewed: Arc<Renewed>,
     _dir: TempDir,
 }
 
@@ -99,12 +104,14 @@ impl Node {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let domain: ambit_core::model::TrustDomain = "cluster.local".parse().unwrap();
         let ca = BuiltinCa::open(&dir.path().join("ca"), domain.clone(), clock.clone()).unwrap();
-        let keys = KeyStore::new(Arc::new(ca), clock.clone(), Duration::from_secs(3600));
+        let renewed = Arc::new(Renewed::default());
+        let issuer = Arc::new(renewal::Renewing(ca, renewed.clone()));
+        let keys = KeyStore::new(issuer, clock.clone(), Duration::from_secs(3600));
         keys.retain(["web", "cart"].map(identity));
         let settings = TlsSettings { post_quantum: Default::default(), trust_domains: vec![domain] };
-        let wallet = Wallet::new(keys, settings, clock);
+        let wallet = Wallet::new(keys.clone(), settings, clock);
         let capacity = Capacity { files: 1 << 20, memory: 1 << 30 };
-        Self { proxy: Proxy::new(feed, wallet, Telemetry::new(), capacity), _dir: dir }
+        Self { proxy: Proxy::new(feed, wallet, Telemetry::new(), capacity), keys, renewed, _dir: dir }
     }
 
     fn pod(
@@ -119,7 +126,12 @@ impl Node {
     }
 
     /// Takes what comes to `listener` for connections from `source` to cart.
-    fn capture(&self, listener: TcpListener, source: &'static str, mut cart: Serving<Scripted>) {
+    fn capture(
+        &self,
+        listener: TcpListener,
+        source: &'static str,
+        mut cart: Serving<Scripted>,
+    ) -> JoinHandle<()> {
         let proxy = self.proxy.clone();
         tokio::spawn(async move {
             loop {
@@ -132,7 +144,7 @@ impl Node {
                     &mut cart,
                 );
             }
-        });
+        })
     }
 
     /// An application in web that has connected to cart.
@@ -415,7 +427,14 @@ async fn the_tasks_that_carry_connections_are_small() {
     let inbound = inbound::carry(shared, &web.pod, arrival, &arrivals);
     let (client, _agent) = pair().await;
     let original_dst = OriginalDst(destination.0);
-    let routed = outbound::route(&shared.feed.world(), "web", source.0, original_dst, &mut Numbers::new());
+    let routed = outbound::route(
+        &shared.feed.world(),
+        "web",
+        source.0,
+        original_dst,
+        &mut Affinity::default(),
+        &mut Numbers::new(),
+    );
     let outbound = outbound::carry(shared, &web.pod, Client::Connected(client), routed, place());
     let sizes = (size_of_val(&inbound), size_of_val(&outbound));
     println!("inbound and outbound: {sizes:?} bytes");

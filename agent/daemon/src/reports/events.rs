@@ -1,5 +1,5 @@
-//! Events on this node's pods: what of the mesh an operator sees in `kubectl describe pod`. A pod is enrolled; cannot be, told again
-//! only when the reason is another one or time has passed; has left the mesh.
+//! Events on this node's pods: what of the mesh an operator sees in `kubectl describe pod`. A pod is enrolled; is kept from talking,
+//! told again only when the reason is another one or time has passed; has left the mesh.
 //!
 //! A pod's enrolment is told under a name that its UID gives, so that it stands there once however many agents come and go.
 
@@ -10,15 +10,11 @@ use std::{
 };
 
 use ambit_core::model::ObjectName;
-use k8s_openapi::{
-    api::{core::v1::ObjectReference, events::v1::Event},
-    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
-    jiff::Timestamp,
-};
-use kube::{Api, Client, api::PostParams};
+use k8s_openapi::jiff::Timestamp;
+use kube::Client;
 use tokio::time::Instant;
 
-use super::{Outcome, PodReport, pace::Pace, send};
+use super::{Hindrance, Outcome, PodReport, note::Note, pace::Pace, without_numbers};
 
 /// A pod in the making has no network for a moment: no reason for an event.
 const GRACE: Duration = Duration::from_secs(5);
@@ -27,13 +23,6 @@ const QUIET: Duration = Duration::from_secs(300);
 /// Events that may come at once, and how long one more takes to be allowed.
 const BURST: u32 = 25;
 const REFILL: Duration = Duration::from_secs(6);
-/// The API server takes no longer notes, bytes.
-const MAX_NOTE: usize = 1_024;
-/// So much of a pod's name goes into that of an event, which has 253 characters at most.
-const MAX_NAME: usize = 200;
-
-const CONTROLLER: &str = "ambit.dev/agent";
-
 /// Writes the events.
 pub(super) struct Events {
     client: Client,
@@ -59,7 +48,7 @@ struct Subject {
 /// What was published last.
 enum Told {
     Enrolled,
-    Failed { problem: String, at: Instant },
+    Hindered { by: String, at: Instant },
 }
 
 /// An event to be published.
@@ -72,7 +61,7 @@ struct Due {
 #[derive(Clone, PartialEq, Eq)]
 enum What {
     Enrolled(String),
-    Failed(String),
+    Hindered(Hindrance),
     Left,
 }
 
@@ -114,7 +103,7 @@ impl Events {
                 // The others would most likely fail as well, each after its time.
                 return;
             }
-            self.told(event, now);
+            self.told(&event, now);
         }
     }
 
@@ -152,10 +141,10 @@ impl Events {
         due
     }
 
-    fn told(&mut self, event: Due, now: Instant) {
-        let told = match event.what {
+    fn told(&mut self, event: &Due, now: Instant) {
+        let told = match &event.what {
             What::Enrolled(_) => Told::Enrolled,
-            What::Failed(problem) => Told::Failed { problem, at: now },
+            What::Hindered(_) => Told::Hindered { by: event.what.key(), at: now },
             What::Left => {
                 self.subjects.remove(&event.uid);
                 return;
@@ -181,35 +170,17 @@ impl Events {
         self.create(event, &format!("{:x}", now.as_nanosecond()), now).await
     }
 
-    /// Creates the event under a name that ends in `suffix`. What is there is never changed: the agent has no right to.
     async fn create(&self, event: &Due, suffix: &str, now: Timestamp) -> Outcome {
-        let pod = &event.name.name;
-        let beginning = pod[..pod.floor_char_boundary(MAX_NAME)].trim_end_matches(['.', '-']);
-        let object = Event {
-            metadata: ObjectMeta {
-                name: Some(format!("{beginning}.ambit-{suffix}")),
-                namespace: Some(event.name.namespace.to_string()),
-                ..Default::default()
-            },
-            action: Some("Enrol".to_owned()),
-            event_time: Some(MicroTime(now)),
-            note: Some(event.what.note()),
-            reason: Some(event.what.reason().to_owned()),
-            regarding: Some(ObjectReference {
-                api_version: Some("v1".to_owned()),
-                kind: Some("Pod".to_owned()),
-                name: Some(pod.to_string()),
-                namespace: Some(event.name.namespace.to_string()),
-                uid: Some(event.uid.to_string()),
-                ..Default::default()
-            }),
-            reporting_controller: Some(CONTROLLER.to_owned()),
-            reporting_instance: Some(self.node.clone()),
-            type_: Some(event.what.type_().to_owned()),
-            ..Default::default()
+        let note = Note {
+            kind: ("v1", "Pod"),
+            name: &event.name,
+            uid: &event.uid,
+            action: "Enrol",
+            warning: event.what.is_warning(),
+            reason: event.what.reason(),
+            text: event.what.note(),
         };
-        let events: Api<Event> = Api::namespaced(self.client.clone(), &event.name.namespace);
-        send("event", events.create(&PostParams::default(), &object)).await
+        note.create(&self.client, &self.node, suffix, now).await
     }
 
     fn refill(&mut self, now: Instant) {
@@ -225,17 +196,18 @@ impl Events {
 impl Subject {
     /// What is to be told of the pod as it stands.
     fn due(&mut self, pod: &PodReport, now: Instant) -> Option<What> {
-        let Some(problem) = &pod.problem else {
+        let Some(hindrance) = &pod.hindrance else {
             self.failing_since = None;
             let told = matches!(self.told, Some(Told::Enrolled));
             return (!told).then(|| What::Enrolled(pod.identity.to_string()));
         };
         let since = *self.failing_since.get_or_insert(now);
+        let what = What::Hindered(hindrance.clone());
         let quiet = match &self.told {
-            Some(Told::Failed { problem: told, at }) => told == problem && now - *at < QUIET,
+            Some(Told::Hindered { by, at }) => *by == what.key() && now - *at < QUIET,
             _ => false,
         };
-        (now - since >= GRACE && !quiet).then(|| What::Failed(problem.clone()))
+        (now - since >= GRACE && !quiet).then_some(what)
     }
 }
 
@@ -243,34 +215,34 @@ impl What {
     fn reason(&self) -> &'static str {
         match self {
             Self::Enrolled(_) => "Enrolled",
-            Self::Failed(_) => "EnrolmentFailed",
+            Self::Hindered(hindrance) => hindrance.reason(),
             Self::Left => "LeftMesh",
         }
     }
 
-    fn type_(&self) -> &'static str {
-        match self {
-            Self::Enrolled(_) | Self::Left => "Normal",
-            Self::Failed(_) => "Warning",
-        }
+    fn is_warning(&self) -> bool {
+        matches!(self, Self::Hindered(_))
     }
 
     fn note(&self) -> String {
-        let mut note = match self {
+        match self {
             Self::Enrolled(identity) => format!("traffic of this pod is carried as {identity}"),
-            Self::Failed(problem) => {
+            Self::Hindered(Hindrance::Enrolment(problem)) => {
                 format!("this pod's connections are refused until it can be enrolled: {problem}")
             }
+            Self::Hindered(Hindrance::Certificate(problem)) => {
+                format!("this pod's connections are refused until it has a certificate: {problem}")
+            }
             Self::Left => "this pod has left the mesh: what it sends is not captured any more".to_owned(),
-        };
-        note.truncate(note.floor_char_boundary(MAX_NOTE));
-        note
+        }
     }
 
-    /// What it is paced by.
+    /// What it is paced by, and what makes it another one.
     fn key(&self) -> String {
         match self {
-            Self::Failed(problem) => problem.clone(),
+            Self::Hindered(Hindrance::Enrolment(why) | Hindrance::Certificate(why)) => {
+                format!("{}: {}", self.reason(), without_numbers(why))
+            }
             Self::Enrolled(_) | Self::Left => self.reason().to_owned(),
         }
     }

@@ -1,11 +1,13 @@
-//! The condition `AmbitAccepted` in the status of policies that are not taken in full, by server-side apply.
+//! The condition `AmbitAccepted` in the status of policies that are not taken in full, by server-side apply, and an event that
+//! says the same.
 //!
 //! Every agent sees the same; each waits for a time of its own before it writes, so that mostly one does and the others
-//! see it done.
+//! see it done. Whoever has written the condition makes the event.
 
 use std::time::{Duration, SystemTime};
 
 use ambit_core::model::ObjectName;
+use k8s_openapi::jiff::Timestamp;
 use kube::{
     Api, Client,
     api::{Patch, PatchParams},
@@ -15,7 +17,7 @@ use serde_json::{Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::time::Instant;
 
-use super::{MANAGER, Outcome, pace::Pace, send};
+use super::{MANAGER, Outcome, note::Note, pace::Pace, send};
 use crate::discovery::{ACCEPTED_CONDITION, Key, PolicyStatus, WantedStatuses};
 
 /// The longest that an agent waits before it writes what another may write.
@@ -26,13 +28,14 @@ const AT_A_TIME: usize = 5;
 /// Keeps the conditions.
 pub(super) struct PolicyStatusWriter {
     client: Client,
+    node: String,
     /// By object and the version judged.
     pace: Pace<(Key, String)>,
 }
 
 impl PolicyStatusWriter {
-    pub(super) fn new(client: Client) -> Self {
-        Self { client, pace: Pace::new("the status of policies") }
+    pub(super) fn new(client: Client, node: &str) -> Self {
+        Self { client, node: node.to_owned(), pace: Pace::new("the status of policies") }
     }
 
     /// Writes what has been wanted for as long as this agent waits.
@@ -51,11 +54,33 @@ impl PolicyStatusWriter {
             let params = PatchParams::apply(MANAGER).force();
             let outcome = send("policy status", api.patch_status(&key.name.name, &params, &patch)).await;
             self.pace.done(&subject, &outcome, now);
+            if outcome == Outcome::Written && status.is_worth_an_event() {
+                // The condition stands there in any case.
+                let _: Outcome = self.tell(&resource, &key.name, status).await;
+            }
             written += 1;
             if written == AT_A_TIME || matches!(outcome, Outcome::Failed(_)) {
                 return;
             }
         }
+    }
+}
+
+impl PolicyStatusWriter {
+    async fn tell(&self, resource: &ApiResource, name: &ObjectName, status: &PolicyStatus) -> Outcome {
+        let effect =
+            if status.accepted { "in force, but not as it stands" } else { "not in force as it stands" };
+        let note = Note {
+            kind: (&resource.api_version, &resource.kind),
+            name,
+            uid: &status.uid,
+            action: "Enforce",
+            warning: true,
+            reason: status.reason,
+            text: format!("{effect}: {}", status.message),
+        };
+        let now = Timestamp::now();
+        note.create(&self.client, &self.node, &format!("{:x}", now.as_nanosecond()), now).await
     }
 }
 

@@ -77,7 +77,7 @@ fn report(uid: &str, problem: Option<&str>) -> PodReport {
         name: ObjectName::new("shop", "web"),
         uid: uid.into(),
         identity: "spiffe://td/ns/shop/sa/web".parse().unwrap(),
-        problem: problem.map(str::to_owned),
+        hindrance: problem.map(|why| Hindrance::Enrolment(why.to_owned())),
     }
 }
 
@@ -155,6 +155,22 @@ async fn a_failure_makes_an_event_after_a_moment_and_none_again_for_a_while() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_without_a_certificate_has_an_event_and_another_when_it_has_one() {
+    let refused = |ago: u32| {
+        let why = format!("the issuer refuses: no entry ({ago} s ago)");
+        vec![PodReport { hindrance: Some(Hindrance::Certificate(why)), ..report("u1", None) }]
+    };
+    let mut bench = Bench::new("pods", &[pod("enabled", "5")], refused(1)).await;
+    let told = event(&mut bench, "NoCertificate", 201).await;
+    assert!(told["type"] == "Warning" && told["note"].as_str().unwrap().contains("no entry"), "{told}");
+    // The next attempt fails in the same way.
+    bench.reported(refused(2));
+    bench.nothing(200).await;
+    bench.reported(vec![report("u1", None)]);
+    event(&mut bench, "Enrolled", 201).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_crowd_of_pods_is_told_of_little_by_little() {
     let pods = (0..100).map(|number| report(&format!("u{number}"), None)).collect();
     let mut bench = Bench::new("pods", &[], pods).await;
@@ -205,4 +221,25 @@ async fn one_agent_writes_the_status_of_a_policy_unless_another_has() {
     call.refuse(409, "Conflict", "the object has been modified");
     bench.watch.send("MODIFIED", &written);
     bench.nothing(120).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_writes_the_status_of_a_policy_makes_an_event_of_it() {
+    let policy = json!({
+        "metadata": {"name": "p", "namespace": "shop", "uid": "p1", "generation": 2, "resourceVersion": "5"},
+        "spec": {"mtls": {"mode": "DISABLE"}},
+    });
+    let mut bench = Bench::new("peerauthentications", &[policy], vec![]).await;
+    let call = bench.write().await;
+    let body = call.body.clone();
+    assert!(call.path.ends_with("/status"), "{}", call.path);
+    call.answer(200, &body);
+    let call = bench.write().await;
+    let event = call.body.clone();
+    assert_eq!((call.method.as_str(), &*call.path), ("POST", EVENTS));
+    assert_eq!((&event["type"], &event["reason"]), (&json!("Warning"), &json!("UnsupportedValue")));
+    let regarding = &event["regarding"];
+    assert_eq!((&regarding["kind"], &regarding["uid"]), (&json!("PeerAuthentication"), &json!("p1")));
+    assert!(event["note"].as_str().unwrap().contains("effect of PERMISSIVE"), "{event}");
+    call.answer(201, &event);
 }

@@ -1,49 +1,46 @@
 //! The registry: Istio's TCP metrics, ambit's own, and the process's.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::SystemTime,
-};
+mod certificates;
 
-use ambit_core::{
-    model::{ObjectName, SpiffeId},
-    reason::Reason,
-};
+use std::sync::{Arc, atomic::Ordering};
+
+use ambit_core::{model::ObjectName, reason::Reason};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 
-use super::{Direction, process::Process, traffic::Traffic};
+use self::certificates::Certificates;
+use super::{Direction, Meta, policy_metrics::PolicyMetrics, process::Process, traffic::Traffic};
 
 #[derive(Debug)]
 pub(super) struct Metrics {
     registry: Registry,
     pub(super) traffic: Arc<Traffic>,
+    pub(super) policy: PolicyMetrics,
     sockets_open: [Gauge; 2],
     refusals: Family<ReasonLabels, Counter>,
+    plaintext_refused: Family<NamespaceLabels, Counter>,
     failures: Family<ReasonLabels, Counter>,
     tls_failures: Family<ReasonLabels, Counter>,
     handshakes: Family<HandshakeLabels, Counter>,
     tunnels_open: Gauge,
     pub(super) tunnel_reuse: Counter,
+    pub(super) tunnels_given_up: Counter,
     pub(super) policy_wakes: Counter,
     pub(super) enrolled_pods: Gauge,
     pub(super) pods_kept_out: Gauge,
     pub(super) capture_everything: Gauge,
     probes: Family<PodLabels, Counter>,
     map_operations: Family<MapLabels, Counter>,
-    certificate_expiry: Family<IdentityLabels, Gauge>,
-    root_expiry: Family<RootLabels, Gauge>,
-    crl_next_update: Family<IssuerLabels, Gauge>,
-    certificates_issued: Counter,
-    certificate_failures: Counter,
-    clock_skews: Counter,
+    pub(super) certificates: Certificates,
     cni_requests: Family<CniRequestLabels, Counter>,
     cni_repairs: Family<CniRepairLabels, Counter>,
-    pub(super) cni_installed: Gauge,
-    pub(super) late_certificates: Gauge,
+    /// Without labels: a family, so that it is absent until it is set.
+    cni_installed: Family<[(&'static str, &'static str); 0], Gauge>,
+    pub(super) failed_pods: Gauge,
+    not_ready: Family<GateLabels, Gauge>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -58,13 +55,8 @@ struct MapLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RootLabels {
-    root: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct IssuerLabels {
-    issuer: String,
+struct GateLabels {
+    waits_for: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -85,6 +77,11 @@ struct ReasonLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NamespaceLabels {
+    namespace: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct HandshakeLabels {
     reporter: &'static str,
     resumed: bool,
@@ -101,17 +98,13 @@ struct CniRepairLabels {
     what: &'static str,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct IdentityLabels {
-    identity: String,
-}
-
 impl Metrics {
     pub(super) fn new() -> Self {
         let mut registry = Registry::default();
         let traffic = Arc::new(Traffic::new());
         registry.register_collector(Box::new(traffic.clone()));
         registry.register_collector(Box::new(Process));
+        let policy = PolicyMetrics::register(&mut registry);
 
         let build = Family::<BuildLabels, Gauge>::default();
         build.get_or_create(&BuildLabels { component: "ambit", tag: env!("CARGO_PKG_VERSION") }).set(1);
@@ -124,29 +117,28 @@ impl Metrics {
 
         let metrics = Self {
             traffic,
+            policy,
             sockets_open,
             refusals: Family::default(),
+            plaintext_refused: Family::default(),
             failures: Family::default(),
             tls_failures: Family::default(),
             handshakes: Family::default(),
             tunnels_open: Gauge::default(),
             tunnel_reuse: Counter::default(),
+            tunnels_given_up: Counter::default(),
             policy_wakes: Counter::default(),
             enrolled_pods: Gauge::default(),
             pods_kept_out: Gauge::default(),
             capture_everything: Gauge::default(),
             probes: Family::default(),
             map_operations: Family::default(),
-            certificate_expiry: Family::default(),
-            root_expiry: Family::default(),
-            crl_next_update: Family::default(),
-            certificates_issued: Counter::default(),
-            certificate_failures: Counter::default(),
-            clock_skews: Counter::default(),
+            certificates: Certificates::default(),
             cni_requests: Family::default(),
             cni_repairs: Family::default(),
-            cni_installed: Gauge::default(),
-            late_certificates: Gauge::default(),
+            cni_installed: Family::default(),
+            failed_pods: Gauge::default(),
+            not_ready: Family::default(),
             registry,
         };
         metrics.with_traffic().with_certificates().with_cni()
@@ -158,6 +150,11 @@ impl Metrics {
             "ambit_refusals",
             "Connections refused by this agent or by the peer's, by reason",
             self.refusals.clone(),
+        );
+        registry.register(
+            "ambit_plaintext_refused",
+            "Plaintext connections refused because PeerAuthentication wants mutual TLS, by the namespace of the pod",
+            self.plaintext_refused.clone(),
         );
         registry.register(
             "ambit_connection_failures",
@@ -181,6 +178,11 @@ impl Metrics {
             self.tunnel_reuse.clone(),
         );
         registry.register(
+            "ambit_tunnels_given_up",
+            "Tunnels that rested and led nowhere when they were wanted again",
+            self.tunnels_given_up.clone(),
+        );
+        registry.register(
             "ambit_policy_wakes",
             "Live connections that were judged again because their pod's policy changed",
             self.policy_wakes.clone(),
@@ -190,6 +192,16 @@ impl Metrics {
             "ambit_pods_kept_out",
             "Pods of this node that a full eBPF map keeps out of the mesh",
             self.pods_kept_out.clone(),
+        );
+        registry.register(
+            "ambit_pods_failed",
+            "Pods of this node that opt in and could not be enrolled",
+            self.failed_pods.clone(),
+        );
+        registry.register(
+            "ambit_not_ready",
+            "What the agent waits for before it is ready, by what `ambit status` calls it",
+            self.not_ready.clone(),
         );
         registry.register(
             "ambit_capture_everything",
@@ -211,41 +223,7 @@ impl Metrics {
             "System calls of the agent on the maps that it shares with the eBPF programs, by map",
             self.map_operations.clone(),
         );
-        registry.register(
-            "ambit_certificate_expiry_timestamp_seconds",
-            "When the certificate held for an identity ends, in seconds since 1970",
-            self.certificate_expiry.clone(),
-        );
-        registry.register(
-            "ambit_root_expiry_timestamp_seconds",
-            "When a root that an identity trusts ends, in seconds since 1970; by its SHA-256",
-            self.root_expiry.clone(),
-        );
-        registry.register(
-            "ambit_crl_next_update_timestamp_seconds",
-            "When a newer revocation list should be there, in seconds since 1970",
-            self.crl_next_update.clone(),
-        );
-        registry.register(
-            "ambit_certificates_issued",
-            "Certificates taken into use, first ones and renewals",
-            self.certificates_issued.clone(),
-        );
-        registry.register(
-            "ambit_certificate_failures",
-            "Attempts to get a certificate that gave none",
-            self.certificate_failures.clone(),
-        );
-        registry.register(
-            "ambit_certificate_clock_skews",
-            "Certificates refused because this node's clock and the issuer's differ too much",
-            self.clock_skews.clone(),
-        );
-        registry.register(
-            "ambit_certificates_late",
-            "Certificates past 90 % of their life, or expired, and not renewed",
-            self.late_certificates.clone(),
-        );
+        self.certificates.register(registry);
         self
     }
 
@@ -263,7 +241,7 @@ impl Metrics {
         );
         registry.register(
             "ambit_cni_installed",
-            "Whether the CNI plugin is installed and chained by this agent",
+            "Whether the CNI plugin is installed and chained by this agent; absent where it is not to be",
             self.cni_installed.clone(),
         );
         self
@@ -273,8 +251,15 @@ impl Metrics {
         &self.sockets_open[direction as usize]
     }
 
-    pub(super) fn refused(&self, direction: Direction, reason: Reason) {
-        self.refusals.get_or_create(&ReasonLabels::of(direction, reason)).inc();
+    pub(super) fn refused(&self, meta: &Meta, reason: Reason) {
+        self.refusals.get_or_create(&ReasonLabels::of(meta.direction, reason)).inc();
+        let destination = meta.destination.workload.as_ref().map(|workload| &workload.name.namespace);
+        if let (Reason::MtlsRequired, Direction::Inbound, Some(namespace)) =
+            (reason, meta.direction, destination)
+        {
+            let labels = NamespaceLabels { namespace: namespace.to_string() };
+            self.plaintext_refused.get_or_create(&labels).inc();
+        }
     }
 
     pub(super) fn failed(&self, direction: Direction, reason: Reason) {
@@ -298,6 +283,10 @@ impl Metrics {
         self.cni_requests.get_or_create(&CniRequestLabels { command, result }).inc();
     }
 
+    pub(super) fn cni_installed(&self, installed: bool) {
+        self.cni_installed.get_or_create(&[]).set(i64::from(installed));
+    }
+
     pub(super) fn cni_repaired(&self, what: &'static str) {
         self.cni_repairs.get_or_create(&CniRepairLabels { what }).inc();
     }
@@ -319,43 +308,10 @@ impl Metrics {
         }
     }
 
-    pub(super) fn certificate(&self, identity: &SpiffeId, not_after: Option<SystemTime>) {
-        let labels = IdentityLabels { identity: identity.to_string() };
-        match not_after {
-            Some(not_after) => {
-                self.certificate_expiry.get_or_create(&labels).set(timestamp(not_after));
-            }
-            None => {
-                self.certificate_expiry.remove(&labels);
-            }
-        }
-    }
-
-    pub(super) fn root(&self, fingerprint: &str, not_after: Option<SystemTime>) {
-        let labels = RootLabels { root: fingerprint.to_owned() };
-        match not_after {
-            Some(not_after) => {
-                self.root_expiry.get_or_create(&labels).set(timestamp(not_after));
-            }
-            None => {
-                self.root_expiry.remove(&labels);
-            }
-        }
-    }
-
-    pub(super) fn renewals(&self, issued: u64, failed: u64, skewed: u64) {
-        self.certificates_issued.inner().store(issued, Ordering::Relaxed);
-        self.certificate_failures.inner().store(failed, Ordering::Relaxed);
-        self.clock_skews.inner().store(skewed, Ordering::Relaxed);
-    }
-
-    pub(super) fn revocation_lists(&self, lists: &[(String, Option<SystemTime>)]) {
-        self.crl_next_update.clear();
-        for (issuer, end) in lists {
-            if let Some(end) = end {
-                let labels = IssuerLabels { issuer: issuer.clone() };
-                self.crl_next_update.get_or_create(&labels).set(timestamp(*end));
-            }
+    pub(super) fn pending(&self, gates: &[&'static str]) {
+        self.not_ready.clear();
+        for gate in gates {
+            self.not_ready.get_or_create(&GateLabels { waits_for: gate }).set(1);
         }
     }
 
@@ -367,11 +323,6 @@ impl Metrics {
         }
         text
     }
-}
-
-fn timestamp(time: SystemTime) -> i64 {
-    let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX)
 }
 
 impl ReasonLabels {
@@ -389,3 +340,6 @@ impl Drop for OpenTunnel {
         self.0.dec();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@ use std::{
     collections::HashMap,
     ops::Deref,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    time::SystemTime,
 };
 
 use ambit_core::{
@@ -111,6 +112,15 @@ impl Wallet {
         Ok(())
     }
 
+    /// Believes identities of the foreign trust domain `domain` no more.
+    pub(crate) fn end_federation(&self, domain: &TrustDomain) {
+        self.0.rules.rcu(|rules| PeerRules {
+            revocations: rules.revocations.clone(),
+            federation: Arc::new(rules.federation.without(domain)),
+        });
+        self.0.revised.send_modify(|revision| *revision += 1);
+    }
+
     /// Who the peer of a finished handshake with `held` is, resumed or not: see [`tls::peer_identity`].
     pub(crate) fn peer(
         &self,
@@ -143,6 +153,12 @@ impl Wallet {
         peer.recheck(&trust, &shared.rules.load(), shared.clock.now())?;
         peer.believed.store(generation, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Whether `id` has got another certificate since then: sessions from before it stand on one that others may not trust for
+    /// much longer.
+    pub(crate) fn renewed_since(&self, id: &SpiffeId, then: SystemTime) -> bool {
+        self.0.keys.current(id).is_some_and(|svid| svid.issued > then)
     }
 
     /// Ends once `own` does not believe `peer` any more, with the reason.

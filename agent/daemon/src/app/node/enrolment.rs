@@ -7,7 +7,10 @@ use std::{
 
 use ambit_core::discovery::Delta;
 use ambit_ebpf_common::Counters;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::{
+    sync::watch,
+    task::{AbortHandle, JoinSet},
+};
 
 use super::{
     deputies::Deputies,
@@ -15,10 +18,18 @@ use super::{
 };
 use crate::{
     app::locations::Location,
-    capture::{Capture, CaptureError, PodNet, PodSpec},
+    capture::{Capture, CaptureError, KubeletGroup, PodNet, PodSpec},
     discovery::{Feed, World},
+    instance::{Gate, Readiness},
     proxy::Proxy,
 };
+
+/// What may be amiss for all pods at once.
+const PROGRAMS: (usize, &str) = (
+    0,
+    "the eBPF programs cannot be attached, so pods that are not captured yet cannot be; tried again every second",
+);
+const DESTINATIONS: (usize, &str) = (1, "neither the meshed destinations nor everything can be captured");
 
 /// What is captured on this node, and who serves it.
 pub(super) struct Enrolment {
@@ -28,6 +39,9 @@ pub(super) struct Enrolment {
     pods: HashMap<Arc<str>, Enrolled>,
     /// Pods that a full map keeps out of the mesh (UIDs).
     kept_out: HashSet<Arc<str>>,
+    readiness: Readiness,
+    /// Held while the programs, or what they look into, are not as they should be: for the programs, and for destinations.
+    amiss: [Option<Gate>; 2],
     serving: JoinSet<()>,
 }
 
@@ -46,9 +60,9 @@ impl Enrolled {
 }
 
 impl Enrolment {
-    pub(super) fn new(capture: Capture, proxy: Proxy, feed: Feed) -> Self {
-        let (pods, kept_out) = (HashMap::new(), HashSet::new());
-        Self { capture, proxy, feed, pods, kept_out, serving: JoinSet::new() }
+    pub(super) fn new(capture: Capture, proxy: Proxy, feed: Feed, readiness: Readiness) -> Self {
+        let (pods, kept_out, amiss) = (HashMap::new(), HashSet::new(), [None, None]);
+        Self { capture, proxy, feed, pods, kept_out, readiness, amiss, serving: JoinSet::new() }
     }
 
     /// The cookie of the pod's network namespace, if it is enrolled.
@@ -138,12 +152,14 @@ impl Enrolment {
 
     /// Makes the captured destinations those of this world, whatever was captured before.
     pub(super) fn set_destinations(&mut self, world: &World) {
-        log_failure(self.capture.set_destinations(world.mesh.captured_destinations().collect()));
+        let done = self.capture.set_destinations(world.mesh.captured_destinations().collect());
+        self.take_note(DESTINATIONS, &done);
     }
 
     /// Begins and ends the capture of what differs, and puts in order what failed before.
     pub(super) fn change_destinations(&mut self, delta: &Delta) {
-        log_failure(self.capture.change_destinations(delta));
+        let done = self.capture.change_destinations(delta);
+        self.take_note(DESTINATIONS, &done);
     }
 
     /// Why all that enrolled pods dial is captured, if it is.
@@ -173,6 +189,18 @@ impl Enrolment {
         deputies.tell(withdrawn);
     }
 
+    /// Tells when [`Self::follow_kubelet`] is to be called.
+    pub(super) fn kubelet(&self) -> watch::Receiver<Option<KubeletGroup>> {
+        self.capture.kubelet()
+    }
+
+    /// Lets the probes through of a kubelet that has started somewhere else, or anew.
+    pub(super) fn follow_kubelet(&self) {
+        if let Err(error) = self.capture.set_kubelet() {
+            tracing::error!(%error, "the kubelet is not known to the programs; its probes are treated as any plaintext");
+        }
+    }
+
     /// Takes off what an earlier agent left for pods that are not `expected` (UIDs).
     pub(super) async fn sweep(&self, expected: &HashSet<Arc<str>>) {
         let released = self.capture.sweep(expected).await;
@@ -184,10 +212,20 @@ impl Enrolment {
     /// Ends the first round; whether the programs are this process's now.
     pub(super) fn settle(&mut self) -> bool {
         let settled = self.capture.settle();
-        if let Err(error) = &settled {
-            tracing::error!(%error, "the programs cannot be attached");
-        }
+        self.take_note(PROGRAMS, &settled);
         settled.is_ok()
+    }
+
+    /// Says once that something of all pods' is not as it should be; the agent is not ready while it is so.
+    fn take_note(&mut self, (what, text): (usize, &str), done: &Result<(), CaptureError>) {
+        match (done, &self.amiss[what]) {
+            (Ok(()), _) => self.amiss[what] = None,
+            (Err(error), None) => {
+                tracing::error!(%error, "{text}");
+                self.amiss[what] = Some(self.readiness.gate_because("capture", format!("{text}: {error}")));
+            }
+            (Err(_), Some(_)) => {}
+        }
     }
 
     /// Takes the last of released pods off once they carry nothing.
@@ -214,11 +252,5 @@ impl Enrolment {
     /// How many system calls each map has taken.
     pub(super) fn map_operations(&self) -> impl Iterator<Item = (&'static str, u64)> {
         self.capture.map_operations()
-    }
-}
-
-fn log_failure(done: Result<(), CaptureError>) {
-    if let Err(error) = done {
-        tracing::error!(%error, "neither the meshed destinations nor everything can be captured");
     }
 }

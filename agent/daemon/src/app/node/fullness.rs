@@ -40,11 +40,26 @@ impl FullnessWatch {
             tracing::error!(kept_out, "a full map keeps pods of this node out of the mesh; see ambit status");
         }
         self.telemetry.capture_fullness(shortfall.is_some(), kept_out);
-        match (shortfall.is_some() || kept_out > 0, &self.gate) {
-            (true, None) => self.gate = Some(self.readiness.gate("capture")),
-            (false, Some(_)) => self.gate = None,
-            _ => {}
-        }
+        self.gate = amiss(shortfall, kept_out).map(|why| self.readiness.gate_because("capture", why));
         self.told = (shortfall.map(str::to_owned), kept_out);
+    }
+}
+
+/// What does not fit, and what to do about it.
+fn amiss(shortfall: Option<&str>, kept_out: usize) -> Option<String> {
+    let everything = shortfall.map(|why| {
+        format!(
+            "all that this node's pods of the mesh dial is captured: {why}; give the agent a larger map by --map-entries \
+             DESTINATIONS=N"
+        )
+    });
+    let kept = (kept_out > 0).then(|| {
+        format!(
+            "a full eBPF map keeps {kept_out} pods of this node out of the mesh; their own problems name it"
+        )
+    });
+    match (everything, kept) {
+        (None, None) => None,
+        (everything, kept) => Some([everything, kept].into_iter().flatten().collect::<Vec<_>>().join("; ")),
     }
 }

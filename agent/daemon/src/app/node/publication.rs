@@ -58,7 +58,9 @@ impl Publication {
         let mut pods: Vec<PodStatus> =
             desired.iter().filter_map(|(uid, pod)| self.status(enrolment, uid, pod)).collect();
         pods.sort_by(|a, b| a.workload.name.cmp(&b.workload.name));
-        self.telemetry.enrolled_pods(pods.iter().filter(|pod| pod.state.is_ok()).count());
+        let enrolled = pods.iter().filter(|pod| pod.state.is_ok()).count();
+        self.telemetry.enrolled_pods(enrolled);
+        self.telemetry.failed_pods(pods.len() - enrolled);
         self.pods.store(Arc::new(pods));
         self.rounds.send_modify(|round| *round += 1);
     }

@@ -112,6 +112,22 @@ impl FromStr for ObjectName {
     }
 }
 
+/// A key of a ConfigMap's data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ConfigMapKey(pub(crate) String);
+
+impl FromStr for ConfigMapKey {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        match (1..=253).contains(&text.len()) && text.chars().all(legal) {
+            true => Ok(Self(text.to_owned())),
+            false => Err("a key has 1 to 253 letters, digits, '-', '_' and '.'".to_owned()),
+        }
+    }
+}
+
 fn namespaced(text: &str) -> Option<(String, String)> {
     let (namespace, name) = text.split_once('/')?;
     let good = namespace.parse::<Namespace>().is_ok() && name.parse::<DnsName>().is_ok();

@@ -8,6 +8,7 @@ use crate::discovery::{ACCEPTED_CONDITION, PolicyStatus, kinds::Entry};
 #[derive(Debug)]
 pub(super) struct CurrentStatus {
     generation: Option<i64>,
+    uid: String,
     version: String,
     ours: Option<Condition>,
     others: Vec<Value>,
@@ -36,6 +37,7 @@ impl CurrentStatus {
         });
         Self {
             generation: object.pointer("/metadata/generation").and_then(Value::as_i64),
+            uid: text(object, "/metadata/uid").unwrap_or_default(),
             version: text(object, "/metadata/resourceVersion").unwrap_or_default(),
             ours,
             others: others.into_iter().cloned().collect(),
@@ -58,6 +60,7 @@ impl CurrentStatus {
         };
         (!up_to_date).then_some(PolicyStatus {
             generation: self.generation,
+            uid: self.uid,
             version: self.version,
             accepted,
             reason,

@@ -64,38 +64,6 @@ fn answers_of_another_shape_are_unusable() {
 }
 
 #[test]
-fn a_token_is_one_line_of_bounded_length_and_never_printed() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("token");
-    std::fs::write(&path, "abc.def-123\n").unwrap();
-    let token = read_token(&path).unwrap();
-    assert_eq!(token.to_str().unwrap(), "Bearer abc.def-123");
-    assert!(!format!("{token:?}").contains("abc"));
-    for bad in ["", "\n", "two words", "a\nb", "tok\u{e9}n"] {
-        std::fs::write(&path, bad).unwrap();
-        assert!(read_token(&path).unwrap_err().to_string().contains("holds no bearer token"), "{bad:?}");
-    }
-    std::fs::write(&path, vec![b'a'; MAX_TOKEN as usize + 1]).unwrap();
-    assert!(read_token(&path).unwrap_err().to_string().contains("larger than"));
-    assert!(read_token(&dir.path().join("none")).unwrap_err().to_string().contains("none"));
-}
-
-#[test]
-fn a_refusal_is_told_from_a_service_that_is_away() {
-    for (status, refused) in [
-        (Status::permission_denied("not on this node"), true),
-        (Status::unauthenticated("who?"), true),
-        (Status::resource_exhausted("later"), true),
-        (Status::unavailable("tcp"), false),
-        (Status::internal("tls"), false),
-    ] {
-        assert_eq!(matches!(failure(&status), IssueError::Refused(_)), refused, "{status}");
-    }
-    let long = failure(&Status::permission_denied("x\n".repeat(4096))).to_string();
-    assert!(long.len() < 600 && !long.contains('\n'));
-}
-
-#[test]
 fn a_host_that_is_no_name_is_refused_at_once() {
     let settings = IstioSettings {
         host: "not a host".into(),

@@ -3,17 +3,21 @@
 use std::{pin::Pin, time::SystemTime};
 
 use ambit_proto::spire::delegatedidentity::{
-    Spiffeid, X509svid, X509svidWithKey,
+    Selector, Spiffeid, SubscribeToX509BundlesRequest, SubscribeToX509BundlesResponse,
+    SubscribeToX509sviDsRequest, SubscribeToX509sviDsResponse, X509svid, X509svidWithKey,
     delegated_identity_server::{DelegatedIdentity, DelegatedIdentityServer},
 };
 use tokio::net::UnixListener;
 use tokio_stream::{Stream, wrappers::UnixListenerStream};
-use tonic::{Request, Response};
+use tonic::{Request, Response, Status};
 
-use super::*;
-use crate::identity::{
-    KeyStore, SystemClock,
-    testing::{TestCa, id},
+use super::{svids::SETTLE, *};
+use crate::{
+    error::with_causes,
+    identity::{
+        KeyStore, SystemClock,
+        testing::{TestCa, id},
+    },
 };
 
 const WEB: &str = "spiffe://td1/ns/shop/sa/web";
@@ -210,15 +214,96 @@ async fn pods_that_change_are_named_anew_and_the_certificate_stays_meanwhile() {
     .expect("the new pod's certificate is not taken");
 }
 
-#[test]
-fn only_root_or_we_ourselves_may_say_who_workloads_are() {
-    let socket = Path::new("/tmp/spire-agent/private/admin.sock");
-    for (owner, own, good) in
-        [(0, 0, true), (0, 1000, true), (1000, 1000, true), (1000, 0, false), (1, 1000, false)]
-    {
-        let checked = check_owner(owner, own, socket);
-        assert_eq!(checked.is_ok(), good, "{owner} for {own}: {checked:?}");
-    }
-    let text = check_owner(1000, 0, socket).unwrap_err().to_string();
-    assert!(text.contains("user 1000") && text.contains("run the SPIRE agent as root"), "{text}");
+#[tokio::test]
+async fn silence_after_a_certificate_is_doubted_and_trouble_that_lasts_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("admin.sock");
+    let ca = TestCa::new("ca");
+    let (svids, bundles) = (watch::Sender::new(set(&ca)), watch::Sender::new(bundle(&[&ca])));
+    let server = FaithfulSpire {
+        svids: svids.subscribe(),
+        bundles: bundles.subscribe(),
+        asked: Arc::default(),
+        only: None,
+    };
+    serve(&socket, server);
+    let issuer = SpireIssuer::new(&socket, "td1".parse().unwrap(), Arc::new(|_| Vec::new()));
+    let store = KeyStore::new(Arc::new(issuer), Arc::new(SystemClock), Duration::from_secs(3600));
+    store.retain([id(WEB)]);
+    store.svid(&id(WEB)).await.unwrap();
+    let error = || store.status()[0].last_error.clone().unwrap_or_default();
+    let nothing = SubscribeToX509sviDsResponse { x509_svids: vec![], federates_with: vec![] };
+    // While a key is tainted SPIRE has nothing for a moment.
+    svids.send_replace(nothing.clone());
+    sleep(Duration::from_millis(500)).await;
+    svids.send_replace(set(&ca));
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(error(), "");
+    svids.send_replace(nothing);
+    sleep(Duration::from_millis(3_500)).await;
+    assert!(error().contains("no entry"), "{}", error());
+    assert!(store.current(&id(WEB)).is_some(), "the certificate is good all the same");
+    svids.send_replace(set(&ca));
+    sleep(Duration::from_millis(500)).await;
+    assert_eq!(error(), "", "SPIRE gives one again");
+}
+
+#[tokio::test]
+async fn a_spire_agent_that_is_away_is_told_before_and_after_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("admin.sock");
+    let issuer = SpireIssuer::new(&socket, "td1".parse().unwrap(), Arc::new(|_| Vec::new()));
+    let shared = issuer.shared.clone();
+    // A certificate that was given before, and is over.
+    let (now, ca) = (SystemTime::now(), TestCa::new("ca"));
+    let (leaf, key) = ca.leaf(&[WEB], now - Duration::from_secs(60), now - Duration::from_secs(5), |_| ());
+    shared.trust.send_replace(ca.trust());
+    let csr = || Csr { id: id(WEB), der: Vec::new().into(), ttl: Duration::from_secs(60) };
+    let given = svids::Given::new(vec![leaf], key.secret_der().to_vec());
+    let (sender, latest) = watch::channel(Latest::of(given));
+    let task = tokio::spawn(std::future::pending::<()>()).abort_handle();
+    shared.subscriptions().insert(id(WEB), Subscription { latest, pods: Arc::default(), task });
+    assert!(issuer.issue(csr()).await.is_ok(), "nothing speaks against it");
+    sender.send_modify(|latest| latest.trouble = Some(Trouble::Unreachable("no SPIRE agent".into())));
+    let error = with_causes(&issuer.issue(csr()).await.unwrap_err());
+    assert!(error.contains("no SPIRE agent") && !error.contains("clock"), "{error}");
+}
+
+#[tokio::test]
+async fn bundles_of_others_come_and_go_with_spire() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("admin.sock");
+    let (ours, theirs) = (TestCa::new("ours"), TestCa::new("theirs"));
+    let with = |domain: &str, der: Vec<u8>| {
+        let mut answer = bundle(&[&ours]);
+        answer.ca_certificates.remove("spiffe://td2");
+        answer.ca_certificates.insert(domain.to_owned(), der);
+        answer
+    };
+    let svids = watch::Sender::new(set(&ours));
+    let bundles = watch::Sender::new(with("spiffe://td2", theirs.certificate.to_vec()));
+    let server = FaithfulSpire {
+        svids: svids.subscribe(),
+        bundles: bundles.subscribe(),
+        asked: Arc::default(),
+        only: None,
+    };
+    serve(&socket, server);
+    let issuer = SpireIssuer::new(&socket, "td1".parse().unwrap(), Arc::new(|_| Vec::new()));
+    let mut foreign = issuer.foreign().unwrap();
+    let td2: TrustDomain = "td2".parse().unwrap();
+    let limit = Duration::from_secs(5);
+    let first = timeout(limit, foreign.wait_for(|foreign| foreign.contains_key(&td2))).await.unwrap();
+    assert_eq!(first.unwrap()[&td2].roots, std::slice::from_ref(&theirs.certificate));
+    // One that cannot be read leaves the roots before it.
+    bundles.send_replace(with("td2", vec![1, 2]));
+    sleep(Duration::from_millis(200)).await;
+    assert_eq!(foreign.borrow()[&td2].roots.len(), 1);
+    bundles.send_replace(bundle(&[&ours]));
+    bundles.send_replace({
+        let mut alone = bundle(&[&ours]);
+        alone.ca_certificates.remove("spiffe://td2");
+        alone
+    });
+    timeout(limit, foreign.wait_for(|foreign| foreign.is_empty())).await.unwrap().unwrap();
 }

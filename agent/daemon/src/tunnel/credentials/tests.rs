@@ -103,7 +103,7 @@ async fn call(wallet: &Wallet, pool: &Pool, addr: std::net::SocketAddr) -> Resul
         expected: id(SERVER),
     };
     let mut found = None;
-    while let Some(session) = pool.take(&key) {
+    while let Some((session, _)) = pool.take(&key) {
         if wallet.recheck(&id(CLIENT), &session.facts().peer).is_ok() {
             found = Some(session);
             break;

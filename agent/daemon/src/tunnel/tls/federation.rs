@@ -39,6 +39,13 @@ impl Federation {
         Ok(Self(domains))
     }
 
+    /// The same without `domain`.
+    pub(crate) fn without(&self, domain: &TrustDomain) -> Self {
+        let mut domains = self.0.clone();
+        domains.remove(domain);
+        Self(domains)
+    }
+
     /// The roots of `domain`, if it is one of these.
     pub(super) fn roots(&self, domain: &TrustDomain) -> Option<&Arc<RootCertStore>> {
         self.0.get(domain)

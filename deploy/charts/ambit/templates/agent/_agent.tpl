@@ -116,7 +116,7 @@ seLinuxOptions:
 {{- $issuer := .Values.issuer }}
 {{- if has $issuer.kind (list "ambit" "istio") }}
 - name: AMBIT_ISSUER
-  value: istio
+  value: {{ $issuer.kind }}
 - name: AMBIT_CA_ADDRESS
   value: {{ $issuer.kind | eq "ambit" | ternary (printf "ambit-ca.%s.svc:15012" .Release.Namespace) $issuer.istio.address }}
 {{- if eq $issuer.kind "ambit" }}
@@ -124,8 +124,10 @@ seLinuxOptions:
 - name: AMBIT_CA_ROOT_CONFIG_MAP
   value: {{ .Release.Namespace }}/{{ include "ambit.rootConfigMap" . }}
 {{- else }}
-- name: AMBIT_CA_ROOT
-  value: /var/run/ambit/issuer/root-cert.pem
+- name: AMBIT_CA_ROOT_CONFIG_MAP
+  value: {{ .Release.Namespace }}/{{ $issuer.istio.rootConfigMap }}
+- name: AMBIT_CA_ROOT_KEY
+  value: {{ $issuer.istio.rootKey }}
 {{- end }}
 - name: AMBIT_CA_TOKEN_FILE
   value: /var/run/ambit/issuer/token
@@ -167,8 +169,19 @@ seLinuxOptions:
 {{- end }}
 {{- end }}
 
+{{- define "ambit.alsoTrustEnv" -}}
+{{- with .Values.issuer.alsoTrust }}
+{{- $files := list }}
+{{- range $at, $_ := . }}
+{{- $files = append $files (printf "/var/run/ambit/also-trust/%d.pem" $at) }}
+{{- end }}
+- name: AMBIT_ALSO_TRUST
+  value: {{ join "," $files }}
+{{- end }}
+{{- end }}
+
 {{- /* Token and roots in one folder. The agent does not start before its roots are there, so it never lacks them for the
-       minute that the kubelet takes to bring a ConfigMap into a running pod. Those of this chart's CA are watched then. */ -}}
+       minute that the kubelet takes to bring a ConfigMap into a running pod. Those of a certificate service are watched then. */ -}}
 {{- define "ambit.issuerVolume" -}}
 {{- $issuer := .Values.issuer }}
 {{- if eq $issuer.kind "spire" -}}

@@ -7,7 +7,8 @@ fn a_peer_authentication() {
     let spec = "{selector: {matchLabels: {app: web}}, mtls: {mode: STRICT}, portLevelMtls: {8080: {mode: DISABLE}, '9090': {mode: UNSET}, 1: null}}";
     for version in ["v1", "v1beta1"] {
         let text = peer_authentication(spec).replace("istio.io/v1", &format!("istio.io/{version}"));
-        let Change::Policies(PolicyChange::PeerAuthentication(policy)) = one(&text) else {
+        let entry = read(&text);
+        let Stated::Good(Change::Policies(PolicyChange::PeerAuthentication(policy))) = entry.stated else {
             panic!("no policy")
         };
         assert_eq!((policy.mode, policy.created), (Some(Mode::Strict), None));
@@ -28,6 +29,26 @@ fn a_peer_authentication() {
             panic!("no policy")
         };
         assert_eq!(policy.mode, None, "{inherits}");
+    }
+}
+
+/// Whoever looks at the object and whoever looks at the agents is told the same.
+#[test]
+fn what_has_another_effect_than_it_seems_is_told_in_status_and_condition() {
+    for (spec, expected) in [
+        ("{mtls: {mode: DISABLE}}", &["spec.mtls.mode: DISABLE has the effect of PERMISSIVE"][..]),
+        (
+            "{selector: {matchLabels: {a: b}}, portLevelMtls: {80: {mode: DISABLE}}}",
+            &["spec.portLevelMtls.80.mode: DISABLE has the effect of PERMISSIVE"],
+        ),
+        ("{selector: {}}", &["spec.selector: has no labels: the object speaks for the whole namespace"]),
+        ("{selector: {}, mtls: {mode: DISABLE}}", &["has no labels", "DISABLE has the effect"]),
+    ] {
+        let entry = read(&peer_authentication(spec));
+        let (told, condition) = (entry.problem.unwrap().to_string(), entry.unsupported.unwrap());
+        assert!(expected.iter().all(|part| told.contains(part)), "{spec}: {told}");
+        assert_eq!(told, condition, "{spec}");
+        assert!(entry.stated.is_good());
     }
 }
 
@@ -108,5 +129,28 @@ fn a_selector_without_effect_is_pointed_out_but_valid() {
     ] {
         assert!(complaint(&text).contains(&format!("spec.selector: {expected}")), "{text}");
         assert!(read(&text).stated.is_good());
+    }
+}
+
+/// Istio's root namespace and ours are what people take for the mesh's.
+#[test]
+fn policies_that_only_look_mesh_wide_say_so() {
+    let whole = [peer_authentication("{mtls: {mode: STRICT}}"), authorization_policy("{rules: [{}]}")];
+    let some = [
+        peer_authentication("{selector: {matchLabels: {app: web}}}"),
+        authorization_policy("{selector: {matchLabels: {app: web}}, rules: [{}]}"),
+    ];
+    for (texts, namespace, told) in [
+        (&whole, "istio-system", true),
+        (&whole, "ambit-system", false),
+        (&whole, "shop", false),
+        (&some, "istio-system", false),
+    ] {
+        for text in texts {
+            let entry = read(&text.replace("namespace: shop", &format!("namespace: {namespace}")));
+            let narrow = entry.unsupported.as_deref().is_some_and(|text| text.contains("root namespace"));
+            assert_eq!((narrow, entry.problem.is_some()), (told, told), "{text} in {namespace}: {entry:?}");
+            assert!(!entry.idle);
+        }
     }
 }
