@@ -33,7 +33,7 @@ const ECONNREFUSED: i32 = 111;
 const EADDRINUSE: i32 = 98;
 const TCP_LISTEN: u32 = 10;
 /// Ports that are looked at for one that a socket with a source port of its own has not used yet.
-const REDIRECT_ATTEMPTS: u32 = 8;
+const REDIRECT_ATTEMPTS: u32 = 3;
 
 /// `connect(2)` of IPv4 sockets.
 #[cgroup_sock_addr(connect4)]

@@ -15,9 +15,11 @@ use rustls::{
     crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs, aws_lc_rs::kx_group},
 };
 use serde::{Deserialize, Serialize};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::servers::listen_on;
+
+const EINPROGRESS: i32 = 115;
 
 /// How `flood` floods.
 #[derive(Clone, Debug, clap::Args)]
@@ -37,9 +39,9 @@ pub struct Flood {
     /// Another for each one that is cut, until the time is over.
     #[arg(long)]
     pub again: bool,
-    /// Do not wait for answers to connects.
+    /// Wait for no connect: they count as connected, and as open, while their connects are under way.
     #[arg(long)]
-    pub unanswered: bool,
+    pub at_once: bool,
 }
 
 /// What a connection of a flood says.
@@ -76,7 +78,7 @@ pub enum Says {
 /// What came of it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct FloodTally {
-    /// Connections that came about, or are under way.
+    /// Connections that came about.
     pub connected: usize,
     /// Those that did not.
     pub refused: usize,
@@ -124,17 +126,15 @@ pub(super) fn run(how: &Flood) -> Result<FloodTally> {
 
 fn open(how: &Flood, count: usize, first: &[u8], held: &mut Vec<TcpStream>, tally: &mut FloodTally) {
     for _ in 0..count {
-        let opened = || {
-            if how.unanswered {
-                return dial(how.to);
-            }
+        let connected = || {
             let mut stream = TcpStream::connect_timeout(&how.to, Duration::from_secs(2))?;
             stream.set_nodelay(true)?;
             stream.write_all(first)?;
             stream.set_nonblocking(true)?;
-            Ok::<_, std::io::Error>(stream)
+            Ok(stream)
         };
-        match opened() {
+        let opened = if how.at_once { connecting(how.to) } else { connected() };
+        match opened {
             Ok(stream) => {
                 tally.connected += 1;
                 held.push(stream);
@@ -144,11 +144,11 @@ fn open(how: &Flood, count: usize, first: &[u8], held: &mut Vec<TcpStream>, tall
     }
 }
 
-/// A connect under way.
-fn dial(to: SocketAddr) -> std::io::Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), None)?;
+fn connecting(to: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
     match socket.connect(&to.into()) {
-        Err(error) if error.raw_os_error() != Some(nix::libc::EINPROGRESS) => Err(error),
+        Err(error) if error.raw_os_error() != Some(EINPROGRESS) => Err(error),
         _ => Ok(socket.into()),
     }
 }

@@ -188,13 +188,15 @@ fn dead_destinations(world: &mut World) -> Result<()> {
         "a",
         (ghost, 7000),
         6_000,
-        &["--says", "nothing", "--hold-ms", "6000", "--again", "--unanswered"],
+        &["--says", "nothing", "--hold-ms", "6000", "--again", "--at-once"],
     )?;
     let mut longest = keeps_reaching(world, "a", "b", 20)?;
     longest = longest.max(keeps_reaching(world, "e", "b", 10)?).max(keeps_reaching(world, "b", "e", 10)?);
+    let files = world.agents[0].open_files()?;
     let tally = flooding.end()?;
-    world.notes.push(format!("longest {longest:?}; {tally:?}"));
-    ensure!(tally.connected >= 6_000, "the pod's own kernel has them wait: {tally:?}");
+    world.notes.push(format!("longest {longest:?}; {tally:?}, {files} files"));
+    ensure!(tally.refused == 0 && tally.open >= 5_000, "nobody has answered them: {tally:?}");
+    ensure!(files < 5_000, "the agent dials for all at a time: {files} files");
     Ok(())
 }
 
@@ -228,8 +230,13 @@ fn stall(world: &mut World, groups: &[MemoryGroup], memory: u64) -> Result<()> {
     mute.wait_for("ready", 10 * SECOND)?;
     let quiet = ping_pong(world, 2)?;
     let before = resident(world)?;
-    let flooding =
-        Flooding::start(world, "a", (b.v4, PORT), 10_000, &["--says", "stuffing", "--hold-ms", "15000"])?;
+    let flooding = Flooding::start(
+        world,
+        "a",
+        (b.v4, PORT),
+        10_000,
+        &["--says", "stuffing", "--hold-ms", "15000", "--at-once"],
+    )?;
     std::thread::sleep(5 * SECOND);
     let during = resident(world)?;
     let loud = ping_pong(world, 5)?;
