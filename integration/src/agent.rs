@@ -212,6 +212,24 @@ impl Agent {
         serde_json::from_str(&process::must(&mut command)?).context("ambit status -o json printed no JSON")
     }
 
+    /// A command that asks this agent.
+    pub fn command_for(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.paths.binary);
+        command.args(arguments).arg("--run-dir").arg(self.run_dir());
+        command
+    }
+
+    /// Runs a command that asks this agent, whatever its exit code.
+    pub fn run(&self, arguments: &[&str]) -> Result<Finished> {
+        process::run(&mut self.command_for(arguments), Duration::from_secs(10))
+    }
+
+    /// What a command that asks this agent prints with `-o json`.
+    pub fn ask(&self, arguments: &[&str]) -> Result<Value> {
+        let text = self.run(&[arguments, &["-o", "json"]].concat())?.ok()?;
+        serde_json::from_str(&text).with_context(|| format!("{arguments:?} printed no JSON: {text}"))
+    }
+
     /// `ambit certs -o json`.
     pub fn certs(&self) -> Result<Value> {
         let mut command = Command::new(&self.paths.binary);

@@ -33,7 +33,7 @@ const SERVICES: usize = 1_000;
 const ENDPOINTS: usize = 10;
 /// Changes of each kind, and the time between two: each is taken in by itself, as the agent reads a file that has been left
 /// alone for 100 ms.
-const CHANGES: usize = 100;
+const CHANGES: usize = 40;
 const BETWEEN: Duration = Duration::from_millis(300);
 /// How long a rest is looked at.
 const REST: Duration = Duration::from_secs(10);

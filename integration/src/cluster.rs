@@ -67,7 +67,7 @@ pub struct Cluster {
     pub api: ApiServer,
     access: Access,
     /// They go before what they hang on.
-    _nodes: Vec<Node>,
+    nodes: Vec<Node>,
     _control_plane: Vec<Process>,
 }
 
@@ -90,7 +90,7 @@ impl Cluster {
         let binding = ["kube-proxy", "--clusterrole", "system:node-proxier", "--user", "system:kube-proxy"];
         api.kubectl(&[["create", "clusterrolebinding"].as_slice(), &binding].concat())?;
         let access = Access::write(&api, programs, &nodes)?;
-        let cluster = Self { api, access, _nodes: nodes, _control_plane: control_plane };
+        let cluster = Self { api, access, nodes, _control_plane: control_plane };
         cluster.wait_ready()?;
         Ok(cluster)
     }
@@ -103,6 +103,23 @@ impl Cluster {
     /// Brings an image, as a docker-archive, to both nodes.
     pub fn import(&self, image: &Path) -> Result<()> {
         NODES.iter().try_for_each(|node| self.access.import(node, image))
+    }
+
+    /// Ends the kubelet of a node; what it has started goes on.
+    pub fn stop_kubelet(&mut self, node: &str) -> Result<()> {
+        self.node(node)?.stop_kubelet()
+    }
+
+    /// Starts it again, in a new cgroup of the same name, as systemd does.
+    pub fn start_kubelet(&mut self, node: &str) -> Result<()> {
+        self.node(node)?.start_kubelet()
+    }
+
+    fn node(&mut self, name: &str) -> Result<&mut Node> {
+        self.nodes
+            .iter_mut()
+            .find(|node| node.name == name)
+            .with_context(|| format!("there is no node {name}"))
     }
 
     /// State, logs and certificates.

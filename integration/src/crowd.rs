@@ -11,7 +11,7 @@ use crate::{load, netns, netns::Netns, process, tools::CrowdTally, topology::GAT
 /// The Kubernetes namespace of all of them; their service accounts are `p0`, `p1`, …
 pub const NAMESPACE: &str = "crowd";
 /// The addresses of all of them.
-const SUBNET: &str = "198.18.16.0/20";
+pub(crate) const SUBNET: &str = "198.18.16.0/20";
 /// More have no address.
 const MOST: usize = 14 * 250;
 /// Pods in one file of manifests.
@@ -56,10 +56,15 @@ impl Crowd {
         Ok(crowd)
     }
 
-    /// Writes their manifests.
+    /// Writes the manifests of all.
     pub fn announce(&self, world: &World) -> Result<()> {
+        self.announce_first(world, self.size)
+    }
+
+    /// Writes the manifests of the first `pods` of them.
+    pub fn announce_first(&self, world: &World, pods: usize) -> Result<()> {
         self.announce_namespace(world)?;
-        let pods: Vec<usize> = (0..self.size).collect();
+        let pods: Vec<usize> = (0..pods).collect();
         for (file, pods) in pods.chunks(PER_FILE).enumerate() {
             let documents: Vec<String> =
                 pods.iter().map(|pod| self.manifest(*pod, *pod, &world.topology.nodes[0].name)).collect();
@@ -125,15 +130,20 @@ impl Crowd {
         serde_json::from_str(&text).context("the answer of the tool crowd")
     }
 
-    /// Takes their manifests and namespaces away. Nothing of the harness runs in them.
-    pub fn remove(self, world: &World) -> Result<()> {
+    /// Takes their manifests away.
+    pub fn retract(&self, world: &World) -> Result<()> {
         for file in 0..self.size.div_ceil(PER_FILE) {
             world.manifests.remove(&format!("crowd-{file}.yaml"))?;
         }
-        world.manifests.remove("crowd.yaml")?;
         for pod in 0..self.size {
             world.manifests.remove(&format!("crowd-pod-{pod}.yaml"))?;
         }
+        world.manifests.remove("crowd.yaml")
+    }
+
+    /// Takes their manifests and namespaces away. Nothing of the harness runs in them.
+    pub fn remove(self, world: &World) -> Result<()> {
+        self.retract(world)?;
         let left = (0..self.size).filter(|pod| Netns::named(&self.netns(*pod)).path().exists());
         let names: String = left.map(|pod| format!("netns delete {}\n", self.netns(pod))).collect();
         netns::batch(None, &names, LIMIT)

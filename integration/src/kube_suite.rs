@@ -11,11 +11,13 @@ mod control;
 mod enrolment;
 mod identities;
 mod install;
+mod issuers;
 mod outage;
 mod pods;
 mod policy;
 mod privilege;
 mod probes;
+mod removal;
 mod restart;
 mod site;
 mod traffic;
@@ -68,6 +70,8 @@ pub fn tests() -> Vec<Test> {
         outage::TESTS,
         restart::TESTS,
         privilege::TESTS,
+        removal::TESTS,
+        issuers::TESTS,
     ]
     .concat()
 }

@@ -4,13 +4,13 @@
 //! the process that made it. The daemon is used through its command line only.
 
 pub mod agent;
+pub mod bench;
 pub mod ca;
 pub mod capture;
 pub mod certs;
 pub mod cgroups;
 pub mod changes;
 pub mod cluster;
-pub mod comparison;
 pub mod console;
 pub mod crowd;
 mod dialled;
@@ -23,6 +23,7 @@ pub mod netns;
 mod outages;
 pub mod peers;
 pub mod process;
+pub mod profile;
 pub mod report;
 pub mod sandbox;
 pub mod scale;

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::{
     netns::Netns,
-    process::{self, Process},
+    process::{self, Finished, Process},
     tools::Latency,
     topology::Pod,
 };
@@ -171,14 +171,7 @@ impl Lane<'_> {
         command.args(["-J", "-c", &self.server.v4.to_string(), "-p", &port, "-t", &seconds.to_string()]);
         let limit = Duration::from_secs(u64::from(seconds) + 20);
         let done = process::run(command.args(extra), limit)?;
-        let report: Value = serde_json::from_str(&done.stdout).with_context(|| done.told())?;
-        ensure!(
-            report["error"].is_null() && done.status.success(),
-            "iperf3: {}: {}",
-            report["error"],
-            done.told()
-        );
-        Ok(Iperf(report))
+        Iperf::read(&done)
     }
 
     /// Round trips with the tool `ping-pong`.
@@ -209,6 +202,19 @@ impl Lane<'_> {
 pub struct Iperf(Value);
 
 impl Iperf {
+    /// The report of an iperf3 client that was asked for JSON; an error of either end is an error.
+    pub fn read(done: &Finished) -> Result<Self> {
+        let report: Value = serde_json::from_str(&done.stdout).with_context(|| done.told())?;
+        let clean = report["error"].is_null() && done.status.success();
+        ensure!(clean, "iperf3: {}: {}", report["error"], done.told());
+        Ok(Self(report))
+    }
+
+    /// Bytes that the receiver got, in the direction of the test.
+    pub fn bytes(&self) -> f64 {
+        self.0["end"]["sum_received"]["bytes"].as_f64().unwrap_or(0.0)
+    }
+
     /// Gbit/s as the receiver counted them, in the direction of the test.
     pub fn gbps(&self) -> f64 {
         self.0["end"]["sum_received"]["bits_per_second"].as_f64().unwrap_or(0.0) / 1e9
@@ -225,29 +231,8 @@ impl Iperf {
     }
 }
 
-/// The median of each figure over several rounds.
-pub fn median(rounds: &[Figures]) -> Figures {
-    let of = |field: fn(&Figures) -> f64| {
-        let mut values: Vec<f64> = rounds.iter().map(field).collect();
-        values.sort_by(f64::total_cmp);
-        let middle = values.len() / 2;
-        match values.len() {
-            0 => 0.0,
-            odd if odd % 2 == 1 => values[middle],
-            _ => f64::midpoint(values[middle - 1], values[middle]),
-        }
-    };
-    Figures {
-        one_stream_gbps: of(|f| f.one_stream_gbps),
-        eight_streams_gbps: of(|f| f.eight_streams_gbps),
-        round_trip_p50_us: of(|f| f.round_trip_p50_us),
-        round_trip_p99_us: of(|f| f.round_trip_p99_us),
-        http_requests_per_second: of(|f| f.http_requests_per_second),
-        connections_per_second: of(|f| f.connections_per_second),
-    }
-}
-
-fn requests_per_second(report: &str) -> Result<f64> {
+/// The rate that wrk tells; errors of connections or answers are an error.
+pub(crate) fn requests_per_second(report: &str) -> Result<f64> {
     let unclean = ["Socket errors:", "Non-2xx"];
     ensure!(!unclean.iter().any(|word| report.contains(word)), "wrk met errors: {report}");
     let line = report.lines().find_map(|line| line.strip_prefix("Requests/sec:"));
@@ -267,13 +252,5 @@ mod tests {
         let errors = "  Socket errors: connect 0, read 3, write 0, timeout 0\nRequests/sec:  12345.67\n";
         assert!(requests_per_second(errors).is_err());
         assert!(requests_per_second("").is_err());
-    }
-
-    #[test]
-    fn medians_are_taken_figure_by_figure() {
-        let round =
-            |one, eight| Figures { one_stream_gbps: one, eight_streams_gbps: eight, ..Figures::default() };
-        let median = median(&[round(3.0, 1.0), round(1.0, 9.0), round(2.0, 5.0)]);
-        assert_eq!((median.one_stream_gbps, median.eight_streams_gbps), (2.0, 5.0));
     }
 }

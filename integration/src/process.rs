@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::signal::{Signal, kill, killpg},
     unistd::{Pid, SysconfVar, sysconf},
 };
 
@@ -164,6 +164,14 @@ impl Process {
             .with_context(|| format!("{} has not ended within {limit:?}", self.command))
     }
 
+    /// Sends SIGKILL to all of the process group that it leads, and waits for its end.
+    pub fn kill_group(&mut self) {
+        if self.runs() {
+            let _ = killpg(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGKILL);
+        }
+        self.kill();
+    }
+
     /// Sends SIGKILL and waits for its end.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
@@ -193,6 +201,30 @@ pub fn cpu_time(pid: i32) -> Result<Duration> {
     let each = sysconf(SysconfVar::CLK_TCK)?.and_then(|rate| u64::try_from(rate).ok());
     let each = each.context("no CLK_TCK")?;
     Ok(Duration::from_millis(ticks * 1_000 / each))
+}
+
+/// Processor time so far of a process and of all others in its process group, with those that have ended and been waited for
+/// (proc_pid_stat(5), fields 14 to 17), and their resident memory, in KiB.
+pub fn group_use(leader: u32) -> Result<(Duration, u64)> {
+    let each =
+        sysconf(SysconfVar::CLK_TCK)?.and_then(|rate| u64::try_from(rate).ok()).context("no CLK_TCK")?;
+    let (mut ticks, mut resident) = (0, 0);
+    for entry in fs::read_dir("/proc").context("/proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        // A process may end meanwhile.
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
+        let Some((_, fields)) = stat.rsplit_once(") ") else { continue };
+        let fields: Vec<&str> = fields.split(' ').collect();
+        if pid.cast_unsigned() == leader || fields.get(2).and_then(|group| group.parse().ok()) == Some(leader)
+        {
+            ticks +=
+                fields.iter().skip(11).take(4).filter_map(|field| field.parse::<u64>().ok()).sum::<u64>();
+            resident += resident_kib(pid).unwrap_or(0);
+        }
+    }
+    Ok((Duration::from_millis(ticks * 1_000 / each), resident))
 }
 
 /// The last lines of a text, each cut where it gets too long for a message.

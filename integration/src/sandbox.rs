@@ -8,6 +8,10 @@ use std::{
     os::unix::{fs::symlink, process::ExitStatusExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -17,7 +21,12 @@ use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
     sys::signal::{SigSet, Signal, kill},
-    unistd::{Pid, geteuid},
+    unistd::{Pid, alarm, geteuid},
+};
+
+use tokio::{
+    runtime,
+    signal::unix::{SignalKind, signal},
 };
 
 use crate::{cgroups, netns::Netns};
@@ -42,12 +51,73 @@ pub struct Sandbox {
 /// Runs `work` as a child process of this one (the same program, called again with the same arguments) and sweeps
 /// behind it when it has ended, failed, been killed, or when this process is told to stop.
 pub fn supervised(work: impl FnOnce(&Sandbox) -> Result<()>) -> Result<ExitCode> {
-    if let Ok(id) = env::var(ID) {
-        signals().thread_unblock().context("cannot unblock signals")?;
-        let _lock = lock(&folder(&id), WORK)?.context("another process does this run's work")?;
-        work(&Sandbox { folder: folder(&id), id })?;
-        return Ok(ExitCode::SUCCESS);
+    match env::var(ID) {
+        Ok(id) => {
+            signals().thread_unblock().context("cannot unblock signals")?;
+            perform(id, work)
+        }
+        Err(_) => supervise(None),
     }
+}
+
+/// As [`supervised`], but work that is told to stop has `grace` to conclude. A second signal ends it at once.
+pub fn supervised_with_grace(
+    grace: Duration,
+    work: impl FnOnce(&Sandbox, &Stop) -> Result<()>,
+) -> Result<ExitCode> {
+    match env::var(ID) {
+        Ok(id) => {
+            let stop = Stop::on_signal()?;
+            perform(id, |sandbox| work(sandbox, &stop))
+        }
+        Err(_) => supervise(Some(grace)),
+    }
+}
+
+/// Whether the work has been told to stop.
+#[derive(Clone, Debug, Default)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// Takes the signals from here on, by handlers: children would inherit a mask.
+    fn on_signal() -> Result<Self> {
+        let stop = Self::default();
+        let told = Arc::clone(&stop.0);
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let (mut interrupt, mut terminate, mut hang_up) = {
+            let _inside = runtime.enter();
+            let taken = |kind| signal(kind).context("cannot take signals");
+            (taken(SignalKind::interrupt())?, taken(SignalKind::terminate())?, taken(SignalKind::hangup())?)
+        };
+        signals().thread_unblock().context("cannot unblock signals")?;
+        thread::spawn(move || {
+            runtime.block_on(async {
+                loop {
+                    tokio::select! {
+                        _ = interrupt.recv() => {}
+                        _ = terminate.recv() => {}
+                        _ = hang_up.recv() => {}
+                    }
+                    told.store(true, Ordering::Relaxed);
+                }
+            })
+        });
+        Ok(stop)
+    }
+
+    /// Whether it has.
+    pub fn is_told(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+fn perform(id: String, work: impl FnOnce(&Sandbox) -> Result<()>) -> Result<ExitCode> {
+    let _lock = lock(&folder(&id), WORK)?.context("another process does this run's work")?;
+    work(&Sandbox { folder: folder(&id), id })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn supervise(grace: Option<Duration>) -> Result<ExitCode> {
     if !geteuid().is_root() {
         bail!("this makes network namespaces and loads eBPF programs, and needs root: run it with sudo");
     }
@@ -63,7 +133,7 @@ pub fn supervised(work: impl FnOnce(&Sandbox) -> Result<()>) -> Result<ExitCode>
         .env(ID, &id)
         .spawn()
         .context("cannot start the work");
-    let outcome = child.and_then(|mut child| watch(&mut child));
+    let outcome = child.and_then(|mut child| watch(&mut child, grace));
     let swept = if is_kept(&folder) { Ok(()) } else { sweep(&id) };
     let code = outcome?;
     swept?;
@@ -141,7 +211,7 @@ pub fn pins(node: &str) -> PathBuf {
     Path::new(PINS).join(node)
 }
 
-fn watch(child: &mut Child) -> Result<ExitCode> {
+fn watch(child: &mut Child, mut grace: Option<Duration>) -> Result<ExitCode> {
     let pid = Pid::from_raw(child.id().cast_signed());
     loop {
         if let Some(status) = child.try_wait()? {
@@ -155,6 +225,14 @@ fn watch(child: &mut Child) -> Result<ExitCode> {
         }
         match signals().wait() {
             Ok(Signal::SIGCHLD) | Err(Errno::EINTR) => {}
+            Ok(Signal::SIGALRM) => {
+                eprintln!("the run does not conclude; cleaning up");
+                let _ = kill(pid, Signal::SIGKILL);
+            }
+            Ok(_) if let Some(grace) = grace.take() => {
+                let _ = kill(pid, Signal::SIGTERM);
+                alarm::set(grace.as_secs().try_into().unwrap_or(u32::MAX));
+            }
             Ok(signal) => {
                 eprintln!("\nstopped by {signal}; cleaning up");
                 let _ = kill(pid, Signal::SIGKILL);
@@ -228,7 +306,7 @@ fn lock(folder: &Path, name: &str) -> Result<Option<Flock<fs::File>>> {
 }
 
 fn signals() -> SigSet {
-    [Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect()
+    [Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGALRM].into_iter().collect()
 }
 
 fn folder(id: &str) -> PathBuf {

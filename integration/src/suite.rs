@@ -7,8 +7,11 @@ mod attacks;
 mod authorization;
 mod certificates;
 mod cni;
+mod connect;
 mod control;
+mod denials;
 mod evasion;
+mod explain;
 mod failure;
 mod health;
 mod identities;
@@ -16,11 +19,15 @@ mod issuers;
 mod load;
 mod manifests;
 mod operations;
+mod other_addresses;
+mod peers_gone;
 mod policy;
 mod probes;
+mod rehearsal;
 mod reuse;
 mod revocation;
 mod routing;
+mod transparency;
 mod trust;
 mod upgrade;
 mod wire;
@@ -76,9 +83,15 @@ pub fn tests() -> Vec<Test> {
         control::TESTS,
         wire::TESTS,
         addresses::TESTS,
+        connect::TESTS,
         routing::TESTS,
+        other_addresses::TESTS,
+        transparency::TESTS,
         policy::TESTS,
         authorization::TESTS,
+        denials::TESTS,
+        rehearsal::TESTS,
+        explain::TESTS,
         probes::TESTS,
         operations::TESTS,
         manifests::TESTS,
@@ -93,6 +106,7 @@ pub fn tests() -> Vec<Test> {
         &attacks::tests(),
         load::TESTS,
         failure::TESTS,
+        peers_gone::TESTS,
         upgrade::TESTS,
         reuse::TESTS,
     ]

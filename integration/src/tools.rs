@@ -7,10 +7,12 @@ mod certificates;
 mod clients;
 mod crowd;
 mod flood;
+mod grpc;
 mod http;
 mod node_init;
 mod servers;
 mod silence;
+mod steps;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -21,11 +23,13 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 pub(crate) use self::node_init::layer as node_layer;
 pub use self::{
     certificates::{Answer, Issued},
-    clients::{Attempt, Latency, Tally},
+    clients::{Attempt, FirstByte, Latency, Tally},
     crowd::CrowdTally,
     flood::FloodTally,
+    grpc::Calls,
     http::BODY as HTTP_BODY,
     silence::Silent,
+    steps::Seen,
 };
 
 /// Which tool, and how.
@@ -43,8 +47,10 @@ pub enum Tool {
     HttpServer(Listen),
     /// Connects once in a particular way and tells what came of it.
     Connect(Connect),
-    /// 128-byte messages to an echo server and back, one at a time.
+    /// Messages to an echo server and back, one at a time.
     PingPong(PingPong),
+    /// Connections to an echo server, one after another, and how long each takes to its first byte.
+    FirstByte(FirstBytes),
     /// Many connections to an echo server at the same time.
     Many(Many),
     /// Short connections to an echo server, one after another.
@@ -55,12 +61,18 @@ pub enum Tool {
     Flood(flood::Flood),
     /// Takes every connection, and writes to it but never reads.
     MuteServer(Listen),
+    /// Answers gRPC calls with what they bring.
+    GrpcServer(Listen),
+    /// Calls that server as often as it answers.
+    GrpcLoad(grpc::GrpcLoad),
     /// Asks a certificate service for one certificate.
     CreateCertificate(certificates::CreateCertificate),
     /// Asks certificate services for as many certificates as they give.
     IssueLoad(certificates::IssueLoad),
     /// Connects to servers, many times over, and says nothing.
     Silence(silence::Silence),
+    /// Is one end of a connection, and does what it is told.
+    Steps(steps::Steps),
     /// The first process of a cluster's node.
     NodeInit(NodeInit),
 }
@@ -128,6 +140,20 @@ pub struct PingPong {
     /// Rest between two messages, in milliseconds.
     #[arg(long, default_value_t = 0)]
     pub rest_ms: u64,
+    /// Length of a message.
+    #[arg(long, default_value_t = MESSAGE, value_parser = message_length)]
+    pub bytes: usize,
+}
+
+/// How `first-byte` connects.
+#[derive(Clone, Debug, clap::Args)]
+pub struct FirstBytes {
+    /// The echo server.
+    #[arg(long)]
+    pub to: SocketAddr,
+    /// How many connections.
+    #[arg(long, default_value_t = 1)]
+    pub count: usize,
 }
 
 /// How `many` loads.
@@ -145,6 +171,9 @@ pub struct Many {
     /// Says `holding` then, and keeps all open until standard input ends.
     #[arg(long)]
     pub hold: bool,
+    /// While they are held, a message there and back on each, again and again after this rest, in milliseconds.
+    #[arg(long, requires = "hold")]
+    pub busy_every_ms: Option<u64>,
 }
 
 /// How `churn` loads.
@@ -191,14 +220,18 @@ pub fn run(tool: &Tool) -> Result<()> {
         Tool::HttpServer(listen) => http::serve(listen.listen),
         Tool::Connect(how) => print(&clients::connect(how)),
         Tool::PingPong(how) => print(&clients::ping_pong(how)?),
+        Tool::FirstByte(how) => print(&clients::first_bytes(how)?),
         Tool::Many(how) => print(&clients::many(how)?),
         Tool::Churn(how) => print(&clients::churn(how)),
         Tool::Crowd(how) => print(&crowd::run(how)?),
         Tool::Flood(how) => print(&flood::run(how)?),
         Tool::MuteServer(listen) => flood::mute(listen.listen),
+        Tool::GrpcServer(listen) => grpc::serve(listen.listen),
+        Tool::GrpcLoad(how) => print(&grpc::load(how)?),
         Tool::CreateCertificate(how) => print(&certificates::create(how)?),
         Tool::IssueLoad(how) => print(&certificates::load(how)?),
         Tool::Silence(how) => print(&silence::keep(how)?),
+        Tool::Steps(how) => print(&steps::take(how)?),
         Tool::NodeInit(how) => node_init::run(how),
     }
 }
@@ -209,5 +242,15 @@ fn print(result: &impl serde::Serialize) -> Result<()> {
     Ok(())
 }
 
+fn message_length(text: &str) -> Result<usize, String> {
+    let bytes = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (8..=MESSAGE_LIMIT).contains(&bytes) {
+        Ok(bytes)
+    } else {
+        Err(format!("between 8 and {MESSAGE_LIMIT}, as a message begins with its number"))
+    }
+}
+
 const MESSAGE: usize = 128;
+const MESSAGE_LIMIT: usize = 16 << 20;
 const IO_LIMIT: Duration = Duration::from_secs(20);

@@ -76,18 +76,7 @@ impl Topology {
         let nodes = [node(&name("node1"), 0)?, node(&name("node2"), 1)?];
         link_nodes(&nodes)?;
         let pods = PODS.iter().enumerate().map(|(index, &(short, namespace, at))| {
-            let host = u8::try_from(index + 10)?;
-            let pod = Pod {
-                name: short,
-                namespace,
-                service_account: short,
-                node: at,
-                netns: Netns::create(&name(short))?,
-                v4: Ipv4Addr::new(198, 18, subnet(at), host),
-                v6: Ipv6Addr::new(0xfd00, 0x198, u16::from(subnet(at)), 0, 0, 0, 0, u16::from(host)),
-            };
-            wire(&nodes[at], &pod).with_context(|| format!("wiring pod {short}"))?;
-            Ok(pod)
+            plug_in(&nodes[at], short, namespace, at, index, &name(short))
         });
         let pods = pods.collect::<Result<Vec<_>>>()?;
         Ok(Self { nodes, pods })
@@ -103,6 +92,14 @@ impl Topology {
             Some(pod) => pod,
             None => panic!("there is no pod {name}"),
         }
+    }
+
+    /// Adds a pod to the node with the index `at`. No manifest tells of it.
+    pub fn add(&mut self, name: &'static str, namespace: &'static str, at: usize) -> Result<()> {
+        let node = &self.nodes[at];
+        let netns = node.name.replace(&format!("node{}", at + 1), name);
+        self.pods.push(plug_in(node, name, namespace, at, self.pods.len(), &netns)?);
+        Ok(())
     }
 
     /// Puts a pod in the place of another, as when its address goes to the next one: the interface and the namespace are
@@ -151,6 +148,28 @@ impl Pod {
     pub fn identity(&self) -> String {
         format!("spiffe://cluster.local/ns/{}/sa/{}", self.namespace, self.service_account)
     }
+}
+
+fn plug_in(
+    node: &Node,
+    name: &'static str,
+    namespace: &'static str,
+    at: usize,
+    index: usize,
+    netns: &str,
+) -> Result<Pod> {
+    let host = u8::try_from(index + 10)?;
+    let pod = Pod {
+        name,
+        namespace,
+        service_account: name,
+        node: at,
+        netns: Netns::create(netns)?,
+        v4: Ipv4Addr::new(198, 18, subnet(at), host),
+        v6: Ipv6Addr::new(0xfd00, 0x198, u16::from(subnet(at)), 0, 0, 0, 0, u16::from(host)),
+    };
+    wire(node, &pod).with_context(|| format!("wiring pod {name}"))?;
+    Ok(pod)
 }
 
 fn node(name: &str, at: usize) -> Result<Node> {

@@ -8,6 +8,7 @@ mod cluster;
 mod demo;
 mod image;
 mod kernel;
+mod profile;
 mod test;
 
 use std::process::ExitCode;
@@ -37,10 +38,12 @@ pub enum Verb {
     Demo(demo::Args),
     /// The demo on a real Kubernetes.
     DemoKube(demo::KubeArgs),
-    /// ambit and direct in turn under load.
+    /// Data paths in turn under load: plaintext, ambit, proxies.
     Bench(bench::Args),
     /// The agent in a big cluster.
     BenchKube(bench::KubeArgs),
+    /// Where the agents' time goes under a load.
+    Profile(profile::Args),
     /// A real Kubernetes to work with.
     Cluster(cluster::Args),
     /// Removes what runs have left.
@@ -64,6 +67,7 @@ impl Verb {
             Self::DemoKube(args) => return demo::run_kube(&args),
             Self::Bench(args) => return bench::run(&args),
             Self::BenchKube(args) => return bench::run_kube(&args),
+            Self::Profile(args) => return profile::run(&args),
             Self::Cluster(args) => return cluster::run(&args),
             Self::List { suite } => {
                 test::list(suite);

@@ -21,6 +21,24 @@ pub mod admin {
     }
 }
 
+/// What an agent answers about policies.
+pub mod policy {
+    /// Version 1: `ambit.policy.v1`.
+    #[allow(
+        missing_docs,
+        unreachable_pub,
+        unused_qualifications,
+        clippy::all,
+        clippy::allow_attributes_without_reason,
+        clippy::too_many_lines,
+        clippy::unwrap_used,
+        reason = "generated code follows the generator's taste, not ours"
+    )]
+    pub mod v1 {
+        include!("gen/ambit.policy.v1.rs");
+    }
+}
+
 /// SPIRE's APIs.
 pub mod spire {
     /// The Delegated Identity API: `spire.api.agent.delegatedidentity.v1`.

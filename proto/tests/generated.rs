@@ -7,8 +7,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const PROTOS: &[&str] =
-    &["ambit/admin/v1/admin.proto", "istio/v1/auth/ca.proto", "spire/delegatedidentity.proto"];
+const PROTOS: &[&str] = &[
+    "ambit/admin/v1/admin.proto",
+    "ambit/policy/v1/policy.proto",
+    "istio/v1/auth/ca.proto",
+    "spire/delegatedidentity.proto",
+];
+/// The answers that are shown as JSON just as they are.
+const SHOWN: &str = ".ambit.policy.v1";
 
 #[test]
 fn generated_code_is_current() {
@@ -18,6 +24,8 @@ fn generated_code_is_current() {
     let descriptors = protox::compile(PROTOS, [root]).unwrap_or_else(|error| panic!("{error:?}"));
     tonic_prost_build::configure()
         .emit_rerun_if_changed(false)
+        .type_attribute(SHOWN, "#[derive(serde::Serialize)]")
+        .type_attribute(SHOWN, "#[serde(rename_all = \"camelCase\")]")
         .out_dir(fresh_dir.path())
         .compile_fds(descriptors)
         .unwrap();

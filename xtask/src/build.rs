@@ -65,6 +65,23 @@ pub(crate) fn static_daemon(arch: Arch) -> Result<PathBuf> {
     release_build(arch, &["ambit"], Some(&object))
 }
 
+/// Builds the daemon as it is shipped, but with symbols and frame pointers, so that its stacks can be walked. In a target
+/// folder of its own: other flags would have everything built anew each time.
+pub(crate) fn profiled_daemon() -> Result<PathBuf> {
+    let object = ebpf::object()?;
+    let arch = Arch::host()?;
+    let folder = workspace::target_dir()?.join("profiled");
+    let mut build = workspace::cargo();
+    build.args(["build", "--release", "--package", "ambit", "--bin", "ambit", "--target", arch.target()]);
+    build.arg("--target-dir").arg(&folder);
+    let flags = format!("CARGO_TARGET_{}_RUSTFLAGS", arch.target().replace('-', "_").to_uppercase());
+    build.env(flags, "-Ctarget-feature=+crt-static -Cforce-frame-pointers=yes");
+    build.env("CARGO_PROFILE_RELEASE_STRIP", "none").env("AMBIT_EBPF_OBJECT", &object);
+    build.env("CFLAGS", "-fno-omit-frame-pointer");
+    step("Building the daemon with frame pointers (minutes the first time)", || workspace::run(&mut build))?;
+    built(&folder.join(arch.target()).join("release/ambit"))
+}
+
 /// Builds the harness as it measures, with the daemon's profile; returns its path.
 pub(crate) fn harness() -> Result<PathBuf> {
     release_build(Arch::host()?, &["ambit-integration"], None)

@@ -21,6 +21,8 @@ mod kernels;
 mod kube;
 mod lint;
 mod peers;
+mod profile;
+mod proxies;
 mod rooms;
 mod setup;
 mod test;
@@ -49,6 +51,7 @@ enum Verb {
     Test(test::Args),
     Demo(demo::Args),
     Bench(bench::Args),
+    Profile(profile::Args),
     Fuzz(fuzz::Args),
     Ci(ci::Args),
     Cluster(cluster::Args),
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Profile(args) => profile::run(&args),
         Verb::Ci(args) => ci::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Cluster(args) => cluster::run(&args),

@@ -4,6 +4,7 @@
 
 use std::{
     env, fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -37,11 +38,28 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("wrk", "wrk"),
 ];
 
+/// Users' applications, clients and servers, which the end-to-end tests run beside them.
+const APPLICATIONS: &[(&str, &str)] = &[
+    ("go", "golang-go"),
+    ("node", "nodejs"),
+    ("pg_createcluster", "postgresql"),
+    ("python3", "python3"),
+    ("redis-server", "redis-server"),
+    ("vsftpd", "vsftpd"),
+];
+
 /// What a Kubernetes cluster on this machine calls beside them.
 const KUBE_PROGRAMS: &[(&str, &str)] = &[("ldd", "libc-bin"), ("runc", "runc")];
 
 /// What building and fetching the programs of others that ambit is tried against calls beside them.
 const PEER_PROGRAMS: &[(&str, &str)] = &[("dpkg-deb", "dpkg"), ("gcc", "gcc libc6-dev")];
+
+/// What fetching the proxies that ambit is measured beside calls; pip has no program of its own in every set-up.
+const PROXY_PROGRAMS: &[(&str, &str)] =
+    &[("dpkg-deb", "dpkg"), ("pip3", "python3-pip"), ("python3", "python3"), ("chmod", "coreutils")];
+
+/// What `profile` calls beside the usual ones.
+const PROFILE_PROGRAMS: &[(&str, &str)] = &[("perf", "linux-perf")];
 
 /// What booting another kernel under emulation calls beside them.
 const KERNEL_PROGRAMS: &[(&str, &str)] = &[
@@ -84,7 +102,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
     }
     if !args.build_only {
-        programs()?;
+        test_programs()?;
     }
     if args.kube {
         kube::programs()?;
@@ -99,7 +117,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// Makes sure of all that every suite needs, but for what is built of Go modules.
 pub(crate) fn everything() -> Result<()> {
-    programs()?;
+    test_programs()?;
     kube_programs()?;
     peer_programs()?;
     bpf_toolchain().map(drop)
@@ -137,6 +155,11 @@ pub(crate) fn programs() -> Result<()> {
     install(PROGRAMS)
 }
 
+/// Makes sure of every program that the end-to-end tests call.
+pub(crate) fn test_programs() -> Result<()> {
+    install(&[PROGRAMS, APPLICATIONS].concat())
+}
+
 /// Makes sure of every program that a Kubernetes cluster calls.
 pub(crate) fn kube_programs() -> Result<()> {
     install(&[PROGRAMS, KUBE_PROGRAMS].concat())
@@ -147,9 +170,19 @@ pub(crate) fn peer_programs() -> Result<()> {
     install(&[PROGRAMS, PEER_PROGRAMS].concat())
 }
 
+/// Makes sure of every program that it takes to have the proxies of `bench`.
+pub(crate) fn proxy_programs() -> Result<()> {
+    install(&[PROGRAMS, PROXY_PROGRAMS].concat())
+}
+
+/// Makes sure of every program that `profile` calls.
+pub(crate) fn profile_programs() -> Result<()> {
+    install(&[PROGRAMS, PROFILE_PROGRAMS].concat())
+}
+
 /// Makes sure of every program that the end-to-end tests on another kernel call.
 pub(crate) fn kernel_programs() -> Result<()> {
-    install(&[PROGRAMS, KERNEL_PROGRAMS].concat())
+    install(&[PROGRAMS, APPLICATIONS, KERNEL_PROGRAMS].concat())
 }
 
 /// Makes sure of what builds programs for machines of another architecture than this one.
@@ -189,6 +222,7 @@ fn install(wanted: &[(&str, &str)]) -> Result<()> {
         bail!("these Debian packages are missing and there is no apt-get; install their like: {list}");
     }
     step(&format!("Installing Debian packages: {list}"), || {
+        let _quiet = NoServices::begin()?;
         let apt = |args: &[&str]| workspace::run(apt_get().args(args));
         let install: Vec<&str> = ["install", "-y", "--no-install-recommends"]
             .into_iter()
@@ -199,6 +233,31 @@ fn install(wanted: &[(&str, &str)]) -> Result<()> {
     match wanted.iter().find(|(program, _)| find(program).is_none()) {
         Some((program, package)) => bail!("{package} is installed, but brought no program {program}"),
         None => Ok(()),
+    }
+}
+
+/// Keeps packages from starting their services for as long as it lives, by the script that Debian asks (invoke-rc.d(8)). A
+/// script that is there already is left alone.
+struct NoServices(Option<&'static str>);
+
+impl NoServices {
+    fn begin() -> Result<Self> {
+        const SCRIPT: &str = "/usr/sbin/policy-rc.d";
+        if Path::new(SCRIPT).exists() {
+            return Ok(Self(None));
+        }
+        fs::write(SCRIPT, "#!/bin/sh\nexit 101\n").context(SCRIPT)?;
+        fs::set_permissions(SCRIPT, fs::Permissions::from_mode(0o755)).context(SCRIPT)?;
+        Ok(Self(Some(SCRIPT)))
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if let Some(script) = self.0 {
+            // One that is gone already does no harm.
+            let _ = fs::remove_file(script);
+        }
     }
 }
 

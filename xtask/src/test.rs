@@ -28,6 +28,7 @@ use crate::{
     cargo xtask test --kube probes::          those of one topic\n  \
     cargo xtask test --peers                  the issuers against a real SPIRE and istiod, and promtool\n  \
     cargo xtask test --peers spire            some of them\n  \
+    cargo xtask test --peers soak             those that take many minutes: outages, twenty pods rolled\n  \
     cargo xtask test --kernel 6.1 wire::      those of one topic, on Debian's Linux 6.1 under emulation\n  \
     cargo xtask test --list [--kube|--peers]          their names, and what each shows")]
 pub(crate) struct Args {
@@ -117,7 +118,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         let call = call.value("--logs", logs).words(["--"]);
         return args.asked(call.flag("--soak", args.soak)).become_it();
     }
-    setup::programs()?;
+    setup::test_programs()?;
     let passed = if args.e2e_only || args.soak {
         0
     } else {

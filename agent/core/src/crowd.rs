@@ -57,8 +57,13 @@ impl<K: Copy + Ord + Hash, T> Crowd<K, T> {
     /// Takes out the one that has waited longest of the party that has the most; of parties that have equally many, of the
     /// one whose first has waited longest.
     pub fn evict(&mut self) -> Option<T> {
+        self.evict_of().map(|(value, _)| value)
+    }
+
+    /// As [`evict`](Self::evict), with the party.
+    pub fn evict_of(&mut self) -> Option<(T, K)> {
         let Weight { party, oldest: Reverse(number), .. } = *self.by_weight.last()?;
-        self.remove(Ticket { party, number })
+        Some((self.remove(Ticket { party, number })?, party))
     }
 
     /// How many wait.

@@ -80,6 +80,8 @@ pub struct Open {
     pub trace: Option<String>,
     /// The place of the connection among those of the same client to the same destination.
     pub order: Order,
+    /// The application is not connected before the answer is here: it has nothing to say until then.
+    pub waits: bool,
 }
 
 /// Where a connection stands among others that were numbered in the same place.
@@ -121,6 +123,7 @@ impl Control {
                 put_text(&mut payload, open.trace.as_deref().unwrap_or(""));
                 payload.extend(open.order.epoch.to_be_bytes());
                 payload.extend(open.order.number.to_be_bytes());
+                payload.push(u8::from(open.waits));
                 FrameType::Open
             }
             Self::Accept => FrameType::Accept,
@@ -152,6 +155,8 @@ impl Control {
                     epoch: u64::from_be_bytes(input.array()?),
                     number: u64::from_be_bytes(input.array()?),
                 },
+                // Agents before 0.2 end here.
+                waits: !input.bytes.is_empty() && input.array()? != [0],
             }),
             FrameType::Accept => Self::Accept,
             FrameType::Deny => {
@@ -281,6 +286,7 @@ fn put_refusal(out: &mut Vec<u8>, refusal: &Refusal) {
     put_text(out, refusal.policy.as_deref().unwrap_or(""));
     put_text(out, &refusal.text);
     put_text(out, refusal.rule.as_deref().unwrap_or(""));
+    put_text(out, refusal.field.as_deref().unwrap_or(""));
 }
 
 fn put_text(out: &mut Vec<u8>, text: &str) {
@@ -326,9 +332,15 @@ impl<'a> Payload<'a> {
             reason,
             policy: self.text()?.map(Arc::from),
             text: self.text()?.unwrap_or_default().into(),
-            // Agents before 0.2 end here.
-            rule: if self.bytes.is_empty() { None } else { self.text()?.map(Arc::from) },
+            // Agents before 0.2 end before one of these.
+            rule: self.last_text()?,
+            field: self.last_text()?,
         })
+    }
+
+    /// A text that older agents do not send.
+    fn last_text(&mut self) -> Result<Option<Arc<str>>, FrameError> {
+        Ok(if self.bytes.is_empty() { None } else { self.text()?.map(Arc::from) })
     }
 
     fn text(&mut self) -> Result<Option<String>, FrameError> {

@@ -4,6 +4,7 @@
 //! Every room can be tested by table and simulated in memory.
 
 pub mod crowd;
+pub mod diagnosis;
 pub mod discovery;
 pub mod frame;
 pub mod model;

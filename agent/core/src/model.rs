@@ -209,10 +209,14 @@ impl Workload {
     /// Istio's canonical service name: label `service.istio.io/canonical-name`, `app.kubernetes.io/name`, `app`,
     /// else the workload's name.
     pub fn canonical_name(&self) -> &str {
-        ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]
-            .into_iter()
-            .find_map(|label| self.labels.get(label).filter(|value| !value.is_empty()))
-            .map_or_else(|| self.workload_name(), String::as_str)
+        self.canonical_label().map_or_else(|| self.workload_name(), |(_, name)| name)
+    }
+
+    /// The label that gives the canonical service name, if one does.
+    pub fn canonical_label(&self) -> Option<(&'static str, &str)> {
+        ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"].into_iter().find_map(|label| {
+            Some((label, self.labels.get(label).filter(|value| !value.is_empty())?.as_str()))
+        })
     }
 
     /// Istio's canonical revision: label `service.istio.io/canonical-revision`, `app.kubernetes.io/version`, `version`,

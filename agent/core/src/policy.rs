@@ -6,23 +6,28 @@
 
 mod authorization;
 mod doubt;
+mod explain;
 mod reach;
+mod request_authentication;
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use rpds::HashTrieMapSync;
 
-use self::authorization::{Authorization, Authorizations};
+use self::authorization::{Authorization, Authorizations, Rehearsal};
 pub use self::{
     authorization::{
-        Action, Attribute, AuthorizationPolicy, Context, Field, InvalidValue, Rule, Target, TrustDomains,
+        Action, Attribute, AuthorizationPolicy, Context, Field, InvalidValue, Miss, PolicyVerdict, Rule,
+        Target, TrustDomains,
     },
     doubt::Doubt,
+    explain::{Explanation, MtlsOrigin, MtlsScope, Remedy, Statement, What},
     reach::Reach,
+    request_authentication::{ClaimHeader, JwtRule, Keys, RequestAuthentication, TokenPlace},
 };
 use crate::{
     model::{Labels, ObjectName, SpiffeId, Workload},
-    reason::{Reason, Refusal},
+    reason::{Reason, Refusal, Rehearsed},
 };
 
 /// The policy objects in force. Cheap to clone; readers take a snapshot.
@@ -34,6 +39,8 @@ pub struct PolicySet {
     objects: HashTrieMapSync<ObjectName, Arc<PeerAuthentication>>,
     namespaces: HashTrieMapSync<Arc<str>, Scope>,
     authorizations: Authorizations,
+    /// No verdict depends on these.
+    requests: HashTrieMapSync<ObjectName, Arc<RequestAuthentication>>,
     /// Why the set may not be whole; then no plaintext is taken anywhere.
     incomplete: Option<Arc<str>>,
     /// Why AuthorizationPolicies may be missing; then nobody is let in anywhere.
@@ -76,6 +83,10 @@ pub enum Change {
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
     /// An AuthorizationPolicy is gone.
     AuthorizationPolicyGone(ObjectName),
+    /// A RequestAuthentication as it is now.
+    RequestAuthentication(Arc<RequestAuthentication>),
+    /// A RequestAuthentication is gone.
+    RequestAuthenticationGone(ObjectName),
 }
 
 /// A mode as an object states it. UNSET is the absence of one.
@@ -110,7 +121,7 @@ pub struct MtlsRule {
     pub doubtful: bool,
 }
 
-/// What the policies make of one workload. Two that are equal decide alike, whatever the objects behind them.
+/// What the policies make of one workload. Two that are equal decide and rehearse alike, whatever the objects behind them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkloadPolicy {
     /// Namespace of the workload.
@@ -119,6 +130,7 @@ pub struct WorkloadPolicy {
     /// Ports that differ from `mtls`.
     port_mtls: BTreeMap<u16, MtlsRule>,
     authorization: Authorization,
+    rehearsal: Rehearsal,
     /// Why policies may be missing, if they may.
     incomplete: Option<Arc<str>>,
     /// Why AuthorizationPolicies may be missing, if they may.
@@ -167,13 +179,28 @@ pub fn decide(policy: &WorkloadPolicy, facts: &Facts<'_>) -> Decision {
     }
 }
 
+/// What policies that are not in force would make of one connection: AUDIT, and those marked as dry-run, which are taken
+/// together, as if all of them were in force. `tell` hears of each that is for the pod once. Answers the refusal of a
+/// connection that is let in as things stand and would not be. Never part of a verdict; costs nothing where there is no such policy.
+pub fn rehearse(
+    policy: &WorkloadPolicy,
+    facts: &Facts<'_>,
+    tell: impl FnMut(&AuthorizationPolicy, Rehearsed),
+) -> Option<Refusal> {
+    let needs_mtls = facts.peer.is_none() && policy.is_strict(facts.port);
+    if policy.rehearsal.is_empty() || needs_mtls || policy.closed.is_some() {
+        return None;
+    }
+    policy.rehearsal.run(&policy.authorization, &policy.namespace, facts, tell)
+}
+
 impl PolicySet {
     /// An empty set; objects in `root_namespace` speak for the whole mesh.
     pub fn new(root_namespace: impl Into<Arc<str>>) -> Self {
         Self { root_namespace: root_namespace.into(), ..Self::default() }
     }
 
-    /// How many policy objects are in force.
+    /// How many policy objects are in force. RequestAuthentications are not.
     pub fn len(&self) -> usize {
         self.objects.size() + self.authorizations.len()
     }
@@ -212,6 +239,14 @@ impl PolicySet {
             Change::PeerAuthenticationGone(name) => self.remove(&name),
             Change::AuthorizationPolicy(policy) => self.authorizations.upsert(&self.root_namespace, policy),
             Change::AuthorizationPolicyGone(name) => self.authorizations.remove(&self.root_namespace, &name),
+            Change::RequestAuthentication(request) => {
+                self.requests.insert_mut(request.name.clone(), request);
+                Reach::default()
+            }
+            Change::RequestAuthenticationGone(name) => {
+                self.requests.remove_mut(&name);
+                Reach::default()
+            }
         }
     }
 
@@ -254,7 +289,7 @@ impl PolicySet {
     /// The same for any pod in `namespace` with these `labels`. Of PeerAuthentications only the oldest of each scope counts, as
     /// in Istio: the mesh, the namespace, and the objects that select the pod. AuthorizationPolicies count all.
     pub fn compile_for(&self, namespace: &Arc<str>, labels: &Labels) -> WorkloadPolicy {
-        let authorization = self.authorizations.compile(&self.root_namespace, namespace, labels);
+        let (authorization, rehearsal) = self.authorizations.compile(&self.root_namespace, namespace, labels);
         let closed = self.closed.clone();
         if let Some(why) = &self.incomplete {
             return WorkloadPolicy {
@@ -262,15 +297,12 @@ impl PolicySet {
                 mtls: MtlsRule { mode: MtlsMode::Strict, by: None, doubtful: true },
                 port_mtls: BTreeMap::new(),
                 authorization,
+                rehearsal,
                 incomplete: Some(Arc::clone(why)),
                 closed,
             };
         }
-        let mesh = self.namespaces.get(&self.root_namespace).and_then(|scope| scope.wide.first());
-        let own = self.namespaces.get(namespace).filter(|_| *namespace != self.root_namespace);
-        let wide = own.and_then(|scope| scope.wide.first());
-        let selecting = own.and_then(|scope| scope.selecting.iter().find(|policy| policy.selects(labels)));
-
+        let Counting { mesh, wide, selecting } = self.counting(namespace, labels);
         let inherited =
             [selecting, wide, mesh].into_iter().flatten().find_map(|policy| Some(policy.rule(policy.mode?)));
         let ports = selecting
@@ -281,13 +313,42 @@ impl PolicySet {
             mtls: inherited.unwrap_or_default(),
             port_mtls: ports.collect(),
             authorization,
+            rehearsal,
             incomplete: None,
             closed,
         }
     }
 }
 
+/// The PeerAuthentications that count for one workload: of each scope the oldest.
+struct Counting<'a> {
+    mesh: Option<&'a Arc<PeerAuthentication>>,
+    wide: Option<&'a Arc<PeerAuthentication>>,
+    selecting: Option<&'a Arc<PeerAuthentication>>,
+}
+
+impl PolicySet {
+    fn counting(&self, namespace: &Arc<str>, labels: &Labels) -> Counting<'_> {
+        let own = self.namespaces.get(namespace).filter(|_| *namespace != self.root_namespace);
+        Counting {
+            mesh: self.namespaces.get(&self.root_namespace).and_then(|scope| scope.wide.first()),
+            wide: own.and_then(|scope| scope.wide.first()),
+            selecting: own.and_then(|scope| scope.selecting.iter().find(|policy| policy.selects(labels))),
+        }
+    }
+}
+
 impl WorkloadPolicy {
+    /// Whether only mutual TLS is accepted on one of the workload's own ports.
+    pub fn is_strict(&self, port: u16) -> bool {
+        self.mtls(port).mode == MtlsMode::Strict
+    }
+
+    /// Whether `other` would have the same rehearsed, and beside the same policies.
+    pub fn rehearses_as(&self, other: &Self) -> bool {
+        self.rehearsal == other.rehearsal
+    }
+
     /// The mode in force on one of the workload's own ports.
     pub fn mtls(&self, port: u16) -> &MtlsRule {
         self.port_mtls.get(&port).unwrap_or(&self.mtls)
@@ -314,7 +375,7 @@ fn position(list: &[Arc<PeerAuthentication>], policy: &PeerAuthentication) -> us
 
 impl PeerAuthentication {
     /// Oldest first; timestamps count seconds, so ties are common, and the names decide them.
-    fn precedence(&self) -> (i64, &str, &str) {
+    pub(crate) fn precedence(&self) -> (i64, &str, &str) {
         (self.created.unwrap_or(i64::MAX), &self.name.name, &self.name.namespace)
     }
 

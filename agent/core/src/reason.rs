@@ -97,6 +97,41 @@ reasons! {
     Reset = 50, "reset";
 }
 
+impl Reason {
+    /// Whether an agent decided against the connection, for reasons of policy, identity or its own bounds. The others tell of
+    /// the network, the application or the service.
+    pub fn is_denial(self) -> bool {
+        match self {
+            Self::UnknownPort
+            | Self::NoEndpoint
+            | Self::Unreachable
+            | Self::ConnectionRefused
+            | Self::Timeout
+            | Self::TlsHandshake
+            | Self::ProtocolError
+            | Self::Draining
+            | Self::OriginalDstUnknown
+            | Self::Reset => false,
+            Self::Unknown
+            | Self::MtlsRequired
+            | Self::PolicyDenied
+            | Self::CertificateMissing
+            | Self::CertificateExpired
+            | Self::CertificateNotYetValid
+            | Self::CertificateUntrusted
+            | Self::CertificateIdentity
+            | Self::IdentityMismatch
+            | Self::CertificateInvalid
+            | Self::TrustDomain
+            | Self::RootWithdrawn
+            | Self::CertificateRevoked
+            | Self::IdentityUnavailable
+            | Self::Overloaded
+            | Self::NotReady => true,
+        }
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.label())
@@ -112,6 +147,9 @@ pub struct Refusal {
     pub policy: Option<Arc<str>>,
     /// The rule in that policy, as a path such as `rules[2]`, if one decided.
     pub rule: Option<Arc<str>>,
+    /// The field of that rule that did not hold, as a path such as `from[0].source.namespaces`, where no ALLOW policy matched
+    /// and this rule came nearest.
+    pub field: Option<Arc<str>>,
     /// One sentence for an operator. A peer's text may hold any printable characters.
     pub text: Arc<str>,
 }
@@ -119,7 +157,7 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal that no policy decided.
     pub fn new(reason: Reason, text: impl Into<Arc<str>>) -> Self {
-        Self { reason, policy: None, rule: None, text: text.into() }
+        Self { reason, policy: None, rule: None, field: None, text: text.into() }
     }
 }
 
@@ -127,6 +165,19 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
+}
+
+/// What a policy that is not in force would have made of a connection. A rule is told by its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rehearsed {
+    /// The verdict would be the same; an AUDIT policy does not match.
+    Unchanged,
+    /// The connection is let in, and would be refused.
+    WouldRefuse,
+    /// The connection is refused, and this rule would let it in.
+    WouldAdmit(usize),
+    /// This rule of an AUDIT policy matches.
+    Audited(usize),
 }
 
 #[cfg(test)]

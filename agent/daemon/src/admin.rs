@@ -6,6 +6,7 @@
 mod exposition;
 mod guard;
 mod http;
+mod policies;
 mod status;
 
 use std::{io, net::SocketAddr};
@@ -15,7 +16,8 @@ use crate::instance::InstanceError;
 pub(crate) use exposition::Exposition;
 pub(crate) use guard::{Guard, METRICS_PATH};
 pub(crate) use http::{Page, serve_http};
-pub(crate) use status::{StatusProvider, serve_status, serve_status_tcp};
+pub(crate) use policies::PolicyProvider;
+pub(crate) use status::{StatusProvider, serve_own_status, serve_status, serve_status_tcp};
 
 /// What keeps the admin room from serving.
 #[derive(Debug, thiserror::Error)]

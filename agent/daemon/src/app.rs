@@ -2,6 +2,7 @@
 
 mod attachment;
 mod ca;
+mod control_plane;
 mod federation;
 mod handles;
 mod health;
@@ -10,6 +11,8 @@ mod issuer;
 mod lifecycle;
 mod locations;
 mod node;
+mod observations;
+mod policies;
 mod revocation;
 mod roots;
 mod source;
@@ -17,18 +20,19 @@ mod status;
 mod trust;
 mod uninstall;
 
-use std::path::Path;
+use std::{path::PathBuf, sync::Arc};
 
-use anyhow::Context as _;
 use tokio::task::JoinSet;
 
 pub(crate) use ca::run_ca;
+pub(crate) use uninstall::Left;
 
 use self::{handles::Handles, node::Node, uninstall::Release};
 use crate::{
-    capture,
+    admin::{self, StatusProvider},
     config::AgentConfig,
-    instance::{Claim, Readiness, RunDir, Signals},
+    error::with_causes,
+    instance::{Claim, Readiness, RunDir, Signals, TAKEOVER},
 };
 
 /// Runs the agent of one node until SIGTERM or SIGINT, or until another agent has taken over. Enrolled pods stay closed
@@ -41,9 +45,14 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let handles = Handles::open(&config, readiness, &mut background).await?;
     let (mut node, attaching) = handles.node(&config)?;
     handles.connect(&config, objects, &mut background);
+    if let Some(own) = RunDir::own_socket_path(&config.run_dir, &config.instance) {
+        background.spawn(answer_for_itself(own, handles.status(&config)));
+    }
+    let taking_over = matches!(claim, Claim::Held(_)).then(|| handles.readiness.gate(TAKEOVER));
     let mut signals = Signals::listen()?;
     let release = Release::follow(config.daemonset.clone());
     let Some(run_dir) = occupy(claim, &mut node, &mut signals).await? else { return Ok(()) };
+    drop(taking_over);
     tracing::info!(node = config.node, version = env!("CARGO_PKG_VERSION"), "agent started");
     // Not before: an agent that dies on the way leaves the installation to the one that goes on.
     let installed = installation::keep(&config, &handles.telemetry)?;
@@ -65,6 +74,16 @@ pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Tells how this agent stands while another one serves the node, too.
+async fn answer_for_itself(socket: PathBuf, status: Arc<dyn StatusProvider>) {
+    if let Err(error) = admin::serve_own_status(socket, status).await {
+        tracing::warn!(
+            error = with_causes(&error),
+            "only the agent that serves this node can be asked for its status"
+        );
+    }
+}
+
 /// The run directory, at once or from the agent that serves this node; `None` if a signal came before that let go of it.
 async fn occupy(claim: Claim, node: &mut Node, signals: &mut Signals) -> anyhow::Result<Option<RunDir>> {
     let successor = match claim {
@@ -78,10 +97,8 @@ async fn occupy(claim: Claim, node: &mut Node, signals: &mut Signals) -> anyhow:
     }
 }
 
-/// Takes off what the agents of `node`, or of all nodes, left in the kernel; says what that was.
-pub(crate) fn uninstall(bpf_root: &Path, node: Option<&str>) -> anyhow::Result<Vec<String>> {
+/// Takes off what agents left on this node; says what that was.
+pub(crate) fn uninstall(left: &Left<'_>) -> anyhow::Result<Vec<String>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime
-        .block_on(capture::uninstall(bpf_root, node))
-        .with_context(|| format!("cannot look through {}", bpf_root.display()))
+    runtime.block_on(left.take_off())
 }

@@ -7,14 +7,17 @@ mod check;
 mod destinations;
 mod filesystem;
 mod kubelet;
+mod liveness;
 mod maps;
 mod netns;
+mod parking;
 mod pinned;
 mod pins;
 mod pod;
 mod process;
 mod programs;
 mod routing;
+mod segment;
 mod socket;
 
 use std::{
@@ -27,14 +30,18 @@ use std::{
 
 use ambit_core::discovery::{Delta, Destination};
 use ambit_ebpf_common::{Counters, ProbeKey, addr};
+use tokio::sync::watch;
 
 pub(crate) use self::{
     cgroup::{CgroupUid, Cgroups, Found},
     check::{Finding, Verdict, check_host},
+    kubelet::KubeletGroup,
+    liveness::{Patience, answered_probe, failure, fall_silent, path, probe_when_idle, tune_tunnel},
     netns::Netns,
+    parking::{Answer, Client},
     pinned::Pinned,
     pod::{Accepted, Dial, PodNet},
-    socket::{bound_buffers, end_cleanly, wake_at},
+    socket::{bound_buffers, end_cleanly, is_at_mark, reset_on_drop, wake_at},
 };
 use self::{destinations::Destinations, kubelet::Kubelet, programs::Programs};
 
@@ -221,9 +228,24 @@ impl Capture {
                 probes.extend(exempt.map(|port| (key(port), pod.cookie())));
             }
         }
-        let kubelets = if probes.is_empty() { None } else { self.kubelet.cgroup() };
-        programs.maps().set_kubelets(kubelets.into_iter().collect())?;
+        let kubelet = self.kubelet.group(!probes.is_empty());
+        if let Some(kubelet) = kubelet {
+            programs.maps().set_kubelets([kubelet].into())?;
+        }
         programs.maps().set_probes(probes)
+    }
+
+    /// Tells of every change of where the kubelet is, which [`Self::set_kubelet`] has to follow.
+    pub(crate) fn kubelet(&self) -> watch::Receiver<Option<KubeletGroup>> {
+        self.kubelet.subscribe()
+    }
+
+    /// Has the programs know the kubelet where it is now.
+    pub(crate) fn set_kubelet(&self) -> Result<(), CaptureError> {
+        match (&self.programs, self.kubelet.last()) {
+            (Some(programs), Some(kubelet)) => programs.maps().set_kubelets([kubelet].into()),
+            _ => Ok(()),
+        }
     }
 
     /// Enrols a pod: its inbound connections first, then its outbound ones. What a dead agent left is adopted without

@@ -4,15 +4,24 @@
 //! writer; a reader that goes away early is no error.
 
 mod agent;
+mod analyze;
 mod ask;
 mod ca;
 mod certs;
+mod check;
 mod check_node;
+mod denials;
+mod explain;
 mod moment;
+mod observed;
 mod output;
+mod policies;
 mod process;
+mod readiness;
+mod rehearsal;
 mod remote;
 mod status;
+mod suggest;
 mod supervise;
 mod table;
 mod uninstall;
@@ -36,6 +45,7 @@ const USAGE: u8 = 2;
 Examples:
   ambit agent --node worker-1 --manifests ./manifests --ca-dir /var/lib/ambit/ca
   ambit status
+  ambit explain shop/web stock/cart:8080
   ambit uninstall --all
 
 Every command has its own examples: ambit <COMMAND> --help"
@@ -55,9 +65,23 @@ enum Command {
     Status(status::StatusArgs),
     /// Show the certificates and roots that the agent of this node holds
     Certs(certs::CertsArgs),
+    /// Show which connections were refused, and why
+    Denials(denials::DenialsArgs),
+    /// Say which workloads can be made STRICT, and who still comes in plaintext
+    Readiness(readiness::ReadinessArgs),
+    /// Show what dry-run and AUDIT policies would have changed
+    Rehearsal(rehearsal::RehearsalArgs),
+    /// Write AuthorizationPolicies that allow what was seen
+    Suggest(suggest::SuggestArgs),
+    /// Say why connections from one party to another are let in or refused, and what would change it
+    Explain(explain::ExplainArgs),
+    /// Show all that is for a pod: mutual TLS on its ports, and every policy
+    Check(check::CheckArgs),
+    /// Look for mistakes in policies, of the mesh or of a folder
+    Analyze(analyze::AnalyzeArgs),
     /// Say what this node lacks for an agent
     CheckNode(check_node::CheckNodeArgs),
-    /// Take everything off this node that agents left in the kernel
+    /// Take everything off this node that agents left on it: in the kernel, the CNI plugin, the run directory
     Uninstall(uninstall::UninstallArgs),
     /// Serve a container runtime as its CNI plugin; the same as calling this program by the name ambit-cni
     #[command(hide = true)]
@@ -68,9 +92,11 @@ enum Command {
 
 /// Runs the program with the arguments and the environment of the process.
 pub fn main() -> ExitCode {
-    let name = std::env::args_os().next();
+    let mut args = std::env::args_os();
+    let name = args.next();
     let called = name.as_deref().and_then(|name| Path::new(name).file_name());
-    if called.is_some_and(|name| name == cni::BINARY) {
+    // Container runtimes give no arguments. With some, the plugin is this program for a node that has no other copy of it.
+    if called.is_some_and(|name| name == cni::BINARY) && args.next().is_none() {
         return cni::run();
     }
     run(std::env::args_os())
@@ -90,6 +116,13 @@ fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Ca(args) => ca::run(*args),
         Command::Status(args) => status::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Certs(args) => certs::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Denials(args) => denials::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Readiness(args) => readiness::run(&args),
+        Command::Rehearsal(args) => rehearsal::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Suggest(args) => suggest::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Explain(args) => explain::run(&args),
+        Command::Check(args) => check::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Analyze(args) => analyze::run(&args),
         Command::CheckNode(args) => check_node::run(&args),
         Command::Uninstall(args) => uninstall::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Cni => Ok(cni::run()),
@@ -118,7 +151,21 @@ mod tests {
     fn every_help_shows_examples() {
         let mut root = Cli::command();
         assert!(root.render_long_help().to_string().contains("Examples:"));
-        for name in ["agent", "ca", "certs", "check-node", "status", "uninstall"] {
+        for name in [
+            "agent",
+            "analyze",
+            "ca",
+            "certs",
+            "check",
+            "check-node",
+            "denials",
+            "explain",
+            "readiness",
+            "rehearsal",
+            "status",
+            "suggest",
+            "uninstall",
+        ] {
             let help = root.find_subcommand_mut(name).unwrap().render_long_help().to_string();
             assert!(help.contains(&format!("Examples:\n  ambit {name}")), "{name}: {help}");
         }
@@ -146,13 +193,23 @@ mod tests {
             ("ambit agent --post-quantum yes", "off, offer, prefer or require"),
             ("ambit agent --dataplane-label enabled", "KEY=ENABLED"),
             ("ambit agent --root-namespace a.b", "namespace"),
-            ("ambit agent --issuer acme", "use builtin, istio"),
+            ("ambit agent --issuer acme", "use builtin, ambit, istio"),
             ("ambit agent --ca-address istiod", "HOST:PORT"),
             ("ambit ca --dns-name a,B", "lower case"),
             ("ambit ca --rate 0", "1 to 100000"),
             ("ambit agent --run-dir= --node a", "empty"),
             ("ambit status -o xml", "possible values: table, json, yaml"),
-            ("ambit status nodes", "possible values: pods, certs, connections, problems"),
+            ("ambit status nodes", "possible values: pods, certs, connections, denials, problems"),
+            ("ambit denials --since yesterday", "--since"),
+            ("ambit readiness --window 91d", "at most 90d"),
+            ("ambit suggest -o table", "possible values: yaml, json"),
+            ("ambit rehearsal --namespace Shop", "namespace"),
+            ("ambit explain shop/web", "<DST[:PORT]>"),
+            ("ambit explain a b --manifests . --node n", "cannot be used with"),
+            ("ambit explain a b --expect maybe", "possible values: allow, deny"),
+            ("ambit check", "required"),
+            ("ambit analyze . -o xml", "possible values: text, json, sarif"),
+            ("ambit analyze . --all-nodes", "cannot be used with"),
             ("ambit uninstall", "required"),
             ("ambit uninstall --all --node a", "cannot be used with"),
         ] {

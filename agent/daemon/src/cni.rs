@@ -8,6 +8,7 @@ mod conflist;
 mod credentials;
 mod fallback;
 mod install;
+mod places;
 mod plugin;
 mod protocol;
 mod result;
@@ -20,6 +21,7 @@ use crate::instance::InstanceError;
 
 pub(crate) use credentials::{Account, follow_credentials};
 pub(crate) use install::{Installed, Installer, Repairs, uninstall};
+pub(crate) use places::uninstall_wherever;
 pub(crate) use plugin::run;
 pub(crate) use protocol::{Answer, BINARY, Command, ENROLMENT_WAIT, Outcome, PodRef, Request, read};
 pub(crate) use server::serve;

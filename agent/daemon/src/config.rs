@@ -16,4 +16,6 @@ pub(crate) use agent::{
 pub(crate) use ca::{CaConfig, CaServiceSettings};
 pub(crate) use error::ConfigError;
 pub(crate) use folders::CniDirs;
-pub(crate) use values::{DnsName, Location, Namespace, ObjectName, PostQuantum};
+pub(crate) use values::{
+    DataplaneLabel, DnsName, Location, Namespace, ObjectName, PostQuantum, TrustDomains, Wait, Window,
+};

@@ -6,9 +6,11 @@
 mod changes;
 mod folder;
 mod followers;
+mod judged;
 mod kinds;
 mod kubernetes;
 mod ledger;
+mod offline;
 mod origin;
 mod wanted;
 
@@ -30,7 +32,9 @@ use kube::Client;
 use tokio::{sync::watch, task::JoinSet};
 
 pub(crate) use changes::Changes;
+pub(crate) use judged::judge_policies;
 pub(crate) use kinds::Key;
+pub(crate) use offline::{Reading, read_manifests};
 pub(crate) use origin::Origin;
 pub(crate) use wanted::{ACCEPTED_CONDITION, PolicyStatus, WantedStatuses};
 
@@ -64,6 +68,8 @@ pub(crate) struct Problem {
     pub(crate) field: Option<String>,
     /// What is wrong, and what is done about it where that is not plain.
     pub(crate) message: String,
+    /// The object can be read all the same: this is only worth knowing.
+    pub(crate) notice: bool,
 }
 
 impl fmt::Display for Problem {

@@ -50,3 +50,8 @@ pub fn manifest(versions: [&[u8]; 2]) {
         assert_eq!(problems.last(), Some(&0), "what is gone has no problems: {problems:?}");
     }
 }
+
+/// Policies as they stand in a file, and what they make of connections to a pod.
+pub fn policies(text: &[u8]) {
+    discovery::judge_policies(text);
+}

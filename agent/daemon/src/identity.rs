@@ -3,6 +3,7 @@
 //! Promises that a certificate that is still valid is used whatever its issuer does, and that an expired one never is.
 //! Leaves to others: which identities there are (app), TLS (tunnel).
 
+mod also_trusting;
 mod builtin;
 mod certificate;
 mod clock;
@@ -22,6 +23,7 @@ pub(crate) mod testing;
 mod trust;
 mod vault;
 
+pub(crate) use also_trusting::AlsoTrusting;
 pub(crate) use builtin::{BuiltinCa, CaError, CaFiles, LiveCa, RootStanding};
 pub(crate) use certificate::check_chain;
 pub use certificate::{Fault, Leaf, issuer_name};

@@ -15,7 +15,7 @@ use std::{io, path::PathBuf};
 
 pub(crate) use capacity::{Capacity, MemoryUse};
 pub(crate) use draining::{drained, end_superseded};
-pub(crate) use readiness::{Gate, Readiness};
+pub(crate) use readiness::{Gate, REPLACED, Readiness, TAKEOVER};
 pub(crate) use run_dir::{Claim, RunDir, Successor};
 pub(crate) use signals::Signals;
 pub(crate) use socket::listen;

@@ -12,6 +12,7 @@ mod clients;
 mod cluster;
 mod cni;
 mod config;
+mod diagnosis;
 mod discovery;
 mod error;
 mod files;

@@ -8,6 +8,7 @@ mod order;
 mod outbound;
 mod pressure;
 mod relay;
+mod waiting;
 
 use std::{
     io,
@@ -20,6 +21,7 @@ use std::{
 };
 
 use ambit_core::{
+    discovery::Affinity,
     model::{PodAddr, SpiffeId},
     policy::{self, Decision, Facts, WorkloadPolicy},
     reason::{Reason, Refusal},
@@ -36,7 +38,7 @@ use crate::{
     capture::{Accepted, Dial, PodNet},
     discovery::{Feed, World},
     instance::{Capacity, MemoryUse},
-    telemetry::{Connection, Direction, Ending, Telemetry},
+    telemetry::{Connection, Direction, Ending, Meta, Telemetry},
     tunnel::{Budget, LegError, Pool, PoolKey, Share, Wallet},
 };
 
@@ -102,6 +104,18 @@ impl Proxy {
         }
     }
 
+    /// Takes connections of `pod` whose clients wait until it is known whether their destination answers.
+    pub(crate) async fn serve_parked(&self, pod: Arc<PodNet>, policy: watch::Receiver<Arc<WorkloadPolicy>>) {
+        let mut serving = Serving::new(&self.0, pod.clone(), policy);
+        loop {
+            let accepted = pod.parked().await;
+            self.carry(accepted, &mut serving);
+            if serving.lanes.iter().any(|lane| lane.is_crowded()) {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
     /// Closes idle connections between agents that are too old, or of pods that are not `local` any more.
     pub(crate) fn sweep(&self, local: impl Fn(&str) -> bool) {
         self.0.pool.sweep(|key: &PoolKey, _| local(&key.pod));
@@ -138,7 +152,7 @@ impl Proxy {
     fn carry<D: Dial>(&self, accepted: Accepted, serving: &mut Serving<D>) {
         let (shared, pod) = (self.0.clone(), serving.pod.clone());
         match accepted {
-            Accepted::Outbound { stream, source, original_dst } => {
+            Accepted::Outbound { client, source, original_dst } => {
                 let place = serving
                     .lane(Direction::Outbound)
                     .enter(original_dst.0.ip(), shared.memory.borrow().pressure);
@@ -147,26 +161,27 @@ impl Proxy {
                     pod.pod.uid(),
                     source,
                     original_dst,
+                    &mut serving.kept,
                     &mut serving.outbound,
                 );
                 tokio::spawn(async move {
                     let _active = shared.activity();
-                    outbound::carry(&shared, &pod, stream, routed, place).await;
+                    outbound::carry(&shared, &pod, client, routed, place).await;
                 });
             }
-            Accepted::Inbound { stream, source, destination } => {
+            Accepted::Inbound { client, source, destination } => {
                 let party = party(&shared.feed.world(), source.0.ip());
                 let place = serving.lane(Direction::Inbound).enter(party, shared.memory.borrow().pressure);
                 let order = serving.inbound.next((source.0.ip(), destination.0.port()));
                 let arrivals = serving.arrivals.clone();
-                let arrival = Arrival { stream, source, destination, order, place };
+                let arrival = Arrival { client, source, destination, order, place };
                 tokio::spawn(async move {
                     let _active = shared.activity();
                     inbound::carry(&shared, &pod, arrival, &arrivals).await;
                 });
             }
             Accepted::Stray { source } => {
-                tracing::debug!(%source, pod = %pod.pod.uid(), "a connection to the agent's own port was reset");
+                tracing::debug!(%source, pod = %pod.pod.uid(), "a connection that was not captured was reset");
             }
         }
     }
@@ -193,17 +208,40 @@ impl<D> Pod<D> {
     }
 
     /// Ends once the verdict on a live connection has turned to a refusal.
-    async fn until_denied(&self, facts: Facts<'_>, telemetry: &Telemetry) -> Refusal {
-        let mut policy = self.policy.clone();
+    async fn until_denied(&self, facts: Facts<'_>, meta: &Meta, telemetry: &Telemetry) -> Refusal {
+        let mut follow = self.policy.clone();
+        let mut before: Option<Arc<WorkloadPolicy>> = None;
         loop {
-            if let Err(refusal) = allowed(policy::decide(&policy.borrow_and_update(), &facts)) {
+            let policy = follow.borrow_and_update().clone();
+            if before.is_none_or(|before| !before.rehearses_as(&policy)) {
+                rehearse(&policy, &facts, meta, telemetry);
+            }
+            if let Err(refusal) = allowed(policy::decide(&policy, &facts)) {
                 return refusal;
             }
-            if policy.changed().await.is_err() {
+            before = Some(policy);
+            if follow.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
             telemetry.policy_wake();
         }
+    }
+
+    /// Has policies that decide nothing tried on a connection that was refused for another.
+    fn rehearse_refused(&self, refusal: &Refusal, facts: &Facts<'_>, meta: &Meta, telemetry: &Telemetry) {
+        if refusal.reason == Reason::PolicyDenied {
+            let policy = self.policy.borrow().clone();
+            rehearse(&policy, facts, meta, telemetry);
+        }
+    }
+}
+
+fn rehearse(policy: &WorkloadPolicy, facts: &Facts<'_>, meta: &Meta, telemetry: &Telemetry) {
+    let refusal = policy::rehearse(policy, facts, |rehearsed, outcome| {
+        telemetry.rehearsed(meta, &rehearsed.name, rehearsed.action.label(), outcome);
+    });
+    if let Some(refusal) = refusal {
+        telemetry.would_be_refused(meta, &refusal);
     }
 }
 
@@ -236,6 +274,8 @@ struct Serving<D> {
     /// By direction.
     lanes: [Arc<Lane>; 2],
     arrivals: Arc<Arrivals>,
+    /// Endpoints of services with session affinity.
+    kept: Affinity,
     outbound: Numbers<PodAddr>,
     inbound: Numbers<(IpAddr, u16)>,
 }
@@ -249,6 +289,7 @@ impl<D: Dial> Serving<D> {
             pod: Pod { pod, policy, share },
             lanes,
             arrivals: Arc::default(),
+            kept: Affinity::default(),
             outbound: Numbers::new(),
             inbound: Numbers::new(),
         }
@@ -259,10 +300,11 @@ impl<D: Dial> Serving<D> {
     }
 }
 
-/// Why a connection that was open did not end cleanly, and what the peer is still to be told.
+/// How a connection that was open has ended before both directions did, and what the peer is still to be told.
 #[derive(Debug)]
 struct Cut {
-    refusal: Refusal,
+    /// What is wrong with it; nothing, if one end has just left.
+    refusal: Option<Refusal>,
     /// The peer's agent said so.
     by_peer: bool,
     /// The peer has not ended the stream itself: it is told why.
@@ -272,7 +314,7 @@ struct Cut {
 impl Cut {
     /// By a decision of this agent.
     fn here(refusal: Refusal) -> Self {
-        Self { by_peer: false, tell: true, refusal }
+        Self { refusal: Some(refusal), by_peer: false, tell: true }
     }
 
     /// By one of the two ends.
@@ -280,12 +322,15 @@ impl Cut {
         match error {
             LegError::App(_) => Self::here(Refusal::new(Reason::Reset, error.to_string())),
             LegError::Refused(refusal) | LegError::Reset(refusal) => {
-                Self { refusal, by_peer: true, tell: false }
+                Self { refusal: Some(refusal), by_peer: true, tell: false }
             }
             LegError::Plain(_) => {
-                Self { refusal: Refusal::new(Reason::Reset, error.to_string()), by_peer: false, tell: false }
+                let refusal = Refusal::new(Reason::Reset, error.to_string());
+                Self { refusal: Some(refusal), by_peer: false, tell: false }
             }
-            LegError::Tunnel(error) => Self { refusal: error.into(), by_peer: false, tell: false },
+            LegError::Here(refusal) => Self::here(refusal),
+            LegError::Tunnel(error) => Self { refusal: Some(error.into()), by_peer: false, tell: false },
+            LegError::AppLeft | LegError::PeerLeft => Self { refusal: None, by_peer: false, tell: false },
         }
     }
 
@@ -298,7 +343,7 @@ impl Cut {
     }
 
     fn ending(self) -> Ending {
-        let Self { refusal, by_peer, .. } = self;
+        let Self { refusal: Some(refusal), by_peer, .. } = self else { return Ending::Closed };
         match refusal.reason {
             Reason::Reset => Ending::Reset,
             Reason::PolicyDenied | Reason::MtlsRequired => Ending::Refused { refusal, by_peer },
@@ -309,7 +354,7 @@ impl Cut {
 
     /// Reports the end; answers what the peer is to be told.
     fn report(self, connection: Connection) -> Option<Refusal> {
-        let tell = self.tell.then(|| self.refusal.clone());
+        let tell = self.refusal.clone().filter(|_| self.tell);
         connection.finish(&self.ending());
         tell
     }

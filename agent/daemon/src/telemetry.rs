@@ -4,10 +4,13 @@
 //! metrics at once. Everything here is synchronous and bounded; nothing waits for a reader.
 
 mod access;
+mod expiring;
 mod live;
 mod logging;
 mod metrics;
+mod observed;
 mod pace;
+mod policy_metrics;
 mod process;
 mod traffic;
 
@@ -15,6 +18,7 @@ mod traffic;
 mod tests;
 
 use std::{
+    fmt,
     net::SocketAddr,
     ops::Range,
     sync::{Arc, atomic::Ordering},
@@ -23,14 +27,19 @@ use std::{
 
 use ambit_core::{
     model::{ObjectName, ServiceName, SpiffeId, Workload},
-    reason::{Reason, Refusal},
+    reason::{Reason, Refusal, Rehearsed},
 };
 
 pub(crate) use logging::{LogFormat, LoggingError, init_logging, parse_filter};
 pub(crate) use metrics::OpenTunnel;
+pub(crate) use observed::{
+    DenialDetail, DenialKey, Flow, FlowSource, Observations, Outcome, Place, RehearsalDetail, RehearsalKey,
+    Sighting, Who,
+};
 
 use live::{Live, LiveTable};
 use metrics::Metrics;
+use observed::Observed;
 use pace::Pace;
 use traffic::{Flag, TrafficLabels};
 
@@ -98,6 +107,23 @@ pub(crate) struct Meta {
     pub(crate) service: Option<ServiceName>,
     /// The protection between the nodes.
     pub(crate) security: Security,
+    /// What both agents of a tunnel call the connection, where it has got that far.
+    pub(crate) id: Option<ConnectionId>,
+}
+
+/// What both agents of a tunnel call one connection among those to the same destination. It is the client agent's word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ConnectionId {
+    /// A random number for the place and time of numbering.
+    pub(crate) epoch: u64,
+    /// 0, 1, 2, …
+    pub(crate) number: u64,
+}
+
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}-{}", self.epoch, self.number)
+    }
 }
 
 /// How a connection came to its end.
@@ -142,12 +168,18 @@ struct Shared {
     metrics: Metrics,
     live: LiveTable,
     pace: Pace,
+    observed: Observed,
 }
 
 impl Telemetry {
     /// Starts with everything at zero.
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Shared { metrics: Metrics::new(), live: LiveTable::default(), pace: Pace::default() }))
+        Self(Arc::new(Shared {
+            metrics: Metrics::new(),
+            live: LiveTable::default(),
+            pace: Pace::default(),
+            observed: Observed::new(SystemTime::now()),
+        }))
     }
 
     /// Counts a connection as open until the value returned is finished or dropped.
@@ -156,6 +188,10 @@ impl Telemetry {
         let series = metrics.traffic.series(TrafficLabels::of(&meta));
         series.opened.fetch_add(1, Ordering::Relaxed);
         metrics.sockets_open(meta.direction).inc();
+        if meta.direction == Direction::Inbound && meta.security == Security::Plaintext {
+            metrics.policy.plaintext(&meta, Instant::now());
+        }
+        self.0.observed.opened(&meta, SystemTime::now());
         access::opened(&meta);
         let live = self.0.live.insert(|id| Live::new(id, meta, series));
         Connection { live, telemetry: self.clone(), finished: false }
@@ -166,8 +202,33 @@ impl Telemetry {
         let metrics = &self.0.metrics;
         metrics.traffic.series(TrafficLabels::of(meta)).fail(Flag::of(refusal.reason));
         metrics.refused(meta, refusal.reason);
+        self.denied(meta, refusal, false);
         if let Some(unsaid) = self.0.pace.line(meta, refusal.reason, Instant::now()) {
             access::refused(meta, refusal, unsaid);
+        }
+    }
+
+    /// Tells what a policy that decides nothing would have made of a connection; `action` is its `spec.action`.
+    pub(crate) fn rehearsed(
+        &self,
+        meta: &Meta,
+        policy: &ObjectName,
+        action: &'static str,
+        rehearsed: Rehearsed,
+    ) {
+        self.0.metrics.policy.rehearsed(policy, action, rehearsed, Instant::now());
+        self.0.observed.rehearsed(meta, policy, action, rehearsed, SystemTime::now());
+    }
+
+    /// Remembers a connection that is let in and would not be, if the policies were in force that decide nothing.
+    pub(crate) fn would_be_refused(&self, meta: &Meta, refusal: &Refusal) {
+        self.0.observed.would_be_refused(meta, refusal, SystemTime::now());
+    }
+
+    fn denied(&self, meta: &Meta, refusal: &Refusal, by_peer: bool) {
+        if refusal.reason.is_denial() {
+            self.0.metrics.policy.denied(meta.direction, refusal, by_peer, Instant::now());
+            self.0.observed.refused(meta, refusal, by_peer, SystemTime::now());
         }
     }
 
@@ -189,6 +250,11 @@ impl Telemetry {
     /// Counts a connection that found a tunnel open and needed no handshake.
     pub(crate) fn tunnel_reused(&self) {
         self.0.metrics.tunnel_reuse.inc();
+    }
+
+    /// Counts a tunnel that rested and led nowhere when it was wanted again.
+    pub(crate) fn tunnel_given_up(&self) {
+        self.0.metrics.tunnels_given_up.inc();
     }
 
     /// Counts a live connection that was judged again because its pod's policy changed.
@@ -278,6 +344,16 @@ impl Telemetry {
         self.0.live.snapshot()
     }
 
+    /// The refusals that were seen last, newest first.
+    pub(crate) fn denials(&self, most: usize) -> Vec<(DenialKey, Sighting<DenialDetail>)> {
+        self.0.observed.denials(most, SystemTime::now())
+    }
+
+    /// What is remembered of connections for those who write policies.
+    pub(crate) fn observations(&self) -> Observations {
+        self.0.observed.snapshot(&self.live(), SystemTime::now())
+    }
+
     /// All metrics as OpenMetrics text, ending in `# EOF`.
     pub(crate) fn encode(&self) -> String {
         self.0.metrics.encode()
@@ -293,6 +369,11 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// What was known when it was opened.
+    pub(crate) fn meta(&self) -> &Meta {
+        &self.live.meta
+    }
+
     /// Adds payload bytes that went from client to server.
     pub(crate) fn client_to_server(&self, bytes: u64) {
         self.live.client_to_server.fetch_add(bytes, Ordering::Relaxed);
@@ -314,25 +395,35 @@ impl Connection {
         if std::mem::replace(&mut self.finished, true) {
             return;
         }
-        let Shared { metrics, live, .. } = &*self.telemetry.0;
+        let Shared { metrics, live, pace, .. } = &*self.telemetry.0;
         let direction = self.live.meta.direction;
         self.live.series.closed.fetch_add(1, Ordering::Relaxed);
         self.live.series.touch(Instant::now());
         metrics.sockets_open(direction).dec();
         match ending {
             Ending::Closed | Ending::Reset => {}
-            Ending::Refused { refusal, .. } => {
+            Ending::Refused { refusal, by_peer } => {
                 self.live.series.fail(Flag::of(refusal.reason));
                 metrics.refused(&self.live.meta, refusal.reason);
+                self.telemetry.denied(&self.live.meta, refusal, *by_peer);
             }
             Ending::Failed(refusal) => {
                 self.live.series.fail(Flag::of(refusal.reason));
                 metrics.failed(direction, refusal.reason);
+                self.telemetry.denied(&self.live.meta, refusal, false);
             }
             Ending::Aborted => self.live.series.fail(Flag::None),
         }
         live.remove(self.live.id);
-        access::ended(&self.live, ending);
+        let unsaid = match ending {
+            Ending::Refused { refusal, .. } | Ending::Failed(refusal) => {
+                pace.line(&self.live.meta, refusal.reason, Instant::now())
+            }
+            Ending::Closed | Ending::Reset | Ending::Aborted => Some(0),
+        };
+        if let Some(unsaid) = unsaid {
+            access::ended(&self.live, ending, unsaid);
+        }
     }
 }
 

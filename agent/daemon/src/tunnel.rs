@@ -8,6 +8,7 @@ mod detect;
 mod plain;
 mod pool;
 pub(crate) mod session;
+mod socket;
 pub(crate) mod tls;
 mod turns;
 
@@ -24,7 +25,7 @@ pub(crate) use self::{
     detect::{First, first_bytes, judge},
     plain::Plain,
     pool::{Pool, PoolKey},
-    session::{Incoming, Leg, LegError, Moved, Order, PeerFacts, Session},
+    session::{ANSWERED_WITHIN, Incoming, Leg, LegError, Moved, Order, PeerFacts, Session, Stream},
 };
 
 /// Why a tunnel could not be made or ended before its streams did.

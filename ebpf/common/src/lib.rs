@@ -33,6 +33,41 @@ pub fn is_loopback(addr: &Addr) -> bool {
     (is_mapped(addr) && addr[12] == 127) || *addr == V6
 }
 
+/// The first port that captured connects are pointed at. No ephemeral port is below 1024, so no socket that leaves the
+/// choice of its port to the kernel gets one of these and so connects to itself.
+pub const REDIRECT_FIRST: u16 = 512;
+/// How many ports captured connects are spread over: each has all of the pod's source ports for itself.
+pub const REDIRECT_PORTS: u16 = 512;
+
+/// Where a connect to `addr` and `port` is pointed: at the pod's own address, and this port. Different destinations get
+/// different ports, but for accidents.
+#[inline(always)]
+pub fn redirect_port(addr: &Addr, port: u32) -> u16 {
+    let mut hash = port.wrapping_mul(0x9e37_79b1);
+    let mut index = 0;
+    while index < 16 {
+        let word = u32::from_ne_bytes([addr[index], addr[index + 1], addr[index + 2], addr[index + 3]]);
+        hash = (hash ^ word).wrapping_mul(0x85eb_ca6b);
+        hash ^= hash >> 15;
+        index += 4;
+    }
+    REDIRECT_FIRST + (hash % REDIRECT_PORTS as u32) as u16
+}
+
+/// The port to try after `port`.
+#[inline(always)]
+pub fn next_redirect_port(port: u16) -> u16 {
+    REDIRECT_FIRST + (port - REDIRECT_FIRST + 1) % REDIRECT_PORTS
+}
+
+/// The reserved bit of the IPv4 header's fragment field (RFC 3514 apart, it is always zero): the agent has sent this SYN,
+/// which is to be taken.
+pub const ADMITTED_V4: u16 = 0x8000;
+/// The same in IPv6: traffic class aside, this flow label, and [`ADMITTED_V6_HOPS`].
+pub const ADMITTED_V6: u32 = 0x0a_3b17;
+/// The hop limit that goes with [`ADMITTED_V6`].
+pub const ADMITTED_V6_HOPS: u8 = 197;
+
 /// Where the agent listens in an enrolled pod's network namespace. Keyed by the namespace's cookie.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,7 +86,7 @@ pub struct Pod {
 
 /// The version of everything in this file. Maps of another version cannot be adopted: whoever changes the layout of a key
 /// or value raises it.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// [`Socket::kind`]: nothing is known of the socket.
 pub const SOCKET_NONE: u32 = 0;
@@ -76,6 +111,10 @@ pub struct Socket {
     pub addr: Addr,
     /// Cookie of the network namespace that a probe goes to.
     pub netns: u64,
+    /// The port that a captured connect was pointed at.
+    pub redirect: u32,
+    /// Zero.
+    pub _pad: u32,
 }
 
 /// Something whose connections are captured: an address, or a port of one.
@@ -108,7 +147,7 @@ pub struct ProbeKey {
     pub port: u32,
 }
 
-/// A captured connection as the agent sees it on accept: namespace cookie and source address.
+/// A captured connection as the agent sees it: the namespace's cookie, its source, and the port that it was pointed at.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct OriginKey {
@@ -118,8 +157,8 @@ pub struct OriginKey {
     pub addr: Addr,
     /// Its port.
     pub port: u32,
-    /// Zero.
-    pub _pad: u32,
+    /// The port that it was pointed at, of the same address.
+    pub to: u32,
 }
 
 /// The original destination of a captured connection.
@@ -156,6 +195,23 @@ pub const FLOW_DELIVERY: u32 = 0;
 /// The kubelet's probe.
 pub const FLOW_PROBE: u32 = 1;
 
+/// How long an application has the kernel wait for the other end of a connection ([`Flow::local`] is the application's end);
+/// 0 where it has said nothing, or that is not known.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Patience {
+    /// Whether keepalive is on (`SO_KEEPALIVE`).
+    pub keepalive: u32,
+    /// Seconds of silence before the first probe (`TCP_KEEPIDLE`).
+    pub idle: u32,
+    /// Seconds between probes (`TCP_KEEPINTVL`).
+    pub interval: u32,
+    /// Probes without an answer that end the connection (`TCP_KEEPCNT`).
+    pub probes: u32,
+    /// Milliseconds without an acknowledgement that end the connection (`TCP_USER_TIMEOUT`).
+    pub user_timeout: u32,
+}
+
 /// Address family 4, in [`ListenerKey::family`].
 pub const FAMILY_V4: u32 = 4;
 /// Address family 6, in [`ListenerKey::family`].
@@ -171,6 +227,31 @@ pub struct ListenerKey {
     pub family: u32,
     /// Zero.
     pub _pad: u32,
+}
+
+/// The longest header of a TCP segment.
+pub const MAX_TCP_HEADER: usize = 60;
+
+/// A SYN that waits for the agent to know what is to be answered.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Knock {
+    /// Its source address.
+    pub remote: Addr,
+    /// The address that it came to: the pod's own.
+    pub local: Addr,
+    /// Its source port.
+    pub remote_port: u32,
+    /// The port that it came to.
+    pub local_port: u32,
+    /// Where the application wanted to go; all zero if it comes from outside the pod.
+    pub origin: Origin,
+    /// Type of service, or traffic class.
+    pub traffic_class: u32,
+    /// Bytes of the TCP header, options included.
+    pub len: u32,
+    /// The TCP header.
+    pub header: [u8; MAX_TCP_HEADER],
 }
 
 /// What the programs did in one pod since it was enrolled, in connections.
@@ -193,13 +274,15 @@ pub struct Counters {
 
 const _: () = {
     assert!(size_of::<Pod>() == 40);
-    assert!(size_of::<Socket>() == 32);
+    assert!(size_of::<Socket>() == 40);
+    assert!(size_of::<Knock>() == 132);
     assert!(size_of::<DestinationKey>() == 20);
     assert!(size_of::<ProbeKey>() == 20);
     assert!(size_of::<OriginKey>() == 32);
     assert!(size_of::<Origin>() == 24);
     assert!(size_of::<Flow>() == 48);
     assert!(size_of::<ListenerKey>() == 16);
+    assert!(size_of::<Patience>() == 20);
     assert!(size_of::<Counters>() == 48);
 };
 
@@ -208,7 +291,8 @@ mod user {
     use std::net::{IpAddr, Ipv6Addr};
 
     use super::{
-        Addr, Counters, DestinationKey, Flow, ListenerKey, Origin, OriginKey, Pod, ProbeKey, Socket,
+        Addr, Counters, DestinationKey, Flow, Knock, ListenerKey, Origin, OriginKey, Patience, Pod, ProbeKey,
+        Socket,
     };
 
     macro_rules! plain {
@@ -221,7 +305,7 @@ mod user {
         };
     }
 
-    plain!(Pod Socket DestinationKey ProbeKey OriginKey Origin Flow ListenerKey Counters);
+    plain!(Pod Socket DestinationKey ProbeKey OriginKey Origin Flow Knock ListenerKey Patience Counters);
 
     /// The 16-byte form of an address.
     pub fn addr(ip: IpAddr) -> Addr {

@@ -1,15 +1,18 @@
-//! Outbound: a connect of an enrolled pod to a meshed destination goes to the agent's listener in the pod's own network
-//! namespace; the socket remembers where it was going, and `getpeername` answers with that.
+//! Outbound: a connect of an enrolled pod to a meshed destination goes to the pod's own address, at a port that the
+//! destination makes, where the inbound hook gives it to the agent; the socket remembers where it was going, and `getpeername`
+//! answers with that.
 
 use ambit_ebpf_common::{
     ANY_NODE, Addr, CAPTURE_EVERYTHING, Counters, DestinationKey, EVERY_PORT, FAMILY_V4, FAMILY_V6,
     ListenerKey, NODE, Pod, ProbeKey, SOCKET_CAPTURED, SOCKET_DELIVERY, SOCKET_NONE, SOCKET_PROBE,
-    SOCKET_TUNNEL, Socket, is_loopback, is_mapped, mapped,
+    SOCKET_TUNNEL, Socket, is_loopback, is_mapped, mapped, next_redirect_port, redirect_port,
 };
 use aya_ebpf::{
     EbpfContext as _,
+    bindings::bpf_sock_tuple,
     helpers::generated::{
         bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_map_lookup_elem, bpf_set_retval, bpf_sk_release,
+        bpf_skc_lookup_tcp,
     },
     macros::{cgroup_sock, cgroup_sock_addr},
     programs::{SockAddrContext, SockContext},
@@ -27,14 +30,18 @@ const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
 const EPROTONOSUPPORT: i32 = 93;
 const ECONNREFUSED: i32 = 111;
+const EADDRINUSE: i32 = 98;
+const TCP_LISTEN: u32 = 10;
+/// Ports that are looked at for one that a socket with a source port of its own has not used yet.
+const REDIRECT_ATTEMPTS: u32 = 8;
 
 /// `connect(2)` of IPv4 sockets.
 #[cgroup_sock_addr(connect4)]
 pub fn ambit_connect4(ctx: SockAddrContext) -> i32 {
     let dst = mapped(user_v4(&ctx).to_ne_bytes());
-    connect(&ctx, dst, |pod| {
+    connect(&ctx, dst, |pod, port| {
         set_user_v4(&ctx, tail(&pod.v4));
-        set_user_port(&ctx, pod.v4_port);
+        set_user_port(&ctx, port);
     })
 }
 
@@ -42,9 +49,8 @@ pub fn ambit_connect4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(connect6)]
 pub fn ambit_connect6(ctx: SockAddrContext) -> i32 {
     let dst = user_v6(&ctx);
-    connect(&ctx, dst, |pod| {
-        let (addr, port) = if is_mapped(&dst) { (&pod.v4, pod.v4_port) } else { (&pod.v6, pod.v6_port) };
-        set_user_v6(&ctx, addr);
+    connect(&ctx, dst, |pod, port| {
+        set_user_v6(&ctx, if is_mapped(&dst) { &pod.v4 } else { &pod.v6 });
         set_user_port(&ctx, port);
     })
 }
@@ -91,7 +97,7 @@ pub fn ambit_sock_create(ctx: SockContext) -> i32 {
 }
 
 #[inline(always)]
-fn connect(ctx: &SockAddrContext, dst: Addr, redirect: impl FnOnce(&Pod)) -> i32 {
+fn connect(ctx: &SockAddrContext, dst: Addr, redirect: impl FnOnce(&Pod, u16)) -> i32 {
     // SAFETY: the context is valid for the program's run; the verifier checks the access.
     let protocol = unsafe { (*ctx.sock_addr).protocol };
     if protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP {
@@ -109,11 +115,17 @@ fn connect(ctx: &SockAddrContext, dst: Addr, redirect: impl FnOnce(&Pod)) -> i32
     // SAFETY: the returned pointer is null or valid for the program's run.
     let known = unsafe { SOCKETS.get_ptr_mut(ctx).as_mut() };
     if let Some(socket) = known {
-        if socket.kind == SOCKET_TUNNEL || socket.kind == SOCKET_DELIVERY {
+        if socket.kind == SOCKET_TUNNEL {
             return ALLOW;
         }
+        if socket.kind == SOCKET_DELIVERY {
+            return deliver(ctx, netns, &dst);
+        }
         // While one agent replaces another's programs, both run: the first one has captured this connect.
-        if socket.kind == SOCKET_CAPTURED && is_agents(pod, &dst, user_port(ctx)) {
+        if socket.kind == SOCKET_CAPTURED
+            && (dst == pod.v4 || dst == pod.v6)
+            && u32::from(user_port(ctx)) == socket.redirect
+        {
             return ALLOW;
         }
         // A socket that connects once more, elsewhere.
@@ -123,18 +135,102 @@ fn connect(ctx: &SockAddrContext, dst: Addr, redirect: impl FnOnce(&Pod)) -> i32
         count(netns, |counters| counters.passed += 1);
         return ALLOW;
     }
-    let (port, family) = if is_mapped(&dst) { (pod.v4_port, FAMILY_V4) } else { (pod.v6_port, FAMILY_V6) };
-    // With the agent away its port is not even dialled: somebody else in the pod may have it by then.
-    if protocol == IPPROTO_MPTCP || port == 0 || !agent_listens(netns, family) || !remember(ctx, dst) {
+    let (own, listens, family) = if is_mapped(&dst) {
+        (&pod.v4, pod.v4_port != 0, FAMILY_V4)
+    } else {
+        (&pod.v6, pod.v6_port != 0, FAMILY_V6)
+    };
+    let port = free_port(ctx, own, redirect_port(&dst, u32::from(user_port(ctx))));
+    if protocol == IPPROTO_MPTCP || !listens || !agent_listens(netns, family) || !remember(ctx, dst, port) {
         count(netns, |counters| counters.refused += 1);
-        debug!(ctx, "connect refused in pod netns {}: protocol {}, agent port {}", netns, protocol, port);
+        debug!(ctx, "connect refused in pod netns {}: protocol {}", netns, protocol);
         // SAFETY: no pointers are passed.
         unsafe { bpf_set_retval(-ECONNREFUSED) };
         return REFUSE;
     }
     count(netns, |counters| counters.captured += 1);
-    redirect(pod);
+    redirect(pod, port);
     ALLOW
+}
+
+/// The agent's dial to the application, in the name of a client whose own connection may have the same port: the dial would
+/// meet that one.
+#[inline(always)]
+fn deliver(ctx: &SockAddrContext, netns: u64, dst: &Addr) -> i32 {
+    let (source, port) = bound(ctx, is_mapped(dst));
+    if is_open(ctx, &source, port, dst, user_port(ctx)) {
+        // SAFETY: no pointers are passed.
+        unsafe { bpf_set_retval(-EADDRINUSE) };
+        return REFUSE;
+    }
+    count(netns, |counters| counters.bypassed += 1);
+    ALLOW
+}
+
+/// The port to redirect to. A source port that the application has chosen may be that of other connections, to other
+/// destinations, with the same redirect; and a socket must not connect to itself.
+#[inline(always)]
+fn free_port(ctx: &SockAddrContext, own: &Addr, first: u16) -> u16 {
+    let (_, source) = bound(ctx, true);
+    let mut port = first;
+    if source != 0 {
+        for _ in 0..REDIRECT_ATTEMPTS {
+            if port != source && !is_open(ctx, own, port, own, source) {
+                return port;
+            }
+            port = next_redirect_port(port);
+        }
+    }
+    if port == source { next_redirect_port(port) } else { port }
+}
+
+/// The address and port that the socket is bound to.
+#[inline(always)]
+fn bound(ctx: &SockAddrContext, v4: bool) -> (Addr, u16) {
+    // SAFETY: the context is valid for the program's run; the verifier checks the accesses.
+    unsafe {
+        let sk = (*ctx.sock_addr).__bindgen_anon_1.sk;
+        if sk.is_null() {
+            return ([0; 16], 0);
+        }
+        let addr = if v4 {
+            mapped(core::ptr::read_volatile(&raw const (*sk).src_ip4).to_ne_bytes())
+        } else {
+            read_v6(&raw const (*sk).src_ip6)
+        };
+        (addr, core::ptr::read_volatile(&raw const (*sk).src_port) as u16)
+    }
+}
+
+/// Whether this network namespace has a connection from `remote` to `local`.
+#[inline(always)]
+fn is_open(ctx: &SockAddrContext, remote: &Addr, remote_port: u16, local: &Addr, local_port: u16) -> bool {
+    const CURRENT_NETNS: u64 = u64::MAX;
+    // SAFETY: all zero is a tuple.
+    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+    let size = if is_mapped(local) {
+        tuple.__bindgen_anon_1.ipv4.saddr = tail(remote);
+        tuple.__bindgen_anon_1.ipv4.daddr = tail(local);
+        tuple.__bindgen_anon_1.ipv4.sport = remote_port.to_be();
+        tuple.__bindgen_anon_1.ipv4.dport = local_port.to_be();
+        12
+    } else {
+        tuple.__bindgen_anon_1.ipv6.saddr = words(remote);
+        tuple.__bindgen_anon_1.ipv6.daddr = words(local);
+        tuple.__bindgen_anon_1.ipv6.sport = remote_port.to_be();
+        tuple.__bindgen_anon_1.ipv6.dport = local_port.to_be();
+        36
+    };
+    // SAFETY: the tuple lives as long as the call; a socket that is found is released.
+    unsafe {
+        let sk = bpf_skc_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size, CURRENT_NETNS, 0);
+        if sk.is_null() {
+            return false;
+        }
+        let open = core::ptr::read_volatile(&raw const (*sk).state) != TCP_LISTEN;
+        bpf_sk_release(sk.cast());
+        open
+    }
 }
 
 /// Marks a connect of the kubelet, in its own network namespace, to a port that an enrolled pod declares as a probe.
@@ -156,7 +252,7 @@ fn probe(ctx: &SockAddrContext, netns: u64, dst: Addr) {
     let Some(pod) = (unsafe { PROBES.get(ProbeKey { addr: dst, port }) }) else {
         return;
     };
-    store(ctx, Socket { kind: SOCKET_PROBE, port, addr: dst, netns: *pod });
+    store(ctx, Socket { kind: SOCKET_PROBE, port, addr: dst, netns: *pod, redirect: 0, _pad: 0 });
 }
 
 /// Whether connections to this port are to be pointed at the agent.
@@ -193,8 +289,10 @@ pub fn is_agents(pod: &Pod, dst: &Addr, port: u16) -> bool {
 }
 
 #[inline(always)]
-fn remember(ctx: &SockAddrContext, dst: Addr) -> bool {
-    store(ctx, Socket { kind: SOCKET_CAPTURED, port: u32::from(user_port(ctx)), addr: dst, netns: 0 })
+fn remember(ctx: &SockAddrContext, dst: Addr, redirect: u16) -> bool {
+    let port = u32::from(user_port(ctx));
+    let redirect = u32::from(redirect);
+    store(ctx, Socket { kind: SOCKET_CAPTURED, port, addr: dst, netns: 0, redirect, _pad: 0 })
 }
 
 #[inline(always)]
@@ -228,6 +326,12 @@ pub fn count(netns: u64, change: impl FnOnce(&mut Counters)) {
 #[inline(always)]
 fn tail(addr: &Addr) -> u32 {
     u32::from_ne_bytes([addr[12], addr[13], addr[14], addr[15]])
+}
+
+#[inline(always)]
+fn words(addr: &Addr) -> [u32; 4] {
+    // SAFETY: both are 16 bytes of integers.
+    unsafe { core::mem::transmute::<Addr, [u32; 4]>(*addr) }
 }
 
 // The verifier wants each field of the context read and written by itself, in its own width.

@@ -1,13 +1,15 @@
-//! Inbound: every new TCP connection to an enrolled pod, and what was pointed at the agent inside it, goes to the agent's
-//! listener. With the agent away it is refused, whoever listens there instead.
+//! Inbound: every new TCP connection to an enrolled pod, and every captured one inside it, goes to the agent's listener. With
+//! the agent away it is refused, whoever listens there instead.
 
-use ambit_ebpf_common::{Addr, FAMILY_V4, FAMILY_V6, FLOW_PROBE, Flow, ListenerKey, is_loopback, mapped};
+use ambit_ebpf_common::{
+    Addr, FAMILY_V4, FAMILY_V6, FLOW_PROBE, Flow, ListenerKey, OriginKey, is_loopback, mapped,
+};
 use aya_ebpf::{macros::sk_lookup, programs::SkLookupContext};
 
 use crate::{
     connect::{count, is_agents},
     context::read_v6,
-    maps::{BYPASS, LISTENERS, NETNS, PODS},
+    maps::{BYPASS, LISTENERS, NETNS, ORIGINS, PODS},
 };
 
 const IPPROTO_TCP: u32 = 6;
@@ -47,12 +49,15 @@ pub fn ambit_inbound(ctx: SkLookupContext) -> u32 {
     // The pod talking to itself. From outside, such a packet is dropped as martian before it gets here.
     let own = local == remote || is_loopback(&local) || is_loopback(&remote);
     if own {
-        // Its agent's port is the agent's or nobody's: any process of the pod may bind it while the agent is away.
-        if !to_agent(netns, &local, local_port) {
-            return SK_PASS;
+        let key = OriginKey { netns, addr: remote, port: remote_port, to: local_port };
+        if local != remote || ORIGINS.get_ptr(key).is_none() {
+            // The agent's port is nobody's: any process of the pod may bind it while the agent is away.
+            return if to_agent(netns, &local, local_port) { SK_DROP } else { SK_PASS };
         }
     } else if let Some(probe) = let_through(Flow { netns, remote, local, remote_port, local_port }) {
-        count(netns, |counters| if probe { counters.probes += 1 } else { counters.bypassed += 1 });
+        if probe {
+            count(netns, |counters| counters.probes += 1);
+        }
         return SK_PASS;
     }
     if LISTENERS.redirect_sk_lookup(&ctx, ListenerKey { netns, family, _pad: 0 }, 0).is_ok() {

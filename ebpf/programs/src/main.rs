@@ -12,6 +12,8 @@ mod connect;
 mod context;
 mod inbound;
 mod maps;
+mod park;
+mod patience;
 mod sockops;
 
 #[cfg(not(test))]

@@ -1,12 +1,12 @@
 //! The maps that the programs and the agent share. The agent pins them, so they outlive it.
 
 use ambit_ebpf_common::{
-    Counters, DestinationKey, Flow, ListenerKey, Origin, OriginKey, Pod, ProbeKey, Socket,
+    Counters, DestinationKey, Flow, ListenerKey, Origin, OriginKey, Patience, Pod, ProbeKey, Socket,
 };
 use aya_ebpf::{
     btf_maps::SkStorage,
     macros::{btf_map, map},
-    maps::{Array, HashMap, LruHashMap, PerCpuHashMap, SockHash},
+    maps::{Array, HashMap, LruHashMap, PerCpuHashMap, RingBuf, SockHash},
 };
 
 /// Enrolled pods by the cookie of their network namespace.
@@ -42,6 +42,10 @@ pub static PROBES: HashMap<ProbeKey, u64> = HashMap::with_max_entries(32_768, 1 
 #[map]
 pub static BYPASS: HashMap<Flow, u32> = HashMap::with_max_entries(131_072, 1 /* BPF_F_NO_PREALLOC */);
 
+/// How long applications wait for the other ends of their connections, by the connection as the application has it.
+#[map]
+pub static PATIENCE: LruHashMap<Flow, Patience> = LruHashMap::with_max_entries(32_768, 0);
+
 /// The agent's listeners. A listener that dies leaves the map by itself.
 #[map]
 pub static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(8192, 0);
@@ -51,7 +55,22 @@ pub static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(8192, 0
 pub static COUNTERS: PerCpuHashMap<u64, Counters> =
     PerCpuHashMap::with_max_entries(4096, 1 /* BPF_F_NO_PREALLOC */);
 
-/// The cookie of the network namespace that this copy of the inbound program is attached to, which has the map for itself:
-/// the kernel has no helper that tells it in that hook.
+// The rest belongs to one pod: each copy of the programs in it has maps of its own.
+
+/// The cookie of the pod's network namespace: the kernel has no helper that tells it in these hooks.
 #[map]
 pub static NETNS: Array<u64> = Array::with_max_entries(1, 0);
+
+/// SYNs that wait for the agent.
+#[map]
+pub static PARKED: RingBuf = RingBuf::with_byte_size(16 * 1024, 0);
+
+/// Where connections need not wait: the destination has just answered several. The value is until when, in nanoseconds
+/// of the monotonic clock.
+#[map]
+pub static ANSWERED: HashMap<DestinationKey, u64> =
+    HashMap::with_max_entries(1024, 1 /* BPF_F_NO_PREALLOC */);
+
+/// At 0: a second in the upper half, and how many SYNs from outside have been parked in it.
+#[map]
+pub static PACE: Array<u64> = Array::with_max_entries(1, 0);

@@ -1,5 +1,5 @@
-//! Ties sockets to addresses once the kernel has chosen the source port: the original destination for the agent's
-//! accept, and the 4-tuple of the kubelet's probes for the inbound hook. The agent records its own dials itself.
+//! Ties sockets to addresses once the kernel has chosen the source port: the original destination for the inbound hook and
+//! the agent, and the 4-tuple of the kubelet's probes for the inbound hook. The agent records its own dials itself.
 
 use ambit_ebpf_common::{
     Addr, FLOW_DELIVERY, FLOW_PROBE, Flow, Origin, OriginKey, SOCKET_CAPTURED, SOCKET_DELIVERY, SOCKET_PROBE,
@@ -7,7 +7,10 @@ use ambit_ebpf_common::{
 };
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB},
+    bindings::{
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
+        BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
+    },
     helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_get},
     macros::sock_ops,
     programs::SockOpsContext,
@@ -15,19 +18,23 @@ use aya_ebpf::{
 
 use crate::{
     context::read_v6,
-    maps::{BYPASS, ORIGINS, SOCKETS},
+    maps::{BYPASS, ORIGINS, PODS, SOCKETS},
+    patience,
 };
 
 const AF_INET: u32 = 2;
 const TCP_ESTABLISHED: u32 = 1;
 const TCP_SYN_SENT: u32 = 2;
+const TCP_CLOSE: u32 = 7;
 
-/// Runs at every connect's SYN, and at state changes of the sockets that asked for it.
+/// Runs at every connect's SYN, at every connection that comes about, and at state changes of the sockets that asked for it.
 #[sock_ops]
 pub fn ambit_sock_ops(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx),
         BPF_SOCK_OPS_STATE_CB => state_changed(&ctx),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => connected(&ctx),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(&ctx),
         _ => {}
     }
     0
@@ -39,13 +46,10 @@ fn connecting(ctx: &SockOpsContext) {
         return;
     };
     if socket.kind == SOCKET_CAPTURED {
-        // SAFETY: the context is this program's own.
-        let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-        let local = if is_mapped(&socket.addr) { local_v4(ctx) } else { local_v6(ctx) };
-        let key = OriginKey { netns, addr: local, port: ctx.local_port(), _pad: 0 };
         let origin = Origin { addr: socket.addr, port: socket.port, _pad: 0 };
-        // A full map means that the agent finds no original destination and refuses.
-        let _: Result<(), i32> = ORIGINS.insert(key, origin, 0);
+        // Without an entry the connection leads to whatever of the pod's own is at that port: nothing, nearly always.
+        let _: Result<(), i32> = ORIGINS.insert(origin_key(ctx, socket), origin, 0);
+        let _: Result<(), i32> = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
     } else if let Some((flow, owner)) = exempt(ctx, socket) {
         // The agent has recorded its own dial, or would not have made it.
         if owner == FLOW_PROBE {
@@ -56,16 +60,50 @@ fn connecting(ctx: &SockOpsContext) {
     }
 }
 
-/// The agent takes a flow off when its connect returns. This is for an agent that dies in between, and for probes.
+/// The agent takes a flow off when its connect returns: this is for an agent that dies in between, and for probes. It takes an
+/// original destination off when it accepts: this is for a connect that is given up, which the agent learns so.
 #[inline(always)]
 fn state_changed(ctx: &SockOpsContext) {
     let state = ctx.arg(1);
     if state == TCP_ESTABLISHED || state == TCP_SYN_SENT {
         return;
     }
-    if let Some((flow, _)) = socket(ctx).and_then(|socket| exempt(ctx, socket)) {
+    let Some(socket) = socket(ctx) else {
+        return;
+    };
+    if socket.kind == SOCKET_CAPTURED {
+        if ctx.arg(0) == TCP_SYN_SENT && state == TCP_CLOSE {
+            let _: Result<(), i32> = ORIGINS.remove(origin_key(ctx, socket));
+        }
+    } else if let Some((flow, _)) = exempt(ctx, socket) {
         let _: Result<(), i32> = BYPASS.remove(flow);
     }
+}
+
+#[inline(always)]
+fn connected(ctx: &SockOpsContext) {
+    if socket(ctx).is_some_and(|socket| socket.kind == SOCKET_CAPTURED) {
+        // SAFETY: the context is this program's own.
+        let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+        patience::established(ctx, &own_flow(ctx, netns));
+    }
+}
+
+#[inline(always)]
+fn accepted(ctx: &SockOpsContext) {
+    // SAFETY: the context is this program's own.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    if PODS.get_ptr(netns).is_some() {
+        patience::established(ctx, &own_flow(ctx, netns));
+    }
+}
+
+#[inline(always)]
+fn origin_key(ctx: &SockOpsContext, socket: &Socket) -> OriginKey {
+    // SAFETY: the context is this program's own.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    let local = if is_mapped(&socket.addr) { local_v4(ctx) } else { local_v6(ctx) };
+    OriginKey { netns, addr: local, port: ctx.local_port(), to: u32::from_be(ctx.remote_port()) }
 }
 
 #[inline(always)]
@@ -102,6 +140,13 @@ fn exempt(ctx: &SockOpsContext, socket: &Socket) -> Option<(Flow, u32)> {
 fn flow(ctx: &SockOpsContext, netns: u64, v4: bool) -> Flow {
     let (remote, local) = if v4 { (local_v4(ctx), remote_v4(ctx)) } else { (local_v6(ctx), remote_v6(ctx)) };
     Flow { netns, remote, local, remote_port: ctx.local_port(), local_port: u32::from_be(ctx.remote_port()) }
+}
+
+/// A connection as its own end has it.
+#[inline(always)]
+fn own_flow(ctx: &SockOpsContext, netns: u64) -> Flow {
+    let Flow { remote, local, remote_port, local_port, .. } = flow(ctx, netns, ctx.family() == AF_INET);
+    Flow { netns, remote: local, local: remote, remote_port: local_port, local_port: remote_port }
 }
 
 #[inline(always)]

@@ -8,6 +8,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::json;
 
 use super::{
@@ -33,7 +37,38 @@ pub(super) struct Node {
     pub(super) netns: Netns,
     /// Its end is the end of every process in the node's process namespace.
     init: Process,
-    daemons: Vec<Process>,
+    daemons: Vec<Daemon>,
+}
+
+/// A program of a node, in a cgroup of its own.
+#[derive(Debug)]
+struct Daemon {
+    program: String,
+    /// Outside of the cgroup.
+    command: Command,
+    group: String,
+    log: PathBuf,
+    process: Option<Process>,
+}
+
+impl Daemon {
+    fn start(&mut self) -> Result<()> {
+        let mut command = cgroups::inside(&self.group, &self.command)?;
+        let (folder, log) = (self.log.parent().context("a folder")?, self.log.file_name().context("a name")?);
+        self.process = Some(api_server::spawn(folder, &log.to_string_lossy(), &mut command)?);
+        Ok(())
+    }
+
+    /// Ends it, and removes its cgroup, as systemd does with that of a service.
+    fn stop(&mut self) -> Result<()> {
+        let group = cgroups::unified()?.join(&self.group);
+        for process in cgroups::processes(&group)? {
+            // One that has ended meanwhile is no error.
+            let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
+        }
+        self.process = None;
+        eventually(Duration::from_secs(5), || fs::remove_dir(&group).context("its cgroup stays"))
+    }
 }
 
 impl Node {
@@ -92,10 +127,31 @@ impl Node {
         let path = std::env::var("PATH").unwrap_or_default();
         let folder = plan.programs.folder().display();
         command.env("PATH", format!("{folder}:{path}:/usr/sbin:/sbin"));
-        let mut command = cgroups::inside(&format!("{}-system/{program}", plan.place), &command)?;
-        let log = format!("{program}-{}", plan.name);
-        self.daemons.push(api_server::spawn(plan.api.folder(), &log, &mut command)?);
+        let mut daemon = Daemon {
+            program: program.to_owned(),
+            command,
+            group: format!("{}-system/{program}", plan.place),
+            log: plan.api.folder().join(format!("{program}-{}", plan.name)),
+            process: None,
+        };
+        daemon.start()?;
+        self.daemons.push(daemon);
         Ok(())
+    }
+
+    /// Ends the kubelet; what it has started goes on.
+    pub(super) fn stop_kubelet(&mut self) -> Result<()> {
+        self.kubelet()?.stop()
+    }
+
+    /// Starts the kubelet again, in a new cgroup of the same name.
+    pub(super) fn start_kubelet(&mut self) -> Result<()> {
+        self.kubelet()?.start()
+    }
+
+    fn kubelet(&mut self) -> Result<&mut Daemon> {
+        let kubelet = self.daemons.iter_mut().find(|daemon| daemon.program == "kubelet");
+        kubelet.context("the node has no kubelet")
     }
 }
 

@@ -1,10 +1,10 @@
 //! The chart in every variant: Helm and the API server take it, and it sets nothing that the daemon does not know. And the
 //! commands that an operator calls from outside.
 
-use std::{process::Command, time::Duration};
+use std::{fs, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     Plan, Site, Test, bare, installed,
@@ -26,14 +26,26 @@ pub(super) const TESTS: &[Test] = &[
     installed("chart::check_node_says_what_is_there", "the init container's report", checked),
     installed(
         "chart::operators_ask_through_the_api",
-        "all nodes, one node, a pod's; as kubectl plugin",
+        "all nodes, one node, a pod's; as kubectl plugin; with the chart's role and without",
         laptop,
+    ),
+    installed(
+        "chart::istio_may_take_the_definitions_over",
+        "a release that comes later owns them; an upgrade of ambit leaves them and the policies alone",
+        taken_over,
     ),
 ];
 
 /// Beside the defaults.
-const VARIANTS: [&[&str]; 9] = [
+const VARIANTS: [&[&str]; 11] = [
     &[],
+    &["label=istio.io/dataplane-mode=ambient\\,none"],
+    &[
+        "issuer.kind=istio",
+        "ca.keep=true",
+        "issuer.alsoTrust[0].name=ambit-ca-root",
+        "issuer.alsoTrust[0].key=root-cert.pem",
+    ],
     &["issuer.kind=istio"],
     &["issuer.kind=vault", "issuer.vault.address=https://vault:8200", "issuer.vault.caConfigMap=vault-ca"],
     &["issuer.kind=spire"],
@@ -86,6 +98,9 @@ fn nonsense(site: &mut Site) -> Result<()> {
         ("ca.replicas=0", "/ca/replicas"),
         ("metrics.auth=basic", "/metrics/auth"),
         ("svidTTL=1", "/svidTTL"),
+        ("svidTTL=1d1h", "svidTTL (1d1h) is longer than ca.maxTTL (24h)"),
+        ("ca.podLabels.ambit\\.dev/dataplane=enabled", "the CA's pods stay out of the mesh"),
+        ("issuer.alsoTrust[0].name=roots", "/issuer/alsoTrust/0"),
         ("issuer.kind=vault", "issuer.vault.address is needed"),
         ("issuer.vault.address=http://vault:8200", "/issuer/vault/address"),
         ("issuer.kind=vault,issuer.vault.address=https://vault", "issuer.vault.caConfigMap is needed"),
@@ -126,17 +141,51 @@ fn checked(site: &mut Site) -> Result<()> {
     Ok(())
 }
 
+fn taken_over(site: &mut Site) -> Result<()> {
+    let namespace = site.namespace(true)?;
+    site.peer_authentication(&namespace, "STRICT")?;
+    let names = ["peerauthentications.security.istio.io", "authorizationpolicies.security.istio.io"];
+    let mut templates = String::new();
+    for name in names {
+        let mut definition = site.cluster.api.json(&["get", "crd", name])?;
+        definition["metadata"] =
+            json!({ "name": name, "annotations": { "helm.sh/resource-policy": "keep" } });
+        definition.as_object_mut().context("an object")?.remove("status");
+        templates += &format!("---\n{definition}\n");
+    }
+    let base = site.cluster.folder().join("istio-base");
+    fs::create_dir_all(base.join("templates"))?;
+    fs::write(base.join("Chart.yaml"), "apiVersion: v2\nname: base\nversion: 1.0.0\n")?;
+    fs::write(base.join("templates/crds.yaml"), templates)?;
+    let base = base.display().to_string();
+    let install = ["install", "istio-base", &base, "-n", "istio-system", "--create-namespace"];
+    let refused = site.helm(&install).map(drop).map_err(|error| format!("{error:#}"));
+    ensure!(refused.as_ref().is_err_and(|told| told.contains("cannot be imported")), "{refused:?}");
+    site.helm(&[&install[..], &["--take-ownership"]].concat())?;
+    site.upgrade(&[])?;
+    site.helm(&["uninstall", "istio-base", "-n", "istio-system"])?;
+    site.cluster.api.kubectl(&["delete", "namespace", "istio-system", "--wait=false"])?;
+    for name in names {
+        let owner = "jsonpath={.metadata.annotations.meta\\.helm\\.sh/release-name}";
+        let owner = site.cluster.api.kubectl(&["get", "crd", name, "-o", owner])?;
+        ensure!(owner == "istio-base", "{name} is {owner}'s");
+    }
+    site.cluster.api.kubectl(&["get", "peerauthentication", "default", "-n", &namespace]).map(drop)
+}
+
 fn laptop(site: &mut Site) -> Result<()> {
     let namespace = site.namespace(true)?;
     let [a] = site.pods(&namespace, &[Plan::client("a").on("a")])?;
     let folder = site.cluster.folder().to_owned();
     let binary = site.kit.binary(&folder)?;
     let kubeconfig = site.cluster.access().kubeconfig();
-    let ask = |program: &std::path::Path, arguments: &[&str]| -> Result<Finished> {
-        let mut command: Command = site.cluster.access().outside().command(program);
-        command.args(arguments).env("KUBECONFIG", &kubeconfig);
-        process::run(&mut command, Duration::from_secs(30))
-    };
+    let ask_as =
+        |user: &std::path::Path, program: &std::path::Path, arguments: &[&str]| -> Result<Finished> {
+            let mut command: Command = site.cluster.access().outside().command(program);
+            command.args(arguments).env("KUBECONFIG", user);
+            process::run(&mut command, Duration::from_secs(30))
+        };
+    let ask = |program: &std::path::Path, arguments: &[&str]| ask_as(&kubeconfig, program, arguments);
     let pod = format!("{namespace}/{}", a.name);
     eventually(5 * SECOND, || {
         let all = ask(&binary, &["status", "--all-nodes"])?.ok()?;
@@ -151,10 +200,22 @@ fn laptop(site: &mut Site) -> Result<()> {
     let certs = ask(&binary, &["certs", "--node", "a"])?.ok()?;
     ensure!(certs.contains(&format!("spiffe://cluster.local/ns/{namespace}/sa/default")), "{certs}");
     let plugin = folder.join("kubectl-ambit");
-    std::fs::copy(&binary, &plugin)?;
+    fs::copy(&binary, &plugin)?;
     let all = ask(&plugin, &["certs", "-o", "json"])?.ok()?;
     let all: Value = serde_json::from_str(&all)?;
     ensure!(all.as_array().is_some_and(|nodes| nodes.len() == NODES.len()), "{all:#}");
+    let named = ask(&binary, &["status", "--pod", &a.name, "-n", &namespace, "pods"])?.ok()?;
+    ensure!(named.contains(&a.name), "{named}");
+    let elsewhere = ask(&binary, &["status", "--all-nodes", "-n", "default", "pods"])?.ok()?;
+    ensure!(!elsewhere.contains(&namespace), "{elsewhere}");
+    let reader = site.cluster.api.user("reader", "reader", "readers")?;
+    let refused = ask_as(&reader, &binary, &["status", "--all-nodes"])?;
+    let told = refused.stderr.lines().count() == 1 && refused.stderr.contains("ambit-status-reader");
+    ensure!(!refused.status.success() && told && !refused.stderr.contains('{'), "{}", refused.told());
+    let bind =
+        ["create", "rolebinding", "reader", "--role=ambit-status-reader", "--user=reader", "-n", SYSTEM];
+    site.cluster.api.kubectl(&bind)?;
+    ask_as(&reader, &binary, &["status", "--all-nodes"])?.ok().context("with the chart's role")?;
     let nobody = ask(&binary, &["status", "--node", "nowhere"])?;
     ensure!(
         !nobody.status.success() && nobody.stderr.contains("no agent runs on node nowhere"),

@@ -122,7 +122,7 @@ fn uninstall(site: &mut Site) -> Result<()> {
 }
 
 /// What ambit could have put on each node.
-fn state_of_nodes(site: &Site) -> Result<BTreeMap<&'static str, String>> {
+pub(super) fn state_of_nodes(site: &Site) -> Result<BTreeMap<&'static str, String>> {
     let look = "cd /etc/cni/net.d && for f in *; do echo \"$f $(sha256sum < \"$f\")\"; done; ls -1 /opt/cni/bin /run; \
                 find /sys/fs/bpf -mindepth 1 -not -name '*.debug'; ip rule; ip route show table all; nft list tables";
     let state = |node| {

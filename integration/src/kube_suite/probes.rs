@@ -14,11 +14,18 @@ use crate::{
     process::{self, Finished, eventually},
 };
 
-pub(super) const TESTS: &[Test] = &[installed(
-    "probes::kubelets_pass_and_other_host_processes_do_not",
-    "HTTP, TCP and gRPC probes under STRICT; the node's curl is refused on the same port",
-    strict,
-)];
+pub(super) const TESTS: &[Test] = &[
+    installed(
+        "probes::kubelets_pass_and_other_host_processes_do_not",
+        "HTTP, TCP and gRPC probes under STRICT; the node's curl is refused on the same port",
+        strict,
+    ),
+    installed(
+        "probes::a_kubelet_that_restarts_is_known_at_once",
+        "under STRICT: no probe fails where one failure is enough, nor does a hook",
+        restarted,
+    ),
+];
 
 const GRPC: u16 = 2379;
 
@@ -57,6 +64,70 @@ fn stay_ready(site: &Site, namespace: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn restarted(site: &mut Site) -> Result<()> {
+    let namespace = site.namespace(true)?;
+    site.peer_authentication(&namespace, "STRICT")?;
+    let startup = json!({ "tcpSocket": { "port": ports::ECHO }, "periodSeconds": 1 });
+    let mut once = startup.clone();
+    once["failureThreshold"] = json!(1);
+    // Of a port that nothing probes.
+    let hook = json!({ "preStop": { "httpGet": { "port": ports::HTTP, "path": "/" } } });
+    let plans = [1, 2, 3].map(|at| {
+        let plan = Plan::server(&format!("touchy{at}")).on("a").with("startupProbe", startup.clone());
+        let plan = plan.with("livenessProbe", once.clone()).with("readinessProbe", once.clone());
+        plan.with("lifecycle", hook.clone()).spec("terminationGracePeriodSeconds", json!(20))
+    });
+    site.pods(&namespace, &plans)?;
+    for round in 1..=3 {
+        site.cluster.stop_kubelet("a")?;
+        thread::sleep(2 * SECOND);
+        let before = probes_sent(site)?;
+        site.cluster.start_kubelet("a")?;
+        eventually(30 * SECOND, || {
+            let now = probes_sent(site)?;
+            ensure!(now > before + 10, "{} probes since the kubelet is back", now - before);
+            Ok(())
+        })?;
+        let restarts = [
+            "get",
+            "pods",
+            "-n",
+            &namespace,
+            "-o",
+            "jsonpath={.items[*].status.containerStatuses[0].restartCount}",
+        ];
+        let restarts = site.cluster.api.kubectl(&restarts)?;
+        ensure!(restarts.trim() == "0 0 0", "round {round}: pods were restarted: {restarts}");
+        let failed = failed(site, &namespace)?;
+        ensure!(failed.is_empty(), "round {round}: {failed:?}");
+    }
+    site.cluster.api.kubectl(&["delete", "pod", "touchy1", "-n", &namespace])?;
+    let failed = failed(site, &namespace)?;
+    ensure!(!failed.iter().any(|told| told.contains("Hook")), "{failed:?}");
+    Ok(())
+}
+
+/// How many probes have gone past the mesh on node a. The kubelet need not be there.
+fn probes_sent(site: &Site) -> Result<u64> {
+    let mut command = site.cluster.access().on_node("a", "/opt/cni/bin/ambit-cni")?;
+    let status = process::must(command.args(["status", "pods", "-o", "json"]))?;
+    let status: Value = serde_json::from_str(&status)?;
+    let pods = status["pods"].as_array().into_iter().flatten();
+    Ok(pods.filter_map(|pod| pod["counters"]["probes"].as_u64()).sum())
+}
+
+/// What events tell of probes and hooks that failed.
+fn failed(site: &Site, namespace: &str) -> Result<Vec<String>> {
+    let events = site.cluster.api.json(&["get", "events", "-n", namespace])?;
+    let events = events["items"].as_array().cloned().unwrap_or_default();
+    let failed = events.iter().filter(|event| {
+        ["Unhealthy", "FailedPreStopHook"].iter().any(|reason| event["reason"] == *reason)
+            // A container that has only begun to start.
+            && !event["message"].as_str().unwrap_or_default().starts_with("Startup")
+    });
+    Ok(failed.map(|event| event["message"].to_string()).collect())
 }
 
 fn strict(site: &mut Site) -> Result<()> {

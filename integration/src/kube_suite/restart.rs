@@ -66,6 +66,7 @@ fn kills(site: &mut Site) -> Result<()> {
 fn replaced(site: &mut Site, what: &str, how: fn(&Site) -> Result<()>) -> Result<()> {
     let (_, a, b) = strict_pair(site)?;
     let before = [site.agent("a")?, site.agent("b")?];
+    let unhealthy = unhealthy(site)?;
     let mut load = churn(site, &a, &b)?;
     let shared = &*site;
     let (done, bulk) = thread::scope(|scope| {
@@ -93,7 +94,21 @@ fn replaced(site: &mut Site, what: &str, how: fn(&Site) -> Result<()>) -> Result
         bulk / 1e9
     ));
     ensure!(tally.failed == 0, "{tally:?}");
+    let told = self::unhealthy(site)?;
+    ensure!(told == unhealthy, "{} warnings that agents or CA are unhealthy", told - unhealthy);
     site.must_go(&a, &b, Wire::Tls)
+}
+
+/// How many warnings of failed probes there are of ambit's own pods.
+fn unhealthy(site: &Site) -> Result<u64> {
+    let of = ["get", "events", "-n", SYSTEM, "--field-selector", "reason=Unhealthy"];
+    let events = site.cluster.api.json(&of)?;
+    let events = events["items"].as_array().cloned().unwrap_or_default();
+    // Kubelets of late cancel the probes by command of a pod that is ending themselves, and warn of that.
+    let own = events
+        .iter()
+        .filter(|event| !event["message"].as_str().unwrap_or_default().contains("context canceled"));
+    Ok(own.map(|event| event["count"].as_u64().unwrap_or(1)).sum())
 }
 
 fn rolling_restart(site: &Site) -> Result<()> {

@@ -162,6 +162,11 @@ impl Site {
         Ok(())
     }
 
+    /// ambit was taken off by other means than Helm's.
+    pub(super) fn forget_installation(&mut self) {
+        self.installed = false;
+    }
+
     /// helm as the administrator, for at most three minutes; its output.
     pub fn helm(&self, arguments: &[&str]) -> Result<String> {
         let mut helm = self.cluster.access().helm();
@@ -199,8 +204,7 @@ impl Site {
     pub fn namespace(&mut self, meshed: bool) -> Result<String> {
         self.named += 1;
         let name = format!("t{}", self.named);
-        self.apply(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } }))?;
-        self.namespaces.push(name.clone());
+        self.own_namespace(&name)?;
         if meshed {
             self.opt_in(&name)?;
         }
@@ -209,6 +213,12 @@ impl Site {
             self.cluster.api.kubectl(&["get", "serviceaccount", "default", "-n", &name])
         })?;
         Ok(name)
+    }
+
+    /// Makes a namespace of this name; it goes when the test ends.
+    pub(super) fn own_namespace(&mut self, name: &str) -> Result<()> {
+        self.namespaces.push(name.to_owned());
+        self.apply(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } }))
     }
 
     /// Labels a namespace so that its pods are in the mesh.

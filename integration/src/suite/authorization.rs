@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::{SECOND, Test, shared, unstarted};
+use super::{SECOND, Test, own, shared, unstarted};
 use crate::{
     agent::IN_FORCE,
     load::{self, ports},
@@ -56,6 +56,12 @@ pub(super) const TESTS: &[Test] = &[
         "it may hold a DENY: nobody is let in; one that comes later does not",
         &[],
         unread_file,
+    ),
+    own(
+        "authorization::nothing_passes_before_the_first_sync",
+        "an agent that has not read everything serves no pod, in or out",
+        &[],
+        unsynced,
     ),
 ];
 
@@ -259,6 +265,46 @@ fn unread_file(world: &mut World) -> Result<()> {
     world.must_reach("a", "b")?;
     world.must_not_reach("c", "b")?;
     open(world)
+}
+
+/// Pod b was enrolled; the agent that comes then has a source that never answers.
+fn unsynced(world: &mut World) -> Result<()> {
+    world.must_reach("a", "b")?;
+    world.must_reach("c", "b")?;
+    let kubeconfig = world.folder.join("kubeconfig");
+    let server = "apiVersion: v1\nkind: Config\ncurrent-context: x\n\
+                  clusters: [{name: x, cluster: {server: 'https://127.0.0.1:1'}}]\n\
+                  contexts: [{name: x, context: {cluster: x, user: x}}]\nusers: [{name: x, user: {}}]\n";
+    std::fs::write(&kubeconfig, server)?;
+    let usual = world.agents[1].command();
+    let mut command = std::process::Command::new(usual.get_program());
+    let manifests = world.manifests.folder().as_os_str().to_owned();
+    command.args(usual.get_args().map(|argument| match argument.to_str() {
+        Some("--manifests") => "--kubeconfig".as_ref(),
+        _ if argument == manifests => kubeconfig.as_os_str(),
+        _ => argument,
+    }));
+    world.agents[1].kill();
+    let log = world.folder.join("unsynced.log");
+    let mut agent = Process::start(&mut command, &log)?;
+    let waits = eventually(5 * SECOND, || {
+        let status = world.agents[1].status()?;
+        ensure!(status["ready"] == false && status["pending"].to_string().contains("cluster"), "{status:#}");
+        Ok(())
+    });
+    waits.with_context(|| agent.output())?;
+    let flags = ["--send", "hello", "--limit-ms", "1500"];
+    for client in ["a", "c"] {
+        let attempt = world.connect(client, (world.pod("b").v4, ports::WHOAMI), &flags)?;
+        ensure!(attempt.received.is_empty() && attempt.error.is_some(), "{client} came in: {attempt:?}");
+    }
+    let attempt = world.connect("b", (world.pod("e").v4, ports::WHOAMI), &flags)?;
+    ensure!(attempt.received.is_empty() && attempt.error.is_some(), "b came out: {attempt:?}");
+    ensure!(agent.runs(), "the agent has ended: {}", agent.output());
+    agent.kill();
+    world.agents[1].start()?;
+    eventually(IN_FORCE, || world.must_reach("a", "b"))?;
+    world.must_reach("b", "e")
 }
 
 /// One problem of the status has all of `words`.

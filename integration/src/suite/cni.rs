@@ -176,7 +176,8 @@ fn installation(world: &mut World) -> Result<()> {
     installed().context("a stopped agent takes nothing with it")?;
     let mut uninstall = Command::new(binary(world)?);
     uninstall.args(["uninstall", "--node", &world.topology.nodes[0].name, "--run-dir"]);
-    uninstall.arg(world.agents[0].run_dir()).args(flags);
+    // Where the plugin is, the agent has written down.
+    uninstall.arg(world.agents[0].run_dir());
     process::must(&mut uninstall)?;
     ensure!(fs::read_to_string(&list)? == LIST, "the list is not what it was");
     let left: Vec<_> = fs::read_dir(&conf)?.chain(fs::read_dir(&bin)?).collect::<Result<_, _>>()?;

@@ -1,6 +1,6 @@
 //! The kubelet's probes: let through to the ports that a pod declares, for the kubelet alone.
 
-use std::{fs, os::unix::fs::symlink, process::Command};
+use std::{fs, os::unix::fs::symlink, process::Command, thread};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -112,9 +112,24 @@ fn found(world: &mut World) -> Result<()> {
 
     kubelet.kill();
     drop(late);
-    let _kubelet = start(&second, "kubelet-2.log")?;
-    eventually(5 * SECOND, || passes(&probe(world, &second)?, ports::ECHO)).context("after a restart")?;
-    refused(&probe(world, &first)?, "the cgroup that the kubelet had")
+    let mut kubelet = start(&second, "kubelet-2.log")?;
+    eventually(SECOND, || passes(&probe(world, &second)?, ports::ECHO)).context("after a restart")?;
+    refused(&probe(world, &first)?, "the cgroup that the kubelet had")?;
+
+    // As systemd restarts a service: its cgroup goes, and another of the same name comes.
+    let name = format!("{}-kubelet-2", node.name);
+    let mut cgroup = second;
+    for round in 0..3 {
+        kubelet.kill();
+        drop(cgroup);
+        thread::sleep(2 * SECOND);
+        cgroup = Cgroup::create(&name)?;
+        kubelet = start(&cgroup, &format!("kubelet-again-{round}.log"))?;
+        // No kubelet probes sooner after its start.
+        thread::sleep(SECOND / 2);
+        passes(&probe(world, &cgroup)?, ports::ECHO).context("its first probe after a restart")?;
+    }
+    Ok(())
 }
 
 /// Writes the manifest of pod b with a probe of each kind, one of them by a port's name.

@@ -3,17 +3,20 @@
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::{Test, marker, shared};
 use crate::{
+    agent::IN_FORCE,
     load::{HALF_CLOSE_BYTES, ports},
-    manifests::{EMPTY_V4, SINGLE_V4, WEB_V4, WEB_V6},
+    manifests::{EMPTY_V4, SINGLE_V4, WEB_V4, WEB_V6, pod_uid},
     process,
     tools::HTTP_BODY,
+    topology::MESHED,
     world::World,
 };
 
@@ -27,6 +30,16 @@ pub(super) const TESTS: &[Test] = &[
         "routing::a_service_spreads_over_its_endpoints",
         "two endpoints on two nodes, both used",
         endpoints,
+    ),
+    shared(
+        "routing::who_leaves_serves_where_none_is_ready",
+        "an endpoint that terminates and serves; not one that does not",
+        leaving,
+    ),
+    shared(
+        "routing::a_client_keeps_to_its_endpoint",
+        "sessionAffinity: ClientIP, while others join, for timeoutSeconds",
+        affinity,
     ),
     shared("routing::a_service_without_a_way_refuses", "no endpoint, and a port it does not have", no_way),
     shared(
@@ -73,6 +86,99 @@ fn endpoints(world: &mut World) -> Result<()> {
     let both = BTreeSet::from([world.pod("b").v4.into(), world.pod("e").v4.into()]);
     ensure!(seen == both, "40 connections reached {seen:?}; the endpoints are {both:?}");
     Ok(())
+}
+
+/// The cluster IP of the services that these tests make.
+const OWN_V4: Ipv4Addr = Ipv4Addr::new(198, 19, 100, 20);
+
+/// Writes a service over pods b and e as far as their conditions are given, of that many seconds of affinity.
+fn own_service(world: &World, affinity: Option<u32>, endpoints: &[(&str, &str)]) -> Result<()> {
+    let affinity = affinity.map_or(String::new(), |seconds| {
+        format!(
+            "  sessionAffinity: ClientIP\n  sessionAffinityConfig: {{clientIP: {{timeoutSeconds: {seconds}}}}}\n"
+        )
+    });
+    let endpoints: String = endpoints
+        .iter()
+        .map(|(name, conditions)| {
+            let pod = world.pod(name);
+            let uid = pod_uid(pod);
+            format!(
+                "- addresses: [{}]\n  conditions: {{{conditions}}}\n  targetRef: {{kind: Pod, name: {name}, namespace: {MESHED}, \
+                 uid: {uid}}}\n",
+                pod.v4
+            )
+        })
+        .collect();
+    let text = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: own, namespace: {MESHED}}}\nspec:\n  clusterIP: {OWN_V4}\n{affinity}  \
+         ports: [{{name: who, port: 80}}]\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  \
+         name: own-1\n  namespace: {MESHED}\n  labels: {{kubernetes.io/service-name: own}}\naddressType: IPv4\n\
+         endpoints:\n{endpoints}ports: [{{name: who, port: {whoami}}}]\n",
+        whoami = ports::WHOAMI
+    );
+    world.manifests.write("own.yaml", &text)
+}
+
+/// The pod that takes a connection of pod a to the service.
+fn taken_by(world: &World) -> Result<String> {
+    let attempt = world.connect("a", (OWN_V4, 80), &[])?;
+    let server = attempt.received.split_whitespace().nth(3).with_context(|| format!("{attempt:?}"))?;
+    let server = server.parse::<SocketAddr>()?.ip();
+    let pod = ["b", "e"].into_iter().find(|pod| world.pod(pod).v4 == server);
+    pod.map(str::to_owned).with_context(|| server.to_string())
+}
+
+fn leaving(world: &mut World) -> Result<()> {
+    let (ready, leaving, gone) = (
+        "ready: true, serving: true, terminating: false",
+        "ready: false, serving: true, terminating: true",
+        "ready: false, serving: false, terminating: true",
+    );
+    for (b, e, expected) in [(leaving, ready, "e"), (leaving, gone, "b"), (ready, leaving, "b")] {
+        own_service(world, None, &[("b", b), ("e", e)])?;
+        process::eventually(IN_FORCE, || {
+            for _ in 0..8 {
+                let server = taken_by(world)?;
+                ensure!(server == expected, "b {{{b}}}, e {{{e}}}: {server} was reached");
+            }
+            Ok(())
+        })?;
+    }
+    own_service(world, None, &[("b", gone), ("e", gone)])?;
+    process::eventually(IN_FORCE, || {
+        let attempt = world.connect("a", (OWN_V4, 80), &[])?;
+        ensure!(refused(attempt.error.as_deref()), "{attempt:?}");
+        Ok(())
+    })?;
+    world.manifests.remove("own.yaml")
+}
+
+fn affinity(world: &mut World) -> Result<()> {
+    const TIMEOUT: u32 = 4;
+    let both = [("b", "ready: true"), ("e", "ready: true")];
+    own_service(world, Some(TIMEOUT), &both)?;
+    let first = process::eventually(IN_FORCE, || taken_by(world))?;
+    for _ in 0..10 {
+        ensure!(taken_by(world)? == first, "moved for no reason");
+    }
+    // With the other one alone it goes there, and stays when the first is back.
+    let other = if first == "b" { "e" } else { "b" };
+    own_service(world, Some(TIMEOUT), &[(other, "ready: true")])?;
+    process::eventually(IN_FORCE, || {
+        ensure!(taken_by(world)? == other, "still {first}");
+        Ok(())
+    })?;
+    own_service(world, Some(TIMEOUT), &both)?;
+    let back = Instant::now();
+    while back.elapsed() < 3 * super::SECOND {
+        ensure!(taken_by(world)? == other, "moved from {other} to {first} after {:?}", back.elapsed());
+        thread::sleep(Duration::from_millis(100));
+    }
+    thread::sleep(Duration::from_secs(u64::from(TIMEOUT)) + super::SECOND / 2);
+    let after = taken_by(world)?;
+    ensure!(after == first, "{after} is kept to for longer than timeoutSeconds");
+    world.manifests.remove("own.yaml")
 }
 
 fn no_way(world: &mut World) -> Result<()> {

@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{Churn, Connect, IO_LIMIT, MESSAGE, Many, PingPong};
+use super::{Churn, Connect, FirstBytes, IO_LIMIT, MESSAGE, Many, PingPong};
 
 const MSG_FASTOPEN: i32 = 0x2000_0000;
 /// The most of an answer that is reported back.
@@ -47,6 +47,17 @@ pub struct Latency {
     pub p50_us: f64,
     /// 99 % of them took at most this long, in microseconds.
     pub p99_us: f64,
+    /// 99.9 % of them took at most this long, in microseconds.
+    pub p999_us: f64,
+}
+
+/// How long one connection took from `connect` on, in microseconds.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct FirstByte {
+    /// Until it was open.
+    pub open_us: f64,
+    /// Until the first byte of the answer was there.
+    pub first_byte_us: f64,
 }
 
 /// What came of many connections.
@@ -142,26 +153,48 @@ fn try_connect(how: &Connect, attempt: &mut Attempt) -> std::io::Result<()> {
     read.map(drop)
 }
 
-/// Plays 128-byte ping-pong; any error ends it.
+/// Plays ping-pong; any error ends it.
 pub(super) fn ping_pong(how: &PingPong) -> Result<Latency> {
     let mut stream = open(how.to).context("connect")?;
     let deadline = Instant::now() + Duration::from_millis(how.for_ms);
     let mut took = Vec::new();
+    let (mut message, mut answer) = (vec![0; how.bytes], vec![0; how.bytes]);
     for round in 0_usize.. {
         let start = Instant::now();
         if start >= deadline {
             break;
         }
-        exchange(&mut stream, round).with_context(|| format!("round {round}"))?;
+        exchange_with(&mut stream, round, &mut message, &mut answer)
+            .with_context(|| format!("round {round}"))?;
         took.push(start.elapsed());
         if how.rest_ms > 0 {
             thread::sleep(Duration::from_millis(how.rest_ms));
         }
     }
     took.sort_unstable();
-    let at =
-        |share: f64| took.get((took.len() as f64 * share) as usize).map_or(0.0, |t| t.as_secs_f64() * 1e6);
-    Ok(Latency { rounds: took.len(), p50_us: at(0.5), p99_us: at(0.99) })
+    let at = |share| percentile_us(&took, share);
+    Ok(Latency { rounds: took.len(), p50_us: at(0.5), p99_us: at(0.99), p999_us: at(0.999) })
+}
+
+/// The time, in microseconds, that this share of all `sorted` times does not exceed; nought of none.
+pub(super) fn percentile_us(sorted: &[Duration], share: f64) -> f64 {
+    sorted.get((sorted.len() as f64 * share) as usize).map_or(0.0, |time| time.as_secs_f64() * 1e6)
+}
+
+/// Connects and exchanges one message, one connection after another; any error ends it.
+pub(super) fn first_bytes(how: &FirstBytes) -> Result<Vec<FirstByte>> {
+    let us = |since: Instant| since.elapsed().as_secs_f64() * 1e6;
+    (0..how.count)
+        .map(|number| {
+            let start = Instant::now();
+            let mut stream = open(how.to).with_context(|| format!("connection {number}"))?;
+            let open_us = us(start);
+            exchange(&mut stream, number).with_context(|| format!("connection {number}"))?;
+            let first_byte_us = us(start);
+            finish(stream)?;
+            Ok(FirstByte { open_us, first_byte_us })
+        })
+        .collect()
 }
 
 /// Opens all connections, and only when all are open exchanges messages on each and closes them.
@@ -169,21 +202,27 @@ pub(super) fn many(how: &Many) -> Result<Tally> {
     let start = Instant::now();
     let barrier = Barrier::new(how.connections);
     let exchanged = Barrier::new(how.connections + usize::from(how.hold));
+    let ended = AtomicBool::new(false);
     let over = Barrier::new(how.connections + usize::from(how.hold));
     let mut tally = Tally::default();
     thread::scope(|scope| -> Result<()> {
         let mut threads = Vec::new();
         for number in 0..how.connections {
-            let (barrier, exchanged, over) = (&barrier, &exchanged, &over);
+            let (barrier, exchanged, over, ended) = (&barrier, &exchanged, &over, &ended);
             let work = move || {
                 let stream = open(how.to);
                 barrier.wait();
-                let done = stream.and_then(|mut stream| {
+                let mut done = stream.and_then(|mut stream| {
                     (0..how.rounds).try_for_each(|round| exchange(&mut stream, number * 31 + round))?;
                     Ok(stream)
                 });
                 if how.hold {
                     exchanged.wait();
+                    if let (Some(rest), Ok(stream)) = (how.busy_every_ms, &mut done)
+                        && let Err(error) = busy(stream, number, Duration::from_millis(rest), ended)
+                    {
+                        done = Err(error);
+                    }
                     over.wait();
                 }
                 finish(done?)
@@ -194,6 +233,7 @@ pub(super) fn many(how: &Many) -> Result<Tally> {
             exchanged.wait();
             eprintln!("holding");
             std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+            ended.store(true, Ordering::Relaxed);
             over.wait();
         }
         for thread in threads {
@@ -203,6 +243,15 @@ pub(super) fn many(how: &Many) -> Result<Tally> {
     })?;
     tally.took_ms = milliseconds(start.elapsed());
     Ok(tally)
+}
+
+/// Exchanges messages until the others end too.
+fn busy(stream: &mut TcpStream, number: usize, rest: Duration, ended: &AtomicBool) -> std::io::Result<()> {
+    while !ended.load(Ordering::Relaxed) {
+        exchange(stream, number)?;
+        thread::sleep(rest);
+    }
+    Ok(())
 }
 
 /// Connects, exchanges one message, closes, and again.
@@ -272,11 +321,20 @@ pub(super) fn open(to: SocketAddr) -> std::io::Result<TcpStream> {
 
 /// Sends a message that depends on `number` and demands the same back.
 pub(super) fn exchange(stream: &mut TcpStream, number: usize) -> std::io::Result<()> {
-    let mut message = [number.to_le_bytes()[0]; MESSAGE];
+    exchange_with(stream, number, &mut [0; MESSAGE], &mut [0; MESSAGE])
+}
+
+/// The same with a message as long as these buffers.
+fn exchange_with(
+    stream: &mut TcpStream,
+    number: usize,
+    message: &mut [u8],
+    answer: &mut [u8],
+) -> std::io::Result<()> {
+    message.fill(number.to_le_bytes()[0]);
     message[..8].copy_from_slice(&(number as u64).to_le_bytes());
-    stream.write_all(&message)?;
-    let mut answer = [0; MESSAGE];
-    stream.read_exact(&mut answer)?;
+    stream.write_all(message)?;
+    stream.read_exact(answer)?;
     if answer == message { Ok(()) } else { Err(std::io::Error::other("another message came back")) }
 }
 

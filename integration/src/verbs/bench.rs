@@ -1,47 +1,72 @@
-//! The demo's load at length, ambit and direct in turn, medians; and the agent in a big cluster.
+//! Measurements: data paths under load, two runs held against each other, what certificates and changes cost, and the agent in a
+//! big cluster.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
-use super::demo::table;
 use crate::{
+    bench::{self, Choice, LOADS, PATHS, QUICK, Run, Settings},
     changes::Changes,
-    comparison::Comparison,
     console::{self, Console},
     issuing::Costs,
     kube_suite::Kit,
-    load::{Figures, median, side_by_side},
     sandbox,
     scale::Scale,
-    world::World,
 };
+
+/// How long a run that is told to stop may take to write down what it has.
+const GRACE: Duration = Duration::from_secs(60);
 
 /// What is measured, and how.
 #[derive(clap::Args)]
 pub struct Args {
-    /// How many rounds; each measures both ways, and the median counts.
+    /// Loads, by name or how names begin, with commas between; all if none is named.
+    #[arg(long, value_delimiter = ',')]
+    loads: Vec<String>,
+    /// Data paths, with commas between.
+    #[arg(long, value_delimiter = ',')]
+    paths: Vec<String>,
+    /// A data path of one's own, NAME=CMD.
     #[arg(long)]
-    rounds: u32,
-    /// How long each of the five loads lasts, in seconds.
+    path: Vec<String>,
+    /// The folder of Envoy and HAProxy.
     #[arg(long)]
-    seconds: u32,
-    /// Measure only what certificates cost.
+    proxies: Option<PathBuf>,
+    /// Few loads, few paths, few rounds.
+    #[arg(long)]
+    quick: bool,
+    /// How many rounds.
+    #[arg(long)]
+    rounds: Option<u32>,
+    /// How long each load lasts, in seconds.
+    #[arg(long)]
+    seconds: Option<u32>,
+    /// The folder of report and figures.
+    #[arg(long, default_value = "target/bench")]
+    out: PathBuf,
+    /// Lists loads and data paths, and measures nothing.
+    #[arg(long)]
+    list: bool,
+    /// Holds two runs against each other, and measures nothing.
+    #[arg(long, num_args = 2)]
+    compare: Vec<PathBuf>,
+    /// Measure what certificates cost instead.
     #[arg(long)]
     certificates: bool,
     /// Measure what one change costs in a big cluster instead.
     #[arg(long)]
     changes: bool,
-    /// Compare with this other daemon instead.
+    /// Measure this other daemon too.
     #[arg(long)]
     against: Option<PathBuf>,
     /// Print JSON on stdout, and progress on stderr.
     #[arg(long)]
     json: bool,
     /// The daemon.
-    #[arg(long)]
-    binary: PathBuf,
+    #[arg(long, required_unless_present_any = ["list", "compare"])]
+    binary: Option<PathBuf>,
 }
 
 /// What is measured in a big cluster, and how.
@@ -56,66 +81,42 @@ pub struct KubeArgs {
 
 /// Runs the verb.
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
-    sandbox::supervised(|sandbox| {
-        let binary = &args.binary;
-        let console = Console::new(args.json);
-        if args.changes {
-            let changes = Changes::measure(sandbox, binary, console)?;
+    let console = Console::new(args.json);
+    if args.list {
+        list(console);
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let [old, new] = args.compare.as_slice() {
+        console.line(bench::compared(&Run::read(old)?, &Run::read(new)?));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let binary = args.binary.as_deref().context("--binary names the daemon")?;
+    if args.certificates || args.changes {
+        return sandbox::supervised(|sandbox| {
+            let (figures, told) = if args.changes {
+                let changes = Changes::measure(sandbox, binary, console)?;
+                (json!({ "changes": changes }), changes.told())
+            } else {
+                let seconds = args.seconds.unwrap_or(5);
+                let progress = |what: &str| console.line(format_args!("certificates: {what}"));
+                let costs = Costs::measure(sandbox, binary, seconds, progress)?;
+                (json!({ "seconds": seconds, "certificates": costs }), costs.told())
+            };
             match args.json {
-                true => console::answer(&json!({ "changes": changes })),
-                false => console.line(format_args!("\n{}", changes.told())),
+                true => console::answer(&figures),
+                false => console.line(format_args!("\n{told}")),
             }
-            return Ok(());
-        }
-        if let Some(old) = &args.against {
-            let daemons = (binary.as_path(), old.as_path());
-            let compared = Comparison::measure(sandbox, daemons, args.rounds, args.seconds, console)?;
-            match args.json {
-                true => console::answer(&json!({ "comparison": compared })),
-                false => console.line(format_args!("\n{}", compared.told())),
-            }
-            return Ok(());
-        }
-        let progress = |what: &str| console.line(format_args!("certificates: {what}"));
-        let certificates = Costs::measure(sandbox, binary, args.seconds, progress)?;
-        if args.certificates {
-            match args.json {
-                true => console::answer(&json!({ "seconds": args.seconds, "certificates": certificates })),
-                false => console.line(format_args!("\n{}", certificates.told())),
-            }
-            return Ok(());
-        }
-        let world = World::start(sandbox, "bench", binary, &[])?;
-        world.must_reach("a", "b")?;
-        let memory_idle = resident(&world)?;
-        let (mut direct, mut ambit): (Vec<Figures>, Vec<Figures>) = (Vec::new(), Vec::new());
-        for round in 1..=args.rounds {
-            let ways = [("direct", world.lane("c", "d")), ("ambit", world.lane("a", "b"))];
-            let measured = side_by_side(ways, args.seconds, |load, way| {
-                console.line(format_args!("round {round}/{}: {load}, {way}", args.rounds));
-            })?;
-            direct.push(measured[0]);
-            ambit.push(measured[1]);
-        }
-        let memory_loaded = resident(&world)?;
+            Ok(())
+        });
+    }
+    // What is wrong with them is to be told before anything is made.
+    let settings = settings(args)?;
+    sandbox::supervised_with_grace(GRACE, |sandbox, stop| {
+        let run = bench::run(sandbox, &settings, console, stop)?;
         if args.json {
-            console::answer(&json!({
-                "rounds": args.rounds,
-                "seconds": args.seconds,
-                "direct": median(&direct),
-                "ambit": median(&ambit),
-                "all": { "direct": direct, "ambit": ambit },
-                "certificates": certificates,
-                "agent_resident_kib": { "idle": memory_idle, "after_load": memory_loaded },
-            }));
-        } else {
-            console.line(format_args!("\n{}", table(&median(&direct), &median(&ambit))));
-            console.line(format_args!("{}", certificates.told()));
-            console.line(format_args!(
-                "agents' memory, KiB: {memory_idle:?} idle, {memory_loaded:?} after load"
-            ));
+            console::answer(&serde_json::to_value(&run)?);
         }
-        world.remove()
+        Ok(())
     })
 }
 
@@ -132,7 +133,40 @@ pub(super) fn run_kube(args: &KubeArgs) -> Result<ExitCode> {
     })
 }
 
-/// Resident KiB of both agents.
-fn resident(world: &World) -> Result<Vec<u64>> {
-    world.agents.iter().map(|agent| agent.resident_kib().context("the agent's memory")).collect()
+fn settings(args: &Args) -> Result<Settings> {
+    let named: Vec<&str> = match (args.paths.is_empty(), args.against.is_some(), args.quick) {
+        (false, ..) => args.paths.iter().map(String::as_str).collect(),
+        (true, true, _) => vec!["plaintext", "ambit"],
+        (true, false, true) => vec!["plaintext", "ambit", "envoy"],
+        (true, false, false) => PATHS.iter().map(|(name, _)| *name).collect(),
+    };
+    let mut paths = named.into_iter().map(Choice::named).collect::<Result<Vec<_>>>()?;
+    paths.extend(args.against.iter().cloned().map(Choice::Daemon));
+    paths.extend(args.path.iter().map(|text| Choice::shell(text)).collect::<Result<Vec<_>>>()?);
+    let loads = match args.loads.is_empty() && args.quick {
+        true => bench::chosen(&QUICK.map(str::to_owned))?,
+        false => bench::chosen(&args.loads)?,
+    };
+    Ok(Settings {
+        binary: args.binary.clone().context("--binary names the daemon")?,
+        paths,
+        proxies: args.proxies.clone(),
+        loads,
+        rounds: args.rounds.unwrap_or(if args.quick { 3 } else { 5 }),
+        seconds: args.seconds.unwrap_or(if args.quick { 1 } else { 3 }),
+        out: args.out.clone(),
+    })
+}
+
+fn list(console: Console) {
+    console.line("loads:");
+    for load in LOADS {
+        let quick = if QUICK.contains(&load.name) { " (also of --quick)" } else { "" };
+        console.line(format_args!("  {:<16} {}{quick}", load.name, load.about));
+    }
+    console.line("\npaths:");
+    for (name, about) in PATHS {
+        console.line(format_args!("  {name:<16} {about}"));
+    }
+    console.line(format_args!("  {:<16} the agents of another daemon (--against)", "other"));
 }

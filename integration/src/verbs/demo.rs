@@ -202,7 +202,7 @@ fn figures(world: &World, seconds: u32, console: Console) -> Result<(Figures, Fi
 }
 
 /// The figures side by side, with their ratio.
-pub(super) fn table(direct: &Figures, ambit: &Figures) -> String {
+fn table(direct: &Figures, ambit: &Figures) -> String {
     let rows: [(&str, f64, f64, usize); 6] = [
         ("one stream, Gbit/s", direct.one_stream_gbps, ambit.one_stream_gbps, 2),
         ("eight streams, Gbit/s", direct.eight_streams_gbps, ambit.eight_streams_gbps, 2),

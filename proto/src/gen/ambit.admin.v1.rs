@@ -48,6 +48,9 @@ pub struct StatusResponse {
     /// What the agent's process calls itself (--instance), to be told from its predecessor; empty if nothing.
     #[prost(string, tag = "13")]
     pub instance: ::prost::alloc::string::String,
+    /// The refusals that were seen last, newest first; Observations has all.
+    #[prost(message, repeated, tag = "14")]
+    pub denials: ::prost::alloc::vec::Vec<Denial>,
 }
 /// One pod of the node.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -220,6 +223,217 @@ pub struct Problem {
     #[prost(string, tag = "4")]
     pub message: ::prost::alloc::string::String,
 }
+/// What to tell of what was observed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ObservationsRequest {}
+/// What one agent has observed.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ObservationsResponse {
+    /// The node that the agent serves.
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    /// Since when it has been watching.
+    #[prost(message, optional, tag = "2")]
+    pub since: ::core::option::Option<::prost_types::Timestamp>,
+    /// The namespace whose policies speak for the whole mesh.
+    #[prost(string, tag = "3")]
+    pub root_namespace: ::prost::alloc::string::String,
+    /// Refusals by this agent and by peers' agents, newest first.
+    #[prost(message, repeated, tag = "4")]
+    pub denials: ::prost::alloc::vec::Vec<Denial>,
+    /// The workloads of the node that are in the mesh, and those that connections came to.
+    #[prost(message, repeated, tag = "5")]
+    pub destinations: ::prost::alloc::vec::Vec<ObservedDestination>,
+    /// Policies that decide nothing: AUDIT, and those marked as dry-run.
+    #[prost(message, repeated, tag = "6")]
+    pub rehearsed_policies: ::prost::alloc::vec::Vec<RehearsedPolicy>,
+    /// What those policies would have changed, newest first.
+    #[prost(message, repeated, tag = "7")]
+    pub rehearsed_connections: ::prost::alloc::vec::Vec<RehearsedConnection>,
+}
+/// One end of connections.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Party {
+    /// metadata.namespace of the pod; empty if it is not known.
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    /// The workload that the pod belongs to, as far as its name tells; empty if it is not known.
+    #[prost(string, tag = "2")]
+    pub workload: ::prost::alloc::string::String,
+    /// The name of the pod that was seen last; empty if it is not known.
+    #[prost(string, tag = "3")]
+    pub pod: ::prost::alloc::string::String,
+    /// The SPIFFE ID that was proved; empty in plaintext.
+    #[prost(string, tag = "4")]
+    pub identity: ::prost::alloc::string::String,
+    /// The address that was seen last.
+    #[prost(string, tag = "5")]
+    pub ip: ::prost::alloc::string::String,
+}
+/// A connection that was refused or cut, and others like it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Denial {
+    /// Whether the pod of this node is the client or the server.
+    #[prost(enumeration = "Direction", tag = "1")]
+    pub direction: i32,
+    /// The other end's agent refused it and said why.
+    #[prost(bool, tag = "2")]
+    pub by_peer: bool,
+    /// The client.
+    #[prost(message, optional, tag = "3")]
+    pub source: ::core::option::Option<Party>,
+    /// The server.
+    #[prost(message, optional, tag = "4")]
+    pub destination: ::core::option::Option<Party>,
+    /// The server's own port.
+    #[prost(uint32, tag = "5")]
+    pub port: u32,
+    /// The code of the reason, such as 2.
+    #[prost(uint32, tag = "6")]
+    pub code: u32,
+    /// Its label, such as policy_denied.
+    #[prost(string, tag = "7")]
+    pub reason: ::prost::alloc::string::String,
+    /// The policy that decided, namespace/name; empty if none did.
+    #[prost(string, tag = "8")]
+    pub policy: ::prost::alloc::string::String,
+    /// The rule in it that matched, or came nearest, such as rules\[2\].
+    #[prost(string, tag = "9")]
+    pub rule: ::prost::alloc::string::String,
+    /// The field of that rule that did not hold, where none matched.
+    #[prost(string, tag = "10")]
+    pub field: ::prost::alloc::string::String,
+    /// One sentence.
+    #[prost(string, tag = "11")]
+    pub text: ::prost::alloc::string::String,
+    /// How many there were.
+    #[prost(uint64, tag = "12")]
+    pub count: u64,
+    /// When the first was seen.
+    #[prost(message, optional, tag = "13")]
+    pub first_seen: ::core::option::Option<::prost_types::Timestamp>,
+    /// When the last was seen.
+    #[prost(message, optional, tag = "14")]
+    pub last_seen: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// A workload, and who has come to it and was let in.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ObservedDestination {
+    /// metadata.namespace of its pods.
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    /// Its name, as far as its pods' names tell.
+    #[prost(string, tag = "2")]
+    pub workload: ::prost::alloc::string::String,
+    /// How many pods of it are in the mesh on this node.
+    #[prost(uint32, tag = "3")]
+    pub pods: u32,
+    /// Whether mutual TLS is STRICT on ports that no PeerAuthentication names.
+    #[prost(bool, tag = "4")]
+    pub strict: bool,
+    /// The label that tells its pods from others; empty if none does.
+    #[prost(string, tag = "5")]
+    pub label: ::prost::alloc::string::String,
+    /// The value of that label.
+    #[prost(string, tag = "6")]
+    pub label_value: ::prost::alloc::string::String,
+    /// There were more sources than are kept.
+    #[prost(bool, tag = "7")]
+    pub incomplete: bool,
+    /// Who came.
+    #[prost(message, repeated, tag = "8")]
+    pub sources: ::prost::alloc::vec::Vec<ObservedSource>,
+}
+/// Connections of one source to one port of a workload.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ObservedSource {
+    /// The port of the pod.
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
+    /// The client; without identity it came in plaintext.
+    #[prost(message, optional, tag = "2")]
+    pub party: ::core::option::Option<Party>,
+    /// How many there were.
+    #[prost(uint64, tag = "3")]
+    pub connections: u64,
+    /// How many of them are open.
+    #[prost(uint32, tag = "4")]
+    pub open: u32,
+    /// When the first came.
+    #[prost(message, optional, tag = "5")]
+    pub first_seen: ::core::option::Option<::prost_types::Timestamp>,
+    /// When the last came; if one is open, the moment of this answer.
+    #[prost(message, optional, tag = "6")]
+    pub last_seen: ::core::option::Option<::prost_types::Timestamp>,
+    /// Whether mutual TLS is STRICT on that port.
+    #[prost(bool, tag = "7")]
+    pub strict: bool,
+    /// Where the client of a plaintext connection stands by now.
+    #[prost(enumeration = "SourceState", tag = "8")]
+    pub state: i32,
+}
+/// A policy that decides nothing.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RehearsedPolicy {
+    /// namespace/name.
+    #[prost(string, tag = "1")]
+    pub policy: ::prost::alloc::string::String,
+    /// ALLOW, DENY, AUDIT or CUSTOM.
+    #[prost(string, tag = "2")]
+    pub action: ::prost::alloc::string::String,
+    /// Connections that it was tried on.
+    #[prost(uint64, tag = "3")]
+    pub judged: u64,
+    /// Connections that were let in and would be refused with all dry-run policies in force.
+    #[prost(uint64, tag = "4")]
+    pub would_refuse: u64,
+    /// Connections that were refused and that it would let in.
+    #[prost(uint64, tag = "5")]
+    pub would_admit: u64,
+    /// Connections that it matched, being AUDIT.
+    #[prost(uint64, tag = "6")]
+    pub matched: u64,
+    /// When it was first tried.
+    #[prost(message, optional, tag = "7")]
+    pub first_seen: ::core::option::Option<::prost_types::Timestamp>,
+    /// When it was last tried.
+    #[prost(message, optional, tag = "8")]
+    pub last_seen: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// A connection that such a policy would change or that it matches, and others like it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RehearsedConnection {
+    /// What would be.
+    #[prost(enumeration = "RehearsedOutcome", tag = "1")]
+    pub outcome: i32,
+    /// namespace/name of the policy.
+    #[prost(string, tag = "2")]
+    pub policy: ::prost::alloc::string::String,
+    /// The rule in it that matches, or comes nearest.
+    #[prost(string, tag = "3")]
+    pub rule: ::prost::alloc::string::String,
+    /// The field of that rule that does not hold, where none matches.
+    #[prost(string, tag = "4")]
+    pub field: ::prost::alloc::string::String,
+    /// The client.
+    #[prost(message, optional, tag = "5")]
+    pub source: ::core::option::Option<Party>,
+    /// The server.
+    #[prost(message, optional, tag = "6")]
+    pub destination: ::core::option::Option<Party>,
+    /// The server's own port.
+    #[prost(uint32, tag = "7")]
+    pub port: u32,
+    /// How many there were.
+    #[prost(uint64, tag = "8")]
+    pub count: u64,
+    /// When the first was seen.
+    #[prost(message, optional, tag = "9")]
+    pub first_seen: ::core::option::Option<::prost_types::Timestamp>,
+    /// When the last was seen.
+    #[prost(message, optional, tag = "10")]
+    pub last_seen: ::core::option::Option<::prost_types::Timestamp>,
+}
 /// How far a pod is on its way into the mesh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -364,6 +578,84 @@ impl Security {
         }
     }
 }
+/// Where a client stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum SourceState {
+    /// Not said.
+    Unspecified = 0,
+    /// No pod was ever known at its address.
+    Unknown = 1,
+    /// A pod that is not in the mesh.
+    Outside = 2,
+    /// A pod that is in the mesh by now.
+    InMesh = 3,
+    /// The pod is gone; its namespace is not in the mesh.
+    Gone = 4,
+}
+impl SourceState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SOURCE_STATE_UNSPECIFIED",
+            Self::Unknown => "SOURCE_STATE_UNKNOWN",
+            Self::Outside => "SOURCE_STATE_OUTSIDE",
+            Self::InMesh => "SOURCE_STATE_IN_MESH",
+            Self::Gone => "SOURCE_STATE_GONE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SOURCE_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "SOURCE_STATE_UNKNOWN" => Some(Self::Unknown),
+            "SOURCE_STATE_OUTSIDE" => Some(Self::Outside),
+            "SOURCE_STATE_IN_MESH" => Some(Self::InMesh),
+            "SOURCE_STATE_GONE" => Some(Self::Gone),
+            _ => None,
+        }
+    }
+}
+/// What a policy that decides nothing would make of connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum RehearsedOutcome {
+    /// Not said.
+    Unspecified = 0,
+    /// Let in, and would be refused.
+    WouldRefuse = 1,
+    /// Refused, and would be let in.
+    WouldAdmit = 2,
+    /// Matched by an AUDIT policy.
+    Matched = 3,
+}
+impl RehearsedOutcome {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "REHEARSED_OUTCOME_UNSPECIFIED",
+            Self::WouldRefuse => "REHEARSED_OUTCOME_WOULD_REFUSE",
+            Self::WouldAdmit => "REHEARSED_OUTCOME_WOULD_ADMIT",
+            Self::Matched => "REHEARSED_OUTCOME_MATCHED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "REHEARSED_OUTCOME_UNSPECIFIED" => Some(Self::Unspecified),
+            "REHEARSED_OUTCOME_WOULD_REFUSE" => Some(Self::WouldRefuse),
+            "REHEARSED_OUTCOME_WOULD_ADMIT" => Some(Self::WouldAdmit),
+            "REHEARSED_OUTCOME_MATCHED" => Some(Self::Matched),
+            _ => None,
+        }
+    }
+}
 /// Generated client implementations.
 pub mod admin_client {
     #![allow(
@@ -478,6 +770,31 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("ambit.admin.v1.Admin", "Status"));
             self.inner.unary(req, path, codec).await
         }
+        /// What came to the node's pods and what was refused, gathered since the agent started; within bounds.
+        pub async fn observations(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ObservationsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ObservationsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ambit.admin.v1.Admin/Observations",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ambit.admin.v1.Admin", "Observations"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -498,6 +815,14 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::StatusRequest>,
         ) -> std::result::Result<tonic::Response<super::StatusResponse>, tonic::Status>;
+        /// What came to the node's pods and what was refused, gathered since the agent started; within bounds.
+        async fn observations(
+            &self,
+            request: tonic::Request<super::ObservationsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ObservationsResponse>,
+            tonic::Status,
+        >;
     }
     /// The administrative view of one agent.
     #[derive(Debug)]
@@ -604,6 +929,51 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = StatusSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ambit.admin.v1.Admin/Observations" => {
+                    #[allow(non_camel_case_types)]
+                    struct ObservationsSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::ObservationsRequest>
+                    for ObservationsSvc<T> {
+                        type Response = super::ObservationsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ObservationsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::observations(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ObservationsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

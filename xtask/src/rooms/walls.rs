@@ -38,6 +38,7 @@ pub(super) const HOUSES: [House; 2] = [
             ),
             ("policy", &["crate::discovery", "crate::frame", "crate::rotation"]),
             ("discovery", &["crate::policy", "crate::frame", "crate::rotation"]),
+            ("diagnosis", &["crate::frame", "crate::rotation"]),
             ("rotation", &["crate::discovery", "crate::policy", "crate::frame"]),
             ("frame", &["crate::discovery", "crate::policy", "crate::rotation"]),
         ],
@@ -93,6 +94,7 @@ pub(super) const HOUSES: [House; 2] = [
                 ],
             ),
             ("discovery", &["crate::proxy", "crate::identity", "crate::tunnel", "crate::capture"]),
+            ("diagnosis", &["crate::proxy", "crate::identity", "crate::tunnel", "crate::capture"]),
             (
                 "cni",
                 &[

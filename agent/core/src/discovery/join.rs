@@ -58,7 +58,8 @@ pub(super) fn endpoint_addresses<'a>(
     endpoints.iter().flat_map(|endpoint| endpoint.addresses.iter().copied())
 }
 
-fn selects(service: &Service, pod: &Pod) -> bool {
+/// Whether the service has a selector, and the pod its labels.
+pub(super) fn selects(service: &Service, pod: &Pod) -> bool {
     !service.selector.is_empty()
         && !pod.terminal
         && service.selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value))
@@ -70,7 +71,7 @@ pub(super) fn tcp_ports(service: &Service) -> impl Iterator<Item = &ServicePort>
 }
 
 /// The pod's own port behind a port of its service.
-fn target(port: &ServicePort, pod: &Pod) -> Option<u16> {
+pub(super) fn target(port: &ServicePort, pod: &Pod) -> Option<u16> {
     match &port.target {
         TargetPort::Number(number) => Some(*number),
         TargetPort::Name(name) => pod.named_ports.get(name).copied(),
@@ -78,7 +79,7 @@ fn target(port: &ServicePort, pod: &Pod) -> Option<u16> {
 }
 
 /// The port of a slice's endpoints behind a port of their service.
-fn slice_target(port: &ServicePort, slice: &EndpointSlice) -> Option<u16> {
+pub(super) fn slice_target(port: &ServicePort, slice: &EndpointSlice) -> Option<u16> {
     let target =
         slice.ports.iter().find(|target| target.protocol == Protocol::Tcp && target.name == port.name);
     target.map(|target| target.port)

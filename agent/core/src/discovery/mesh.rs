@@ -4,6 +4,7 @@
 //! the cluster. A service for which no endpoint slice speaks may cost the pods of its own namespace.
 
 mod capture;
+mod listing;
 mod pods;
 mod routing;
 mod services;
@@ -112,6 +113,15 @@ impl Mesh {
     /// equals an enrolled one goes first, then the name.
     pub fn workload_by_ip(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
         Some(&self.by_ip.get(&ip.to_canonical())?.first()?.workload)
+    }
+
+    /// The pod with that UID at `ip`: an address that it states, or one of which no pod is known, as that of a second interface.
+    /// `None` where the address is another pod's.
+    pub fn workload_at(&self, ip: IpAddr, uid: &str) -> Option<&Arc<Workload>> {
+        match self.workload_by_ip(ip) {
+            Some(workload) => (*workload.uid == *uid).then_some(workload),
+            None => self.pod_by_uid(uid),
+        }
     }
 
     /// The pods scheduled on `node`, by name; terminated and host-network pods too (they are not enrolled).

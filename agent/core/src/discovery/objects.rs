@@ -2,7 +2,7 @@
 //!
 //! Sources convert their wire types into these; nothing here knows JSON, YAML or an API server.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use crate::model::{DATAPLANE_LABEL, Labels, ObjectName, SpiffeId, TrustDomain};
 
@@ -108,6 +108,8 @@ pub struct Pod {
     pub ready: bool,
     /// Named TCP ports of its containers.
     pub named_ports: BTreeMap<String, u16>,
+    /// TCP ports that its containers state, ascending; they may listen on others too.
+    pub ports: Vec<u16>,
     /// TCP ports on the pod that its liveness, readiness and startup probes name, ascending.
     pub probe_ports: Vec<u16>,
     /// TCP ports of its node that lead to ports of its own (`hostPort`).
@@ -172,8 +174,8 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// The pods behind it, where no endpoint slice says so; empty selects none.
     pub selector: Labels,
-    /// `sessionAffinity: ClientIP`.
-    pub session_affinity: bool,
+    /// `sessionAffinity: ClientIP`: for how long after its last connection a client keeps to its endpoint.
+    pub session_affinity: Option<Duration>,
     /// `internalTrafficPolicy: Local`: only endpoints on the client's node.
     pub local_only: bool,
     /// `externalTrafficPolicy: Local`: a node port leads to endpoints on the node that is dialled.
@@ -195,7 +197,44 @@ pub struct ServicePort {
     pub target: TargetPort,
     /// Its protocol.
     pub protocol: Protocol,
+    /// What is spoken there, where `appProtocol` says so.
+    pub app_protocol: Option<Box<str>>,
 }
+
+impl ServicePort {
+    /// What is spoken there, in lower case: `appProtocol`, else the port's name up to its first dash; `None` where neither says it.
+    /// Some ports are known. By <https://istio.io/latest/docs/ops/configuration/traffic-management/protocol-selection/>.
+    pub fn application(&self) -> Option<String> {
+        let stated = self.app_protocol.as_deref().map(str::to_ascii_lowercase);
+        let named = || self.name.split('-').next().map(str::to_ascii_lowercase);
+        let said = stated.or_else(named).filter(|name| KNOWN.contains(&&**name));
+        // Whose servers speak first.
+        said.or_else(|| [25, 53, 3306, 27_017].contains(&self.port).then(|| "tcp".to_owned()))
+    }
+
+    /// Whether it is known to carry something else than HTTP in the clear.
+    pub fn is_not_http(&self) -> bool {
+        let opaque = ["https", "tls", "tcp", "mongo", "redis", "mysql"];
+        self.application().is_some_and(|name| opaque.contains(&&*name))
+    }
+}
+
+/// The protocols that a port can say.
+const KNOWN: [&str; 13] = [
+    "http",
+    "http2",
+    "grpc",
+    "grpc-web",
+    "https",
+    "tls",
+    "tcp",
+    "mongo",
+    "redis",
+    "mysql",
+    "kubernetes.io/h2c",
+    "kubernetes.io/ws",
+    "kubernetes.io/wss",
+];
 
 /// A port on the pods of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -237,6 +276,8 @@ pub struct SliceEndpoint {
     pub addresses: Vec<IpAddr>,
     /// The ready condition; absent counts as ready.
     pub ready: bool,
+    /// It terminates, and serves until it is gone.
+    pub leaving: bool,
     /// The pod it stands for.
     pub pod: Option<ObjectName>,
     /// The node it is on.

@@ -4,7 +4,9 @@
 //! nothing, and a DENY rule matches by the rest of it. Semantics are those of Istio's sidecars for TCP
 //! (<https://istio.io/latest/docs/reference/config/security/authorization-policy/>); objects arrive validated.
 
+mod explain;
 mod field;
+mod rehearsal;
 mod store;
 mod value;
 mod verdict;
@@ -12,10 +14,11 @@ mod verdict;
 use std::sync::Arc;
 
 pub use self::{
+    explain::{Miss, PolicyVerdict},
     field::{Attribute, Context, Field, InvalidValue},
     value::TrustDomains,
 };
-pub(super) use self::{store::Authorizations, verdict::Authorization};
+pub(super) use self::{rehearsal::Rehearsal, store::Authorizations, verdict::Authorization};
 use super::{Doubt, Facts};
 use crate::model::{Labels, ObjectName};
 
@@ -30,7 +33,7 @@ pub struct AuthorizationPolicy {
     pub action: Action,
     /// It matches if one of these does.
     pub rules: Vec<Rule>,
-    /// Annotation `istio.io/dry-run`: it counts as if it were not there.
+    /// Annotation `istio.io/dry-run`: it decides nothing, and is only [rehearsed](crate::policy::rehearse).
     pub dry_run: bool,
     /// What in it could not be read. The fields above are then the strictest that it may say.
     pub doubt: Option<Doubt>,
@@ -52,7 +55,7 @@ pub enum Action {
     Allow,
     /// They are refused.
     Deny,
-    /// Nothing: no log of matches is kept.
+    /// They are counted.
     Audit,
     /// They are refused: an external provider would be asked, and none can be.
     Custom,
@@ -134,7 +137,25 @@ impl Rule {
         self.needs_layer7 && self.fields().all(Field::is_unknown)
     }
 
-    fn fields(&self) -> impl Iterator<Item = &Field> {
+    /// Whether it matches wherever `other` does, as far as what they say tells.
+    pub fn covers(&self, other: &Self) -> bool {
+        let each = |own: &[Field], other: &[Field]| {
+            own.iter().all(|field| other.iter().any(|other| field.covers(other)))
+        };
+        let any = |own: &[Vec<Field>], other: &[Vec<Field>]| {
+            let within = |other: &Vec<Field>| own.iter().any(|own| each(own, other));
+            own.is_empty() || (!other.is_empty() && other.iter().all(within))
+        };
+        any(&self.from, &other.from) && any(&self.to, &other.to) && each(&self.when, &other.when)
+    }
+
+    /// Its alternatives of sources, each with the conditions left out; none if it says nothing of sources.
+    pub fn sources(&self) -> Option<impl Iterator<Item = &[Field]>> {
+        (!self.from.is_empty()).then(|| self.from.iter().map(Vec::as_slice))
+    }
+
+    /// The fields of all its parts.
+    pub fn fields(&self) -> impl Iterator<Item = &Field> {
         self.from.iter().chain(&self.to).flatten().chain(&self.when)
     }
 

@@ -1,17 +1,22 @@
 //! `ambit.admin.v1.Admin` over the UNIX socket in the run directory, and over TCP on the loopback interface.
 
 use std::{
+    convert::Infallible,
     io,
     net::SocketAddr,
+    path::PathBuf,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use ambit_proto::admin::v1::{
-    StatusRequest, StatusResponse,
-    admin_server::{Admin, AdminServer},
+use ambit_proto::{
+    admin::v1::{
+        ObservationsRequest, ObservationsResponse, StatusRequest, StatusResponse,
+        admin_server::{Admin, AdminServer},
+    },
+    policy::v1::policies_server::{self, PoliciesServer},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -21,13 +26,15 @@ use tokio::{
 use tokio_stream::{Stream, wrappers::UnixListenerStream};
 use tonic::{
     Request, Response, Status,
+    body::Body,
+    codegen::BoxFuture,
     transport::{Server, server::Connected},
 };
 
-use super::AdminError;
+use super::{AdminError, PolicyProvider, policies};
 use crate::{
     clients::{Held, Places},
-    instance::{InstanceError, RunDir},
+    instance::{self, InstanceError, RunDir},
 };
 
 /// Connections listed when the caller does not say how many.
@@ -50,6 +57,14 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(crate) trait StatusProvider: Send + Sync + 'static {
     /// A snapshot of the agent, with every connection. Called on a thread that may block for a moment.
     fn status(&self) -> StatusResponse;
+
+    /// What was observed of connections. Called on such a thread as well.
+    fn observations(&self) -> ObservationsResponse;
+
+    /// What answers questions about policies, if anything does.
+    fn policies(&self) -> Option<Arc<dyn PolicyProvider>> {
+        None
+    }
 }
 
 /// Answers status requests until `shutdown`.
@@ -59,9 +74,27 @@ pub(crate) async fn serve_status(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), AdminError> {
     let (listener, _file) = run_dir.listen()?;
+    serve_unix(listener, RunDir::socket_path(run_dir.path()), provider, shutdown).await
+}
+
+/// Answers status requests at the socket `path`, which is this agent's own.
+pub(crate) async fn serve_own_status(
+    path: PathBuf,
+    provider: Arc<dyn StatusProvider>,
+) -> Result<(), AdminError> {
+    let (listener, _file) = instance::listen(path.clone())?;
+    serve_unix(listener, path, provider, std::future::pending()).await
+}
+
+async fn serve_unix(
+    listener: std::os::unix::net::UnixListener,
+    path: PathBuf,
+    provider: Arc<dyn StatusProvider>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), AdminError> {
     let incoming = UnixListener::from_std(listener)
         .map(UnixListenerStream::new)
-        .map_err(|source| InstanceError::RunDir { path: RunDir::socket_path(run_dir.path()), source })?;
+        .map_err(|source| InstanceError::RunDir { path, source })?;
     serve(incoming, provider, shutdown).await
 }
 
@@ -104,7 +137,7 @@ where
         .concurrency_limit_per_connection(4)
         .max_connection_age(CONNECTION_AGE)
         .max_connection_age_grace(REQUEST_TIMEOUT)
-        .serve_with_incoming_shutdown(AdminServer::new(Service { provider }), incoming, async {
+        .serve_with_incoming_shutdown(Services::of(provider), incoming, async {
             shutdown.await;
             let _ = stop.send(());
         });
@@ -161,6 +194,39 @@ impl Stream for Clients {
     }
 }
 
+/// All that is served on one socket, told apart by the path that a request names.
+#[derive(Clone)]
+struct Services {
+    admin: AdminServer<Service>,
+    policies: PoliciesServer<policies::Service>,
+}
+
+impl Services {
+    fn of(provider: Arc<dyn StatusProvider>) -> Self {
+        let policies = PoliciesServer::new(policies::Service::new(provider.clone()));
+        Self { admin: AdminServer::new(Service { provider }), policies }
+    }
+}
+
+impl tower::Service<hyper::Request<Body>> for Services {
+    type Response = hyper::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Self::Response, Infallible>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: hyper::Request<Body>) -> Self::Future {
+        let service = request.uri().path().split('/').nth(1);
+        if service == Some(policies_server::SERVICE_NAME) {
+            self.policies.call(request)
+        } else {
+            self.admin.call(request)
+        }
+    }
+}
+
 struct Service {
     provider: Arc<dyn StatusProvider>,
 }
@@ -169,13 +235,30 @@ struct Service {
 impl Admin for Service {
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let wanted = request.into_inner().max_connections.unwrap_or(DEFAULT_CONNECTIONS).min(MAX_CONNECTIONS);
-        let provider = self.provider.clone();
-        let mut status = tokio::task::spawn_blocking(move || provider.status())
-            .await
-            .map_err(|_| Status::internal("the agent could not describe itself; see its log"))?;
+        let mut status = self.ask(StatusProvider::status).await?;
         status.connections_total = status.connections_total.max(status.connections.len() as u64);
         status.connections.truncate(wanted as usize);
         Ok(Response::new(status))
+    }
+
+    async fn observations(
+        &self,
+        _: Request<ObservationsRequest>,
+    ) -> Result<Response<ObservationsResponse>, Status> {
+        self.ask(StatusProvider::observations).await.map(Response::new)
+    }
+}
+
+impl Service {
+    /// Has the provider look at the agent, on a thread that may block.
+    async fn ask<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&dyn StatusProvider) -> T + Send + 'static,
+    ) -> Result<T, Status> {
+        let provider = self.provider.clone();
+        tokio::task::spawn_blocking(move || look(&*provider))
+            .await
+            .map_err(|_| Status::internal("the agent could not describe itself; see its log"))
     }
 }
 
@@ -191,6 +274,10 @@ mod tests {
     impl StatusProvider for Scripted {
         fn status(&self) -> StatusResponse {
             self.0.clone().expect("the script has an answer")
+        }
+
+        fn observations(&self) -> ObservationsResponse {
+            ObservationsResponse::default()
         }
     }
 

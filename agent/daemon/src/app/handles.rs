@@ -7,6 +7,7 @@ use tokio::{sync::watch, task::JoinSet};
 
 use super::{
     attachment::Attaching,
+    control_plane::issuing_service,
     installation,
     lifecycle::{Addrs, Serving},
     locations::Locations,
@@ -16,7 +17,7 @@ use super::{
     trust,
 };
 use crate::{
-    admin::{Guard, METRICS_PATH, Page},
+    admin::{Guard, METRICS_PATH, Page, StatusProvider},
     capture::{Capture, CaptureSettings, Cgroups, Pinned},
     cluster::Authorizer,
     config::{AgentConfig, SourceConfig},
@@ -31,7 +32,7 @@ use crate::{
 /// Handles to the rooms; each part gets clones of those that it needs.
 pub(super) struct Handles {
     started: SystemTime,
-    readiness: Readiness,
+    pub(super) readiness: Readiness,
     pub(super) telemetry: Telemetry,
     feed: Feed,
     /// The API that the objects come from, unless a folder is the source.
@@ -119,6 +120,22 @@ impl Handles {
         Ok((node, attaching))
     }
 
+    /// What tells how this agent stands.
+    pub(super) fn status(&self, config: &AgentConfig) -> Arc<dyn StatusProvider> {
+        Arc::new(Status {
+            node: config.node.clone(),
+            root_namespace: config.root_namespace.clone(),
+            instance: config.instance.clone(),
+            started: self.started,
+            readiness: self.readiness.clone(),
+            pods: self.pods.clone(),
+            feed: self.feed.clone(),
+            keys: self.keys.clone(),
+            telemetry: self.telemetry.clone(),
+            issuing_service: issuing_service(&config.issuer),
+        })
+    }
+
     /// What serves `node` and answers for it.
     pub(super) fn serving<'a>(
         &self,
@@ -127,16 +144,6 @@ impl Handles {
         attaching: Attaching,
         signals: Signals,
     ) -> anyhow::Result<Serving<'a>> {
-        let status = Status {
-            node: config.node.clone(),
-            instance: config.instance.clone(),
-            started: self.started,
-            readiness: self.readiness.clone(),
-            pods: self.pods.clone(),
-            feed: self.feed.clone(),
-            keys: self.keys.clone(),
-            telemetry: self.telemetry.clone(),
-        };
         let page = Page {
             metrics: Some(Arc::new(self.telemetry.clone())),
             guard: self.guard(config)?,
@@ -146,7 +153,7 @@ impl Handles {
             node,
             proxy: self.proxy.clone(),
             telemetry: self.telemetry.clone(),
-            status: Arc::new(status),
+            status: self.status(config),
             attaching,
             addrs: Addrs { metrics: config.metrics_addr, admin: config.admin_addr },
             page,

@@ -2,20 +2,24 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
+    path::PathBuf,
     sync::Arc,
 };
 
 use ambit_core::model::SpiffeId;
 use anyhow::Context as _;
 use kube::Client;
-use tokio::task::JoinSet;
+use rustls_pki_types::CertificateDer;
+use tokio::task::{JoinSet, spawn_blocking};
 
 use super::roots;
 use crate::{
     config::{AgentConfig, IssuerConfig, Publication},
     discovery::{Changes, Feed},
+    files::{self, ReadError},
     identity::{
-        Clock, FilesIssuer, Issuer, IstioIssuer, LiveCa, PublishedRoots, Selectors, SpireIssuer, VaultIssuer,
+        AlsoTrusting, Clock, FilesIssuer, Issuer, IstioIssuer, LiveCa, PublishedRoots, Selectors,
+        SpireIssuer, TrustBundle, VaultIssuer, certificates,
     },
 };
 
@@ -28,14 +32,43 @@ pub(super) async fn issuer(
     clock: Arc<dyn Clock>,
     background: &mut JoinSet<()>,
 ) -> anyhow::Result<Arc<dyn Issuer>> {
+    let issuer = configured(config, feed, api, clock, background).await?;
+    if config.also_trust.is_empty() {
+        return Ok(issuer);
+    }
+    let mut roots = Vec::new();
+    for file in &config.also_trust {
+        let read = read_roots(file.clone()).await;
+        roots.extend(read.with_context(|| format!("--also-trust {}", file.display()))?);
+    }
+    tracing::info!(roots = roots.len(), "roots beside the issuer's are trusted");
+    Ok(Arc::new(AlsoTrusting::new(issuer, roots)))
+}
+
+async fn read_roots(file: PathBuf) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    /// The longest file read, in bytes.
+    const MAX_FILE: u64 = 1024 * 1024;
+    let content = spawn_blocking(move || files::read(&file, MAX_FILE)).await?;
+    let roots = certificates(&content.map_err(ReadError::into_problem)?).map_err(anyhow::Error::msg)?;
+    TrustBundle { roots: roots.clone() }.anchors().context("holds a root that cannot be used")?;
+    Ok(roots)
+}
+
+async fn configured(
+    config: &AgentConfig,
+    feed: &Feed,
+    api: Option<&Client>,
+    clock: Arc<dyn Clock>,
+    background: &mut JoinSet<()>,
+) -> anyhow::Result<Arc<dyn Issuer>> {
     let trust_domain = config.trust_domain.clone();
     Ok(match &config.issuer {
         IssuerConfig::Builtin { ca_dir } => Arc::new(LiveCa::open(ca_dir, trust_domain, clock).await?),
-        IssuerConfig::Istio { service, published } => {
+        IssuerConfig::Istio { name, service, published } => {
             let published = published.clone().map(|place| follow(place, api, background)).transpose()?;
             let issuer = IstioIssuer::new(service.clone(), published)
                 .map_err(|name| anyhow::anyhow!("{name:?} cannot be the name of a certificate service"))?;
-            Arc::new(issuer)
+            Arc::new(issuer.called(name))
         }
         IssuerConfig::Files { dir } => Arc::new(FilesIssuer::new(dir.clone())),
         IssuerConfig::Vault(vault) => Arc::new(VaultIssuer::new(*vault.clone())),

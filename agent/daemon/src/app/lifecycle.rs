@@ -22,8 +22,8 @@ use super::{
 use crate::{
     admin::{self, Page, StatusProvider},
     instance::{
-        Gate, Readiness, RunDir, SWAP_LIMIT, Signals, Successor, Takeover, drained, end_superseded, reclaim,
-        serve_successors,
+        Gate, REPLACED, Readiness, RunDir, SWAP_LIMIT, Signals, Successor, Takeover, drained, end_superseded,
+        reclaim, serve_successors,
     },
     proxy::Proxy,
     telemetry::Telemetry,
@@ -210,7 +210,7 @@ impl Serving<'_> {
     async fn superseded(&mut self, signalled: Option<Instant>) {
         tracing::info!("another agent has taken over; connections established here go on");
         // What this agent knows of its pods is not to be reported any more.
-        let _not_ready = self.readiness.gate("pods");
+        let _not_ready = [self.readiness.gate("pods"), self.readiness.gate(REPLACED)];
         self.proxy.drain();
         end_superseded(&mut self.signals, self.drain, signalled, || self.proxy.active()).await;
     }

@@ -94,6 +94,8 @@ enum Round {
     Attached,
     /// What differs in the world.
     Changes,
+    /// What differs in the world, and the kubelet is somewhere else.
+    Kubelet,
 }
 
 impl Node {
@@ -128,6 +130,7 @@ impl Node {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut synced = Some(synced);
         let attachments = self.desired.attachments();
+        let mut kubelet = self.enrolment.kubelet();
         let mut next = Round::Tick;
         loop {
             let (world, delta) = self.changes.take();
@@ -144,6 +147,8 @@ impl Node {
                 _ = tick.tick() => Round::Tick,
                 () = self.changes.changed() => Round::Changes,
                 () = attachments.changed() => Round::Attached,
+                // An error means that it is not followed, which is so at the end only.
+                Ok(()) = kubelet.changed() => Round::Kubelet,
                 Some(takeover) = takeovers.recv() => {
                     tracing::info!("another agent takes over");
                     if takeover.grant().await {
@@ -229,8 +234,11 @@ impl Node {
         if !self.settled {
             return self.first_round(world).await;
         }
+        if round == Round::Kubelet {
+            self.enrolment.follow_kubelet();
+        }
         self.enrolment.change_destinations(delta);
-        if round == Round::Changes {
+        if matches!(round, Round::Changes | Round::Kubelet) {
             if delta.pods().next().is_some() {
                 let changed = self.desired.follow(delta).await;
                 self.keep_pods(world, Some(&changed)).await;

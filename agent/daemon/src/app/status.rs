@@ -1,16 +1,18 @@
 //! What `ambit status` shows, gathered from the rooms when asked.
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::SystemTime};
 
+use ambit_core::model::ObjectName;
 use ambit_proto::admin::v1 as proto;
 
 use super::{
-    health,
+    control_plane, health,
     locations::FoundBy,
     node::{PodStatus, Pods},
+    observations,
 };
 use crate::{
-    admin::StatusProvider,
+    admin::{PolicyProvider, StatusProvider},
     discovery::Feed,
     identity::{IdentityState, IdentityStatus, KeyStore, Root, issuer_name, roots},
     instance::Readiness,
@@ -18,9 +20,13 @@ use crate::{
     telemetry::{Direction, LiveConnection, Security, Telemetry},
 };
 
+/// Refusals in the status; there are more in what was observed.
+const DENIALS: usize = 100;
+
 /// Handles to the rooms that are looked at.
 pub(super) struct Status {
     pub(super) node: String,
+    pub(super) root_namespace: String,
     pub(super) instance: String,
     pub(super) started: SystemTime,
     pub(super) readiness: Readiness,
@@ -28,6 +34,8 @@ pub(super) struct Status {
     pub(super) feed: Feed,
     pub(super) keys: KeyStore,
     pub(super) telemetry: Telemetry,
+    /// The Service that certificates are asked of, if it is one of the cluster.
+    pub(super) issuing_service: Option<ObjectName>,
 }
 
 impl StatusProvider for Status {
@@ -40,11 +48,18 @@ impl StatusProvider for Status {
             field: problem.field.clone().unwrap_or_default(),
             message: problem.message.clone(),
         });
+        let caught = self.issuing_service.iter().flat_map(|service| {
+            control_plane::caught(&world.mesh, service, &self.node).map(|pod| proto::Problem {
+                object: format!("Pod {}", pod.name),
+                message: control_plane::advice(service),
+                ..proto::Problem::default()
+            })
+        });
         let (pods, identities) = (self.pods.load(), self.keys.status());
         let now = SystemTime::now();
         let by_name = health::by_name(&identities);
         let mut problems = health::problems(&pods, &identities, &self.readiness, now);
-        problems.extend(of_objects);
+        problems.extend(caught.chain(of_objects));
         let connections: Vec<_> = self.telemetry.live().iter().map(connection).collect();
         proto::StatusResponse {
             node: self.node.clone(),
@@ -63,7 +78,21 @@ impl StatusProvider for Status {
             connections,
             problems,
             policies: u32::try_from(world.policies.len()).unwrap_or(u32::MAX),
+            denials: self
+                .telemetry
+                .denials(DENIALS)
+                .iter()
+                .map(|(key, seen)| observations::denial(key, seen))
+                .collect(),
         }
+    }
+
+    fn observations(&self) -> proto::ObservationsResponse {
+        observations::observations(self)
+    }
+
+    fn policies(&self) -> Option<Arc<dyn PolicyProvider>> {
+        Some(Arc::new(self.feed.clone()))
     }
 }
 

@@ -1,91 +1,123 @@
-//! Whether the agent ends for good: because the DaemonSet that it belongs to is gone, not because of an upgrade, a drain or
-//! a node's end. Only what the API itself said counts; without an answer the node stays closed. And what happens then.
+//! Whether the agent ends for good: because the DaemonSet that it belongs to is gone, or the namespace with all that is in it,
+//! not because of an upgrade, a drain or a node's end. Only what the API itself said counts; without an answer the node stays
+//! closed. And what happens then.
 
-use std::{fs, io, path::Path, time::Duration};
+use std::{fmt::Debug, fs, io, path::Path, time::Duration};
 
-use k8s_openapi::api::apps::v1::DaemonSet;
+use anyhow::Context as _;
+use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::Namespace};
 use kube::{
-    Api, Client,
+    Api, Client, Resource,
+    api::ListParams,
     core::PartialObjectMeta,
     runtime::{
         WatchStreamExt as _,
         watcher::{Config, Event, watcher},
     },
 };
-use tokio::{sync::watch, task::AbortHandle, time::timeout};
+use serde::de::DeserializeOwned;
+use tokio::{sync::watch, task::JoinSet, time::timeout};
 use tokio_stream::StreamExt as _;
 
-use crate::{
-    capture, cni,
-    config::{AgentConfig, CniDirs},
-};
+use crate::{capture, cni, config::AgentConfig};
 
 /// How long the last question to the API may take: the agent is about to end, and its pods wait.
 const LAST_LOOK: Duration = Duration::from_secs(2);
 
-/// The DaemonSet as the API tells of it.
+/// The DaemonSet and its namespace as the API tells of them.
 pub(super) struct Release {
     name: Option<(String, String)>,
-    gone: watch::Receiver<bool>,
-    following: Option<AbortHandle>,
+    set_gone: watch::Receiver<bool>,
+    namespace_gone: watch::Receiver<bool>,
+    /// Dropping it ends the watches.
+    _following: JoinSet<()>,
 }
 
 impl Release {
-    /// Watches the DaemonSet of this namespace and name from now on. Its removal is seen while the agent runs, for when the
-    /// agent is told to end, it may already have lost the right to ask.
+    /// Watches the DaemonSet of this namespace and name, and the namespace, from now on. Their removal is seen while the agent
+    /// runs, for when the agent is told to end, it may already have lost the right to ask. Of a namespace that is removed, pods
+    /// may go before anything else does.
     pub(super) fn follow(name: Option<(String, String)>) -> Self {
-        let (tell, gone) = watch::channel(false);
-        let following = name.clone().map(|name| tokio::spawn(follow(name, tell)).abort_handle());
-        Self { name, gone, following }
+        let (tell_set, set_gone) = watch::channel(false);
+        let (tell_namespace, namespace_gone) = watch::channel(false);
+        let mut following = JoinSet::new();
+        if let Some(name) = name.clone() {
+            following.spawn(follow(name, tell_set, tell_namespace));
+        }
+        Self { name, set_gone, namespace_gone, _following: following }
     }
 
     /// Whether everything must come off this node. Answers within two seconds.
     pub(super) async fn uninstall_wanted(&self) -> bool {
-        if *self.gone.borrow() {
+        if *self.set_gone.borrow() || *self.namespace_gone.borrow() {
             return true;
         }
         let Some(name) = &self.name else { return false };
-        match timeout(LAST_LOOK, is_gone(name)).await {
-            Ok(Ok(gone)) => gone,
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "it is not known whether ambit is being removed; this node's pods stay closed, \
-                    and `ambit uninstall --all` opens them");
-                false
-            }
-            Err(_) => {
-                tracing::warn!(
-                    "the API did not say in time whether ambit is being removed; this node's pods stay \
-                    closed, and `ambit uninstall --all` opens them"
-                );
-                false
-            }
-        }
+        let unknown = match timeout(LAST_LOOK, is_gone(name)).await {
+            Ok(Ok(gone)) => return gone,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the API did not answer in time".to_owned(),
+        };
+        tracing::warn!(
+            error = unknown,
+            "it is not known whether ambit is being removed; this node's pods stay closed, and `ambit uninstall --all` on the \
+             node opens them"
+        );
+        false
     }
 }
 
-impl Drop for Release {
-    fn drop(&mut self) {
-        if let Some(following) = self.following.take() {
-            following.abort();
-        }
-    }
-}
-
-/// Takes everything that agents of this node left off it: the CNI plugin first, which without an agent would keep new pods
-/// waiting, then what is in the kernel, then the run directory.
+/// Takes everything that agents of this node left off it.
 pub(super) async fn take_off(config: &AgentConfig) -> anyhow::Result<()> {
-    let mut removed = match &config.cni {
-        Some(CniDirs { bin, conf }) => cni::uninstall(bin, conf)?,
-        None => Vec::new(),
+    let left = Left {
+        node: Some(&config.node),
+        bpf_root: &config.bpf_root,
+        run_dir: &config.run_dir,
+        run_dir_in_use: false,
+        cni: config.cni.as_ref().map(|dirs| (&*dirs.bin, &*dirs.conf)),
     };
-    removed.extend(capture::uninstall(&config.bpf_root, Some(&config.node)).await?);
-    remove_run_dir(&config.run_dir);
+    let removed = left.take_off().await?;
     tracing::info!(
         node = config.node,
         items = removed.len(),
         "the agents' DaemonSet is gone: taken off this node"
     );
     Ok(())
+}
+
+/// What agents leave on a node, and where.
+#[derive(Debug)]
+pub(crate) struct Left<'a> {
+    /// The node whose agents are meant; those of all nodes if `None`.
+    pub(crate) node: Option<&'a str>,
+    /// The BPF file system.
+    pub(crate) bpf_root: &'a Path,
+    /// The run directory.
+    pub(crate) run_dir: &'a Path,
+    /// Whether an agent serves the run directory, which then stays.
+    pub(crate) run_dir_in_use: bool,
+    /// Where the CNI plugin is, and its network configuration; looked for if `None`.
+    pub(crate) cni: Option<(&'a Path, &'a Path)>,
+}
+
+impl Left<'_> {
+    /// Takes it off: the CNI plugin first, which without an agent would keep new pods waiting, then what is in the kernel, then
+    /// the run directory. Says what that was. What cannot be taken off keeps nothing else there.
+    pub(crate) async fn take_off(&self) -> anyhow::Result<Vec<String>> {
+        let plugin = match self.cni {
+            Some((bin, conf)) => cni::uninstall(bin, conf),
+            None => cni::uninstall_wherever(self.run_dir, self.node),
+        };
+        let in_the_kernel = capture::uninstall(self.bpf_root, self.node).await;
+        let mut removed = plugin.context("the CNI plugin could not be taken off")?;
+        removed.extend(
+            in_the_kernel.with_context(|| format!("cannot look through {}", self.bpf_root.display()))?,
+        );
+        if !self.run_dir_in_use {
+            remove_run_dir(self.run_dir);
+        }
+        Ok(removed)
+    }
 }
 
 /// Removes the run directory, if nothing is in it but what agents put there.
@@ -104,12 +136,18 @@ fn remove_run_dir(path: &Path) {
         }
         _ => Err(error),
     });
-    if let Err(error) = removed {
+    if let Err(error) = removed
+        && error.kind() != io::ErrorKind::NotFound
+    {
         tracing::warn!(%error, path = %path.display(), "the run directory could not be removed");
     }
 }
 
-async fn follow((namespace, name): (String, String), tell: watch::Sender<bool>) {
+async fn follow(
+    (namespace, name): (String, String),
+    tell_set: watch::Sender<bool>,
+    tell_namespace: watch::Sender<bool>,
+) {
     let client = match Client::try_default().await {
         Ok(client) => client,
         Err(error) => {
@@ -117,8 +155,17 @@ async fn follow((namespace, name): (String, String), tell: watch::Sender<bool>) 
             return;
         }
     };
-    let sets: Api<PartialObjectMeta<DaemonSet>> = Api::namespaced(client, &namespace);
-    let events = watcher(sets, Config::default().fields(&format!("metadata.name={name}")));
+    let sets: Api<PartialObjectMeta<DaemonSet>> = Api::namespaced(client.clone(), &namespace);
+    let namespaces: Api<PartialObjectMeta<Namespace>> = Api::all(client);
+    tokio::join!(follow_one(sets, &name, tell_set), follow_one(namespaces, &namespace, tell_namespace));
+}
+
+/// Tells whether the object of that name goes or has gone, for ever.
+async fn follow_one<K>(objects: Api<PartialObjectMeta<K>>, name: &str, tell: watch::Sender<bool>)
+where
+    PartialObjectMeta<K>: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    let events = watcher(objects, Config::default().fields(&format!("metadata.name={name}")));
     let mut events = std::pin::pin!(events.default_backoff());
     while let Some(event) = events.next().await {
         match event {
@@ -127,25 +174,37 @@ async fn follow((namespace, name): (String, String), tell: watch::Sender<bool>) 
                     tell.send_replace(gone);
                 }
             }
-            Err(error) => tracing::debug!(%error, "the DaemonSet cannot be watched"),
+            Err(error) => tracing::debug!(%error, name, "the release cannot be watched"),
         }
     }
 }
 
-/// Whether an event says that the DaemonSet is gone; `None` if it says nothing of it. That a list lacks it is left to
+/// Whether an event says that the object is gone; `None` if it says nothing of it. That a list lacks it is left to
 /// [`is_gone`]: nothing is decided while the agent runs.
-fn verdict(event: &Event<PartialObjectMeta<DaemonSet>>) -> Option<bool> {
+fn verdict<K>(event: &Event<PartialObjectMeta<K>>) -> Option<bool> {
     match event {
         Event::Delete(_) => Some(true),
-        Event::Apply(set) | Event::InitApply(set) => Some(set.metadata.deletion_timestamp.is_some()),
+        Event::Apply(object) | Event::InitApply(object) => Some(object.metadata.deletion_timestamp.is_some()),
         Event::Init | Event::InitDone => None,
     }
 }
 
+/// Whether the DaemonSet or its namespace is gone, or going. One of the two that says so suffices: with the namespace the right
+/// to ask for the other may be gone.
 async fn is_gone((namespace, name): &(String, String)) -> Result<bool, kube::Error> {
-    let sets: Api<DaemonSet> = Api::namespaced(Client::try_default().await?, namespace);
-    let found = sets.get_metadata_opt(name).await?;
-    Ok(found.is_none_or(|set| set.metadata.deletion_timestamp.is_some()))
+    let client = Client::try_default().await?;
+    let sets: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
+    let namespaces: Api<Namespace> = Api::all(client);
+    let named = ListParams::default().fields(&format!("metadata.name={namespace}"));
+    let (set, found) = tokio::join!(sets.get_metadata_opt(name), namespaces.list_metadata(&named));
+    let set_gone = set.map(|set| set.is_none_or(|set| set.metadata.deletion_timestamp.is_some()));
+    let namespace_gone = found
+        .map(|found| found.items.first().is_none_or(|found| found.metadata.deletion_timestamp.is_some()));
+    match (set_gone, namespace_gone) {
+        (Ok(true), _) | (_, Ok(true)) => Ok(true),
+        (Err(error), _) | (_, Err(error)) => Err(error),
+        (Ok(false), Ok(false)) => Ok(false),
+    }
 }
 
 #[cfg(test)]
@@ -168,8 +227,8 @@ mod tests {
         assert_eq!(verdict(&Event::InitApply(set(false))), Some(false));
         assert_eq!(verdict(&Event::Apply(set(true))), Some(true));
         assert_eq!(verdict(&Event::Delete(set(false))), Some(true));
-        assert_eq!(verdict(&Event::Init), None);
-        assert_eq!(verdict(&Event::InitDone), None);
+        assert_eq!(verdict::<DaemonSet>(&Event::Init), None);
+        assert_eq!(verdict::<DaemonSet>(&Event::InitDone), None);
     }
 
     #[test]

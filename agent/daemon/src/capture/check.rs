@@ -26,8 +26,9 @@ use crate::error::with_causes;
 const OLDEST_KERNEL: (u32, u32) = (5, 18);
 
 /// Capabilities (linux/capability.h) and what they are for.
-const CAPABILITIES: [(u32, &str, &str); 3] = [
+const CAPABILITIES: [(u32, &str, &str); 4] = [
     (12, "CAP_NET_ADMIN", "sets rules, routes and transparent sockets"),
+    (13, "CAP_NET_RAW", "answers applications' connects once it is known what is to be answered"),
     (19, "CAP_SYS_PTRACE", "finds pods' network namespaces by their processes"),
     (21, "CAP_SYS_ADMIN", "loads programs, enters pods' network namespaces"),
 ];
@@ -165,7 +166,7 @@ fn try_in_namespace(cgroup_root: Option<PathBuf>) -> Vec<Finding> {
         finding("network namespace", Ok(format!("entered, cookie {}", netns.cookie()))),
         finding(
             "transparent sockets",
-            socket::transparent(Ipv4Addr::new(192, 0, 2, 1).into(), 0)
+            socket::transparent((Ipv4Addr::new(192, 0, 2, 1), 0).into(), 0)
                 .map(|_| "bound".to_owned())
                 .map_err(text),
         ),

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt, io, os::fd::AsRawFd, path::Path};
 
 use ambit_ebpf_common::{
     CAPTURE_EVERYTHING, Counters, DestinationKey, FAMILY_V4, FAMILY_V6, FLOW_DELIVERY, Flow, ListenerKey,
-    Origin, OriginKey, Pod, ProbeKey, Socket,
+    Origin, OriginKey, Patience, Pod, ProbeKey, Socket,
 };
 use aya::{
     Ebpf,
@@ -20,7 +20,7 @@ use super::{CaptureError, pod::PodNet};
 use held::{Held, Locked, Operations};
 
 /// The maps by name that all programs of a node share; each is pinned.
-pub(super) const NAMES: [&str; 10] = [
+pub(super) const NAMES: [&str; 11] = [
     "PODS",
     "DESTINATIONS",
     "SETTINGS",
@@ -31,15 +31,16 @@ pub(super) const NAMES: [&str; 10] = [
     "COUNTERS",
     "KUBELETS",
     "PROBES",
+    "PATIENCE",
 ];
 
 /// An insertion fails where there is an entry (bpf(2)).
 const BPF_NOEXIST: u64 = 1;
 
-/// The map of one copy of the inbound program.
+/// The map of one copy of the pods' programs.
 const NETNS: &str = "NETNS";
 
-/// Tells a copy of the inbound program which network namespace it is for.
+/// Tells a copy of the pods' programs which network namespace it is for.
 pub(super) fn set_netns(ebpf: &mut Ebpf, cookie: u64) -> Result<(), CaptureError> {
     let failed = |source| CaptureError::Map { map: NETNS, source };
     let map = ebpf.map_mut(NETNS).ok_or(CaptureError::NoPrograms)?;
@@ -54,13 +55,14 @@ pub(super) struct Maps {
     room_for_destinations: usize,
     settings: Locked<Array<MapData, u32>>,
     sockets: Locked<SkStorage<MapData, Socket>>,
-    origins: HashMap<MapData, OriginKey, Origin>,
-    origins_read: Operations,
+    origins: Locked<HashMap<MapData, OriginKey, Origin>>,
     bypass: Locked<HashMap<MapData, Flow, u32>>,
     listeners: Locked<SockHash<MapData, ListenerKey>>,
     counters: Locked<PerCpuHashMap<MapData, u64, Counters>>,
     kubelets: Locked<Held<u64, u64>>,
     probes: Locked<Held<ProbeKey, u64>>,
+    patience: HashMap<MapData, Flow, Patience>,
+    patience_read: Operations,
 }
 
 impl fmt::Debug for Maps {
@@ -85,13 +87,14 @@ impl Maps {
             pods: Locked::new(map(ebpf, "PODS")?),
             destinations: Locked::new(Held::new(map(ebpf, "DESTINATIONS")?)),
             sockets: Locked::new(map(ebpf, "SOCKETS")?),
-            origins: map(ebpf, "ORIGINS")?,
-            origins_read: Operations::default(),
+            origins: Locked::new(map(ebpf, "ORIGINS")?),
             bypass: Locked::new(map(ebpf, "BYPASS")?),
             listeners: Locked::new(map(ebpf, "LISTENERS")?),
             counters: Locked::new(map(ebpf, "COUNTERS")?),
             kubelets: Locked::new(Held::new(map(ebpf, "KUBELETS")?)),
             probes: Locked::new(Held::new(map(ebpf, "PROBES")?)),
+            patience: map(ebpf, "PATIENCE")?,
+            patience_read: Operations::default(),
         })
     }
 
@@ -102,12 +105,13 @@ impl Maps {
             ("DESTINATIONS", self.destinations.operations()),
             ("SETTINGS", self.settings.operations()),
             ("SOCKETS", self.sockets.operations()),
-            ("ORIGINS", self.origins_read.count()),
+            ("ORIGINS", self.origins.operations()),
             ("BYPASS", self.bypass.operations()),
             ("LISTENERS", self.listeners.operations()),
             ("COUNTERS", self.counters.operations()),
             ("KUBELETS", self.kubelets.operations()),
             ("PROBES", self.probes.operations()),
+            ("PATIENCE", self.patience_read.count()),
         ]
     }
 
@@ -123,9 +127,25 @@ impl Maps {
         self.sockets.once(|sockets| sockets.insert(socket, state, 0))
     }
 
-    pub(super) fn origin(&self, key: &OriginKey) -> Option<Origin> {
-        self.origins_read.add(1);
-        self.origins.get(key, 0).ok()
+    /// How long an application waits for the other end of a connection, if it has said so.
+    pub(super) fn patience(&self, connection: &Flow) -> Option<Patience> {
+        self.patience_read.add(1);
+        self.patience.get(connection, 0).ok()
+    }
+
+    /// Where a connection that has been accepted was going; what comes with the same key later is another.
+    pub(super) fn take_origin(&self, key: &OriginKey) -> Option<Origin> {
+        self.origins.several(|origins, operations| {
+            operations.add(2);
+            let origin = origins.get(key, 0).ok();
+            let _: Result<(), MapError> = origins.remove(key);
+            origin
+        })
+    }
+
+    /// Whether an application still wants to connect, and has not been accepted.
+    pub(super) fn has_origin(&self, key: &OriginKey) -> bool {
+        self.origins.once(|origins| origins.get(key, 0).is_ok())
     }
 
     /// Has the inbound hook let through a dial that is about to be made, as long as what is answered lives. One that cannot

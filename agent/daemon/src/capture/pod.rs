@@ -1,10 +1,13 @@
 //! One enrolled pod: its namespace, the agent's listeners in it, and dials from inside it.
 
 use std::{
+    collections::HashSet,
     io,
     net::{IpAddr, SocketAddr},
-    os::fd::AsRawFd,
-    sync::Arc,
+    os::fd::{AsFd as _, AsRawFd, BorrowedFd},
+    pin::pin,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Duration,
 };
 
 use ambit_core::model::{ClientAddr, OriginalDst, PodAddr};
@@ -13,14 +16,28 @@ use ambit_ebpf_common::{
 };
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
+    select,
     sync::{Semaphore, watch},
+    time::timeout,
 };
 
-use super::{CaptureError, PodSpec, maps::Maps, netns::Netns, routing, socket};
+use super::{
+    CaptureError, PodSpec,
+    liveness::{self, Patience},
+    maps::Maps,
+    netns::Netns,
+    parking::{self, Client, Parking},
+    routing, socket,
+};
 
 /// How many dials to the applications of one pod may wait to be taken at a time. Each has a place in a map that all pods of
 /// the node share.
 const DIALS: usize = 512;
+/// How many addresses beside its own a pod is known to be called at.
+const OTHER_ADDRESSES: usize = 64;
+
+/// How long a dial to another pod's agent goes unanswered before another port is tried beside it.
+const SECOND_PORT: Duration = Duration::from_millis(500);
 
 /// A connection that the programs handed to the agent. Dropping its stream resets it until
 /// [`end_cleanly`](super::end_cleanly).
@@ -28,8 +45,8 @@ const DIALS: usize = 512;
 pub(crate) enum Accepted {
     /// From an application in the pod.
     Outbound {
-        /// The application's connection.
-        stream: TcpStream,
+        /// The application.
+        client: Client,
         /// The application's own address.
         source: SocketAddr,
         /// Where it wanted to go.
@@ -37,14 +54,14 @@ pub(crate) enum Accepted {
     },
     /// From outside, to an application in the pod.
     Inbound {
-        /// The client's connection: a tunnel, or plaintext.
-        stream: TcpStream,
+        /// The client's end: a tunnel, or plaintext.
+        client: Client,
         /// Who connects.
         source: ClientAddr,
         /// The pod's address and the application's port.
         destination: PodAddr,
     },
-    /// To the agent's own port, by nobody who was captured.
+    /// Where captured connections come, by nobody who was captured.
     Stray {
         /// Who connected; it has been reset.
         source: SocketAddr,
@@ -73,6 +90,17 @@ pub(crate) trait Dial: Send + Sync + 'static {
     fn deliver(&self, client: ClientAddr, app: PodAddr)
     -> impl Future<Output = io::Result<TcpStream>> + Send;
 
+    /// A connection to where one of the pod's wanted to go, or to the pod's own application, came about.
+    fn answered(&self, destination: SocketAddr);
+
+    /// One failed, or ended badly.
+    fn unanswered(&self, destination: SocketAddr);
+
+    /// How long the application at the other end of `stream` has its kernel wait, if it has said so.
+    fn patience(&self, _stream: &TcpStream) -> Option<Patience> {
+        None
+    }
+
     /// Ends once the pod has been let go, or enrolled anew in another network namespace: what runs may finish, and nothing
     /// begins here any more.
     fn until_released(&self) -> impl Future<Output = ()> + Send;
@@ -85,7 +113,10 @@ pub(crate) struct PodNet {
     netns: Netns,
     maps: Arc<Maps>,
     listeners: Vec<(SocketAddr, TcpListener)>,
+    parking: OnceLock<Parking>,
     dials: Semaphore,
+    /// Addresses beside the pod's own at which it was called, and for whose interfaces there is a route.
+    others: Mutex<HashSet<IpAddr>>,
     released: watch::Sender<bool>,
 }
 
@@ -108,7 +139,8 @@ impl PodNet {
             listeners.push(bound);
         }
         let (dials, released) = (Semaphore::new(DIALS), watch::Sender::new(false));
-        Ok(Self { uid: spec.uid.clone(), netns, maps, listeners, dials, released })
+        let (parking, others) = (OnceLock::new(), Mutex::default());
+        Ok(Self { uid: spec.uid.clone(), netns, maps, listeners, parking, dials, others, released })
     }
 
     /// The pod's UID.
@@ -142,25 +174,86 @@ impl PodNet {
             };
             let (source, local) = (canonical(source), canonical(local));
             socket::reset_on_drop(&stream);
-            // From the pod to itself the programs lead nothing here but what was pointed at this agent's port, or, a moment
-            // ago, at its predecessor's.
+            // From the pod to itself the programs lead nothing here but what was captured.
             let captured = local == *own || source.ip() == local.ip() || source.ip().is_loopback();
-            if !captured {
-                return Ok(Accepted::Inbound {
-                    stream,
-                    source: ClientAddr(source),
-                    destination: PodAddr(local),
-                });
-            }
-            return Ok(match self.original_dst(source) {
-                Some(original_dst) => Accepted::Outbound { stream, source, original_dst },
-                None => Accepted::Stray { source },
+            let original_dst = captured.then(|| self.original_dst(source, local.port()));
+            let stream = match self.parking.get() {
+                None => stream,
+                Some(parking) => {
+                    socket::detach_filter(&stream);
+                    let Some(stream) = parking.hand_over(stream, source, local) else { continue };
+                    stream
+                }
+            };
+            let client = Client::Connected(stream);
+            return Ok(match original_dst {
+                None => Accepted::Inbound { client, source: ClientAddr(source), destination: PodAddr(local) },
+                Some(Some(original_dst)) => Accepted::Outbound { client, source, original_dst },
+                Some(None) => Accepted::Stray { source },
             });
         }
     }
 
+    /// The next client that waits for an answer.
+    pub(crate) async fn parked(self: &Arc<Self>) -> Accepted {
+        parking::next(self, &self.parking).await
+    }
+
+    pub(super) fn parking(&self) -> Option<&Parking> {
+        self.parking.get()
+    }
+
+    /// Has clients wait from now on.
+    pub(super) fn park(&self, parking: Parking, filter: BorrowedFd<'_>) -> io::Result<()> {
+        if self.parking.set(parking).is_ok() {
+            for (_, listener) in &self.listeners {
+                socket::attach_filter(listener.as_fd(), filter)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an application waits at `source` to be connected to where this port leads.
+    pub(super) fn is_connecting(&self, source: SocketAddr, port: u16) -> bool {
+        self.maps.has_origin(&self.origin_key(source, port))
+    }
+
+    async fn dial(&self, source: IpAddr, dst: SocketAddr) -> io::Result<TcpStream> {
+        let socket = self.netns.run(|| {
+            let socket = socket::tcp(dst.is_ipv6())?;
+            socket.set_tcp_nodelay(true)?;
+            socket.set_out_of_band_inline(true)?;
+            socket::bind_without_port(&socket, source)?;
+            Ok(socket)
+        })?;
+        self.mark(&socket, SOCKET_TUNNEL)?;
+        TcpSocket::from_std_stream(socket.into()).connect(dst).await
+    }
+
+    /// Has the answers of applications that are bound to the interface of `called` stay inside: it may have come later than the
+    /// agent.
+    async fn know_interface(&self, called: IpAddr) {
+        let known = || self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.ips().any(|own| own == called) || known().contains(&called) {
+            return;
+        }
+        let (v4, v6) = (self.ips().any(|ip| ip.is_ipv4()), self.ips().any(|ip| ip.is_ipv6()));
+        match routing::prepare_interfaces(&self.netns, v4, v6).await {
+            Ok(()) => {
+                let mut known = known();
+                if known.len() >= OTHER_ADDRESSES {
+                    known.clear();
+                }
+                known.insert(called);
+            }
+            Err(error) => {
+                tracing::debug!(%error, %called, pod = %self.uid, "no routes for a pod's interfaces")
+            }
+        }
+    }
+
     async fn try_deliver(&self, client: ClientAddr, app: PodAddr, attempt: u32) -> io::Result<TcpStream> {
-        let socket = self.netns.run(|| socket::transparent(client.0.ip(), attempt))?;
+        let socket = self.netns.run(|| socket::transparent(client.0, attempt))?;
         self.mark(&socket, SOCKET_DELIVERY)?;
         let own = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
         let _recorded = self.maps.record(self.flow(canonical(own), app))?;
@@ -205,15 +298,18 @@ impl PodNet {
         self.listeners.iter().map(|(own, listener)| (own.is_ipv6(), listener.as_raw_fd()))
     }
 
-    fn original_dst(&self, source: SocketAddr) -> Option<OriginalDst> {
-        let key = OriginKey {
+    fn original_dst(&self, source: SocketAddr, port: u16) -> Option<OriginalDst> {
+        let origin = self.maps.take_origin(&self.origin_key(source, port))?;
+        Some(OriginalDst(SocketAddr::new(ip(origin.addr), u16::try_from(origin.port).ok()?)))
+    }
+
+    fn origin_key(&self, source: SocketAddr, to: u16) -> OriginKey {
+        OriginKey {
             netns: self.netns.cookie(),
             addr: addr(source.ip()),
             port: u32::from(source.port()),
-            _pad: 0,
-        };
-        let origin = self.maps.origin(&key)?;
-        Some(OriginalDst(SocketAddr::new(ip(origin.addr), u16::try_from(origin.port).ok()?)))
+            to: u32::from(to),
+        }
     }
 
     fn mark(&self, socket: &socket2::Socket, kind: u32) -> io::Result<()> {
@@ -227,25 +323,30 @@ impl Dial for PodNet {
         &self.uid
     }
 
+    /// From a port that the pod has free for this destination. The other end may have a connection in the client's name from
+    /// the same port, and then hears nothing of this one: another port is tried as well.
     async fn dial_tunnel(&self, source: IpAddr, dst: PodAddr) -> io::Result<TcpStream> {
-        let socket = self.netns.run(|| {
-            let socket = socket::tcp(dst.0.is_ipv6())?;
-            socket::tune_tunnel(&socket)?;
-            socket.bind(&SocketAddr::new(source, 0).into())?;
-            Ok(socket)
-        })?;
-        self.mark(&socket, SOCKET_TUNNEL)?;
-        TcpSocket::from_std_stream(socket.into()).connect(dst.0).await
+        let mut first = pin!(self.dial(source, dst.0));
+        let dialled = match timeout(SECOND_PORT, &mut first).await {
+            Ok(dialled) => dialled,
+            Err(_) => select! {
+                dialled = &mut first => dialled,
+                dialled = self.dial(source, dst.0) => dialled,
+            },
+        }?;
+        liveness::tune_tunnel(&dialled)?;
+        Ok(dialled)
     }
 
     async fn dial_plain(&self, source: IpAddr, dst: SocketAddr) -> io::Result<TcpStream> {
-        let stream = self.dial_tunnel(source, PodAddr(dst)).await?;
+        let stream = self.dial(source, dst).await?;
         socket::reset_on_drop(&stream);
         Ok(stream)
     }
 
     async fn deliver(&self, client: ClientAddr, app: PodAddr) -> io::Result<TcpStream> {
         let _place = self.dials.acquire().await.map_err(io::Error::other)?;
+        self.know_interface(app.0.ip()).await;
         let mut attempt = 0;
         let stream = loop {
             match self.try_deliver(client, app, attempt).await {
@@ -264,6 +365,31 @@ impl Dial for PodNet {
         };
         socket::reset_on_drop(&stream);
         Ok(stream)
+    }
+
+    fn answered(&self, destination: SocketAddr) {
+        if let Some(parking) = self.parking.get() {
+            parking.answered().yes(destination);
+        }
+    }
+
+    fn unanswered(&self, destination: SocketAddr) {
+        if let Some(parking) = self.parking.get() {
+            parking.answered().no(destination);
+        }
+    }
+
+    fn patience(&self, stream: &TcpStream) -> Option<Patience> {
+        let (application, agent) = (stream.peer_addr().ok()?, stream.local_addr().ok()?);
+        let (local, remote) = (canonical(application), canonical(agent));
+        let told = self.maps.patience(&Flow {
+            netns: self.netns.cookie(),
+            remote: addr(remote.ip()),
+            local: addr(local.ip()),
+            remote_port: u32::from(remote.port()),
+            local_port: u32::from(local.port()),
+        })?;
+        Some(Patience::told(&told))
     }
 
     async fn until_released(&self) {

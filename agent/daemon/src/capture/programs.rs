@@ -3,23 +3,28 @@
 use std::{
     fmt,
     fs::{self, File},
-    os::fd::BorrowedFd,
+    os::fd::{AsFd as _, BorrowedFd},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, SkLookup, SockOps, links::FdLink},
+    programs::{
+        CgroupAttachMode, CgroupSock, CgroupSockAddr, CgroupSockopt, SkLookup, SockOps, SocketFilter,
+        links::FdLink,
+    },
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
     CaptureError, CaptureSettings, filesystem,
     maps::{self, Maps},
+    parking::Parking,
     pins,
     pod::PodNet,
 };
+use crate::error::with_causes;
 
 /// The object built by `cargo xtask ebpf`; empty in a plain `cargo build`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ambit-ebpf"));
@@ -28,7 +33,9 @@ const ADDRESS_HOOKS: [&str; 4] =
     ["ambit_connect4", "ambit_connect6", "ambit_getpeername4", "ambit_getpeername6"];
 const SOCK_CREATE: &str = "ambit_sock_create";
 const SOCK_OPS: &str = "ambit_sock_ops";
+const SETSOCKOPT: &str = "ambit_setsockopt";
 const INBOUND: &str = "ambit_inbound";
+const PARK: &str = "ambit_park";
 
 /// The programs of one node.
 pub(super) struct Programs {
@@ -108,6 +115,12 @@ impl Programs {
         }
         attach!(CgroupSock, SOCK_CREATE);
         attach!(SockOps, SOCK_OPS);
+        // It only takes notes for this process, and goes with it.
+        let notes: &mut CgroupSockopt = program(ebpf, SETSOCKOPT)?;
+        notes
+            .load()
+            .and_then(|()| notes.attach(&*cgroup, CgroupAttachMode::default()))
+            .map_err(at(SETSOCKOPT))?;
         self.attached = true;
         Ok(())
     }
@@ -135,9 +148,17 @@ impl Programs {
 
     /// Inbound first, then outbound: a pod that can be reached only by its agent may call out.
     pub(super) fn admit(&mut self, pod: &PodNet) -> Result<(), CaptureError> {
-        self.maps.add_listeners(pod)?;
         let mut ebpf = self.loader.load(OBJECT)?;
         maps::set_netns(&mut ebpf, pod.cookie())?;
+        if pod.parking().is_none()
+            && let Err(error) = park(&mut ebpf, pod)
+        {
+            tracing::warn!(
+                pod = %pod.uid(), error = with_causes(&error),
+                "the pod's connects succeed before it is known whether their destinations answer (CAP_NET_RAW is needed)"
+            );
+        }
+        self.maps.add_listeners(pod)?;
         let program: &mut SkLookup = program(&mut ebpf, INBOUND)?;
         let link = program
             .load()
@@ -177,6 +198,26 @@ impl Drop for Programs {
     }
 }
 
+/// Has the pod's clients wait until it is known what they are to be answered.
+fn park(ebpf: &mut Ebpf, pod: &PodNet) -> Result<(), CaptureError> {
+    let failed = |step: &'static str| {
+        move |source| CaptureError::Netns { netns: pod.netns().path().to_owned(), step: step.into(), source }
+    };
+    let mut parking = None;
+    pod.netns()
+        .run(|| {
+            let has = |v6| pod.listener_fds().any(|(is_v6, _)| is_v6 == v6);
+            parking = Some(Parking::open(ebpf, has(false), has(true)));
+            Ok(())
+        })
+        .map_err(failed("enter"))?;
+    let Some(parking) = parking.transpose()? else { return Ok(()) };
+    let program: &mut SocketFilter = program(ebpf, PARK)?;
+    program.load().map_err(at(PARK))?;
+    let filter = program.fd().map_err(at(PARK))?;
+    pod.park(parking, filter.as_fd()).map_err(failed("attach the filter to the agent's listeners"))
+}
+
 /// A program's name, and whether the kernel takes it.
 pub(super) type Rehearsed = (&'static str, Result<(), CaptureError>);
 
@@ -198,7 +239,10 @@ pub(super) fn rehearse(cgroup: &File, netns: BorrowedFd<'_>) -> Result<Vec<Rehea
     }
     attach!(CgroupSock, SOCK_CREATE, cgroup, CgroupAttachMode::default());
     attach!(SockOps, SOCK_OPS, cgroup, CgroupAttachMode::default());
+    attach!(CgroupSockopt, SETSOCKOPT, cgroup, CgroupAttachMode::default());
     attach!(SkLookup, INBOUND, netns);
+    let loaded = program::<SocketFilter>(&mut ebpf, PARK).and_then(|filter| filter.load().map_err(at(PARK)));
+    done.push((PARK, loaded));
     Ok(done)
 }
 

@@ -1,11 +1,13 @@
 //! What a pod's namespace needs so that the application's answers to the agent's dials stay inside.
 //!
 //! The agent dials from the client's own address by a marked socket, and the application's socket takes over the mark
-//! (`tcp_fwmark_accept`, the kernel's ip-sysctl.rst). One rule for each family leads marked packets to a table whose only
-//! route is local, so they end at the agent's socket and not on the way to the client.
+//! (`tcp_fwmark_accept`, the kernel's ip-sysctl.rst). One rule for each family leads marked packets to a table whose routes are
+//! local, so they end at the agent's socket and not on the way to the client. There is one for each interface, as the answers of a
+//! socket that is bound to one take no route of another.
 
 use std::{fs, io, net::Ipv4Addr};
 
+use nix::net::if_::if_nameindex;
 use rtnetlink::{
     Handle, LinkUnspec, RouteMessageBuilder,
     packet_route::{
@@ -21,6 +23,10 @@ use super::{netns::Netns, socket::DELIVERY_MARK};
 const TABLE: u32 = 15_101;
 const PRIORITY: u32 = 32_101;
 const LOOPBACK: u32 = 1;
+/// Beyond the metric of an IPv6 route that states none.
+const AFTER_LOOPBACK: u32 = 2048;
+/// How many interfaces of a namespace get a route.
+const INTERFACES: usize = 64;
 
 /// (path under `/proc/sys/net`, value while enrolled, value afterwards). `fwmark_reflect` keeps the RST of a port on which
 /// nothing listens inside. `tcp_tw_reuse`: all captured connections of a pod share one destination, so the ports of those
@@ -41,12 +47,39 @@ pub(super) async fn prepare(netns: &Netns, v4: bool, v6: bool) -> io::Result<()>
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
-        match handle.route().add(route(family)).replace().execute().await.map_err(into_io) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
+    }
+    prepare_interfaces(netns, v4, v6).await
+}
+
+/// Puts a route in place for each interface that there is; they may be there already.
+pub(super) async fn prepare_interfaces(netns: &Netns, v4: bool, v6: bool) -> io::Result<()> {
+    let handle = connect(netns)?;
+    for interface in interfaces(netns)? {
+        for family in families(v4, v6) {
+            let route = route(family, interface);
+            match handle.route().add(route).replace().execute().await.map_err(into_io) {
+                // An interface that is down takes none, and needs none.
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists && interface == LOOPBACK => {
+                    return Err(error);
+                }
+                _ => {}
+            }
         }
     }
     Ok(())
+}
+
+/// The indexes of the interfaces in a namespace, loopback first; of so many that no pod has them the first ones.
+fn interfaces(netns: &Netns) -> io::Result<Vec<u32>> {
+    let mut found = netns.run(|| {
+        let names = if_nameindex().map_err(io::Error::from)?;
+        Ok(names.iter().map(nix::net::if_::Interface::index).collect::<Vec<_>>())
+    })?;
+    found.push(LOOPBACK);
+    found.sort_unstable();
+    found.dedup();
+    found.truncate(INTERFACES);
+    Ok(found)
 }
 
 /// Brings loopback up in a namespace that nobody has set up yet: no route leads to an interface that is down.
@@ -64,8 +97,10 @@ pub(super) async fn restore(netns: &Netns) {
     for family in families(true, true) {
         let removed = handle.rule().del(rule(family)).execute().await;
         tracing::trace!(?removed, ?family, netns = %netns.path().display(), "rule");
-        let removed = handle.route().del(route(family)).execute().await;
-        tracing::trace!(?removed, ?family, netns = %netns.path().display(), "route");
+        for interface in interfaces(netns).unwrap_or_default() {
+            let removed = handle.route().del(route(family, interface)).execute().await;
+            tracing::trace!(?removed, ?family, interface, netns = %netns.path().display(), "route");
+        }
     }
 }
 
@@ -108,13 +143,17 @@ fn rule(family: AddressFamily) -> RuleMessage {
     rule
 }
 
-fn route(family: AddressFamily) -> rtnetlink::packet_route::route::RouteMessage {
+fn route(family: AddressFamily, interface: u32) -> rtnetlink::packet_route::route::RouteMessage {
     let mut route = RouteMessageBuilder::<Ipv4Addr>::new()
-        .output_interface(LOOPBACK)
+        .output_interface(interface)
         .table_id(TABLE)
         .scope(RouteScope::Host)
-        .kind(RouteType::Local)
-        .build();
+        .kind(RouteType::Local);
+    if interface != LOOPBACK {
+        // Behind that of loopback, and each of its own, so that one does not take the place of another.
+        route = route.priority(AFTER_LOOPBACK.saturating_add(interface));
+    }
+    let mut route = route.build();
     route.header.address_family = family;
     route
 }

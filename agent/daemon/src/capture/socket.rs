@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd},
 };
 
@@ -15,10 +16,14 @@ use tokio::net::TcpStream;
 pub(super) const DELIVERY_MARK: u32 = 0x0a3b_17ed;
 
 /// Source ports of dials in a client's name, as the `attempt`-th try picks them: outside the range that Linux hands out
-/// by default (32,768 to 60,999), so that a dial never meets a port which that same client has open to the same pod; above
-/// it first, where servers seldom are.
-fn delivery_port(attempt: u32) -> u16 {
-    if attempt < 8 { rand::random_range(61_000..=65_535) } else { rand::random_range(16_384..=32_767) }
+/// by default (32,768 to 60,999), and away from where this client gets its own, which must not meet them; above that
+/// range first, where servers seldom are. One that the client has open to the same port already is found out by the
+/// connect program, and another is tried.
+fn delivery_port(client: u16, attempt: u32) -> u16 {
+    const ABOVE: RangeInclusive<u16> = 61_000..=65_535;
+    const BELOW: RangeInclusive<u16> = 16_384..=32_767;
+    let (first, second) = if client >= *ABOVE.start() { (BELOW, ABOVE) } else { (ABOVE, BELOW) };
+    rand::random_range(if attempt < DELIVERY_ATTEMPTS / 3 { first } else { second })
 }
 
 /// How many source ports to try for one dial.
@@ -36,10 +41,12 @@ pub(super) fn listen(ip: IpAddr) -> io::Result<Socket> {
     if ip.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    // Accepted connections inherit both options. They sit on the application's port, which must not keep an application
+    // Accepted connections inherit these options. They sit on the application's port, which must not keep an application
     // from listening there.
     socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(true)?;
+    // Urgent data is passed on in its place.
+    socket.set_out_of_band_inline(true)?;
     socket.bind(&SocketAddr::new(ip, 0).into())?;
     socket.listen(4096)?;
     Ok(socket)
@@ -47,19 +54,47 @@ pub(super) fn listen(ip: IpAddr) -> io::Result<Socket> {
 
 /// A socket that connects in the name of `client`, whose address is not this host's, from a port of the `attempt`-th
 /// choice.
-pub(super) fn transparent(client: IpAddr, attempt: u32) -> io::Result<Socket> {
+pub(super) fn transparent(client: SocketAddr, attempt: u32) -> io::Result<Socket> {
     let socket = tcp(client.is_ipv6())?;
-    let (level, name) = match client {
+    let (level, name) = match client.ip() {
         IpAddr::V4(_) => (libc::SOL_IP, libc::IP_TRANSPARENT),
         IpAddr::V6(_) => (libc::SOL_IPV6, libc::IPV6_TRANSPARENT),
     };
     set(&socket, level, name, 1)?;
     socket.set_mark(DELIVERY_MARK)?;
     socket.set_tcp_nodelay(true)?;
+    socket.set_out_of_band_inline(true)?;
     // A port may serve several dials to different destinations, and is no obstacle to a server that wants to listen on it.
     socket.set_reuse_address(true)?;
-    socket.bind(&SocketAddr::new(client, delivery_port(attempt)).into())?;
+    socket.bind(&SocketAddr::new(client.ip(), delivery_port(client.port(), attempt)).into())?;
     Ok(socket)
+}
+
+/// Leaves the source port to connect(2) where only the address is bound: it may serve connections to other destinations.
+pub(super) fn bind_without_port(socket: &Socket, source: IpAddr) -> io::Result<()> {
+    set(socket, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+    socket.bind(&SocketAddr::new(source, 0).into())
+}
+
+/// A socket that sends whole packets, headers included (raw(7), ipv6(7)).
+pub(super) fn raw(v6: bool) -> io::Result<Socket> {
+    let domain = if v6 { Domain::IPV6 } else { Domain::IPV4 };
+    let socket = Socket::new(domain, Type::RAW.nonblocking().cloexec(), Some(libc::IPPROTO_RAW.into()))?;
+    // It is never read.
+    socket.set_recv_buffer_size(0)?;
+    Ok(socket)
+}
+
+/// Has `program` see every segment that comes to `listener`; connections that it accepts inherit it.
+pub(super) fn attach_filter(listener: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let program = u32::try_from(program.as_raw_fd()).map_err(io::Error::other)?;
+    set(&SockRef::from(&listener), libc::SOL_SOCKET, libc::SO_ATTACH_BPF, program)
+}
+
+/// Spares a connection its listener's filter.
+pub(super) fn detach_filter(stream: &impl AsFd) {
+    // It fails only for what has none.
+    let _: io::Result<()> = set(&SockRef::from(stream), libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0);
 }
 
 /// Connects to an address of the same network namespace: mostly the kernel is through with the handshake before connect(2)
@@ -80,19 +115,9 @@ pub(super) async fn connect_nearby(socket: Socket, addr: SocketAddr) -> io::Resu
     Ok(stream)
 }
 
-/// Keep-alive of connections between agents: a peer that is gone is noticed after half an hour at most, asked every three
-/// minutes; and small frames are not held back.
-pub(super) fn tune_tunnel(socket: &Socket) -> io::Result<()> {
-    socket.set_tcp_nodelay(true)?;
-    let minutes = std::time::Duration::from_secs(180);
-    socket.set_tcp_keepalive(
-        &socket2::TcpKeepalive::new().with_time(minutes).with_interval(minutes).with_retries(9),
-    )
-}
-
 /// Has `stream` closed with a RST, whoever closes it: a stream that was cut, be it by the agent's death, must not look
 /// like one that has ended.
-pub(super) fn reset_on_drop(stream: &impl AsFd) {
+pub(crate) fn reset_on_drop(stream: &impl AsFd) {
     // It fails only for what is no socket.
     let _: io::Result<()> = SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
 }
@@ -119,6 +144,15 @@ pub(crate) fn wake_at(stream: &impl AsFd, bytes: usize) {
     // It fails only for what is no socket.
     let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
     let _: io::Result<()> = set(&SockRef::from(stream), libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes);
+}
+
+/// Whether the next byte of `stream` is an urgent one: a read ends in front of it (tcp(7), `SIOCATMARK`).
+pub(crate) fn is_at_mark(stream: &impl AsFd) -> bool {
+    const SIOCATMARK: libc::Ioctl = 0x8905;
+    let mut at_mark: libc::c_int = 0;
+    // SAFETY: the request writes one integer.
+    let result = unsafe { libc::ioctl(stream.as_fd().as_raw_fd(), SIOCATMARK, &raw mut at_mark) };
+    result == 0 && at_mark != 0
 }
 
 /// The cookie of the network namespace that `socket` belongs to.

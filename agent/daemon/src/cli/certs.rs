@@ -33,6 +33,9 @@ pub(super) struct CertsArgs {
     /// How to show it; pem writes the chains, then the roots
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "table")]
     output: Format,
+    /// The agent that called itself so, not its predecessor or successor
+    #[arg(long, env = "AMBIT_INSTANCE", hide_env_values = true, value_name = "NAME")]
+    instance: Option<String>,
     #[command(flatten)]
     remote: Remote,
 }
@@ -48,14 +51,18 @@ enum Format {
 pub(super) fn run(args: &CertsArgs) -> anyhow::Result<()> {
     let identity = args.identity.as_deref();
     if !args.remote.wanted() {
-        let view = CertsView::new(ask_in_time(&args.run_dir.0, 0)?, identity);
+        let status = ask_in_time(&args.run_dir.0, args.instance.as_deref(), 0)?;
+        let view = CertsView::new(args.remote.narrowed(status), identity);
         return output::emit(&render(&view, args.output, SystemTime::now())?);
     }
     let mut views = Vec::new();
     let mut silent = Vec::new();
     for Answer { node, status } in args.remote.ask(0)? {
         match status {
-            Ok(status) => views.push(NodeCerts { node, view: CertsView::new(status, identity) }),
+            Ok(status) => {
+                let view = CertsView::new(args.remote.narrowed(status), identity);
+                views.push(NodeCerts { node, view });
+            }
             Err(error) => silent.push(format!("{node}: {error:#}")),
         }
     }

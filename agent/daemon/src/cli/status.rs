@@ -4,6 +4,8 @@ mod nodes;
 mod table;
 mod view;
 
+use std::time::{Duration, Instant};
+
 use ambit_proto::admin::v1::StatusResponse;
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
@@ -13,10 +15,15 @@ use super::{
     output,
     remote::{Answer, Remote},
 };
-use crate::config::{DEFAULT_RUN_DIR, Location};
+use crate::{
+    config::{DEFAULT_RUN_DIR, Location, Wait},
+    instance::REPLACED,
+};
 use nodes::NodeView;
 use view::StatusView;
 
+/// How soon an agent that is waited for is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
 /// Connections in a table that was not asked for all of them.
 const FEW_CONNECTIONS: u32 = 10;
 const ALL_CONNECTIONS: u32 = u32::MAX;
@@ -28,8 +35,9 @@ Examples:
   ambit status connections
   ambit status certs problems
   ambit status --ready
+  ambit status --ready --wait 1m
   ambit status --kubeconfig ~/.kube/config
-  ambit status --context prod --pod shop/web-7d4b9 connections
+  ambit status --context prod --pod web-7d4b9 -n shop connections
   ambit status -o json | jq '.connections[] | select(.security == \"plaintext\")'
   ambit status --run-dir /run/ambit-n2")]
 pub(super) struct StatusArgs {
@@ -48,7 +56,10 @@ pub(super) struct StatusArgs {
     /// Show nothing but whether the agent is ready, and exit with 1 while it is not
     #[arg(long, conflicts_with_all = ["sections", "output", "connections"])]
     ready: bool,
-    /// With --ready: the agent that called itself so, not its predecessor or successor
+    /// With --ready: wait so long until it is
+    #[arg(long, value_name = "DURATION", requires = "ready")]
+    wait: Option<Wait>,
+    /// The agent that called itself so, not its predecessor or successor
     #[arg(long, env = "AMBIT_INSTANCE", hide_env_values = true, value_name = "NAME")]
     instance: Option<String>,
     #[command(flatten)]
@@ -68,13 +79,21 @@ enum Section {
     Pods,
     Certs,
     Connections,
+    Denials,
     Problems,
 }
 
 impl StatusArgs {
+    /// What was asked for of an agent's answer.
+    fn view(&self, status: StatusResponse) -> StatusView {
+        StatusView::new(self.remote.narrowed(status), &self.sections)
+    }
+
     fn max_connections(&self) -> u32 {
         let wanted = self.sections.contains(&Section::Connections);
-        if self.connections || self.output != Format::Table || wanted {
+        // Those of one namespace are picked out here.
+        let narrowed = self.remote.namespace().is_some();
+        if narrowed || self.connections || self.output != Format::Table || wanted {
             ALL_CONNECTIONS
         } else {
             FEW_CONNECTIONS
@@ -83,15 +102,33 @@ impl StatusArgs {
 }
 
 pub(super) fn run(args: &StatusArgs) -> anyhow::Result<()> {
+    let instance = args.instance.as_deref();
     if args.ready {
-        let status = ask_in_time(&args.run_dir.0, 0)?;
-        return output::emit(&readiness(&status, args.instance.as_deref())?);
+        return output::emit(&ready_in_time(args)?);
     }
     if args.remote.wanted() {
         return run_remote(args);
     }
-    let status = ask_in_time(&args.run_dir.0, args.max_connections())?;
-    output::emit(&render(&StatusView::new(status, &args.sections), args.output)?)
+    let status = ask_in_time(&args.run_dir.0, instance, args.max_connections())?;
+    if instance.is_some_and(|instance| instance != status.instance) {
+        output::complain(
+            "the agent asked for does not answer; this is how the one stands that serves the node\n",
+        );
+    }
+    output::emit(&render(&args.view(status), args.output)?)
+}
+
+/// Asks until the agent is ready, for as long as was asked for.
+fn ready_in_time(args: &StatusArgs) -> anyhow::Result<String> {
+    let instance = args.instance.as_deref();
+    let ask = || readiness(&ask_in_time(&args.run_dir.0, instance, 0)?, instance);
+    let deadline = Instant::now() + args.wait.as_ref().map_or(Duration::ZERO, |wait| wait.0);
+    loop {
+        match ask() {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(ASK_AGAIN),
+            answer => return answer,
+        }
+    }
 }
 
 fn run_remote(args: &StatusArgs) -> anyhow::Result<()> {
@@ -99,9 +136,10 @@ fn run_remote(args: &StatusArgs) -> anyhow::Result<()> {
     if args.remote.one() && answers.len() == 1 {
         let Answer { node, status } = answers.remove(0);
         let status = status.with_context(|| format!("the agent of node {node}"))?;
-        return output::emit(&render(&StatusView::new(status, &args.sections), args.output)?);
+        return output::emit(&render(&args.view(status), args.output)?);
     }
-    let views: Vec<_> = answers.into_iter().map(|answer| NodeView::new(answer, &args.sections)).collect();
+    let view = |answer| NodeView::new(answer, |status| args.view(status));
+    let views: Vec<_> = answers.into_iter().map(view).collect();
     output::emit(&match args.output {
         Format::Table => nodes::render(&views, std::time::SystemTime::now()),
         Format::Json => serde_json::to_string_pretty(&views)? + "\n",
@@ -114,6 +152,12 @@ fn run_remote(args: &StatusArgs) -> anyhow::Result<()> {
 /// Whether the agent that calls itself `instance` is ready; why not is an error.
 fn readiness(status: &StatusResponse, instance: Option<&str>) -> anyhow::Result<String> {
     match instance {
+        // Its work is done, and nobody waits for it any more.
+        Some(instance)
+            if instance == status.instance && status.pending.iter().any(|gate| gate == REPLACED) =>
+        {
+            Ok("replaced: another agent serves this node\n".to_owned())
+        }
         Some(instance) if instance != status.instance => {
             bail!("another agent serves this node; this one has not taken over, or has been replaced")
         }

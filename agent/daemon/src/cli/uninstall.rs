@@ -1,4 +1,4 @@
-//! `ambit uninstall`: takes off what agents pinned in the kernel.
+//! `ambit uninstall`: takes off what agents left on the node.
 
 use std::fmt::Write;
 
@@ -7,19 +7,22 @@ use clap::Args;
 
 use super::output;
 use crate::{
-    app, cni,
+    app,
     config::{CniDirs, DEFAULT_BPF_ROOT, DEFAULT_RUN_DIR, DnsName, Location},
     instance::{InstanceError, RunDir},
 };
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-While no agent runs, the pods of its node stay closed: what an agent put into the kernel outlives it. This command takes it
-off, and pods talk in plaintext again.
+While no agent runs, the pods of its node stay closed: what an agent put into the kernel outlives it, and so does the CNI plugin,
+which keeps new pods of the mesh waiting. This command takes all of it off, and pods talk in plaintext again. The plugin is looked
+for where the agent wrote down that it is, and in the CNI folders of the common distributions.
+
+On a node without the program, its CNI plugin is the same one: /opt/cni/bin/ambit-cni uninstall --all
 
 Examples:
-  ambit uninstall --node worker-1
   ambit uninstall --all
+  ambit uninstall --node worker-1
   ambit uninstall --all --bpf-root /sys/fs/bpf --run-dir /run/ambit --force
   ambit uninstall --all --cni-bin-dir /opt/cni/bin --cni-conf-dir /etc/cni/net.d")]
 pub(super) struct UninstallArgs {
@@ -31,10 +34,10 @@ pub(super) struct UninstallArgs {
     /// The folder of the agent's status socket and lock
     #[arg(long, env = "AMBIT_RUN_DIR", hide_env_values = true, value_name = "DIR", default_value = DEFAULT_RUN_DIR)]
     run_dir: Location,
-    /// Where the CNI plugin was installed, to take it off too; with --cni-conf-dir only
+    /// Where the CNI plugin was installed, if it is not found; with --cni-conf-dir only
     #[arg(long, env = "AMBIT_CNI_BIN_DIR", hide_env_values = true, value_name = "DIR")]
     cni_bin_dir: Option<Location>,
-    /// Where the CNI plugin was chained, to take it out too
+    /// Where the CNI plugin was chained, if it is not found; with --cni-bin-dir only
     #[arg(long, env = "AMBIT_CNI_CONF_DIR", hide_env_values = true, value_name = "DIR")]
     cni_conf_dir: Option<Location>,
     /// Do it even while an agent runs there: its pods lose their capture at once
@@ -55,13 +58,16 @@ struct Which {
 
 pub(super) fn run(args: &UninstallArgs) -> anyhow::Result<()> {
     // Held to the end, so that no agent starts halfway through.
-    let _claim = claim(args)?;
+    let claim = claim(args)?;
     let cni = CniDirs::of(args.cni_bin_dir.clone(), args.cni_conf_dir.clone())?;
-    let node = args.which.node.as_ref().map(|name| name.0.as_str());
-    // The plugin first: without an agent it would keep new pods waiting.
-    let mut removed = cni.map_or_else(|| Ok(Vec::new()), |dirs| cni::uninstall(&dirs.bin, &dirs.conf))?;
-    removed.extend(app::uninstall(&args.bpf_root.0, node)?);
-    output::emit(&report(&removed))
+    let left = app::Left {
+        node: args.which.node.as_ref().map(|name| name.0.as_str()),
+        bpf_root: &args.bpf_root.0,
+        run_dir: &args.run_dir.0,
+        run_dir_in_use: claim.is_none(),
+        cni: cni.as_ref().map(|dirs| (&*dirs.bin, &*dirs.conf)),
+    };
+    output::emit(&report(&app::uninstall(&left)?))
 }
 
 fn claim(args: &UninstallArgs) -> anyhow::Result<Option<RunDir>> {

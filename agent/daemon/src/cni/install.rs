@@ -21,7 +21,7 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::{CniError, conflist, credentials, protocol::BINARY, state::State};
+use super::{CniError, conflist, credentials, places, protocol::BINARY, state::State};
 use crate::files::{self, Stamp};
 
 /// How often everything is looked at without an event.
@@ -91,6 +91,7 @@ impl Installer {
         let before = Claim::read(conf_dir).map_or(0, |claim| claim.generation);
         let claim = Claim { generation: before + 1, agent };
         claim.write(conf_dir)?;
+        places::write_down(run_dir, bin_dir, conf_dir);
         let entry = json!({ "type": BINARY, "runDir": run_dir, "stateDir": conf_dir });
         let (bin_dir, conf_dir) = (bin_dir.to_owned(), conf_dir.to_owned());
         Ok(Self { bin_dir, conf_dir, entry: entry.to_string(), claim, installed: None })
@@ -203,6 +204,13 @@ impl Installer {
 
 /// Takes the plugin off a node, its configuration first; names what was removed.
 pub(crate) fn uninstall(bin_dir: &Path, conf_dir: &Path) -> Result<Vec<String>, CniError> {
+    let mut removed = take_out_of(conf_dir)?;
+    removed.extend(remove_binary(bin_dir)?);
+    Ok(removed)
+}
+
+/// Takes everything of the plugin out of a folder of network configurations.
+pub(super) fn take_out_of(conf_dir: &Path) -> Result<Vec<String>, CniError> {
     let mut removed = Vec::new();
     // Before all else, or an agent that still runs would repair what goes.
     let claim = Claim { generation: u64::MAX, agent: "uninstalled".to_owned() };
@@ -214,17 +222,40 @@ pub(crate) fn uninstall(bin_dir: &Path, conf_dir: &Path) -> Result<Vec<String>, 
             }
         }
     }
-    let binary = bin_dir.join(BINARY);
-    match fs::remove_file(&binary) {
-        Ok(()) => removed.push(binary.display().to_string()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(CniError::file("remove", binary)(error)),
-    }
     State::remove(conf_dir);
     for file in [credentials::path(conf_dir), conf_dir.join(CLAIM)] {
         let _absent: io::Result<()> = fs::remove_file(file);
     }
     Ok(removed)
+}
+
+/// Removes the plugin itself.
+pub(super) fn remove_binary(bin_dir: &Path) -> Result<Option<String>, CniError> {
+    let binary = bin_dir.join(BINARY);
+    match fs::remove_file(&binary) {
+        Ok(()) => Ok(Some(binary.display().to_string())),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
+        Err(error) => Err(CniError::file("remove", binary)(error)),
+    }
+}
+
+/// Whether an agent has installed the plugin in this folder; one of `node`, if that is named.
+pub(super) fn is_traced(conf_dir: &Path, node: Option<&str>) -> bool {
+    let claim = Claim::read(conf_dir);
+    if let Some(node) = node {
+        // What an agent calls itself begins with its node; its process and when it started follow.
+        return claim.is_some_and(|claim| claim.agent.rsplitn(3, '-').nth(2) == Some(node));
+    }
+    let entered = || {
+        let lists = networks(conf_dir).unwrap_or_default();
+        lists
+            .iter()
+            .filter(|network| is_list(network))
+            .any(|list| read(list).is_ok_and(|text| conflist::has_entry(&text)))
+    };
+    claim.is_some() || entered()
 }
 
 /// Takes the entry out of a list; whether there was one.

@@ -187,8 +187,8 @@ impl Call {
             Ok(Answer { message, .. }) => message,
             Err(error) => format!("the ambit agent of this node is not running ({error})"),
         };
-        let because =
-            because.map(|why| format!("{}/{} is to be in the mesh: {why}", pod.namespace, pod.name));
+        let because = because
+            .map(|why| format!("{}/{} is to be in the mesh: {why}. {}", pod.namespace, pod.name, way_out()));
         Err(Failure { details: because.unwrap_or_default(), ..Failure::later(msg) })
     }
 
@@ -279,6 +279,12 @@ impl Failure {
         let version = version.filter(|version| result::speaks(version)).unwrap_or("1.1.0");
         json!({ "cniVersion": version, "code": self.code, "msg": self.msg, "details": self.details })
     }
+}
+
+/// What to do where ambit was removed and has left its plugin.
+fn way_out() -> String {
+    let plugin = env::current_exe().unwrap_or_else(|_| BINARY.into());
+    format!("If ambit was removed from this cluster, run on the node: {} uninstall --all", plugin.display())
 }
 
 /// Without a configuration, as VERSION may be called, everything has its default.

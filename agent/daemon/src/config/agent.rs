@@ -101,6 +101,8 @@ pub(crate) struct AgentConfig {
     pub(crate) trust_domain_aliases: Vec<TrustDomain>,
     /// Foreign trust domains, each with the file of its roots; none of our own is among them.
     pub(crate) trust_bundles: Vec<(TrustDomain, PathBuf)>,
+    /// Files of roots that are trusted beside the issuer's.
+    pub(crate) also_trust: Vec<PathBuf>,
     /// Where certificates come from.
     pub(crate) issuer: IssuerConfig,
 }
@@ -137,6 +139,8 @@ pub(crate) enum IssuerConfig {
     },
     /// A service that speaks Istio's CreateCertificate.
     Istio {
+        /// What it is called in the log.
+        name: &'static str,
         /// How to reach it.
         service: IstioSettings,
         /// Where it publishes the roots that workloads trust; with every certificate if `None`.
@@ -225,6 +229,7 @@ impl AgentConfig {
             crl_file: settings.crl_file.map(|path| path.0),
             trust_domain_aliases,
             trust_bundles,
+            also_trust: settings.also_trust.map_or_else(Vec::new, |files| files.0),
             issuer,
         })
     }
@@ -252,7 +257,8 @@ fn issuer(settings: &AgentSettings) -> Result<IssuerConfig, ConfigError> {
         IssuerKind::Builtin => IssuerConfig::Builtin {
             ca_dir: path(&settings.ca_dir).ok_or_else(missing("ca-dir", "AMBIT_CA_DIR"))?,
         },
-        IssuerKind::Istio => istio(settings)?,
+        IssuerKind::Ambit => istio("ambit", settings)?,
+        IssuerKind::Istio => istio("istio", settings)?,
         IssuerKind::Files => IssuerConfig::Files {
             dir: path(&settings.cert_dir).ok_or_else(missing("cert-dir", "AMBIT_CERT_DIR"))?,
         },
@@ -288,7 +294,7 @@ fn issuer(settings: &AgentSettings) -> Result<IssuerConfig, ConfigError> {
 }
 
 /// A certificate service, and where it publishes its roots.
-fn istio(settings: &AgentSettings) -> Result<IssuerConfig, ConfigError> {
+fn istio(name: &'static str, settings: &AgentSettings) -> Result<IssuerConfig, ConfigError> {
     let path = |setting: &Option<Location>, default: &str| match setting {
         Some(path) => path.0.clone(),
         None => default.into(),
@@ -316,7 +322,7 @@ fn istio(settings: &AgentSettings) -> Result<IssuerConfig, ConfigError> {
         (None, CaTrust::Root) => Some(Publication::File(service.root.clone())),
         (None, CaTrust::Answers) => None,
     };
-    Ok(IssuerConfig::Istio { service, published })
+    Ok(IssuerConfig::Istio { name, service, published })
 }
 
 fn default_workers() -> usize {

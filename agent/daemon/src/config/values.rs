@@ -12,7 +12,7 @@ use std::{path::PathBuf, str::FromStr};
 use crate::telemetry;
 
 pub(crate) use addresses::{ListenAddr, LoopbackAddr, ServiceAddr, Url};
-pub(crate) use amounts::{Drain, Hold, MapEntries, Rate, Ttl, Workers};
+pub(crate) use amounts::{Drain, Hold, MapEntries, Rate, Ttl, Wait, Window, Workers};
 pub(crate) use label::DataplaneLabel;
 pub(crate) use names::{
     Accounts, ClusterId, ConfigMapKey, DnsName, Namespace, ObjectName, ServerName, ServerNames, VaultPath,
@@ -31,6 +31,21 @@ impl FromStr for Location {
             return Err("the path is empty".to_owned());
         }
         std::path::absolute(text).map(Self).map_err(|error| error.to_string())
+    }
+}
+
+/// Paths joined by commas.
+#[derive(Clone, Debug)]
+pub(crate) struct Locations(pub(crate) Vec<PathBuf>);
+
+impl FromStr for Locations {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.split(',')
+            .map(|path| path.trim().parse().map(|Location(path)| path))
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 }
 

@@ -4,7 +4,7 @@
 //! come back. A file is read only when it has been left alone for a moment, so that half-written ones are rarely met.
 
 pub(super) mod documents;
-mod file;
+pub(super) mod file;
 pub(super) mod manifest;
 
 use std::{
@@ -223,7 +223,7 @@ fn list(dir: &Path) -> io::Result<Listing> {
 }
 
 /// By name: editors' swap and lock files are hidden, their backups end otherwise.
-fn is_manifest(name: &OsString) -> bool {
+pub(super) fn is_manifest(name: &OsString) -> bool {
     let extension = Path::new(name).extension().and_then(std::ffi::OsStr::to_str);
     !name.as_encoded_bytes().starts_with(b".") && matches!(extension, Some("yaml" | "yml" | "json"))
 }

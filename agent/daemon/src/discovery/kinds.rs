@@ -11,6 +11,7 @@ mod fields;
 mod namespace;
 mod peer_authentication;
 mod pod;
+mod request_authentication;
 mod root;
 mod service;
 mod table;
@@ -27,7 +28,7 @@ use serde_json::Value;
 
 pub(super) use fields::FieldError;
 pub(crate) use table::Kind;
-pub(super) use table::{Report, Row, SECURITY_GROUP, UNENFORCED, Unreadable};
+pub(super) use table::{Report, Row, SECURITY_GROUP, Unreadable};
 
 /// One object of a kind that the agent reads, whatever its state. Displays as `PeerAuthentication shop/default`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

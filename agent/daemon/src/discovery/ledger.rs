@@ -135,11 +135,17 @@ impl Ledger {
         self.origins.get(origin).into_iter().flat_map(|content| content.objects.iter().map(|(key, _)| key))
     }
 
+    /// Where the version of each object stands that is in force.
+    pub(super) fn places(&self) -> impl Iterator<Item = (&Key, &Origin)> {
+        self.in_force.iter().map(|(key, in_force)| (key, &in_force.claim.0))
+    }
+
     /// An origin holds these objects now; `problems` are those that belong to none of them.
     pub(super) fn take(&mut self, origin: &Origin, entries: Vec<Entry>, problems: Vec<Problem>) {
         let mut content = Content { objects: Vec::with_capacity(entries.len()), problems: Vec::new() };
         for Entry { key, stated, problem, .. } in entries {
-            let named = |error| Problem::new(origin, Some(key.to_string()), error);
+            let notice = stated.is_good();
+            let named = |error| Problem { notice, ..Problem::new(origin, Some(key.to_string()), error) };
             content.problems.extend(problem.map(named));
             content.objects.push((key, stated));
         }

@@ -76,6 +76,7 @@ pub(crate) struct IstioSettings {
 pub(crate) struct IstioIssuer {
     settings: IstioSettings,
     published: Option<PublishedRoots>,
+    called: &'static str,
     name: ServerName<'static>,
     link: Mutex<Option<Link>>,
 }
@@ -94,7 +95,12 @@ impl IstioIssuer {
     pub(crate) fn new(settings: IstioSettings, published: Option<PublishedRoots>) -> Result<Self, String> {
         let name = settings.server_name.as_deref().unwrap_or(&settings.host);
         let name = ServerName::try_from(name.to_owned()).map_err(|_| name.to_owned())?;
-        Ok(Self { settings, published, name, link: Mutex::default() })
+        Ok(Self { settings, published, called: "istio", name, link: Mutex::default() })
+    }
+
+    /// The same under another name in logs and status.
+    pub(crate) fn called(self, called: &'static str) -> Self {
+        Self { called, ..self }
     }
 
     async fn ask(&self, csr: &Csr) -> Result<Issued, IssueError> {
@@ -197,7 +203,7 @@ impl IstioIssuer {
 
 impl Issuer for IstioIssuer {
     fn name(&self) -> &str {
-        "istio"
+        self.called
     }
 
     fn issue(&self, csr: Csr) -> IssueFuture<'_> {

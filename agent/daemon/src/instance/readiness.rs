@@ -5,6 +5,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+/// The gate of an agent that does not serve its node yet, as another one does.
+pub(crate) const TAKEOVER: &str = "takeover";
+/// The gate of an agent from which another one has taken over.
+pub(crate) const REPLACED: &str = "replaced";
+
 /// The set of gates that are not yet passed. Cheap to clone; with no gate the agent is ready.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Readiness(Arc<Mutex<Gates>>);

@@ -103,6 +103,14 @@ impl RunDir {
         run_dir.join(SOCKET_FILE)
     }
 
+    /// Where the agent that calls itself `instance` listens for status requests from its start to its end, whoever serves the
+    /// directory; none for a name that no file can have.
+    pub(crate) fn own_socket_path(run_dir: &Path, instance: &str) -> Option<PathBuf> {
+        let fits = (1..=64).contains(&instance.len())
+            && instance.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+        fits.then(|| run_dir.join(format!("ambit.agent-{instance}.sock")))
+    }
+
     /// Listens on the status socket, which only this user may connect to. A socket left by a dead agent is replaced: the
     /// claim proves that it is dead.
     pub(crate) fn listen(&self) -> Result<(UnixListener, SocketFile), InstanceError> {

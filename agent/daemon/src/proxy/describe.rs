@@ -9,8 +9,8 @@ use super::{
     outbound::{Routed, Way},
 };
 use crate::{
-    telemetry::{Direction, Meta, Party, Security},
-    tunnel::{Incoming, PeerFacts},
+    telemetry::{ConnectionId, Direction, Meta, Party, Security},
+    tunnel::{Incoming, Order, PeerFacts},
 };
 
 /// A connection of one of our clients; `peer` and whether the session was there already, once there is one.
@@ -29,6 +29,10 @@ pub(super) fn outbound(routed: &Routed, session: Option<(&PeerFacts, bool)>) -> 
         original_dst: Some(routed.original_dst.0),
         service: endpoint.and_then(|endpoint| endpoint.service.clone()),
         security: session.map_or(Security::Plaintext, |(peer, reused)| mutual_tls(peer, reused)),
+        id: match &routed.way {
+            Way::Tunnel(_, _, order) => Some(id(*order)),
+            _ => None,
+        },
     }
 }
 
@@ -50,7 +54,13 @@ pub(super) fn inbound(
         original_dst: stream.map(|stream| stream.original_dst),
         service: None,
         security: session.map_or(Security::Plaintext, |(facts, reused)| mutual_tls(facts, reused)),
+        id: stream.map(|stream| id(stream.order)),
     }
+}
+
+/// Numbers are sent to the other agent, which sees the same.
+fn id(order: Order) -> ConnectionId {
+    ConnectionId { epoch: order.epoch, number: order.number }
 }
 
 fn mutual_tls(peer: &PeerFacts, reused: bool) -> Security {

@@ -1,10 +1,11 @@
 //! From a client to an application in a pod: tunnel or plaintext, verdict, and the way to the application in the
 //! client's name.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use ambit_core::{
     model::{ClientAddr, PodAddr, Workload},
+    policy::Facts,
     reason::{Reason, Refusal},
 };
 use tokio::{net::TcpStream, select};
@@ -16,12 +17,14 @@ use super::{
     order::{Arrivals, Turn},
     pressure::Broken,
     relay::{Meter, Relay},
-    unconnected, within,
+    unconnected,
+    waiting::{admit, refuse},
+    within,
 };
 use crate::{
-    capture::{Dial, bound_buffers, end_cleanly},
-    telemetry::{Connection, Direction, Ending},
-    tunnel::{First, Incoming, Order, Plain, Session, first_bytes, tls::PeerIdentity},
+    capture::{Client, Dial, bound_buffers, end_cleanly, tune_tunnel},
+    telemetry::{Connection, Direction, Ending, Meta},
+    tunnel::{First, Incoming, Leg as _, Order, Plain, Session, first_bytes, tls::PeerIdentity},
 };
 
 /// How long a client that may only come through a tunnel may keep silent.
@@ -44,7 +47,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 pub(super) struct Called {
     pub(super) source: ClientAddr,
     pub(super) destination: PodAddr,
-    /// The called pod, if it is known at the address that was called.
+    /// The called pod, unless the address that was called is another's.
     pub(super) workload: Option<Arc<Workload>>,
     /// The pod at the client's address, if there is one.
     pub(super) caller: Option<Arc<Workload>>,
@@ -53,7 +56,7 @@ pub(super) struct Called {
 /// A connection that has come.
 #[derive(Debug)]
 pub(super) struct Arrival {
-    pub(super) stream: TcpStream,
+    pub(super) client: Client,
     pub(super) source: ClientAddr,
     pub(super) destination: PodAddr,
     pub(super) order: Order,
@@ -63,27 +66,30 @@ pub(super) struct Arrival {
 
 /// Carries one connection, or all streams of one tunnel, to the end.
 pub(super) async fn carry<D: Dial>(shared: &Shared, pod: &Pod<D>, arrival: Arrival, arrivals: &Arrivals) {
-    let Arrival { stream: client, source, destination, order, place } = arrival;
+    let Arrival { client, source, destination, order, place } = arrival;
     // Plaintext keeps the order of connections; streams of a tunnel have numbers of their own.
     let turn = arrivals.turn(source.0.ip(), destination.0.port(), order);
     let called = {
         let world = shared.feed.world();
-        let of_pod = |workload: &&Arc<Workload>| workload.uid == *pod.pod.uid();
         Called {
             source,
             destination,
-            workload: world.mesh.workload_by_ip(destination.0.ip()).filter(of_pod).cloned(),
+            workload: world.mesh.workload_at(destination.0.ip(), pod.pod.uid()).cloned(),
             caller: world.mesh.workload_by_ip(source.0.ip()).cloned(),
         }
     };
     let Some(workload) = &called.workload else {
         let text = "the called pod is not known at the address that was called";
         let refusal = Refusal::new(Reason::NotReady, text);
-        return shared.telemetry.refuse(&describe::inbound(&called, None, None), &refusal);
+        shared.telemetry.refuse(&describe::inbound(&called, None, None), &refusal);
+        return refuse(client, &refusal);
     };
     let mut place = match place {
         Ok(place) => place,
-        Err(refusal) => return shared.telemetry.refuse(&describe::inbound(&called, None, None), &refusal),
+        Err(refusal) => {
+            shared.telemetry.refuse(&describe::inbound(&called, None, None), &refusal);
+            return refuse(client, &refusal);
+        }
     };
     let call = Call { shared, pod, arrivals, called: &called, workload, buffers: place.buffers() };
     // On the heap while it lasts: a connection lives long, and what it is at first is big.
@@ -122,8 +128,7 @@ struct Call<'a, D> {
 }
 
 impl<D: Dial> Call<'_, D> {
-    async fn begin(&self, client: TcpStream, turn: Turn) -> Result<Begun, Refusal> {
-        bound_buffers(&client, self.buffers);
+    async fn begin(&self, client: Client, turn: Turn) -> Result<Begun, Refusal> {
         Ok(match self.recognise(client, turn).await? {
             Recognised::Tunnel(client) => Begun::Tunnel(self.handshake(client).await?),
             Recognised::Plaintext(client, app) => Begun::Plaintext(client, app),
@@ -133,9 +138,15 @@ impl<D: Dial> Call<'_, D> {
 
     /// First bytes decide. Where plaintext is allowed nobody waits for them: the application is connected at once, so
     /// that protocols in which the server speaks first run as without us.
-    async fn recognise(&self, client: TcpStream, turn: Turn) -> Result<Recognised, Refusal> {
-        let meshed = self.called.caller.as_ref().is_some_and(|caller| caller.enrolled);
+    async fn recognise(&self, client: Client, turn: Turn) -> Result<Recognised, Refusal> {
         let allowed = self.verdict(None);
+        if client.is_waiting() && allowed.is_ok() {
+            return self.answer(client, turn).await;
+        }
+        // Who may not come in plaintext may still be a pod of the mesh that nobody has heard of yet.
+        let Ok(client) = admit(client).await else { return Ok(Recognised::Gone) };
+        bound_buffers(&client, self.buffers);
+        let meshed = self.called.caller.as_ref().is_some_and(|caller| caller.enrolled);
         if meshed || allowed.is_err() {
             let patience = if meshed { MESHED_PATIENCE } else { STRICT_PATIENCE };
             match first_bytes(&client, patience).await {
@@ -146,6 +157,25 @@ impl<D: Dial> Call<'_, D> {
         }
         allowed?;
         let app = self.deliver(turn).await?;
+        self.plaintext_or_tunnel(client, app).await
+    }
+
+    /// A client that waits is connected once the application is, and else told what the application would have told it.
+    async fn answer(&self, client: Client, turn: Turn) -> Result<Recognised, Refusal> {
+        let app = match self.deliver(turn).await {
+            Ok(app) => app,
+            Err(refusal) => {
+                refuse(client, &refusal);
+                return Err(refusal);
+            }
+        };
+        let Ok(client) = admit(client).await else { return Ok(Recognised::Gone) };
+        bound_buffers(&client, self.buffers);
+        self.plaintext_or_tunnel(client, app).await
+    }
+
+    /// The same where the application is connected already.
+    async fn plaintext_or_tunnel(&self, client: TcpStream, app: TcpStream) -> Result<Recognised, Refusal> {
         select! {
             biased;
             first = first_bytes(&client, BOTH_SILENT) => match first {
@@ -166,11 +196,11 @@ impl<D: Dial> Call<'_, D> {
     async fn plaintext(&self, client: TcpStream, app: TcpStream) {
         let connection = self.shared.telemetry.open(describe::inbound(self.called, None, None));
         let mut relay = Relay::new(app, Plain::new(client, self.pod.share.clone()));
-        let facts = facts(self.called.destination, self.called.source.0.ip(), None);
         let meter = Inbound(&connection);
         let ended = select! {
-            ended = self.shared.relay(self.pod.pod.uid(), &mut relay, &meter) => ended.map_err(cut),
-            refusal = self.pod.until_denied(facts, &self.shared.telemetry) => Err(Cut::here(refusal)),
+            biased;
+            refusal = self.until_denied(None, &connection) => Err(Cut::here(refusal)),
+            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter) => ended.map_err(cut),
         };
         match ended {
             Ok(()) => connection.finish(&Ending::Closed),
@@ -228,6 +258,8 @@ impl<D: Dial> Call<'_, D> {
     async fn handshake(&self, client: TcpStream) -> Result<Session, Refusal> {
         // Frames and alerts say how a tunnel ends; a RST could overtake them.
         end_cleanly(&client);
+        // It fails only for what is no socket.
+        let _: io::Result<()> = tune_tunnel(&client);
         let Shared { wallet, telemetry, .. } = self.shared;
         let credentials = wallet.credentials(&self.workload.identity).await?;
         // Whoever calls from a known pod's address must be that pod.
@@ -255,19 +287,26 @@ impl<D: Dial> Call<'_, D> {
         let app = match place.begin_stream(Box::pin(self.admit(&peer, incoming))).await {
             Ok(app) => app,
             Err(refusal) => {
-                self.shared.telemetry.refuse(&meta, &refusal);
+                self.refuse_as(&refusal, &meta, Some(&peer));
                 session.refuse_stream(refusal).await;
                 return None;
             }
         };
         let connection = self.shared.telemetry.open(meta);
-        let mut relay = Relay::new(app, session.accept_stream());
-        let facts = facts(self.called.destination, self.called.source.0.ip(), Some(&peer.id));
+        let mut stream = session.accept_stream();
+        if incoming.waits
+            && let Err(error) = stream.answer()
+        {
+            stream.close(Cut::by_leg(error).report(connection)).await;
+            return None;
+        }
+        let mut relay = Relay::new(app, stream);
         let meter = Inbound(&connection);
         let ended = select! {
-            ended = self.shared.relay(self.pod.pod.uid(), &mut relay, &meter) => ended.map_err(cut),
-            refusal = self.pod.until_denied(facts, &self.shared.telemetry) => Err(Cut::here(refusal)),
+            biased;
+            refusal = self.until_denied(Some(&peer), &connection) => Err(Cut::here(refusal)),
             refused = self.until_distrusted(&peer) => Err(Cut::here(distrusted(refused))),
+            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter) => ended.map_err(cut),
         };
         match ended {
             Ok(()) => {
@@ -294,24 +333,42 @@ impl<D: Dial> Call<'_, D> {
         self.shared.wallet.until_distrusted(&self.workload.identity, peer).await
     }
 
+    /// Ends once the verdict on a live connection has turned to a refusal. Looked at before the relay, so that connections that
+    /// are over at once are judged and rehearsed as well.
+    async fn until_denied(&self, peer: Option<&PeerIdentity>, connection: &Connection) -> Refusal {
+        self.pod.until_denied(self.facts(peer), connection.meta(), &self.shared.telemetry).await
+    }
+
     fn verdict(&self, peer: Option<&PeerIdentity>) -> Result<(), Refusal> {
+        self.pod.verdict(&self.facts(peer))
+    }
+
+    fn facts<'p>(&self, peer: Option<&'p PeerIdentity>) -> Facts<'p> {
         let Called { source, destination, .. } = self.called;
-        self.pod.verdict(&facts(*destination, source.0.ip(), peer.map(|peer| &peer.id)))
+        facts(*destination, source.0.ip(), peer.map(|peer| &peer.id))
     }
 
     /// Connects to the application when it is the connection's turn.
     async fn deliver(&self, turn: Turn) -> Result<TcpStream, Refusal> {
         turn.wait().await;
         let Called { source, destination, .. } = *self.called;
-        let app = within(CONNECT, self.pod.pod.deliver(source, destination))
-            .await
-            .map_err(|error| unconnected("the application at", destination.0, &error))?;
+        let app = within(CONNECT, self.pod.pod.deliver(source, destination)).await.map_err(|error| {
+            self.pod.pod.unanswered(destination.0);
+            unconnected("the application at", destination.0, &error)
+        })?;
+        self.pod.pod.answered(destination.0);
         bound_buffers(&app, self.buffers);
         Ok(app)
     }
 
     fn refuse(&self, refusal: &Refusal) {
-        self.shared.telemetry.refuse(&describe::inbound(self.called, None, None), refusal);
+        self.refuse_as(refusal, &describe::inbound(self.called, None, None), None);
+    }
+
+    fn refuse_as(&self, refusal: &Refusal, meta: &Meta, peer: Option<&PeerIdentity>) {
+        let Call { shared, pod, .. } = self;
+        pod.rehearse_refused(refusal, &self.facts(peer), meta, &shared.telemetry);
+        shared.telemetry.refuse(meta, refusal);
     }
 }
 

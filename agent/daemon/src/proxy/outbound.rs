@@ -1,13 +1,18 @@
 //! From an application in a pod to wherever it wants to go: route, then a tunnel to a meshed pod or a plain connection.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ambit_core::{
-    discovery::{Endpoint, Route, RouteError},
+    discovery::{Affinity, Endpoint, Route, RouteError},
     model::{OriginalDst, PodAddr, Workload},
+    policy::Facts,
     reason::{Reason, Refusal},
 };
-use tokio::{net::TcpStream, select};
+use tokio::{select, time::timeout};
 
 use super::{
     Cut, Pod, Shared,
@@ -16,17 +21,22 @@ use super::{
     order::Numbers,
     pressure::Broken,
     relay::{Meter, Relay},
-    unconnected, within,
+    unconnected,
+    waiting::{admit, refuse, unless_given_up},
+    within,
 };
 use crate::{
-    capture::{Dial, bound_buffers},
+    capture::{Client, Dial, bound_buffers},
     discovery::World,
     telemetry::{Connection, Direction, Ending},
-    tunnel::{Incoming, Order, Plain, PoolKey, Session},
+    tunnel::{ANSWERED_WITHIN, Incoming, LegError, Order, Plain, PoolKey, Session, Stream},
 };
 
 /// How long a connect to another pod may take.
 const CONNECT: Duration = Duration::from_secs(10);
+/// How long a tunnel that rests is believed to lead to its peer. After that nothing of the application's is said on it before
+/// the peer has answered, so that it can still go another way.
+const PROVEN: Duration = Duration::from_secs(1);
 
 /// What was found out about one connection before anything is dialled.
 #[derive(Debug)]
@@ -57,11 +67,12 @@ pub(super) fn route(
     uid: &str,
     source: SocketAddr,
     original_dst: OriginalDst,
+    kept: &mut Affinity,
     numbers: &mut Numbers<PodAddr>,
 ) -> Routed {
-    let client = world.mesh.workload_by_ip(source.ip()).filter(|client| *client.uid == *uid);
+    let client = world.mesh.workload_at(source.ip(), uid);
     let way = match client {
-        Some(client) => match world.mesh.route(client, original_dst, rand::random()) {
+        Some(client) => match chosen(world, client, original_dst, kept) {
             Route::Tunnel(endpoint) => {
                 let order = numbers.next(endpoint.addr);
                 Way::Tunnel(client.clone(), endpoint, order)
@@ -84,28 +95,42 @@ pub(super) fn route(
     Routed { client: client.cloned(), source, original_dst, way }
 }
 
+/// Where it goes; to which endpoint of its service is noted, where the client is to keep to it.
+fn chosen(world: &World, client: &Workload, original_dst: OriginalDst, kept: &mut Affinity) -> Route {
+    let now = Instant::now();
+    let route = world.mesh.route(client, original_dst, rand::random(), |service| kept.endpoint(service, now));
+    if let Route::Tunnel(endpoint) | Route::Plain(endpoint) = &route
+        && let (Some(service), Some(timeout)) = (&endpoint.service, endpoint.kept_for)
+    {
+        kept.keep(&service.name, endpoint.addr.0.ip(), timeout, now);
+    }
+    route
+}
+
 /// Carries one connection to its end.
 pub(super) async fn carry<D: Dial>(
     shared: &Shared,
     pod: &Pod<D>,
-    app: TcpStream,
+    app: Client,
     routed: Routed,
     place: Result<Place, Refusal>,
 ) {
     let place = match place {
         Ok(place) => place,
-        Err(refusal) => return shared.telemetry.refuse(&describe::outbound(&routed, None), &refusal),
+        Err(refusal) => {
+            shared.telemetry.refuse(&describe::outbound(&routed, None), &refusal);
+            return refuse(app, &refusal);
+        }
     };
-    bound_buffers(&app, place.buffers());
     let call = Call { shared, pod, routed: &routed };
     match &routed.way {
         Way::Tunnel(client, endpoint, _) if is_itself(client, &endpoint.workload) => {
             call.to_itself(app, client, endpoint, place).await;
         }
         Way::Tunnel(client, endpoint, order) => call.tunnel(app, client, endpoint, *order, place).await,
-        Way::Plain(endpoint) => call.plain(app, "the destination", endpoint.addr.0, place).await,
-        Way::Passthrough => call.plain(app, "the destination", routed.original_dst.0, place).await,
-        Way::Refused(refusal) => call.refuse(refusal),
+        Way::Plain(endpoint) => call.plain(app, "the destination", endpoint.addr.0, place, None).await,
+        Way::Passthrough => call.plain(app, "the destination", routed.original_dst.0, place, None).await,
+        Way::Refused(refusal) => call.refuse(app, refusal),
     }
 }
 
@@ -123,31 +148,58 @@ struct Call<'a, D> {
 impl<D: Dial> Call<'_, D> {
     async fn tunnel(
         &self,
-        app: TcpStream,
+        mut app: Client,
         client: &Workload,
         endpoint: &Endpoint,
         order: Order,
         mut place: Place,
     ) {
-        // On the heap while it lasts: a connection lives long, and dialling and the handshake are big.
-        let begun = Box::pin(self.session(client, endpoint, place.buffers()));
-        let (key, session, reused) = match place.begin(begun).await {
-            Ok(found) => found,
-            Err(refusal) => return self.refuse(&refusal),
+        let (key, connection, peer, stream) = loop {
+            // On the heap while it lasts: a connection lives long, and dialling and the handshake are big.
+            let session = self.session(client, endpoint, place.buffers());
+            let begun = Box::pin(unless_given_up(&mut app, session));
+            let (key, session, rested) = match place.begin(begun).await {
+                Ok(found) => found,
+                Err(refusal) => return self.refuse(app, &refusal),
+            };
+            let reused = rested.is_some();
+            let waits = app.is_waiting() || rested.is_some_and(|rested| rested >= PROVEN);
+            let facts = session.facts().clone();
+            let mut stream = session.open(Incoming {
+                original_dst: self.routed.original_dst.0,
+                service: endpoint.service.as_ref().map(|service| service.host.to_string()),
+                trace: None,
+                order,
+                waits,
+            });
+            let confirmed = if waits { self.confirmed(&mut app, &mut stream, reused).await } else { Ok(()) };
+            // One that has rested may have ended, and its end was on the way, or it leads nowhere any more. Then those that have
+            // rested longer do not either.
+            if reused && matches!(confirmed, Err(LegError::Tunnel(_))) {
+                self.shared.telemetry.tunnel_given_up();
+                self.shared.pool.forget(&key);
+                stream.abort();
+                continue;
+            }
+            let meta = describe::outbound(self.routed, Some((&facts, reused)));
+            let connection = self.shared.telemetry.open(meta);
+            if let Err(error) = confirmed {
+                return self.unconfirmed(app, stream, connection, Cut::by_leg(error));
+            }
+            break (key, connection, facts.peer, stream);
         };
-        let meta = describe::outbound(self.routed, Some((session.facts(), reused)));
-        let connection = self.shared.telemetry.open(meta);
-        let peer = session.facts().peer.clone();
-        let stream = session.open(Incoming {
-            original_dst: self.routed.original_dst.0,
-            service: endpoint.service.as_ref().map(|service| service.host.to_string()),
-            trace: None,
-            order,
-        });
+        let app = match admit(app).await {
+            Ok(app) => app,
+            Err(refusal) => {
+                let tell = Cut::here(refusal).report(connection);
+                return drop(tokio::spawn(stream.close(tell)));
+            }
+        };
+        bound_buffers(&app, place.buffers());
         let mut relay = Relay::new(app, stream);
         let meter = Outbound(&connection);
         let ended = select! {
-            ended = self.shared.relay(self.pod.pod.uid(), &mut relay, &meter) => ended.map_err(Cut::by_relay),
+            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter) => ended.map_err(Cut::by_relay),
             refused = self.shared.wallet.until_distrusted(&client.identity, &peer) => {
                 Err(Cut::here(distrusted(refused)))
             }
@@ -155,6 +207,7 @@ impl<D: Dial> Call<'_, D> {
         match ended {
             Ok(()) => {
                 connection.finish(&Ending::Closed);
+                self.pod.pod.answered(self.routed.original_dst.0);
                 let session = relay.into_leg().into_session();
                 if self.shared.is_draining() {
                     tokio::spawn(session.close(None));
@@ -163,20 +216,44 @@ impl<D: Dial> Call<'_, D> {
                 }
             }
             Err(cut) => {
+                self.pod.pod.unanswered(self.routed.original_dst.0);
                 let tell = cut.report(connection);
                 tokio::spawn(relay.into_leg().close(tell));
             }
         }
     }
 
-    /// A session that has waited in the pool, or a new one. One from before our certificate was renewed serves only where no
-    /// new one can be made.
+    /// Waits until the other end has taken the stream.
+    async fn confirmed(&self, app: &mut Client, stream: &mut Stream, reused: bool) -> Result<(), LegError> {
+        let answer = async {
+            let late = || {
+                Refusal::new(Reason::Timeout, "the other agent does not say whether its application answers")
+            };
+            timeout(ANSWERED_WITHIN, stream.confirmed(reused))
+                .await
+                .unwrap_or_else(|_| Err(LegError::Here(late())))
+        };
+        unless_given_up(app, answer).await
+    }
+
+    /// The other end has not taken it.
+    fn unconfirmed(&self, app: Client, stream: Stream, connection: Connection, cut: Cut) {
+        self.pod.pod.unanswered(self.routed.original_dst.0);
+        if let Some(refusal) = &cut.refusal {
+            refuse(app, refusal);
+        }
+        let tell = cut.report(connection);
+        tokio::spawn(stream.close(tell));
+    }
+
+    /// A session that has waited in the pool, and for how long, or a new one. One from before our certificate was renewed serves
+    /// only where no new one can be made.
     async fn session(
         &self,
         client: &Workload,
         endpoint: &Endpoint,
         buffers: Option<usize>,
-    ) -> Result<(PoolKey, Session, bool), Refusal> {
+    ) -> Result<(PoolKey, Session, Option<Duration>), Refusal> {
         let key = PoolKey {
             pod: client.uid.clone(),
             source: self.routed.source.ip(),
@@ -187,24 +264,24 @@ impl<D: Dial> Call<'_, D> {
         };
         let Shared { wallet, telemetry, pool, .. } = self.shared;
         let mut outdated = None;
-        while let Some(session) = pool.take(&key) {
+        while let Some((session, rested)) = pool.take(&key) {
             if wallet.recheck(&client.identity, &session.facts().peer).is_err() {
                 continue;
             }
             if !wallet.renewed_since(&client.identity, session.since()) {
                 telemetry.tunnel_reused();
-                return Ok((key, session, true));
+                return Ok((key, session, Some(rested)));
             }
-            outdated = Some(session);
+            outdated = Some((session, rested));
         }
         match (self.dialled(client, endpoint, buffers).await, outdated) {
             (Ok(session), outdated) => {
-                outdated.map(|outdated| tokio::spawn(outdated.close(None)));
-                Ok((key, session, false))
+                outdated.map(|(outdated, _)| tokio::spawn(outdated.close(None)));
+                Ok((key, session, None))
             }
-            (Err(_), Some(outdated)) => {
+            (Err(_), Some((outdated, rested))) => {
                 telemetry.tunnel_reused();
-                Ok((key, outdated, true))
+                Ok((key, outdated, Some(rested)))
             }
             (Err(refusal), None) => Err(refusal),
         }
@@ -240,37 +317,75 @@ impl<D: Dial> Call<'_, D> {
 
     /// A pod that calls its own service does not pass its own inbound side: its policy applies here, with itself as the
     /// source.
-    async fn to_itself(&self, app: TcpStream, client: &Workload, endpoint: &Endpoint, place: Place) {
+    async fn to_itself(&self, app: Client, client: &Workload, endpoint: &Endpoint, place: Place) {
         let addr = endpoint.addr;
-        match self.pod.verdict(&facts(addr, addr.0.ip(), Some(&client.identity))) {
-            Ok(()) => self.plain(app, "the application at", addr.0, place).await,
-            Err(refusal) => self.refuse(&refusal),
-        }
-    }
-
-    /// To where no agent is: a plain connection from the pod's own address.
-    async fn plain(&self, app: TcpStream, what: &str, destination: SocketAddr, mut place: Place) {
-        let dial = Box::pin(async {
-            let dial = self.pod.pod.dial_plain(self.routed.source.ip(), destination);
-            within(CONNECT, dial).await.map_err(|error| unconnected(what, destination, &error))
-        });
-        let server = match place.begin(dial).await {
-            Ok(server) => server,
-            Err(refusal) => return self.refuse(&refusal),
-        };
-        bound_buffers(&server, place.buffers());
-        let connection = self.shared.telemetry.open(describe::outbound(self.routed, None));
-        let mut relay = Relay::new(app, Plain::new(server, self.pod.share.clone()));
-        match self.shared.relay(self.pod.pod.uid(), &mut relay, &Outbound(&connection)).await {
-            Ok(()) => connection.finish(&Ending::Closed),
-            Err(Broken::Leg(_)) => connection.finish(&Ending::Reset),
-            Err(Broken::GivenUp(refusal)) => {
-                connection.finish(&Ending::Refused { refusal, by_peer: false });
+        let facts = facts(addr, addr.0.ip(), Some(&client.identity));
+        match self.pod.verdict(&facts) {
+            Ok(()) => self.plain(app, "the application at", addr.0, place, Some(facts)).await,
+            Err(refusal) => {
+                let meta = describe::outbound(self.routed, None);
+                self.pod.rehearse_refused(&refusal, &facts, &meta, &self.shared.telemetry);
+                self.refuse(app, &refusal);
             }
         }
     }
 
-    fn refuse(&self, refusal: &Refusal) {
+    /// To where no agent is: a plain connection from the pod's own address. One that is judged by `facts` is judged again
+    /// whenever the pod's policy changes.
+    async fn plain(
+        &self,
+        mut app: Client,
+        what: &str,
+        destination: SocketAddr,
+        mut place: Place,
+        facts: Option<Facts<'_>>,
+    ) {
+        let dial = async {
+            let dial = self.pod.pod.dial_plain(self.routed.source.ip(), destination);
+            within(CONNECT, dial).await.map_err(|error| unconnected(what, destination, &error))
+        };
+        let dial = Box::pin(unless_given_up(&mut app, dial));
+        let server = match place.begin(dial).await {
+            Ok(server) => server,
+            Err(refusal) => {
+                self.pod.pod.unanswered(self.routed.original_dst.0);
+                return self.refuse(app, &refusal);
+            }
+        };
+        let app = match admit(app).await {
+            Ok(app) => app,
+            Err(refusal) => return self.refused(&refusal),
+        };
+        self.pod.pod.answered(self.routed.original_dst.0);
+        bound_buffers(&app, place.buffers());
+        bound_buffers(&server, place.buffers());
+        let connection = self.shared.telemetry.open(describe::outbound(self.routed, None));
+        let mut relay = Relay::new(app, Plain::new(server, self.pod.share.clone()));
+        let meter = Outbound(&connection);
+        let denied = async {
+            match facts {
+                Some(facts) => self.pod.until_denied(facts, connection.meta(), &self.shared.telemetry).await,
+                None => std::future::pending().await,
+            }
+        };
+        let ending = select! {
+            biased;
+            refusal = denied => Ending::Refused { refusal, by_peer: false },
+            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter) => match ended {
+                Ok(()) | Err(Broken::Leg(LegError::AppLeft)) => Ending::Closed,
+                Err(Broken::Leg(_)) => Ending::Reset,
+                Err(Broken::GivenUp(refusal)) => Ending::Refused { refusal, by_peer: false },
+            },
+        };
+        connection.finish(&ending);
+    }
+
+    fn refuse(&self, app: Client, refusal: &Refusal) {
+        self.refused(refusal);
+        refuse(app, refusal);
+    }
+
+    fn refused(&self, refusal: &Refusal) {
         self.shared.telemetry.refuse(&describe::outbound(self.routed, None), refusal);
     }
 }

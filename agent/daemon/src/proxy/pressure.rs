@@ -6,7 +6,10 @@
 use std::{sync::Arc, time::Duration};
 
 use ambit_core::reason::{Reason, Refusal};
-use tokio::{select, time::sleep};
+use tokio::{
+    select,
+    time::{Instant, sleep, sleep_until},
+};
 
 use super::{
     Shared,
@@ -14,6 +17,7 @@ use super::{
     relay::{Meter, Relay},
 };
 use crate::{
+    capture::Dial,
     instance::MemoryUse,
     tunnel::{Leg, LegError},
 };
@@ -94,29 +98,39 @@ impl Shared {
         }
     }
 
-    /// Relays for the pod `uid` until both directions have ended, with as little memory as there is.
+    /// Relays for `pod` until both directions have ended, with as little memory as there is, and waiting for the other end as
+    /// long as the application does.
     pub(super) async fn relay<L: Leg>(
         &self,
-        uid: &str,
+        pod: &impl Dial,
         relay: &mut Relay<L>,
         meter: &impl Meter,
     ) -> Result<(), Broken> {
         let mut memory = self.memory.subscribe();
         // What it was born with is known already.
         let mut cut = memory.borrow_and_update().pressure > Pressure::None;
+        let mut looks = Looks::new(Instant::now());
         loop {
             select! {
                 biased;
-                ended = relay.run(meter) => return ended.map_err(Broken::Leg),
+                ended = relay.run(meter) => {
+                    relay.end_patience(&ended).await;
+                    return ended.map_err(Broken::Leg);
+                }
                 // The sender lives as long as `self`.
                 _ = memory.changed() => {}
+                () = sleep_until(looks.next) => {
+                    relay.adopt_patience(pod);
+                    looks.looked(relay.moved());
+                    continue;
+                }
             }
             let State { pressure, heaviest } = memory.borrow_and_update().clone();
             if pressure > Pressure::None && !cut {
                 relay.bound_buffers(SMALLEST_BUFFER);
                 cut = true;
             }
-            if heaviest.is_some_and(|heaviest| *heaviest == *uid)
+            if heaviest.is_some_and(|heaviest| heaviest == *pod.uid())
                 && relay.is_stuck()
                 && rand::random_ratio(1, ONE_OF)
             {
@@ -124,6 +138,29 @@ impl Shared {
                 return Err(Broken::GivenUp(Refusal::new(Reason::Overloaded, text)));
             }
         }
+    }
+}
+
+/// When it is looked next how long an application waits for the other end: soon after the connection stands, as such things are
+/// set then, and the more seldom the longer nothing passes.
+struct Looks {
+    next: Instant,
+    pause: Duration,
+    moved: u64,
+}
+
+const FIRST_LOOK: Duration = Duration::from_millis(100);
+const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(64)];
+
+impl Looks {
+    fn new(now: Instant) -> Self {
+        Self { next: now + FIRST_LOOK, pause: PAUSES[0], moved: 0 }
+    }
+
+    fn looked(&mut self, moved: u64) {
+        self.pause = if moved == self.moved { (self.pause * 2).min(PAUSES[1]) } else { PAUSES[0] };
+        self.moved = moved;
+        self.next += self.pause;
     }
 }
 

@@ -1,19 +1,28 @@
 //! Moves bytes between an application and a leg, each direction until its own end: half-close and reset stay what they are.
 //!
-//! All state is in [`Relay`] and the leg: a relay that stops between two steps has lost nothing, and could go on elsewhere.
+//! Both sockets are watched all the time, also by nobody reading: who breaks off is noticed while the other end takes nothing.
+//! What was said before is passed on as far as it is taken at once. All state is in [`Relay`] and the leg: a relay that stops
+//! between two steps has lost nothing, and could go on elsewhere.
 
 use std::{
     future::poll_fn,
-    pin::pin,
+    io,
+    pin::{Pin, pin},
     task::{Context, Poll},
     time::Duration,
 };
 
-use tokio::{net::TcpStream, time::sleep};
+use tokio::{
+    io::{Interest, Ready},
+    net::TcpStream,
+    time::{Instant, sleep, timeout_at},
+};
 
 use crate::{
-    capture::{bound_buffers, end_cleanly},
-    tunnel::{Leg, LegError, Moved},
+    capture::{
+        Dial, Patience, answered_probe, bound_buffers, end_cleanly, failure, fall_silent, probe_when_idle,
+    },
+    tunnel::{ANSWERED_WITHIN, Leg, LegError, Moved, TunnelError},
 };
 
 /// How long the word that a connection stands waits for the application's first bytes, to go out with them. The client's
@@ -33,10 +42,57 @@ pub(super) trait Meter {
 pub(super) struct Relay<L> {
     app: TcpStream,
     leg: L,
+    state: State,
+    begun: Instant,
+    /// How long the application waits for the other end, if it has said so.
+    patience: Option<Patience>,
+}
+
+/// How far a relay has come.
+#[derive(Debug, Default)]
+struct State {
     /// From the application.
     up: Direction,
     /// To the application.
     down: Direction,
+    /// What one of the two sockets has failed of, while the last words from it are passed on.
+    failed: Option<LegError>,
+}
+
+impl State {
+    /// Whether anything may still come from the application.
+    fn sends(&self) -> bool {
+        !self.up.ended && matches!(self.failed, None | Some(LegError::App(_)))
+    }
+
+    /// Whether anything may still come for the application.
+    fn delivers(&self) -> bool {
+        !self.down.ended && !matches!(self.failed, Some(LegError::App(_)))
+    }
+
+    /// Sending has met `error`. An error unless what has come the other way can still be delivered.
+    fn leg_failed(&mut self, error: LegError) -> Result<(), LegError> {
+        let broken_off = matches!(error, LegError::Plain(_) | LegError::Tunnel(TunnelError::Io(_)));
+        self.failed_first(error, broken_off && self.delivers())
+    }
+
+    /// Delivering has met `error`. An error unless what the application has said can still be sent.
+    fn app_failed(&mut self, error: LegError) -> Result<(), LegError> {
+        let broken_off = matches!(error, LegError::App(_));
+        self.failed_first(error, broken_off && self.sends())
+    }
+
+    fn failed_first(&mut self, error: LegError, goes_on: bool) -> Result<(), LegError> {
+        match self.failed.take() {
+            None if goes_on => {
+                self.failed = Some(error);
+                Ok(())
+            }
+            // The reason that a peer gives says more than that it has broken off.
+            Some(first) if !matches!(error, LegError::Refused(_) | LegError::Reset(_)) => Err(first),
+            _ => Err(error),
+        }
+    }
 }
 
 /// One direction.
@@ -58,7 +114,7 @@ impl Direction {
 
 impl<L: Leg> Relay<L> {
     pub(super) fn new(app: TcpStream, leg: L) -> Self {
-        Self { app, leg, up: Direction::default(), down: Direction::default() }
+        Self { app, leg, state: State::default(), begun: Instant::now(), patience: None }
     }
 
     /// Cuts the buffers of both sockets.
@@ -69,10 +125,41 @@ impl<L: Leg> Relay<L> {
 
     /// Whether it holds bytes that their receiver has not taken.
     pub(super) fn is_stuck(&self) -> bool {
-        self.leg.is_stuck()
+        self.leg.is_sending() || self.leg.is_delivering()
     }
 
-    /// The leg, for what is to be said at the end.
+    /// Bytes that have passed, both ways.
+    pub(super) fn moved(&self) -> u64 {
+        self.state.up.bytes + self.state.down.bytes
+    }
+
+    /// Waits for the other end as long as the application at this one does.
+    pub(super) fn adopt_patience(&mut self, pod: &impl Dial) {
+        let patience = pod.patience(&self.app);
+        if patience.is_some() && patience != self.patience {
+            self.patience = patience;
+            self.leg.set_patience(&patience.unwrap_or_default());
+        }
+    }
+
+    /// Is as patient as at first when another connection may follow. An application that is about to find out by itself that
+    /// nobody answers is left to that, and meets silence.
+    pub(super) async fn end_patience(&self, ended: &Result<(), LegError>) {
+        let Some(patience) = self.patience else { return };
+        match ended {
+            Ok(()) => self.leg.set_patience(&Patience::default()),
+            Err(LegError::Tunnel(TunnelError::Io(error)) | LegError::Plain(error))
+                if error.kind() == io::ErrorKind::TimedOut
+                    && let Some(limit) = patience.until_noticed()
+                    && fall_silent(&self.app).is_ok() =>
+            {
+                sleep(limit).await;
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Closes the application's socket; the leg is for what is to be said at the end.
     pub(super) fn into_leg(self) -> L {
         self.leg
     }
@@ -80,18 +167,43 @@ impl<L: Leg> Relay<L> {
     /// From the application and to it.
     #[cfg(test)]
     pub(super) fn directions(&self) -> (Direction, Direction) {
-        (self.up, self.down)
+        (self.state.up, self.state.down)
     }
 
     /// Relays until both directions have ended. Cancel safe: it can be called again.
     pub(super) async fn run(&mut self, meter: &impl Meter) -> Result<(), LegError> {
-        if self.leg.holds_answer() && self.run_until_answer(meter).await?.is_ready() {
+        let Self { app, leg, state, begun, .. } = self;
+        let (app, socket) = (&*app, leg.socket());
+        let mut steps = Steps {
+            app,
+            leg,
+            state,
+            app_fails: pin!(app.ready(Interest::ERROR)),
+            leg_fails: pin!(socket.ready(Interest::ERROR)),
+        };
+        if steps.leg.holds_answer() && steps.run_until_answer(meter).await?.is_ready() {
             return Ok(());
         }
-        poll_fn(|cx| self.poll(cx, meter)).await
+        if steps.leg.awaits_answer() && steps.run_until_answered(meter, *begun).await?.is_ready() {
+            return Ok(());
+        }
+        poll_fn(|cx| steps.poll(cx, meter)).await
     }
+}
 
-    /// The same for as long as the answer is held, but not for long.
+/// A relay at work: what it moves, and who tells of sockets that fail.
+struct Steps<'a, L> {
+    app: &'a TcpStream,
+    leg: &'a mut L,
+    state: &'a mut State,
+    app_fails: Fails<'a>,
+    leg_fails: Fails<'a>,
+}
+
+type Fails<'a> = Pin<&'a mut (dyn Future<Output = io::Result<Ready>> + Send)>;
+
+impl<L: Leg> Steps<'_, L> {
+    /// Relays for as long as the answer is held, but not for long.
     async fn run_until_answer(&mut self, meter: &impl Meter) -> Result<Poll<()>, LegError> {
         let mut late = pin!(sleep(ANSWER));
         poll_fn(|cx| {
@@ -109,37 +221,88 @@ impl<L: Leg> Relay<L> {
         .await
     }
 
+    /// Relays until the other end has said that the connection stands, which it must say in time.
+    async fn run_until_answered(&mut self, meter: &impl Meter, begun: Instant) -> Result<Poll<()>, LegError> {
+        let answered = poll_fn(|cx| match self.poll(cx, meter) {
+            Poll::Ready(ended) => Poll::Ready(ended.map(Poll::Ready)),
+            Poll::Pending if self.leg.awaits_answer() => Poll::Pending,
+            Poll::Pending => Poll::Ready(Ok(Poll::Pending)),
+        });
+        let answered = timeout_at(begun + ANSWERED_WITHIN, answered).await;
+        answered.unwrap_or(Err(TunnelError::Timeout("answer").into()))
+    }
+
     /// A step of each direction in turn, so that neither has all of the task's time, until both wait.
     fn poll(&mut self, cx: &mut Context<'_>, meter: &impl Meter) -> Poll<Result<(), LegError>> {
-        let (mut up, mut down) = (!self.up.ended, !self.down.ended);
+        let (mut up, mut down) = (self.state.sends(), self.state.delivers());
         while up || down {
             if up {
-                up = match self.leg.poll_send_from(cx, &mut self.app) {
-                    Poll::Ready(step) => {
-                        meter.app_sent(self.up.add(step?));
-                        !self.up.ended
+                up = match self.leg.poll_send_from(cx, self.app) {
+                    Poll::Ready(Ok(step)) => {
+                        meter.app_sent(self.state.up.add(step));
+                        if step.end {
+                            probe_when_idle(self.app);
+                        }
+                        !step.end
+                    }
+                    Poll::Ready(Err(error)) => {
+                        self.state.leg_failed(error)?;
+                        // What has come from there may still be delivered.
+                        down = true;
+                        false
                     }
                     Poll::Pending => false,
                 };
             }
             if down {
-                down = match self.leg.poll_deliver_to(cx, &mut self.app) {
-                    Poll::Ready(step) => {
-                        meter.app_got(self.down.add(step?));
+                down = match self.leg.poll_deliver_to(cx, self.app) {
+                    Poll::Ready(Ok(step)) => {
+                        meter.app_got(self.state.down.add(step));
                         // What is left to wait for is the other direction's affair: it is asked again.
-                        up |= self.down.ended && !self.up.ended;
-                        !self.down.ended
+                        up |= step.end && self.state.sends();
+                        !step.end
+                    }
+                    Poll::Ready(Err(error)) => {
+                        self.state.app_failed(error)?;
+                        self.leg.app_failed();
+                        // What has come from there may still be sent.
+                        up = true;
+                        false
                     }
                     Poll::Pending => false,
                 };
             }
         }
-        if !self.up.ended || !self.down.ended {
-            return Poll::Pending;
+        if self.state.up.ended && self.state.down.ended {
+            end_cleanly(self.app);
+            self.leg.end_cleanly();
+            return Poll::Ready(Ok(()));
         }
-        end_cleanly(&self.app);
-        self.leg.end_cleanly();
-        Poll::Ready(Ok(()))
+        self.poll_failures(cx)
+    }
+
+    /// Whether one end has broken off, where no read would tell, or its last words are not taken at once.
+    fn poll_failures(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LegError>> {
+        let (sends, delivers) = (self.state.sends(), self.state.delivers());
+        if self.state.failed.is_some()
+            && (!sends || self.leg.is_sending())
+            && (!delivers || self.leg.is_delivering())
+            && let Some(failed) = self.state.failed.take()
+        {
+            return Poll::Ready(Err(failed));
+        }
+        if (!sends || self.leg.is_sending()) && self.app_fails.as_mut().poll(cx).is_ready() {
+            if self.state.up.ended && answered_probe(self.app) {
+                end_cleanly(self.app);
+                self.leg.end_cleanly();
+                return Poll::Ready(Err(LegError::AppLeft));
+            }
+            return Poll::Ready(Err(LegError::App(failure(self.app))));
+        }
+        if (!delivers || self.leg.is_delivering()) && self.leg_fails.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(self.leg.failure()));
+        }
+        Poll::Pending
     }
 }
 

@@ -6,7 +6,7 @@ mod renewal;
 use std::fs;
 
 use ambit_core::{
-    discovery::Settings,
+    discovery::{Affinity, Settings},
     model::{ClientAddr, Labels, ObjectName, OriginalDst},
     policy::{Mode, PeerAuthentication, PolicySet},
 };
@@ -21,6 +21,7 @@ use tokio::{
 
 use super::*;
 use crate::{
+    capture::Client,
     discovery::watch_folder,
     identity::{BuiltinCa, Clock, KeyStore, Renewed, SystemClock},
     tunnel::{tests::pair, tls::TlsSettings},
@@ -67,6 +68,10 @@ impl Dial for Scripted {
     async fn deliver(&self, _: ClientAddr, _: PodAddr) -> io::Result<TcpStream> {
         Self::connect(self.app).await
     }
+
+    fn answered(&self, _: SocketAddr) {}
+
+    fn unanswered(&self, _: SocketAddr) {}
 
     async fn until_released(&self) {
         std::future::pending().await
@@ -134,7 +139,10 @@ impl Node {
                 SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
                 let source = ClientAddr(SocketAddr::new(source.parse().unwrap(), peer.port()));
                 let destination = PodAddr(SocketAddr::new(CART.parse().unwrap(), 80));
-                proxy.carry(Accepted::Inbound { stream, source, destination }, &mut cart);
+                proxy.carry(
+                    Accepted::Inbound { client: Client::Connected(stream), source, destination },
+                    &mut cart,
+                );
             }
         })
     }
@@ -145,7 +153,7 @@ impl Node {
         SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
         let source = SocketAddr::new(WEB.parse().unwrap(), 40_000);
         let original_dst = OriginalDst(SocketAddr::new(CART.parse().unwrap(), 80));
-        self.proxy.carry(Accepted::Outbound { stream, source, original_dst }, web);
+        self.proxy.carry(Accepted::Outbound { client: Client::Connected(stream), source, original_dst }, web);
         app
     }
 
@@ -414,12 +422,20 @@ async fn the_tasks_that_carry_connections_are_small() {
     let order = Default::default();
     let shared = &node.proxy.0;
     let place = || web.lane(Direction::Inbound).enter(source.0.ip(), pressure::Pressure::None);
-    let arrival = Arrival { stream, source, destination, order, place: place() };
+    let client_end = Client::Connected(stream);
+    let arrival = Arrival { client: client_end, source, destination, order, place: place() };
     let inbound = inbound::carry(shared, &web.pod, arrival, &arrivals);
     let (client, _agent) = pair().await;
     let original_dst = OriginalDst(destination.0);
-    let routed = outbound::route(&shared.feed.world(), "web", source.0, original_dst, &mut Numbers::new());
-    let outbound = outbound::carry(shared, &web.pod, client, routed, place());
+    let routed = outbound::route(
+        &shared.feed.world(),
+        "web",
+        source.0,
+        original_dst,
+        &mut Affinity::default(),
+        &mut Numbers::new(),
+    );
+    let outbound = outbound::carry(shared, &web.pod, Client::Connected(client), routed, place());
     let sizes = (size_of_val(&inbound), size_of_val(&outbound));
     println!("inbound and outbound: {sizes:?} bytes");
     assert!(sizes.0 <= 3072 && sizes.1 <= 3072, "{sizes:?}");

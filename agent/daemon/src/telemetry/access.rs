@@ -1,7 +1,8 @@
 //! The access log: one line for each connection, at its end, target `access`.
 //!
-//! Field names and their order are ztunnel's; `reason`, `policy`, `rule`, `security` and `dst.original_addr` are ours and come
-//! last. Byte counts are from our own pod's view, unlike the metrics: `bytes_sent` is what our pod sent.
+//! Field names and their order are ztunnel's; `reason`, `policy`, `rule`, `security`, `dst.original_addr` and `connection` are ours
+//! and come last. The lines of a connection at its two ends have the same `connection`: the ports of `src.addr` differ, as the
+//! tunnel comes from a port of its own. Byte counts are from our own pod's view, unlike the metrics: `bytes_sent` is what our pod sent.
 
 use std::{borrow::Cow, sync::atomic::Ordering};
 
@@ -32,6 +33,7 @@ pub(super) fn opened(meta: &Meta) {
         dst.namespace = destination.namespace,
         dst.identity = destination.identity,
         direction = direction(meta),
+        connection = meta.id.map(tracing::field::display),
         "connection opened"
     );
 }
@@ -62,13 +64,14 @@ pub(super) fn refused(meta: &Meta, refusal: &Refusal, unsaid: u64) {
         rule = refusal.rule.as_deref(),
         security = security(meta),
         dst.original_addr = meta.original_dst.map(tracing::field::display),
+        connection = meta.id.map(tracing::field::display),
         unsaid = (unsaid > 0).then_some(unsaid),
         "connection failed"
     );
 }
 
-/// `connection complete`: an error line if the connection broke or was cut.
-pub(super) fn ended(live: &Live, ending: &Ending) {
+/// `connection complete`: an error line if the connection broke or was cut, as were `unsaid` others of the same pod and reason.
+pub(super) fn ended(live: &Live, ending: &Ending, unsaid: u64) {
     let outcome = Outcome::of(ending);
     // The level of an event is fixed at its place in the code, hence two places.
     macro_rules! complete {
@@ -102,6 +105,8 @@ pub(super) fn ended(live: &Live, ending: &Ending) {
                     rule = outcome.rule,
                     security = security(meta),
                     dst.original_addr = meta.original_dst.map(tracing::field::display),
+                    connection = meta.id.map(tracing::field::display),
+                    unsaid = (unsaid > 0).then_some(unsaid),
                     "connection complete"
                 );
             }

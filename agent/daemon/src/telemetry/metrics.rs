@@ -12,12 +12,13 @@ use prometheus_client::{
 };
 
 use self::certificates::Certificates;
-use super::{Direction, Meta, process::Process, traffic::Traffic};
+use super::{Direction, Meta, policy_metrics::PolicyMetrics, process::Process, traffic::Traffic};
 
 #[derive(Debug)]
 pub(super) struct Metrics {
     registry: Registry,
     pub(super) traffic: Arc<Traffic>,
+    pub(super) policy: PolicyMetrics,
     sockets_open: [Gauge; 2],
     refusals: Family<ReasonLabels, Counter>,
     plaintext_refused: Family<NamespaceLabels, Counter>,
@@ -26,6 +27,7 @@ pub(super) struct Metrics {
     handshakes: Family<HandshakeLabels, Counter>,
     tunnels_open: Gauge,
     pub(super) tunnel_reuse: Counter,
+    pub(super) tunnels_given_up: Counter,
     pub(super) policy_wakes: Counter,
     pub(super) enrolled_pods: Gauge,
     pub(super) pods_kept_out: Gauge,
@@ -102,6 +104,7 @@ impl Metrics {
         let traffic = Arc::new(Traffic::new());
         registry.register_collector(Box::new(traffic.clone()));
         registry.register_collector(Box::new(Process));
+        let policy = PolicyMetrics::register(&mut registry);
 
         let build = Family::<BuildLabels, Gauge>::default();
         build.get_or_create(&BuildLabels { component: "ambit", tag: env!("CARGO_PKG_VERSION") }).set(1);
@@ -114,6 +117,7 @@ impl Metrics {
 
         let metrics = Self {
             traffic,
+            policy,
             sockets_open,
             refusals: Family::default(),
             plaintext_refused: Family::default(),
@@ -122,6 +126,7 @@ impl Metrics {
             handshakes: Family::default(),
             tunnels_open: Gauge::default(),
             tunnel_reuse: Counter::default(),
+            tunnels_given_up: Counter::default(),
             policy_wakes: Counter::default(),
             enrolled_pods: Gauge::default(),
             pods_kept_out: Gauge::default(),
@@ -171,6 +176,11 @@ impl Metrics {
             "ambit_tunnel_reuse",
             "Connections that went over a tunnel that was open already",
             self.tunnel_reuse.clone(),
+        );
+        registry.register(
+            "ambit_tunnels_given_up",
+            "Tunnels that rested and led nowhere when they were wanted again",
+            self.tunnels_given_up.clone(),
         );
         registry.register(
             "ambit_policy_wakes",

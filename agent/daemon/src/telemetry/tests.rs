@@ -56,6 +56,7 @@ pub(super) fn web_to_cart(direction: Direction) -> Meta {
             host: "cart-api.stock.svc.cluster.local".into(),
         }),
         security: Security::MutualTls { group: "X25519MLKEM768", reused: false },
+        id: Some(ConnectionId { epoch: 0xa1, number: 7 }),
     }
 }
 
@@ -65,6 +66,7 @@ fn from_nowhere(direction: Direction) -> Meta {
         service: None,
         original_dst: None,
         security: Security::Plaintext,
+        id: None,
         ..web_to_cart(direction)
     }
 }
@@ -74,6 +76,7 @@ fn denial() -> Refusal {
         reason: Reason::PolicyDenied,
         policy: Some("stock/only-web".into()),
         rule: Some("rules[2]".into()),
+        field: None,
         text: "explicitly denied by: stock/only-web".into(),
     }
 }
@@ -303,7 +306,10 @@ fn the_access_log_shows_our_own_pods_view() {
          dst.namespace=\"stock\" dst.identity=\"spiffe://td1/ns/stock/sa/cart\" dst.cluster=\"Kubernetes\" \
          direction=\"outbound\" bytes_sent=100 bytes_recv=7"
     );
-    assert_eq!(tail.split_once("ms\"").unwrap().1, " security=\"mutual_tls\" dst.original_addr=10.96.0.9:80");
+    assert_eq!(
+        tail.split_once("ms\"").unwrap().1,
+        " security=\"mutual_tls\" dst.original_addr=10.96.0.9:80 connection=00000000000000a1-7"
+    );
 
     let lines = logged(LogFormat::Text, report(Direction::Inbound));
     assert!(lines[0].contains("direction=\"inbound\" bytes_sent=7 bytes_recv=100 "), "{lines:?}");
@@ -331,6 +337,24 @@ fn a_refusal_is_logged_with_reason_policy_and_rule() {
     assert!(lines[0].contains("error=\"refused by the peer: explicitly denied"), "{lines:?}");
     assert!(lines[1].starts_with("info\t") && lines[1].contains(" reason=\"reset\""), "{lines:?}");
     assert!(lines[2].starts_with("error\t") && lines[2].contains("given up by the agent"), "{lines:?}");
+}
+
+#[test]
+fn a_flood_of_noes_has_a_limit_and_a_count() {
+    const FLOOD: usize = 1_000;
+    let refused = || Ending::Refused { refusal: denial(), by_peer: true };
+    let failed = || Ending::Failed(Refusal::new(Reason::Timeout, "late"));
+    let lines = logged(LogFormat::Text, |telemetry| {
+        for ending in (0..FLOOD).flat_map(|_| [refused(), failed()]) {
+            telemetry.open(web_to_cart(Direction::Outbound)).finish(&ending);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        telemetry.open(web_to_cart(Direction::Outbound)).finish(&refused());
+    });
+    assert!((400..600).contains(&lines.len()), "{} lines", lines.len());
+    let last = lines.last().unwrap();
+    let unsaid = last.split_once("unsaid=").expect("how many were not logged").1;
+    assert!(unsaid.trim().parse::<usize>().unwrap() > FLOOD / 2, "{last}");
 }
 
 #[test]

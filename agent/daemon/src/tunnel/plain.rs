@@ -16,19 +16,23 @@ use tokio::{
 
 use super::{
     buffer::{Buffer, Share, Waiting},
-    session::{Leg, LegError, Moved, shut},
+    session::{Leg, LegError, Moved},
+    socket,
 };
-use crate::capture::bound_buffers;
+use crate::capture::{bound_buffers, failure};
 
 /// A plaintext connection as a leg.
 #[derive(Debug)]
 pub(crate) struct Plain {
-    tcp: TcpStream,
+    tcp: Arc<TcpStream>,
     share: Arc<Share>,
     /// Read from the application and not yet written here.
     sending: Held,
     /// Read here and not yet written to the application.
     delivering: Held,
+    /// A socket has failed: what looks like its end is none.
+    app_failed: bool,
+    tcp_failed: bool,
 }
 
 /// Bytes between a read and a write.
@@ -47,52 +51,52 @@ enum Failed {
 impl Plain {
     /// Over `tcp`; buffers count for `share`.
     pub(crate) fn new(tcp: TcpStream, share: Arc<Share>) -> Self {
-        Self { tcp, share, sending: Held::default(), delivering: Held::default() }
+        let (sending, delivering) = (Held::default(), Held::default());
+        Self { tcp: Arc::new(tcp), share, sending, delivering, app_failed: false, tcp_failed: false }
     }
 }
 
 impl Held {
-    /// Moves one buffer's worth, or the end.
+    /// Moves one buffer's worth, or the end, which is none if `failed`.
     fn poll_move(
         &mut self,
         cx: &mut Context<'_>,
-        source: &mut TcpStream,
-        sink: &mut TcpStream,
+        source: &TcpStream,
+        failed: bool,
+        sink: &TcpStream,
         share: &Arc<Share>,
     ) -> Poll<Result<Moved, Failed>> {
         if self.bytes.is_none() {
             // An idle connection holds no buffer.
             ready!(source.poll_read_ready(cx)).map_err(Failed::Source)?;
             let mut buffer = ready!(share.poll_take(cx, &mut self.waiting));
-            let mut room = ReadBuf::new(&mut buffer);
-            ready!(Pin::new(source).poll_read(cx, &mut room)).map_err(Failed::Source)?;
-            let read = room.filled().len();
+            let read = ready!(socket::poll_read_urgent(cx, source, &mut buffer)).map_err(Failed::Source)?;
             if read > 0 {
                 self.bytes = Some((buffer, 0..read));
+            } else if failed {
+                return Poll::Ready(Err(Failed::Source(io::ErrorKind::ConnectionReset.into())));
             }
         }
         let Some((buffer, range)) = &self.bytes else {
-            ready!(shut(cx, sink)).map_err(Failed::Sink)?;
+            socket::shut(sink).map_err(Failed::Sink)?;
             return Poll::Ready(Ok(Moved { bytes: 0, end: true }));
         };
-        let bytes = ready!(Pin::new(sink).poll_write(cx, &buffer[range.clone()])).map_err(Failed::Sink)?;
-        if bytes == 0 {
-            return Poll::Ready(Err(Failed::Sink(io::ErrorKind::WriteZero.into())));
-        }
+        let bytes = ready!(socket::poll_write(cx, sink, &buffer[range.clone()])).map_err(Failed::Sink)?;
         self.pass(bytes);
         Poll::Ready(Ok(Moved { bytes, end: false }))
     }
 
     /// Writes all that is held.
-    fn poll_flush(&mut self, cx: &mut Context<'_>, sink: &mut TcpStream) -> Poll<io::Result<()>> {
+    fn poll_flush(&mut self, cx: &mut Context<'_>, sink: &TcpStream) -> Poll<io::Result<()>> {
         while let Some((buffer, range)) = &self.bytes {
-            let written = ready!(Pin::new(&mut *sink).poll_write(cx, &buffer[range.clone()]))?;
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
+            let written = ready!(socket::poll_write(cx, sink, &buffer[range.clone()]))?;
             self.pass(written);
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn is_stuck(&self) -> bool {
+        self.bytes.is_some() || self.waiting.is_some()
     }
 
     fn pass(&mut self, bytes: usize) {
@@ -106,37 +110,52 @@ impl Held {
 }
 
 impl Leg for Plain {
-    fn poll_send_from(&mut self, cx: &mut Context<'_>, app: &mut TcpStream) -> Poll<Result<Moved, LegError>> {
-        self.sending.poll_move(cx, app, &mut self.tcp, &self.share).map_err(|failed| match failed {
+    fn poll_send_from(&mut self, cx: &mut Context<'_>, app: &TcpStream) -> Poll<Result<Moved, LegError>> {
+        let moved = self.sending.poll_move(cx, app, self.app_failed, &self.tcp, &self.share);
+        moved.map_err(|failed| match failed {
             Failed::Source(error) => LegError::App(error),
-            Failed::Sink(error) => LegError::Plain(error),
+            Failed::Sink(error) => {
+                self.tcp_failed = true;
+                LegError::Plain(error)
+            }
         })
     }
 
-    fn poll_deliver_to(
-        &mut self,
-        cx: &mut Context<'_>,
-        app: &mut TcpStream,
-    ) -> Poll<Result<Moved, LegError>> {
-        self.delivering.poll_move(cx, &mut self.tcp, app, &self.share).map_err(|failed| match failed {
+    fn poll_deliver_to(&mut self, cx: &mut Context<'_>, app: &TcpStream) -> Poll<Result<Moved, LegError>> {
+        let moved = self.delivering.poll_move(cx, &self.tcp, self.tcp_failed, app, &self.share);
+        moved.map_err(|failed| match failed {
             Failed::Source(error) => LegError::Plain(error),
             Failed::Sink(error) => LegError::App(error),
         })
     }
 
-    fn bound_buffers(&self, bytes: usize) {
-        bound_buffers(&self.tcp, Some(bytes));
+    fn app_failed(&mut self) {
+        self.app_failed = true;
     }
 
-    fn is_stuck(&self) -> bool {
-        [&self.sending, &self.delivering]
-            .into_iter()
-            .any(|held| held.bytes.is_some() || held.waiting.is_some())
+    fn socket(&self) -> Arc<TcpStream> {
+        self.tcp.clone()
+    }
+
+    fn failure(&self) -> LegError {
+        LegError::Plain(failure(&self.tcp))
+    }
+
+    fn bound_buffers(&self, bytes: usize) {
+        bound_buffers(&*self.tcp, Some(bytes));
+    }
+
+    fn is_sending(&self) -> bool {
+        self.sending.is_stuck()
+    }
+
+    fn is_delivering(&self) -> bool {
+        self.delivering.is_stuck()
     }
 
     fn end_cleanly(&mut self) {
         // It fails only for what is no socket.
-        let _: io::Result<()> = SockRef::from(&self.tcp).set_linger(None);
+        let _: io::Result<()> = SockRef::from(&*self.tcp).set_linger(None);
     }
 }
 
@@ -147,7 +166,9 @@ impl AsyncRead for Plain {
         room: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let Some((buffer, range)) = &self.delivering.bytes else {
-            return Pin::new(&mut self.tcp).poll_read(cx, room);
+            let read = ready!(socket::poll_read(cx, &self.tcp, room.initialize_unfilled()))?;
+            room.advance(read);
+            return Poll::Ready(Ok(()));
         };
         let len = range.len().min(room.remaining());
         room.put_slice(&buffer[range.clone()][..len]);
@@ -159,7 +180,7 @@ impl AsyncRead for Plain {
 impl AsyncWrite for Plain {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.as_mut().poll_flush(cx))?;
-        Pin::new(&mut self.tcp).poll_write(cx, bytes)
+        socket::poll_write(cx, &self.tcp, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -169,6 +190,6 @@ impl AsyncWrite for Plain {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.as_mut().poll_flush(cx))?;
-        shut(cx, &mut self.tcp)
+        Poll::Ready(socket::shut(&self.tcp))
     }
 }

@@ -85,8 +85,8 @@ impl Pool {
         Self { limit, kept: Mutex::default() }
     }
 
-    /// A connection that can carry another stream at once, the one used last first.
-    pub(crate) fn take(&self, key: &PoolKey) -> Option<Session> {
+    /// A connection that can carry another stream at once, the one used last first, and how long it has rested.
+    pub(crate) fn take(&self, key: &PoolKey) -> Option<(Session, Duration)> {
         loop {
             let idle = {
                 let mut kept = self.lock();
@@ -99,8 +99,9 @@ impl Pool {
                 idle
             };
             let Idle { mut session, since } = idle;
-            if since.elapsed() < IDLE && session.is_valid(SystemTime::now()) && session.is_fresh() {
-                return Some(session);
+            let rested = since.elapsed();
+            if rested < IDLE && session.is_valid(SystemTime::now()) && session.is_fresh() {
+                return Some((session, rested));
             }
         }
     }
@@ -116,6 +117,17 @@ impl Pool {
         if waiting < PER_KEY && kept.has_room(&key.pod, self.limit) {
             kept.added(&key.pod);
             kept.idle.entry(key).or_default().push(Idle { session, since: Instant::now() });
+        }
+    }
+
+    /// Gives up all connections of `key`: one that was used later than they leads nowhere any more.
+    pub(crate) fn forget(&self, key: &PoolKey) {
+        let mut kept = self.lock();
+        let Some(sessions) = kept.idle.remove(key) else { return };
+        kept.removed(&key.pod, sessions.len());
+        drop(kept);
+        for idle in sessions {
+            tokio::spawn(idle.session.close(None));
         }
     }
 

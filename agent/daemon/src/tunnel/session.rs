@@ -7,11 +7,12 @@
 //! answer other than 200, and RESET a RST_STREAM or RESET_STREAM.
 
 use std::{
+    future::poll_fn,
     io,
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::{Duration, SystemTime},
 };
 
@@ -20,6 +21,7 @@ use rustls::{ClientConfig, ServerConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    time::timeout,
 };
 
 use super::{
@@ -28,6 +30,7 @@ use super::{
     buffer::Share,
     tls::PeerIdentity,
 };
+use crate::capture::{Patience, failure, path};
 
 /// What is known of a session once its handshake is over.
 #[derive(Clone, Debug)]
@@ -52,6 +55,8 @@ pub(crate) struct Incoming {
     pub(crate) trace: Option<String>,
     /// The place of the connection among those of the same client to the same destination.
     pub(crate) order: Order,
+    /// The application is not connected before the answer is here.
+    pub(crate) waits: bool,
 }
 
 /// Where a connection stands among others that were numbered in the same place.
@@ -87,17 +92,34 @@ pub(crate) enum LegError {
     /// The peer reset the stream.
     #[error("the other end reset the connection: {0}")]
     Reset(Refusal),
+    /// This end has decided not to go on.
+    #[error("given up: {0}")]
+    Here(Refusal),
+    /// The application ended its direction long ago, and its end of the connection does not exist any more.
+    #[error("the application has left")]
+    AppLeft,
+    /// The same at the other end.
+    #[error("the other end has left")]
+    PeerLeft,
     /// The session failed.
     #[error(transparent)]
     Tunnel(#[from] TunnelError),
+}
+
+impl From<Refusal> for LegError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Here(refusal)
+    }
 }
 
 impl From<LegError> for io::Error {
     fn from(error: LegError) -> Self {
         match error {
             LegError::App(error) | LegError::Plain(error) | LegError::Tunnel(TunnelError::Io(error)) => error,
-            LegError::Reset(_) => Self::new(io::ErrorKind::ConnectionReset, error),
-            LegError::Refused(_) => Self::new(io::ErrorKind::ConnectionRefused, error),
+            LegError::Reset(_) | LegError::AppLeft | LegError::PeerLeft => {
+                Self::new(io::ErrorKind::ConnectionReset, error)
+            }
+            LegError::Refused(_) | LegError::Here(_) => Self::new(io::ErrorKind::ConnectionRefused, error),
             LegError::Tunnel(_) => Self::other(error),
         }
     }
@@ -108,11 +130,19 @@ impl From<LegError> for io::Error {
 /// writes the leg.
 pub(crate) trait Leg: AsyncRead + AsyncWrite + Unpin {
     /// Moves what `app` has, up to a batch, or its end.
-    fn poll_send_from(&mut self, cx: &mut Context<'_>, app: &mut TcpStream) -> Poll<Result<Moved, LegError>>;
+    fn poll_send_from(&mut self, cx: &mut Context<'_>, app: &TcpStream) -> Poll<Result<Moved, LegError>>;
 
     /// Moves what has come for `app`, or the end.
-    fn poll_deliver_to(&mut self, cx: &mut Context<'_>, app: &mut TcpStream)
-    -> Poll<Result<Moved, LegError>>;
+    fn poll_deliver_to(&mut self, cx: &mut Context<'_>, app: &TcpStream) -> Poll<Result<Moved, LegError>>;
+
+    /// The application's socket has failed: what can still be read of it is moved, and then the error comes, not the end.
+    fn app_failed(&mut self);
+
+    /// Its socket, for who watches it.
+    fn socket(&self) -> Arc<TcpStream>;
+
+    /// What its socket has failed of.
+    fn failure(&self) -> LegError;
 
     /// Whether the word that the connection stands is kept for the application's first bytes.
     fn holds_answer(&mut self) -> bool {
@@ -124,11 +154,25 @@ pub(crate) trait Leg: AsyncRead + AsyncWrite + Unpin {
         Ok(())
     }
 
+    /// Whether the other end has yet to say that the connection stands.
+    fn awaits_answer(&self) -> bool {
+        false
+    }
+
+    /// Has the kernel wait for its other end as long as told.
+    fn set_patience(&self, patience: &Patience) {
+        // It fails only for what is no socket.
+        let _: io::Result<()> = patience.set_on(&self.socket());
+    }
+
     /// Cuts the buffers of its socket.
     fn bound_buffers(&self, bytes: usize);
 
-    /// Whether it holds bytes.
-    fn is_stuck(&self) -> bool;
+    /// Whether it holds bytes from the application.
+    fn is_sending(&self) -> bool;
+
+    /// Whether it holds bytes for the application.
+    fn is_delivering(&self) -> bool;
 
     /// Both directions have ended: dropping the leg is not to reset the connection.
     fn end_cleanly(&mut self) {}
@@ -179,9 +223,9 @@ impl Session {
     /// Begins a stream, on the client. Nothing waits for the peer's answer: it comes with the first bytes, as may a refusal.
     pub(crate) fn open(self, stream: Incoming) -> Stream {
         let Self::Ambit1(link) = self;
-        let Incoming { original_dst, service, trace, order: Order { epoch, number } } = stream;
+        let Incoming { original_dst, service, trace, order: Order { epoch, number }, waits } = stream;
         let order = frame::Order { epoch, number };
-        Stream::Ambit1(ambit1::Stream::open(link, frame::Open { original_dst, service, trace, order }))
+        Stream::Ambit1(ambit1::Stream::open(link, frame::Open { original_dst, service, trace, order, waits }))
     }
 
     /// Waits for the client's next stream; `None` once the client has closed the session or has kept silent for `idle`. Cancel
@@ -189,13 +233,14 @@ impl Session {
     pub(crate) async fn next(&mut self, idle: Duration) -> Result<Option<Incoming>, TunnelError> {
         let Self::Ambit1(link) = self;
         Ok(link.next_open(idle).await?.map(|open| {
-            let frame::Open { original_dst, service, trace, order: frame::Order { epoch, number } } = open;
-            Incoming { original_dst, service, trace, order: Order { epoch, number } }
+            let frame::Open { original_dst, service, trace, order: frame::Order { epoch, number }, waits } =
+                open;
+            Incoming { original_dst, service, trace, order: Order { epoch, number }, waits }
         }))
     }
 
-    /// Takes the stream that [`Self::next`] has brought. The client learns of it with the first bytes, or by
-    /// [`Leg::answer`].
+    /// Takes the stream that [`Self::next`] has brought. A client that waits for that learns of it at once, another one with the
+    /// first bytes, or by [`Leg::answer`].
     pub(crate) fn accept_stream(self) -> Stream {
         let Self::Ambit1(link) = self;
         Stream::Ambit1(ambit1::Stream::accepted(link))
@@ -240,7 +285,37 @@ pub(crate) enum Stream {
     Ambit1(ambit1::Stream),
 }
 
+/// How long a peer may take to answer an OPEN: a little longer than it gives the application.
+pub(crate) const ANSWERED_WITHIN: Duration = Duration::from_secs(12);
+/// How long nothing at all may come back for it on a session that was used before.
+const SILENCE: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
+
 impl Stream {
+    /// Waits until the peer has taken a stream that this end has opened; an error if it refuses. On a session that was used
+    /// before, it is also an error if no packet is answered for a moment: another session may lead there.
+    pub(crate) async fn confirmed(&mut self, used_before: bool) -> Result<(), LegError> {
+        let Self::Ambit1(stream) = self;
+        if used_before {
+            let round_trip = path(stream.socket()).map_or(Duration::ZERO, |path| path.round_trip);
+            let patience = (4 * round_trip).clamp(SILENCE[0], SILENCE[1]);
+            match timeout(patience, poll_fn(|cx| stream.poll_confirmed(cx))).await {
+                Ok(confirmed) => return confirmed,
+                Err(_) if path(stream.socket()).is_none_or(|path| path.unanswered) => {
+                    return Err(TunnelError::Timeout("answer on a connection that had rested").into());
+                }
+                // Packets arrive: it is the application there that takes its time.
+                Err(_) => {}
+            }
+        }
+        poll_fn(|cx| stream.poll_confirmed(cx)).await
+    }
+
+    /// Breaks the session off; the peer is told nothing, and what is on its way to it will not be repeated.
+    pub(crate) fn abort(self) {
+        let Self::Ambit1(stream) = self;
+        stream.abort();
+    }
+
     /// The session, for further streams, once both directions have ended.
     pub(crate) fn into_session(self) -> Session {
         let Self::Ambit1(stream) = self;
@@ -255,18 +330,28 @@ impl Stream {
 }
 
 impl Leg for Stream {
-    fn poll_send_from(&mut self, cx: &mut Context<'_>, app: &mut TcpStream) -> Poll<Result<Moved, LegError>> {
+    fn poll_send_from(&mut self, cx: &mut Context<'_>, app: &TcpStream) -> Poll<Result<Moved, LegError>> {
         let Self::Ambit1(stream) = self;
         stream.poll_send_from(cx, app)
     }
 
-    fn poll_deliver_to(
-        &mut self,
-        cx: &mut Context<'_>,
-        app: &mut TcpStream,
-    ) -> Poll<Result<Moved, LegError>> {
+    fn poll_deliver_to(&mut self, cx: &mut Context<'_>, app: &TcpStream) -> Poll<Result<Moved, LegError>> {
         let Self::Ambit1(stream) = self;
         stream.poll_deliver_to(cx, app)
+    }
+
+    fn app_failed(&mut self) {
+        let Self::Ambit1(stream) = self;
+        stream.app_failed();
+    }
+
+    fn socket(&self) -> Arc<TcpStream> {
+        let Self::Ambit1(stream) = self;
+        stream.socket().clone()
+    }
+
+    fn failure(&self) -> LegError {
+        TunnelError::Io(failure(&self.socket())).into()
     }
 
     fn holds_answer(&mut self) -> bool {
@@ -279,14 +364,24 @@ impl Leg for Stream {
         stream.bound_buffers(bytes);
     }
 
-    fn is_stuck(&self) -> bool {
+    fn is_sending(&self) -> bool {
         let Self::Ambit1(stream) = self;
-        stream.is_stuck()
+        stream.is_sending()
+    }
+
+    fn is_delivering(&self) -> bool {
+        let Self::Ambit1(stream) = self;
+        stream.is_delivering()
     }
 
     fn answer(&mut self) -> Result<(), LegError> {
         let Self::Ambit1(stream) = self;
         stream.answer()
+    }
+
+    fn awaits_answer(&self) -> bool {
+        let Self::Ambit1(stream) = self;
+        stream.awaits_accept()
     }
 }
 
@@ -311,14 +406,5 @@ impl AsyncWrite for Stream {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Self::Ambit1(stream) = self.get_mut();
         Pin::new(stream).poll_shutdown(cx)
-    }
-}
-
-/// Ends one direction of a socket.
-pub(super) fn shut(cx: &mut Context<'_>, socket: &mut TcpStream) -> Poll<io::Result<()>> {
-    match ready!(Pin::new(socket).poll_shutdown(cx)) {
-        // The other end has closed both ways already.
-        Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
-        result => Poll::Ready(result),
     }
 }

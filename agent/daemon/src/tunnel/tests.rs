@@ -104,23 +104,24 @@ pub(crate) fn incoming() -> Incoming {
         service: None,
         trace: None,
         order: Order::default(),
+        waits: false,
     }
 }
 
 /// One step from the application.
-async fn send_from(leg: &mut impl Leg, app: &mut TcpStream) -> Result<Moved, LegError> {
+async fn send_from(leg: &mut impl Leg, app: &TcpStream) -> Result<Moved, LegError> {
     poll_fn(|cx| leg.poll_send_from(cx, app)).await
 }
 
 /// All that `stream` brings until its end, as the application gets it.
 async fn drain(stream: &mut Stream) -> Result<Vec<u8>, LegError> {
-    let (mut sink, mut received) = pair().await;
+    let (sink, mut received) = pair().await;
     let collect = tokio::spawn(async move {
         let mut bytes = Vec::new();
         received.read_to_end(&mut bytes).await.unwrap();
         bytes
     });
-    while !poll_fn(|cx| stream.poll_deliver_to(cx, &mut sink)).await?.end {}
+    while !poll_fn(|cx| stream.poll_deliver_to(cx, &sink)).await?.end {}
     drop(sink);
     Ok(collect.await.unwrap())
 }
@@ -134,11 +135,11 @@ async fn ended(socket: &TcpStream) {
 
 /// Sends `bytes` and the end, as an application would have them sent.
 async fn send(stream: &mut Stream, bytes: Vec<u8>) {
-    let (mut app, mut agent) = pair().await;
+    let (mut app, agent) = pair().await;
     let feed = tokio::spawn(async move {
         app.write_all(&bytes).await.unwrap();
     });
-    while !send_from(stream, &mut agent).await.unwrap().end {}
+    while !send_from(stream, &agent).await.unwrap().end {}
     feed.await.unwrap();
 }
 
@@ -173,23 +174,23 @@ async fn streams_follow_one_another_with_new_keys_on_the_way() {
 async fn frames_travel_with_the_data_beside_them() {
     let sides = Sides::new();
     let (client, mut server) = sides.sessions().await;
-    let (mut app, mut agent) = pair().await;
+    let (mut app, agent) = pair().await;
     app.write_all(b"hello").await.unwrap();
     app.shutdown().await.unwrap();
     ended(&agent).await;
     // The end has company only if it is known before the bytes are sent: the second step finds it.
     let mut stream = client.open(incoming());
-    let first = send_from(&mut stream, &mut agent).await.unwrap();
+    let first = send_from(&mut stream, &agent).await.unwrap();
     assert_eq!(first, Moved { bytes: 5, end: false });
-    assert_eq!(send_from(&mut stream, &mut agent).await.unwrap(), Moved { bytes: 0, end: true });
+    assert_eq!(send_from(&mut stream, &agent).await.unwrap(), Moved { bytes: 0, end: true });
     assert_eq!(server.next(SOON).await.unwrap(), Some(incoming()));
     let mut received = server.accept_stream();
     assert_eq!(drain(&mut received).await.unwrap(), b"hello");
-    let (mut app, mut agent) = pair().await;
+    let (mut app, agent) = pair().await;
     app.write_all(b"bye").await.unwrap();
     app.shutdown().await.unwrap();
     ended(&agent).await;
-    assert_eq!(send_from(&mut received, &mut agent).await.unwrap(), Moved { bytes: 3, end: true });
+    assert_eq!(send_from(&mut received, &agent).await.unwrap(), Moved { bytes: 3, end: true });
     assert_eq!(drain(&mut stream).await.unwrap(), b"bye");
 }
 
@@ -197,9 +198,9 @@ async fn frames_travel_with_the_data_beside_them() {
 async fn an_open_waits_for_nothing() {
     let sides = Sides::new();
     let (client, mut server) = sides.sessions().await;
-    let (_app, mut agent) = pair().await;
+    let (_app, agent) = pair().await;
     let mut stream = client.open(incoming());
-    assert_eq!(send_from(&mut stream, &mut agent).await.unwrap(), Moved { bytes: 0, end: false });
+    assert_eq!(send_from(&mut stream, &agent).await.unwrap(), Moved { bytes: 0, end: false });
     assert_eq!(server.next(SOON).await.unwrap(), Some(incoming()));
 }
 
@@ -208,12 +209,12 @@ async fn a_reset_source_has_not_ended() {
     let sides = Sides::new();
     for len in [0, 5, 16_380] {
         let (mut client, _server) = sides.streams().await;
-        let (mut app, mut agent) = pair().await;
+        let (mut app, agent) = pair().await;
         app.write_all(&pattern(len)).await.unwrap();
         SockRef::from(&app).set_linger(Some(Duration::ZERO)).unwrap();
         drop(app);
         ended(&agent).await;
-        let sent = send_from(&mut client, &mut agent).await;
+        let sent = send_from(&mut client, &agent).await;
         assert!(matches!(sent, Err(LegError::App(_))), "{len} bytes: {sent:?}");
     }
 }
@@ -284,14 +285,14 @@ async fn a_plaintext_leg_is_read_and_written_as_any_other_socket() {
 #[tokio::test]
 async fn what_a_plaintext_leg_holds_is_read_first() {
     let (mut far, near) = pair().await;
-    let (mut app, mut agent) = pair().await;
+    let (mut app, agent) = pair().await;
     let sent = pattern(20_000_000);
     let bytes = sent.clone();
     let write = tokio::spawn(async move { far.write_all(&bytes).await.unwrap() });
     let share = Share::alone();
     let mut leg = Plain::new(near, share.clone());
     // Nobody reads at the application's end.
-    let stuck = async { while !poll_fn(|cx| leg.poll_deliver_to(cx, &mut agent)).await.unwrap().end {} };
+    let stuck = async { while !poll_fn(|cx| leg.poll_deliver_to(cx, &agent)).await.unwrap().end {} };
     assert!(tokio::time::timeout(Duration::from_millis(300), stuck).await.is_err());
     assert!(share.used() > 0);
     drop(agent);
@@ -307,7 +308,7 @@ async fn what_a_plaintext_leg_holds_is_read_first() {
 async fn a_step_that_is_given_up_half_way_loses_nothing() {
     let sides = Sides::new();
     let (mut client, mut server) = sides.streams().await;
-    let (mut app, mut agent) = pair().await;
+    let (mut app, agent) = pair().await;
     let sent = pattern(20_000_000);
     let feed = {
         let sent = sent.clone();
@@ -317,10 +318,10 @@ async fn a_step_that_is_given_up_half_way_loses_nothing() {
         })
     };
     // Nobody reads at the other end: the tunnel's socket is full, and a batch is cut in the middle of a record.
-    let stuck = async { while !send_from(&mut client, &mut agent).await.unwrap().end {} };
+    let stuck = async { while !send_from(&mut client, &agent).await.unwrap().end {} };
     assert!(tokio::time::timeout(Duration::from_millis(300), stuck).await.is_err());
     assert!(sides.share.used() > 0, "what the socket has not taken is kept");
-    let sending = async { while !send_from(&mut client, &mut agent).await.unwrap().end {} };
+    let sending = async { while !send_from(&mut client, &agent).await.unwrap().end {} };
     let (_, received) = tokio::join!(sending, drain(&mut server));
     assert!(received.unwrap() == sent);
     feed.await.unwrap();
@@ -330,9 +331,9 @@ async fn a_step_that_is_given_up_half_way_loses_nothing() {
 async fn a_reset_gets_through_behind_a_cut_record() {
     let sides = Sides::new();
     let (mut client, mut server) = sides.streams().await;
-    let (mut app, mut agent) = pair().await;
+    let (mut app, agent) = pair().await;
     let feed = tokio::spawn(async move { while app.write_all(&[7; 65_536]).await.is_ok() {} });
-    let stuck = async { while !send_from(&mut client, &mut agent).await.unwrap().end {} };
+    let stuck = async { while !send_from(&mut client, &agent).await.unwrap().end {} };
     assert!(tokio::time::timeout(Duration::from_millis(300), stuck).await.is_err());
     let why = Refusal { policy: Some("shop/p".into()), ..Refusal::new(Reason::PolicyDenied, "no") };
     let (_, received) = tokio::join!(client.close(Some(why.clone())), drain(&mut server));
@@ -444,7 +445,7 @@ async fn the_pool_gives_back_what_is_alive_and_only_for_the_same_pair() {
     let (client, server) = sides.sessions().await;
     pool.put(key(&id(CLIENT)), client);
     assert!(pool.take(&key(&id(SERVER))).is_none());
-    let client = pool.take(&key(&id(CLIENT))).expect("it is alive");
+    let (client, _) = pool.take(&key(&id(CLIENT))).expect("it is alive");
     pool.put(key(&id(CLIENT)), client);
     server.close(None).await;
     tokio::time::sleep(Duration::from_millis(50)).await;

@@ -36,6 +36,30 @@ ambit-ca-root
 {{ .Values.metrics.auth | default "none" }}
 {{- end }}
 
+{{- /* The CA's pods are never in the mesh: agents ask them for the certificates that the mesh needs. */ -}}
+{{- define "ambit.optedOut" -}}
+{{- $parts := splitList "=" .Values.label }}
+{{- $key := first $parts }}
+{{- if hasKey .Values.ca.podLabels $key }}
+{{- fail (printf "ca.podLabels may not have %s: the CA's pods stay out of the mesh, which depends on them" $key) }}
+{{- end }}
+{{- $key }}: {{ splitList "," (last $parts) | rest | first | default "disabled" | quote }}
+{{- end }}
+
+{{- define "ambit.caWanted" -}}
+{{- if or (eq .Values.issuer.kind "ambit") .Values.ca.keep }}true{{ end }}
+{{- end }}
+
+{{- /* A duration such as 1h30m, in seconds. */ -}}
+{{- define "ambit.seconds" -}}
+{{- $units := dict "s" 1 "m" 60 "h" 3600 "d" 86400 }}
+{{- $seconds := 0 }}
+{{- range regexFindAll "[0-9]+[smhd]" . -1 }}
+{{- $seconds = add $seconds (mul (regexFind "[0-9]+" . | int64) (get $units (regexFind "[smhd]" .))) }}
+{{- end }}
+{{- $seconds }}
+{{- end }}
+
 {{- define "ambit.healthPort" -}}
 {{ .Values.ca.healthPort | default 15021 }}
 {{- end }}

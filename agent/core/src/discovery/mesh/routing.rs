@@ -6,6 +6,7 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use super::{Mesh, ServiceRecord};
@@ -38,6 +39,8 @@ pub struct Endpoint {
     pub workload: Arc<Workload>,
     /// The service by which it was addressed, if it was.
     pub service: Option<ServiceName>,
+    /// For how long the client is to keep to it, if the service has session affinity.
+    pub kept_for: Option<Duration>,
 }
 
 /// Why a destination that is known leads nowhere.
@@ -68,31 +71,40 @@ pub enum RouteError {
 }
 
 impl Mesh {
-    /// Where a connection from `client` to `dst` goes. `random` picks among equal endpoints; a service with session
-    /// affinity goes by the client instead.
-    pub fn route(&self, client: &Workload, dst: OriginalDst, random: u64) -> Route {
+    /// Where a connection from `client` to `dst` goes. `random` picks among equal endpoints. A service with session affinity goes
+    /// to the endpoint that the client has `kept` to, as long as that takes connections, and else by the client's address.
+    pub fn route(
+        &self,
+        client: &Workload,
+        dst: OriginalDst,
+        random: u64,
+        kept: impl Fn(&ObjectName) -> Option<IpAddr>,
+    ) -> Route {
+        let pick = Pick { client, random, kept: &kept };
         let dst = SocketAddr::new(dst.0.ip().to_canonical(), dst.0.port());
         let namespace = &*client.name.namespace;
         if let Some(service) = self.service_at(Destination::Address(dst.ip()), namespace) {
             let on = service.service.local_only.then_some(&client.node);
-            return self.route_to_service(service, client, dst, on, random);
+            return self.route_to_service(service, dst, on, &pick);
         }
         if let Some(workload) = self.workload_by_ip(dst.ip()) {
             return self.route_to(Endpoint {
                 addr: PodAddr(dst),
                 workload: Arc::clone(workload),
                 service: None,
+                kept_for: None,
             });
         }
         // Last: who may write a service can claim any address by it.
         if let Some(service) = self.service_at(Destination::Port(dst), namespace) {
-            return self.route_to_service(service, client, dst, None, random);
+            return self.route_to_service(service, dst, None, &pick);
         }
         if let Some((pod, target)) = self.host_port(dst) {
             return match pod.pod.ips.iter().find(|ip| ip.is_ipv4() == dst.is_ipv4()) {
                 Some(ip) => {
                     let addr = PodAddr(SocketAddr::new(*ip, *target));
-                    self.route_to(Endpoint { addr, workload: Arc::clone(&pod.workload), service: None })
+                    let workload = Arc::clone(&pod.workload);
+                    self.route_to(Endpoint { addr, workload, service: None, kept_for: None })
                 }
                 None => Route::Passthrough,
             };
@@ -101,7 +113,7 @@ impl Mesh {
             Some((service, port, node)) => {
                 let on = (service.service.external_local && *node != client.node).then_some(node);
                 let dst = SocketAddr::new(dst.ip(), port);
-                self.route_to_service(service, client, dst, on, random)
+                self.route_to_service(service, dst, on, &pick)
             }
             None => Route::Passthrough,
         }
@@ -127,25 +139,21 @@ impl Mesh {
     fn route_to_service(
         &self,
         record: &ServiceRecord,
-        client: &Workload,
         dst: SocketAddr,
         on: Option<&Arc<str>>,
-        random: u64,
+        pick: &Pick<'_>,
     ) -> Route {
         let Service { name, ports, session_affinity, .. } = &*record.service;
         if !ports.iter().any(|port| port.port == dst.port() && port.protocol == Protocol::Tcp) {
             return Route::Refuse(RouteError::UnknownPort { service: name.to_string(), port: dst.port() });
         }
-        let ready = self.backends(record).ready(dst.port(), dst.is_ipv6());
         let usable = |backend: &&Backend| {
             on.is_none_or(|node| backend.node.as_ref() == Some(node)) && self.stands(backend)
         };
-        let chosen = if *session_affinity {
-            ready.iter().filter(usable).max_by_key(|backend| affinity(client, backend.addr))
-        } else {
-            // From a random place on, round the list once: no copy of the list where, as ever, nearly all are usable.
-            let start = random.checked_rem(ready.len() as u64).unwrap_or(0) as usize;
-            ready[start..].iter().chain(&ready[..start]).find(usable)
+        let mut tiers = self.backends(record).tiers(dst.port(), dst.is_ipv6());
+        let chosen = match session_affinity {
+            Some(_) => tiers.find_map(|tier| pick.kept(name, tier.iter().filter(usable))),
+            None => tiers.find_map(|tier| pick.random(tier).find(usable)),
         };
         match chosen.and_then(|backend| self.endpoint(record, backend)) {
             Some(endpoint) => self.route_to(endpoint),
@@ -171,7 +179,12 @@ impl Mesh {
             Some(workload) => Arc::clone(workload),
             None => Arc::new(self.unknown_workload(&record.service.name.namespace, backend)?),
         };
-        Some(Endpoint { addr: PodAddr(backend.addr), workload, service: Some((*record.name).clone()) })
+        Some(Endpoint {
+            addr: PodAddr(backend.addr),
+            workload,
+            service: Some((*record.name).clone()),
+            kept_for: record.service.session_affinity,
+        })
     }
 
     fn route_to(&self, endpoint: Endpoint) -> Route {
@@ -201,7 +214,32 @@ impl Mesh {
     }
 }
 
-/// Which endpoint a client keeps to: the one with the highest weight, so that few clients move when endpoints come and
+/// What decides among the endpoints of a service.
+struct Pick<'a> {
+    client: &'a Workload,
+    random: u64,
+    kept: &'a dyn Fn(&ObjectName) -> Option<IpAddr>,
+}
+
+impl Pick<'_> {
+    /// From a random place on, round the list once: no copy of the list where, as ever, nearly all are usable.
+    fn random<'a>(&self, backends: &'a [Backend]) -> impl Iterator<Item = &'a Backend> + use<'a> {
+        let start = self.random.checked_rem(backends.len() as u64).unwrap_or(0) as usize;
+        backends[start..].iter().chain(&backends[..start])
+    }
+
+    /// The endpoint that the client has kept to, else the one that its address gives it.
+    fn kept<'a>(
+        &self,
+        service: &ObjectName,
+        backends: impl Iterator<Item = &'a Backend>,
+    ) -> Option<&'a Backend> {
+        let kept = (self.kept)(service);
+        backends.max_by_key(|backend| (kept == Some(backend.addr.ip()), affinity(self.client, backend.addr)))
+    }
+}
+
+/// Which endpoint a client goes to first: the one with the highest weight, so that few clients move when endpoints come and
 /// go. FNV-1a, because agents of all versions must agree.
 fn affinity(client: &Workload, endpoint: SocketAddr) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;

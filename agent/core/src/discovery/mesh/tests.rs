@@ -37,6 +37,7 @@ pub(super) fn pod(id: &str, addresses: &[&str]) -> Pod {
         deleting: false,
         ready: true,
         named_ports: BTreeMap::new(),
+        ports: vec![],
         probe_ports: vec![],
         host_ports: vec![],
         foreign_probes: vec![],
@@ -58,10 +59,11 @@ pub(super) fn service(id: &str, vips: &[&str], ports: &[(u16, TargetPort)]) -> S
                 node_port: None,
                 target: target.clone(),
                 protocol: Protocol::Tcp,
+                app_protocol: None,
             })
             .collect(),
         selector: pairs(&[("app", &id.name)]),
-        session_affinity: false,
+        session_affinity: None,
         local_only: false,
         external_local: false,
         publish_not_ready: false,
@@ -87,6 +89,7 @@ pub(super) fn slice(
             .map(|(ip, ready, pod)| SliceEndpoint {
                 addresses: ips(&[ip]),
                 ready: *ready,
+                leaving: false,
                 pod: (!pod.is_empty()).then(|| name(pod)),
                 node: Some("n1".into()),
             })
@@ -112,7 +115,7 @@ pub(super) fn mesh(pods: impl IntoIterator<Item = Pod>) -> Mesh {
 
 /// The way to `dst` in words: `tunnel 10.0.0.1:80`, `plain …`, `pass`, `no port`, `no endpoint`.
 pub(super) fn way(mesh: &Mesh, client: &Workload, dst: &str, random: u64) -> String {
-    match mesh.route(client, OriginalDst(dst.parse().unwrap()), random) {
+    match mesh.route(client, OriginalDst(dst.parse().unwrap()), random, |_| None) {
         Route::Tunnel(endpoint) => format!("tunnel {}", endpoint.addr.0),
         Route::Plain(endpoint) => format!("plain {}", endpoint.addr.0),
         Route::Passthrough => "pass".into(),
@@ -324,7 +327,7 @@ fn a_large_mesh_is_quick() {
     for random in 0..100_000u64 {
         let dst =
             SocketAddr::from(([10, 96, (random % 1_000 / 256) as u8, (random % 1_000 % 256) as u8], 80));
-        assert!(matches!(mesh.route(&client, OriginalDst(dst), random), Route::Tunnel(_)));
+        assert!(matches!(mesh.route(&client, OriginalDst(dst), random, |_| None), Route::Tunnel(_)));
     }
     // A label, an address, and a place in the mesh, to and fro.
     for round in 0..5_000u32 {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::value::{IpBlock, Pattern, ServiceAccount, TrustDomains, Wildcard, port};
-use crate::policy::Facts;
+use crate::{model::SpiffeId, policy::Facts};
 
 /// Service accounts in one field, as in Istio's schema.
 const MAX_SERVICE_ACCOUNTS: usize = 16;
@@ -31,6 +31,23 @@ pub enum Attribute {
     DestinationIp,
     /// Something that can only be known within HTTP or TLS of the application.
     Layer7,
+}
+
+impl Attribute {
+    /// Its key in `when`; of what is only known within HTTP any.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Principal => "source.principal",
+            Self::Namespace => "source.namespace",
+            Self::ServiceAccount => "source.serviceAccount",
+            Self::TrustDomain => "source.trustDomain",
+            Self::SourceIp => "source.ip",
+            Self::RemoteIp => "remote.ip",
+            Self::Port => "destination.port",
+            Self::DestinationIp => "destination.ip",
+            Self::Layer7 => "request",
+        }
+    }
 }
 
 /// A field with values. It holds where the attribute has one of them, or, where it is negated, none of them. A connection without
@@ -127,6 +144,80 @@ impl Field {
     /// Its path from the rule.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whether it holds where the attribute has none of the values.
+    pub fn is_negated(&self) -> bool {
+        self.negated
+    }
+
+    /// What it tests.
+    pub fn attribute(&self) -> Attribute {
+        match &self.test {
+            Test::Principal(_) => Attribute::Principal,
+            Test::Namespace(_) => Attribute::Namespace,
+            Test::ServiceAccount(_) => Attribute::ServiceAccount,
+            Test::TrustDomain(_) => Attribute::TrustDomain,
+            Test::SourceIp(_) => Attribute::SourceIp,
+            Test::RemoteIp(_) => Attribute::RemoteIp,
+            Test::Port(_) => Attribute::Port,
+            Test::DestinationIp(_) => Attribute::DestinationIp,
+            Test::Layer7 => Attribute::Layer7,
+        }
+    }
+
+    /// Its values as they are meant: a principal in each of our trust domains, a service account with its namespace. None of
+    /// what can only be known within HTTP.
+    pub fn values(&self) -> Vec<String> {
+        fn texts<T: ToString>(values: &[T]) -> Vec<String> {
+            values.iter().map(ToString::to_string).collect()
+        }
+        match &self.test {
+            Test::Principal(values) => texts(values),
+            Test::Namespace(values) | Test::TrustDomain(values) => texts(values),
+            Test::ServiceAccount(values) => texts(values),
+            Test::SourceIp(values) | Test::RemoteIp(values) | Test::DestinationIp(values) => texts(values),
+            Test::Port(values) => texts(values),
+            Test::Layer7 => Vec::new(),
+        }
+    }
+
+    /// What the connection has of the attribute, in words.
+    pub(super) fn seen(&self, facts: &Facts<'_>) -> String {
+        let of_peer = |part: fn(&SpiffeId) -> String| {
+            facts.peer.map_or_else(|| "no identity, as it is plaintext".to_owned(), part)
+        };
+        match &self.test {
+            Test::Principal(_) => of_peer(|id| id.to_string().trim_start_matches("spiffe://").to_owned()),
+            Test::Namespace(_) => of_peer(|id| id.namespace().to_owned()),
+            Test::ServiceAccount(_) => of_peer(|id| format!("{}/{}", id.namespace(), id.service_account())),
+            Test::TrustDomain(_) => of_peer(|id| id.trust_domain().to_string()),
+            Test::SourceIp(_) | Test::RemoteIp(_) => facts.source_ip.to_string(),
+            Test::Port(_) => facts.port.to_string(),
+            Test::DestinationIp(_) => facts.destination_ip.to_string(),
+            Test::Layer7 => "what only HTTP would tell".to_owned(),
+        }
+    }
+
+    /// Whether it holds wherever `other` does, as far as their values tell: never said of what is only known within HTTP.
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        fn within<T: PartialEq>(few: &[T], many: &[T]) -> bool {
+            few.iter().all(|value| many.contains(value))
+        }
+        fn fits<T: PartialEq>(own: &[T], other: &[T], negated: bool) -> bool {
+            if negated { within(own, other) } else { within(other, own) }
+        }
+        self.negated == other.negated
+            && match (&self.test, &other.test) {
+                (Test::Principal(own), Test::Principal(other)) => fits(own, other, self.negated),
+                (Test::Namespace(own), Test::Namespace(other))
+                | (Test::TrustDomain(own), Test::TrustDomain(other)) => fits(own, other, self.negated),
+                (Test::ServiceAccount(own), Test::ServiceAccount(other)) => fits(own, other, self.negated),
+                (Test::SourceIp(own), Test::SourceIp(other))
+                | (Test::DestinationIp(own), Test::DestinationIp(other)) => fits(own, other, self.negated),
+                (Test::Port(own), Test::Port(other)) => fits(own, other, self.negated),
+                _ => false,
+            }
     }
 
     /// Whether it can only be known within HTTP or TLS of the application.

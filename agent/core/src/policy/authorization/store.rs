@@ -4,7 +4,7 @@ use std::{ops::Bound, sync::Arc};
 
 use rpds::{HashTrieMapSync, RedBlackTreeMapSync};
 
-use super::{Action, Authorization, AuthorizationPolicy, Target};
+use super::{Action, Authorization, AuthorizationPolicy, Rehearsal, Target};
 use crate::{
     model::{Labels, ObjectName},
     policy::{Doubt, Reach},
@@ -61,25 +61,44 @@ impl Authorizations {
         reach
     }
 
-    /// What is for a pod in `namespace` with these labels.
-    pub(in crate::policy) fn compile(&self, root: &str, namespace: &str, labels: &Labels) -> Authorization {
+    /// What is for a pod in `namespace` with these labels: in force, and to be rehearsed.
+    pub(in crate::policy) fn compile(
+        &self,
+        root: &str,
+        namespace: &str,
+        labels: &Labels,
+    ) -> (Authorization, Rehearsal) {
+        let (rehearsed, enforced): (Vec<_>, Vec<_>) = self
+            .for_pod(root, namespace, labels)
+            .cloned()
+            .partition(|policy| policy.dry_run || policy.action == Action::Audit);
+        (Authorization::of(&enforced), Rehearsal::of(&enforced, rehearsed))
+    }
+
+    /// The policies for a pod in `namespace` with these labels, in force or not, those of the root namespace first.
+    pub(in crate::policy) fn for_pod<'a>(
+        &'a self,
+        root: &str,
+        namespace: &'a str,
+        labels: &'a Labels,
+    ) -> impl Iterator<Item = &'a Arc<AuthorizationPolicy>> {
         let from_root = (namespace != root).then(|| self.in_namespace(root));
         let all = from_root.into_iter().flatten().chain(self.in_namespace(namespace));
-        let (mut custom, mut deny, mut allow) = (Vec::new(), Vec::new(), Vec::new());
-        for policy in all.filter(|policy| !policy.dry_run && self.is_for(policy, namespace, labels)) {
-            match policy.action {
-                Action::Custom => custom.push(Arc::clone(policy)),
-                Action::Deny => deny.push(Arc::clone(policy)),
-                Action::Allow => allow.push(Arc::clone(policy)),
-                Action::Audit => {}
-            }
-        }
-        custom.append(&mut deny);
-        Authorization::new(custom, allow)
+        all.filter(move |policy| self.is_for(policy, namespace, labels))
+    }
+
+    /// All of them, by name.
+    pub(in crate::policy) fn all(&self) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
+        self.objects.values()
     }
 
     /// Whether the policy, of the root namespace or the pod's own, is for a pod with these labels.
-    fn is_for(&self, policy: &AuthorizationPolicy, namespace: &str, labels: &Labels) -> bool {
+    pub(in crate::policy) fn is_for(
+        &self,
+        policy: &AuthorizationPolicy,
+        namespace: &str,
+        labels: &Labels,
+    ) -> bool {
         if policy.doubt == Some(Doubt::Scope) {
             return true;
         }

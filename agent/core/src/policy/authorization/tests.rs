@@ -1,6 +1,7 @@
 mod cases;
 mod doubt;
 mod reference;
+mod rehearsal;
 
 use std::{collections::BTreeMap, net::IpAddr};
 

@@ -1,6 +1,9 @@
 //! The grammar of values: patterns, blocks of addresses, service accounts, trust domains. Matching allocates nothing.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use crate::model::{SpiffeId, TrustDomain};
 
@@ -33,6 +36,17 @@ impl Pattern {
             }
             Self::Prefix(text) => starts_with(pieces, text),
             Self::Suffix(text) => ends_with(pieces, text),
+        }
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Present => f.write_str("*"),
+            Self::Exact(text) => f.write_str(text),
+            Self::Prefix(text) => write!(f, "{text}*"),
+            Self::Suffix(text) => write!(f, "*{text}"),
         }
     }
 }
@@ -98,6 +112,12 @@ impl Wildcard {
     }
 }
 
+impl fmt::Display for Wildcard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// A service account in any trust domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ServiceAccount {
@@ -115,6 +135,12 @@ impl ServiceAccount {
 
     pub(super) fn matches(&self, id: &SpiffeId) -> bool {
         *self.namespace == *id.namespace() && *self.name == *id.service_account()
+    }
+}
+
+impl fmt::Display for ServiceAccount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
     }
 }
 
@@ -158,6 +184,17 @@ impl IpBlock {
                 differing.checked_shr(128 - self.prefix).unwrap_or(0) == 0
             }
             _ => false,
+        }
+    }
+}
+
+impl fmt::Display for IpBlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bits = if self.address.is_ipv4() { 32 } else { 128 };
+        if self.prefix == bits {
+            write!(f, "{}", self.address)
+        } else {
+            write!(f, "{}/{}", self.address, self.prefix)
         }
     }
 }

@@ -19,7 +19,7 @@ pub(in crate::policy) struct Authorization {
 }
 
 /// Why a connection is not let in.
-enum No<'a> {
+pub(super) enum No<'a> {
     /// This policy refuses it, by its rule at this place.
     Matched(&'a AuthorizationPolicy, usize),
     /// No ALLOW policy matches it.
@@ -34,11 +34,21 @@ struct Nearest<'a> {
 }
 
 impl Authorization {
-    pub(super) fn new(
-        refusing: Vec<Arc<AuthorizationPolicy>>,
-        allowing: Vec<Arc<AuthorizationPolicy>>,
+    /// Of these policies.
+    pub(in crate::policy) fn of<'a>(
+        policies: impl IntoIterator<Item = &'a Arc<AuthorizationPolicy>>,
     ) -> Self {
-        Self { refusing: refusing.into(), allowing: allowing.into() }
+        let (mut custom, mut deny, mut allow) = (Vec::new(), Vec::new(), Vec::new());
+        for policy in policies {
+            match policy.action {
+                Action::Custom => custom.push(Arc::clone(policy)),
+                Action::Deny => deny.push(Arc::clone(policy)),
+                Action::Allow => allow.push(Arc::clone(policy)),
+                Action::Audit => {}
+            }
+        }
+        custom.append(&mut deny);
+        Self { refusing: custom.into(), allowing: allow.into() }
     }
 
     /// The refusal of a connection to a pod in `namespace`, if it is refused.
@@ -50,7 +60,7 @@ impl Authorization {
         })
     }
 
-    fn judge(&self, facts: &Facts<'_>) -> Option<No<'_>> {
+    pub(super) fn judge(&self, facts: &Facts<'_>) -> Option<No<'_>> {
         let matched = |policy: &'_ Arc<AuthorizationPolicy>| policy.matching(facts);
         for policy in self.refusing.iter() {
             if let Some(at) = matched(policy) {
@@ -92,7 +102,8 @@ impl Authorization {
             policy.name,
             doubt(policy)
         );
-        refusal(policy, at, text)
+        let field = shortfall.first.map(|field| field.name().into());
+        Refusal { field, ..refusal(policy, at, text) }
     }
 }
 

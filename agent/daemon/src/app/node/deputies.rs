@@ -87,6 +87,7 @@ mod tests {
             deleting: false,
             ready: true,
             named_ports: Default::default(),
+            ports: vec![],
             probe_ports: vec![],
             host_ports: vec![],
             foreign_probes: probes.iter().map(probe).collect(),

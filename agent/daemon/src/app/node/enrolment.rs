@@ -7,7 +7,10 @@ use std::{
 
 use ambit_core::discovery::Delta;
 use ambit_ebpf_common::Counters;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::{
+    sync::watch,
+    task::{AbortHandle, JoinSet},
+};
 
 use super::{
     deputies::Deputies,
@@ -15,7 +18,7 @@ use super::{
 };
 use crate::{
     app::locations::Location,
-    capture::{Capture, CaptureError, PodNet, PodSpec},
+    capture::{Capture, CaptureError, KubeletGroup, PodNet, PodSpec},
     discovery::{Feed, World},
     instance::{Gate, Readiness},
     proxy::Proxy,
@@ -108,12 +111,14 @@ impl Enrolment {
         };
         self.kept_out.remove(&spec.uid);
         let policy = self.feed.follow_policy(&pod.workload);
-        let tasks = (0..net.listeners())
+        let mut tasks: Vec<AbortHandle> = (0..net.listeners())
             .map(|listener| {
                 let (proxy, net, policy) = (self.proxy.clone(), net.clone(), policy.clone());
                 self.serving.spawn(async move { proxy.serve(net, listener, policy).await })
             })
             .collect();
+        let (proxy, parked) = (self.proxy.clone(), net.clone());
+        tasks.push(self.serving.spawn(async move { proxy.serve_parked(parked, policy).await }));
         tracing::info!(
             pod = %pod.workload.name,
             identity = %pod.workload.identity,
@@ -182,6 +187,18 @@ impl Enrolment {
             tracing::error!(%error, "the list of ports that the kubelet probes could not be updated");
         }
         deputies.tell(withdrawn);
+    }
+
+    /// Tells when [`Self::follow_kubelet`] is to be called.
+    pub(super) fn kubelet(&self) -> watch::Receiver<Option<KubeletGroup>> {
+        self.capture.kubelet()
+    }
+
+    /// Lets the probes through of a kubelet that has started somewhere else, or anew.
+    pub(super) fn follow_kubelet(&self) {
+        if let Err(error) = self.capture.set_kubelet() {
+            tracing::error!(%error, "the kubelet is not known to the programs; its probes are treated as any plaintext");
+        }
     }
 
     /// Takes off what an earlier agent left for pods that are not `expected` (UIDs).

@@ -2,9 +2,10 @@
 
 use std::{fmt::Write as _, time::SystemTime};
 
+use ambit_proto::admin::v1::StatusResponse;
 use serde::Serialize;
 
-use super::{Section, table, view::StatusView};
+use super::{table, view::StatusView};
 use crate::cli::{remote::Answer, table::Table};
 
 /// What came of asking one node's agent.
@@ -23,9 +24,9 @@ pub(super) enum NodeView {
 }
 
 impl NodeView {
-    pub(super) fn new(answer: Answer, sections: &[Section]) -> Self {
+    pub(super) fn new(answer: Answer, view: impl FnOnce(StatusResponse) -> StatusView) -> Self {
         match answer.status {
-            Ok(status) => Self::Answered(Box::new(StatusView::new(status, sections))),
+            Ok(status) => Self::Answered(Box::new(view(status))),
             Err(error) => Self::Silent { node: answer.node, error: format!("{error:#}") },
         }
     }
@@ -88,10 +89,11 @@ fn summary(view: &StatusView) -> [String; 8] {
 
 #[cfg(test)]
 mod tests {
-    use ambit_proto::admin::v1::{Pod, Problem, StatusResponse};
+    use ambit_proto::admin::v1::{Pod, Problem};
     use anyhow::anyhow;
 
     use super::*;
+    use crate::cli::status::Section;
 
     #[test]
     fn nodes_share_tables_and_one_that_is_silent_says_why() {
@@ -107,7 +109,8 @@ mod tests {
         let answers =
             [answer("a", Ok(status("a"))), answer("b", Ok(status("b"))), answer("c", Err(anyhow!("gone")))];
         let sections = [Section::Pods, Section::Problems];
-        let views: Vec<_> = answers.into_iter().map(|answer| NodeView::new(answer, &sections)).collect();
+        let view = |answer| NodeView::new(answer, |status| StatusView::new(status, &sections));
+        let views: Vec<_> = answers.into_iter().map(view).collect();
         let text = render(&views, SystemTime::UNIX_EPOCH);
         let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         let lines: Vec<Vec<String>> = text.lines().map(words).collect();

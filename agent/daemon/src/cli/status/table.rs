@@ -4,9 +4,13 @@ use std::{fmt::Write, time::SystemTime};
 
 use super::view::{CertificateView, ConnectionView, PodView, ProblemView, StatusView};
 use crate::cli::{
+    denials,
     moment::{age, until},
     table::{Table, line},
 };
+
+/// Denials in a table that is not only of them.
+const FEW_DENIALS: usize = 10;
 
 /// Draws everything that `view` has.
 pub(super) fn render(view: &StatusView, now: SystemTime) -> String {
@@ -27,6 +31,14 @@ pub(super) fn render(view: &StatusView, now: SystemTime) -> String {
             _ => "CONNECTIONS".to_owned(),
         };
         section(&mut out, &title, &connections_table(connections, now));
+    }
+    if let Some(denials) = &view.denials {
+        let few = &denials[..denials.len().min(FEW_DENIALS)];
+        let title = match denials.len() {
+            more if more > few.len() => "DENIALS, the newest (all: ambit denials)",
+            _ => "DENIALS",
+        };
+        section(&mut out, title, &denials::table(few, false, now));
     }
     if let Some(problems) = &view.problems {
         out.push_str("\nPROBLEMS\n");
@@ -49,6 +61,7 @@ pub(super) fn sections(views: &[&StatusView], now: SystemTime) -> Vec<(&'static 
         ("PODS", of(&|view| view.pods.as_deref().map(pods_table))),
         ("CERTIFICATES", of(&|view| view.certificates.as_deref().map(|list| certificates_table(list, now)))),
         ("CONNECTIONS", of(&|view| view.connections.as_deref().map(|list| connections_table(list, now)))),
+        ("DENIALS", of(&|view| view.denials.as_deref().map(|list| denials::table(list, false, now)))),
         ("PROBLEMS", of(&|view| view.problems.as_deref().map(problems_table))),
     ]
 }

@@ -1,12 +1,13 @@
 use std::time::{Duration, SystemTime};
 
 use ambit_proto::admin::v1::{
-    CaptureCounters, Certificate, CertificateState, Connection, Direction, Pod, PodState, Problem, Security,
+    CaptureCounters, Certificate, CertificateState, Connection, Denial, Direction, Party, Pod, PodState,
+    Problem, Security,
 };
 use prost_types::Timestamp;
 
 use super::*;
-use crate::instance::RunDir;
+use crate::{cli::remote::narrow, instance::RunDir};
 
 const NOW: i64 = 1_900_000_000;
 
@@ -69,6 +70,25 @@ fn status() -> StatusResponse {
         }],
         policies: 2,
         roots: vec![],
+        denials: vec![Denial {
+            direction: Direction::Inbound.into(),
+            source: Some(Party {
+                namespace: "shop".to_owned(),
+                workload: "web".to_owned(),
+                identity: "spiffe://td1/ns/shop/sa/web".to_owned(),
+                ..Party::default()
+            }),
+            destination: Some(Party { ip: "10.0.2.7".to_owned(), ..Party::default() }),
+            port: 8080,
+            code: 2,
+            reason: "policy_denied".to_owned(),
+            policy: "stock/only-a".to_owned(),
+            rule: "rules[0]".to_owned(),
+            field: "from[0].source.principals".to_owned(),
+            count: 3,
+            last_seen: at(-7),
+            ..Denial::default()
+        }],
     }
 }
 
@@ -94,6 +114,10 @@ CONNECTIONS, the oldest 1 of 250 (all: ambit status connections)
   DIRECTION  CLIENT                     SERVER         SERVICE  MTLS  GROUP           PEER IDENTITY                  TO SERVER  TO CLIENT  AGE
   outbound   shop/web (10.0.1.5:40000)  10.0.2.7:8080  -        yes   X25519MLKEM768  spiffe://td1/ns/stock/sa/cart  1.5 KiB    7 B        1m 5s
 
+DENIALS
+  LAST SEEN  COUNT  DIRECTION  SOURCE                         DESTINATION    REASON             POLICY        RULE      WHY                                      SAID BY
+  7s ago     3      inbound    shop/web (td1/ns/shop/sa/web)  10.0.2.7:8080  policy_denied (2)  stock/only-a  rules[0]  from[0].source.principals does not hold  this agent
+
 PROBLEMS
   pa.yaml: PeerAuthentication shop/all: spec.mtls.mode: \"ST\\u{1b}[31mRICT\" is no mode
 "
@@ -109,6 +133,25 @@ fn sections_narrow_it_down() {
 }
 
 #[test]
+fn one_namespace_is_picked_out() {
+    let mut all = status();
+    all.pods.push(Pod { namespace: "stock".to_owned(), ..Pod::default() });
+    all.problems.push(Problem { object: "Namespace stock".to_owned(), ..Problem::default() });
+    all.problems.push(Problem { message: "the API cannot be read".to_owned(), ..Problem::default() });
+    let mut shop = all.clone();
+    narrow(&mut shop, "shop");
+    assert_eq!(
+        (shop.pods.len(), shop.certificates.len(), shop.connections_total, shop.problems.len()),
+        (1, 1, 1, 2)
+    );
+    narrow(&mut all, "stock");
+    assert_eq!(
+        (all.pods.len(), all.certificates.len(), all.connections_total, all.problems.len()),
+        (1, 0, 0, 2)
+    );
+}
+
+#[test]
 fn machines_get_stable_keys_and_times() {
     let view = StatusView::new(status(), &[]);
     let json: serde_json::Value = serde_json::from_str(&render(&view, Format::Json).unwrap()).unwrap();
@@ -120,6 +163,7 @@ fn machines_get_stable_keys_and_times() {
     assert_eq!(json["connections"][0]["security"], "mutual_tls");
     assert_eq!(json["connections"][0]["clientToServerBytes"], 1536);
     assert_eq!(json["connectionsTotal"], 250);
+    assert_eq!((&json["denials"][0]["code"], &json["denials"][0]["count"]), (&2.into(), &3.into()));
     let yaml: serde_json::Value = serde_yaml_ng::from_str(&render(&view, Format::Yaml).unwrap()).unwrap();
     assert_eq!(json, yaml);
     let pods_only = StatusView::new(status(), &[Section::Pods]);
@@ -151,7 +195,7 @@ fn an_agent_that_hangs_is_given_up() {
     let _silent = std::os::unix::net::UnixListener::bind(RunDir::socket_path(dir.path())).unwrap();
     let run_dir = dir.path().to_str().unwrap();
     let Line { args } = clap::Parser::try_parse_from(["status", "--run-dir", run_dir]).unwrap();
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     let error = run(&args).unwrap_err().to_string();
     assert!(error.contains("did not answer within 5s"), "{error}");
     assert!(started.elapsed() < Duration::from_secs(8));
@@ -163,6 +207,13 @@ fn readiness_is_that_of_the_agent_meant() {
     assert_eq!(readiness(&ready, None).unwrap(), "ready\n");
     assert_eq!(readiness(&ready, Some("b")).unwrap(), "ready\n");
     assert!(readiness(&ready, Some("a")).unwrap_err().to_string().contains("has not taken over"));
+    let replaced = StatusResponse {
+        instance: "a".to_owned(),
+        pending: vec!["pods".to_owned(), "replaced".to_owned()],
+        ..status()
+    };
+    assert!(readiness(&replaced, Some("a")).unwrap().starts_with("replaced"), "a probe is not to complain");
+    assert!(readiness(&replaced, None).is_err());
     let pending = readiness(&status(), None).unwrap_err().to_string();
     assert_eq!(pending, "not ready, pending: certificates, manifests");
 }

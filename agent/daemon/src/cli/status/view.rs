@@ -6,7 +6,7 @@ use ambit_proto::admin::v1 as proto;
 use serde::Serialize;
 
 use super::Section;
-use crate::cli::moment::Moment;
+use crate::cli::{denials::DenialView, moment::Moment};
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -24,6 +24,9 @@ pub(super) struct StatusView {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) connections: Option<Vec<ConnectionView>>,
     pub(super) connections_total: u64,
+    /// Those seen last; `ambit denials` has all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) denials: Option<Vec<DenialView>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) problems: Option<Vec<ProblemView>>,
 }
@@ -111,6 +114,8 @@ impl StatusView {
             connections: wanted(Section::Connections)
                 .then(|| status.connections.into_iter().map(ConnectionView::from).collect()),
             connections_total: status.connections_total,
+            denials: wanted(Section::Denials)
+                .then(|| status.denials.into_iter().map(|denial| DenialView::new(denial, "")).collect()),
             problems: wanted(Section::Problems)
                 .then(|| status.problems.into_iter().map(ProblemView::from).collect()),
         }

@@ -7,8 +7,8 @@ use crate::{
         settings::settings,
         values::{
             CaTrust, ClusterId, ConfigMapKey, DataplaneLabel, DnsName, Drain, Hold, IssuerKind, ListenAddr,
-            Location, LogFilter, LoopbackAddr, MapEntries, MetricsAuth, Namespace, ObjectName, PostQuantum,
-            ServerName, ServiceAddr, TrustBundles, TrustDomains, Ttl, Url, VaultPath, Workers,
+            Location, Locations, LogFilter, LoopbackAddr, MapEntries, MetricsAuth, Namespace, ObjectName,
+            PostQuantum, ServerName, ServiceAddr, TrustBundles, TrustDomains, Ttl, Url, VaultPath, Workers,
         },
     },
     telemetry::LogFormat,
@@ -22,15 +22,15 @@ settings! {
     manifests: Location, "AMBIT_MANIFESTS", "DIR";
     /// How to reach the cluster whose objects to watch [default: the cluster that the agent runs in]
     kubeconfig: Location, "AMBIT_KUBECONFIG", "FILE";
-    /// Who signs certificates: builtin, istio (istiod, istio-csr, ambit ca), files, vault or spire [default: builtin]
+    /// Who signs certificates: builtin, ambit (ambit ca), istio (istiod, istio-csr), files, vault or spire [default: builtin]
     issuer: IssuerKind, "AMBIT_ISSUER", "KIND";
     /// The folder of the built-in CA; made on first use
     ca_dir: Location, "AMBIT_CA_DIR", "DIR";
-    /// Where the certificate service is, for --issuer istio
+    /// Where the certificate service is, for --issuer ambit or istio
     ca_address: ServiceAddr, "AMBIT_CA_ADDRESS", "HOST:PORT";
     /// The roots that the certificate service's certificate must lead to [default: /var/run/secrets/istio/root-cert.pem]
     ca_root: Location, "AMBIT_CA_ROOT", "FILE";
-    /// What workloads trust, for --issuer istio: answers (the roots that come with certificates) or root (what is in --ca-root, watched, for a CA that publishes its roots there) [default: answers]
+    /// What workloads trust, for --issuer ambit or istio: answers (the roots that come with certificates) or root (what is in --ca-root, watched, for a CA that publishes its roots there) [default: answers]
     ca_trust: CaTrust, "AMBIT_CA_TRUST", "WHAT";
     /// The ConfigMap in which the certificate service publishes its roots, such as istio-system/istio-ca-root-cert, watched, instead of --ca-root: workloads trust these and no others
     ca_root_config_map: ObjectName, "AMBIT_CA_ROOT_CONFIG_MAP", "NAMESPACE/NAME";
@@ -96,6 +96,8 @@ settings! {
     trust_domain_aliases: TrustDomains, "AMBIT_TRUST_DOMAIN_ALIASES", "DOMAIN[,DOMAIN]";
     /// Foreign trust domains whose identities are accepted, each with a file of its own roots; watched
     trust_bundle: TrustBundles, "AMBIT_TRUST_BUNDLE", "DOMAIN=FILE[,..]";
+    /// Files of roots that are trusted beside the issuer's, while another issuer takes its place or has just done so; read at start
+    also_trust: Locations, "AMBIT_ALSO_TRUST", "FILE[,..]";
     /// Issuer files: the folder with <namespace>/<service account>/{tls.crt,tls.key,ca.crt}; watched
     cert_dir: Location, "AMBIT_CERT_DIR", "DIR";
     /// Issuer vault: its address, such as https://vault.example:8200; http for this host only

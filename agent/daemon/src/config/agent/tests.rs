@@ -63,6 +63,7 @@ fn defaults_are_those_of_the_help() {
             crl_file: None,
             trust_domain_aliases: vec![],
             trust_bundles: vec![],
+            also_trust: vec![],
             issuer: IssuerConfig::Builtin { ca_dir: "/ca".into() },
         }
     );
@@ -140,10 +141,16 @@ fn the_istio_issuer_needs_an_address_and_no_ca_of_its_own() {
         cluster_id: "Kubernetes".into(),
     };
     let issuer = |service: &IstioSettings, published: Option<Publication>| IssuerConfig::Istio {
+        name: "istio",
         service: service.clone(),
         published,
     };
     assert_eq!(resolve(&line).unwrap().issuer, issuer(&expected, None));
+    let line_of_ambit: Vec<&str> =
+        line.iter().map(|word| if *word == "istio" { "ambit" } else { *word }).collect();
+    let named = resolve(&[&line_of_ambit[..], &["--also-trust", "/old.pem,/new.pem"]].concat()).unwrap();
+    assert!(matches!(named.issuer, IssuerConfig::Istio { name: "ambit", .. }), "the log names it");
+    assert_eq!(named.also_trust, [PathBuf::from("/old.pem"), "/new.pem".into()]);
     let followed = resolve(&[&line[..], &["--ca-trust", "root"]].concat()).unwrap();
     assert_eq!(followed.issuer, issuer(&expected, Some(Publication::File(expected.root.clone()))));
     let map = ["--ca-root-config-map", "ambit-system/ambit-ca-root"];

@@ -42,6 +42,9 @@ impl FromStr for Drain {
     }
 }
 
+/// How long whoever asks waits for an answer.
+pub(crate) type Wait = Drain;
+
 /// How long policies outlive their definition.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hold(pub(crate) Duration);
@@ -53,6 +56,21 @@ impl FromStr for Hold {
         match duration(text)? {
             hold if hold > MAX_HOLD => Err("it must be at most 90d".to_owned()),
             hold => Ok(Self(hold)),
+        }
+    }
+}
+
+/// How far back something is looked at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Window(pub(crate) Duration);
+
+impl FromStr for Window {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match duration(text)? {
+            window if window > MAX_HOLD => Err("it must be at most 90d".to_owned()),
+            window => Ok(Self(window)),
         }
     }
 }

@@ -12,7 +12,9 @@ pub(crate) enum IssuerKind {
     /// A CA in a folder.
     #[default]
     Builtin,
-    /// A service that speaks Istio's CreateCertificate.
+    /// `ambit ca`, which speaks Istio's CreateCertificate.
+    Ambit,
+    /// Another service that does.
     Istio,
     /// Certificates that others put into a folder.
     Files,
@@ -28,11 +30,12 @@ impl FromStr for IssuerKind {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "builtin" => Ok(Self::Builtin),
+            "ambit" => Ok(Self::Ambit),
             "istio" => Ok(Self::Istio),
             "files" => Ok(Self::Files),
             "vault" => Ok(Self::Vault),
             "spire" => Ok(Self::Spire),
-            _ => Err("use builtin, istio, files, vault or spire".to_owned()),
+            _ => Err("use builtin, ambit, istio, files, vault or spire".to_owned()),
         }
     }
 }

@@ -17,7 +17,7 @@ const MAX_BYTES: u64 = 4 << 20;
 
 /// What stands at a path.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Found {
+pub(in crate::discovery) enum Found {
     /// A regular file, or a link to one.
     File(Stamp),
     /// Anything else, and why it cannot be taken.
@@ -26,7 +26,7 @@ pub(super) enum Found {
 
 /// Tells two contents of a path apart.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Stamp {
+pub(in crate::discovery) struct Stamp {
     device: u64,
     inode: u64,
     size: u64,
@@ -46,7 +46,7 @@ impl Stamp {
     }
 
     /// When content or attributes changed last; unlike the time of modification nobody can set it.
-    pub(super) fn changed(&self) -> SystemTime {
+    pub(in crate::discovery) fn changed(&self) -> SystemTime {
         let (seconds, nanoseconds) = self.changed;
         let since =
             Duration::new(seconds.try_into().unwrap_or_default(), nanoseconds.try_into().unwrap_or_default());
@@ -55,7 +55,7 @@ impl Stamp {
 }
 
 /// What stands at `path`, links followed; nothing if the path is gone.
-pub(super) fn inspect(path: &Path) -> Option<Found> {
+pub(in crate::discovery) fn inspect(path: &Path) -> Option<Found> {
     match std::fs::metadata(path) {
         Ok(metadata) => Some(match refusal(&metadata) {
             Some(reason) => Found::Unusable(reason),
@@ -73,7 +73,7 @@ pub(super) fn inspect(path: &Path) -> Option<Found> {
 }
 
 /// The bytes at `path` and what the file looked like before they were read; else why not.
-pub(super) fn read(path: &Path) -> Result<(Vec<u8>, Stamp), String> {
+pub(in crate::discovery) fn read(path: &Path) -> Result<(Vec<u8>, Stamp), String> {
     let failed = |error: io::Error| format!("cannot be read: {error}");
     // Should a FIFO or terminal have taken the file's place since it was looked at, opening must not wait for a writer.
     let file: File = OpenOptions::new()

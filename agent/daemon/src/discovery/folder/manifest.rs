@@ -12,7 +12,7 @@ use tracing::debug;
 use super::documents::Documents;
 use crate::discovery::{
     Origin, Problem,
-    kinds::{Entry, FieldError, Key, Kind, SECURITY_GROUP, UNENFORCED},
+    kinds::{Entry, FieldError, Key, Kind, SECURITY_GROUP},
     ledger::Ledger,
 };
 
@@ -119,7 +119,7 @@ impl Manifest {
         let (group, _) = version.rsplit_once('/').unwrap_or(("", &version));
         let Some(kind) = Kind::named(name, group) else {
             if group == SECURITY_GROUP {
-                self.unenforced(name, &fields);
+                self.unknown_policy(name, &fields);
             } else {
                 debug!(kind = name, version, "passing over an object of a kind that has no effect here");
             }
@@ -139,23 +139,19 @@ impl Manifest {
             Err(error) => {
                 self.complaints.push((Some(name.to_owned()), error));
                 self.unidentified = true;
-                self.may_be_policy |= kind.row().group == SECURITY_GROUP;
+                self.may_be_policy |= kind.restricts();
             }
         }
     }
 
-    /// The other kinds of Istio's security API are not passed over in silence: they would restrict access.
-    fn unenforced(&mut self, kind: &str, fields: &Map<String, Value>) {
+    /// Kinds of Istio's security API that are not known are not passed over in silence: they would restrict access, and a misspelt
+    /// PeerAuthentication must not take the well-spelt one that stood there before out of force.
+    fn unknown_policy(&mut self, kind: &str, fields: &Map<String, Value>) {
         let text = |field: &str| fields.get("metadata")?.get(field)?.as_str();
         let name = text("name").unwrap_or_default();
         let object =
             FieldError::new("", format_args!("{kind} {}/{name}", text("namespace").unwrap_or("default")));
-        let known = UNENFORCED.contains(&kind);
-        let message = if known { "is not enforced by this version" } else { "is of an unknown kind" };
-        self.complaints.push((Some(object.message), FieldError::new("kind", message)));
-        // A misspelt PeerAuthentication must not take the well-spelt one that stood there before out of force.
-        self.unidentified |= !known;
-        self.may_be_policy |= !known;
+        self.unidentified(Some(object.message), FieldError::new("kind", "is of an unknown kind"));
     }
 
     fn unidentified(&mut self, object: Option<String>, error: FieldError) {

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::{
     Change, FieldError, Valid,
-    fields::{choice, cut, labels, object_name, present},
+    fields::{choice, cut, known, known_target, labels, object_name, present},
     peer_authentication::check_selector,
     root::not_mesh_wide,
     wire::{self, Metadata, Pairs},
@@ -66,9 +66,9 @@ const SPEC_FIELDS: [&str; 6] = ["selector", "targetRef", "targetRefs", "action",
 
 /// The pods that an object is for, and what in that has no effect.
 #[derive(Default)]
-struct Aim {
-    target: Option<Target>,
-    unsupported: Option<String>,
+pub(super) struct Aim {
+    pub(super) target: Option<Target>,
+    pub(super) unsupported: Option<String>,
     notice: Option<FieldError>,
 }
 
@@ -102,14 +102,11 @@ pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Res
     });
     let rules = rules.collect::<Result<Vec<_>, _>>()?;
 
-    let idle = aim.target == Some(Target::Services(Vec::new())) || dry_run || action == Action::Audit;
+    let idle = aim.target == Some(Target::Services(Vec::new()));
     let whole = matches!(&aim.target, Some(Target::Pods(selector)) if selector.is_empty());
     let effects = [
         whole.then(|| not_mesh_wide(&name, settings)).flatten(),
         aim.unsupported,
-        dry_run.then(|| {
-            format!("metadata.annotations: {DRY_RUN}: it is not in force, and what it would do is not told")
-        }),
         own_effect(action),
         layer7_effect(action, &rules),
     ];
@@ -173,7 +170,7 @@ fn readable_action(action: Option<&Value>, provider: Option<&Value>) -> Option<A
     self::action(&Spec { action, provider, ..Spec::default() }).ok()
 }
 
-fn readable_target([selector, target_ref, target_refs]: [Option<&Value>; 3]) -> Option<Target> {
+pub(super) fn readable_target([selector, target_ref, target_refs]: [Option<&Value>; 3]) -> Option<Target> {
     let selector = selector.map(wire::typed).transpose().ok()?;
     let target_ref = target_ref.map(wire::typed).transpose().ok()?;
     let refs =
@@ -186,14 +183,12 @@ fn readable_target([selector, target_ref, target_refs]: [Option<&Value>; 3]) -> 
     Some(aim.target.unwrap_or(Target::Pods(Labels::new())))
 }
 
-/// No API server stands before a folder to refuse a misspelt field, and `selectors` in place of `selector` would be all pods.
+/// Whether all fields are known that say whom the object is for and what it does.
 fn known_fields(object: &Value) -> Result<(), FieldError> {
-    let fields = object.get("spec").and_then(Value::as_object);
-    let unknown =
-        fields.into_iter().flat_map(serde_json::Map::keys).find(|name| !SPEC_FIELDS.contains(&&***name));
-    unknown.map_or(Ok(()), |name| {
-        Err(FieldError::new(format!("spec.{name}"), "is no field of an AuthorizationPolicy"))
-    })
+    let spec = object.get("spec");
+    known(spec, "spec", &SPEC_FIELDS)?;
+    known(spec.and_then(|spec| spec.get("provider")), "spec.provider", &["name"])?;
+    known_target(spec)
 }
 
 fn trust_domains(settings: &Settings) -> TrustDomains {
@@ -225,7 +220,7 @@ fn dry_run_of(text: &str) -> (bool, bool) {
 }
 
 /// Whom the object is for; the whole namespace where it does not say.
-fn aim(
+pub(super) fn aim(
     selector: Option<Selector>,
     target_ref: Option<TargetRef>,
     target_refs: Option<Vec<TargetRef>>,
@@ -292,12 +287,8 @@ fn services(refs: Vec<(String, TargetRef)>) -> Result<Aim, FieldError> {
 
 /// What an action comes to that is not enforced as it is meant.
 fn own_effect(action: Action) -> Option<String> {
-    let text = match action {
-        Action::Audit => "spec.action: AUDIT has no effect: matches are not logged",
-        Action::Custom => "spec.action: CUSTOM refuses what it matches: external providers are not asked yet",
-        Action::Allow | Action::Deny => return None,
-    };
-    Some(text.to_owned())
+    let text = "spec.action: CUSTOM refuses what it matches: external providers are not asked yet";
+    (action == Action::Custom).then(|| text.to_owned())
 }
 
 /// What becomes of rules that name what can only be known within HTTP.

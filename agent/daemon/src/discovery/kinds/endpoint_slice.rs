@@ -34,6 +34,8 @@ wire::objects! {
 
     Conditions {
         ready: Option<bool>,
+        serving: Option<bool>,
+        terminating: Option<bool>,
     }
 
     ObjectReference {
@@ -79,10 +81,12 @@ pub(super) fn read(name: ObjectName, object: &Value, _: &Settings) -> Result<Val
             }
             addresses.push(ip);
         }
+        let conditions = endpoint.conditions.unwrap_or_default();
         let pod = endpoint.target_ref.filter(|target| target.kind.as_deref() == Some("Pod"));
         endpoints.push(SliceEndpoint {
             addresses,
-            ready: endpoint.conditions.and_then(|conditions| conditions.ready).unwrap_or(true),
+            ready: conditions.ready.unwrap_or(true),
+            leaving: conditions.terminating == Some(true) && conditions.serving == Some(true),
             pod: pod.and_then(|target| {
                 let namespace =
                     present(target.namespace).map_or_else(|| Arc::clone(&name.namespace), Arc::from);

@@ -10,6 +10,7 @@ use ambit_core::{
     discovery::Protocol,
     model::{Labels, ObjectName},
 };
+use serde_json::{Map, Value};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::wire::Pairs;
@@ -40,6 +41,28 @@ impl Display for FieldError {
             None => f.write_str(&self.message),
         }
     }
+}
+
+/// No API server stands before a folder to drop or refuse a field that is misspelt, and without it the object would say something
+/// else: a selector that is not read selects all pods, a mode that is not read is inherited.
+pub(super) fn known(value: Option<&Value>, path: &str, fields: &[&str]) -> Result<(), FieldError> {
+    let mut named = value.and_then(Value::as_object).into_iter().flat_map(Map::keys);
+    named.find(|name| !fields.contains(&&***name)).map_or(Ok(()), |name| {
+        Err(FieldError::new(
+            format!("{path}.{name}"),
+            format_args!("is no field there: it has {}", fields.join(", ")),
+        ))
+    })
+}
+
+/// The same for what says whom an object of the security API is for.
+pub(super) fn known_target(spec: Option<&Value>) -> Result<(), FieldError> {
+    let part = |name: &str| spec.and_then(|spec| spec.get(name));
+    const TARGET: [&str; 4] = ["group", "kind", "name", "namespace"];
+    known(part("selector"), "spec.selector", &["matchLabels"])?;
+    known(part("targetRef"), "spec.targetRef", &TARGET)?;
+    let refs = part("targetRefs").and_then(Value::as_array).into_iter().flatten().enumerate();
+    refs.into_iter().try_for_each(|(at, one)| known(Some(one), &format!("spec.targetRefs[{at}]"), &TARGET))
 }
 
 /// The name of a namespaced object; without a namespace it is in `default`.

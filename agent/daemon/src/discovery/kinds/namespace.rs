@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use ambit_core::{
     discovery::{Change, Namespace, Settings},
-    model::ObjectName,
+    model::{Labels, ObjectName},
 };
 use serde_json::{Value, json};
 
 use super::{
     FieldError, Valid,
-    fields::labels,
+    fields::{cut, labels},
     wire::{self, Metadata},
 };
 
@@ -30,8 +30,21 @@ wire::objects! {
     }
 }
 
-pub(super) fn read(name: ObjectName, object: &Value, _: &Settings) -> Result<Valid, FieldError> {
+pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Result<Valid, FieldError> {
     let Object { metadata } = wire::typed(object)?;
     let labels = labels(metadata.unwrap_or_default().labels);
-    Ok(Change::Namespace(Arc::new(Namespace { name: name.name, labels })).into())
+    let notice = odd_label(&labels, settings);
+    let valid = Valid::from(Change::Namespace(Arc::new(Namespace { name: name.name, labels })));
+    Ok(Valid { notice, ..valid })
+}
+
+/// What is to be said of an opt-in label that neither opts in nor out.
+pub(super) fn odd_label(labels: &Labels, settings: &Settings) -> Option<FieldError> {
+    let value = labels.get(&*settings.label)?;
+    let Settings { label, enabled, disabled, .. } = settings;
+    (*value != **enabled && *value != **disabled).then(|| {
+        let value = cut(value);
+        let message = format!("{value:?} is neither {enabled:?} nor {disabled:?}, and has no effect");
+        FieldError::new(format!("metadata.labels.{label}"), message)
+    })
 }

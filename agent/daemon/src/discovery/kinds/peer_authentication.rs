@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::{
     Change, FieldError, Valid,
-    fields::{choice, cut, labels, timestamp},
+    fields::{choice, cut, known, labels, timestamp},
     root::not_mesh_wide,
     wire::{self, Metadata, Pairs},
 };
@@ -42,7 +42,10 @@ wire::objects! {
     }
 }
 
+const SPEC_FIELDS: [&str; 3] = ["selector", "mtls", "portLevelMtls"];
+
 pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Result<Valid, FieldError> {
+    known_fields(object)?;
     let Object { metadata, spec } = wire::typed(object)?;
     let metadata = metadata.unwrap_or_default();
     let spec = spec.unwrap_or_default();
@@ -61,28 +64,28 @@ pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Res
         }
         Some(ports) => port_modes(ports)?,
     };
-    let without_effect = name.namespace == settings.root_namespace && !selector.is_empty();
-    let notice = if without_effect {
+    let selects = if name.namespace == settings.root_namespace && !selector.is_empty() {
         Some("has no effect: in the root namespace an object with a selector is ignored")
     } else if named_selector && selector.is_empty() {
         Some("has no labels: the object speaks for the whole namespace")
     } else {
         None
     };
-    let notice = notice.map(|message| FieldError::new("spec.selector", message));
     let narrow = selector.is_empty().then(|| not_mesh_wide(&name, settings)).flatten();
     let created = timestamp(metadata.creation_timestamp)?;
     let policy = PeerAuthentication { name, created, selector, mode, port_modes, doubt: None };
-    // A selector without labels is pointed out as well, but has its full effect.
-    let unsupported = match &notice {
-        Some(notice) if without_effect => Some(notice.to_string()),
+    let selects = selects.map(|message| FieldError::new("spec.selector", message));
+    let narrow = narrow.map(|text| FieldError::new("metadata.namespace", text));
+    let mut notices: Vec<FieldError> = [selects, disabled(&policy), narrow].into_iter().flatten().collect();
+    let notice = match notices.len() {
+        0 | 1 => notices.pop(),
         _ => {
-            let disable = states_disable(&policy).then(|| DISABLE_EFFECT.to_owned());
-            let effects: Vec<String> = narrow.iter().cloned().chain(disable).collect();
-            (!effects.is_empty()).then(|| effects.join("; "))
+            let texts: Vec<String> = notices.iter().map(ToString::to_string).collect();
+            Some(FieldError { field: None, message: texts.join("; ") })
         }
     };
-    let notice = notice.or_else(|| narrow.map(|text| FieldError::new("metadata.namespace", text)));
+    // Whoever looks at the object and whoever looks at the agents is told the same.
+    let unsupported = notice.as_ref().map(ToString::to_string);
     let change = Change::Policies(policy::Change::PeerAuthentication(Arc::new(policy)));
     Ok(Valid { change, notice, unsupported, idle: false })
 }
@@ -104,12 +107,28 @@ pub(super) fn unreadable(name: ObjectName, object: &Value, error: &FieldError, _
     Change::Policies(policy::Change::PeerAuthentication(Arc::new(policy)))
 }
 
+/// Whether all fields are known that say whom the object selects and what it demands.
+fn known_fields(object: &Value) -> Result<(), FieldError> {
+    let spec = object.get("spec");
+    let part = |name: &str| spec.and_then(|spec| spec.get(name));
+    known(spec, "spec", &SPEC_FIELDS)?;
+    known(part("selector"), "spec.selector", &["matchLabels"])?;
+    known(part("mtls"), "spec.mtls", &["mode"])?;
+    let ports = part("portLevelMtls").and_then(Value::as_object).into_iter().flatten();
+    ports
+        .into_iter()
+        .try_for_each(|(port, mtls)| known(Some(mtls), &format!("spec.portLevelMtls.{port}"), &["mode"]))
+}
+
 /// Whom the object selects; none if that cannot be told.
 fn readable_selector(object: &Value) -> Option<Labels> {
     let spec = match object.get("spec") {
         None | Some(Value::Null) => return Some(Labels::new()),
         Some(spec) => spec.as_object()?,
     };
+    // A field that is not known may stand for the one that says whom it selects.
+    known(object.get("spec"), "spec", &SPEC_FIELDS).ok()?;
+    known(spec.get("selector"), "spec.selector", &["matchLabels"]).ok()?;
     let selector = match spec.get("selector") {
         None | Some(Value::Null) => return Some(Labels::new()),
         Some(selector) => wire::typed::<Selector>(selector).ok()?,
@@ -119,8 +138,15 @@ fn readable_selector(object: &Value) -> Option<Labels> {
     Some(selector)
 }
 
-fn states_disable(policy: &PeerAuthentication) -> bool {
-    policy.mode.iter().chain(policy.port_modes.values()).any(|mode| *mode == Mode::Disable)
+/// Where the policy states DISABLE, which has another effect than it says.
+fn disabled(policy: &PeerAuthentication) -> Option<FieldError> {
+    let of_port = policy.port_modes.iter().find(|(_, mode)| **mode == Mode::Disable);
+    let field = match (policy.mode, of_port) {
+        (Some(Mode::Disable), _) => "spec.mtls.mode".to_owned(),
+        (_, Some((port, _))) => format!("spec.portLevelMtls.{port}.mode"),
+        (_, None) => return None,
+    };
+    Some(FieldError::new(field, DISABLE_EFFECT))
 }
 
 pub(super) fn check_selector(selector: &Labels) -> Result<(), FieldError> {

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::{
     FieldError, Valid,
     fields::{address, cut, dedup, labels, port_number, present, protocol, timestamp},
-    namespace::opted_in,
+    namespace::{odd_label, opted_in},
     wire::{self, IntOrString, Metadata},
 };
 
@@ -136,6 +136,7 @@ pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Res
         terminal: matches!(phase, "Succeeded" | "Failed"),
         ready: ready.is_none_or(|condition| condition.status.as_deref() == Some("True")),
         named_ports: named_ports(&containers)?,
+        ports: stated_ports(&containers),
         probe_ports: probes::ports(&containers, &ips)?,
         host_ports: host_ports(&containers),
         foreign_probes,
@@ -144,7 +145,8 @@ pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Res
         netns: netns.map(Arc::from),
         name,
     };
-    Ok(Change::Pod(Arc::new(pod)).into())
+    let notice = odd_label(&pod.labels, settings);
+    Ok(Valid { notice, ..Change::Pod(Arc::new(pod)).into() })
 }
 
 /// A UID with a slash could be what stands for one where none is stated: a namespace and a name.
@@ -205,6 +207,16 @@ fn named_ports(containers: &[(String, Container)]) -> Result<BTreeMap<String, u1
         }
     }
     Ok(named)
+}
+
+/// The TCP ports that containers state. What is no port is none.
+fn stated_ports(containers: &[(String, Container)]) -> Vec<u16> {
+    let ports = containers.iter().flat_map(|(_, container)| container.ports.iter().flatten());
+    let tcp = ports.filter(|port| protocol("", port.protocol.clone()) == Ok(Protocol::Tcp));
+    let mut numbers: Vec<u16> = tcp.filter_map(|port| port_number("", port.container_port?).ok()).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers
 }
 
 /// TCP ports of the node that lead to the containers'. What is no port leads nowhere.

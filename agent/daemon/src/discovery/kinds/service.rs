@@ -1,6 +1,6 @@
 //! Services.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use ambit_core::{
     discovery::{Change, Service, ServicePort, Settings, TargetPort},
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{
     FieldError, Valid,
-    fields::{address, choice, dedup, labels, port_number, protocol, timestamp},
+    fields::{address, choice, dedup, labels, port_number, present, protocol, timestamp},
     wire::{self, IntOrString, Metadata, Pairs},
 };
 
@@ -33,9 +33,20 @@ wire::objects! {
         ports: Option<Vec<Port>>,
         selector: Option<Pairs>,
         session_affinity: Option<String>,
+        session_affinity_config: Option<AffinityConfig>,
         internal_traffic_policy: Option<String>,
         external_traffic_policy: Option<String>,
         publish_not_ready_addresses: Option<bool>,
+        traffic_distribution: Option<String>,
+    }
+
+    AffinityConfig {
+        #[serde(rename = "clientIP")]
+        client_ip: Option<ClientIp>,
+    }
+
+    ClientIp {
+        timeout_seconds: Option<i64>,
     }
 
     Port {
@@ -44,6 +55,7 @@ wire::objects! {
         node_port: Option<i64>,
         target_port: Option<IntOrString>,
         protocol: Option<String>,
+        app_protocol: Option<String>,
     }
 
     Status {
@@ -61,11 +73,15 @@ wire::objects! {
     }
 }
 
+/// What Kubernetes fills in for `timeoutSeconds`: three hours.
+const AFFINITY_SECONDS: i64 = 10_800;
+
 /// External-name and headless services have no address of their own.
 pub(super) fn read(name: ObjectName, object: &Value, _: &Settings) -> Result<Valid, FieldError> {
     let Object { metadata, spec, status } = wire::typed(object)?;
     let metadata = metadata.unwrap_or_default();
     let spec = spec.unwrap_or_default();
+    let notice = near_wanted(metadata.annotations.as_ref(), spec.traffic_distribution.as_deref());
     let cluster_ips = if spec.kind.as_deref() == Some("ExternalName") {
         Vec::new()
     } else {
@@ -81,7 +97,7 @@ pub(super) fn read(name: ObjectName, object: &Value, _: &Settings) -> Result<Val
         external_ips,
         ports: ports.collect::<Result<_, _>>()?,
         selector: labels(spec.selector),
-        session_affinity: choice("spec.sessionAffinity", spec.session_affinity, ["None", "ClientIP"])? == 1,
+        session_affinity: session_affinity(spec.session_affinity, spec.session_affinity_config)?,
         local_only: choice("spec.internalTrafficPolicy", spec.internal_traffic_policy, ["Cluster", "Local"])?
             == 1,
         external_local: choice(
@@ -91,7 +107,34 @@ pub(super) fn read(name: ObjectName, object: &Value, _: &Settings) -> Result<Val
         )? == 1,
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
     };
-    Ok(Change::Service(Arc::new(service)).into())
+    Ok(Valid { notice, ..Change::Service(Arc::new(service)).into() })
+}
+
+/// What is to be said of a wish for endpoints that are near.
+fn near_wanted(annotations: Option<&Pairs>, distribution: Option<&str>) -> Option<FieldError> {
+    const MODE: &str = "service.kubernetes.io/topology-mode";
+    const IGNORED: &str = "is not taken into account for connections of pods in the mesh: their endpoints are chosen from all zones and nodes";
+    if distribution.is_some_and(|wish| !wish.is_empty()) {
+        return Some(FieldError::new("spec.trafficDistribution", IGNORED));
+    }
+    let mode = annotations?.get(MODE)?.as_deref()?;
+    mode.eq_ignore_ascii_case("auto")
+        .then(|| FieldError::new(format!("metadata.annotations.{MODE}"), IGNORED))
+}
+
+/// For how long a client keeps to an endpoint, where it does.
+fn session_affinity(
+    affinity: Option<String>,
+    config: Option<AffinityConfig>,
+) -> Result<Option<Duration>, FieldError> {
+    if choice("spec.sessionAffinity", affinity, ["None", "ClientIP"])? == 0 {
+        return Ok(None);
+    }
+    let stated = config.and_then(|config| config.client_ip?.timeout_seconds);
+    let seconds = u64::try_from(stated.unwrap_or(AFFINITY_SECONDS)).ok().filter(|s| (1..=86_400).contains(s));
+    let field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
+    let seconds = seconds.ok_or_else(|| FieldError::new(field, "is not between 1 and 86400"))?;
+    Ok(Some(Duration::from_secs(seconds)))
 }
 
 fn cluster_ips(single: Option<&str>, list: Option<&[String]>) -> Result<Vec<IpAddr>, FieldError> {
@@ -139,5 +182,12 @@ fn service_port(port: Port, path: &str) -> Result<ServicePort, FieldError> {
         None | Some(0) => None,
         Some(node_port) => Some(port_number(&format!("{path}.nodePort"), node_port)?),
     };
-    Ok(ServicePort { name: port.name.unwrap_or_default(), port: number, node_port, target, protocol })
+    Ok(ServicePort {
+        name: port.name.unwrap_or_default(),
+        port: number,
+        node_port,
+        target,
+        protocol,
+        app_protocol: present(port.app_protocol).map(String::into_boxed_str),
+    })
 }

@@ -10,14 +10,11 @@ use serde_json::Value;
 
 use super::{
     Change, Valid, authorization_policy, endpoint_slice, fields::FieldError, namespace, peer_authentication,
-    pod, service,
+    pod, request_authentication, service,
 };
 
 /// The group of Istio's security API.
 pub(in crate::discovery) const SECURITY_GROUP: &str = "security.istio.io";
-
-/// Its kinds that are known but not read yet.
-pub(in crate::discovery) const UNENFORCED: [&str; 1] = ["RequestAuthentication"];
 
 /// A kind that the agent reads. Ordered so that what others depend on comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -28,6 +25,7 @@ pub(crate) enum Kind {
     EndpointSlice,
     PeerAuthentication,
     AuthorizationPolicy,
+    RequestAuthentication,
 }
 
 /// All that the agent knows of a kind.
@@ -76,7 +74,7 @@ pub(in crate::discovery) enum Report {
     AcceptedCondition,
 }
 
-static TABLE: [Row; 6] = [
+static TABLE: [Row; 7] = [
     Row {
         kind: Kind::Namespace,
         name: "Namespace",
@@ -165,6 +163,20 @@ static TABLE: [Row; 6] = [
         gone: |name| Change::Policies(PolicyChange::AuthorizationPolicyGone(name)),
         report: Report::AcceptedCondition,
     },
+    Row {
+        kind: Kind::RequestAuthentication,
+        name: "RequestAuthentication",
+        plural: "requestauthentications",
+        group: SECURITY_GROUP,
+        versions: &["v1", "v1beta1"],
+        namespaced: true,
+        optional: true,
+        name_is_shared: false,
+        read: request_authentication::read,
+        unreadable: Unreadable::Strictest(request_authentication::unreadable, "takes no token"),
+        gone: |name| Change::Policies(PolicyChange::RequestAuthenticationGone(name)),
+        report: Report::AcceptedCondition,
+    },
 ];
 
 // A kind's row is found by its position in the enum.
@@ -191,6 +203,11 @@ impl Kind {
     pub(in crate::discovery) fn named(name: &str, group: &str) -> Option<Self> {
         let row = TABLE.iter().find(|row| row.name == name && (!row.name_is_shared || row.group == group))?;
         Some(row.kind)
+    }
+
+    /// Whether verdicts depend on objects of this kind, so that one which is not known has to be thought of as the strictest.
+    pub(in crate::discovery) fn restricts(self) -> bool {
+        matches!(self, Self::PeerAuthentication | Self::AuthorizationPolicy)
     }
 
     /// What counts while objects of this kind may be there that are not known, as a part of a sentence.

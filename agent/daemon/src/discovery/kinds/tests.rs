@@ -1,8 +1,10 @@
 mod authorization_policy;
 mod doubt;
+mod misspelt;
 mod peer_authentication;
+mod request_authentication;
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use ambit_core::{
     discovery::{Change as MeshChange, ForeignProbe, HostPort, Protocol, TargetPort},
@@ -146,10 +148,53 @@ fn probes_name_ports_of_the_pod() {
             "initContainers: [{restartPolicy: Always, startupProbe: {tcpSocket: {port: 7}}}, {livenessProbe: {grpc: {port: 8}}}]",
             &[7],
         ),
+        // The kubelet connects for hooks as it does for probes.
+        (
+            "containers: [{lifecycle: {preStop: {httpGet: {port: 82}}, postStart: {tcpSocket: {port: 83}}}}]",
+            &[82, 83],
+        ),
+        ("containers: [{lifecycle: {preStop: {httpGet: {port: 82, host: 192.0.2.1}}}}]", &[]),
+        ("containers: [{lifecycle: {preStop: {exec: {command: [true]}}}}]", &[]),
     ] {
         let Change::Mesh(MeshChange::Pod(found)) = one(&pod(containers)) else { panic!("no pod") };
         assert_eq!(found.probe_ports, ports, "{containers}");
     }
+}
+
+#[test]
+fn what_is_silently_nothing_is_pointed_out() {
+    let object = |kind: &str, rest: &str| format!("apiVersion: v1\nkind: {kind}\n{rest}\n");
+    let labelled = |kind: &str, value: &str| {
+        object(
+            kind,
+            &format!("metadata: {{name: a, namespace: shop, labels: {{ambit.dev/dataplane: '{value}'}}}}"),
+        )
+    };
+    for kind in ["Namespace", "Pod"] {
+        for value in ["true", "Enabled", ""] {
+            let text = labelled(kind, value);
+            let expected = format!(
+                "metadata.labels.ambit.dev/dataplane: {value:?} is neither \"enabled\" nor \"disabled\", and has no effect"
+            );
+            assert!(complaint(&text).ends_with(&expected), "{}", complaint(&text));
+            assert!(read(&text).stated.is_good());
+        }
+        for value in ["enabled", "disabled"] {
+            one(&labelled(kind, value));
+        }
+    }
+    let service = |rest: &str| object("Service", &format!("metadata: {{name: a, namespace: shop{rest}"));
+    for (rest, field) in [
+        ("}\nspec: {trafficDistribution: PreferSameZone}", "spec.trafficDistribution"),
+        (
+            ", annotations: {service.kubernetes.io/topology-mode: Auto}}",
+            "metadata.annotations.service.kubernetes.io/topology-mode",
+        ),
+    ] {
+        let told = complaint(&service(rest));
+        assert!(told.contains(&format!("{field}: is not taken into account")), "{told}");
+    }
+    one(&service(", annotations: {service.kubernetes.io/topology-mode: Disabled}}"));
 }
 
 #[test]
@@ -237,7 +282,8 @@ status: {loadBalancer: {}}
         panic!("no service")
     };
     assert_eq!(service.cluster_ips, ips(&["10.96.0.1", "fd96::1"]));
-    assert!(service.session_affinity && service.local_only && !service.publish_not_ready);
+    assert_eq!(service.session_affinity, Some(Duration::from_secs(10_800)));
+    assert!(service.local_only && !service.publish_not_ready);
     let ports: Vec<_> =
         service.ports.iter().map(|port| (port.port, port.target.clone(), port.protocol)).collect();
     assert_eq!(
@@ -250,6 +296,20 @@ status: {loadBalancer: {}}
             (53, TargetPort::Number(53), Protocol::Udp),
         ]
     );
+}
+
+#[test]
+fn session_affinity_and_its_time() {
+    for (spec, seconds) in [
+        ("{}", None),
+        ("{sessionAffinity: None}", None),
+        ("{sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}}", Some(60)),
+        ("{sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {}}}", Some(10_800)),
+    ] {
+        let text = format!("apiVersion: v1\nkind: Service\nmetadata: {{name: s}}\nspec: {spec}\n");
+        let Change::Mesh(MeshChange::Service(service)) = one(&text) else { panic!("no service") };
+        assert_eq!(service.session_affinity, seconds.map(Duration::from_secs), "{spec}");
+    }
 }
 
 #[test]
@@ -312,6 +372,8 @@ endpoints:
 - {addresses: [10.0.0.2], conditions: {ready: false}}
 - {addresses: [10.0.0.3], conditions: {ready: null}}
 - {addresses: [10.0.0.4]}
+- {addresses: [10.0.0.5], conditions: {ready: false, serving: true, terminating: true}}
+- {addresses: [10.0.0.6], conditions: {ready: false, serving: false, terminating: true}}
 ports:
 - {name: http, port: 8080, protocol: TCP}
 - {name: "", port: null}
@@ -322,7 +384,9 @@ ports:
     };
     assert_eq!(slice.service, Some(ObjectName::new("shop", "web")));
     let ready: Vec<_> = slice.endpoints.iter().map(|endpoint| endpoint.ready).collect();
-    assert_eq!(ready, [true, false, true, true]);
+    assert_eq!(ready, [true, false, true, true, false, false]);
+    let leaving: Vec<_> = slice.endpoints.iter().map(|endpoint| endpoint.leaving).collect();
+    assert_eq!(leaving, [false, false, false, false, true, false]);
     assert_eq!(slice.endpoints[0].pod, Some(ObjectName::new("shop", "web-1")));
     let ports: Vec<_> = slice.ports.iter().map(|port| (&*port.name, port.port)).collect();
     assert_eq!(ports, [("http", 8080), ("", 1)]);

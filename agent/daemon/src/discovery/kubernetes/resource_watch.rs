@@ -23,7 +23,7 @@ use crate::{
     cluster::sentence,
     discovery::{
         Origin, Problem,
-        kinds::{Entry, Key, Report, Row, SECURITY_GROUP},
+        kinds::{Entry, Key, Report, Row},
     },
 };
 
@@ -85,7 +85,8 @@ enum Over {
 
 impl ResourceWatch {
     pub(super) fn new(row: &'static Row, client: Client, hub: Arc<Hub>) -> Self {
-        let last = row.optional.then(|| LastKnown::load(row, &hub.hold, Instant::now()));
+        let held = row.optional && row.kind.restricts();
+        let last = held.then(|| LastKnown::load(row, &hub.hold, Instant::now()));
         Self {
             row,
             client,
@@ -245,7 +246,7 @@ impl ResourceWatch {
         let wanted = status.and_then(|status| status.wanted(read.as_ref().ok()?));
         self.hub.observe(|statuses| statuses.set(&key, wanted));
         let origin = Origin::Object(key);
-        let policy = self.row.group == SECURITY_GROUP;
+        let policy = self.row.kind.restricts();
         self.hub.write(|ledger| match read {
             Ok(entry) => ledger.take(&origin, vec![entry], Vec::new()),
             Err(error) => {
@@ -314,7 +315,7 @@ impl ResourceWatch {
             }
             404 if self.row.optional => {
                 // A server that starts may not know its custom resources for a moment.
-                if self.failures > TO_BE_ABSENT {
+                if self.failures > TO_BE_ABSENT || !self.row.kind.restricts() {
                     self.absent();
                 }
                 return Some(Over::Absent);
@@ -336,7 +337,7 @@ impl ResourceWatch {
         over.then_some(Over::Again)
     }
 
-    /// The cluster does not have the resource. What it was last known to hold stays.
+    /// The cluster does not have the resource. What it was last known to hold stays, where verdicts depend on it.
     fn absent(&mut self) {
         if !std::mem::replace(&mut self.absent, true) {
             info!(resource = self.row.plural, "not defined in this cluster; it is watched once it is");
@@ -345,9 +346,15 @@ impl ResourceWatch {
         if std::mem::take(&mut self.reported) {
             self.hub.set_health(self.row.kind, None);
         }
-        if let Some(last) = &mut self.last {
-            let gone = last.definition_is_gone(Instant::now());
-            self.remove(&gone);
+        match &mut self.last {
+            Some(last) => {
+                let gone = last.definition_is_gone(Instant::now());
+                self.remove(&gone);
+            }
+            None => {
+                self.hub.observe(|statuses| statuses.retain(self.row.kind, &HashSet::new()));
+                self.hub.write(|ledger| ledger.retain(self.row.kind, &HashSet::new()));
+            }
         }
         if !self.read
             && let Some(last) = &self.last

@@ -104,7 +104,7 @@ fn beyond_bounds(kind: Kind) -> String {
 impl Problem {
     /// What is wrong with an object, or with the origin where none is named.
     pub(in crate::discovery) fn new(origin: &Origin, object: Option<String>, error: FieldError) -> Self {
-        Self { origin: origin.clone(), object, field: error.field, message: error.message }
+        Self { origin: origin.clone(), object, field: error.field, message: error.message, notice: false }
     }
 }
 
@@ -142,10 +142,12 @@ fn capped(mut problems: Vec<Problem>, most: usize, whole: &str) -> Vec<Problem> 
 pub(super) fn log_changes(before: &[Problem], now: &[Problem]) {
     let known: HashSet<_> = before.iter().collect();
     let present: HashSet<_> = now.iter().collect();
-    for Problem { origin, object, field, message } in now.iter().filter(|problem| !known.contains(problem)) {
+    for Problem { origin, object, field, message, .. } in
+        now.iter().filter(|problem| !known.contains(problem))
+    {
         warn!(%origin, object, field, "{message}");
     }
-    for Problem { origin, object, field, message } in
+    for Problem { origin, object, field, message, .. } in
         before.iter().filter(|problem| !present.contains(problem))
     {
         info!(%origin, object, field, "no longer so: {message}");

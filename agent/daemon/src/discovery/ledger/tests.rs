@@ -74,7 +74,7 @@ fn an_invalid_object_keeps_its_last_good_version() {
     let mut bench = Bench::new();
     bench.put("a", &(policy("p", "STRICT") + &namespace("enabled")));
     assert_eq!((bench.mode(), bench.problems().len()), (MtlsMode::Strict, 0));
-    bench.put("a", &(policy("p", "STRIKT") + &namespace("x")));
+    bench.put("a", &(policy("p", "STRIKT") + &namespace("disabled")));
     assert_eq!(bench.mode(), MtlsMode::Strict);
     assert_eq!(
         bench.problems(),

@@ -1,16 +1,11 @@
 //! Relays over loopback: sessions at both ends of the tunnel, and an application at each end of the whole.
 
-use std::{
-    cell::Cell,
-    io,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{cell::Cell, io, sync::Arc, time::Duration};
 
 use ambit_core::reason::{Reason, Refusal};
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncReadExt as _, AsyncWriteExt as _, Interest},
     task::JoinHandle,
     time::timeout,
 };
@@ -327,4 +322,97 @@ async fn a_relay_that_was_stopped_goes_on_where_it_was() {
     assert_eq!(counts.sent.get(), 4_000_000);
     inner.await.unwrap().0.unwrap();
     write.await.unwrap();
+}
+
+/// Writes until nothing is taken for a while; answers how much was.
+async fn stuff(socket: &mut TcpStream) -> usize {
+    let chunk = vec![7; 64 << 10];
+    let mut taken = 0;
+    while let Ok(wrote) = timeout(Duration::from_millis(300), socket.write(&chunk)).await {
+        taken += wrote.unwrap();
+    }
+    taken
+}
+
+#[tokio::test]
+async fn a_reset_is_seen_at_once_where_nobody_reads() {
+    for by_client in [true, false] {
+        let Way { client, server, relays, share } = way().await;
+        let (mut one, other) = if by_client { (client, server) } else { (server, client) };
+        stuff(&mut one).await;
+        let reset = Instant::now();
+        resets(&one);
+        drop(one);
+        timeout(SOON, other.ready(Interest::ERROR)).await.expect("in time").unwrap();
+        assert!(reset.elapsed() < Duration::from_millis(500), "only after {:?}", reset.elapsed());
+        for relay in relays {
+            timeout(SOON, relay).await.expect("it ends").unwrap().0.unwrap_err();
+        }
+        assert_eq!(share.used(), 0);
+    }
+}
+
+#[tokio::test]
+async fn who_is_gone_after_its_end_is_noticed_by_the_first_write() {
+    for by_client in [true, false] {
+        let Way { client, server, .. } = way().await;
+        let (one, mut other) = if by_client { (client, server) } else { (server, client) };
+        // Closed, both ways: the other end sees the end of what comes, and may not know more before it writes.
+        drop(one);
+        assert_eq!(other.read(&mut [0; 8]).await.unwrap(), 0);
+        other.write_all(b"into the void").await.unwrap();
+        timeout(SOON, other.ready(Interest::ERROR)).await.expect("without another write").unwrap();
+        assert!(other.write_all(b"again").await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn what_was_said_before_a_reset_arrives() {
+    for round in 0..20 {
+        for by_client in [true, false] {
+            let Way { client, server, .. } = way().await;
+            let (mut one, mut other) = if by_client { (client, server) } else { (server, client) };
+            // What comes back is not read: the kernel makes a RST of the close.
+            other.write_all(b"unread").await.unwrap();
+            let sent = pattern(100_000 + 1_000 * round);
+            one.write_all(&sent).await.unwrap();
+            sleep(Duration::from_millis(5)).await;
+            drop(one);
+            let mut got = Vec::new();
+            let ended = timeout(SOON, other.read_to_end(&mut got)).await.expect("in time");
+            assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+            assert_eq!(got.len(), sent.len(), "round {round}, by client: {by_client}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_said_arrives_though_the_answer_to_it_cannot() {
+    for by_client in [true, false] {
+        let Way { client, server, .. } = way().await;
+        let (mut one, mut other) = if by_client { (client, server) } else { (server, client) };
+        let sent = pattern(300_000);
+        let answers = async {
+            let mut got = Vec::new();
+            let mut some = vec![0; 1000];
+            loop {
+                match timeout(SOON, other.read(&mut some)).await.expect("in time") {
+                    Ok(0) => panic!("an end that is none"),
+                    Ok(read) => got.extend_from_slice(&some[..read]),
+                    Err(error) => return (got, error),
+                }
+                // It answers each piece, to one that has closed by then.
+                let _ = other.try_write(b"answer");
+            }
+        };
+        let asks = async {
+            one.write_all(&sent).await.unwrap();
+            sleep(Duration::from_millis(2)).await;
+            resets(&one);
+            drop(one);
+        };
+        let ((got, error), ()) = tokio::join!(answers, asks);
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        println!("{} of {} bytes", got.len(), sent.len());
+    }
 }

@@ -10,7 +10,6 @@ use std::{
 use ambit_core::frame::{Control, Open};
 use rustls::{client::ClientConnectionData, kernel::KernelConnection, server::ServerConnectionData};
 use tokio::{
-    io::AsyncWriteExt as _,
     net::TcpStream,
     time::{timeout, timeout_at},
 };
@@ -21,23 +20,27 @@ use super::{
     sender::Sender,
 };
 use crate::{
-    capture::bound_buffers,
+    capture::{bound_buffers, reset_on_drop},
     tunnel::{
         TunnelError,
         buffer::Share,
         session::{LegError, Moved, PeerFacts},
+        socket,
     },
 };
 
 /// The part of what is left of a peer's certificate for which new streams may begin on a connection. Thus connections
 /// follow renewed certificates soon, and none stands on an old root when that is withdrawn at last.
 const RETIREMENT: f64 = 0.2;
-/// How long saying goodbye may take.
+/// How long the last frame may take to be sent.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// How long the peer may take to read why a stream is cut. One whose application does not take what came before does not get
+/// to it, and learns by a RST that it is to wait no longer.
+const LAST_WORD: Duration = Duration::from_millis(100);
 
 /// A connection to a peer whose identity has been verified.
 pub(crate) struct Link {
-    tcp: TcpStream,
+    tcp: Arc<TcpStream>,
     sender: Sender,
     receiver: Receiver,
     keys: Keys,
@@ -81,7 +84,7 @@ impl Link {
         let now = SystemTime::now();
         let left = facts.peer.not_after.duration_since(now).unwrap_or_default();
         Self {
-            tcp,
+            tcp: Arc::new(tcp),
             sender: Sender::new(sealer),
             receiver: Receiver::new(opener, early, &share),
             keys: Keys { kernel, asked: false },
@@ -141,39 +144,70 @@ impl Link {
     }
 
     /// Sends a last frame and closes, waiting a moment for the peer to have read it: what it sent meanwhile must not
-    /// turn our FIN into a RST that overtakes the frame.
+    /// turn our FIN into a RST that overtakes the frame. A stream that is cut while the peer takes no more is cut by a RST.
     pub(in crate::tunnel) async fn close_with(mut self: Box<Self>, last: Option<Control>) {
+        let cut = matches!(last, Some(Control::Reset(_)));
+        if cut && self.sender.is_clogged() {
+            reset_on_drop(&*self.tcp);
+            return;
+        }
+        let patience = if cut { LAST_WORD } else { FAREWELL };
         let farewell = async {
-            if let Some(control) = &last {
-                self.sender.push(&control.encode(), ContentType::Data)?;
-            }
-            // Nothing follows (RFC 8446 §6.1).
-            self.sender.push(&[1, 0], ContentType::Alert)?;
-            std::future::poll_fn(|cx| self.poll_flush(cx)).await?;
-            self.tcp.shutdown().await?;
-            let mut drained = 0;
-            while last.is_some() && drained < 1 << 20 {
-                self.tcp.readable().await?;
-                // Not kept while nothing comes: many may say goodbye at a time.
-                match self.tcp.try_read(&mut [0; 4096]) {
-                    Ok(0) => break,
-                    Ok(read) => drained += read,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            Ok::<_, TunnelError>(())
+            self.send_last(last.as_ref()).await?;
+            if last.is_some() { Ok(self.drain().await?) } else { Ok::<_, TunnelError>(()) }
         };
-        // The peer may be gone: then there is nobody to say goodbye to.
-        let _: Result<_, _> = timeout(FAREWELL, farewell).await;
+        // Otherwise the peer may be gone: then there is nobody to say goodbye to.
+        if !matches!(timeout(patience, farewell).await, Ok(Ok(()))) && cut {
+            reset_on_drop(&*self.tcp);
+        }
+    }
+
+    async fn send_last(&mut self, last: Option<&Control>) -> Result<(), TunnelError> {
+        if let Some(control) = last {
+            self.sender.push(&control.encode(), ContentType::Data)?;
+        }
+        // Nothing follows (RFC 8446 §6.1).
+        self.sender.push(&[1, 0], ContentType::Alert)?;
+        std::future::poll_fn(|cx| self.poll_flush(cx)).await?;
+        Ok(socket::shut(&self.tcp)?)
+    }
+
+    /// Reads what the peer sends until it closes, or has sent enough.
+    async fn drain(&self) -> io::Result<()> {
+        let mut drained = 0;
+        while drained < 1 << 20 {
+            self.tcp.readable().await?;
+            // Not kept while nothing comes: many may say goodbye at a time.
+            match self.tcp.try_read(&mut [0; 4096]) {
+                Ok(0) => return Ok(()),
+                Ok(read) => drained += read,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::ErrorKind::FileTooLarge.into())
+    }
+
+    /// Has the connection break off when it is dropped.
+    pub(in crate::tunnel) fn abort(&self) {
+        reset_on_drop(&*self.tcp);
+    }
+
+    /// The socket, for who watches it.
+    pub(super) fn socket(&self) -> &Arc<TcpStream> {
+        &self.tcp
     }
 
     pub(super) fn bound_buffers(&self, bytes: usize) {
-        bound_buffers(&self.tcp, Some(bytes));
+        bound_buffers(&*self.tcp, Some(bytes));
     }
 
-    pub(super) fn is_stuck(&self) -> bool {
-        self.sender.is_stuck() || self.receiver.is_stuck()
+    pub(super) fn is_sending(&self) -> bool {
+        self.sender.is_stuck()
+    }
+
+    pub(super) fn is_delivering(&self) -> bool {
+        self.receiver.is_stuck()
     }
 
     pub(super) fn sender(&mut self) -> &mut Sender {
@@ -186,12 +220,12 @@ impl Link {
 
     /// Writes all that is sealed; answers what of a stream was in it.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Moved>, TunnelError>> {
-        self.sender.poll_flush(cx, &mut self.tcp)
+        self.sender.poll_flush(cx, &self.tcp)
     }
 
     /// The next bytes or frame; `None` at the peer's end.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Received>, TunnelError>> {
-        let received = ready!(self.receiver.poll_next(cx, &mut self.tcp, &mut self.keys, &self.share));
+        let received = ready!(self.receiver.poll_next(cx, &self.tcp, &mut self.keys, &self.share));
         if let Ok(Some(Received::Control(Control::GoAway))) = received {
             self.last = true;
         }
@@ -202,7 +236,7 @@ impl Link {
     pub(super) fn poll_send_from(
         &mut self,
         cx: &mut Context<'_>,
-        source: &mut TcpStream,
+        source: &TcpStream,
     ) -> Poll<Result<Moved, LegError>> {
         loop {
             if let Some(moved) = ready!(self.poll_flush(cx))? {

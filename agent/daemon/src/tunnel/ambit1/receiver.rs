@@ -3,7 +3,6 @@
 use std::{
     io::{self, IoSlice},
     ops::Range,
-    pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
@@ -12,10 +11,7 @@ use ambit_core::{
     frame::{Control, Decoder, Event},
     reason::Reason,
 };
-use tokio::{
-    io::{AsyncRead as _, AsyncWrite as _, ReadBuf},
-    net::TcpStream,
-};
+use tokio::{io::ReadBuf, net::TcpStream};
 
 use super::{
     link::Keys,
@@ -24,7 +20,7 @@ use super::{
 use crate::tunnel::{
     TunnelError,
     buffer::{Buffer, FULL, Share, Waiting},
-    tls,
+    socket, tls,
 };
 
 /// Pieces of stream data that one batch of records may come in.
@@ -118,7 +114,7 @@ impl Receiver {
     pub(super) fn poll_next(
         &mut self,
         cx: &mut Context<'_>,
-        tcp: &mut TcpStream,
+        tcp: &TcpStream,
         keys: &mut Keys,
         share: &Arc<Share>,
     ) -> Poll<Result<Option<Received>, TunnelError>> {
@@ -146,10 +142,9 @@ impl Receiver {
     pub(super) fn poll_write_to(
         &mut self,
         cx: &mut Context<'_>,
-        sink: &mut TcpStream,
+        sink: &TcpStream,
     ) -> Poll<io::Result<usize>> {
         let bytes = self.buffer.as_deref().unwrap_or_default();
-        let sink = Pin::new(sink);
         let mut slices = [IoSlice::new(&[]); PIECES];
         let mut count = 0;
         for range in self.pieces.iter() {
@@ -157,12 +152,9 @@ impl Receiver {
             count += 1;
         }
         let written = match &slices[..count] {
-            [piece] => ready!(sink.poll_write(cx, piece))?,
-            pieces => ready!(sink.poll_write_vectored(cx, pieces))?,
+            [piece] => ready!(socket::poll_write(cx, sink, piece))?,
+            pieces => ready!(socket::poll_write_vectored(cx, sink, pieces))?,
         };
-        if written == 0 {
-            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-        }
         self.delivered(written);
         Poll::Ready(Ok(written))
     }
@@ -220,7 +212,7 @@ impl Receiver {
     fn poll_fill(
         &mut self,
         cx: &mut Context<'_>,
-        tcp: &mut TcpStream,
+        tcp: &TcpStream,
         share: &Arc<Share>,
     ) -> Poll<Result<bool, TunnelError>> {
         self.tidy();
@@ -233,12 +225,9 @@ impl Receiver {
             // The rest of a record has no room: the buffer is a small one, full to the brim with an overlong record.
             return Poll::Ready(Err(TunnelError::Record));
         }
-        let mut room = ReadBuf::new(&mut buffer[self.filled..]);
-        let polled = Pin::new(tcp).poll_read(cx, &mut room);
-        let read = room.filled().len();
-        match polled {
-            Poll::Ready(result) => {
-                result?;
+        match socket::poll_read(cx, tcp, &mut buffer[self.filled..]) {
+            Poll::Ready(read) => {
+                let read = read?;
                 self.filled += read;
                 Poll::Ready(Ok(read > 0))
             }
@@ -266,6 +255,11 @@ impl Receiver {
     /// Whether it has bytes for a stream, or has no room for what has come.
     pub(super) fn is_stuck(&self) -> bool {
         !self.pieces.is_empty() || self.waiting.is_some()
+    }
+
+    /// Whether the peer has said that nothing follows (RFC 8446 §6.1), as one does that is not cut off.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed
     }
 
     fn is_empty(&self) -> bool {

@@ -4,23 +4,21 @@ use std::{
     io::{self, Read as _},
     mem,
     ops::Range,
-    pin::{Pin, pin},
+    pin::pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use ambit_core::frame::Control;
 use socket2::SockRef;
-use tokio::{
-    io::{AsyncRead as _, AsyncWrite as _, Interest, ReadBuf},
-    net::TcpStream,
-};
+use tokio::{io::Interest, net::TcpStream};
 
 use super::record::{self, Batch, ContentType, HEADER_LEN, Sealer, TRAILER_LEN};
 use crate::tunnel::{
     TunnelError,
     buffer::{Buffer, Share, Waiting},
     session::{LegError, Moved},
+    socket,
 };
 
 /// What is to be sent, and the key it is sealed with.
@@ -37,6 +35,18 @@ pub(super) struct Sender {
     /// Bytes of the stream, and perhaps its end, that are in `batch`.
     moved: Option<Moved>,
     waiting: Waiting,
+    source: Source,
+}
+
+/// What is known of the application's socket beyond what can be read of it.
+#[derive(Debug, Default)]
+enum Source {
+    #[default]
+    Sound,
+    /// A read has met an error behind bytes that go first.
+    Failing(io::Error),
+    /// Another call has got the error, which the kernel tells once: what looks like the end is none.
+    Failed,
 }
 
 impl Sender {
@@ -49,7 +59,13 @@ impl Sender {
             control_sent: 0,
             moved: None,
             waiting: Waiting::default(),
+            source: Source::Sound,
         }
+    }
+
+    /// The application's socket has failed: what can still be read of it goes out, and no end.
+    pub(super) fn source_failed(&mut self) {
+        self.source = Source::Failed;
     }
 
     /// Has one control frame go out in front of whatever is sent next: a record, a packet and the peer's waking less.
@@ -66,6 +82,11 @@ impl Sender {
     /// Whether the socket has not taken all of a batch, or none can be had.
     pub(super) fn is_stuck(&self) -> bool {
         self.batch.is_some() || self.waiting.is_some()
+    }
+
+    /// Whether the socket has not taken all of a batch.
+    pub(super) fn is_clogged(&self) -> bool {
+        self.batch.is_some()
     }
 
     /// Seals what is held, so that it goes out with the next flush.
@@ -87,16 +108,16 @@ impl Sender {
     pub(super) fn poll_flush(
         &mut self,
         cx: &mut Context<'_>,
-        tcp: &mut TcpStream,
+        tcp: &TcpStream,
     ) -> Poll<Result<Option<Moved>, TunnelError>> {
         if let Some((buffer, range)) = &mut self.batch {
             while range.start < range.end {
-                range.start += ready!(poll_write(cx, tcp, &buffer[range.clone()]))?;
+                range.start += ready!(socket::poll_write(cx, tcp, &buffer[range.clone()]))?;
             }
             self.batch = None;
         }
         while self.control_sent < self.control.len() {
-            self.control_sent += ready!(poll_write(cx, tcp, &self.control[self.control_sent..]))?;
+            self.control_sent += ready!(socket::poll_write(cx, tcp, &self.control[self.control_sent..]))?;
         }
         // Given back: an idle connection keeps nothing.
         self.control = Vec::new();
@@ -109,23 +130,29 @@ impl Sender {
     pub(super) fn poll_read_from(
         &mut self,
         cx: &mut Context<'_>,
-        source: &mut TcpStream,
+        source: &TcpStream,
         share: &Arc<Share>,
     ) -> Poll<Result<(), LegError>> {
+        if let Source::Failing(_) = self.source
+            && let Source::Failing(error) = mem::replace(&mut self.source, Source::Failed)
+        {
+            return Poll::Ready(Err(LegError::App(error)));
+        }
         // An idle connection holds no buffer.
         ready!(source.poll_read_ready(cx)).map_err(LegError::App)?;
         let closed = is_read_closed(cx, source);
         let mut buffer = ready!(share.poll_take(cx, &mut self.waiting));
         let mut batch = Batch(&mut buffer[self.held_len()..]);
-        let mut room = ReadBuf::new(batch.first());
-        ready!(Pin::new(&mut *source).poll_read(cx, &mut room)).map_err(LegError::App)?;
-        let mut bytes = room.filled().len();
+        let mut bytes = ready!(socket::poll_read_urgent(cx, source, batch.first())).map_err(LegError::App)?;
         let mut end = bytes == 0;
+        if end && let Source::Failed = self.source {
+            return Poll::Ready(Err(LegError::App(io::ErrorKind::ConnectionReset.into())));
+        }
         if batch.goes_on_after(bytes) {
-            bytes += at_once(source.try_read_vectored(&mut batch.rest()))?.unwrap_or(0);
+            bytes += self.at_once(source.try_read_vectored(&mut batch.rest())).unwrap_or(0);
         } else if !end && closed && bytes < batch.first().len() {
-            let more = at_once(source.try_read(&mut batch.first()[bytes..]))?;
-            end = more == Some(0);
+            let more = self.at_once(source.try_read(&mut batch.first()[bytes..]));
+            end = more == Some(0) && matches!(self.source, Source::Sound);
             bytes += more.unwrap_or(0);
         }
         Poll::Ready(self.seal(buffer, Moved { bytes, end }).map_err(LegError::Tunnel))
@@ -138,7 +165,7 @@ impl Sender {
         };
         let mut batch = Batch(&mut buffer[self.held_len()..]);
         // Not by tokio: of a new socket it knows nothing before it has asked the kernel for events.
-        let read = at_once((&*SockRef::from(source)).read(batch.first()))?;
+        let read = self.at_once((&*SockRef::from(source)).read(batch.first()));
         let moved = Moved { bytes: read.unwrap_or(0), end: read == Some(0) };
         self.seal(buffer, moved).map_err(LegError::Tunnel)
     }
@@ -156,6 +183,20 @@ impl Sender {
         batch.first()[..len].copy_from_slice(&bytes[..len]);
         self.seal(buffer, Moved { bytes: len, end: false })?;
         Poll::Ready(Ok(len))
+    }
+
+    /// What a read that does not wait has brought; `None` if nothing is there. An error waits until what is in front of it
+    /// has gone.
+    fn at_once(&mut self, read: io::Result<usize>) -> Option<usize> {
+        match read {
+            Ok(read) => Some(read),
+            Err(error) => {
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    self.source = Source::Failing(error);
+                }
+                None
+            }
+        }
     }
 
     /// Seals what is held, then the payload that stands behind the room for that, then FIN if it is the end.
@@ -194,22 +235,5 @@ fn is_read_closed(cx: &mut Context<'_>, socket: &TcpStream) -> bool {
     match pin!(socket.ready(Interest::READABLE)).poll(cx) {
         Poll::Ready(Ok(ready)) => ready.is_read_closed(),
         _ => false,
-    }
-}
-
-fn poll_write(cx: &mut Context<'_>, tcp: &mut TcpStream, bytes: &[u8]) -> Poll<io::Result<usize>> {
-    match ready!(Pin::new(tcp).poll_write(cx, bytes)) {
-        Ok(0) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-        result => Poll::Ready(result),
-    }
-}
-
-/// What a read that does not wait has brought; `None` if nothing is there.
-fn at_once(read: io::Result<usize>) -> Result<Option<usize>, LegError> {
-    match read {
-        Ok(read) => Ok(Some(read)),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-        // The kernel tells an error once; after that the source would seem to have ended well.
-        Err(error) => Err(LegError::App(error)),
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     io, mem,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -18,7 +19,8 @@ use tokio::{
 use super::{link::Link, receiver::Received};
 use crate::tunnel::{
     TunnelError,
-    session::{LegError, Moved, shut},
+    session::{LegError, Moved},
+    socket,
 };
 
 /// A stream, and with it the connection that it has for itself.
@@ -57,6 +59,39 @@ impl Stream {
         self.link.sender().release().map_err(LegError::Tunnel)
     }
 
+    /// Has OPEN go out by itself, and waits for ACCEPT.
+    pub(in crate::tunnel) fn poll_confirmed(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LegError>> {
+        self.opens = false;
+        self.link.sender().release().map_err(LegError::Tunnel)?;
+        ready!(self.link.poll_flush(cx)).map_err(LegError::Tunnel)?;
+        while self.awaits_accept {
+            match ready!(self.link.poll_next(cx))? {
+                Some(Received::Data) => return unexpected("DATA"),
+                Some(Received::Control(control)) => self.take(control)?,
+                None => return Poll::Ready(Err(TunnelError::Closed.into())),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Whether the peer has yet to take the stream.
+    pub(in crate::tunnel) fn awaits_accept(&self) -> bool {
+        self.awaits_accept
+    }
+
+    /// Breaks the connection off.
+    pub(in crate::tunnel) fn abort(self) {
+        self.link.abort();
+    }
+
+    pub(in crate::tunnel) fn socket(&self) -> &Arc<TcpStream> {
+        self.link.socket()
+    }
+
+    pub(in crate::tunnel) fn app_failed(&mut self) {
+        self.link.sender().source_failed();
+    }
+
     /// The connection, for further streams; both directions have ended. It may rest for long, and keeps no buffer meanwhile.
     pub(in crate::tunnel) fn into_link(mut self) -> Box<Link> {
         self.link.receiver().tidy();
@@ -77,14 +112,18 @@ impl Stream {
         self.link.bound_buffers(bytes);
     }
 
-    pub(in crate::tunnel) fn is_stuck(&self) -> bool {
-        self.link.is_stuck()
+    pub(in crate::tunnel) fn is_sending(&self) -> bool {
+        self.link.is_sending()
+    }
+
+    pub(in crate::tunnel) fn is_delivering(&self) -> bool {
+        self.link.is_delivering()
     }
 
     pub(in crate::tunnel) fn poll_send_from(
         &mut self,
         cx: &mut Context<'_>,
-        app: &mut TcpStream,
+        app: &TcpStream,
     ) -> Poll<Result<Moved, LegError>> {
         if mem::take(&mut self.opens) {
             self.link.take_now(app)?;
@@ -100,13 +139,13 @@ impl Stream {
     pub(in crate::tunnel) fn poll_deliver_to(
         &mut self,
         cx: &mut Context<'_>,
-        app: &mut TcpStream,
+        app: &TcpStream,
     ) -> Poll<Result<Moved, LegError>> {
         if ready!(self.poll_data(cx))? {
             let bytes = ready!(self.link.receiver().poll_write_to(cx, app)).map_err(LegError::App)?;
             return Poll::Ready(Ok(Moved { bytes, end: false }));
         }
-        ready!(shut(cx, app)).map_err(LegError::App)?;
+        socket::shut(app).map_err(LegError::App)?;
         Poll::Ready(Ok(Moved { bytes: 0, end: true }))
     }
 
@@ -119,22 +158,26 @@ impl Stream {
             match ready!(self.link.poll_next(cx))? {
                 Some(Received::Data) if self.awaits_accept => return unexpected("DATA"),
                 Some(Received::Data) => return Poll::Ready(Ok(true)),
-                Some(Received::Control(Control::Accept)) if self.awaits_accept => self.awaits_accept = false,
-                Some(Received::Control(Control::Deny(refusal))) if self.awaits_accept => {
-                    return Poll::Ready(Err(LegError::Refused(refusal)));
-                }
-                Some(Received::Control(Control::Fin)) if !self.awaits_accept => self.ended = true,
-                Some(Received::Control(Control::Reset(refusal))) => {
-                    return Poll::Ready(Err(LegError::Reset(refusal)));
-                }
-                Some(Received::Control(Control::Ping | Control::GoAway)) => {}
-                Some(Received::Control(_)) => return unexpected("control"),
+                Some(Received::Control(control)) => self.take(control)?,
                 None => return Poll::Ready(Err(TunnelError::Closed.into())),
             }
         }
     }
 
-    /// Waits until the peer, which has said all it had to say, breaks off.
+    /// What a frame that comes before FIN means for the stream.
+    fn take(&mut self, control: Control) -> Result<(), LegError> {
+        match control {
+            Control::Accept if self.awaits_accept => self.awaits_accept = false,
+            Control::Deny(refusal) if self.awaits_accept => return Err(LegError::Refused(refusal)),
+            Control::Fin if !self.awaits_accept => self.ended = true,
+            Control::Reset(refusal) => return Err(LegError::Reset(refusal)),
+            Control::Ping | Control::GoAway => {}
+            _ => return Err(TunnelError::Unexpected("control").into()),
+        }
+        Ok(())
+    }
+
+    /// Waits until the peer, which has said all it had to say, breaks off or leaves.
     fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<LegError> {
         loop {
             return Poll::Ready(match ready!(self.link.poll_next(cx)) {
@@ -142,6 +185,7 @@ impl Stream {
                 Ok(Some(Received::Control(Control::Reset(refusal)))) => LegError::Reset(refusal),
                 Ok(Some(Received::Control(_))) => TunnelError::Unexpected("control").into(),
                 Ok(Some(Received::Data)) => TunnelError::Unexpected("DATA").into(),
+                Ok(None) if self.link.receiver().is_closed() => LegError::PeerLeft,
                 Ok(None) => TunnelError::Closed.into(),
                 Err(error) => error.into(),
             });

@@ -103,7 +103,7 @@ async fn call(wallet: &Wallet, pool: &Pool, addr: std::net::SocketAddr) -> Resul
         expected: id(SERVER),
     };
     let mut found = None;
-    while let Some(session) = pool.take(&key) {
+    while let Some((session, _)) = pool.take(&key) {
         if wallet.recheck(&id(CLIENT), &session.facts().peer).is_ok() {
             found = Some(session);
             break;
@@ -116,7 +116,8 @@ async fn call(wallet: &Wallet, pool: &Pool, addr: std::net::SocketAddr) -> Resul
     let (peer, own) = (session.facts().peer.clone(), id(CLIENT));
     let run = async {
         let order = Order::default();
-        let mut stream = session.open(Incoming { original_dst: addr, service: None, trace: None, order });
+        let mut stream =
+            session.open(Incoming { original_dst: addr, service: None, trace: None, order, waits: false });
         stream.flush().await?;
         sleep(Duration::from_millis(2)).await;
         stream.shutdown().await?;

@@ -1,5 +1,6 @@
 {{- /* Not privileged. SYS_ADMIN loads the programs (so BPF is not needed beside it) and enters pods' namespaces, which
-       SYS_PTRACE finds by their processes; NET_ADMIN sets rules, routes and transparent sockets there. */ -}}
+       SYS_PTRACE finds by their processes; NET_ADMIN sets rules, routes and transparent sockets there; NET_RAW
+       answers connects there once it is known what is to be answered. */ -}}
 {{- define "ambit.agentSecurity" -}}
 runAsUser: 0
 runAsGroup: 0
@@ -8,7 +9,7 @@ allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
-  add: [NET_ADMIN, SYS_ADMIN, SYS_PTRACE]
+  add: [NET_ADMIN, NET_RAW, SYS_ADMIN, SYS_PTRACE]
 seccompProfile:
   {{- toYaml .Values.agent.seccompProfile | nindent 2 }}
 {{- /* Runtimes' default profile forbids reading other processes' namespaces and writing sysctls. */}}
@@ -115,7 +116,7 @@ seLinuxOptions:
 {{- $issuer := .Values.issuer }}
 {{- if has $issuer.kind (list "ambit" "istio") }}
 - name: AMBIT_ISSUER
-  value: istio
+  value: {{ $issuer.kind }}
 - name: AMBIT_CA_ADDRESS
   value: {{ $issuer.kind | eq "ambit" | ternary (printf "ambit-ca.%s.svc:15012" .Release.Namespace) $issuer.istio.address }}
 {{- if eq $issuer.kind "ambit" }}
@@ -165,6 +166,17 @@ seLinuxOptions:
   value: spire
 - name: AMBIT_SPIRE_SOCKET
   value: /var/run/ambit/issuer/{{ $issuer.spire.socketName }}
+{{- end }}
+{{- end }}
+
+{{- define "ambit.alsoTrustEnv" -}}
+{{- with .Values.issuer.alsoTrust }}
+{{- $files := list }}
+{{- range $at, $_ := . }}
+{{- $files = append $files (printf "/var/run/ambit/also-trust/%d.pem" $at) }}
+{{- end }}
+- name: AMBIT_ALSO_TRUST
+  value: {{ join "," $files }}
 {{- end }}
 {{- end }}
 

@@ -145,12 +145,76 @@ fn affinity_and_locality() {
     let elsewhere = Workload { node: "n3".into(), ..client() };
     assert_eq!(way(&mesh, &elsewhere, "10.96.0.1:80", 0), "no endpoint");
 
-    mesh.apply(Change::Service(Arc::new(Service { session_affinity: true, ..base })));
+    let affinity = Some(Duration::from_secs(60));
+    mesh.apply(Change::Service(Arc::new(Service { session_affinity: affinity, ..base })));
     let chosen = |client: &Workload, random| way(&mesh, client, "10.96.0.1:80", random);
     assert!((1..50).all(|random| chosen(&client(), random) == chosen(&client(), 0)));
     let spread: std::collections::BTreeSet<_> =
         (0..200).map(|n| chosen(&Workload { ips: ips(&[&format!("10.1.0.{n}")]), ..client() }, 0)).collect();
     assert_eq!(spread.len(), 3, "clients do not spread: {spread:?}");
+
+    // What a client has kept to stays its endpoint, whoever joins, until that takes no connections.
+    let keeps = |mesh: &Mesh, ip: &str| {
+        let dst = OriginalDst("10.96.0.1:80".parse().unwrap());
+        match mesh.route(&client(), dst, 0, |service| (*service.name == *"web").then(|| ip.parse().unwrap()))
+        {
+            Route::Tunnel(endpoint) => (endpoint.addr.0.ip().to_string(), endpoint.kept_for),
+            other => panic!("{other:?}"),
+        }
+    };
+    for ip in ["10.0.0.1", "10.0.0.2", "10.0.0.3"] {
+        assert_eq!(keeps(&mesh, ip), (ip.to_owned(), affinity));
+    }
+    mesh.apply(Change::Pod(Arc::new(Pod { ready: false, ..pod("shop/web-3", &["10.0.0.3"]) })));
+    assert_ne!(keeps(&mesh, "10.0.0.3").0, "10.0.0.3");
+}
+
+#[test]
+fn one_that_leaves_serves_where_none_is_ready() {
+    let leaving = Pod { deleting: true, ..pod("shop/web-1", &["10.0.0.1"]) };
+    let pods = [leaving, pod("shop/web-2", &["10.0.0.2"])];
+    let to = |mesh: &Mesh| -> Vec<String> {
+        let mut ways: Vec<_> = (0..4).map(|random| way(mesh, &client(), "10.96.0.1:80", random)).collect();
+        ways.sort();
+        ways.dedup();
+        ways
+    };
+    let mut mesh = mesh(pods.clone());
+    mesh.apply(web(&[(80, TargetPort::Number(80))]));
+    assert_eq!(to(&mesh), ["tunnel 10.0.0.2:80"]);
+    mesh.apply(Change::Pod(Arc::new(Pod { ready: false, ..pods[1].clone() })));
+    assert_eq!(to(&mesh), ["tunnel 10.0.0.1:80"]);
+    mesh.apply(Change::Pod(Arc::new(Pod { ready: false, ..pods[0].clone() })));
+    assert_eq!(to(&mesh), ["no endpoint"], "it leaves and does not serve");
+
+    // As endpoint slices have it: ready, or leaving and serving, or neither.
+    let stated = |conditions: [(bool, bool); 2]| {
+        let endpoints = [("10.0.0.1", false, "shop/web-1"), ("10.0.0.2", false, "shop/web-2")];
+        let mut slice = slice("shop/web-a", "shop/web", &[("p80", 80)], &endpoints);
+        for (endpoint, (ready, leaving)) in slice.endpoints.iter_mut().zip(conditions) {
+            (endpoint.ready, endpoint.leaving) = (ready, leaving);
+        }
+        Change::EndpointSlice(Arc::new(slice))
+    };
+    for (conditions, expected) in [
+        ([(true, false), (true, false)], &["tunnel 10.0.0.1:80", "tunnel 10.0.0.2:80"][..]),
+        ([(true, false), (false, true)], &["tunnel 10.0.0.1:80"]),
+        ([(false, true), (false, true)], &["tunnel 10.0.0.1:80", "tunnel 10.0.0.2:80"]),
+        ([(false, false), (false, true)], &["tunnel 10.0.0.2:80"]),
+        ([(false, false), (false, false)], &["no endpoint"]),
+    ] {
+        mesh.apply(stated(conditions));
+        assert_eq!(to(&mesh), expected, "{conditions:?}");
+    }
+    // Those that the client may use decide: none on its node is ready, and one there leaves.
+    let local =
+        Service { local_only: true, ..service("shop/web", &["10.96.0.1"], &[(80, TargetPort::Number(80))]) };
+    mesh.apply(Change::Service(Arc::new(local)));
+    let Change::EndpointSlice(far) = stated([(true, false), (false, true)]) else { unreachable!() };
+    let mut far = Arc::unwrap_or_clone(far);
+    far.endpoints[0].node = Some("n2".into());
+    mesh.apply(Change::EndpointSlice(Arc::new(far)));
+    assert_eq!(to(&mesh), ["tunnel 10.0.0.2:80"]);
 }
 
 #[test]
@@ -271,7 +335,7 @@ fn an_endpoint_outside_the_cluster_has_a_workload_of_no_one() {
     let external = slice("shop/web-a", "shop/web", &[("p80", 80)], &[("198.51.100.7", true, "")]);
     mesh.apply(Change::EndpointSlice(Arc::new(external)));
     let dst = OriginalDst(SocketAddr::from(([10, 96, 0, 1], 80)));
-    let Route::Plain(endpoint) = mesh.route(&client(), dst, 0) else { panic!("not plain") };
+    let Route::Plain(endpoint) = mesh.route(&client(), dst, 0, |_| None) else { panic!("not plain") };
     assert_eq!(endpoint.workload.name.to_string(), "shop/unknown");
     assert_eq!(&*endpoint.service.unwrap().host, "web.shop.svc.cluster.local");
     assert_eq!(captured(&mesh), [""; 0]);

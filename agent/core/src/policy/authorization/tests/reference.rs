@@ -256,13 +256,21 @@ fn the_verdict_is_that_of_the_reference() {
         let compiled = judge(&policies, &trust_domains);
         let denying = WrittenPolicy { action: Action::Deny, ..written_policy(&mut random) };
         let with_deny = judge(&[policies.clone(), vec![denying.clone()]].concat(), &trust_domains);
+        let in_force = |policy: &WrittenPolicy| WrittenPolicy { dry_run: false, ..policy.clone() };
+        let enforced = judge(&policies.iter().map(in_force).collect::<Vec<_>>(), &trust_domains);
         let without_allow = without_one_allow(&policies).map(|fewer| (judge(&fewer, &trust_domains), fewer));
         for _ in 0..CALLS {
             let call = call(&mut random);
             let verdict = lets_in(&compiled, &call);
             assert_eq!(verdict, reference(&policies, &call, &ours), "{call:?} by {policies:#?}");
             *(if verdict { &mut let_in } else { &mut refused }) += 1;
+            // As that takes as long as a hundred verdicts.
+            if random.random_ratio(1, 5) {
+                explained(&compiled, &call, &policies, &trust_domains);
+            }
             assert!(verdict || !lets_in(&with_deny, &call), "{call:?} by {policies:#?} and {denying:#?}");
+            let rehearsed = rehearsal::rehearsed(&compiled, &call).0.is_some();
+            assert_eq!(rehearsed, verdict && !lets_in(&enforced, &call), "{call:?} by {policies:#?}");
             if let Some((set, fewer)) = &without_allow {
                 assert!(verdict || !lets_in(set, &call), "{call:?} by {policies:#?}, not by {fewer:#?}");
             }
@@ -273,6 +281,30 @@ fn the_verdict_is_that_of_the_reference() {
         let_in > share && refused > share,
         "{let_in} let in, {refused} refused: one of both is hardly tried"
     );
+}
+
+/// What is told of a verdict leads to that verdict, and what is told of a change is what the change does.
+fn explained(set: &PolicySet, call: &Call, written: &[WrittenPolicy], trust_domains: &TrustDomains) {
+    let web = labels(&[("app", "web")]);
+    let explanation = set.explain(&"shop".into(), &web, &call.facts(), None);
+    assert_eq!(explanation.decision, verdict(set, call), "{call:?} by {written:#?}");
+    let refused = explanation.policies.iter().any(PolicyVerdict::refuses);
+    let mut allowing = explanation.policies.iter().filter(|told| told.is_allowing()).peekable();
+    let allowed = allowing.peek().is_none() || allowing.any(|told| told.matched.is_some());
+    let follows = !refused && allowed;
+    assert_eq!(follows, explanation.decision == Decision::Allow, "{call:?}: {explanation:#?}");
+    for remedy in &explanation.remedies {
+        let at = |name: &ObjectName| name.name[1..].parse::<usize>().unwrap();
+        let mut changed = written.to_vec();
+        match &remedy.what {
+            // What is left out keeps its place, so that the others keep their names.
+            policy::What::Without(name) => changed[at(name)].dry_run = true,
+            policy::What::InForce(name) => changed[at(name)].dry_run = false,
+            _ => continue,
+        }
+        let then = lets_in(&judge(&changed, trust_domains), call);
+        assert_eq!(then, remedy.then == Decision::Allow, "{call:?}, {remedy:?} by {written:#?}");
+    }
 }
 
 /// The policies without one that allows, if another one stays that is for the pod.

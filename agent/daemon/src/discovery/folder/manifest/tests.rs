@@ -71,9 +71,9 @@ fn other_kinds_are_passed_over() {
     );
     assert!(manifest.entries.is_empty() && manifest.complaints.is_empty() && !manifest.unidentified);
     // Policies that would restrict access are never passed over in silence.
-    let text = "{apiVersion: security.istio.io/v1, kind: RequestAuthentication, metadata: {name: p, namespace: shop}}";
-    assert_eq!(complaint(text), "RequestAuthentication shop/p: kind: is not enforced by this version");
-    assert!(!read(text).unidentified);
+    let text = "{apiVersion: security.istio.io/v1, kind: TokenPolicy, metadata: {name: p, namespace: shop}}";
+    assert_eq!(complaint(text), "TokenPolicy shop/p: kind: is of an unknown kind");
+    assert!(read(text).unidentified);
 }
 
 #[test]

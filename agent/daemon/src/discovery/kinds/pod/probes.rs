@@ -1,12 +1,14 @@
-//! The ports on which the kubelet probes a pod: those of httpGet, tcpSocket and grpc in liveness, readiness and startup
-//! probes. A probe of another host is not the pod's; a name that no port of the container bears is nobody's. And where else a
-//! pod has the kubelet connect to, by the `host` of a probe or a hook.
+//! The ports on which the kubelet connects to a pod: those of httpGet, tcpSocket and grpc in liveness, readiness and startup
+//! probes and in lifecycle hooks. One of another host is not the pod's; a name that no port of the container bears is nobody's.
+//! And where else a pod has the kubelet connect to, by the `host` of a probe or a hook.
 
 use std::net::IpAddr;
 
 use ambit_core::discovery::ForeignProbe;
 
-use super::{Container, FieldError, IntOrString, Probe, ProbeTarget, Protocol, port_number, protocol};
+use super::{
+    Container, FieldError, IntOrString, Lifecycle, Probe, ProbeTarget, Protocol, port_number, protocol,
+};
 
 /// The most that is kept of one pod; one with more may have the kubelet connect anywhere.
 const MAX_FOREIGN: usize = 1_024;
@@ -15,13 +17,18 @@ const MAX_FOREIGN: usize = 1_024;
 pub(super) fn ports(containers: &[(String, Container)], ips: &[IpAddr]) -> Result<Vec<u16>, FieldError> {
     let mut ports = Vec::new();
     for (path, container) in containers {
+        let hook = |of: fn(&Lifecycle) -> &Option<Probe>| {
+            container.lifecycle.as_ref().and_then(|all| of(all).as_ref())
+        };
         let probes = [
-            ("livenessProbe", &container.liveness_probe),
-            ("readinessProbe", &container.readiness_probe),
-            ("startupProbe", &container.startup_probe),
+            ("livenessProbe", container.liveness_probe.as_ref()),
+            ("readinessProbe", container.readiness_probe.as_ref()),
+            ("startupProbe", container.startup_probe.as_ref()),
+            ("lifecycle.postStart", hook(|all| &all.post_start)),
+            ("lifecycle.preStop", hook(|all| &all.pre_stop)),
         ];
         for (probe, Probe { http_get, tcp_socket, grpc }) in
-            probes.into_iter().filter_map(|(name, probe)| Some((name, probe.as_ref()?)))
+            probes.into_iter().filter_map(|(name, probe)| Some((name, probe?)))
         {
             for (kind, target) in [("httpGet", http_get), ("tcpSocket", tcp_socket), ("grpc", grpc)] {
                 let Some(target) = target.as_ref().filter(|target| on_the_pod(target, ips)) else { continue };

@@ -7,7 +7,8 @@ fn a_peer_authentication() {
     let spec = "{selector: {matchLabels: {app: web}}, mtls: {mode: STRICT}, portLevelMtls: {8080: {mode: DISABLE}, '9090': {mode: UNSET}, 1: null}}";
     for version in ["v1", "v1beta1"] {
         let text = peer_authentication(spec).replace("istio.io/v1", &format!("istio.io/{version}"));
-        let Change::Policies(PolicyChange::PeerAuthentication(policy)) = one(&text) else {
+        let entry = read(&text);
+        let Stated::Good(Change::Policies(PolicyChange::PeerAuthentication(policy))) = entry.stated else {
             panic!("no policy")
         };
         assert_eq!((policy.mode, policy.created), (Some(Mode::Strict), None));
@@ -28,6 +29,26 @@ fn a_peer_authentication() {
             panic!("no policy")
         };
         assert_eq!(policy.mode, None, "{inherits}");
+    }
+}
+
+/// Whoever looks at the object and whoever looks at the agents is told the same.
+#[test]
+fn what_has_another_effect_than_it_seems_is_told_in_status_and_condition() {
+    for (spec, expected) in [
+        ("{mtls: {mode: DISABLE}}", &["spec.mtls.mode: DISABLE has the effect of PERMISSIVE"][..]),
+        (
+            "{selector: {matchLabels: {a: b}}, portLevelMtls: {80: {mode: DISABLE}}}",
+            &["spec.portLevelMtls.80.mode: DISABLE has the effect of PERMISSIVE"],
+        ),
+        ("{selector: {}}", &["spec.selector: has no labels: the object speaks for the whole namespace"]),
+        ("{selector: {}, mtls: {mode: DISABLE}}", &["has no labels", "DISABLE has the effect"]),
+    ] {
+        let entry = read(&peer_authentication(spec));
+        let (told, condition) = (entry.problem.unwrap().to_string(), entry.unsupported.unwrap());
+        assert!(expected.iter().all(|part| told.contains(part)), "{spec}: {told}");
+        assert_eq!(told, condition, "{spec}");
+        assert!(entry.stated.is_good());
     }
 }
 

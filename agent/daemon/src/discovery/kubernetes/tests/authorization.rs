@@ -1,4 +1,4 @@
-//! AuthorizationPolicies from the API: in force, told of, and outliving their definition.
+//! AuthorizationPolicies from the API: in force, told of, and outliving their definition; RequestAuthentications, which are only told of.
 
 use ambit_core::policy::{Decision, Facts, decide};
 
@@ -35,6 +35,22 @@ async fn a_policy_is_in_force_until_somebody_removes_it() {
     assert!(lets_in(&world));
 }
 
+/// For new connections and, by the same channel, for those that are open.
+#[tokio::test(start_paused = true)]
+async fn a_change_is_in_force_a_tenth_of_a_second_after_it_was_seen() {
+    let mut bench = Bench::new("authorizationpolicies");
+    let events = bench.list(&[], "6").await;
+    bench.until("synced", |world| world.synced && lets_in(world)).await;
+    for (spec, expected) in
+        [(json!({"action": "DENY", "rules": [{}]}), false), (json!({"rules": [{}]}), true)]
+    {
+        let sent = tokio::time::Instant::now();
+        events.send("MODIFIED", &authorization(spec, "7"));
+        bench.until("in force", |world| lets_in(world) == expected).await;
+        assert!(sent.elapsed() <= Duration::from_millis(100), "{:?}", sent.elapsed());
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn without_a_definition_nobody_is_let_in() {
     let mut bench = Bench::new("authorizationpolicies");
@@ -69,7 +85,7 @@ async fn what_is_not_enforced_is_to_be_told_by_the_status() {
     assert!(message.starts_with("spec.rules[0].to[0].operation.methods"), "{message}");
     assert_eq!((accepted, reason), (true, "UnsupportedValue"));
     for (spec, expected) in [
-        (json!({"action": "AUDIT", "rules": [{}]}), (false, "UnsupportedValue")),
+        (json!({"action": "CUSTOM", "provider": {"name": "x"}, "rules": [{}]}), (true, "UnsupportedValue")),
         (json!({"action": "DENY"}), (false, "Invalid")),
     ] {
         events.send("MODIFIED", &authorization(spec, "7"));
@@ -77,4 +93,25 @@ async fn what_is_not_enforced_is_to_be_told_by_the_status() {
         let (accepted, reason, message) = wanted(&bench);
         assert_eq!((accepted, reason), expected, "{message}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_no_verdict_depends_on_closes_nothing() {
+    let mut bench = Bench::new("requestauthentications");
+    // A cluster need not have it, and nobody waits for it.
+    bench.call().await.refuse(404, "NotFound", "the server could not find the requested resource");
+    let world = bench.until("synced", |world| world.synced).await;
+    assert!(lets_in(&world) && world.problems.is_empty(), "{:?}", problems(&world));
+    let mut request = policy("", "5");
+    request["kind"] = json!("RequestAuthentication");
+    request["spec"] = json!({"jwtRules": [{"issuer": "a"}]});
+    let events = bench.list(std::slice::from_ref(&request), "6").await;
+    let world = bench.until("told", |world| !world.problems.is_empty()).await;
+    assert!(lets_in(&world) && problems(&world)[0].contains("it is not enforced"), "{:?}", problems(&world));
+    let statuses = bench.feed.wanted_statuses();
+    let (key, status) = statuses.iter().next().unwrap();
+    assert_eq!(key.to_string(), "RequestAuthentication shop/p");
+    assert_eq!((status.accepted, status.reason), (false, "UnsupportedValue"));
+    events.send("DELETED", &request);
+    bench.until("gone", |world| world.problems.is_empty()).await;
 }

@@ -1,0 +1,156 @@
+//! What in the policies is likely a mistake: they say it well, and do not do what was meant.
+//!
+//! Promises codes that stay the same. That an object cannot be read is told where it is read.
+
+mod modes;
+mod names;
+mod rules;
+mod targets;
+
+use std::{collections::BTreeSet, fmt, sync::Arc};
+
+use super::Cluster;
+use crate::{
+    model::{ObjectName, Workload},
+    policy::{AuthorizationPolicy, Target},
+};
+
+/// Findings that are told; of more the first count.
+const MAX_FINDINGS: usize = 5_000;
+
+/// What is likely a mistake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Which kind of mistake: lower case, words joined by dashes.
+    pub code: &'static str,
+    /// How bad it is.
+    pub level: Level,
+    /// The object.
+    pub subject: Subject,
+    /// The field in it, if one is meant.
+    pub field: Option<String>,
+    /// What is wrong, and what to do.
+    pub message: String,
+}
+
+/// How bad a mistake is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Worth knowing.
+    Info,
+    /// Likely not what was meant.
+    Warning,
+    /// It cannot do what it says.
+    Error,
+}
+
+/// An object. Displays as `AuthorizationPolicy shop/web`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Subject {
+    /// Its kind.
+    pub kind: &'static str,
+    /// Its name.
+    pub name: ObjectName,
+}
+
+/// Every code with what it says, for those who list them.
+pub const CODES: &[(&str, &str)] = &[
+    ("selects-nothing", "a selector or target matches no pod"),
+    ("not-in-mesh", "the pods that a policy selects are not in the mesh, and nobody enforces it"),
+    ("service-port", "a port is that of a service, and the pods listen on another"),
+    ("undeclared-port", "no pod that a policy selects declares a port"),
+    ("http-rule-on-other-port", "a rule needs HTTP on a port that carries something else"),
+    ("permissive-under-strict", "a namespace or workload takes plaintext though the mesh is STRICT"),
+    ("plaintext-evades-deny", "a DENY by identity, on pods that take plaintext"),
+    (
+        "ignored-duplicate",
+        "another PeerAuthentication for the same pods is older, and this one has no effect",
+    ),
+    ("never-matches", "a policy or value that can match nothing"),
+    ("shadowed-rule", "a DENY refuses all that a rule of an ALLOW lets in"),
+    ("redundant-rule", "another rule matches whatever this one does"),
+    ("unknown-namespace", "a namespace of which nothing is known"),
+    ("unknown-principal", "a service account that no pod has"),
+];
+
+/// Looks for mistakes in all policies; by object, the worst of each first.
+pub fn analyze(cluster: Cluster<'_>) -> Vec<Finding> {
+    let mut report = Report { cluster, findings: Vec::new() };
+    targets::look(&mut report);
+    modes::look(&mut report);
+    rules::look(&mut report);
+    names::look(&mut report);
+    let mut findings = report.findings;
+    findings.sort_by(|one, other| {
+        let key = |finding: &Finding| (finding.subject.clone(), std::cmp::Reverse(finding.level));
+        key(one).cmp(&key(other)).then_with(|| one.field.cmp(&other.field))
+    });
+    findings.dedup();
+    findings.truncate(MAX_FINDINGS);
+    findings
+}
+
+struct Report<'a> {
+    cluster: Cluster<'a>,
+    findings: Vec<Finding>,
+}
+
+impl<'a> Report<'a> {
+    fn add(&mut self, code: &'static str, level: Level, subject: &Subject, field: &str, message: String) {
+        debug_assert!(CODES.iter().any(|(known, _)| *known == code), "{code} is not listed");
+        // Room for what is sorted out later.
+        if self.findings.len() < 4 * MAX_FINDINGS {
+            let field = Some(field).filter(|field| !field.is_empty()).map(str::to_owned);
+            self.findings.push(Finding { code, level, subject: subject.clone(), field, message });
+        }
+    }
+
+    /// The pods that an object of that name and target is for.
+    fn pods(&self, name: &ObjectName, target: &Target) -> Vec<&'a Arc<Workload>> {
+        let mesh = self.cluster.mesh;
+        let everywhere = name.namespace == *self.cluster.policies.root_namespace();
+        let near: Box<dyn Iterator<Item = &'a Arc<Workload>>> = match everywhere {
+            true => Box::new(mesh.pods()),
+            false => Box::new(mesh.pods_of(&name.namespace)),
+        };
+        near.filter(|pod| self.cluster.is_for(name, target, pod)).collect()
+    }
+
+    /// The AuthorizationPolicies that can be read.
+    fn readable(&self) -> Vec<&'a Arc<AuthorizationPolicy>> {
+        self.cluster.policies.authorizations().filter(|policy| policy.doubt.is_none()).collect()
+    }
+}
+
+impl Subject {
+    fn authorization(policy: &AuthorizationPolicy) -> Self {
+        Self { kind: "AuthorizationPolicy", name: policy.name.clone() }
+    }
+
+    fn peer(name: &ObjectName) -> Self {
+        Self { kind: "PeerAuthentication", name: name.clone() }
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind, self.name)
+    }
+}
+
+impl Level {
+    /// In one word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// Numbers in words, as `8080, 9090`.
+fn numbers(ports: &BTreeSet<u16>) -> String {
+    let texts: Vec<String> = ports.iter().map(ToString::to_string).collect();
+    super::reference::listed(texts.iter().map(String::as_str))
+}

@@ -1,0 +1,231 @@
+use super::*;
+
+/// The findings of a scene, each as its code, object and field.
+fn found(scene: &Scene) -> Vec<String> {
+    let told = |finding: Finding| {
+        format!("{} {} {}", finding.code, finding.subject, finding.field.unwrap_or_default())
+            .trim_end()
+            .to_owned()
+    };
+    analyze(scene.cluster()).into_iter().map(told).collect()
+}
+
+fn message(scene: &Scene, code: &str) -> String {
+    let findings = analyze(scene.cluster());
+    findings
+        .into_iter()
+        .find(|finding| finding.code == code)
+        .map(|finding| finding.message)
+        .unwrap_or_default()
+}
+
+fn principals(name: &str, values: &[&str]) -> Rule {
+    Rule::new(
+        vec![vec![field(&format!("from[0].source.{name}"), Attribute::Principal, values)]],
+        vec![],
+        vec![],
+    )
+}
+
+fn namespaces(values: &[&str]) -> Rule {
+    let field = field("from[0].source.namespaces", Attribute::Namespace, values);
+    Rule::new(vec![vec![field]], vec![], vec![])
+}
+
+#[test]
+fn what_is_right_is_left_alone() {
+    let scene = shop()
+        .peer("ambit-system/mesh", None, Some(Mode::Strict), &[])
+        .policy("shop/base", None, Action::Allow, vec![])
+        .policy("shop/port", Some("cart"), Action::Allow, vec![ports(&["8080"])])
+        .policy("shop/no-old", None, Action::Deny, vec![namespaces(&["plain", "sto*"])]);
+    assert_eq!(found(&scene), [""; 0]);
+}
+
+#[test]
+fn selectors_that_match_nothing_are_told_with_the_label_that_differs() {
+    let scene = shop().policy("shop/p", Some("crat"), Action::Allow, vec![]);
+    assert_eq!(found(&scene), ["selects-nothing AuthorizationPolicy shop/p spec.selector.matchLabels"]);
+    assert!(message(&scene, "selects-nothing").contains("app: crat is asked for, and pod shop/"));
+    let scene = shop().peer("shop/p", Some("crat"), Some(Mode::Strict), &[]);
+    assert_eq!(found(&scene), ["selects-nothing PeerAuthentication shop/p spec.selector.matchLabels"]);
+    let mut scene = shop();
+    let target = Target::Services(vec!["none".into()]);
+    let policy = AuthorizationPolicy {
+        name: named("shop/p"),
+        target,
+        action: Action::Deny,
+        rules: vec![Rule::default()],
+        dry_run: false,
+        doubt: None,
+    };
+    scene.policies.apply(policy::Change::AuthorizationPolicy(Arc::new(policy)));
+    assert_eq!(found(&scene), ["selects-nothing AuthorizationPolicy shop/p spec.targetRefs"]);
+    let scene = shop().policy("plain/p", None, Action::Allow, vec![]);
+    assert_eq!(found(&scene), ["not-in-mesh AuthorizationPolicy plain/p"]);
+}
+
+#[test]
+fn ports_of_services_are_told_with_those_of_the_pods() {
+    let scene = shop().policy("shop/p", Some("cart"), Action::Allow, vec![ports(&["80"])]);
+    assert_eq!(
+        found(&scene),
+        ["service-port AuthorizationPolicy shop/p spec.rules[0].to[0].operation.ports"]
+    );
+    assert!(
+        message(&scene, "service-port")
+            .contains("80 is the port of service shop/cart, whose pods listen on 8080")
+    );
+    let scene = shop().peer("shop/p", Some("cart"), None, &[(80, Mode::Strict), (7, Mode::Strict)]);
+    assert_eq!(
+        found(&scene),
+        [
+            "service-port PeerAuthentication shop/p spec.portLevelMtls.80",
+            "undeclared-port PeerAuthentication shop/p spec.portLevelMtls.7"
+        ]
+    );
+}
+
+#[test]
+fn rules_that_need_http_where_none_is_spoken() {
+    let methods = || {
+        Rule::new(vec![], vec![vec![field("to[0].operation.methods", Attribute::Layer7, &["GET"])]], vec![])
+    };
+    let scene = shop().policy("shop/p", Some("cart"), Action::Allow, vec![methods()]);
+    assert_eq!(found(&scene), [""; 0], "the service's port is http");
+    let scene = Scene::new()
+        .pod("shop/db-0", "db", "10.0.0.9", &[3306])
+        .service("shop/db", "db", "10.96.0.9", ("mysql-main", 3306, 3306))
+        .policy("shop/p", Some("db"), Action::Allow, vec![methods()]);
+    assert_eq!(
+        found(&scene),
+        ["http-rule-on-other-port AuthorizationPolicy shop/p spec.rules[0].to[0].operation.methods"]
+    );
+}
+
+#[test]
+fn exceptions_from_strict_and_objects_without_effect() {
+    let scene = shop()
+        .peer("ambit-system/mesh", None, Some(Mode::Strict), &[])
+        .peer("shop/open", None, Some(Mode::Permissive), &[])
+        .peer("stock/port", Some("web"), Some(Mode::Strict), &[(8080, Mode::Disable)]);
+    assert_eq!(
+        found(&scene),
+        [
+            "permissive-under-strict PeerAuthentication shop/open spec.mtls.mode",
+            "permissive-under-strict PeerAuthentication stock/port spec.portLevelMtls.8080",
+        ]
+    );
+    let scene = shop()
+        .peer("shop/a", None, Some(Mode::Strict), &[])
+        .peer("shop/b", None, Some(Mode::Permissive), &[])
+        .peer("shop/c", Some("cart"), Some(Mode::Strict), &[])
+        .peer("shop/d", Some("cart"), Some(Mode::Strict), &[(8080, Mode::Strict)]);
+    assert_eq!(
+        found(&scene),
+        [
+            "ignored-duplicate PeerAuthentication shop/b spec.selector",
+            "ignored-duplicate PeerAuthentication shop/d spec.selector",
+        ]
+    );
+}
+
+#[test]
+fn a_denial_by_identity_is_evaded_in_plaintext() {
+    let deny = || shop().policy("shop/p", Some("web"), Action::Deny, vec![namespaces(&["stock"])]);
+    let evaded = ["plaintext-evades-deny AuthorizationPolicy shop/p spec.rules[0].from[0].source.namespaces"];
+    assert_eq!(found(&deny()), evaded);
+    assert_eq!(found(&deny().peer("shop/s", None, Some(Mode::Strict), &[])), [""; 0]);
+    // Whoever has no identity gets in by no ALLOW, or is refused by itself.
+    assert_eq!(
+        found(&deny().policy("shop/q", Some("web"), Action::Allow, vec![accounts(&["web"])])),
+        [""; 0]
+    );
+    let all = || vec![principals("notPrincipals", &["*"])];
+    assert_eq!(found(&deny().policy("shop/q", Some("web"), Action::Deny, all())), [""; 0]);
+    assert_eq!(found(&deny().policy("shop/q", Some("web"), Action::Allow, vec![Rule::default()])), evaded);
+}
+
+#[test]
+fn rules_that_others_make_useless() {
+    let scene = shop().peer("ambit-system/mesh", None, Some(Mode::Strict), &[]).policy(
+        "shop/deny",
+        None,
+        Action::Deny,
+        vec![accounts(&["web", "cart"])],
+    );
+    assert_eq!(found(&scene), ["shadowed-rule AuthorizationPolicy shop/only-web spec.rules[0]"]);
+    let scene = shop().policy("shop/a", None, Action::Allow, vec![accounts(&["web", "cart"])]);
+    assert_eq!(found(&scene), ["redundant-rule AuthorizationPolicy shop/only-web spec.rules[0]"]);
+    let scene = shop().policy("shop/z", Some("cart"), Action::Allow, vec![accounts(&["web"])]);
+    assert_eq!(
+        found(&scene),
+        ["redundant-rule AuthorizationPolicy shop/z spec.rules[0]"],
+        "the later of two"
+    );
+    // A narrower one takes nothing from a wider one, nor one of other pods.
+    let scene = shop().policy("shop/a", Some("web"), Action::Allow, vec![accounts(&["web"])]).policy(
+        "shop/b",
+        Some("cart"),
+        Action::Allow,
+        vec![accounts(&["web", "cart"]), ports(&["8080"])],
+    );
+    assert_eq!(found(&scene), ["redundant-rule AuthorizationPolicy shop/only-web spec.rules[0]"]);
+}
+
+#[test]
+fn what_can_match_nothing() {
+    let scene = shop().policy("shop/none", None, Action::Deny, vec![]).policy(
+        "shop/p",
+        None,
+        Action::Allow,
+        vec![principals(
+            "principals",
+            &["spiffe://cluster.local/ns/shop/sa/web", "cluster.local/ns/shop/web", "*x*", "*/sa/web", "*"],
+        )],
+    );
+    let path = "spec.rules[0].from[0].source.principals";
+    let never = format!("never-matches AuthorizationPolicy shop/p {path}");
+    assert_eq!(
+        found(&scene),
+        ["never-matches AuthorizationPolicy shop/none spec.rules", &never, &never, &never]
+    );
+}
+
+#[test]
+fn names_that_nothing_bears() {
+    let scene = shop().policy(
+        "shop/p",
+        None,
+        Action::Allow,
+        vec![
+            namespaces(&["shop", "elsewhere", "x*"]),
+            accounts(&["web", "wbe"]),
+            principals("principals", &["cluster.local/ns/nowhere/sa/x", "cluster.local/ns/stock/sa/web"]),
+        ],
+    );
+    let at = |code: &str, rule: usize, field: &str| {
+        format!("{code} AuthorizationPolicy shop/p spec.rules[{rule}].from[0].source.{field}")
+    };
+    let expected = [
+        at("unknown-namespace", 0, "namespaces"),
+        at("unknown-principal", 1, "serviceAccounts"),
+        at("unknown-namespace", 2, "principals"),
+    ];
+    let findings = found(&scene);
+    let unknown: BTreeSet<_> =
+        findings.iter().filter(|finding| finding.starts_with("unknown")).cloned().collect();
+    assert_eq!(unknown, BTreeSet::from(expected), "{findings:?}");
+    assert!(
+        message(&scene, "unknown-principal").contains("no pod has service account wbe in namespace shop")
+    );
+    // From policies alone nothing is known.
+    let alone = Scene::new().policy("shop/p", None, Action::Allow, vec![namespaces(&["elsewhere"])]);
+    assert_eq!(found(&alone), [""; 0]);
+}
+
+#[test]
+fn every_code_is_listed_once() {
+    let codes: BTreeSet<&str> = CODES.iter().map(|(code, _)| *code).collect();
+    assert_eq!(codes.len(), CODES.len());
+}

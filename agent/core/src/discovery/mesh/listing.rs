@@ -1,0 +1,84 @@
+//! What there is, for those who ask about the mesh as a whole: none of it is on a connection's way, and any of it may cost as much
+//! as the cluster is big.
+
+use std::{ops::Bound, sync::Arc};
+
+use super::{Mesh, Names, start_of};
+use crate::{
+    discovery::{Service, join},
+    model::{ObjectName, Workload},
+};
+
+impl Mesh {
+    /// All pods, by name.
+    pub fn pods(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.pods.values().map(|record| &record.workload)
+    }
+
+    /// The pods of a namespace, by name.
+    pub fn pods_of<'a>(&'a self, namespace: &str) -> impl Iterator<Item = &'a Arc<Workload>> + use<'a> {
+        self.pods_in(namespace).map(|record| &record.workload)
+    }
+
+    /// The TCP ports that a pod's containers state.
+    pub fn stated_ports(&self, pod: &ObjectName) -> &[u16] {
+        self.pods.get(pod).map_or(&[], |record| &record.pod.ports)
+    }
+
+    /// All services, by name.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values().map(|record| &record.service)
+    }
+
+    /// The service of that name.
+    pub fn service(&self, name: &ObjectName) -> Option<&Arc<Service>> {
+        self.services.get(name).map(|record| &record.service)
+    }
+
+    /// Whether anything of a namespace is known.
+    pub fn has_namespace(&self, name: &str) -> bool {
+        self.knows_namespace(name) || self.pods_in(name).next().is_some()
+    }
+
+    /// The pods behind a service, ready or not, each with its own port for that port of the service, where it has one: those that
+    /// endpoint slices state, as for connections; where none speaks for the service, those that it selects.
+    pub fn behind(&self, service: &Service, port: u16) -> Vec<(Arc<Workload>, u16)> {
+        let Some(port) = join::tcp_ports(service).find(|own| own.port == port) else { return Vec::new() };
+        let Some(slices) = self.slices.get(&service.name) else {
+            let pods = self.pods_in(&service.name.namespace).filter(|pod| join::selects(service, &pod.pod));
+            let with_port =
+                pods.filter_map(|pod| Some((Arc::clone(&pod.workload), join::target(port, &pod.pod)?)));
+            return with_port.collect();
+        };
+        let mut pods = Vec::new();
+        for slice in slices.values() {
+            let Some(target) = join::slice_target(port, slice) else { continue };
+            let addresses = slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
+            let workloads = addresses.filter_map(|ip| self.workload_by_ip(*ip));
+            pods.extend(workloads.map(|pod| (Arc::clone(pod), target)));
+        }
+        pods.sort_by(|(one, _), (other, _)| one.name.cmp(&other.name));
+        pods.dedup();
+        pods
+    }
+
+    /// The services that a pod is behind, by name.
+    pub fn services_of(&self, pod: &ObjectName) -> Vec<&Arc<Service>> {
+        let Some(record) = self.pods.get(pod) else { return Vec::new() };
+        let (start, namespace) = start_of(&pod.namespace);
+        let near = self
+            .services
+            .range((Bound::Included(start), Bound::Unbounded))
+            .take_while(|(name, _)| name.namespace == namespace);
+        let slices: Vec<_> =
+            record.pod.ips.iter().filter_map(|ip| self.by_endpoint.get(ip)).flat_map(Names::iter).collect();
+        let stated =
+            |service: &ObjectName| slices.iter().any(|slice| self.slice_owners.get(*slice) == Some(service));
+        near.map(|(_, own)| &own.service)
+            .filter(|service| match self.slices.contains_key(&service.name) {
+                true => stated(&service.name),
+                false => join::selects(service, &record.pod),
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,359 @@
+//! `ambit readiness`: whether mutual TLS can be made STRICT, workload by workload, and who would be shut out.
+
+use std::{
+    collections::BTreeMap,
+    process::ExitCode,
+    time::{Duration, SystemTime},
+};
+
+use ambit_proto::admin::v1 as proto;
+use clap::Args;
+use serde::Serialize;
+
+use super::{
+    moment::{Moment, age, until},
+    observed::{Answers, Asked, Format, PartyView, render, within},
+    table::{Table, line},
+};
+use crate::config::Window;
+
+/// How long a client that has joined the mesh must have been seen no more in plaintext.
+const SETTLED: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ambit readiness
+  ambit readiness --namespace shop --check && kubectl apply -f strict.yaml
+  ambit readiness --kubeconfig ~/.kube/config --window 7d
+  ambit readiness -o json | jq '.destinations[] | select(.ready | not) | .sources'
+
+A workload is ready if nobody has come to it in plaintext within the window who would still do so: clients that are in the mesh by
+now do not count, once they have closed their old connections. An agent knows what it has seen since it started. See docs/policy.md")]
+pub(super) struct ReadinessArgs {
+    #[command(flatten)]
+    asked: Asked,
+    /// Sources that have not been seen for so long do not count
+    #[arg(long, value_name = "TIME", default_value = "24h")]
+    window: Window,
+    /// Exit with 1 if a workload is not ready
+    #[arg(long)]
+    check: bool,
+    /// How to show it
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "table")]
+    output: Format,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct View {
+    /// Since when all agents have watched.
+    since: Option<Moment>,
+    ready: bool,
+    destinations: Vec<DestinationView>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DestinationView {
+    namespace: String,
+    workload: String,
+    mode: &'static str,
+    ready: bool,
+    why: String,
+    /// Sources that come in plaintext, or did.
+    sources: Vec<SourceView>,
+    #[serde(skip)]
+    incomplete: bool,
+    /// Connections of any kind.
+    connections: u64,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct SourceView {
+    port: u32,
+    #[serde(flatten)]
+    party: PartyView,
+    connections: u64,
+    open: u32,
+    first_seen: Option<Moment>,
+    last_seen: Option<Moment>,
+    state: &'static str,
+    /// It would be shut out.
+    blocks: bool,
+}
+
+pub(super) fn run(args: &ReadinessArgs) -> anyhow::Result<ExitCode> {
+    let answers = args.asked.ask()?;
+    let is_about = |namespace: &str| args.asked.is_about(namespace);
+    let view = View::new(&answers, is_about, args.window.0, SystemTime::now());
+    answers.emit(&render(&view, args.output, |now| view.table(now))?)?;
+    Ok(if args.check && !view.ready { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+impl View {
+    fn new(answers: &Answers, is_about: impl Fn(&str) -> bool, window: Duration, now: SystemTime) -> Self {
+        let mut found = BTreeMap::<(String, String), DestinationView>::new();
+        let all = answers.agents.iter().flat_map(|agent| &agent.destinations);
+        for destination in all.filter(|destination| is_about(&destination.namespace)) {
+            let key = (destination.namespace.clone(), destination.workload.clone());
+            let view = found.entry(key).or_insert_with(|| DestinationView::new(destination));
+            view.incomplete |= destination.incomplete;
+            view.connections += destination.sources.iter().map(|source| source.connections).sum::<u64>();
+            for source in destination.sources.iter().filter(|source| is_plaintext(source)) {
+                view.add(SourceView::new(source, window, now));
+            }
+            if destination.pods == 0 && !view.sources.iter().any(|source| source.blocks) {
+                found.remove(&(destination.namespace.clone(), destination.workload.clone()));
+            }
+        }
+        let mut destinations: Vec<DestinationView> = found.into_values().collect();
+        destinations.iter_mut().for_each(DestinationView::conclude);
+        let ready = destinations.iter().all(|destination| destination.ready);
+        Self { since: answers.since(), ready, destinations }
+    }
+
+    fn table(&self, now: SystemTime) -> String {
+        let mut out = String::new();
+        let watched = self.since.map(|since| age(since, now)).unwrap_or_default();
+        line(&mut out, &format!("Watched for {watched}: who has not come in that time is not known"));
+        let mut destinations = Table::new(["WORKLOAD", "MODE", "READY FOR STRICT", "CONNECTIONS", "WHY"]);
+        for view in &self.destinations {
+            destinations.row([
+                view.name(),
+                view.mode.to_owned(),
+                if view.ready { "yes" } else { "no" }.to_owned(),
+                view.connections.to_string(),
+                view.why.clone(),
+            ]);
+        }
+        out.push('\n');
+        destinations.draw(&mut out);
+        let head = [
+            "SOURCE",
+            "WORKLOAD",
+            "PORT",
+            "STATE",
+            "CONNECTIONS",
+            "OPEN",
+            "FIRST SEEN",
+            "LAST SEEN",
+            "COUNTS",
+        ];
+        let mut sources = Table::new(head);
+        for (view, source) in
+            self.destinations.iter().flat_map(|view| view.sources.iter().map(move |source| (view, source)))
+        {
+            sources.row([
+                source.party.client(),
+                view.name(),
+                source.port.to_string(),
+                source.state.to_owned(),
+                source.connections.to_string(),
+                source.open.to_string(),
+                until(source.first_seen, now),
+                until(source.last_seen, now),
+                if source.blocks { "yes" } else { "no, not seen for long" }.to_owned(),
+            ]);
+        }
+        out.push_str("\nIN PLAINTEXT\n");
+        sources.draw(&mut out);
+        out
+    }
+}
+
+/// Whether STRICT would refuse what is let in. What is refused already needs no more thought.
+fn is_plaintext(source: &proto::ObservedSource) -> bool {
+    let identity = source.party.as_ref().map(|party| &*party.identity).unwrap_or_default();
+    identity.is_empty() && (!source.strict || source.open > 0)
+}
+
+impl DestinationView {
+    fn new(destination: &proto::ObservedDestination) -> Self {
+        Self {
+            namespace: destination.namespace.clone(),
+            workload: destination.workload.clone(),
+            mode: if destination.strict { "STRICT" } else { "PERMISSIVE" },
+            ready: false,
+            why: String::new(),
+            sources: Vec::new(),
+            incomplete: false,
+            connections: 0,
+        }
+    }
+
+    fn name(&self) -> String {
+        format!("{}/{}", self.namespace, self.workload)
+    }
+
+    /// Adds a source, unless it has joined the mesh since; pods of one workload are one.
+    fn add(&mut self, source: Option<SourceView>) {
+        let Some(source) = source else { return };
+        let same = |known: &&mut SourceView| {
+            let named = !source.party.workload.is_empty();
+            named && known.port == source.port && known.party.name() == source.party.name()
+        };
+        match self.sources.iter_mut().find(same) {
+            Some(known) => known.merge(source),
+            None => self.sources.push(source),
+        }
+    }
+
+    fn conclude(&mut self) {
+        let blocking = self.sources.iter().filter(|source| source.blocks).count();
+        self.ready = blocking == 0 && !self.incomplete;
+        self.why = match blocking {
+            0 if self.incomplete => "more sources than an agent keeps: it cannot be told".to_owned(),
+            0 if self.connections == 0 => "nobody has come".to_owned(),
+            0 if self.mode == "STRICT" => "it is STRICT".to_owned(),
+            0 => "all who come are in the mesh".to_owned(),
+            1 => "1 source comes in plaintext".to_owned(),
+            many => format!("{many} sources come in plaintext"),
+        };
+    }
+}
+
+impl SourceView {
+    /// `None` of one that is in the mesh by now.
+    fn new(source: &proto::ObservedSource, window: Duration, now: SystemTime) -> Option<Self> {
+        let last_seen = Moment::of(source.last_seen);
+        let state = match source.state() {
+            proto::SourceState::InMesh if source.open == 0 && !within(last_seen, Some(SETTLED), now) => {
+                return None;
+            }
+            proto::SourceState::InMesh if source.open > 0 => "in the mesh, old connections are open",
+            proto::SourceState::InMesh => "in the mesh since a moment ago",
+            proto::SourceState::Outside => "not in the mesh",
+            proto::SourceState::Gone => "gone, its namespace is not in the mesh",
+            proto::SourceState::Unknown | proto::SourceState::Unspecified => "no pod",
+        };
+        Some(Self {
+            port: source.port,
+            party: source.party.clone().into(),
+            connections: source.connections,
+            open: source.open,
+            first_seen: Moment::of(source.first_seen),
+            last_seen,
+            state,
+            blocks: within(last_seen, Some(window), now),
+        })
+    }
+
+    fn merge(&mut self, other: Self) {
+        let later = other.last_seen.map(|moment| moment.0) > self.last_seen.map(|moment| moment.0);
+        self.connections += other.connections;
+        self.open += other.open;
+        self.blocks |= other.blocks;
+        let first = [self.first_seen, other.first_seen].into_iter().flatten().map(|moment| moment.0).min();
+        self.first_seen = first.map(Moment);
+        if later {
+            self.last_seen = other.last_seen;
+            (self.party, self.state) = (other.party, other.state);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ambit_proto::admin::v1::{ObservationsResponse, ObservedDestination, ObservedSource, SourceState};
+
+    use super::*;
+
+    const NOW: u64 = 1_900_000_000;
+
+    fn ago(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(NOW - seconds)
+    }
+
+    fn source(pod: &str, identity: &str, state: SourceState, last: u64) -> ObservedSource {
+        let (namespace, workload) = pod.split_once('/').unwrap_or_default();
+        ObservedSource {
+            port: 80,
+            party: Some(proto::Party {
+                namespace: namespace.to_owned(),
+                workload: workload.to_owned(),
+                identity: identity.to_owned(),
+                ip: "10.0.0.9".to_owned(),
+                ..proto::Party::default()
+            }),
+            connections: 3,
+            first_seen: Some(ago(last + 10).into()),
+            last_seen: Some(ago(last).into()),
+            state: state.into(),
+            ..ObservedSource::default()
+        }
+    }
+
+    fn view(nodes: Vec<Vec<ObservedSource>>) -> View {
+        let agent = |sources| ObservationsResponse {
+            since: Some(ago(1000).into()),
+            destinations: vec![ObservedDestination {
+                namespace: "shop".to_owned(),
+                workload: "cart".to_owned(),
+                pods: 1,
+                sources,
+                ..ObservedDestination::default()
+            }],
+            ..ObservationsResponse::default()
+        };
+        let answers = Answers::of(nodes.into_iter().map(agent).collect());
+        View::new(&answers, |_| true, Duration::from_secs(3600), ago(0))
+    }
+
+    fn blocking(view: &View) -> Vec<String> {
+        let sources = view.destinations.iter().flat_map(|destination| &destination.sources);
+        sources.filter(|source| source.blocks).map(|source| source.party.name()).collect()
+    }
+
+    #[test]
+    fn who_comes_in_plaintext_blocks_and_who_has_joined_does_not() {
+        let meshed = || source("shop/web", "spiffe://td1/ns/shop/sa/web", SourceState::InMesh, 0);
+        for (sources, expected) in [
+            (vec![], vec![]),
+            (vec![meshed()], vec![]),
+            (vec![meshed(), source("old/c", "", SourceState::Outside, 60)], vec!["old/c"]),
+            (vec![source("old/c", "", SourceState::Gone, 60)], vec!["old/c"]),
+            (vec![source("", "", SourceState::Unknown, 60)], vec!["10.0.0.9"]),
+            // It has joined; a moment ago; and with a connection from before.
+            (vec![source("old/c", "", SourceState::InMesh, 60)], vec![]),
+            (vec![source("old/c", "", SourceState::InMesh, 1)], vec!["old/c"]),
+            (vec![ObservedSource { open: 1, ..source("old/c", "", SourceState::InMesh, 60) }], vec!["old/c"]),
+            // Not within the window; refused already.
+            (vec![source("old/c", "", SourceState::Outside, 3700)], vec![]),
+            (vec![ObservedSource { strict: true, ..source("old/c", "", SourceState::Outside, 60) }], vec![]),
+        ] {
+            let view = view(vec![sources]);
+            assert_eq!(blocking(&view), expected, "{view:#?}");
+            assert_eq!((view.ready, view.destinations[0].ready), (expected.is_empty(), expected.is_empty()));
+        }
+    }
+
+    #[test]
+    fn nodes_and_pods_of_one_workload_are_put_together() {
+        let view = view(vec![
+            vec![
+                source("old/c", "", SourceState::Outside, 60),
+                source("old/d", "", SourceState::Outside, 70),
+            ],
+            vec![source("old/c", "", SourceState::Outside, 20)],
+        ]);
+        assert_eq!(blocking(&view), ["old/c", "old/d"]);
+        let c = &view.destinations[0].sources[0];
+        assert_eq!(
+            (c.connections, c.last_seen, c.first_seen),
+            (6, Some(Moment(ago(20))), Some(Moment(ago(70))))
+        );
+        assert_eq!(view.destinations[0].why, "2 sources come in plaintext");
+        let text = view.table(ago(0));
+        assert!(text.contains("shop/cart") && text.contains("old/d (10.0.0.9)"), "{text}");
+    }
+
+    #[test]
+    fn a_workload_with_more_sources_than_are_kept_is_not_ready() {
+        let mut answers = view(vec![vec![]]);
+        answers.destinations[0].incomplete = true;
+        answers.destinations[0].conclude();
+        assert!(!answers.destinations[0].ready);
+    }
+}

@@ -1,0 +1,44 @@
+//! `ambit suggest`: AuthorizationPolicies that allow what agents have seen, and nothing else.
+
+mod policy;
+
+use clap::{Args, ValueEnum};
+
+use super::observed::Asked;
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ambit suggest --namespace shop > allow.yaml
+  ambit suggest --namespace shop --dry-run | kubectl apply -f -     # then: ambit rehearsal --namespace shop
+  ambit suggest --kubeconfig ~/.kube/config --namespace shop
+  ambit suggest -o json | jq -r '.items[].metadata.name'
+
+There is one policy for each workload that somebody has come to. Whoever comes less often than agents have watched is not in it:
+have it rehearsed before it is enforced. See docs/policy.md")]
+pub(super) struct SuggestArgs {
+    #[command(flatten)]
+    asked: Asked,
+    /// Mark the policies with istio.io/dry-run, so that they decide nothing and are rehearsed
+    #[arg(long)]
+    dry_run: bool,
+    /// How to write it
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "yaml")]
+    output: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Yaml,
+    Json,
+}
+
+pub(super) fn run(args: &SuggestArgs) -> anyhow::Result<()> {
+    let answers = args.asked.ask()?;
+    let suggested =
+        policy::suggest(&answers.agents, |namespace| args.asked.is_about(namespace), args.dry_run);
+    answers.emit(&match args.output {
+        Format::Yaml => suggested.yaml(answers.since())?,
+        Format::Json => suggested.json()?,
+    })
+}

@@ -1,0 +1,109 @@
+//! Reads and writes of sockets by shared reference, so that somebody can watch a socket for its failure meanwhile. As tokio's
+//! own, a read or write that the kernel cuts short tells that there is no more to be had: nobody asks again before an event.
+
+use std::{
+    io::{self, IoSlice, Read as _, Write as _},
+    task::{Context, Poll, ready},
+};
+
+use socket2::SockRef;
+use tokio::{io::Interest, net::TcpStream};
+
+use crate::capture::is_at_mark;
+
+/// Reads what is there, up to `room`; 0 at the end.
+pub(super) fn poll_read(
+    cx: &mut Context<'_>,
+    socket: &TcpStream,
+    room: &mut [u8],
+) -> Poll<io::Result<usize>> {
+    poll_take(cx, socket, room, |_| false)
+}
+
+/// The same where urgent data may be among the rest: a read that is cut short in front of it is not the last.
+pub(super) fn poll_read_urgent(
+    cx: &mut Context<'_>,
+    socket: &TcpStream,
+    room: &mut [u8],
+) -> Poll<io::Result<usize>> {
+    poll_take(cx, socket, room, |raw| is_at_mark(&**raw))
+}
+
+/// Writes what the socket takes, of which there is something.
+pub(super) fn poll_write(cx: &mut Context<'_>, socket: &TcpStream, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    poll_put(cx, socket, bytes.len(), |raw| (&**raw).write(bytes))
+}
+
+/// The same for bytes in pieces.
+pub(super) fn poll_write_vectored(
+    cx: &mut Context<'_>,
+    socket: &TcpStream,
+    pieces: &[IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    let len = pieces.iter().map(|piece| piece.len()).sum();
+    poll_put(cx, socket, len, |raw| (&**raw).write_vectored(pieces))
+}
+
+/// Ends one direction of a socket.
+pub(super) fn shut(socket: &TcpStream) -> io::Result<()> {
+    match SockRef::from(socket).shutdown(std::net::Shutdown::Write) {
+        // The other end has closed both ways already.
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+        result => result,
+    }
+}
+
+fn poll_take(
+    cx: &mut Context<'_>,
+    socket: &TcpStream,
+    room: &mut [u8],
+    goes_on: impl Fn(&SockRef<'_>) -> bool,
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(socket.poll_read_ready(cx))?;
+        let wanted = room.len();
+        let read = |raw: &SockRef<'_>| (&**raw).read(room);
+        if let Some(read) = attempt(socket, Interest::READABLE, wanted, read, &goes_on)? {
+            return Poll::Ready(Ok(read));
+        }
+    }
+}
+
+fn poll_put(
+    cx: &mut Context<'_>,
+    socket: &TcpStream,
+    len: usize,
+    mut write: impl FnMut(&SockRef<'_>) -> io::Result<usize>,
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(socket.poll_write_ready(cx))?;
+        match attempt(socket, Interest::WRITABLE, len, &mut write, |_| false)? {
+            Some(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            Some(written) => return Poll::Ready(Ok(written)),
+            None => {}
+        }
+    }
+}
+
+/// What one system call moved; `None` if the socket was not ready after all. One that moved less than was wanted has used up
+/// what there was, unless it `goes_on`.
+fn attempt(
+    socket: &TcpStream,
+    interest: Interest,
+    wanted: usize,
+    call: impl FnOnce(&SockRef<'_>) -> io::Result<usize>,
+    goes_on: impl Fn(&SockRef<'_>) -> bool,
+) -> io::Result<Option<usize>> {
+    let mut moved = None;
+    let tried = socket.try_io(interest, || {
+        let raw = SockRef::from(socket);
+        let done = call(&raw)?;
+        moved = Some(done);
+        let used_up = done > 0 && done < wanted && !goes_on(&raw);
+        if used_up { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+    });
+    match tried {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        _ => Ok(moved),
+    }
+}
