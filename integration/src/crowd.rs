@@ -135,11 +135,10 @@ impl Crowd {
         for file in 0..self.size.div_ceil(PER_FILE) {
             world.manifests.remove(&format!("crowd-{file}.yaml"))?;
         }
-        world.manifests.remove("crowd.yaml")?;
         for pod in 0..self.size {
             world.manifests.remove(&format!("crowd-pod-{pod}.yaml"))?;
         }
-        Ok(())
+        world.manifests.remove("crowd.yaml")
     }
 
     /// Takes their manifests and namespaces away. Nothing of the harness runs in them.

@@ -28,6 +28,7 @@ use crate::{
     cargo xtask test --kube probes::          those of one topic\n  \
     cargo xtask test --peers                  the issuers against a real SPIRE and istiod, and promtool\n  \
     cargo xtask test --peers spire            some of them\n  \
+    cargo xtask test --peers soak             those that take many minutes: outages, twenty pods rolled\n  \
     cargo xtask test --kernel 6.1 wire::      those of one topic, on Debian's Linux 6.1 under emulation\n  \
     cargo xtask test --list [--kube|--peers]          their names, and what each shows")]
 pub(crate) struct Args {
