@@ -113,6 +113,7 @@ def urgent_in_line(site):
     client.send(b"before")
     client.send(b"!", MSG_OOB)
     client.send(b"after")
+    until(server, "IN", "PRI", limit=1.0)
     settle()
     yield "poll", events(server)
     yield "up to the mark", received(server)
@@ -125,8 +126,7 @@ def urgent_apart(site):
     client, server = site.pair()
     client.send(b"before")
     client.send(b"!", MSG_OOB)
-    settle()
-    yield "poll", events(server)
+    yield "poll", until(server, "IN", "PRI", limit=1.0)
     yield "select", [len(ready) for ready in select.select([server], [], [server], 1)]
     yield "urgent", received(server, 1, MSG_OOB)
     yield "again", received(server, 1, MSG_OOB)
