@@ -61,13 +61,15 @@ pub struct Settings {
     pub rounds: u32,
     /// How long each load lasts, in seconds.
     pub seconds: u32,
+    /// TCP's congestion control in pods and nodes; that of the machine if it is not given.
+    pub congestion: Option<String>,
     /// Where the results go.
     pub out: PathBuf,
 }
 
 /// Measures until all is done, or `stop` tells; writes the results and tells them.
 pub fn run(sandbox: &Sandbox, settings: &Settings, console: Console, stop: &Stop) -> Result<Run> {
-    let mut run = Run::new(now()?, machine()?, settings.rounds, settings.seconds);
+    let mut run = Run::new(now()?, machine(settings)?, settings.rounds, settings.seconds);
     run.loads = settings.loads.iter().map(|load| about(load.name, load.about)).collect();
     let (until, steps) = (settings.takes(), settings.steps());
     console.line(format_args!(
@@ -171,6 +173,7 @@ impl Loaded {
             loads: Vec::new(),
             rounds: 1,
             seconds: 1,
+            congestion: None,
             out: PathBuf::new(),
         };
         Ok(Self(Scene::build(sandbox, &settings, console)?))
@@ -282,7 +285,7 @@ fn clock(after: Duration) -> Result<String> {
     Ok(process::must(Command::new("date").args(["-d", &then, "+%H:%M"]))?.trim().to_owned())
 }
 
-fn machine() -> Result<Machine> {
+fn machine(settings: &Settings) -> Result<Machine> {
     let read = |file: &str| fs::read_to_string(file).with_context(|| file.to_owned());
     let value = |text: &str, name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name));
@@ -290,11 +293,17 @@ fn machine() -> Result<Machine> {
     };
     let memory = value(&read("/proc/meminfo")?, "MemTotal").unwrap_or_default();
     let load = read("/proc/loadavg")?;
+    let congestion = match &settings.congestion {
+        Some(asked) => asked.clone(),
+        // What new network namespaces begin with.
+        None => read("/proc/sys/net/ipv4/tcp_congestion_control")?.trim().to_owned(),
+    };
     Ok(Machine {
         processor: value(&read("/proc/cpuinfo")?, "model name")
             .unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
         processors: thread::available_parallelism()?.get(),
         kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
+        congestion_control: congestion,
         memory_mib: memory.trim_end_matches(" kB").parse::<u64>().unwrap_or(0) / 1024,
         load_before: load.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0),
     })

@@ -60,6 +60,9 @@ pub(crate) struct Args {
     /// How long each load lasts in each round, in seconds [default: 3, with --quick 1].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: Option<u32>,
+    /// TCP's congestion control in the pods and nodes, such as cubic [default: the machine's own].
+    #[arg(long, value_name = "ALGORITHM")]
+    congestion: Option<String>,
     /// Where bench.json and bench.html go [default: target/bench].
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
@@ -132,6 +135,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     for (flag, words) in [("--loads", &args.loads), ("--paths", &args.paths), ("--path", &args.path)] {
         call = words.iter().fold(call, |call, word| call.value(flag, word));
     }
+    call = args.congestion.iter().fold(call, |call, name| call.value("--congestion", name));
     call = proxies.into_iter().fold(call, |call, folder| call.value("--proxies", folder));
     call.become_it()
 }

@@ -47,12 +47,13 @@ pub(super) fn report(run: &Run) -> String {
     let mut page = format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>ambit bench, {started}</title>\
          <meta name=\"viewport\" content=\"width=device-width\"><style>{STYLE}</style></head><body>\
-         <h1>ambit bench</h1><p class=\"about\">{started} · {processors} × {processor} · kernel {kernel} · {memory} MiB · load \
+         <h1>ambit bench</h1><p class=\"about\">{started} · {processors} × {processor} · kernel {kernel}, TCP with {congestion} · {memory} MiB · load \
          {load} before the run · {rounds} rounds, {seconds} s for each load</p>",
         started = escaped(&run.started),
         processors = machine.processors,
         processor = escaped(&machine.processor),
         kernel = escaped(&machine.kernel),
+        congestion = escaped(&machine.congestion_control),
         memory = machine.memory_mib,
         load = machine.load_before,
         rounds = run.rounds,

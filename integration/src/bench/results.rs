@@ -49,6 +49,8 @@ pub struct Machine {
     pub kernel: String,
     /// Of all, in MiB.
     pub memory_mib: u64,
+    /// TCP's congestion control in the pods and nodes of the run.
+    pub congestion_control: String,
     /// How many processes were running or ready to, on average of the minute before.
     pub load_before: f64,
 }

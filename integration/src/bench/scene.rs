@@ -178,6 +178,9 @@ impl Scene {
             let path = path.with_context(|| format!("the path {}", choice.name()))?;
             scene.paths.push(path);
         }
+        if let Some(congestion) = &settings.congestion {
+            scene.control_congestion(congestion)?;
+        }
         scene.serve_grpc()?;
         for path in 0..scene.paths.len() {
             let tried = scene.restart(path).and_then(|()| scene.must_carry(path));
@@ -222,6 +225,21 @@ impl Scene {
             (direct(world, "a", ["b", "e"]), Carrier::Agents(0))
         };
         Ok(DataPath { choice: choice.clone(), ends, carrier })
+    }
+
+    /// For all connections from here on.
+    fn control_congestion(&self, algorithm: &str) -> Result<()> {
+        let setting = format!("net.ipv4.tcp_congestion_control={algorithm}");
+        let topologies = self.worlds.iter().map(|world| &world.topology);
+        for topology in topologies {
+            let nodes = topology.nodes.iter().map(|node| &node.netns);
+            for netns in nodes.chain(topology.pods.iter().map(|pod| &pod.netns)) {
+                netns
+                    .sysctl(&[&setting])
+                    .context("the kernel's list is net.ipv4.tcp_available_congestion_control")?;
+            }
+        }
+        Ok(())
     }
 
     /// Starts the servers that other runs of the harness do without.

@@ -43,6 +43,9 @@ pub struct Args {
     /// How long each load lasts, in seconds.
     #[arg(long)]
     seconds: Option<u32>,
+    /// TCP's congestion control in pods and nodes.
+    #[arg(long)]
+    congestion: Option<String>,
     /// The folder of report and figures.
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
@@ -154,6 +157,7 @@ fn settings(args: &Args) -> Result<Settings> {
         loads,
         rounds: args.rounds.unwrap_or(5),
         seconds: args.seconds.unwrap_or(if args.quick { 1 } else { 3 }),
+        congestion: args.congestion.clone(),
         out: args.out.clone(),
     })
 }
