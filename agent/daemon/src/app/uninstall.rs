@@ -80,7 +80,7 @@ pub(super) async fn take_off(config: &AgentConfig) -> anyhow::Result<()> {
     tracing::info!(
         node = config.node,
         items = removed.len(),
-        "the agents' DaemonSet is gone: taken off this node"
+        "ambit has been removed from the cluster: taken off this node"
     );
     Ok(())
 }

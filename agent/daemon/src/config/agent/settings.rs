@@ -52,9 +52,9 @@ settings! {
     drain: Drain, "AMBIT_DRAIN", "DURATION";
     /// Where to serve the status to programs of this host, for ambit status --kubeconfig; without it only over the socket
     admin_addr: LoopbackAddr, "AMBIT_ADMIN_ADDR", "ADDR";
-    /// A name for this process, by which ambit status --ready knows it from its predecessor
+    /// A name for this process, by which ambit status knows it from its predecessor and successor
     instance: ClusterId, "AMBIT_INSTANCE", "NAME";
-    /// The DaemonSet that this agent belongs to: when it ends because that is gone, it takes everything off the node
+    /// The DaemonSet that this agent belongs to: when it ends because that or its namespace is gone, it takes everything off the node
     daemonset: ObjectName, "AMBIT_DAEMONSET", "NAMESPACE/NAME";
     /// What to log, in the form of RUST_LOG, such as info,access=warn [default: info]
     log: LogFilter, "AMBIT_LOG", "FILTER";
