@@ -38,15 +38,22 @@ pub const REDIRECT_PORTS: u16 = 512;
 /// different ports, but for accidents.
 #[inline(always)]
 pub fn redirect_port(addr: &Addr, port: u32) -> u16 {
-    let mut hash = port.wrapping_mul(0x9e37_79b1);
+    let mut hash = mixed(port);
     let mut index = 0;
     while index < 16 {
-        let word = u32::from_ne_bytes([addr[index], addr[index + 1], addr[index + 2], addr[index + 3]]);
-        hash = (hash ^ word).wrapping_mul(0x85eb_ca6b);
-        hash ^= hash >> 15;
+        let word = u32::from_be_bytes([addr[index], addr[index + 1], addr[index + 2], addr[index + 3]]);
+        hash = mixed(hash ^ word);
         index += 4;
     }
     REDIRECT_FIRST + (hash % REDIRECT_PORTS as u32) as u16
+}
+
+/// Every bit of the result depends on every bit of `word` (the last step of MurmurHash3).
+#[inline(always)]
+fn mixed(mut word: u32) -> u32 {
+    word = (word ^ (word >> 16)).wrapping_mul(0x85eb_ca6b);
+    word = (word ^ (word >> 13)).wrapping_mul(0xc2b2_ae35);
+    word ^ (word >> 16)
 }
 
 /// The port to try after `port`.
@@ -322,3 +329,33 @@ mod user {
 
 #[cfg(feature = "user")]
 pub use user::{addr, ip};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn destinations_spread_over_ports_below_the_ephemeral_ones() {
+        let mut used = [0_u32; REDIRECT_PORTS as usize];
+        for host in 0..64_u8 {
+            for port in [80, 443, 5432, 8080] {
+                let redirect = redirect_port(&mapped([198, 18, 1, host]), port);
+                assert!((REDIRECT_FIRST..1024).contains(&redirect));
+                assert_ne!(next_redirect_port(redirect), redirect);
+                used[usize::from(redirect - REDIRECT_FIRST)] += 1;
+            }
+        }
+        assert_eq!(next_redirect_port(REDIRECT_FIRST + REDIRECT_PORTS - 1), REDIRECT_FIRST);
+        assert!(used.iter().all(|count| *count <= 6), "{used:?}");
+    }
+
+    #[test]
+    fn mapped_addresses_and_no_others_are_ipv4() {
+        assert!(is_mapped(&mapped([0; 4])) && is_mapped(&mapped([255; 4])));
+        for at in 0..12 {
+            let mut addr = mapped([198, 18, 0, 1]);
+            addr[at] ^= 1;
+            assert!(!is_mapped(&addr), "{addr:?}");
+        }
+    }
+}
