@@ -266,12 +266,16 @@ fn closed(world: &mut World) -> Result<()> {
 
 fn last_words(world: &mut World) -> Result<()> {
     const LINE: usize = "line 000000\n".len();
+    // A segment full of lines: what an application's own kernel may keep back for those before (RFC 896), and drops with a reset.
+    const SEGMENT: usize = 120;
+    let greeted = "open send:greeting read-all";
     let cases = [
-        ("reset", "open send:greeting read-all", "open read lines:2000:20 linger-0 close"),
-        ("closed unread", "open send:greeting read-all", "open sleep:50 lines:2000:20 close"),
-        ("closed at rest", "open send:greeting read-all", "open sleep:50 lines:2000:20 sleep:100 close"),
+        ("reset", greeted, "open read lines:2000:20 linger-0 close", SEGMENT),
+        ("reset at rest", greeted, "open read lines:2000:20 sleep:100 linger-0 close", 0),
+        ("closed unread", greeted, "open sleep:50 lines:2000:20 close", SEGMENT),
+        ("closed unread at rest", greeted, "open sleep:50 lines:2000:20 sleep:100 close", 0),
     ];
-    for (case, server, client) in cases {
+    for (case, server, client, more) in cases {
         let mut lost = Vec::new();
         for way in [DIRECT, MESHED] {
             let mut rounds = Vec::new();
@@ -288,7 +292,7 @@ fn last_words(world: &mut World) -> Result<()> {
         world.notes.push(format!("{case}: {:?} lines lost without ambit, {:?} through it", lost[0], lost[1]));
         // Of a busy machine's rounds the middle one.
         let middle = [lost[0][5], lost[1][5]];
-        ensure!(middle[1] <= middle[0] + 20, "{case}: {middle:?} lines of 2,000 lost");
+        ensure!(middle[1] <= middle[0] + more, "{case}: {middle:?} lines of 2,000 lost");
     }
     Ok(())
 }

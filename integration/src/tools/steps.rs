@@ -169,7 +169,7 @@ fn on(stream: &mut TcpStream, verb: &str, rest: &str, seen: &mut Seen) -> Result
         }
         "await-error" => {
             let mut fds = [PollFd::new(stream.as_fd(), PollFlags::empty())];
-            if poll(&mut fds, PollTimeout::try_from(rest.parse::<u16>()?)?)? == 0 {
+            if poll(&mut fds, PollTimeout::from(rest.parse::<u16>()?))? == 0 {
                 return Err(std::io::Error::from(ErrorKind::TimedOut).into());
             }
             seen.text = format!("{:?}", fds[0].revents());
