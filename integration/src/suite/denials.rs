@@ -151,6 +151,15 @@ fn followed(world: &mut World) -> Result<()> {
         ensure!(line.is_some_and(|line| line.contains("shop/b:9001")), "not told: {text}");
         Ok(())
     })?;
+    // An agent that starts anew has forgotten what it told; what comes then is told.
+    world.agents[1].stop()?;
+    world.agents[1].start()?;
+    eventually(3 * SECOND, || {
+        world.must_not_reach("e", "b")?;
+        let text = follow.output();
+        ensure!(text.contains("sa/e"), "not told: {text}");
+        Ok(())
+    })?;
     ensure!(follow.runs(), "it has ended: {}", follow.output());
     Ok(())
 }

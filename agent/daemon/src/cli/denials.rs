@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::{
     moment::{Moment, until},
     observed::{Answers, Asked, Format, PartyView, render, within},
+    output,
     table::{Table, line},
 };
 use crate::config::Window;
@@ -31,8 +32,6 @@ Examples:
 An agent remembers up to 2048 different denials for a week, since it started. Reasons and what to do about them:
 docs/troubleshooting.md")]
 pub(super) struct DenialsArgs {
-    #[command(flatten)]
-    asked: Asked,
     /// Only what was seen within this time, such as 10m or 24h
     #[arg(long, value_name = "TIME")]
     since: Option<Window>,
@@ -42,6 +41,8 @@ pub(super) struct DenialsArgs {
     /// Go on and show each denial as it comes, a line each; with -o json an object a line
     #[arg(short, long)]
     follow: bool,
+    #[command(flatten)]
+    asked: Asked,
 }
 
 /// A connection that was refused or cut, and others like it.
@@ -95,25 +96,57 @@ impl DenialsArgs {
     }
 }
 
-/// Shows what has grown since it was last shown; for ever.
+/// Shows what has grown since it was last shown, until nobody reads it. An agent that is away for a while is waited for.
 fn follow(args: &DenialsArgs) -> anyhow::Result<()> {
     let mut shown: Option<HashMap<String, u64>> = None;
+    let mut missing = None;
     loop {
-        let answers = args.asked.ask()?;
+        match args.asked.ask() {
+            Ok(answers) => {
+                let (text, counts) = args.news(&answers, shown.as_ref())?;
+                if !output::stream(&text)? {
+                    return Ok(());
+                }
+                shown = Some(counts);
+                tell_once(&mut missing, answers.silent());
+            }
+            Err(error) if shown.is_none() => return Err(error),
+            Err(error) => tell_once(&mut missing, Some(format!("{error:#}"))),
+        }
+        std::thread::sleep(EVERY);
+    }
+}
+
+/// Says what is missing when that changes.
+fn tell_once(told: &mut Option<String>, missing: Option<String>) {
+    if *told != missing {
+        if let Some(missing) = &missing {
+            output::complain(&format!("warning: {missing}\n"));
+        }
+        *told = missing;
+    }
+}
+
+impl DenialsArgs {
+    /// Lines for what has grown, and how often each has been seen by now.
+    fn news(
+        &self,
+        answers: &Answers,
+        shown: Option<&HashMap<String, u64>>,
+    ) -> anyhow::Result<(String, HashMap<String, u64>)> {
         let mut counts = HashMap::new();
         let mut out = String::new();
-        for view in args.views(&answers, SystemTime::now()).iter().rev() {
-            let before = shown.as_ref().and_then(|shown| shown.get(&view.key()).copied());
+        for view in self.views(answers, SystemTime::now()).iter().rev() {
+            let before = shown.and_then(|shown| shown.get(&view.key()).copied()).unwrap_or(0);
             counts.insert(view.key(), view.count);
-            let new = view.count.saturating_sub(before.unwrap_or(0));
+            // Fewer than before: the agent has started anew, and they are all new.
+            let new = if view.count < before { view.count } else { view.count - before };
             // What was there when this began is not news, unless it was asked for.
-            if new > 0 && (shown.is_some() || args.since.is_some()) {
-                out.push_str(&view.line(args.output, new)?);
+            if new > 0 && (shown.is_some() || self.since.is_some()) {
+                out.push_str(&view.line(self.output, new)?);
             }
         }
-        shown = Some(counts);
-        answers.emit(&out)?;
-        std::thread::sleep(EVERY);
+        Ok((out, counts))
     }
 }
 

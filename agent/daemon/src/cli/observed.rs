@@ -71,13 +71,16 @@ impl Answers {
         since.max_by_key(|moment| moment.0)
     }
 
+    /// Which agents did not answer, if there are any.
+    pub(super) fn silent(&self) -> Option<String> {
+        let silent = || format!("this is not all: agents that did not answer: {}", self.silent.join("; "));
+        (!self.silent.is_empty()).then(silent)
+    }
+
     /// Writes what was made of the answers; agents that did not answer are an error.
     pub(super) fn emit(&self, text: &str) -> anyhow::Result<()> {
         output::emit(text)?;
-        if self.silent.is_empty() {
-            return Ok(());
-        }
-        bail!("this is not all: agents that did not answer: {}", self.silent.join("; "))
+        self.silent().map_or(Ok(()), |silent| bail!(silent))
     }
 }
 

@@ -9,6 +9,15 @@ pub(super) fn emit(text: &str) -> anyhow::Result<()> {
     write_all(&mut io::stdout().lock(), text).context("cannot write to standard output")
 }
 
+/// Writes to standard output; answers whether its reader is still there.
+pub(super) fn stream(text: &str) -> anyhow::Result<bool> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        written => written.map(|()| true).context("cannot write to standard output"),
+    }
+}
+
 /// Writes to standard error; where that fails there is nobody to tell.
 pub(super) fn complain(text: &str) {
     let _ = write_all(&mut io::stderr().lock(), text);

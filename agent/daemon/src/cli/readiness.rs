@@ -31,8 +31,6 @@ Examples:
 A workload is ready if nobody has come to it in plaintext within the window who would still do so: clients that are in the mesh by
 now do not count, once they have closed their old connections. An agent knows what it has seen since it started. See docs/policy.md")]
 pub(super) struct ReadinessArgs {
-    #[command(flatten)]
-    asked: Asked,
     /// Sources that have not been seen for so long do not count
     #[arg(long, value_name = "TIME", default_value = "24h")]
     window: Window,
@@ -42,6 +40,8 @@ pub(super) struct ReadinessArgs {
     /// How to show it
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "table")]
     output: Format,
+    #[command(flatten)]
+    asked: Asked,
 }
 
 #[derive(Debug, Serialize)]

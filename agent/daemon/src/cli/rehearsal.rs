@@ -27,14 +27,14 @@ Examples:
 A policy is rehearsed with the annotation istio.io/dry-run: \"true\", or as an AUDIT policy. All dry-run policies for a pod are
 tried together, as if all of them were in force. See docs/policy.md")]
 pub(super) struct RehearsalArgs {
-    #[command(flatten)]
-    asked: Asked,
     /// Only what was seen within this time, such as 10m or 24h
     #[arg(long, value_name = "TIME")]
     since: Option<Window>,
     /// How to show it
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "table")]
     output: Format,
+    #[command(flatten)]
+    asked: Asked,
 }
 
 #[derive(Debug, Serialize)]

@@ -17,14 +17,14 @@ Examples:
 There is one policy for each workload that somebody has come to. Whoever comes less often than agents have watched is not in it:
 have it rehearsed before it is enforced. See docs/policy.md")]
 pub(super) struct SuggestArgs {
-    #[command(flatten)]
-    asked: Asked,
     /// Mark the policies with istio.io/dry-run, so that they decide nothing and are rehearsed
     #[arg(long)]
     dry_run: bool,
     /// How to write it
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "yaml")]
     output: Format,
+    #[command(flatten)]
+    asked: Asked,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
