@@ -111,12 +111,15 @@ fn connection(ctx: &SockoptContext, netns: u64) -> Option<(Flow, *mut bpf_sock)>
         {
             return None;
         }
+        // Both families are read, and one is taken then: a read behind a choice may become one at a chosen offset, which the verifier
+        // does not take of a socket.
+        let (v4_local, v4_remote) =
+            ((&raw const (*sk).src_ip4).read_volatile(), (&raw const (*sk).dst_ip4).read_volatile());
+        let (v6_local, v6_remote) = (read_v6(&raw const (*sk).src_ip6), read_v6(&raw const (*sk).dst_ip6));
         let (local, remote): (Addr, Addr) = if (&raw const (*sk).family).read_volatile() == AF_INET {
-            let (src, dst) =
-                ((&raw const (*sk).src_ip4).read_volatile(), (&raw const (*sk).dst_ip4).read_volatile());
-            (mapped(src.to_ne_bytes()), mapped(dst.to_ne_bytes()))
+            (mapped(v4_local.to_ne_bytes()), mapped(v4_remote.to_ne_bytes()))
         } else {
-            (read_v6(&raw const (*sk).src_ip6), read_v6(&raw const (*sk).dst_ip6))
+            (v6_local, v6_remote)
         };
         let local_port = (&raw const (*sk).src_port).read_volatile();
         let remote_port = u32::from(u16::from_be((&raw const (*sk).dst_port).read_volatile()));
