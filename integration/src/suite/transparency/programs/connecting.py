@@ -253,10 +253,10 @@ def nobody_answers_within_the_send_timeout(site):
 
 @to_others
 def no_way_there(site):
-    client, start = site.client.socket(), now()
+    client = site.client.socket()
     client.setsockopt(IPPROTO_TCP, socket.TCP_SYNCNT, 1)
+    # How soon is chance: an ICMP message that comes while connect(2) still holds the socket is not heeded.
     yield "connect", tried(client.connect, (site.unreachable, 80))
-    yield "took", Took(start)
 
 
 @program
