@@ -86,8 +86,8 @@ pub const LOADS: &[Load] = &[
         Kind::Grpc { connections: 4, calls: 8 },
     ),
     across("conn-1", "a connection for each HTTP request, one client", Kind::Connections { clients: 1 }),
-    across("conn-8", "the same, 8 clients", Kind::Connections { clients: 8 }),
-    across("conn-64", "the same, 64 clients", Kind::Connections { clients: 64 }),
+    across("conn-8", "a connection for each HTTP request, 8 clients", Kind::Connections { clients: 8 }),
+    across("conn-64", "a connection for each HTTP request, 64 clients", Kind::Connections { clients: 64 }),
     beside("node-bulk-1-up", "one TCP stream between pods of one node", Kind::Bulk { streams: 1, up: true }),
     beside("node-bulk-8-up", "eight TCP streams from client to server", Kind::Bulk { streams: 8, up: true }),
     beside(

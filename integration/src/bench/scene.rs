@@ -234,9 +234,11 @@ impl Scene {
         for topology in topologies {
             let nodes = topology.nodes.iter().map(|node| &node.netns);
             for netns in nodes.chain(topology.pods.iter().map(|pod| &pod.netns)) {
-                netns
-                    .sysctl(&[&setting])
-                    .context("the kernel's list is net.ipv4.tcp_available_congestion_control")?;
+                netns.sysctl(&[&setting]).with_context(|| {
+                    format!(
+                        "{algorithm} must be in the machine's net.ipv4.tcp_allowed_congestion_control for pods to have it"
+                    )
+                })?;
             }
         }
         Ok(())
