@@ -1,9 +1,10 @@
 //! How long applications have the kernel wait for the other end of a connection: their keepalive and user time-outs, for the
 //! agent to wait no longer in their place. What was set before a connection stands is read then, what is set later in passing.
+//! The same hook keeps the mark of delivered connections.
 
 use core::ffi::c_void;
 
-use ambit_ebpf_common::{Addr, Flow, Patience, mapped};
+use ambit_ebpf_common::{Addr, DELIVERY_MARK, Flow, Patience, mapped};
 use aya_ebpf::{
     EbpfContext as _,
     bindings::bpf_sock,
@@ -23,6 +24,7 @@ const IPPROTO_TCP: u32 = 6;
 const SOL_SOCKET: i32 = 1;
 const SOL_TCP: i32 = 6;
 const SO_KEEPALIVE: i32 = 9;
+const SO_MARK: i32 = 36;
 const TCP_KEEPIDLE: i32 = 4;
 const TCP_KEEPINTVL: i32 = 5;
 const TCP_KEEPCNT: i32 = 6;
@@ -31,14 +33,32 @@ const TCP_SYN_SENT: u32 = 2;
 const TCP_CLOSE: u32 = 7;
 const TCP_LISTEN: u32 = 10;
 
-/// `setsockopt(2)`: changes nothing, and notes what an application of an enrolled pod sets on a connection.
+/// `setsockopt(2)`: notes what an application of an enrolled pod sets on a connection, and changes nothing but that the mark of a
+/// delivered connection stays.
 #[cgroup_sockopt(setsockopt)]
 pub fn ambit_setsockopt(ctx: SockoptContext) -> i32 {
     note(&ctx);
-    // The kernel goes on with what the application gave, however long that is.
+    // The kernel goes on with what the application gave, however long that is; or takes it as done.
+    let length = if is_delivery_mark(&ctx) { -1 } else { 0 };
     // SAFETY: the context is valid for the program's run; the verifier checks the access.
-    unsafe { core::ptr::write_volatile(&raw mut (*ctx.sockopt).optlen, 0) };
+    unsafe { core::ptr::write_volatile(&raw mut (*ctx.sockopt).optlen, length) };
     ALLOW
+}
+
+/// Whether the mark is to be changed that keeps an application's answers inside its pod: with another one they would leave it in
+/// plaintext.
+#[inline(always)]
+fn is_delivery_mark(ctx: &SockoptContext) -> bool {
+    // SAFETY: as above.
+    let (level, name, sk) =
+        unsafe { ((*ctx.sockopt).level, (*ctx.sockopt).optname, (*ctx.sockopt).__bindgen_anon_1.sk) };
+    if level != SOL_SOCKET || name != SO_MARK || sk.is_null() {
+        return false;
+    }
+    // SAFETY: the socket is not null; the verifier checks the access. The context is this program's own.
+    let (mark, netns) =
+        unsafe { ((&raw const (*sk).mark).read_volatile(), bpf_get_netns_cookie(ctx.as_ptr())) };
+    mark == DELIVERY_MARK && PODS.get_ptr(netns).is_some()
 }
 
 /// A connection of an enrolled pod stands, whose application's end `flow` is.
