@@ -114,12 +114,12 @@ impl Shared {
             select! {
                 biased;
                 ended = relay.run(meter) => {
-                    relay.end_patience(&ended).await;
+                    Box::pin(relay.end_patience(&ended)).await;
                     return ended.map_err(Broken::Leg);
                 }
                 // The sender lives as long as `self`.
                 _ = memory.changed() => {}
-                () = sleep_until(looks.next) => {
+                () = Box::pin(sleep_until(looks.next)) => {
                     relay.adopt_patience(pod);
                     looks.looked(relay.moved());
                     continue;

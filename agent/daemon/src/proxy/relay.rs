@@ -50,7 +50,7 @@ pub(super) struct Relay<L> {
     state: State,
     begun: Instant,
     /// How long the application waits for the other end, if it has said so.
-    patience: Option<Patience>,
+    patience: Option<Box<Patience>>,
 }
 
 /// How far a relay has come.
@@ -63,18 +63,18 @@ struct State {
     /// Times that bytes have come from the application since the last went to it.
     unanswered: u32,
     /// What one of the two sockets has failed of, while the last words from it are passed on.
-    failed: Option<LegError>,
+    failed: Option<Box<LegError>>,
 }
 
 impl State {
     /// Whether anything may still come from the application.
     fn sends(&self) -> bool {
-        !self.up.ended && matches!(self.failed, None | Some(LegError::App(_)))
+        !self.up.ended && matches!(self.failed.as_deref(), None | Some(LegError::App(_)))
     }
 
     /// Whether anything may still come for the application.
     fn delivers(&self) -> bool {
-        !self.down.ended && !matches!(self.failed, Some(LegError::App(_)))
+        !self.down.ended && !matches!(self.failed.as_deref(), Some(LegError::App(_)))
     }
 
     /// Sending has met `error`. An error unless what has come the other way can still be delivered.
@@ -92,11 +92,11 @@ impl State {
     fn failed_first(&mut self, error: LegError, goes_on: bool) -> Result<(), LegError> {
         match self.failed.take() {
             None if goes_on => {
-                self.failed = Some(error);
+                self.failed = Some(Box::new(error));
                 Ok(())
             }
             // The reason that a peer gives says more than that it has broken off.
-            Some(first) if !matches!(error, LegError::Refused(_) | LegError::Reset(_)) => Err(first),
+            Some(first) if !matches!(error, LegError::Refused(_) | LegError::Reset(_)) => Err(*first),
             _ => Err(error),
         }
     }
@@ -143,16 +143,18 @@ impl<L: Leg> Relay<L> {
     /// Waits for the other end as long as the application at this one does.
     pub(super) fn adopt_patience(&mut self, pod: &impl Dial) {
         let patience = pod.patience(&self.app);
-        if patience.is_some() && patience != self.patience {
-            self.patience = patience;
-            self.leg.set_patience(&patience.unwrap_or_default());
+        if let Some(patience) = patience
+            && self.patience.as_deref() != Some(&patience)
+        {
+            self.leg.set_patience(&patience);
+            self.patience = Some(Box::new(patience));
         }
     }
 
     /// Is as patient as at first when another connection may follow. An application that is about to find out by itself that
     /// nobody answers is left to that, and meets silence.
     pub(super) async fn end_patience(&self, ended: &Result<(), LegError>) {
-        let Some(patience) = self.patience else { return };
+        let Some(patience) = self.patience.as_deref() else { return };
         match ended {
             Ok(()) => self.leg.set_patience(&Patience::default()),
             Err(LegError::Tunnel(TunnelError::Io(error)) | LegError::Plain(error))
@@ -191,17 +193,11 @@ impl<L: Leg> Relay<L> {
     async fn run_steps(&mut self, meter: &impl Meter) -> Result<(), LegError> {
         let Self { app, leg, state, begun, .. } = self;
         let (app, socket) = (&*app, leg.socket());
-        let mut steps = Steps {
-            app,
-            leg,
-            state,
-            app_fails: pin!(app.ready(Interest::ERROR)),
-            leg_fails: pin!(socket.ready(Interest::ERROR)),
-        };
-        if steps.leg.holds_answer() && steps.run_until_answer(meter).await?.is_ready() {
+        let mut steps = Steps { app, leg, state, leg_socket: &socket, app_fails: None, leg_fails: None };
+        if steps.leg.holds_answer() && Box::pin(steps.run_until_answer(meter)).await?.is_ready() {
             return Ok(());
         }
-        if steps.leg.awaits_answer() && steps.run_until_answered(meter, *begun).await?.is_ready() {
+        if steps.leg.awaits_answer() && Box::pin(steps.run_until_answered(meter, *begun)).await?.is_ready() {
             return Ok(());
         }
         poll_fn(|cx| steps.poll(cx, meter)).await
@@ -213,11 +209,22 @@ struct Steps<'a, L> {
     app: &'a TcpStream,
     leg: &'a mut L,
     state: &'a mut State,
-    app_fails: Fails<'a>,
-    leg_fails: Fails<'a>,
+    leg_socket: &'a TcpStream,
+    /// Made when nobody reads the socket, which most connections never come to.
+    app_fails: Option<Fails<'a>>,
+    leg_fails: Option<Fails<'a>>,
 }
 
-type Fails<'a> = Pin<&'a mut (dyn Future<Output = io::Result<Ready>> + Send)>;
+type Fails<'a> = Pin<Box<dyn Future<Output = io::Result<Ready>> + Send + 'a>>;
+
+/// Waits until `socket` fails, be there anything to read or not.
+fn poll_fails<'a>(
+    fails: &mut Option<Fails<'a>>,
+    cx: &mut Context<'_>,
+    socket: &'a TcpStream,
+) -> Poll<io::Result<Ready>> {
+    fails.get_or_insert_with(|| Box::pin(socket.ready(Interest::ERROR))).as_mut().poll(cx)
+}
 
 impl<L: Leg> Steps<'_, L> {
     /// Relays for as long as the answer is held, but not for long.
@@ -309,15 +316,17 @@ impl<L: Leg> Steps<'_, L> {
             && (!delivers || self.leg.is_delivering())
             && let Some(failed) = self.state.failed.take()
         {
-            return Poll::Ready(Err(failed));
+            return Poll::Ready(Err(*failed));
         }
-        if (!sends || self.leg.is_sending()) && self.app_fails.as_mut().poll(cx).is_ready() {
+        if (!sends || self.leg.is_sending()) && poll_fails(&mut self.app_fails, cx, self.app).is_ready() {
             if self.state.up.ended && answered_probe(self.app) {
                 return Poll::Ready(Err(LegError::AppLeft));
             }
             return Poll::Ready(Err(LegError::App(failure(self.app))));
         }
-        if (!delivers || self.leg.is_delivering()) && self.leg_fails.as_mut().poll(cx).is_ready() {
+        if (!delivers || self.leg.is_delivering())
+            && poll_fails(&mut self.leg_fails, cx, self.leg_socket).is_ready()
+        {
             return Poll::Ready(Err(self.leg.failure()));
         }
         Poll::Pending

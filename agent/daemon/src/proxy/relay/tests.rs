@@ -395,14 +395,18 @@ async fn what_was_said_arrives_though_the_answer_to_it_cannot() {
         let answers = async {
             let mut got = Vec::new();
             let mut some = vec![0; 1000];
+            let mut refused = None;
             loop {
                 match timeout(SOON, other.read(&mut some)).await.expect("in time") {
-                    Ok(0) => panic!("an end that is none"),
+                    // The kernel tells a reset once.
+                    Ok(0) => return (got, refused.expect("an end that is none")),
                     Ok(read) => got.extend_from_slice(&some[..read]),
                     Err(error) => return (got, error),
                 }
                 // It answers each piece, to one that has closed by then.
-                let _ = other.try_write(b"answer");
+                if let Err(error) = other.try_write(b"answer") {
+                    refused = Some(error);
+                }
             }
         };
         let asks = async {
@@ -412,7 +416,8 @@ async fn what_was_said_arrives_though_the_answer_to_it_cannot() {
             drop(one);
         };
         let ((got, error), ()) = tokio::join!(answers, asks);
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        let reset = [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
+        assert!(reset.contains(&error.kind()), "{error:?}");
         println!("{} of {} bytes", got.len(), sent.len());
     }
 }

@@ -7,7 +7,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use ambit_core::frame::{Control, Open};
+use ambit_core::{
+    frame::{Control, Open},
+    reason::{Reason, Refusal},
+};
 use rustls::{client::ClientConnectionData, kernel::KernelConnection, server::ServerConnectionData};
 use tokio::{
     net::TcpStream,
@@ -147,9 +150,10 @@ impl Link {
     /// turn our FIN into a RST that overtakes the frame. A stream that is cut while the peer takes no more is cut by a RST.
     pub(in crate::tunnel) async fn close_with(mut self: Box<Self>, last: Option<Control>) {
         let cut = matches!(last, Some(Control::Reset(_)));
-        if cut && self.sender.is_clogged() {
-            reset_on_drop(&*self.tcp);
-            return;
+        // That it was reset is all that there is to say, and a RST says it at once.
+        let says_all = |refusal: &Refusal| refusal.reason == Reason::Reset;
+        if self.sender.is_clogged() && matches!(&last, Some(Control::Reset(refusal)) if says_all(refusal)) {
+            return self.abort();
         }
         let patience = if cut { LAST_WORD } else { FAREWELL };
         let farewell = async {
