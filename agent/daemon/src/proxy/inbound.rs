@@ -335,8 +335,12 @@ impl<D: Dial> Call<'_, D> {
 
     /// Ends once the verdict on a live connection has turned to a refusal. Looked at before the relay, so that connections that
     /// are over at once are judged and rehearsed as well.
-    async fn until_denied(&self, peer: Option<&PeerIdentity>, connection: &Connection) -> Refusal {
-        self.pod.until_denied(self.facts(peer), connection.meta(), &self.shared.telemetry).await
+    fn until_denied(
+        &self,
+        peer: Option<&PeerIdentity>,
+        connection: &Connection,
+    ) -> impl Future<Output = Refusal> {
+        self.pod.until_denied(self.facts(peer), connection.meta(), &self.shared.telemetry)
     }
 
     fn verdict(&self, peer: Option<&PeerIdentity>) -> Result<(), Refusal> {

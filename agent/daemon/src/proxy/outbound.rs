@@ -362,9 +362,12 @@ impl<D: Dial> Call<'_, D> {
         let connection = self.shared.telemetry.open(describe::outbound(self.routed, None));
         let mut relay = Relay::new(app, Plain::new(server, self.pod.share.clone()));
         let meter = Outbound(&connection);
+        // On the heap, as few connections have it.
+        let mut judged = facts
+            .map(|facts| Box::pin(self.pod.until_denied(facts, connection.meta(), &self.shared.telemetry)));
         let denied = async {
-            match facts {
-                Some(facts) => self.pod.until_denied(facts, connection.meta(), &self.shared.telemetry).await,
+            match &mut judged {
+                Some(judged) => judged.await,
                 None => std::future::pending().await,
             }
         };
@@ -377,6 +380,7 @@ impl<D: Dial> Call<'_, D> {
                 Err(Broken::GivenUp(refusal)) => Ending::Refused { refusal, by_peer: false },
             },
         };
+        drop(judged);
         connection.finish(&ending);
     }
 
