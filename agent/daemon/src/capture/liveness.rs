@@ -23,7 +23,7 @@ const HALF_CLOSED_PROBES: Duration = Duration::from_secs(20);
 /// How the packets of a connection fare.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Path {
-    /// Something that was sent has not been acknowledged.
+    /// Something has not been acknowledged, or could not even be sent.
     pub(crate) unanswered: bool,
     /// The smoothed round trip time.
     pub(crate) round_trip: Duration,
@@ -32,7 +32,7 @@ pub(crate) struct Path {
 /// What is known of the way to the other end; `None` if there is no connection.
 pub(crate) fn path(stream: &impl AsFd) -> Option<Path> {
     let info = tcp_info(stream).ok()?;
-    Some(Path { unanswered: info.tcpi_unacked > 0, round_trip: Duration::from_micros(info.tcpi_rtt.into()) })
+    Some(Path { unanswered: info.tcpi_unacked > 0 || info.tcpi_notsent_bytes > 0, round_trip: Duration::from_micros(info.tcpi_rtt.into()) })
 }
 
 /// Whether a connection that has failed was reset in answer to a keepalive probe: the other end has not broken off, its kernel

@@ -133,13 +133,22 @@ fn one_uid(world: &mut World) -> Result<()> {
         eventually(IN_FORCE, || world.must_not_reach("c", server).map(drop))
             .with_context(|| server.to_owned())?;
     }
+    for pod in ["shop/a", "shop/b", "shop/e"] {
+        told(world, &[pod, "metadata.uid", "one-for-all"])?;
+    }
+    eventually(IN_FORCE, || {
+        for agent in &world.agents {
+            let status = agent.status()?;
+            let pods = status["pods"].as_array().context("no pods")?;
+            let all = pods.iter().all(|pod| pod["uid"] == "one-for-all" && pod["state"] == "enrolled");
+            ensure!(all, "not yet: {pods:#?}");
+        }
+        Ok(())
+    })?;
     let secret = marker("twins");
     let to = (world.pod("b").v4, ports::HTTP);
     let link = world.on_the_link("twins", || world.connect("a", to, &["--send", &secret]).map(drop))?;
     ensure!(!link.contains(&secret), "two pods of one UID speak in plaintext");
-    for pod in ["shop/a", "shop/b", "shop/e"] {
-        told(world, &[pod, "metadata.uid", "one-for-all"])?;
-    }
     // Each has its own UID again.
     for name in ["a", "b", "e"] {
         let pod = world.pod(name).clone();

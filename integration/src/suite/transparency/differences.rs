@@ -83,7 +83,7 @@ const fn differs(program: &'static str, what: &'static [&'static str], why: &'st
 const TOLERANCE_MS: f64 = 600.0;
 /// How many times larger one amount may be than the other: what is under way stands in the buffers of three connections instead
 /// of one, which the kernel makes as large as it likes.
-const TOLERANCE_FACTOR: f64 = 12.0;
+const TOLERANCE_FACTOR: f64 = 24.0;
 
 /// Demands that all programs saw the same, but for what is listed, and that what is listed differs; answers with a line about
 /// it.
