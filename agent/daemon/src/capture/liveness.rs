@@ -32,7 +32,10 @@ pub(crate) struct Path {
 /// What is known of the way to the other end; `None` if there is no connection.
 pub(crate) fn path(stream: &impl AsFd) -> Option<Path> {
     let info = tcp_info(stream).ok()?;
-    Some(Path { unanswered: info.tcpi_unacked > 0 || info.tcpi_notsent_bytes > 0, round_trip: Duration::from_micros(info.tcpi_rtt.into()) })
+    Some(Path {
+        unanswered: info.tcpi_unacked > 0 || info.tcpi_notsent_bytes > 0,
+        round_trip: Duration::from_micros(info.tcpi_rtt.into()),
+    })
 }
 
 /// Whether a connection that has failed was reset in answer to a keepalive probe: the other end has not broken off, its kernel
