@@ -68,7 +68,7 @@ pub fn established(ctx: &SockOpsContext, flow: &Flow) {
     if option(context, SOL_SOCKET, SO_KEEPALIVE) != 0 || option(context, SOL_TCP, TCP_USER_TIMEOUT) != 0 {
         let patience = read(context);
         // A full map forgets the oldest.
-        let _: Result<(), i32> = PATIENCE.insert(flow, &patience, 0);
+        let _: Result<(), i32> = PATIENCE.insert(flow, patience, 0);
     }
 }
 
@@ -97,7 +97,7 @@ fn note(ctx: &SockoptContext) {
         (_, TCP_KEEPCNT) => patience.probes = value,
         _ => patience.user_timeout = value,
     }
-    let _: Result<(), i32> = PATIENCE.insert(&flow, &patience, 0);
+    let _: Result<(), i32> = PATIENCE.insert(flow, patience, 0);
 }
 
 /// What is about to be set.
