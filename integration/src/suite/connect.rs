@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 
 use super::{SECOND, Test, marker, own, shared};
 use crate::{
@@ -68,6 +68,12 @@ pub(super) const TESTS: &[Test] = &[
         "connect::a_busy_server_that_dies_is_believed",
         "after many connects in a row, a closed port is told as one within a second",
         busy_server_dies,
+    ),
+    own(
+        "connect::a_way_that_opens_late_is_taken_once",
+        "the server sees one client, though the agent has tried two ports meanwhile",
+        &[],
+        late_way,
     ),
     shared(
         "connect::as_many_ports_as_without_ambit",
@@ -270,6 +276,40 @@ fn busy_server_dies(world: &mut World) -> Result<()> {
             truth().with_context(|| client.to_owned())?;
         }
         drop(start(&mut echo)?);
+    }
+    Ok(())
+}
+
+/// The node does not tell its link-layer address for a while, so that what the pod sends waits, and goes out at once.
+fn late_way(world: &mut World) -> Result<()> {
+    let node = world.topology.nodes[0].netns.clone();
+    for (client, server) in WAYS {
+        let (from, to) = (world.pod(client).clone(), world.pod(server).clone());
+        let mut counter = to.netns.command("python3");
+        counter.args(["-c", &programs::counting_server(CLOSED, 5)]);
+        let mut counter = Process::start(&mut counter, &world.folder.join(marker("counter")))?;
+        counter.wait_for("ready", 5 * SECOND)?;
+        nft(
+            &node,
+            "table ip6 late { chain out { type filter hook output priority 0; \
+             icmpv6 type nd-neighbor-advert drop; }; }",
+        )?;
+        from.netns.ip(&["-6", "neigh", "flush", "dev", "eth0"])?;
+        let opens = thread::spawn({
+            let node = node.clone();
+            move || {
+                thread::sleep(Duration::from_millis(700));
+                nft(&node, "delete table ip6 late")
+            }
+        });
+        let attempt = world.connect(client, (to.v6, CLOSED), &[]);
+        opens.join().map_err(|_| anyhow!("the way has not opened"))??;
+        let attempt = attempt?;
+        ensure!(attempt.connected, "{client}: {attempt:?}");
+        ensure!(attempt.took_ms >= 600, "{client}: the way was open: {attempt:?}");
+        counter.wait(10 * SECOND)?;
+        let told = counter.output();
+        ensure!(told.contains("accepted 1\n"), "{client}: {told}");
     }
     Ok(())
 }

@@ -222,6 +222,7 @@ impl PodNet {
         let socket = self.netns.run(|| {
             let socket = socket::tcp(dst.is_ipv6())?;
             socket.set_tcp_nodelay(true)?;
+            socket::reset_on_drop(&socket);
             socket::bind_without_port(&socket, source)?;
             Ok(socket)
         })?;
@@ -325,6 +326,7 @@ impl Dial for PodNet {
     /// From a port that the pod has free for this destination. The other end may have a connection in the client's name from
     /// the same port, and then hears nothing of this one: another port is tried as well.
     async fn dial_tunnel(&self, source: IpAddr, dst: PodAddr) -> io::Result<TcpStream> {
+        // One that nobody waits for any more is reset: closed without a byte, it would be a client in plaintext that came and went.
         let mut first = pin!(self.dial(source, dst.0));
         let dialled = match timeout(SECOND_PORT, &mut first).await {
             Ok(dialled) => dialled,
@@ -333,6 +335,7 @@ impl Dial for PodNet {
                 dialled = self.dial(source, dst.0) => dialled,
             },
         }?;
+        socket::end_cleanly(&dialled);
         liveness::tune_tunnel(&dialled)?;
         Ok(dialled)
     }
@@ -340,7 +343,6 @@ impl Dial for PodNet {
     async fn dial_plain(&self, source: IpAddr, dst: SocketAddr) -> io::Result<TcpStream> {
         let stream = self.dial(source, dst).await?;
         socket::ready_for_application(&stream)?;
-        socket::reset_on_drop(&stream);
         Ok(stream)
     }
 

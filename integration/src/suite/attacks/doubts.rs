@@ -140,7 +140,10 @@ fn one_uid(world: &mut World) -> Result<()> {
         for agent in &world.agents {
             let status = agent.status()?;
             let pods = status["pods"].as_array().context("no pods")?;
-            let all = pods.iter().all(|pod| pod["uid"] == "one-for-all" && pod["state"] == "enrolled");
+            let all = pods.iter().all(|pod| {
+                let renamed = pod["uid"].as_str().is_some_and(|uid| uid.ends_with("one-for-all"));
+                renamed && pod["state"] == "enrolled"
+            });
             ensure!(all, "not yet: {pods:#?}");
         }
         Ok(())

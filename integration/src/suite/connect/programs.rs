@@ -46,6 +46,23 @@ pub(super) fn busy_server(port: u16, seconds: u32) -> String {
     )
 }
 
+/// A server of both families that tells how many it has accepted within so many seconds.
+pub(super) fn counting_server(port: u16, seconds: u32) -> String {
+    format!(
+        "import socket, time\n\
+         s = socket.create_server(('', {port}), family=socket.AF_INET6, dualstack_ipv6=True)\n\
+         print('ready', flush=True)\n\
+         end, held = time.monotonic() + {seconds}, []\n\
+         while (left := end - time.monotonic()) > 0:\n\
+         \x20   s.settimeout(left)\n\
+         \x20   try:\n\
+         \x20       held.append(s.accept())\n\
+         \x20   except TimeoutError:\n\
+         \x20       pass\n\
+         print('accepted', len(held), flush=True)\n"
+    )
+}
+
 /// Connects `count` times at once and prints how long each took, in order, in seconds.
 pub(super) fn crowd(to: Ipv4Addr, port: u16, count: usize) -> String {
     format!(
