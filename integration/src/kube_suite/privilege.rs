@@ -9,6 +9,9 @@ use super::{
 };
 use crate::process::eventually;
 
+/// Nobody listens there.
+const CLOSED: u16 = 9_900;
+
 pub(super) const TESTS: &[Test] = &[
     installed(
         "privilege::not_privileged",
@@ -17,7 +20,7 @@ pub(super) const TESTS: &[Test] = &[
     ),
     installed(
         "privilege::every_capability_is_needed",
-        "without any one of them agents do not start, or pods do not get into the mesh",
+        "without any one of them agents do not start, pods do not get into the mesh, or connects are not told the truth",
         capabilities,
     ),
 ];
@@ -90,7 +93,7 @@ fn rolled_out(site: &Site, limit: &str) -> Result<()> {
     site.cluster.api.kubectl(&status).map(drop)
 }
 
-/// Whether new pods, running pods and policies all come into force.
+/// Whether new pods, running pods and policies all come into force, and connects are told the truth.
 fn works(site: &mut Site) -> Result<()> {
     let namespace = site.namespace(false)?;
     let [a, b] = site.pods(&namespace, &[Plan::client("a").on("a"), Plan::server("b").on("b")])?;
@@ -98,6 +101,9 @@ fn works(site: &mut Site) -> Result<()> {
     eventually(IN_FORCE, || site.must_go(&a, &b, Wire::Tls))?;
     let [late] = site.pods(&namespace, &[Plan::client("late").on("a")])?;
     eventually(5 * SECOND, || site.must_go(&late, &b, Wire::Tls))?;
+    let refused = site.connect(&late, (b.ip, CLOSED), &[])?;
+    let told = !refused.connected && refused.error.as_deref() == Some("ConnectionRefused");
+    ensure!(told, "connect(2) does not tell that nobody listens: {refused:?}");
     site.peer_authentication(&namespace, "STRICT")?;
     eventually(IN_FORCE, || site.must_go(&late, &b, Wire::Tls))
 }
