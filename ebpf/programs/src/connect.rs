@@ -32,6 +32,7 @@ const EPROTONOSUPPORT: i32 = 93;
 const ECONNREFUSED: i32 = 111;
 const EADDRINUSE: i32 = 98;
 const TCP_LISTEN: u32 = 10;
+const TCP_TIME_WAIT: u32 = 6;
 /// Ports that are looked at for one that a socket with a source port of its own has not used yet.
 const REDIRECT_ATTEMPTS: u32 = 3;
 
@@ -227,9 +228,10 @@ fn is_open(ctx: &SockAddrContext, remote: &Addr, remote_port: u16, local: &Addr,
         if sk.is_null() {
             return false;
         }
-        let open = core::ptr::read_volatile(&raw const (*sk).state) != TCP_LISTEN;
+        let state = core::ptr::read_volatile(&raw const (*sk).state);
         bpf_sk_release(sk.cast());
-        open
+        // What is left of a connection that has ended gives way to a new one.
+        state != TCP_LISTEN && state != TCP_TIME_WAIT
     }
 }
 
