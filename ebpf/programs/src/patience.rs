@@ -38,10 +38,14 @@ const TCP_LISTEN: u32 = 10;
 #[cgroup_sockopt(setsockopt)]
 pub fn ambit_setsockopt(ctx: SockoptContext) -> i32 {
     note(&ctx);
-    // The kernel goes on with what the application gave, however long that is; or takes it as done.
-    let length = if is_delivery_mark(&ctx) { -1 } else { 0 };
-    // SAFETY: the context is valid for the program's run; the verifier checks the access.
-    unsafe { core::ptr::write_volatile(&raw mut (*ctx.sockopt).optlen, length) };
+    // SAFETY: the context is valid for the program's run; the verifier checks the accesses.
+    unsafe {
+        let length = &raw mut (*ctx.sockopt).optlen;
+        // Taken as done, also if another program on this host has said so; else the kernel goes on with what the application gave,
+        // however long that is.
+        let done = length.read_volatile() == -1 || is_delivery_mark(&ctx);
+        length.write_volatile(if done { -1 } else { 0 });
+    }
     ALLOW
 }
 
