@@ -32,7 +32,7 @@ pub use self::{
     compare::told as compared,
     loads::{LOADS, Load, QUICK, chosen},
     results::{Machine, Run},
-    scene::{Choice, PATHS},
+    scene::{Choice, OTHER, PATHS},
 };
 use self::{figures::Figure, loads::Outcome, results::About, scene::Scene};
 use crate::{

@@ -37,7 +37,7 @@ pub const PATHS: [(&str, &str); 6] = [
     ("haproxy-http", "a pair of HAProxys that speak HTTP, with mutual TLS and pools between them"),
 ];
 /// The name of another daemon's path.
-const OTHER: &str = "other";
+pub const OTHER: &str = "other";
 
 /// A data path that is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,7 +87,9 @@ impl Choice {
             Some((known, _)) => Ok(Self::Named(known)),
             None => {
                 let names = PATHS.map(|(name, _)| name).join(", ");
-                bail!("there is no path {name}; there are {names}, and what --path NAME=CMD adds")
+                bail!(
+                    "there is no path {name}; there are {names}, what --path NAME=CMD adds, and {OTHER} with --against"
+                )
             }
         }
     }

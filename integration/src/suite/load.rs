@@ -11,6 +11,11 @@ pub(super) const TESTS: &[Test] = &[
     shared("load::iperf3_runs_clean_every_way", "-P 8, -R, --bidir", iperf_ways),
     shared("load::a_thousand_connections_at_once", "all open, all exchange messages, none fails", thousand),
     shared("load::twenty_thousand_short_connections", "no failure, no leak of files or memory", churn),
+    shared(
+        "load::connections_that_servers_end_leave_their_ports",
+        "more of them within a minute than the agent has ports for its dials to applications",
+        ended_by_servers,
+    ),
 ];
 
 fn iperf_ways(world: &mut World) -> Result<()> {
@@ -68,6 +73,11 @@ fn churn(world: &mut World) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// What is left of such a connection stays with the server for a minute (TIME_WAIT).
+fn ended_by_servers(world: &mut World) -> Result<()> {
+    world.lane("a", "b").wrk(10, true).map(drop)
 }
 
 /// Open files and resident KiB of both agents.

@@ -138,7 +138,10 @@ pub(super) fn run_kube(args: &KubeArgs) -> Result<ExitCode> {
 
 fn settings(args: &Args) -> Result<Settings> {
     let named: Vec<&str> = match (args.paths.is_empty(), args.against.is_some(), args.quick) {
-        (false, ..) => args.paths.iter().map(String::as_str).collect(),
+        // The other daemon is measured in any case.
+        (false, against, _) => {
+            args.paths.iter().map(String::as_str).filter(|name| !(against && *name == bench::OTHER)).collect()
+        }
         (true, true, _) => vec!["plaintext", "ambit"],
         (true, false, true) => vec!["plaintext", "ambit", "envoy"],
         (true, false, false) => PATHS.iter().map(|(name, _)| *name).collect(),
@@ -172,5 +175,5 @@ fn list(console: Console) {
     for (name, about) in PATHS {
         console.line(format_args!("  {name:<16} {about}"));
     }
-    console.line(format_args!("  {:<16} the agents of another daemon (--against)", "other"));
+    console.line(format_args!("  {:<16} the agents of another daemon (--against)", bench::OTHER));
 }

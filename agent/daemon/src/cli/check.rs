@@ -6,10 +6,10 @@ use clap::{Args, ValueEnum};
 use super::{
     explain::origin,
     output,
-    policies::{Agents, Manifests, OF_AN_AGENT},
+    policies::Source,
     table::{Table, line},
 };
-use crate::{config::Location, diagnosis};
+use crate::diagnosis;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -30,13 +30,8 @@ pub(super) struct CheckArgs {
     /// How to show it
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "text")]
     output: Format,
-    /// Answer from the manifests in this folder or file, and ask no agent; may be given several times
-    #[arg(long = "manifests", value_name = "PATH", conflicts_with_all = OF_AN_AGENT, help_heading = "Manifests, instead of an agent")]
-    paths: Vec<Location>,
     #[command(flatten)]
-    manifests: Manifests,
-    #[command(flatten)]
-    agents: Agents,
+    source: Source,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -47,13 +42,12 @@ enum Format {
 }
 
 pub(super) fn run(args: &CheckArgs) -> anyhow::Result<()> {
-    let namespace = args.agents.namespace().to_owned();
+    let namespace = args.source.namespace().to_owned();
     let request = CheckRequest { pod: args.whom.clone(), namespace };
-    let answer = if args.paths.is_empty() {
-        args.agents.ask(async |mut agent| agent.check(request).await)?
-    } else {
-        diagnosis::check(&args.manifests.read(&args.paths)?.world, &request)?
-    };
+    let answer = args.source.ask(
+        async |mut agent| agent.check(request.clone()).await,
+        |world| diagnosis::check(world, &request),
+    )?;
     output::emit(&match args.output {
         Format::Text => render(&answer),
         Format::Json => serde_json::to_string_pretty(&answer)? + "\n",

@@ -9,11 +9,8 @@ use std::{net::IpAddr, process::ExitCode};
 use ambit_proto::policy::v1::ExplainRequest;
 use clap::{Args, ValueEnum};
 
-use super::{
-    output,
-    policies::{Agents, Manifests, OF_AN_AGENT},
-};
-use crate::{config::Location, diagnosis};
+use super::{output, policies::Source};
+use crate::diagnosis;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -47,13 +44,8 @@ pub(super) struct ExplainArgs {
     /// How to show it
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "text")]
     output: Format,
-    /// Answer from the manifests in this folder or file, and ask no agent; may be given several times
-    #[arg(long = "manifests", value_name = "PATH", conflicts_with_all = OF_AN_AGENT, help_heading = "Manifests, instead of an agent")]
-    paths: Vec<Location>,
     #[command(flatten)]
-    manifests: Manifests,
-    #[command(flatten)]
-    agents: Agents,
+    answers: Source,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -73,14 +65,13 @@ pub(super) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     let request = ExplainRequest {
         source: args.source.clone(),
         destination: args.destination.clone(),
-        namespace: args.agents.namespace().to_owned(),
+        namespace: args.answers.namespace().to_owned(),
         source_ip: args.source_ip.map(|ip| ip.to_string()).unwrap_or_default(),
     };
-    let answer = if args.paths.is_empty() {
-        args.agents.ask(async |mut agent| agent.explain(request).await)?
-    } else {
-        diagnosis::explain(&args.manifests.read(&args.paths)?.world, &request)?
-    };
+    let answer = args.answers.ask(
+        async |mut agent| agent.explain(request.clone()).await,
+        |world| diagnosis::explain(world, &request),
+    )?;
     output::emit(&match args.output {
         Format::Text => text::render(&answer),
         Format::Json => serde_json::to_string_pretty(&answer)? + "\n",

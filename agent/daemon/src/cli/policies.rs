@@ -15,7 +15,8 @@ use super::{
 };
 use crate::{
     config::{DEFAULT_RUN_DIR, DataplaneLabel, Location, Namespace, TrustDomains},
-    discovery::{self, Reading},
+    diagnosis::Unable,
+    discovery::{self, Reading, World},
     instance::RunDir,
 };
 
@@ -70,6 +71,37 @@ pub(super) struct Agents {
     run_dir: Location,
     #[command(flatten)]
     remote: Remote,
+}
+
+/// Where an answer comes from: manifests, or an agent that knows the mesh.
+#[derive(Debug, Args)]
+pub(super) struct Source {
+    /// Answer from the manifests in this folder or file, and ask no agent; may be given several times
+    #[arg(long = "manifests", value_name = "PATH", conflicts_with_all = OF_AN_AGENT, help_heading = "Manifests, instead of an agent")]
+    paths: Vec<Location>,
+    #[command(flatten)]
+    manifests: Manifests,
+    #[command(flatten)]
+    agents: Agents,
+}
+
+impl Source {
+    /// The namespace of names without one; empty if it is not said.
+    pub(super) fn namespace(&self) -> &str {
+        self.agents.namespace()
+    }
+
+    /// The answer of an agent, or else that of the manifests.
+    pub(super) fn ask<T>(
+        &self,
+        agent: impl AsyncFnOnce(PoliciesClient<Channel>) -> Result<Response<T>, Status>,
+        manifests: impl FnOnce(&World) -> Result<T, Unable>,
+    ) -> anyhow::Result<T> {
+        if self.paths.is_empty() {
+            return self.agents.ask(agent);
+        }
+        Ok(manifests(&self.manifests.read(&self.paths)?.world)?)
+    }
 }
 
 /// The flags that name an agent, with which no manifests go.

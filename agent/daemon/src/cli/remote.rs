@@ -146,11 +146,7 @@ impl Remote {
         let runtime =
             Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
         runtime.block_on(async {
-            let client = timeout(PATIENCE, self.client());
-            let (client, default) = client.await.context("the kubeconfig's login takes too long")??;
-            let agents = timeout(PATIENCE, self.agents(&client, &default))
-                .await
-                .context("the API server does not answer; is the kubeconfig's cluster up?")??;
+            let (client, agents) = self.meant().await?;
             Ok(ask_all(&client, self, agents, question).await)
         })
     }
@@ -161,11 +157,7 @@ impl Remote {
         let runtime =
             Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
         runtime.block_on(async {
-            let client = timeout(PATIENCE, self.client());
-            let (client, default) = client.await.context("the kubeconfig's login takes too long")??;
-            let agents = timeout(PATIENCE, self.agents(&client, &default))
-                .await
-                .context("the API server does not answer; is the kubeconfig's cluster up?")??;
+            let (client, agents) = self.meant().await?;
             let pods: Api<Pod> = Api::namespaced(client, &self.agent_namespace.0);
             let mut silent = Vec::new();
             for (node, pod) in agents.into_iter().take(TRIED) {
@@ -181,6 +173,16 @@ impl Remote {
             }
             bail!("no agent can be reached: {}", silent.join("; "))
         })
+    }
+
+    /// A client, and the agents meant: their nodes and pods.
+    async fn meant(&self) -> anyhow::Result<(Client, Vec<(String, String)>)> {
+        let client = timeout(PATIENCE, self.client());
+        let (client, default) = client.await.context("the kubeconfig's login takes too long")??;
+        let agents = timeout(PATIENCE, self.agents(&client, &default))
+            .await
+            .context("the API server does not answer; is the kubeconfig's cluster up?")??;
+        Ok((client, agents))
     }
 
     /// The client, and the namespace that the kubeconfig's context names.
