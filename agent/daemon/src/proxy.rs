@@ -236,15 +236,6 @@ impl<D> Pod<D> {
     }
 }
 
-fn rehearse(policy: &WorkloadPolicy, facts: &Facts<'_>, meta: &Meta, telemetry: &Telemetry) {
-    let refusal = policy::rehearse(policy, facts, |rehearsed, outcome| {
-        telemetry.rehearsed(meta, &rehearsed.name, rehearsed.action.label(), outcome);
-    });
-    if let Some(refusal) = refusal {
-        telemetry.would_be_refused(meta, &refusal);
-    }
-}
-
 fn allowed(decision: Decision) -> Result<(), Refusal> {
     match decision {
         Decision::Allow => Ok(()),
