@@ -3,19 +3,39 @@
 
 use std::{fmt, sync::Arc};
 
-use super::{Action, AuthorizationPolicy, Field, Shortfall};
+use super::{
+    Action, Attribute, AuthorizationPolicy, Field, Holds, Providers, Rule, Shortfall, Signs,
+    external::{Asked, Unaskable},
+};
 use crate::{
-    policy::Facts,
+    policy::{External, Facts},
     reason::{Reason, Refusal},
 };
 
 /// What is for one workload.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::policy) struct Authorization {
-    /// CUSTOM, then DENY.
-    refusing: Arc<[Arc<AuthorizationPolicy>]>,
+    custom: Ordered,
+    deny: Ordered,
     /// Where there is one, only what one of them matches is let in.
-    allowing: Arc<[Arc<AuthorizationPolicy>]>,
+    allow: Ordered,
+    asked: Asked,
+    providers: Providers,
+}
+
+/// Policies of one action, and their rules side by side.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Ordered {
+    policies: Arc<[Arc<AuthorizationPolicy>]>,
+    rules: Arc<[Entry]>,
+}
+
+/// A rule by its place, and its signs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    signs: Signs,
+    policy: u32,
+    rule: u32,
 }
 
 /// Why a connection is not let in.
@@ -26,6 +46,14 @@ pub(super) enum No<'a> {
     NotAllowed,
 }
 
+/// What is known of a verdict before it is known what a connection carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::policy) enum Prospect {
+    Refused,
+    LetIn,
+    Open,
+}
+
 /// The rule of an ALLOW policy that comes nearest to a match.
 struct Nearest<'a> {
     policy: &'a AuthorizationPolicy,
@@ -34,9 +62,10 @@ struct Nearest<'a> {
 }
 
 impl Authorization {
-    /// Of these policies.
+    /// Of these policies, where an installation has these providers.
     pub(in crate::policy) fn of<'a>(
         policies: impl IntoIterator<Item = &'a Arc<AuthorizationPolicy>>,
+        providers: &Providers,
     ) -> Self {
         let (mut custom, mut deny, mut allow) = (Vec::new(), Vec::new(), Vec::new());
         for policy in policies {
@@ -47,43 +76,110 @@ impl Authorization {
                 Action::Audit => {}
             }
         }
-        custom.append(&mut deny);
-        Self { refusing: custom.into(), allowing: allow.into() }
+        let asked = Asked::by(&custom, providers);
+        let [custom, deny, allow] = [custom, deny, allow].map(Ordered::new);
+        Self { custom, deny, allow, asked, providers: providers.clone() }
+    }
+
+    /// The same of other policies.
+    pub(in crate::policy) fn with<'a>(
+        &self,
+        policies: impl IntoIterator<Item = &'a Arc<AuthorizationPolicy>>,
+    ) -> Self {
+        Self::of(policies, &self.providers)
     }
 
     /// The refusal of a connection to a pod in `namespace`, if it is refused.
     pub(in crate::policy) fn refusal(&self, namespace: &str, facts: &Facts<'_>) -> Option<Refusal> {
-        let who = Who(facts);
         Some(match self.judge(facts)? {
-            No::Matched(policy, at) => matched(policy, at, &who),
-            No::NotAllowed => self.not_allowed(namespace, facts, &who),
+            No::Matched(policy, at) => self.matched(policy, at, &Who(facts)),
+            No::NotAllowed => self.not_allowed(namespace, facts, &Who(facts)),
         })
     }
 
     pub(super) fn judge(&self, facts: &Facts<'_>) -> Option<No<'_>> {
-        let matched = |policy: &'_ Arc<AuthorizationPolicy>| policy.matching(facts);
-        for policy in self.refusing.iter() {
-            if let Some(at) = matched(policy) {
-                return Some(No::Matched(policy, at));
+        if self.is_empty() {
+            return None;
+        }
+        let signs = Signs::of(facts);
+        let passed = |policy: &AuthorizationPolicy| facts.admitted && self.asked.about(policy).is_ok();
+        let custom = self.custom.matching(signs, facts).find(|(policy, _)| !passed(policy));
+        if let Some((policy, at)) = custom.or_else(|| self.deny.matching(signs, facts).next()) {
+            return Some(No::Matched(policy, at));
+        }
+        let allowed = self.allow.policies.is_empty() || self.allow.matching(signs, facts).next().is_some();
+        (!allowed).then_some(No::NotAllowed)
+    }
+
+    /// Whom CUSTOM policies have asked.
+    pub(in crate::policy) fn external(&self, facts: &Facts<'_>) -> External {
+        if self.custom.policies.is_empty() {
+            return External::Nobody;
+        }
+        let mut answer = External::Nobody;
+        for (policy, rule) in self.custom.matching(Signs::of(facts), facts) {
+            match self.asked.about(policy) {
+                Err(_) => return External::Refused(self.matched(policy, rule, &Who(facts))),
+                Ok(provider) if answer == External::Nobody => {
+                    let policy = policy.name.clone();
+                    answer = External::Ask { provider: Arc::clone(provider), policy, rule };
+                }
+                Ok(_) => {}
             }
         }
-        let allowed =
-            self.allowing.is_empty() || self.allowing.iter().any(|policy| matched(policy).is_some());
-        (!allowed).then_some(No::NotAllowed)
+        answer
+    }
+
+    /// What is known of the verdict whatever the connection carries.
+    pub(in crate::policy) fn prospect(&self, facts: &Facts<'_>) -> Prospect {
+        if self.is_empty() {
+            return Prospect::LetIn;
+        }
+        let signs = Signs::of(facts);
+        let most = |rules: &Ordered| {
+            rules
+                .candidates(signs)
+                .map(|(policy, at)| policy.rules[at].will_match(policy.action, facts))
+                .max()
+        };
+        let refusing = most(&self.deny);
+        let allowing = if self.allow.policies.is_empty() { Some(Holds::Surely) } else { most(&self.allow) };
+        let allowing = allowing.unwrap_or(Holds::Never);
+        let asks = most(&self.custom).is_some_and(|holds| holds != Holds::Never);
+        if refusing == Some(Holds::Surely) || allowing == Holds::Never {
+            Prospect::Refused
+        } else if asks || refusing == Some(Holds::Perhaps) || allowing == Holds::Perhaps {
+            Prospect::Open
+        } else {
+            Prospect::LetIn
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        [&self.custom, &self.deny, &self.allow].iter().all(|ordered| ordered.policies.is_empty())
+    }
+
+    fn matched(&self, policy: &AuthorizationPolicy, at: usize, who: &Who<'_>) -> Refusal {
+        let name = &policy.name;
+        let text = match (policy.action, self.asked.about(policy)) {
+            (Action::Custom, Ok(provider)) => {
+                format!(
+                    "{who}: provider {provider} of CUSTOM AuthorizationPolicy {name} rules[{at}] has not let it in"
+                )
+            }
+            (Action::Custom, Err(why)) => unaskable(policy, at, who, why),
+            _ => {
+                format!("{who}: explicitly denied by AuthorizationPolicy {name} rules[{at}]{}", doubt(policy))
+            }
+        };
+        refusal(policy, at, text)
     }
 
     fn not_allowed(&self, namespace: &str, facts: &Facts<'_>, who: &Who<'_>) -> Refusal {
         let refused =
             format!("{who}: ALLOW policies exist for the pod in namespace {namespace}, and none allows it");
-        let rules = self
-            .allowing
-            .iter()
-            .flat_map(|policy| policy.rules.iter().enumerate().map(move |(at, rule)| (&**policy, at, rule)));
-        let nearest = rules
-            .map(|(policy, at, rule)| Nearest { policy, at, shortfall: rule.shortfall(facts) })
-            .min_by_key(|nearest| nearest.shortfall.fields);
-        let Some(Nearest { policy, at, shortfall }) = nearest else {
-            let none = self.allowing.first();
+        let Some(Nearest { policy, at, shortfall }) = self.nearest(facts) else {
+            let none = self.allow.policies.first();
             let name = none.map(|policy| policy.name.to_string());
             let doubt = none.map_or("", |policy| doubt(policy));
             let by = name.as_deref().unwrap_or_default();
@@ -91,10 +187,7 @@ impl Authorization {
             return Refusal { policy: name.map(Arc::from), ..Refusal::new(Reason::PolicyDenied, text) };
         };
         let why = match shortfall.first {
-            Some(field) if field.needs_layer7() => {
-                format!("{} can only be known within HTTP, which is not read", field.name())
-            }
-            Some(field) => format!("{} does not hold", Field::name(field)),
+            Some(field) => Lack { field, facts }.to_string(),
             None => "it does not match".to_owned(),
         };
         let text = format!(
@@ -105,15 +198,61 @@ impl Authorization {
         let field = shortfall.first.map(|field| field.name().into());
         Refusal { field, ..refusal(policy, at, text) }
     }
+
+    fn nearest(&self, facts: &Facts<'_>) -> Option<Nearest<'_>> {
+        let mut nearest: Option<Nearest<'_>> = None;
+        for policy in self.allow.policies.iter() {
+            for (at, rule) in policy.rules.iter().enumerate() {
+                let shortfall = rule.shortfall(facts);
+                let closer = |nearest: &Nearest<'_>| shortfall.fields < nearest.shortfall.fields;
+                if nearest.as_ref().is_none_or(closer) {
+                    // None matches, so that nothing can come nearer.
+                    let nearest_of_all = shortfall.fields <= 1;
+                    nearest = Some(Nearest { policy, at, shortfall });
+                    if nearest_of_all {
+                        return nearest;
+                    }
+                }
+            }
+        }
+        nearest
+    }
 }
 
-fn matched(policy: &AuthorizationPolicy, at: usize, who: &Who<'_>) -> Refusal {
+impl Ordered {
+    fn new(policies: Vec<Arc<AuthorizationPolicy>>) -> Self {
+        let rules = policies.iter().enumerate().flat_map(|(at, policy)| {
+            policy.rules.iter().enumerate().map(move |(rule, Rule { signs, .. })| Entry {
+                signs: *signs,
+                policy: at as u32,
+                rule: rule as u32,
+            })
+        });
+        Self { rules: rules.collect(), policies: policies.into() }
+    }
+
+    /// The rules that may match, with their places.
+    fn candidates(&self, signs: Signs) -> impl Iterator<Item = (&AuthorizationPolicy, usize)> {
+        let near = self.rules.iter().filter(move |entry| entry.signs.meet(signs));
+        near.map(|entry| (&*self.policies[entry.policy as usize], entry.rule as usize))
+    }
+
+    /// The rules that match, with their places.
+    fn matching(
+        &self,
+        signs: Signs,
+        facts: &Facts<'_>,
+    ) -> impl Iterator<Item = (&AuthorizationPolicy, usize)> {
+        self.candidates(signs).filter(|(policy, at)| policy.rules[*at].matches(policy.action, facts))
+    }
+}
+
+fn unaskable(policy: &AuthorizationPolicy, at: usize, who: &Who<'_>, why: Unaskable<'_>) -> String {
     let name = &policy.name;
-    let by = match policy.action {
-        Action::Custom => "CUSTOM AuthorizationPolicy, whose provider cannot be asked,",
-        Action::Deny | Action::Allow | Action::Audit => "AuthorizationPolicy",
-    };
-    refusal(policy, at, format!("{who}: explicitly denied by {by} {name} rules[{at}]{}", doubt(policy)))
+    format!(
+        "{who}: CUSTOM AuthorizationPolicy {name} rules[{at}] matches, and nobody can be asked about it: {why}{}",
+        doubt(policy)
+    )
 }
 
 fn refusal(policy: &AuthorizationPolicy, at: usize, text: String) -> Refusal {
@@ -129,6 +268,25 @@ fn doubt(policy: &AuthorizationPolicy) -> &'static str {
     match policy.doubt {
         Some(_) => "; it cannot be read, and counts as the strictest that it may say until it can",
         None => "",
+    }
+}
+
+/// Why a field of an ALLOW rule does not let somebody in.
+struct Lack<'a> {
+    field: &'a Field,
+    facts: &'a Facts<'a>,
+}
+
+impl fmt::Display for Lack<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { field, facts } = self;
+        f.write_str(field.name())?;
+        f.write_str(match field.unmet(facts) {
+            Some(Attribute::Unsupported) => " is not supported: a rule with it lets nobody in",
+            Some(Attribute::Sni) => " can only be known of TLS that the application speaks",
+            Some(_) => " can only be known of a request, and none of HTTP is read here",
+            None => " does not hold",
+        })
     }
 }
 
