@@ -12,6 +12,7 @@ mod gate;
 mod head;
 mod http1;
 mod http2;
+mod seams;
 mod sniff;
 mod way;
 mod window;
@@ -19,18 +20,21 @@ mod window;
 use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
 use ambit_core::policy::Facts;
-use tokio::{net::TcpStream, time::{Instant, sleep_until}};
-
-pub(crate) use self::{
-    gate::{Ask, Asking, Gate, rehearse},
-    sniff::Carries,
-    way::Stuck,
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep_until},
 };
+
 use self::{
     body::Malformed,
     http1::Http1,
     way::{Client, Way},
     window::Window,
+};
+pub(crate) use self::{
+    gate::{Ask, Asking, Gate, rehearse},
+    sniff::Carries,
+    way::Stuck,
 };
 use crate::tunnel::{Leg, LegError, Share};
 

@@ -20,7 +20,7 @@ use ambit_core::{
 };
 
 pub(crate) use self::{
-    buffer::{Buffer, Budget, Share, Waiting},
+    buffer::{Budget, Buffer, Share, Waiting},
     credentials::Wallet,
     detect::{First, first_bytes, judge},
     plain::Plain,

@@ -7,6 +7,7 @@ use http::{
     request::Parts,
 };
 
+use super::seams::BadTokenExt as _;
 use crate::jwt::BadToken;
 
 /// What a client is told that policy refuses.
@@ -46,7 +47,7 @@ impl Answer {
         } else {
             Self::text(bad.status, bad.text)
         };
-        answer.headers.insert(WWW_AUTHENTICATE, bad.challenge.clone());
+        answer.headers.insert(WWW_AUTHENTICATE, bad.challenge());
         answer
     }
 
@@ -155,7 +156,10 @@ mod tests {
         assert!(http.to_http1(true, true).ends_with(b"content-length: 19\r\nconnection: close\r\n\r\n"));
         let grpc = Answer::denied(&head("application/grpc+proto"));
         assert_eq!(grpc.status, StatusCode::OK);
-        assert_eq!((&grpc.headers["grpc-status"], &grpc.headers["grpc-message"]), (&HeaderValue::from(7), &HeaderValue::from_static(DENIED)));
+        assert_eq!(
+            (&grpc.headers["grpc-status"], &grpc.headers["grpc-message"]),
+            (&HeaderValue::from(7), &HeaderValue::from_static(DENIED))
+        );
         assert!(grpc.body.is_empty());
     }
 
@@ -168,7 +172,10 @@ mod tests {
         let body = Bytes::from_static(b"n\xc3\xb6 %");
         let answer = Answer::of_provider(StatusCode::FOUND, headers.clone(), body.clone(), &head("a/b"));
         let text = String::from_utf8(answer.to_http1(false, false)).unwrap();
-        assert_eq!(text, "HTTP/1.1 302 Found\r\nlocation: /login\r\ncontent-type: text/plain\r\ncontent-length: 5\r\n\r\nnö %");
+        assert_eq!(
+            text,
+            "HTTP/1.1 302 Found\r\nlocation: /login\r\ncontent-type: text/plain\r\ncontent-length: 5\r\n\r\nnö %"
+        );
         let grpc = Answer::of_provider(StatusCode::UNAUTHORIZED, headers, body, &head("application/grpc"));
         assert_eq!(grpc.headers["grpc-status"], "16");
         assert_eq!(grpc.headers["grpc-message"], "n%C3%B6 %25");

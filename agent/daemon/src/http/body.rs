@@ -64,10 +64,8 @@ impl Body {
     pub(super) fn content(mut self, bytes: &[u8], content: &mut Vec<u8>) -> Result<bool, Malformed> {
         let mut at = 0;
         while !self.is_done() {
-            let is_data = !matches!(
-                self,
-                Self::Chunked(Chunk::Size | Chunk::DataEnd | Chunk::Trailers | Chunk::Done)
-            );
+            let is_data =
+                !matches!(self, Self::Chunked(Chunk::Size | Chunk::DataEnd | Chunk::Trailers | Chunk::Done));
             let step = match &mut self {
                 Self::Chunked(chunk) => chunk.step(&bytes[at..])?.unwrap_or(0),
                 _ => self.advance(&bytes[at..])?,
@@ -153,11 +151,7 @@ impl Chunk {
 }
 
 /// The line at the front of `bytes`, without its CRLF; `None` while it is not whole.
-fn line<'a>(
-    bytes: &'a [u8],
-    longest: usize,
-    too_long: &'static str,
-) -> Result<Option<&'a [u8]>, Malformed> {
+fn line<'a>(bytes: &'a [u8], longest: usize, too_long: &'static str) -> Result<Option<&'a [u8]>, Malformed> {
     let shown = &bytes[..bytes.len().min(longest)];
     let Some(end) = shown.iter().position(|byte| *byte == b'\n') else {
         return if shown.len() < longest { Ok(None) } else { Err(Malformed::new(too_long)) };

@@ -10,11 +10,11 @@ use super::{
     gate::Admitted,
     head::{self, Request},
     http1::Http1,
+    seams::{ChangesExt as _, RequestEnd, ResponseFlag},
     way::{App, Client, Fault, Passed},
 };
 use crate::{
     authz::Changes,
-    telemetry::{self, RequestEnd, ResponseFlag},
     tunnel::{Leg, LegError, shut},
 };
 
@@ -35,7 +35,7 @@ pub(super) struct Exchange {
     /// No request follows.
     last: bool,
     changes: Option<Changes>,
-    told: Option<telemetry::Request>,
+    told: Option<super::seams::Request>,
     end: RequestEnd,
     /// Bytes that had passed in both directions before the bodies.
     before: Option<(u64, u64)>,
@@ -46,7 +46,10 @@ pub(super) struct Exchange {
 enum Down {
     Head,
     /// Behind the head of an answer, or of an interim one.
-    Body { body: Body, interim: bool },
+    Body {
+        body: Body,
+        interim: bool,
+    },
     Done,
 }
 

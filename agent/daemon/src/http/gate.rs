@@ -11,11 +11,15 @@ use ambit_core::{
 use http::{HeaderMap, StatusCode, Uri, header::HOST, request::Parts, uri::PathAndQuery};
 use tokio::sync::watch;
 
-use super::{answer::Answer, body::Malformed};
+use super::{
+    answer::Answer,
+    body::Malformed,
+    seams::{ChangesExt as _, ConnectionExt as _, Request},
+};
 use crate::{
     authz::{self, Changes},
     jwt::Tokens,
-    telemetry::{Connection, Meta, Request, Telemetry},
+    telemetry::{Connection, Meta, Telemetry},
 };
 
 /// Asks external providers in the name of the pod that is called.
@@ -127,7 +131,7 @@ impl Gate<'_> {
                     let refusal = Refusal {
                         policy: Some(asked.policy.to_string().into()),
                         rule: Some(format!("rules[{}]", asked.rule).into()),
-                        ..Refusal::new(Reason::ProviderRefused, why)
+                        ..Refusal::new(Reason::PolicyDenied, why)
                     };
                     pending.told.refused(&refusal, status);
                     return Err(Answer::of_provider(status, headers, body, head));
@@ -142,7 +146,7 @@ impl Gate<'_> {
             match self.tokens.judge(tokens, head) {
                 Ok(claims) => claims,
                 Err(bad) => {
-                    let refusal = Refusal::new(Reason::TokenRefused, bad.text);
+                    let refusal = Refusal::new(Reason::PolicyDenied, bad.text);
                     pending.told.refused(&refusal, bad.status);
                     return Err(Answer::of_token(&bad, head));
                 }
@@ -164,7 +168,7 @@ impl Gate<'_> {
     /// The answer to what is no request; counts and logs it.
     pub(super) fn malformed(&self, malformed: &Malformed) -> Answer {
         let text = format!("the request is malformed: {malformed}");
-        self.connection.malformed(&Refusal::new(Reason::MalformedRequest, text));
+        self.connection.malformed(&Refusal::new(super::seams::MALFORMED, text));
         Answer::text(StatusCode::BAD_REQUEST, "Bad Request")
     }
 

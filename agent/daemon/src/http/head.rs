@@ -153,8 +153,7 @@ fn check_host(parts: &Parts) -> Result<(), Malformed> {
         let is_old = parts.version == Version::HTTP_10;
         return if is_old { Ok(()) } else { Err(Malformed::new("there is no Host field")) };
     };
-    let is_host =
-        |byte: &u8| matches!(byte, b'!' | b'$' | b'%'..=b'.' | b'0'..=b';' | b'=' | b'A'..=b'[' | b']' | b'_' | b'a'..=b'z' | b'~');
+    let is_host = |byte: &u8| matches!(byte, b'!' | b'$' | b'%'..=b'.' | b'0'..=b';' | b'=' | b'A'..=b'[' | b']' | b'_' | b'a'..=b'z' | b'~');
     if !host.as_bytes().iter().all(is_host) {
         return Err(Malformed::new("the Host field is malformed"));
     }
@@ -177,7 +176,9 @@ impl Request {
                 let is_known = known.iter().any(|known| option.eq_ignore_ascii_case(known.as_bytes()));
                 let name = HeaderName::from_bytes(option);
                 if !is_known && name.is_ok_and(|name| headers.contains_key(name)) {
-                    return Err(Malformed::new("the Connection field names a field that is not the connection's"));
+                    return Err(Malformed::new(
+                        "the Connection field names a field that is not the connection's",
+                    ));
                 }
             }
         }

@@ -4,7 +4,14 @@
 //! One request is under way at a time, so that answers have their order; both directions of it pass at once, as bodies, interim
 //! answers and early ones want it. The next request is not read before the last is answered, but for what fits into the window.
 
-use std::{future::poll_fn, mem, pin::Pin, sync::Arc, task::{Context, Poll}, time::Duration};
+use std::{
+    future::poll_fn,
+    mem,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use http::{Method, StatusCode, Version, header::CONNECTION};
 use tokio::{
@@ -78,19 +85,7 @@ impl<'a, L: Leg> Http1<'a, L> {
     ) -> Self {
         let late = leg.holds_answer().then(|| Box::pin(sleep(ANSWER)));
         let down = Way::default();
-        Self {
-            leg,
-            app,
-            gate,
-            share,
-            stuck,
-            up,
-            down,
-            client_ended: false,
-            seen: 0,
-            late,
-            counted: (0, 0),
-        }
+        Self { leg, app, gate, share, stuck, up, down, client_ended: false, seen: 0, late, counted: (0, 0) }
     }
 
     /// Carries requests until one side ends. Answers whether both have, so that nothing is left to say.
@@ -244,7 +239,7 @@ impl<'a, L: Leg> Http1<'a, L> {
                 }
                 exchange.finish();
                 let text = format!("the request is malformed: {malformed}");
-                let refusal = ambit_core::reason::Refusal::new(ambit_core::reason::Reason::MalformedRequest, text);
+                let refusal = ambit_core::reason::Refusal::new(super::seams::MALFORMED, text);
                 Err(LegError::Here(refusal))
             }
         }
@@ -367,7 +362,11 @@ impl<'a, L: Leg> Http1<'a, L> {
         let mut everything = Body::UntilEnd;
         let mut left = u64::MAX;
         let ended = poll_fn(|cx| {
-            if self.client_ended { Poll::Ready(Ok(false)) } else { self.poll_read_over(cx, &mut everything, &mut left) }
+            if self.client_ended {
+                Poll::Ready(Ok(false))
+            } else {
+                self.poll_read_over(cx, &mut everything, &mut left)
+            }
         });
         let ended = timeout(FAREWELL, ended).await;
         match ended {
@@ -416,9 +415,8 @@ fn ends_connection(request: &Request) -> bool {
 fn fatal(fault: Fault) -> LegError {
     match fault {
         Fault::Leg(error) => error,
-        Fault::Malformed(malformed) => LegError::Here(ambit_core::reason::Refusal::new(
-            ambit_core::reason::Reason::MalformedRequest,
-            malformed.to_string(),
-        )),
+        Fault::Malformed(malformed) => {
+            LegError::Here(ambit_core::reason::Refusal::new(super::seams::MALFORMED, malformed.to_string()))
+        }
     }
 }

@@ -39,11 +39,12 @@ use super::{
     answer::Answer,
     body::Malformed,
     gate::{Admitted, Gate},
+    seams::{ChangesExt as _, GrpcMessages, RequestEnd, ResponseFlag},
     way::leg_error,
     window::Window,
 };
 use crate::{
-    telemetry::{Connection, GrpcMessages, RequestEnd, ResponseFlag},
+    telemetry::Connection,
     tunnel::{self, Leg, LegError, shut},
 };
 

@@ -82,7 +82,8 @@ mod tests {
 
     #[test]
     fn what_is_decided_stays_decided() {
-        for text in ["GET / HTTP/1.1\r\nHost: a\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0", "SET a\r\n"] {
+        for text in ["GET / HTTP/1.1\r\nHost: a\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0", "SET a\r\n"]
+        {
             let mut decided = None;
             for end in 0..=text.len() {
                 let now = sniff(&text.as_bytes()[..end], false);
