@@ -3,6 +3,7 @@
 
 mod admission;
 mod describe;
+mod external;
 mod inbound;
 mod order;
 mod outbound;
@@ -35,6 +36,7 @@ use self::{
     pressure::Broken,
 };
 use crate::{
+    authz::Providers,
     capture::{Accepted, Dial, PodNet},
     discovery::{Feed, World},
     instance::{Capacity, MemoryUse},
@@ -50,6 +52,7 @@ struct Shared {
     feed: Feed,
     wallet: Wallet,
     telemetry: Telemetry,
+    providers: Providers,
     pool: Pool,
     budget: Budget,
     admission: Admission,
@@ -62,11 +65,18 @@ struct Shared {
 
 impl Proxy {
     /// Over the snapshots and keys of this node, within what the process may hold.
-    pub(crate) fn new(feed: Feed, wallet: Wallet, telemetry: Telemetry, capacity: Capacity) -> Self {
+    pub(crate) fn new(
+        feed: Feed,
+        wallet: Wallet,
+        telemetry: Telemetry,
+        providers: Providers,
+        capacity: Capacity,
+    ) -> Self {
         Self(Arc::new(Shared {
             feed,
             wallet,
             telemetry,
+            providers,
             pool: Pool::new(capacity.files),
             budget: Budget::new(capacity.memory),
             admission: Admission::new(capacity),
@@ -119,6 +129,7 @@ impl Proxy {
     /// Closes idle connections between agents that are too old, or of pods that are not `local` any more.
     pub(crate) fn sweep(&self, local: impl Fn(&str) -> bool) {
         self.0.pool.sweep(|key: &PoolKey, _| local(&key.pod));
+        self.0.providers.sweep(local);
     }
 
     /// Closes idle connections to peers that are not believed any more, whenever roots or revocations change; for ever.

@@ -4,6 +4,7 @@
 //! metrics at once. Everything here is synchronous and bounded; nothing waits for a reader.
 
 mod access;
+mod checks;
 mod expiring;
 mod live;
 mod logging;
@@ -22,7 +23,7 @@ use std::{
     net::SocketAddr,
     ops::Range,
     sync::{Arc, atomic::Ordering},
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use ambit_core::{
@@ -30,6 +31,7 @@ use ambit_core::{
     reason::{Reason, Refusal, Rehearsed},
 };
 
+pub(crate) use checks::CheckResult;
 pub(crate) use logging::{LogFormat, LoggingError, init_logging, parse_filter};
 pub(crate) use metrics::OpenTunnel;
 pub(crate) use observed::{
@@ -275,6 +277,11 @@ impl Telemetry {
     /// Sets whether the CNI plugin, which is to be, is installed and chained.
     pub(crate) fn cni_installed(&self, installed: bool) {
         self.0.metrics.cni_installed(installed);
+    }
+
+    /// Counts a question to an external authorization provider; it took no time if it was not asked.
+    pub(crate) fn checked(&self, provider: &str, result: CheckResult, took: Duration) {
+        self.0.metrics.checks.ended(provider, result, took);
     }
 
     /// Sets how many pods are enrolled on this node.

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     admin::{Guard, METRICS_PATH, Page, StatusProvider},
+    authz::Providers,
     capture::{Capture, CaptureSettings, Cgroups, Pinned},
     cluster::Authorizer,
     config::{AgentConfig, SourceConfig},
@@ -40,6 +41,7 @@ pub(super) struct Handles {
     keys: KeyStore,
     wallet: Wallet,
     proxy: Proxy,
+    providers: Providers,
     pods: Pods,
 }
 
@@ -55,8 +57,10 @@ impl Handles {
         let (keys, wallet) = trust::open(config, &feed, api.as_ref(), &telemetry, background).await?;
         let capacity = Capacity::of_this_process();
         tracing::debug!(?capacity, "what this agent may hold");
-        let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone(), capacity);
-        Ok(Self { started, readiness, telemetry, feed, api, keys, wallet, proxy, pods: Pods::default() })
+        let providers = Providers::new(config.extension_providers.clone(), &telemetry);
+        let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone(), providers.clone(), capacity);
+        let pods = Pods::default();
+        Ok(Self { started, readiness, telemetry, feed, api, keys, wallet, proxy, providers, pods })
     }
 
     /// Keeps the rooms in step with each other by tasks in `background`. The gate `objects` is passed once the objects are

@@ -21,6 +21,7 @@ use super::{
     },
 };
 use crate::{
+    authz::ProviderSettings,
     identity::{IstioSettings, VaultConfig, VaultLogin},
     telemetry::{CLUSTER, LogFormat},
 };
@@ -107,6 +108,8 @@ pub(crate) struct AgentConfig {
     pub(crate) also_trust: Vec<PathBuf>,
     /// Where certificates come from.
     pub(crate) issuer: IssuerConfig,
+    /// Who decides for CUSTOM policies; no two have the same name.
+    pub(crate) extension_providers: Vec<ProviderSettings>,
 }
 
 /// Where the Kubernetes objects come from.
@@ -234,6 +237,7 @@ impl AgentConfig {
             trust_bundles,
             also_trust: settings.also_trust.map_or_else(Vec::new, |files| files.0),
             issuer,
+            extension_providers: settings.extension_providers.map_or_else(Vec::new, |providers| providers.0),
         })
     }
 

@@ -12,13 +12,16 @@ use prometheus_client::{
 };
 
 use self::certificates::Certificates;
-use super::{Direction, Meta, policy_metrics::PolicyMetrics, process::Process, traffic::Traffic};
+use super::{
+    Direction, Meta, checks::Checks, policy_metrics::PolicyMetrics, process::Process, traffic::Traffic,
+};
 
 #[derive(Debug)]
 pub(super) struct Metrics {
     registry: Registry,
     pub(super) traffic: Arc<Traffic>,
     pub(super) policy: PolicyMetrics,
+    pub(super) checks: Checks,
     sockets_open: [Gauge; 2],
     refusals: Family<ReasonLabels, Counter>,
     plaintext_refused: Family<NamespaceLabels, Counter>,
@@ -105,6 +108,7 @@ impl Metrics {
         registry.register_collector(Box::new(traffic.clone()));
         registry.register_collector(Box::new(Process));
         let policy = PolicyMetrics::register(&mut registry);
+        let checks = Checks::register(&mut registry);
 
         let build = Family::<BuildLabels, Gauge>::default();
         build.get_or_create(&BuildLabels { component: "ambit", tag: env!("CARGO_PKG_VERSION") }).set(1);
@@ -118,6 +122,7 @@ impl Metrics {
         let metrics = Self {
             traffic,
             policy,
+            checks,
             sockets_open,
             refusals: Family::default(),
             plaintext_refused: Family::default(),

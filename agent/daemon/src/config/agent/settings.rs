@@ -6,9 +6,10 @@ use crate::{
     config::{
         settings::settings,
         values::{
-            CaTrust, ClusterId, ConfigMapKey, DataplaneLabel, DnsName, Drain, Hold, IssuerKind, ListenAddr,
-            Location, Locations, LogFilter, LoopbackAddr, MapEntries, MetricsAuth, Namespace, ObjectName,
-            PostQuantum, ServerName, ServiceAddr, TrustBundles, TrustDomains, Ttl, Url, VaultPath, Workers,
+            CaTrust, ClusterId, ConfigMapKey, DataplaneLabel, DnsName, Drain, ExtensionProviders, Hold,
+            IssuerKind, ListenAddr, Location, Locations, LogFilter, LoopbackAddr, MapEntries, MetricsAuth,
+            Namespace, ObjectName, PostQuantum, ServerName, ServiceAddr, TrustBundles, TrustDomains, Ttl,
+            Url, VaultPath, Workers,
         },
     },
     telemetry::LogFormat,
@@ -120,4 +121,7 @@ settings! {
     vault_jwt_file: Location, "AMBIT_VAULT_JWT_FILE", "FILE";
     /// Issuer spire: the admin socket of the SPIRE agent [default: /tmp/spire-agent/private/admin.sock]
     spire_socket: Location, "AMBIT_SPIRE_SOCKET", "PATH";
+    =>
+    /// External authorization providers that CUSTOM policies may name: a list in YAML, as extensionProviders of Istio's mesh configuration has it, with envoyExtAuthzGrpc or envoyExtAuthzHttp; in the config file the list itself
+    extension_providers: ExtensionProviders, "AMBIT_EXTENSION_PROVIDERS", "YAML";
 }
