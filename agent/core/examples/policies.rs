@@ -104,7 +104,7 @@ impl Figures {
 
     /// What one compilation takes at most is as much the machine's as ours: of a hundred the slowest may be.
     fn are_good(&self) -> bool {
-        self.let_in.at(99) < VERDICT && self.refused.at(99) < 5 * VERDICT && self.compile.at(99) < COMPILATION
+        self.let_in.at(99) < VERDICT && self.refused.at(99) < VERDICT && self.compile.at(99) < COMPILATION
     }
 }
 

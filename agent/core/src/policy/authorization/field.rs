@@ -2,7 +2,7 @@
 
 mod test;
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use self::test::Test;
 use super::{
@@ -56,7 +56,7 @@ pub enum Attribute<'a> {
 /// an identity has none of the values of an identity, and a request without a token none of those of a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Field {
-    name: Box<str>,
+    name: Arc<str>,
     negated: bool,
     test: Test,
 }
@@ -129,6 +129,10 @@ impl Field {
 
     /// Its path from the rule.
     pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn shared_name(&self) -> &Arc<str> {
         &self.name
     }
 

@@ -1,16 +1,22 @@
 //! The AuthorizationPolicies of one workload, and the verdict by them: what refuses goes first, then what allows. Judging
 //! allocates nothing; only the words of a refusal are made when there is one.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt::{self, Write},
+    sync::Arc,
+};
 
 use super::{
-    Action, Attribute, AuthorizationPolicy, Field, Holds, Providers, Rule, Shortfall, Signs,
-    external::{Asked, Unaskable},
+    Action, Attribute, AuthorizationPolicy, Field, Holds, Providers, Rule, Shortfall, Signs, external::Asked,
 };
 use crate::{
+    model::ObjectName,
     policy::{External, Facts},
     reason::{Reason, Refusal},
 };
+
+/// Bytes that nearly all sentences fit into.
+const MOST_SENTENCES: usize = 384;
 
 /// What is for one workload.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -92,8 +98,8 @@ impl Authorization {
     /// The refusal of a connection to a pod in `namespace`, if it is refused.
     pub(in crate::policy) fn refusal(&self, namespace: &str, facts: &Facts<'_>) -> Option<Refusal> {
         Some(match self.judge(facts)? {
-            No::Matched(policy, at) => self.matched(policy, at, &Who(facts)),
-            No::NotAllowed => self.not_allowed(namespace, facts, &Who(facts)),
+            No::Matched(policy, at) => self.matched(policy, at, facts),
+            No::NotAllowed => self.not_allowed(namespace, facts),
         })
     }
 
@@ -119,7 +125,7 @@ impl Authorization {
         let mut answer = External::Nobody;
         for (policy, rule) in self.custom.matching(Signs::of(facts), facts) {
             match self.asked.about(policy) {
-                Err(_) => return External::Refused(self.matched(policy, rule, &Who(facts))),
+                Err(_) => return External::Refused(self.matched(policy, rule, facts)),
                 Ok(provider) if answer == External::Nobody => {
                     let policy = policy.name.clone();
                     answer = External::Ask { provider: Arc::clone(provider), policy, rule };
@@ -159,44 +165,48 @@ impl Authorization {
         [&self.custom, &self.deny, &self.allow].iter().all(|ordered| ordered.policies.is_empty())
     }
 
-    fn matched(&self, policy: &AuthorizationPolicy, at: usize, who: &Who<'_>) -> Refusal {
-        let name = &policy.name;
+    fn matched(&self, policy: &AuthorizationPolicy, at: usize, facts: &Facts<'_>) -> Refusal {
+        let (who, name, doubt) = (Who(facts), &policy.name, doubt(policy));
         let text = match (policy.action, self.asked.about(policy)) {
-            (Action::Custom, Ok(provider)) => {
-                format!(
-                    "{who}: provider {provider} of CUSTOM AuthorizationPolicy {name} rules[{at}] has not let it in"
-                )
-            }
-            (Action::Custom, Err(why)) => unaskable(policy, at, who, why),
-            _ => {
-                format!("{who}: explicitly denied by AuthorizationPolicy {name} rules[{at}]{}", doubt(policy))
-            }
+            (Action::Custom, Ok(provider)) => sentence(format_args!(
+                "{who}: provider {provider} of CUSTOM AuthorizationPolicy {name} rules[{at}] has not let it in"
+            )),
+            (Action::Custom, Err(why)) => sentence(format_args!(
+                "{who}: CUSTOM AuthorizationPolicy {name} rules[{at}] matches, and nobody can be asked about it: {why}{doubt}"
+            )),
+            _ => sentence(format_args!(
+                "{who}: explicitly denied by AuthorizationPolicy {name} rules[{at}]{doubt}"
+            )),
         };
-        refusal(policy, at, text)
+        refusal(policy, Some(at), text)
     }
 
-    fn not_allowed(&self, namespace: &str, facts: &Facts<'_>, who: &Who<'_>) -> Refusal {
-        let refused =
-            format!("{who}: ALLOW policies exist for the pod in namespace {namespace}, and none allows it");
-        let Some(Nearest { policy, at, shortfall }) = self.nearest(facts) else {
-            let none = self.allow.policies.first();
-            let name = none.map(|policy| policy.name.to_string());
-            let doubt = none.map_or("", |policy| doubt(policy));
-            let by = name.as_deref().unwrap_or_default();
-            let text = format!("{refused}: AuthorizationPolicy {by} has no rule{doubt}");
-            return Refusal { policy: name.map(Arc::from), ..Refusal::new(Reason::PolicyDenied, text) };
+    fn not_allowed(&self, namespace: &str, facts: &Facts<'_>) -> Refusal {
+        let who = Who(facts);
+        let nearest = self.nearest(facts);
+        let Some(policy) = nearest.as_ref().map(|nearest| nearest.policy).or(self
+            .allow
+            .policies
+            .first()
+            .map(|first| &**first))
+        else {
+            return Refusal::new(Reason::PolicyDenied, sentence(format_args!("{who}")));
         };
-        let why = match shortfall.first {
-            Some(field) => Lack { field, facts }.to_string(),
-            None => "it does not match".to_owned(),
+        let (name, doubt) = (&policy.name, doubt(policy));
+        let Some(Nearest { at, shortfall, .. }) = nearest else {
+            let text = sentence(format_args!(
+                "{who}: ALLOW policies exist for the pod in namespace {namespace}, and none allows it: AuthorizationPolicy \
+                 {name} has no rule{doubt}"
+            ));
+            return refusal(policy, None, text);
         };
-        let text = format!(
-            "{refused}; nearest is AuthorizationPolicy {} rules[{at}]: {why}{}",
-            policy.name,
-            doubt(policy)
-        );
-        let field = shortfall.first.map(|field| field.name().into());
-        Refusal { field, ..refusal(policy, at, text) }
+        let lack = Lack { field: shortfall.first, facts };
+        let text = sentence(format_args!(
+            "{who}: ALLOW policies exist for the pod in namespace {namespace}, and none allows it; nearest is \
+             AuthorizationPolicy {name} rules[{at}]: {lack}{doubt}"
+        ));
+        let field = shortfall.first.map(|field| Arc::clone(field.shared_name()));
+        Refusal { field, ..refusal(policy, Some(at), text) }
     }
 
     fn nearest(&self, facts: &Facts<'_>) -> Option<Nearest<'_>> {
@@ -247,20 +257,21 @@ impl Ordered {
     }
 }
 
-fn unaskable(policy: &AuthorizationPolicy, at: usize, who: &Who<'_>, why: Unaskable<'_>) -> String {
-    let name = &policy.name;
-    format!(
-        "{who}: CUSTOM AuthorizationPolicy {name} rules[{at}] matches, and nobody can be asked about it: {why}{}",
-        doubt(policy)
-    )
-}
-
-fn refusal(policy: &AuthorizationPolicy, at: usize, text: String) -> Refusal {
+fn refusal(policy: &AuthorizationPolicy, at: Option<usize>, text: Arc<str>) -> Refusal {
+    let ObjectName { namespace, name } = &policy.name;
     Refusal {
-        policy: Some(policy.name.to_string().into()),
-        rule: Some(format!("rules[{at}]").into()),
+        policy: Some([&**namespace, "/", name].concat().into()),
+        rule: at.map(|at| format!("rules[{at}]").into()),
         ..Refusal::new(Reason::PolicyDenied, text)
     }
+}
+
+/// Written in one go.
+fn sentence(words: fmt::Arguments<'_>) -> Arc<str> {
+    let mut text = String::with_capacity(MOST_SENTENCES);
+    // Memory is all that a text can lack.
+    let _ = text.write_fmt(words);
+    text.into()
 }
 
 /// What to add of a policy that cannot be read.
@@ -271,15 +282,16 @@ fn doubt(policy: &AuthorizationPolicy) -> &'static str {
     }
 }
 
-/// Why a field of an ALLOW rule does not let somebody in.
+/// Why a rule of an ALLOW policy does not let somebody in: for this field.
 struct Lack<'a> {
-    field: &'a Field,
+    field: Option<&'a Field>,
     facts: &'a Facts<'a>,
 }
 
 impl fmt::Display for Lack<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { field, facts } = self;
+        let Some(field) = field else { return f.write_str("it does not match") };
         f.write_str(field.name())?;
         f.write_str(match field.unmet(facts) {
             Some(Attribute::Unsupported) => " is not supported: a rule with it lets nobody in",
