@@ -19,27 +19,26 @@ mod window;
 
 use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
-use ambit_core::policy::Facts;
 use tokio::{
+    io::ReadBuf,
     net::TcpStream,
-    time::{Instant, sleep_until},
+    time::{sleep, timeout},
 };
 
-use self::{
-    body::Malformed,
-    http1::Http1,
-    way::{Client, Way},
-    window::Window,
-};
 pub(crate) use self::{
     gate::{Ask, Asking, Gate, rehearse},
     sniff::Carries,
     way::Stuck,
 };
+use self::{
+    http1::Http1,
+    way::{Client, Sink as _, Way},
+    window::Window,
+};
 use crate::tunnel::{Leg, LegError, Share};
 
-/// How long a client may keep silent before it is taken for one of a protocol in which the server speaks first.
-const SILENCE: Duration = Duration::from_secs(1);
+/// How long the word that a connection stands is kept for the first bytes of an answer.
+const ANSWER: Duration = Duration::from_millis(5);
 /// How long a line may take from its first byte on for it to be seen whether it is a request.
 const FIRST_LINE: Duration = Duration::from_secs(10);
 
@@ -58,66 +57,73 @@ impl Begun {
     }
 }
 
-/// Waits for the first bytes of a connection. Where it is `expected` that it carries requests, text is taken for one, and a client may
-/// be silent as long as it likes. Elsewhere a client that is silent for a second speaks a protocol of which the server is first to
-/// speak if `app` has spoken, or if it does not matter because it `may_be_silent`.
+/// Waits until either side of a connection speaks. Where it is `expected` that it carries requests, text is taken for one. Where the
+/// application speaks first, it is something else.
 pub(crate) async fn recognise<L: Leg>(
     leg: &mut L,
     app: &TcpStream,
     share: &Arc<Share>,
     expected: bool,
-    may_be_silent: bool,
 ) -> Result<Begun, LegError> {
     let mut first = Window::default();
-    let silence = Instant::now() + SILENCE;
-    let mut line_begun = None;
-    loop {
-        let deadline = line_begun.map_or(silence, |begun| begun + FIRST_LINE);
-        let filled = tokio::select! {
-            biased;
-            filled = poll_fn(|cx| first.poll_fill(cx, &mut Client(&mut *leg), share)) => Some(filled?),
-            () = sleep_until(deadline), if line_begun.is_some() || !expected => None,
-        };
-        let carries = match filled {
-            Some(0) => Some(Carries::Other),
-            Some(_) => {
-                line_begun.get_or_insert_with(Instant::now);
-                sniff::sniff(first.bytes(), expected)
+    let mut late = None;
+    let mut answer = leg.holds_answer().then(|| Box::pin(sleep(ANSWER)));
+    let carries = poll_fn(|cx| {
+        if let Some(held) = &mut answer
+            && held.as_mut().poll(cx).is_ready()
+        {
+            leg.answer()?;
+            answer = None;
+        }
+        if answer.is_none() {
+            // What is still not taken is taken later.
+            let _ = Client(&mut *leg).poll_flush(cx)?;
+        }
+        loop {
+            if let Some(carries) = sniff::sniff(first.bytes(), expected) {
+                return Poll::Ready(Ok::<_, LegError>(carries));
             }
-            None if line_begun.is_some() || may_be_silent => Some(Carries::Other),
-            // Who neither speaks nor is spoken to may still begin with a request.
-            None => silent(leg, app, &mut first, share).await?,
-        };
-        match carries {
-            Some(carries) => return Ok(Begun { carries, first }),
-            None => {
-                line_begun.get_or_insert_with(Instant::now);
+            match first.poll_fill(cx, &mut Client(&mut *leg), share)? {
+                Poll::Ready(0) => return Poll::Ready(Ok(Carries::Other)),
+                Poll::Ready(_) => {}
+                Poll::Pending => break,
             }
         }
-    }
+        if !first.is_empty() {
+            let late = late.get_or_insert_with(|| Box::pin(sleep(FIRST_LINE)));
+            if late.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(Carries::Other));
+            }
+        }
+        let mut byte = [0];
+        let Poll::Ready(said) = app.poll_peek(cx, &mut ReadBuf::new(&mut byte)) else { return Poll::Pending };
+        // Who only ends has said nothing.
+        let ended = first.is_empty() && said.map_err(LegError::App)? == 0;
+        Poll::Ready(Ok(if ended { Carries::Http1 } else { Carries::Other }))
+    });
+    let carries = carries.await?;
+    Ok(Begun { carries, first })
 }
 
-/// Waits until either side of a silent connection speaks.
-async fn silent<L: Leg>(
+/// The name that the client of an application's own TLS asks for (RFC 6066, section 3), if it is TLS and a name is asked for.
+pub(crate) async fn server_name<L: Leg>(
     leg: &mut L,
-    app: &TcpStream,
-    first: &mut Window,
+    begun: &mut Begun,
     share: &Arc<Share>,
-) -> Result<Option<Carries>, LegError> {
-    if leg.holds_answer() {
-        leg.answer()?;
-        poll_fn(|cx| std::pin::Pin::new(&mut *leg).poll_flush(cx)).await.map_err(way::leg_error)?;
-    }
-    poll_fn(|cx| {
-        if let Poll::Ready(filled) = first.poll_fill(cx, &mut Client(&mut *leg), share) {
-            return Poll::Ready(filled.map(|filled| match filled {
-                0 => Some(Carries::Other),
-                _ => sniff::sniff(first.bytes(), false),
-            }));
+) -> Result<Option<String>, LegError> {
+    let whole = poll_fn(|cx| {
+        loop {
+            if let Some(name) = sniff::server_name(begun.first.bytes()) {
+                return Poll::Ready(Ok(name));
+            }
+            match begun.first.poll_fill(cx, &mut Client(&mut *leg), share)? {
+                Poll::Ready(0) => return Poll::Ready(Ok(None)),
+                Poll::Ready(_) => {}
+                Poll::Pending => return Poll::Pending,
+            }
         }
-        app.poll_read_ready(cx).map(|_| Ok(Some(Carries::Other)))
-    })
-    .await
+    });
+    timeout(FIRST_LINE, whole).await.unwrap_or(Ok(None))
 }
 
 /// Carries the requests of a connection to the application, until either side ends. Answers whether both have, so that nothing is left

@@ -26,7 +26,7 @@ pub(crate) use self::{
     plain::Plain,
     pool::{Pool, PoolKey},
     session::{ANSWERED_WITHIN, Incoming, Leg, LegError, Moved, Order, PeerFacts, Session, Stream},
-    socket::{poll_read, poll_write, poll_write_vectored, shut},
+    socket::{poll_read, poll_write, shut},
 };
 
 /// Why a tunnel could not be made or ended before its streams did.

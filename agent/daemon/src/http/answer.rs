@@ -7,7 +7,6 @@ use http::{
     request::Parts,
 };
 
-use super::seams::BadTokenExt as _;
 use crate::jwt::BadToken;
 
 /// What a client is told that policy refuses.
@@ -47,7 +46,7 @@ impl Answer {
         } else {
             Self::text(bad.status, bad.text)
         };
-        answer.headers.insert(WWW_AUTHENTICATE, bad.challenge());
+        answer.headers.insert(WWW_AUTHENTICATE, bad.challenge.clone());
         answer
     }
 

@@ -10,7 +10,7 @@ use super::{
     gate::Admitted,
     head::{self, Request},
     http1::Http1,
-    seams::{ChangesExt as _, RequestEnd, ResponseFlag},
+    seams::{RequestEnd, ResponseFlag},
     way::{App, Client, Fault, Passed},
 };
 use crate::{

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::{
     answer::Answer,
     body::Malformed,
-    seams::{ChangesExt as _, ConnectionExt as _, Request},
+    seams::{ConnectionExt as _, Request},
 };
 use crate::{
     authz::{self, Changes},

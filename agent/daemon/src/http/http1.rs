@@ -15,13 +15,12 @@ use std::{
 
 use http::{Method, StatusCode, Version, header::CONNECTION};
 use tokio::{
-    io::AsyncWrite as _,
     net::TcpStream,
     time::{Sleep, sleep, timeout},
 };
 
 use super::{
-    Stuck,
+    ANSWER, Stuck,
     answer::Answer,
     body::{Body, Malformed},
     exchange::{Exchange, Exchanged},
@@ -37,8 +36,6 @@ const HEAD: Duration = Duration::from_secs(60);
 const READ_OVER: u64 = 256 * 1024;
 /// How long a client has to take the last answer and end its side.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// How long the word that the connection stands is kept for the first bytes of an answer.
-const ANSWER: Duration = Duration::from_millis(5);
 
 /// A connection that carries HTTP/1.
 pub(super) struct Http1<'a, L> {

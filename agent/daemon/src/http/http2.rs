@@ -8,7 +8,6 @@ use std::{
     future::poll_fn,
     io,
     pin::{Pin, pin},
-    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -21,7 +20,7 @@ use h2::{
     server::{self, SendResponse},
 };
 use http::{
-    Method, Request, Response, StatusCode, Uri, Version,
+    Method, Request, Response, Uri, Version,
     header::HOST,
     request::Parts,
     uri::{Authority, Scheme},
@@ -39,7 +38,7 @@ use super::{
     answer::Answer,
     body::Malformed,
     gate::{Admitted, Gate},
-    seams::{ChangesExt as _, GrpcMessages, RequestEnd, ResponseFlag},
+    seams::{GrpcMessages, RequestEnd, ResponseFlag},
     way::leg_error,
     window::Window,
 };

@@ -1,6 +1,6 @@
 //! Until telemetry and the other rooms have these.
 use ambit_core::reason::{Reason, Refusal};
-use http::{HeaderMap, HeaderValue, StatusCode, request::Parts};
+use http::{StatusCode, request::Parts};
 
 pub(crate) const MALFORMED: Reason = Reason::ProtocolError;
 #[derive(Debug)]
@@ -44,17 +44,3 @@ pub(crate) trait ConnectionExt {
     fn malformed(&self, _: &Refusal) {}
 }
 impl ConnectionExt for crate::telemetry::Connection {}
-pub(crate) trait BadTokenExt {
-    fn grpc_status(&self) -> u16 {
-        16
-    }
-    fn challenge(&self) -> HeaderValue {
-        HeaderValue::from_static("")
-    }
-}
-impl BadTokenExt for crate::jwt::BadToken {}
-pub(crate) trait ChangesExt {
-    fn apply_to_request(&self, _: &mut Parts) {}
-    fn apply_to_answer(&self, _: &mut HeaderMap) {}
-}
-impl ChangesExt for crate::authz::Changes {}

@@ -42,6 +42,33 @@ pub(super) fn sniff(bytes: &[u8], expected: bool) -> Option<Carries> {
     Some(if is_request { Carries::Http1 } else { Carries::Other })
 }
 
+/// The most of a ClientHello that is looked at.
+const HELLO: usize = 16 * 1024;
+
+/// What the ClientHello at the beginning of `bytes` asks for; `None` while it is not whole.
+pub(super) fn server_name(bytes: &[u8]) -> Option<Option<String>> {
+    const HANDSHAKE: [u8; 2] = [22, 3];
+    if bytes.iter().zip(HANDSHAKE).any(|(byte, expected)| *byte != expected) {
+        return Some(None);
+    }
+    if bytes.len() < HANDSHAKE.len() {
+        return bytes.is_empty().then_some(None);
+    }
+    let mut acceptor = rustls::server::Acceptor::default();
+    let mut left = &bytes[..bytes.len().min(HELLO)];
+    while !left.is_empty() {
+        if acceptor.read_tls(&mut left).is_err() {
+            return Some(None);
+        }
+        match acceptor.accept() {
+            Ok(Some(accepted)) => return Some(accepted.client_hello().server_name().map(str::to_owned)),
+            Ok(None) => {}
+            Err(_) => return Some(None),
+        }
+    }
+    (bytes.len() >= HELLO).then_some(None)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,10 +8,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use tokio::{
-    io::{AsyncRead as _, AsyncWrite as _, ReadBuf},
-    net::TcpStream,
-};
+use tokio::{io::ReadBuf, net::TcpStream};
 
 use super::{
     body::{Body, Malformed},
