@@ -283,6 +283,7 @@ fn facts(destination: PodAddr, source: IpAddr, peer: Option<&SpiffeId>) -> Facts
         destination_ip: destination.0.ip(),
         request: None,
         admitted: false,
+        sni: None,
     }
 }
 

@@ -188,6 +188,7 @@ impl Judging<'_> {
             destination_ip,
             request: None,
             admitted: false,
+            sni: None,
         };
         let verdict = match (itself, in_mesh) {
             (true, _) => Verdict::ToItself,

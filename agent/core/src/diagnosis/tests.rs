@@ -87,8 +87,15 @@ impl Scene {
 
     fn policy(mut self, name: &str, app: Option<&str>, action: Action, rules: Vec<Rule>) -> Self {
         let target = Target::Pods(app.map(|app| labels(&[("app", app)])).unwrap_or_default());
-        let policy =
-            AuthorizationPolicy { name: named(name), target, action, rules, dry_run: false, doubt: None };
+        let policy = AuthorizationPolicy {
+            name: named(name),
+            target,
+            action,
+            provider: None,
+            rules,
+            dry_run: false,
+            doubt: None,
+        };
         self.policies.apply(policy::Change::AuthorizationPolicy(Arc::new(policy)));
         self
     }
@@ -150,7 +157,7 @@ fn line(case: &Case) -> String {
     format!("{} {tls} {}:{} {verdict}", sources.join(","), pods.join(","), case.port)
 }
 
-fn field(name: &str, attribute: Attribute, values: &[&str]) -> Field {
+fn field(name: &str, attribute: Attribute<'_>, values: &[&str]) -> Field {
     let trust_domains = TrustDomains::new("cluster.local".parse().unwrap(), []);
     let values: Vec<String> = values.iter().map(|value| (*value).to_owned()).collect();
     let context = Context { namespace: "shop", trust_domains: &trust_domains };

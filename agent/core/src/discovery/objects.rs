@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
-use crate::model::{DATAPLANE_LABEL, Labels, ObjectName, SpiffeId, TrustDomain};
+use crate::model::{DATAPLANE_LABEL, Labels, ObjectName, PathNormalization, SpiffeId, TrustDomain};
 
 /// What an installation may choose.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +23,10 @@ pub struct Settings {
     pub enabled: Arc<str>,
     /// The label's value that opts a pod out; `disabled`.
     pub disabled: Arc<str>,
+    /// How paths of requests are rewritten; [`PathNormalization::Base`].
+    pub path_normalization: PathNormalization,
+    /// The external providers that CUSTOM policies may name; none.
+    pub providers: Vec<Arc<str>>,
 }
 
 impl Default for Settings {
@@ -35,6 +39,8 @@ impl Default for Settings {
             label: DATAPLANE_LABEL.into(),
             enabled: "enabled".into(),
             disabled: "disabled".into(),
+            path_normalization: PathNormalization::default(),
+            providers: Vec::new(),
         }
     }
 }

@@ -41,6 +41,8 @@ pub(super) fn mesh_settings(config: &AgentConfig) -> Settings {
         label: config.dataplane_label.key.as_str().into(),
         enabled: config.dataplane_label.enabled.as_str().into(),
         disabled: config.dataplane_label.disabled.as_str().into(),
+        path_normalization: config.path_normalization,
+        providers: Vec::new(),
     }
 }
 

@@ -92,12 +92,7 @@ fn draw(out: &mut String, group: &CheckedPods) {
     }
     table.draw(out);
     for request in &group.request_authentications {
-        line(
-            out,
-            &format!(
-                "  RequestAuthentication {request} is for it too, and is not enforced: HTTP is not read yet"
-            ),
-        );
+        line(out, &format!("  RequestAuthentication {request} says which tokens are good"));
     }
     if group.policies.iter().all(|policy| policy.action != "ALLOW" || policy.state == "dry_run") {
         line(out, "  no ALLOW policy is in force: whatever is not refused is let in");

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use ambit_core::{discovery::Settings, model::TrustDomain};
+use ambit_core::{
+    discovery::Settings,
+    model::{PathNormalization, TrustDomain},
+};
 use ambit_proto::policy::v1::policies_client::PoliciesClient;
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
@@ -53,6 +56,15 @@ pub(super) struct Manifests {
     /// Other names of that trust domain
     #[arg(long, env = "AMBIT_TRUST_DOMAIN_ALIASES", hide_env_values = true, value_name = "DOMAIN[,DOMAIN]")]
     trust_domain_aliases: Option<TrustDomains>,
+    /// How paths of requests are rewritten before they are judged
+    #[arg(
+        long,
+        env = "AMBIT_PATH_NORMALIZATION",
+        hide_env_values = true,
+        value_name = "MODE",
+        default_value_t = PathNormalization::Base
+    )]
+    path_normalization: PathNormalization,
     /// The label that opts namespaces and pods in, and pods out
     #[arg(
         long,
@@ -129,6 +141,7 @@ impl Manifests {
             label: label.key.into(),
             enabled: label.enabled.into(),
             disabled: label.disabled.into(),
+            path_normalization: self.path_normalization,
             ..Settings::default()
         }
     }

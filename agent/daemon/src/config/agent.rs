@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use ambit_core::model::TrustDomain;
+use ambit_core::model::{PathNormalization, TrustDomain};
 
 use super::{
     ConfigError,
@@ -94,6 +94,8 @@ pub(crate) struct AgentConfig {
     pub(crate) metrics_guarded: bool,
     /// Threads of the runtime that carries traffic, 1 to 256.
     pub(crate) workers: usize,
+    /// How paths of requests are rewritten.
+    pub(crate) path_normalization: PathNormalization,
     /// Use of the hybrid post-quantum key exchange.
     pub(crate) post_quantum: PostQuantum,
     /// The file of certificate revocation lists.
@@ -228,6 +230,7 @@ impl AgentConfig {
             cni_account: settings.cni_account.map(|account| (account.namespace, account.name)),
             metrics_guarded,
             workers: settings.workers.map_or_else(default_workers, |workers| workers.0.get()),
+            path_normalization: settings.path_normalization.unwrap_or_default(),
             post_quantum: settings.post_quantum.unwrap_or_default(),
             crl_file: settings.crl_file.map(|path| path.0),
             trust_domain_aliases,

@@ -113,7 +113,7 @@ fn statement(statement: &Statement) -> proto::MtlsStatement {
 }
 
 fn verdict(verdict: &PolicyVerdict) -> proto::PolicyVerdict {
-    let PolicyVerdict { policy, matched, nearest } = verdict;
+    let PolicyVerdict { policy, matched, nearest, .. } = verdict;
     let rule = matched.or_else(|| nearest.as_ref().map(|miss| miss.rule));
     let miss = nearest.as_ref();
     proto::PolicyVerdict {

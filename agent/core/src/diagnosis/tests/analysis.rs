@@ -55,6 +55,7 @@ fn selectors_that_match_nothing_are_told_with_the_label_that_differs() {
         name: named("shop/p"),
         target,
         action: Action::Deny,
+        provider: None,
         rules: vec![Rule::default()],
         dry_run: false,
         doubt: None,
@@ -89,7 +90,7 @@ fn ports_of_services_are_told_with_those_of_the_pods() {
 #[test]
 fn rules_that_need_http_where_none_is_spoken() {
     let methods = || {
-        Rule::new(vec![], vec![vec![field("to[0].operation.methods", Attribute::Layer7, &["GET"])]], vec![])
+        Rule::new(vec![], vec![vec![field("to[0].operation.methods", Attribute::Method, &["GET"])]], vec![])
     };
     let scene = shop().policy("shop/p", Some("cart"), Action::Allow, vec![methods()]);
     assert_eq!(found(&scene), [""; 0], "the service's port is http");

@@ -1,6 +1,6 @@
 //! The settings of `ambit agent`.
 
-use ambit_core::model::TrustDomain;
+use ambit_core::model::{PathNormalization, TrustDomain};
 
 use crate::{
     config::{
@@ -71,6 +71,8 @@ settings! {
     root_namespace: Namespace, "AMBIT_ROOT_NAMESPACE", "NAMESPACE";
     /// How long policies stay in force whose definition is removed from the cluster, 0s to 90d [default: 24h]
     policy_hold: Hold, "AMBIT_POLICY_HOLD", "DURATION";
+    /// How paths of requests are rewritten: none, base, merge-slashes or decode-and-merge-slashes [default: base]
+    path_normalization: PathNormalization, "AMBIT_PATH_NORMALIZATION", "MODE";
     /// The label that opts namespaces and pods in, and pods out [default: ambit.dev/dataplane=enabled,disabled]
     dataplane_label: DataplaneLabel, "AMBIT_DATAPLANE_LABEL", "KEY=ENABLED[,DISABLED]";
     /// Where cgroup v2 is mounted [default: found in /proc/mounts]

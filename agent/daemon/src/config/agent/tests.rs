@@ -59,6 +59,7 @@ fn defaults_are_those_of_the_help() {
             cni_account: None,
             metrics_guarded: false,
             workers: default_workers(),
+            path_normalization: PathNormalization::Base,
             post_quantum: PostQuantum::Offer,
             crl_file: None,
             trust_domain_aliases: vec![],
