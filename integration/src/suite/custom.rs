@@ -34,6 +34,12 @@ pub(super) const TESTS: &[Test] = &[
         away,
     ),
     unstarted(
+        "custom::requests_are_changed_both_ways",
+        "one by one on a connection: fields for the application and for the client; a no in the provider's words",
+        &[],
+        requests,
+    ),
+    unstarted(
         "custom::nobody_is_asked_about_a_provider",
         "a provider behind its own policy: refused at once, with the reason, and no end of questions",
         &[],
@@ -196,6 +202,67 @@ fn away(world: &mut World) -> Result<()> {
     expect(world, [false; 3])?;
     let _checks = provider(world, "d", &["a"])?;
     expect(world, [true, false, false])
+}
+
+/// Answers with the fields of the request.
+const MIRROR: &str = "
+import http.server
+class Mirror(http.server.BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+    def do_GET(self):
+        body = (self.path + '\\n' + str(self.headers)).encode()
+        self.send_response(200)
+        self.send_header('content-length', str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+server = http.server.ThreadingHTTPServer(('0.0.0.0', 8090), Mirror)
+print('ready', flush=True)
+server.serve_forever()
+";
+const MIRROR_PORT: u16 = 8090;
+
+fn requests(world: &mut World) -> Result<()> {
+    let _checks = provider(world, "d", &["a"])?;
+    let place = world.pod("d").v4.to_string();
+    start(world, &[("checks", &place, "timeout: 2s")])?;
+    let mut python = world.pod("b").netns.command("python3");
+    let mut mirror = Process::start(python.args(["-c", MIRROR]), &world.folder.join("mirror.log"))?;
+    mirror.wait_for("ready", SECOND * 10)?;
+    let policy = custom("ask", "b", MIRROR_PORT, "checks").replace("{ports", "{paths: [\"/asked/*\"], ports");
+    world.manifests.write(FILE, &policy)?;
+    let url = |path: &str| format!("http://{}:{MIRROR_PORT}{path}", world.pod("b").v4);
+    let get = |pod: &str, path: &str| {
+        let fields = ["-i", "-H", "x-secret: s", "-H", "x-checked: mallory"];
+        world.curl(pod, &[&fields[..], &[&url(path)]].concat())?.ok()
+    };
+    eventually(IN_FORCE + SECOND, || {
+        let refused = get("e", "/asked/1")?;
+        ensure!(refused.starts_with("HTTP/1.1 418"), "{refused}");
+        Ok(())
+    })?;
+    let refused = get("e", "/asked/1")?;
+    for words in ["x-why: not on the list", "\r\n\r\nnot on the list"] {
+        ensure!(refused.contains(words), "{refused}");
+    }
+    let admitted = get("a", "/asked/1?debug=1")?;
+    for words in [
+        "x-answered: yes",
+        "/asked/1?debug=1\n",
+        &format!("x-checked: spiffe://cluster.local/ns/{MESHED}/sa/a"),
+    ] {
+        ensure!(admitted.contains(words), "no {words:?}: {admitted}");
+    }
+    ensure!(!admitted.contains("x-secret") && !admitted.contains("mallory"), "{admitted}");
+    // Others are not asked about, and go on as they are.
+    let other = get("e", "/other")?;
+    ensure!(other.contains("x-secret: s") && !other.contains("x-answered"), "{other}");
+    // A connection lives on.
+    let (first, second) = (url("/asked/1"), url("/other"));
+    let format = "%{http_code} %{num_connects}\n";
+    let told =
+        world.curl("e", &["-o", "/dev/null", "-o", "/dev/null", "-w", format, &first, &second])?.ok()?;
+    ensure!(told == "418 1\n200 0\n", "{told}");
+    Ok(())
 }
 
 fn itself(world: &mut World) -> Result<()> {

@@ -96,6 +96,6 @@ pub(super) fn serve(how: &CheckServer) -> Result<()> {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let service = AuthorizationServer::new(Decider { allow: how.allow.clone() });
-        Ok(Server::builder().add_service(service).serve_with_incoming(incoming).await?)
+        Ok(Server::builder().serve_with_incoming(service, incoming).await?)
     })
 }

@@ -136,6 +136,7 @@ impl Handles {
             feed: self.feed.clone(),
             keys: self.keys.clone(),
             telemetry: self.telemetry.clone(),
+            providers: self.providers.clone(),
             issuing_service: issuing_service(&config.issuer),
         })
     }
