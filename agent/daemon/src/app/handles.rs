@@ -142,6 +142,7 @@ impl Handles {
             feed: self.feed.clone(),
             keys: self.keys.clone(),
             telemetry: self.telemetry.clone(),
+            providers: self.providers.clone(),
             issuing_service: issuing_service(&config.issuer),
         })
     }

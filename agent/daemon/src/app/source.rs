@@ -42,7 +42,7 @@ pub(super) fn mesh_settings(config: &AgentConfig) -> Settings {
         enabled: config.dataplane_label.enabled.as_str().into(),
         disabled: config.dataplane_label.disabled.as_str().into(),
         path_normalization: config.path_normalization,
-        providers: Vec::new(),
+        providers: config.extension_providers.iter().map(|provider| provider.name.clone()).collect(),
     }
 }
 

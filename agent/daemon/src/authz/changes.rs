@@ -3,6 +3,8 @@
 //! Promises that nothing of it changes what policies are about in a way that they would not see: neither the method nor the host
 //! nor the path, nor how a message is framed.
 
+use std::fmt::Write as _;
+
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, header, request::Parts, uri::PathAndQuery};
 
 /// Changes in the order in which they are made.
@@ -138,7 +140,10 @@ fn encoded(text: &str) -> String {
                 out.push(char::from(byte));
             }
             b':' | b'@' | b'/' | b'?' | b'%' => out.push(char::from(byte)),
-            _ => out.push_str(&format!("%{byte:02X}")),
+            _ => {
+                // A text takes whatever is written to it.
+                let _ = write!(out, "%{byte:02X}");
+            }
         }
     }
     out

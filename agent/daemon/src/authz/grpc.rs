@@ -57,7 +57,7 @@ async fn call(
     sender: Http2,
     asked: proto::CheckRequest,
 ) -> Result<proto::CheckResponse, tonic::Status> {
-    let service = tower::service_fn(move |request| {
+    let service = tower::service_fn(move |request: http::Request<tonic::body::Body>| {
         let mut sender = sender.clone();
         async move {
             sender.ready().await?;

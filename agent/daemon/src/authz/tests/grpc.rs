@@ -26,9 +26,11 @@ impl Authorization for Scripted {
 }
 
 pub(super) fn serve(listener: TcpListener, answering: Answering) -> JoinHandle<()> {
-    let server =
-        tonic::transport::Server::builder().add_service(AuthorizationServer::new(Scripted(answering)));
-    tokio::spawn(async move { server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap() })
+    let service = AuthorizationServer::new(Scripted(answering));
+    tokio::spawn(async move {
+        let incoming = TcpListenerStream::new(listener);
+        tonic::transport::Server::builder().serve_with_incoming(service, incoming).await.unwrap();
+    })
 }
 
 pub(super) fn allows() -> Answering {

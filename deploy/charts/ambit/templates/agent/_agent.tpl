@@ -92,6 +92,10 @@ seLinuxOptions:
   value: {{ .Values.log.filter | quote }}
 - name: AMBIT_LOG_FORMAT
   value: {{ .Values.log.format }}
+{{- with .Values.extensionProviders }}
+- name: AMBIT_EXTENSION_PROVIDERS
+  value: {{ toJson . | quote }}
+{{- end }}
 {{- with .Values.mapEntries }}
 - name: AMBIT_MAP_ENTRIES
   value: {{ . | quote }}
