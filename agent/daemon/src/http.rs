@@ -32,7 +32,7 @@ pub(crate) use self::{
 };
 use self::{
     http1::Http1,
-    way::{Client, Sink as _, Way},
+    way::{Client, Sink as _},
     window::Window,
 };
 use crate::tunnel::{Leg, LegError, Share};
@@ -140,6 +140,5 @@ pub(crate) async fn carry<L: Leg>(
     if carries == Carries::Http2 {
         return http2::run(leg, app, gate, stuck, first).await;
     }
-    let up = Way { window: first, ..Way::default() };
-    Http1::new(leg, app, gate, share, stuck, up).run().await
+    Http1::new(leg, app, gate, share, stuck, first).run().await
 }

@@ -27,6 +27,7 @@ use super::{
     gate::Gate,
     head::{self, Request},
     way::{App, Client, Fault, Way, leg_error},
+    window::Window,
 };
 use crate::tunnel::{Leg, LegError, Share, shut};
 
@@ -78,7 +79,7 @@ impl<'a, L: Leg> Http1<'a, L> {
         gate: &'a Gate<'a>,
         share: &'a Arc<Share>,
         stuck: &'a Stuck,
-        up: Way,
+        first: Window,
     ) -> Self {
         let late = leg.holds_answer().then(|| Box::pin(sleep(ANSWER)));
         let down = Way::default();
