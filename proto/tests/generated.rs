@@ -11,6 +11,7 @@ const PROTOS: &[&str] = &[
     "ambit/admin/v1/admin.proto",
     "ambit/policy/v1/policy.proto",
     "istio/v1/auth/ca.proto",
+    "opentelemetry/trace.proto",
     "spire/delegatedidentity.proto",
 ];
 /// The answers that are shown as JSON just as they are.

@@ -23,6 +23,8 @@ pub struct Settings {
     pub enabled: Arc<str>,
     /// The label's value that opts a pod out; `disabled`.
     pub disabled: Arc<str>,
+    /// HTTP requests to pods are counted and logged where neither they nor their namespaces say anything; not so.
+    pub http_telemetry: bool,
 }
 
 impl Default for Settings {
@@ -35,6 +37,7 @@ impl Default for Settings {
             label: DATAPLANE_LABEL.into(),
             enabled: "enabled".into(),
             disabled: "disabled".into(),
+            http_telemetry: false,
         }
     }
 }
@@ -77,6 +80,8 @@ pub struct Namespace {
     pub name: Arc<str>,
     /// Its labels.
     pub labels: Labels,
+    /// What its annotation wants of requests to its pods.
+    pub http_telemetry: Option<bool>,
 }
 
 /// What discovery needs of a pod.
@@ -118,6 +123,8 @@ pub struct Pod {
     pub foreign_probes: Vec<ForeignProbe>,
     /// The network namespace that the annotation names: a path, or a name under `/run/netns`.
     pub netns: Option<Arc<str>>,
+    /// What its annotation wants of requests to it.
+    pub http_telemetry: Option<bool>,
 }
 
 /// A port of a node that leads to a pod.

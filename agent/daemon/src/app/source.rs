@@ -9,7 +9,7 @@ use kube::Client;
 use super::{health, node::Pods};
 use crate::{
     cluster,
-    config::{AgentConfig, SourceConfig},
+    config::{AgentConfig, HttpTelemetry, SourceConfig},
     discovery::{self, Feed, PolicyHold},
     identity::KeyStore,
     reports::{self, PodReport},
@@ -41,6 +41,7 @@ pub(super) fn mesh_settings(config: &AgentConfig) -> Settings {
         label: config.dataplane_label.key.as_str().into(),
         enabled: config.dataplane_label.enabled.as_str().into(),
         disabled: config.dataplane_label.disabled.as_str().into(),
+        http_telemetry: config.http_telemetry == HttpTelemetry::All,
     }
 }
 

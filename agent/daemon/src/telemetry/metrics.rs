@@ -12,12 +12,17 @@ use prometheus_client::{
 };
 
 use self::certificates::Certificates;
-use super::{Direction, Meta, policy_metrics::PolicyMetrics, process::Process, traffic::Traffic};
+use super::{
+    Direction, Meta, policy_metrics::PolicyMetrics, process::Process, requests::Requests, traces::SpanCounts,
+    traffic::Traffic,
+};
 
 #[derive(Debug)]
 pub(super) struct Metrics {
     registry: Registry,
     pub(super) traffic: Arc<Traffic>,
+    pub(super) requests: Arc<Requests>,
+    pub(super) spans: SpanCounts,
     pub(super) policy: PolicyMetrics,
     sockets_open: [Gauge; 2],
     refusals: Family<ReasonLabels, Counter>,
@@ -103,7 +108,10 @@ impl Metrics {
         let mut registry = Registry::default();
         let traffic = Arc::new(Traffic::new());
         registry.register_collector(Box::new(traffic.clone()));
+        let requests = Arc::new(Requests::new());
+        registry.register_collector(Box::new(requests.clone()));
         registry.register_collector(Box::new(Process));
+        let spans = SpanCounts::register(&mut registry);
         let policy = PolicyMetrics::register(&mut registry);
 
         let build = Family::<BuildLabels, Gauge>::default();
@@ -117,6 +125,8 @@ impl Metrics {
 
         let metrics = Self {
             traffic,
+            requests,
+            spans,
             policy,
             sockets_open,
             refusals: Family::default(),

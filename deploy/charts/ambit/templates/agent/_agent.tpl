@@ -88,6 +88,14 @@ seLinuxOptions:
   value: {{ .Values.log.filter | quote }}
 - name: AMBIT_LOG_FORMAT
   value: {{ .Values.log.format }}
+- name: AMBIT_HTTP_TELEMETRY
+  value: {{ .Values.httpTelemetry | quote }}
+{{- with .Values.traces.endpoint }}
+- name: AMBIT_TRACE_ENDPOINT
+  value: {{ . | quote }}
+- name: AMBIT_TRACE_SAMPLING
+  value: {{ $.Values.traces.sampling | quote }}
+{{- end }}
 {{- with .Values.mapEntries }}
 - name: AMBIT_MAP_ENTRIES
   value: {{ . | quote }}
