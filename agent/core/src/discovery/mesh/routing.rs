@@ -246,6 +246,7 @@ impl Mesh {
             host_network: false,
             enrolled: false,
             netns: None,
+            http_telemetry: false,
         })
     }
 }
