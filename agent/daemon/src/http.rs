@@ -12,7 +12,6 @@ mod gate;
 mod head;
 mod http1;
 mod http2;
-mod seams;
 mod sniff;
 mod way;
 mod window;

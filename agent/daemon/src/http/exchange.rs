@@ -10,11 +10,11 @@ use super::{
     gate::Admitted,
     head::{self, Request},
     http1::Http1,
-    seams::{RequestEnd, ResponseFlag},
     way::{App, Client, Fault, Passed},
 };
 use crate::{
     authz::Changes,
+    telemetry::{self, RequestEnd, ResponseFlag},
     tunnel::{Leg, LegError, shut},
 };
 
@@ -35,7 +35,7 @@ pub(super) struct Exchange {
     /// No request follows.
     last: bool,
     changes: Option<Changes>,
-    told: Option<super::seams::Request>,
+    told: Option<telemetry::Request>,
     end: RequestEnd,
     /// Bytes that had passed in both directions before the bodies.
     before: Option<(u64, u64)>,

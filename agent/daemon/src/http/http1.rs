@@ -82,7 +82,7 @@ impl<'a, L: Leg> Http1<'a, L> {
         first: Window,
     ) -> Self {
         let late = leg.holds_answer().then(|| Box::pin(sleep(ANSWER)));
-        let down = Way::default();
+        let (up, down) = (Way::of(first), Way::default());
         Self { leg, app, gate, share, stuck, up, down, client_ended: false, seen: 0, late, counted: (0, 0) }
     }
 
@@ -237,7 +237,8 @@ impl<'a, L: Leg> Http1<'a, L> {
                 }
                 exchange.finish();
                 let text = format!("the request is malformed: {malformed}");
-                let refusal = ambit_core::reason::Refusal::new(super::seams::MALFORMED, text);
+                let refusal =
+                    ambit_core::reason::Refusal::new(ambit_core::reason::Reason::MalformedRequest, text);
                 Err(LegError::Here(refusal))
             }
         }
@@ -413,8 +414,9 @@ fn ends_connection(request: &Request) -> bool {
 fn fatal(fault: Fault) -> LegError {
     match fault {
         Fault::Leg(error) => error,
-        Fault::Malformed(malformed) => {
-            LegError::Here(ambit_core::reason::Refusal::new(super::seams::MALFORMED, malformed.to_string()))
-        }
+        Fault::Malformed(malformed) => LegError::Here(ambit_core::reason::Refusal::new(
+            ambit_core::reason::Reason::MalformedRequest,
+            malformed.to_string(),
+        )),
     }
 }
