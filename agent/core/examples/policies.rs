@@ -125,7 +125,14 @@ impl Times {
 fn judge(compiled: &WorkloadPolicy, caller: &SpiffeId, call: usize) -> (Decision, Duration) {
     let ip = |last: usize| IpAddr::V4(Ipv4Addr::new(10, 0, 0, last as u8));
     let port = if call.is_multiple_of(4) { 9090 } else { 8080 };
-    let facts = Facts { port, peer: Some(caller), source_ip: ip(call + 1), destination_ip: ip(200) };
+    let facts = Facts {
+        port,
+        peer: Some(caller),
+        source_ip: ip(call + 1),
+        destination_ip: ip(200),
+        request: None,
+        admitted: false,
+    };
     let start = Instant::now();
     let decision = black_box(decide(black_box(compiled), black_box(&facts)));
     (decision, start.elapsed())

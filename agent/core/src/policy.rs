@@ -8,6 +8,7 @@ mod authorization;
 mod doubt;
 mod explain;
 mod reach;
+mod request;
 mod request_authentication;
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
@@ -23,6 +24,7 @@ pub use self::{
     doubt::Doubt,
     explain::{Explanation, MtlsOrigin, MtlsScope, Remedy, Statement, What},
     reach::Reach,
+    request::{Claims, Headers, Request},
     request_authentication::{ClaimHeader, JwtRule, Keys, RequestAuthentication, TokenPlace},
 };
 use crate::{
@@ -131,13 +133,15 @@ pub struct WorkloadPolicy {
     port_mtls: BTreeMap<u16, MtlsRule>,
     authorization: Authorization,
     rehearsal: Rehearsal,
+    /// The issuers whose tokens count, sorted by name.
+    tokens: Arc<[Arc<JwtRule>]>,
     /// Why policies may be missing, if they may.
     incomplete: Option<Arc<str>>,
     /// Why AuthorizationPolicies may be missing, if they may.
     closed: Option<Arc<str>>,
 }
 
-/// What a verdict is taken over: one inbound connection.
+/// What a verdict is taken over: one inbound connection, or one request on it.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
     /// The pod's own (target) port.
@@ -148,6 +152,37 @@ pub struct Facts<'a> {
     pub source_ip: IpAddr,
     /// The pod's own address.
     pub destination_ip: IpAddr,
+    /// The request that the verdict is on; `None` for a connection of which none is known.
+    pub request: Option<&'a Request<'a>>,
+    /// The external provider that CUSTOM policies name has let it in.
+    pub admitted: bool,
+}
+
+/// What can be said of a connection before anything of it is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outlook {
+    /// The same verdict for whatever it may carry.
+    Same(Decision),
+    /// It depends on the requests that it carries, or they have to be changed on their way.
+    PerRequest,
+}
+
+/// Whether an external provider has to be asked before the verdict.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum External {
+    /// No CUSTOM policy matches.
+    Nobody,
+    /// This one, for this policy.
+    Ask {
+        /// As `spec.provider.name` has it.
+        provider: Arc<str>,
+        /// The policy whose rule matches.
+        policy: ObjectName,
+        /// The place of that rule.
+        rule: usize,
+    },
+    /// None can be asked: the connection or request is refused.
+    Refused(Refusal),
 }
 
 /// The answer for one connection.
@@ -177,6 +212,20 @@ pub fn decide(policy: &WorkloadPolicy, facts: &Facts<'_>) -> Decision {
         None => Decision::Allow,
         Some(refusal) => Decision::Deny(refusal),
     }
+}
+
+/// What can be said of a connection of which no request is known yet. Never [`Outlook::Same`] with [`Decision::Allow`] where a
+/// request may be refused, a token has to be judged, or a provider asked.
+pub fn outlook(policy: &WorkloadPolicy, facts: &Facts<'_>) -> Outlook {
+    let decision = decide(policy, facts);
+    if policy.tokens.is_empty() { Outlook::Same(decision) } else { Outlook::PerRequest }
+}
+
+/// Whom to ask about a connection, or about the request on it, before tokens are judged and [`decide`] is called: what `facts`
+/// hold of a token does not count.
+pub fn external(policy: &WorkloadPolicy, facts: &Facts<'_>) -> External {
+    let _ = (policy, facts);
+    External::Nobody
 }
 
 /// What policies that are not in force would make of one connection: AUDIT, and those marked as dry-run, which are taken
@@ -297,6 +346,7 @@ impl PolicySet {
             port_mtls,
             authorization,
             rehearsal,
+            tokens: Arc::default(),
             incomplete: self.incomplete.clone(),
             closed: self.closed.clone(),
         }
@@ -344,6 +394,11 @@ impl WorkloadPolicy {
     /// Whether `other` would have the same rehearsed, and beside the same policies.
     pub fn rehearses_as(&self, other: &Self) -> bool {
         self.rehearsal == other.rehearsal
+    }
+
+    /// The issuers of all RequestAuthentications for the workload, sorted by name. Where there is none, tokens are ignored.
+    pub fn tokens(&self) -> &[Arc<JwtRule>] {
+        &self.tokens
     }
 
     /// The mode in force on one of the workload's own ports.

@@ -5,6 +5,7 @@
 
 mod admin;
 mod app;
+mod authz;
 mod ca;
 mod capture;
 pub mod cli;
@@ -19,7 +20,9 @@ mod files;
 pub mod fuzzing;
 pub mod identity;
 mod instance;
+mod jwt;
 mod proxy;
 mod reports;
 mod telemetry;
 mod tunnel;
+mod web_pki;

@@ -265,7 +265,14 @@ fn party(world: &World, source: IpAddr) -> IpAddr {
 
 /// What a verdict is taken over: a connection from `source` (with identity `peer`, or in plaintext) to `destination`.
 fn facts(destination: PodAddr, source: IpAddr, peer: Option<&SpiffeId>) -> Facts<'_> {
-    Facts { port: destination.0.port(), peer, source_ip: source, destination_ip: destination.0.ip() }
+    Facts {
+        port: destination.0.port(),
+        peer,
+        source_ip: source,
+        destination_ip: destination.0.ip(),
+        request: None,
+        admitted: false,
+    }
 }
 
 /// What one listener keeps count of.

@@ -157,6 +157,12 @@ pub(super) const HOUSES: [House; 2] = [
                     "crate::tunnel",
                 ],
             ),
+            (
+                "jwt",
+                &["crate::proxy", "crate::capture", "crate::discovery", "crate::identity", "crate::tunnel"],
+            ),
+            ("authz", &["crate::proxy", "crate::capture", "crate::discovery", "crate::identity"]),
+            ("http", &["crate::capture", "crate::discovery", "crate::identity"]),
             ("admin", &["crate::proxy", "crate::tunnel", "crate::capture", "ambit_core::policy"]),
             (
                 // Every room but those whose settings it fills in: identity, ca, telemetry.

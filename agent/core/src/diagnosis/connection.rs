@@ -186,6 +186,8 @@ impl Judging<'_> {
             peer: client.identity.as_ref().filter(|_| mutual_tls),
             source_ip,
             destination_ip,
+            request: None,
+            admitted: false,
         };
         let verdict = match (itself, in_mesh) {
             (true, _) => Verdict::ToItself,

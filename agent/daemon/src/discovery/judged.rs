@@ -96,7 +96,7 @@ fn for_each_call(mut judge: impl FnMut(&Facts<'_>)) {
     for source_ip in [IpAddr::from([10, 0, 0, 9]), IpAddr::from([192, 0, 2, 1])] {
         for port in [80, 8080] {
             for peer in peers.iter().map(Some).chain([None]) {
-                judge(&Facts { port, peer, source_ip, destination_ip });
+                judge(&Facts { port, peer, source_ip, destination_ip, request: None, admitted: false });
             }
         }
     }

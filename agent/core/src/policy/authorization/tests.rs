@@ -134,7 +134,14 @@ struct Call {
 impl Call {
     fn facts(&self) -> Facts<'_> {
         let destination_ip = "10.0.0.1".parse().unwrap();
-        Facts { port: self.port, peer: self.peer.as_ref(), source_ip: self.source, destination_ip }
+        Facts {
+            port: self.port,
+            peer: self.peer.as_ref(),
+            source_ip: self.source,
+            destination_ip,
+            request: None,
+            admitted: false,
+        }
     }
 }
 

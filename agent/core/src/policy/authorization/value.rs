@@ -32,7 +32,8 @@ impl Pattern {
         match self {
             Self::Present => true,
             Self::Exact(text) => {
-                text.len() == pieces.iter().map(|piece| piece.len()).sum() && starts_with(pieces, text)
+                text.len() == pieces.iter().map(|piece| piece.len()).sum::<usize>()
+                    && starts_with(pieces, text)
             }
             Self::Prefix(text) => starts_with(pieces, text),
             Self::Suffix(text) => ends_with(pieces, text),

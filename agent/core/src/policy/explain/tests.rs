@@ -76,7 +76,14 @@ fn id(account: &str) -> SpiffeId {
 
 fn facts(peer: Option<&SpiffeId>) -> Facts<'_> {
     let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-    Facts { port: 8080, peer, source_ip: ip("10.0.0.9"), destination_ip: ip("10.0.0.1") }
+    Facts {
+        port: 8080,
+        peer,
+        source_ip: ip("10.0.0.9"),
+        destination_ip: ip("10.0.0.1"),
+        request: None,
+        admitted: false,
+    }
 }
 
 fn told(explanation: &Explanation) -> Vec<String> {

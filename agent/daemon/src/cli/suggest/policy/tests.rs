@@ -156,7 +156,14 @@ impl Policies {
         let policy = self.0.compile_for(&"shop".into(), &labels);
         let peer: Option<SpiffeId> = (!identity.is_empty()).then(|| identity.parse().unwrap());
         let destination_ip = "10.0.0.200".parse().unwrap();
-        let facts = Facts { port, peer: peer.as_ref(), source_ip: ip.parse().unwrap(), destination_ip };
+        let facts = Facts {
+            port,
+            peer: peer.as_ref(),
+            source_ip: ip.parse().unwrap(),
+            destination_ip,
+            request: None,
+            admitted: false,
+        };
         decide(&policy, &facts) == Decision::Allow
     }
 }

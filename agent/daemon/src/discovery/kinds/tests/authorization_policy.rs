@@ -21,7 +21,8 @@ fn lets_in(spec: &str) -> bool {
     policies.apply(PolicyChange::AuthorizationPolicy(policy(read(&authorization_policy(spec)))));
     let id: SpiffeId = "spiffe://cluster.local/ns/a/sa/x".parse().unwrap();
     let [source_ip, destination_ip] = ["10.0.0.9", "10.0.0.1"].map(|ip| ip.parse().unwrap());
-    let facts = Facts { port: 8080, peer: Some(&id), source_ip, destination_ip };
+    let facts =
+        Facts { port: 8080, peer: Some(&id), source_ip, destination_ip, request: None, admitted: false };
     let labels = [("app".to_owned(), "web".to_owned())].into();
     decide(&policies.compile_for(&"shop".into(), &labels), &facts) == Decision::Allow
 }

@@ -14,7 +14,8 @@ fn authorization(spec: Value, version: &str) -> Value {
 fn lets_in(world: &World) -> bool {
     let id = "spiffe://cluster.local/ns/a/sa/x".parse().unwrap();
     let [source_ip, destination_ip] = ["10.0.0.9", "10.0.0.1"].map(|ip| ip.parse().unwrap());
-    let facts = Facts { port: 80, peer: Some(&id), source_ip, destination_ip };
+    let facts =
+        Facts { port: 80, peer: Some(&id), source_ip, destination_ip, request: None, admitted: false };
     decide(&world.policies.compile_for(&"shop".into(), &Labels::new()), &facts) == Decision::Allow
 }
 
