@@ -10,6 +10,7 @@ mod cni;
 mod connect;
 mod control;
 mod denials;
+mod egress;
 mod evasion;
 mod explain;
 mod failure;
@@ -85,6 +86,7 @@ pub fn tests() -> Vec<Test> {
         addresses::TESTS,
         connect::TESTS,
         routing::TESTS,
+        egress::TESTS,
         other_addresses::TESTS,
         transparency::TESTS,
         policy::TESTS,

@@ -95,6 +95,18 @@ reasons! {
     OriginalDstUnknown = 43, "original_dst_unknown";
     /// The application or its peer reset the connection.
     Reset = 50, "reset";
+    /// The destination is outside, no ServiceEntry has it, and the namespace may reach nothing else.
+    EgressDenied = 60, "egress_denied";
+    /// A DestinationRule for the destination cannot be honoured as it stands.
+    RuleUnusable = 61, "rule_unusable";
+    /// A DestinationRule demands the mesh's mutual TLS, and the endpoint is not in the mesh.
+    MtlsUnavailable = 62, "mtls_unavailable";
+    /// A certificate, key or list that a DestinationRule names cannot be had or used.
+    CredentialsUnavailable = 63, "credentials_unavailable";
+    /// The client has as many connections to the destination as a DestinationRule allows.
+    ConnectionLimit = 64, "connection_limit";
+    /// The name of the destination leads to no address.
+    NameUnresolved = 65, "name_unresolved";
 }
 
 impl Reason {
@@ -111,6 +123,7 @@ impl Reason {
             | Self::ProtocolError
             | Self::Draining
             | Self::OriginalDstUnknown
+            | Self::NameUnresolved
             | Self::Reset => false,
             Self::Unknown
             | Self::MtlsRequired
@@ -127,6 +140,11 @@ impl Reason {
             | Self::CertificateRevoked
             | Self::IdentityUnavailable
             | Self::Overloaded
+            | Self::EgressDenied
+            | Self::RuleUnusable
+            | Self::MtlsUnavailable
+            | Self::CredentialsUnavailable
+            | Self::ConnectionLimit
             | Self::NotReady => true,
         }
     }

@@ -52,6 +52,11 @@ impl Delta {
         self.destinations.iter().filter(|(_, captured)| !**captured).map(|(destination, _)| *destination)
     }
 
+    /// Whether of which pods everything is captured may differ.
+    pub fn reconsiders_pods(&self) -> bool {
+        self.pods_to_reconsider
+    }
+
     /// The pods that differ, by name.
     pub fn pods(&self) -> impl Iterator<Item = (&ObjectName, &PodDelta)> {
         self.pods.iter()

@@ -56,6 +56,9 @@ impl Handles {
         let capacity = Capacity::of_this_process();
         tracing::debug!(?capacity, "what this agent may hold");
         let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone(), capacity);
+        if let Some(folder) = &config.egress_files {
+            proxy.set_egress_files(folder.clone());
+        }
         Ok(Self { started, readiness, telemetry, feed, api, keys, wallet, proxy, pods: Pods::default() })
     }
 

@@ -5,6 +5,7 @@ mod addresses;
 mod amounts;
 mod label;
 mod names;
+mod outbound;
 mod trust;
 
 use std::{path::PathBuf, str::FromStr};
@@ -17,6 +18,7 @@ pub(crate) use label::DataplaneLabel;
 pub(crate) use names::{
     Accounts, ClusterId, ConfigMapKey, DnsName, Namespace, ObjectName, ServerName, ServerNames, VaultPath,
 };
+pub(crate) use outbound::{Observe, OutboundPolicy};
 pub(crate) use trust::{CaTrust, IssuerKind, MetricsAuth, PostQuantum, TrustBundles, TrustDomains};
 
 /// A path, made absolute where it is given.

@@ -51,7 +51,7 @@ impl Flag {
 
     pub(super) fn of(reason: Reason) -> Self {
         match reason {
-            Reason::MtlsRequired | Reason::PolicyDenied => Self::Deny,
+            Reason::MtlsRequired | Reason::PolicyDenied | Reason::EgressDenied => Self::Deny,
             Reason::CertificateMissing
             | Reason::CertificateExpired
             | Reason::CertificateNotYetValid
@@ -61,6 +61,8 @@ impl Flag {
             | Reason::IdentityMismatch
             | Reason::TrustDomain
             | Reason::RootWithdrawn
+            | Reason::MtlsUnavailable
+            | Reason::CredentialsUnavailable
             | Reason::TlsHandshake => Self::TlsFailure,
             Reason::IdentityUnavailable => Self::IdentityError,
             Reason::CertificateRevoked => Self::CertRevoked,
@@ -72,6 +74,9 @@ impl Flag {
             | Reason::ConnectionRefused
             | Reason::Overloaded
             | Reason::NotReady
+            | Reason::RuleUnusable
+            | Reason::ConnectionLimit
+            | Reason::NameUnresolved
             | Reason::OriginalDstUnknown => Self::Connect,
             _ => Self::None,
         }

@@ -15,7 +15,7 @@ use crate::{
     discovery::{
         Delta, Destination,
         destination_rule::{DestinationRule, HostPattern, TlsSecret},
-        service_entry::{Prefix, Resolution, ServiceEntry, WorkloadEntry},
+        service_entry::{EntryPort, EntryProtocol, Prefix, Resolution, ServiceEntry, WorkloadEntry},
     },
     model::ObjectName,
 };
@@ -86,17 +86,28 @@ impl Mesh {
         })
     }
 
-    /// Whether some client may see an entry with that host, wildcards included, and that port.
-    pub fn entry_admits(&self, namespace: &str, host: &str, port: u16) -> bool {
-        let names = |entry: &ServiceEntry| {
-            entry.hosts.iter().any(|own| **own == *host)
-                || entry.wildcards.iter().any(|suffix| host.ends_with(&**suffix))
-        };
-        self.service_entries().any(|entry| {
-            (entry.exported_to.includes(namespace) || *entry.name.namespace == *namespace)
-                && entry.ports.iter().any(|own| own.number == port)
-                && names(entry)
+    /// Whether clients of a namespace see an entry that says of a port that TLS is spoken there, so that its host can be told by name.
+    pub fn has_tls_entry(&self, namespace: &str, port: u16) -> bool {
+        self.visible(namespace).any(|entry| tls_port(entry, port).is_some())
+    }
+
+    /// The entry that a host is of, wildcards included, by the name that TLS to a port has; an exact host goes before a wildcard.
+    pub fn entry_named(
+        &self,
+        namespace: &str,
+        host: &str,
+        port: u16,
+    ) -> Option<(&Arc<ServiceEntry>, &EntryPort)> {
+        let with_port = || self.visible(namespace).filter_map(|entry| Some((entry, tls_port(entry, port)?)));
+        let exact = with_port().find(|(entry, _)| entry.hosts.iter().any(|own| **own == *host));
+        exact.or_else(|| {
+            with_port().find(|(entry, _)| entry.wildcards.iter().any(|suffix| host.ends_with(&**suffix)))
         })
+    }
+
+    fn visible(&self, namespace: &str) -> impl Iterator<Item = &Arc<ServiceEntry>> {
+        self.service_entries()
+            .filter(move |entry| entry.exported_to.includes(namespace) || *entry.name.namespace == *namespace)
     }
 
     pub(super) fn put_rule(
@@ -244,6 +255,10 @@ impl Mesh {
 
 fn age(entry: &ServiceEntry) -> (i64, ObjectName) {
     (entry.created.unwrap_or(i64::MAX), entry.name.clone())
+}
+
+fn tls_port(entry: &ServiceEntry, port: u16) -> Option<&EntryPort> {
+    entry.ports.iter().find(|own| own.number == port && own.protocol == EntryProtocol::Tls)
 }
 
 /// What is captured of an entry, if anything is: networks cannot be told by their addresses.

@@ -37,6 +37,11 @@ impl Mesh {
             || self.outbound_policy(namespace) == OutboundPolicy::RegistryOnly
     }
 
+    /// Whether connections to outside are to be counted and logged.
+    pub fn observes_outbound(&self) -> bool {
+        self.settings.observe_outbound
+    }
+
     /// The way to a destination that is none of the cluster's.
     pub(super) fn route_outside(&self, client: &Workload, dst: SocketAddr, random: u64) -> Route {
         let namespace = &*client.name.namespace;

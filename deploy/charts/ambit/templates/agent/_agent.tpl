@@ -82,6 +82,10 @@ seLinuxOptions:
   value: {{ .Values.svidTTL }}
 - name: AMBIT_POST_QUANTUM
   value: {{ .Values.postQuantum | quote }}
+- name: AMBIT_OUTBOUND_POLICY
+  value: {{ .Values.egress.outboundPolicy }}
+- name: AMBIT_OBSERVE_OUTBOUND
+  value: {{ ternary "on" "off" .Values.egress.observe | quote }}
 - name: AMBIT_DRAIN
   value: {{ .Values.drainSeconds }}s
 - name: AMBIT_LOG
