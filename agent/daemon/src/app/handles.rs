@@ -68,6 +68,9 @@ impl Handles {
             trusted_proxies: config.trusted_proxies,
         };
         let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone(), judges, capacity);
+        if let Some(folder) = &config.egress_files {
+            proxy.set_egress_files(folder.clone());
+        }
         let pods = Pods::default();
         Ok(Self { started, readiness, telemetry, feed, api, keys, wallet, proxy, providers, pods })
     }

@@ -2,14 +2,14 @@
 
 use std::time::SystemTime;
 
-use ambit_core::discovery::Settings;
+use ambit_core::discovery::{OutboundPolicy, Settings};
 use anyhow::Context as _;
 use kube::Client;
 
 use super::{health, node::Pods};
 use crate::{
     cluster,
-    config::{AgentConfig, HttpTelemetry, SourceConfig},
+    config::{self, AgentConfig, HttpTelemetry, SourceConfig},
     discovery::{self, Feed, PolicyHold},
     identity::KeyStore,
     reports::{self, PodReport},
@@ -44,6 +44,11 @@ pub(super) fn mesh_settings(config: &AgentConfig) -> Settings {
         path_normalization: config.path_normalization,
         providers: config.extension_providers.iter().map(|provider| provider.name.clone()).collect(),
         http_telemetry: config.http_telemetry == HttpTelemetry::All,
+        outbound_policy: match config.outbound_policy {
+            config::OutboundPolicy::AllowAny => OutboundPolicy::AllowAny,
+            config::OutboundPolicy::RegistryOnly => OutboundPolicy::RegistryOnly,
+        },
+        observe_outbound: config.observe_outbound,
     }
 }
 

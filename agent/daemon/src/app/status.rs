@@ -189,6 +189,7 @@ fn connection(live: &LiveConnection) -> proto::Connection {
     };
     let (security, group, reused) = match meta.security {
         Security::MutualTls { group, reused } => (proto::Security::MutualTls, group, reused),
+        Security::Tls => (proto::Security::Tls, "", false),
         Security::Plaintext => (proto::Security::Plaintext, "", false),
     };
     let workload = |party: &crate::telemetry::Party| {

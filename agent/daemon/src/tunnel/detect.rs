@@ -96,6 +96,27 @@ pub(crate) fn judge(bytes: &[u8]) -> Option<First> {
     }
 }
 
+/// The server name in the ClientHello that these bytes are, in lower case, if they are one; `None` while that is open.
+pub(crate) fn server_name(bytes: &[u8]) -> Option<Option<Box<str>>> {
+    let Some(header) = bytes.first_chunk::<HEADER>() else {
+        return (bytes.first().is_some_and(|first| *first != 22)).then_some(None);
+    };
+    if header[..2] != [22, 3] {
+        return Some(None);
+    }
+    let len = HEADER + usize::from(u16::from_be_bytes([header[3], header[4]]));
+    if len > LOOK {
+        return Some(None);
+    }
+    let mut record = bytes.get(..len)?;
+    let mut acceptor = Acceptor::default();
+    if acceptor.read_tls(&mut record).is_err() {
+        return Some(None);
+    }
+    let Ok(Some(accepted)) = acceptor.accept() else { return Some(None) };
+    Some(accepted.client_hello().server_name().map(|name| name.to_ascii_lowercase().into()))
+}
+
 /// Reads a ClientHello (RFC 8446 §4.1.2), if all of it is there, for the ALPN extension (RFC 7301).
 fn look(bytes: &[u8]) -> Seen {
     let handshake = [22, 3];

@@ -86,6 +86,10 @@ seLinuxOptions:
   value: {{ .Values.pathNormalization }}
 - name: AMBIT_POST_QUANTUM
   value: {{ .Values.postQuantum | quote }}
+- name: AMBIT_OUTBOUND_POLICY
+  value: {{ .Values.egress.outboundPolicy }}
+- name: AMBIT_OBSERVE_OUTBOUND
+  value: {{ ternary "on" "off" .Values.egress.observe | quote }}
 - name: AMBIT_DRAIN
   value: {{ .Values.drainSeconds }}s
 - name: AMBIT_LOG
