@@ -9,6 +9,7 @@ mod certificates;
 mod cni;
 mod connect;
 mod control;
+mod custom;
 mod denials;
 mod evasion;
 mod explain;
@@ -89,6 +90,7 @@ pub fn tests() -> Vec<Test> {
         transparency::TESTS,
         policy::TESTS,
         authorization::TESTS,
+        custom::TESTS,
         denials::TESTS,
         rehearsal::TESTS,
         explain::TESTS,

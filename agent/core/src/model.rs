@@ -2,6 +2,8 @@
 //!
 //! Owns no behaviour beyond parsing and printing. Values are cheap to clone and immutable once built.
 
+mod path_normalization;
+
 use std::{
     collections::BTreeMap,
     fmt,
@@ -9,6 +11,8 @@ use std::{
     str::FromStr,
     sync::Arc,
 };
+
+pub use self::path_normalization::{PathNormalization, UnknownPathNormalization};
 
 /// The opt-in label, on a namespace (`enabled`) or a pod (`disabled` opts out).
 pub const DATAPLANE_LABEL: &str = "ambit.dev/dataplane";

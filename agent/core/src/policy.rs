@@ -2,11 +2,13 @@
 //!
 //! Promises one answer for one set of facts, naming the object that decided, at a cost that does not grow with the policies
 //! that do not apply. Knows nothing of discovery, sockets or HTTP parsing; objects arrive validated. Semantics are those
-//! of Istio's security API (PeerAuthentication and AuthorizationPolicy, `security.istio.io/v1`).
+//! of Istio's security API (PeerAuthentication, AuthorizationPolicy and RequestAuthentication, `security.istio.io/v1`).
 
+mod attachments;
 mod authorization;
 mod doubt;
 mod explain;
+pub mod path;
 mod reach;
 mod request;
 mod request_authentication;
@@ -15,7 +17,11 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use rpds::HashTrieMapSync;
 
-use self::authorization::{Authorization, Authorizations, Rehearsal};
+use self::{
+    attachments::Attachments,
+    authorization::{Authorization, Prospect, Providers, Rehearsal},
+    request_authentication::Tokens,
+};
 pub use self::{
     authorization::{
         Action, Attribute, AuthorizationPolicy, Context, Field, InvalidValue, Miss, PolicyVerdict, Rule,
@@ -23,6 +29,7 @@ pub use self::{
     },
     doubt::Doubt,
     explain::{Explanation, MtlsOrigin, MtlsScope, Remedy, Statement, What},
+    path::PathNormalization,
     reach::Reach,
     request::{Claims, Headers, Request},
     request_authentication::{ClaimHeader, JwtRule, Keys, RequestAuthentication, TokenPlace},
@@ -40,9 +47,10 @@ pub struct PolicySet {
     root_namespace: Arc<str>,
     objects: HashTrieMapSync<ObjectName, Arc<PeerAuthentication>>,
     namespaces: HashTrieMapSync<Arc<str>, Scope>,
-    authorizations: Authorizations,
-    /// No verdict depends on these.
-    requests: HashTrieMapSync<ObjectName, Arc<RequestAuthentication>>,
+    authorizations: Attachments<AuthorizationPolicy>,
+    requests: Attachments<RequestAuthentication>,
+    providers: Providers,
+    paths: PathNormalization,
     /// Why the set may not be whole; then no plaintext is taken anywhere.
     incomplete: Option<Arc<str>>,
     /// Why AuthorizationPolicies may be missing; then nobody is let in anywhere.
@@ -133,8 +141,8 @@ pub struct WorkloadPolicy {
     port_mtls: BTreeMap<u16, MtlsRule>,
     authorization: Authorization,
     rehearsal: Rehearsal,
-    /// The issuers whose tokens count, sorted by name.
-    tokens: Arc<[Arc<JwtRule>]>,
+    tokens: Tokens,
+    paths: PathNormalization,
     /// Why policies may be missing, if they may.
     incomplete: Option<Arc<str>>,
     /// Why AuthorizationPolicies may be missing, if they may.
@@ -156,6 +164,9 @@ pub struct Facts<'a> {
     pub request: Option<&'a Request<'a>>,
     /// The external provider that CUSTOM policies name has let it in.
     pub admitted: bool,
+    /// The name of the server that the application's own TLS asks for; empty where it speaks none, or asks for none. `None` while
+    /// nobody has looked.
+    pub sni: Option<&'a str>,
 }
 
 /// What can be said of a connection before anything of it is read.
@@ -194,7 +205,7 @@ pub enum Decision {
     Deny(Refusal),
 }
 
-/// The verdict on one connection to the workload that `policy` was compiled for: PeerAuthentication first, which no
+/// The verdict on one connection, or request, to the workload that `policy` was compiled for: PeerAuthentication first, which no
 /// AuthorizationPolicy can override. To let a connection in allocates nothing.
 pub fn decide(policy: &WorkloadPolicy, facts: &Facts<'_>) -> Decision {
     let rule = policy.mtls(facts.port);
@@ -208,24 +219,38 @@ pub fn decide(policy: &WorkloadPolicy, facts: &Facts<'_>) -> Decision {
         );
         return Decision::Deny(Refusal::new(Reason::NotReady, text));
     }
+    if let Some(name) = policy.tokens.unreadable.as_ref().filter(|_| facts.request.is_some()) {
+        return Decision::Deny(unreadable(name));
+    }
     match policy.authorization.refusal(&policy.namespace, facts) {
         None => Decision::Allow,
         Some(refusal) => Decision::Deny(refusal),
     }
 }
 
-/// What can be said of a connection of which no request is known yet. Never [`Outlook::Same`] with [`Decision::Allow`] where a
-/// request may be refused, a token has to be judged, or a provider asked.
+/// What can be said of a connection of which no request is known yet, and of which nobody has looked for TLS: the same verdict only if
+/// that is the answer of [`decide`] whatever it carries, and whatever a provider says. Never [`Outlook::Same`] with
+/// [`Decision::Allow`] where a request may be refused, a token has to be judged, a provider asked, or a rehearsal needs requests.
 pub fn outlook(policy: &WorkloadPolicy, facts: &Facts<'_>) -> Outlook {
-    let decision = decide(policy, facts);
-    if policy.tokens.is_empty() { Outlook::Same(decision) } else { Outlook::PerRequest }
+    let needs_mtls = facts.peer.is_none() && policy.is_strict(facts.port);
+    if needs_mtls || policy.closed.is_some() {
+        return Outlook::Same(decide(policy, facts));
+    }
+    match policy.authorization.prospect(facts) {
+        // Of what refuses in any case, what has nobody asked is named.
+        Prospect::Refused => Outlook::Same(decide(policy, &Facts { admitted: true, ..*facts })),
+        Prospect::LetIn if policy.tokens.is_empty() && !policy.rehearsal.is_open(facts) => {
+            Outlook::Same(Decision::Allow)
+        }
+        Prospect::LetIn | Prospect::Open => Outlook::PerRequest,
+    }
 }
 
 /// Whom to ask about a connection, or about the request on it, before tokens are judged and [`decide`] is called: what `facts`
-/// hold of a token does not count.
+/// hold of a token does not count, as CUSTOM policies do not go by identities. If the provider lets it in, `facts.admitted` is to be
+/// set for [`decide`].
 pub fn external(policy: &WorkloadPolicy, facts: &Facts<'_>) -> External {
-    let _ = (policy, facts);
-    External::Nobody
+    policy.authorization.external(facts)
 }
 
 /// What policies that are not in force would make of one connection: AUDIT, and those marked as dry-run, which are taken
@@ -249,9 +274,9 @@ impl PolicySet {
         Self { root_namespace: root_namespace.into(), ..Self::default() }
     }
 
-    /// How many policy objects are in force. RequestAuthentications are not.
+    /// How many policy objects are in force.
     pub fn len(&self) -> usize {
-        self.objects.size() + self.authorizations.len()
+        self.objects.size() + self.authorizations.len() + self.requests.len()
     }
 
     /// Whether there is none, and none may be missing.
@@ -275,10 +300,28 @@ impl PolicySet {
         if differs { Reach::mesh() } else { Reach::default() }
     }
 
-    /// A service has this selector now; none if it is gone. Whoever applies an AuthorizationPolicy tells those of its
-    /// [targets](AuthorizationPolicy::services), and what becomes of services later. Answers which workloads it may concern.
+    /// The external providers that CUSTOM policies may name; none at first. Answers which workloads that may concern.
+    pub fn set_providers(&mut self, names: impl IntoIterator<Item = Arc<str>>) -> Reach {
+        let providers = Providers::new(names);
+        let differs = providers != self.providers;
+        self.providers = providers;
+        if differs { Reach::mesh() } else { Reach::default() }
+    }
+
+    /// How paths are rewritten before anybody judges them. Answers which workloads that may concern.
+    pub fn set_paths(&mut self, mode: PathNormalization) -> Reach {
+        let differs = mode != self.paths;
+        self.paths = mode;
+        if differs { Reach::mesh() } else { Reach::default() }
+    }
+
+    /// A service has this selector now; none if it is gone. Whoever applies an AuthorizationPolicy or a RequestAuthentication tells
+    /// those of its [targets](AuthorizationPolicy::services), and what becomes of services later. Answers which workloads it may
+    /// concern.
     pub fn set_service(&mut self, name: &ObjectName, selector: Option<&Labels>) -> Reach {
-        self.authorizations.set_service(name, selector)
+        let mut reach = self.authorizations.set_service(name, selector);
+        reach.merge(self.requests.set_service(name, selector));
+        reach
     }
 
     /// Takes in one change; answers which workloads it may concern.
@@ -288,14 +331,8 @@ impl PolicySet {
             Change::PeerAuthenticationGone(name) => self.remove(&name),
             Change::AuthorizationPolicy(policy) => self.authorizations.upsert(&self.root_namespace, policy),
             Change::AuthorizationPolicyGone(name) => self.authorizations.remove(&self.root_namespace, &name),
-            Change::RequestAuthentication(request) => {
-                self.requests.insert_mut(request.name.clone(), request);
-                Reach::default()
-            }
-            Change::RequestAuthenticationGone(name) => {
-                self.requests.remove_mut(&name);
-                Reach::default()
-            }
+            Change::RequestAuthentication(request) => self.requests.upsert(&self.root_namespace, request),
+            Change::RequestAuthenticationGone(name) => self.requests.remove(&self.root_namespace, &name),
         }
     }
 
@@ -338,15 +375,19 @@ impl PolicySet {
     /// The same for any pod in `namespace` with these `labels`. Of PeerAuthentications only the oldest of each scope counts, as
     /// in Istio: the mesh, the namespace, and the objects that select the pod. AuthorizationPolicies count all.
     pub fn compile_for(&self, namespace: &Arc<str>, labels: &Labels) -> WorkloadPolicy {
-        let (authorization, rehearsal) = self.authorizations.compile(&self.root_namespace, namespace, labels);
+        let (rehearsed, enforced): (Vec<_>, Vec<_>) = self
+            .authorizations_for(namespace, labels)
+            .cloned()
+            .partition(|policy| policy.dry_run || policy.action == Action::Audit);
         let (mtls, port_mtls) = self.mtls_for(namespace, labels);
         WorkloadPolicy {
             namespace: Arc::clone(namespace),
             mtls,
             port_mtls,
-            authorization,
-            rehearsal,
-            tokens: Arc::default(),
+            authorization: Authorization::of(&enforced, &self.providers),
+            rehearsal: Rehearsal::of(&enforced, rehearsed, &self.providers),
+            tokens: Tokens::of(self.request_authentications_for(namespace, labels)),
+            paths: self.paths,
             incomplete: self.incomplete.clone(),
             closed: self.closed.clone(),
         }
@@ -398,7 +439,12 @@ impl WorkloadPolicy {
 
     /// The issuers of all RequestAuthentications for the workload, sorted by name. Where there is none, tokens are ignored.
     pub fn tokens(&self) -> &[Arc<JwtRule>] {
-        &self.tokens
+        &self.tokens.rules
+    }
+
+    /// How the paths of requests to the workload are rewritten before anybody judges and forwards them.
+    pub fn paths(&self) -> PathNormalization {
+        self.paths
     }
 
     /// The mode in force on one of the workload's own ports.
@@ -460,6 +506,13 @@ fn mtls_required(policy: &WorkloadPolicy, rule: &MtlsRule, facts: &Facts<'_>) ->
         facts.source_ip, facts.port
     );
     Refusal { policy: by.map(Arc::from), ..Refusal::new(Reason::MtlsRequired, text) }
+}
+
+fn unreadable(name: &ObjectName) -> Refusal {
+    let text = format!(
+        "RequestAuthentication {name} cannot be read: no request is taken until it can, as nobody knows which tokens it demands"
+    );
+    Refusal { policy: Some(name.to_string().into()), ..Refusal::new(Reason::PolicyDenied, text) }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! metrics at once. Everything here is synchronous and bounded; nothing waits for a reader.
 
 mod access;
+mod checks;
 mod expiring;
 mod grpc;
 mod live;
@@ -26,7 +27,7 @@ use std::{
     net::SocketAddr,
     ops::Range,
     sync::{Arc, OnceLock, atomic::Ordering},
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use ambit_core::{
@@ -34,9 +35,10 @@ use ambit_core::{
     reason::{Reason, Refusal, Rehearsed},
 };
 
+pub(crate) use checks::CheckResult;
 pub(crate) use grpc::GrpcMessages;
 pub(crate) use logging::{LogFormat, LoggingError, init_logging, parse_filter};
-pub(crate) use metrics::OpenTunnel;
+pub(crate) use metrics::{IssuerKeys, OpenTunnel};
 pub(crate) use observed::{
     DenialDetail, DenialKey, Flow, FlowSource, Observations, Operations, Outcome, Place, RehearsalDetail,
     RehearsalKey, Sighting, Who,
@@ -296,6 +298,11 @@ impl Telemetry {
         self.0.metrics.cni_installed(installed);
     }
 
+    /// Counts a question to an external authorization provider; it took no time if it was not asked.
+    pub(crate) fn checked(&self, provider: &str, result: CheckResult, took: Duration) {
+        self.0.metrics.checks.ended(provider, result, took);
+    }
+
     /// Sets how many pods are enrolled on this node.
     pub(crate) fn enrolled_pods(&self, pods: usize) {
         self.0.metrics.enrolled_pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
@@ -356,6 +363,26 @@ impl Telemetry {
     /// Sets the revocation lists in force: issuer and next update.
     pub(crate) fn revocation_lists(&self, lists: &[(String, Option<SystemTime>)]) {
         self.0.metrics.certificates.revocation_lists(lists);
+    }
+
+    /// Counts a request that was refused for its token; `clock_skew` if a clock may be to blame.
+    pub(crate) fn token_refused(&self, reason: &'static str, clock_skew: bool) {
+        self.0.metrics.tokens.refused(reason, clock_skew);
+    }
+
+    /// Counts an attempt to fetch an issuer's keys.
+    pub(crate) fn keys_fetched(&self, good: bool) {
+        self.0.metrics.tokens.fetched(good);
+    }
+
+    /// Sets how one issuer's keys are.
+    pub(crate) fn issuer(&self, issuer: IssuerKeys<'_>) {
+        self.0.metrics.tokens.issuer(issuer);
+    }
+
+    /// Sets how the keys of all issuers are that are followed.
+    pub(crate) fn issuers<'a>(&self, all: impl Iterator<Item = IssuerKeys<'a>>) {
+        self.0.metrics.tokens.issuers(all);
     }
 
     /// The connections that are open, oldest first.

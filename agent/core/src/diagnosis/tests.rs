@@ -91,8 +91,15 @@ impl Scene {
 
     fn policy(mut self, name: &str, app: Option<&str>, action: Action, rules: Vec<Rule>) -> Self {
         let target = Target::Pods(app.map(|app| labels(&[("app", app)])).unwrap_or_default());
-        let policy =
-            AuthorizationPolicy { name: named(name), target, action, rules, dry_run: false, doubt: None };
+        let policy = AuthorizationPolicy {
+            name: named(name),
+            target,
+            action,
+            provider: None,
+            rules,
+            dry_run: false,
+            doubt: None,
+        };
         self.policies.apply(policy::Change::AuthorizationPolicy(Arc::new(policy)));
         self
     }
@@ -104,8 +111,14 @@ impl Scene {
     fn ask(&self, source: &str, target: &str) -> Result<Answer, Unanswerable> {
         let source: Reference = source.parse()?;
         let (destination, port) = destination(target)?;
-        let question =
-            Question { source: &source, destination: &destination, port, namespace: None, source_ip: None };
+        let question = Question {
+            source: &source,
+            destination: &destination,
+            port,
+            namespace: None,
+            source_ip: None,
+            request: None,
+        };
         explain(self.cluster(), &question)
     }
 
@@ -155,7 +168,7 @@ fn line(case: &Case) -> String {
     format!("{} {tls} {}:{} {verdict}", sources.join(","), pods.join(","), case.port)
 }
 
-fn field(name: &str, attribute: Attribute, values: &[&str]) -> Field {
+fn field(name: &str, attribute: Attribute<'_>, values: &[&str]) -> Field {
     let trust_domains = TrustDomains::new("cluster.local".parse().unwrap(), []);
     let values: Vec<String> = values.iter().map(|value| (*value).to_owned()).collect();
     let context = Context { namespace: "shop", trust_domains: &trust_domains };
@@ -281,7 +294,8 @@ fn a_pod_of_a_template_has_no_address_and_is_judged_all_the_same() {
     let source: Reference = "shop/web".parse().unwrap();
     let (to, port) = destination("shop/cart:8080").unwrap();
     let source_ip = Some("10.1.1.1".parse().unwrap());
-    let question = Question { source: &source, destination: &to, port, namespace: None, source_ip };
+    let question =
+        Question { source: &source, destination: &to, port, namespace: None, source_ip, request: None };
     let answer = explain(scene.cluster(), &question).unwrap();
     assert_eq!(line(&answer.cases[0]), "shop/web mtls shop/cart:8080 let in");
 }

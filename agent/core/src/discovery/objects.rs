@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
-use crate::model::{DATAPLANE_LABEL, Labels, ObjectName, SpiffeId, TrustDomain};
+use crate::model::{DATAPLANE_LABEL, Labels, ObjectName, PathNormalization, SpiffeId, TrustDomain};
 
 /// What an installation may choose.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +25,10 @@ pub struct Settings {
     pub disabled: Arc<str>,
     /// HTTP requests to pods are counted and logged where neither they nor their namespaces say anything; not so.
     pub http_telemetry: bool,
+    /// How paths of requests are rewritten; [`PathNormalization::Base`].
+    pub path_normalization: PathNormalization,
+    /// The external providers that CUSTOM policies may name; none.
+    pub providers: Vec<Arc<str>>,
 }
 
 impl Default for Settings {
@@ -38,6 +42,8 @@ impl Default for Settings {
             enabled: "enabled".into(),
             disabled: "disabled".into(),
             http_telemetry: false,
+            path_normalization: PathNormalization::default(),
+            providers: Vec::new(),
         }
     }
 }

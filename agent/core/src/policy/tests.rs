@@ -44,7 +44,7 @@ fn mtls_mode(policies: &PolicySet, namespace: &str, port: u16) -> (MtlsMode, Opt
 
 fn verdict(policies: &PolicySet, port: u16, peer: Option<&SpiffeId>) -> Decision {
     let [source_ip, destination_ip] = ["10.0.0.9", "10.0.0.1"].map(|ip| ip.parse().unwrap());
-    let facts = Facts { port, peer, source_ip, destination_ip, request: None, admitted: false };
+    let facts = Facts { port, peer, source_ip, destination_ip, request: None, admitted: false, sni: None };
     decide(&policies.compile_for(&"shop".into(), &app()), &facts)
 }
 

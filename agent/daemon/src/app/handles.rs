@@ -18,13 +18,15 @@ use super::{
 };
 use crate::{
     admin::{Guard, METRICS_PATH, Page, StatusProvider},
+    authz::Providers,
     capture::{Capture, CaptureSettings, Cgroups, Pinned},
     cluster::Authorizer,
     config::{AgentConfig, SourceConfig},
     discovery::Feed,
     identity::KeyStore,
     instance::{Capacity, Gate, MemoryUse, Readiness, Signals},
-    proxy::Proxy,
+    jwt::Tokens,
+    proxy::{Judges, Proxy},
     telemetry::Telemetry,
     tunnel::Wallet,
 };
@@ -40,6 +42,7 @@ pub(super) struct Handles {
     keys: KeyStore,
     wallet: Wallet,
     proxy: Proxy,
+    providers: Providers,
     pods: Pods,
 }
 
@@ -58,8 +61,15 @@ impl Handles {
         let (keys, wallet) = trust::open(config, &feed, api.as_ref(), &telemetry, background).await?;
         let capacity = Capacity::of_this_process();
         tracing::debug!(?capacity, "what this agent may hold");
-        let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone(), capacity);
-        Ok(Self { started, readiness, telemetry, feed, api, keys, wallet, proxy, pods: Pods::default() })
+        let providers = Providers::new(config.extension_providers.clone(), &telemetry);
+        let judges = Judges {
+            providers: providers.clone(),
+            tokens: Tokens::default(),
+            trusted_proxies: config.trusted_proxies,
+        };
+        let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone(), judges, capacity);
+        let pods = Pods::default();
+        Ok(Self { started, readiness, telemetry, feed, api, keys, wallet, proxy, providers, pods })
     }
 
     /// Keeps the rooms in step with each other by tasks in `background`. The gate `objects` is passed once the objects are
@@ -135,6 +145,7 @@ impl Handles {
             feed: self.feed.clone(),
             keys: self.keys.clone(),
             telemetry: self.telemetry.clone(),
+            providers: self.providers.clone(),
             issuing_service: issuing_service(&config.issuer),
         })
     }

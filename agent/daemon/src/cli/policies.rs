@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use ambit_core::{discovery::Settings, model::TrustDomain};
+use ambit_core::{
+    discovery::Settings,
+    model::{PathNormalization, TrustDomain},
+};
 use ambit_proto::policy::v1::policies_client::PoliciesClient;
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
@@ -14,7 +17,7 @@ use super::{
     remote::Remote,
 };
 use crate::{
-    config::{DEFAULT_RUN_DIR, DataplaneLabel, Location, Namespace, TrustDomains},
+    config::{DEFAULT_RUN_DIR, DataplaneLabel, ExtensionProviders, Location, Namespace, TrustDomains},
     diagnosis::Unable,
     discovery::{self, Reading, World},
     instance::RunDir,
@@ -53,6 +56,18 @@ pub(super) struct Manifests {
     /// Other names of that trust domain
     #[arg(long, env = "AMBIT_TRUST_DOMAIN_ALIASES", hide_env_values = true, value_name = "DOMAIN[,DOMAIN]")]
     trust_domain_aliases: Option<TrustDomains>,
+    /// How paths of requests are rewritten before they are judged
+    #[arg(
+        long,
+        env = "AMBIT_PATH_NORMALIZATION",
+        hide_env_values = true,
+        value_name = "MODE",
+        default_value_t = PathNormalization::Base
+    )]
+    path_normalization: PathNormalization,
+    /// The external authorization providers that CUSTOM policies may name: a list in YAML, as the agent has it
+    #[arg(long, env = "AMBIT_EXTENSION_PROVIDERS", hide_env_values = true, value_name = "YAML")]
+    extension_providers: Option<ExtensionProviders>,
     /// The label that opts namespaces and pods in, and pods out
     #[arg(
         long,
@@ -129,6 +144,13 @@ impl Manifests {
             label: label.key.into(),
             enabled: label.enabled.into(),
             disabled: label.disabled.into(),
+            path_normalization: self.path_normalization,
+            providers: self
+                .extension_providers
+                .iter()
+                .flat_map(|providers| &providers.0)
+                .map(|provider| provider.name.clone())
+                .collect(),
             ..Settings::default()
         }
     }

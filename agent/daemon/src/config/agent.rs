@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use ambit_core::model::TrustDomain;
+use ambit_core::model::{PathNormalization, TrustDomain};
 
 use super::{
     ConfigError,
@@ -22,6 +22,7 @@ use super::{
     },
 };
 use crate::{
+    authz::ProviderSettings,
     identity::{IstioSettings, VaultConfig, VaultLogin},
     telemetry::{CLUSTER, LogFormat, TraceSettings},
 };
@@ -100,6 +101,10 @@ pub(crate) struct AgentConfig {
     pub(crate) metrics_guarded: bool,
     /// Threads of the runtime that carries traffic, 1 to 256.
     pub(crate) workers: usize,
+    /// How many proxies in front of a client are believed about whose request it is, 0 to 16.
+    pub(crate) trusted_proxies: usize,
+    /// How paths of requests are rewritten.
+    pub(crate) path_normalization: PathNormalization,
     /// Use of the hybrid post-quantum key exchange.
     pub(crate) post_quantum: PostQuantum,
     /// The file of certificate revocation lists.
@@ -112,6 +117,8 @@ pub(crate) struct AgentConfig {
     pub(crate) also_trust: Vec<PathBuf>,
     /// Where certificates come from.
     pub(crate) issuer: IssuerConfig,
+    /// Who decides for CUSTOM policies; no two have the same name.
+    pub(crate) extension_providers: Vec<ProviderSettings>,
 }
 
 /// Where the Kubernetes objects come from.
@@ -239,12 +246,15 @@ impl AgentConfig {
             cni_account: settings.cni_account.map(|account| (account.namespace, account.name)),
             metrics_guarded,
             workers: settings.workers.map_or_else(default_workers, |workers| workers.0.get()),
+            trusted_proxies: settings.trusted_proxies.map_or(0, |proxies| proxies.0),
+            path_normalization: settings.path_normalization.unwrap_or_default(),
             post_quantum: settings.post_quantum.unwrap_or_default(),
             crl_file: settings.crl_file.map(|path| path.0),
             trust_domain_aliases,
             trust_bundles,
             also_trust: settings.also_trust.map_or_else(Vec::new, |files| files.0),
             issuer,
+            extension_providers: settings.extension_providers.map_or_else(Vec::new, |providers| providers.0),
         })
     }
 

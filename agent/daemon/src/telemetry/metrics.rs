@@ -1,6 +1,7 @@
 //! The registry: Istio's TCP metrics, ambit's own, and the process's.
 
 mod certificates;
+mod tokens;
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -11,10 +12,11 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use self::certificates::Certificates;
+pub(crate) use self::tokens::IssuerKeys;
+use self::{certificates::Certificates, tokens::Tokens};
 use super::{
-    Direction, Meta, policy_metrics::PolicyMetrics, process::Process, requests::Requests, traces::SpanCounts,
-    traffic::Traffic,
+    Direction, Meta, checks::Checks, policy_metrics::PolicyMetrics, process::Process, requests::Requests,
+    traces::SpanCounts, traffic::Traffic,
 };
 
 #[derive(Debug)]
@@ -24,6 +26,7 @@ pub(super) struct Metrics {
     pub(super) requests: Arc<Requests>,
     pub(super) spans: SpanCounts,
     pub(super) policy: PolicyMetrics,
+    pub(super) checks: Checks,
     sockets_open: [Gauge; 2],
     refusals: Family<ReasonLabels, Counter>,
     plaintext_refused: Family<NamespaceLabels, Counter>,
@@ -40,6 +43,7 @@ pub(super) struct Metrics {
     probes: Family<PodLabels, Counter>,
     map_operations: Family<MapLabels, Counter>,
     pub(super) certificates: Certificates,
+    pub(super) tokens: Tokens,
     cni_requests: Family<CniRequestLabels, Counter>,
     cni_repairs: Family<CniRepairLabels, Counter>,
     /// Without labels: a family, so that it is absent until it is set.
@@ -113,6 +117,7 @@ impl Metrics {
         registry.register_collector(Box::new(Process));
         let spans = SpanCounts::register(&mut registry);
         let policy = PolicyMetrics::register(&mut registry);
+        let checks = Checks::register(&mut registry);
 
         let build = Family::<BuildLabels, Gauge>::default();
         build.get_or_create(&BuildLabels { component: "ambit", tag: env!("CARGO_PKG_VERSION") }).set(1);
@@ -128,6 +133,7 @@ impl Metrics {
             requests,
             spans,
             policy,
+            checks,
             sockets_open,
             refusals: Family::default(),
             plaintext_refused: Family::default(),
@@ -144,6 +150,7 @@ impl Metrics {
             probes: Family::default(),
             map_operations: Family::default(),
             certificates: Certificates::default(),
+            tokens: Tokens::default(),
             cni_requests: Family::default(),
             cni_repairs: Family::default(),
             cni_installed: Family::default(),
@@ -234,6 +241,7 @@ impl Metrics {
             self.map_operations.clone(),
         );
         self.certificates.register(registry);
+        self.tokens.register(registry);
         self
     }
 

@@ -55,6 +55,7 @@ fn selectors_that_match_nothing_are_told_with_the_label_that_differs() {
         name: named("shop/p"),
         target,
         action: Action::Deny,
+        provider: None,
         rules: vec![Rule::default()],
         dry_run: false,
         doubt: None,
@@ -89,7 +90,7 @@ fn ports_of_services_are_told_with_those_of_the_pods() {
 #[test]
 fn rules_that_need_http_where_none_is_spoken() {
     let methods = || {
-        Rule::new(vec![], vec![vec![field("to[0].operation.methods", Attribute::Layer7, &["GET"])]], vec![])
+        Rule::new(vec![], vec![vec![field("to[0].operation.methods", Attribute::Method, &["GET"])]], vec![])
     };
     let scene = shop().policy("shop/p", Some("cart"), Action::Allow, vec![methods()]);
     assert_eq!(found(&scene), [""; 0], "the service's port is http");
@@ -228,4 +229,40 @@ fn names_that_nothing_bears() {
 fn every_code_is_listed_once() {
     let codes: BTreeSet<&str> = CODES.iter().map(|(code, _)| *code).collect();
     assert_eq!(codes.len(), CODES.len());
+}
+
+#[test]
+fn rules_about_requests_that_do_not_do_what_they_say() {
+    let rule = |fields: Vec<Field>| Rule::new(vec![], vec![fields], vec![]);
+    let policy = |action, fields| shop().policy("shop/p", Some("cart"), action, vec![rule(fields)]);
+    let paths = |values: &[&str]| vec![field("to[0].operation.paths", Attribute::Path, values)];
+    let at = "AuthorizationPolicy shop/p spec.rules[0].to[0].operation";
+    let odd = policy(Action::Allow, paths(&["/a", "/b*", "*.js", "/c/{*}", "/d/*/e", "f", "/g?h"]));
+    assert_eq!(found(&odd), vec![format!("never-matches {at}.paths"); 3]);
+    let methods = vec![field("to[0].operation.methods", Attribute::Method, &["GET", "post"])];
+    assert_eq!(found(&policy(Action::Allow, methods)), [format!("never-matches {at}.methods")]);
+    let hosts = |values: &[&str]| vec![field("to[0].operation.hosts", Attribute::Host, values)];
+    let both = ["a.example", "a.example:*", "*.example", "b.example:80"];
+    assert_eq!(found(&policy(Action::Allow, hosts(&both))), [""; 0]);
+    assert_eq!(
+        found(&policy(Action::Deny, hosts(&["a.example"]))),
+        [format!("host-without-port {at}.hosts")]
+    );
+
+    let custom = policy(Action::Custom, paths(&["/a"]));
+    assert_eq!(found(&custom), [""; 0], "no provider is another mistake");
+
+    let principals = || vec![field("from[0].source.requestPrincipals", Attribute::RequestPrincipal, &["*"])];
+    let asks = shop().policy(
+        "shop/p",
+        Some("cart"),
+        Action::Allow,
+        vec![Rule::new(vec![principals()], vec![], vec![])],
+    );
+    let no_issuer = "no-issuer AuthorizationPolicy shop/p spec.rules[0].from[0].source.requestPrincipals";
+    assert_eq!(found(&asks), [no_issuer]);
+
+    let bare = Scene::new().pod("shop/db-0", "db", "10.0.0.9", &[9000]);
+    let deny = bare.policy("shop/p", Some("db"), Action::Deny, vec![rule(paths(&["/admin"]))]);
+    assert_eq!(found(&deny), ["deny-beyond-http AuthorizationPolicy shop/p spec.rules[0]"]);
 }

@@ -1,15 +1,15 @@
 //! The settings of `ambit agent`.
 
-use ambit_core::model::TrustDomain;
+use ambit_core::model::{PathNormalization, TrustDomain};
 
 use crate::{
     config::{
         settings::settings,
         values::{
-            CaTrust, ClusterId, CollectorUrl, ConfigMapKey, DataplaneLabel, DnsName, Drain, Hold,
-            HttpTelemetry, IssuerKind, ListenAddr, Location, Locations, LogFilter, LoopbackAddr, MapEntries,
-            MetricsAuth, Namespace, ObjectName, PostQuantum, Sampling, ServerName, ServiceAddr, TrustBundles,
-            TrustDomains, Ttl, Url, VaultPath, Workers,
+            CaTrust, ClusterId, CollectorUrl, ConfigMapKey, DataplaneLabel, DnsName, Drain,
+            ExtensionProviders, Hold, HttpTelemetry, IssuerKind, ListenAddr, Location, Locations, LogFilter,
+            LoopbackAddr, MapEntries, MetricsAuth, Namespace, ObjectName, PostQuantum, Sampling, ServerName,
+            ServiceAddr, TrustBundles, TrustDomains, TrustedProxies, Ttl, Url, VaultPath, Workers,
         },
     },
     telemetry::LogFormat,
@@ -77,6 +77,11 @@ settings! {
     root_namespace: Namespace, "AMBIT_ROOT_NAMESPACE", "NAMESPACE";
     /// How long policies stay in force whose definition is removed from the cluster, 0s to 90d [default: 24h]
     policy_hold: Hold, "AMBIT_POLICY_HOLD", "DURATION";
+    /// How many proxies that have passed a request on are believed about its client, 0 to 16, beside the last: whose address stands in
+    /// X-Forwarded-For in front of theirs is remote.ip [default: 0]
+    trusted_proxies: TrustedProxies, "AMBIT_TRUSTED_PROXIES", "N";
+    /// How paths of requests are rewritten: none, base, merge-slashes or decode-and-merge-slashes [default: base]
+    path_normalization: PathNormalization, "AMBIT_PATH_NORMALIZATION", "MODE";
     /// The label that opts namespaces and pods in, and pods out [default: ambit.dev/dataplane=enabled,disabled]
     dataplane_label: DataplaneLabel, "AMBIT_DATAPLANE_LABEL", "KEY=ENABLED[,DISABLED]";
     /// Where cgroup v2 is mounted [default: found in /proc/mounts]
@@ -125,4 +130,7 @@ settings! {
     vault_jwt_file: Location, "AMBIT_VAULT_JWT_FILE", "FILE";
     /// Issuer spire: the admin socket of the SPIRE agent [default: /tmp/spire-agent/private/admin.sock]
     spire_socket: Location, "AMBIT_SPIRE_SOCKET", "PATH";
+    =>
+    /// External authorization providers that CUSTOM policies may name: a list in YAML, as extensionProviders of Istio's mesh configuration has it, with envoyExtAuthzGrpc or envoyExtAuthzHttp; in the config file the list itself
+    extension_providers: ExtensionProviders, "AMBIT_EXTENSION_PROVIDERS", "YAML";
 }

@@ -173,7 +173,7 @@ static TABLE: [Row; 7] = [
         optional: true,
         name_is_shared: false,
         read: request_authentication::read,
-        unreadable: Unreadable::Strictest(request_authentication::unreadable, "takes no token"),
+        unreadable: Unreadable::Strictest(request_authentication::unreadable, "takes no request"),
         gone: |name| Change::Policies(PolicyChange::RequestAuthenticationGone(name)),
         report: Report::AcceptedCondition,
     },

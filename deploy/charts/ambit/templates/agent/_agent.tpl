@@ -80,6 +80,10 @@ seLinuxOptions:
   value: {{ .Values.label }}
 - name: AMBIT_SVID_TTL
   value: {{ .Values.svidTTL }}
+- name: AMBIT_TRUSTED_PROXIES
+  value: {{ .Values.trustedProxies | quote }}
+- name: AMBIT_PATH_NORMALIZATION
+  value: {{ .Values.pathNormalization }}
 - name: AMBIT_POST_QUANTUM
   value: {{ .Values.postQuantum | quote }}
 - name: AMBIT_DRAIN
@@ -95,6 +99,10 @@ seLinuxOptions:
   value: {{ . | quote }}
 - name: AMBIT_TRACE_SAMPLING
   value: {{ $.Values.traces.sampling | quote }}
+{{- end }}
+{{- with .Values.extensionProviders }}
+- name: AMBIT_EXTENSION_PROVIDERS
+  value: {{ toJson . | quote }}
 {{- end }}
 {{- with .Values.mapEntries }}
 - name: AMBIT_MAP_ENTRIES

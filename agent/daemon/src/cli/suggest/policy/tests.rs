@@ -163,6 +163,7 @@ impl Policies {
             destination_ip,
             request: None,
             admitted: false,
+            sni: None,
         };
         decide(&policy, &facts) == Decision::Allow
     }
