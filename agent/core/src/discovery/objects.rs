@@ -23,12 +23,12 @@ pub struct Settings {
     pub enabled: Arc<str>,
     /// The label's value that opts a pod out; `disabled`.
     pub disabled: Arc<str>,
-    /// HTTP requests to pods are counted and logged where neither they nor their namespaces say anything; not so.
-    pub http_telemetry: bool,
     /// How paths of requests are rewritten; [`PathNormalization::Base`].
     pub path_normalization: PathNormalization,
     /// The external providers that CUSTOM policies may name; none.
     pub providers: Vec<Arc<str>>,
+    /// HTTP requests to pods are counted and logged where neither they nor their namespaces say anything; not so.
+    pub http_telemetry: bool,
 }
 
 impl Default for Settings {
@@ -41,9 +41,9 @@ impl Default for Settings {
             label: DATAPLANE_LABEL.into(),
             enabled: "enabled".into(),
             disabled: "disabled".into(),
-            http_telemetry: false,
             path_normalization: PathNormalization::default(),
             providers: Vec::new(),
+            http_telemetry: false,
         }
     }
 }

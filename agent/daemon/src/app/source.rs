@@ -41,9 +41,9 @@ pub(super) fn mesh_settings(config: &AgentConfig) -> Settings {
         label: config.dataplane_label.key.as_str().into(),
         enabled: config.dataplane_label.enabled.as_str().into(),
         disabled: config.dataplane_label.disabled.as_str().into(),
-        http_telemetry: config.http_telemetry == HttpTelemetry::All,
         path_normalization: config.path_normalization,
         providers: config.extension_providers.iter().map(|provider| provider.name.clone()).collect(),
+        http_telemetry: config.http_telemetry == HttpTelemetry::All,
     }
 }
 

@@ -27,6 +27,7 @@ use super::{
     gate::Gate,
     head::{self, Request},
     way::{App, Client, Fault, Way, leg_error},
+    window::Window,
 };
 use crate::tunnel::{Leg, LegError, Share, shut};
 
@@ -78,10 +79,10 @@ impl<'a, L: Leg> Http1<'a, L> {
         gate: &'a Gate<'a>,
         share: &'a Arc<Share>,
         stuck: &'a Stuck,
-        up: Way,
+        first: Window,
     ) -> Self {
         let late = leg.holds_answer().then(|| Box::pin(sleep(ANSWER)));
-        let down = Way::default();
+        let (up, down) = (Way::of(first), Way::default());
         Self { leg, app, gate, share, stuck, up, down, client_ended: false, seen: 0, late, counted: (0, 0) }
     }
 

@@ -75,6 +75,11 @@ pub(super) struct Way {
 }
 
 impl Way {
+    /// Of which that has been read.
+    pub(super) fn of(window: Window) -> Self {
+        Self { window, ..Self::default() }
+    }
+
     /// The window begins with a head of `len` bytes, which may go on, or `rewritten` in its place; and so may what has come of the body
     /// behind it.
     pub(super) fn admit(

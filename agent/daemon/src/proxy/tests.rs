@@ -2,6 +2,7 @@
 
 mod authorization;
 mod renewal;
+mod requests;
 
 use std::fs;
 

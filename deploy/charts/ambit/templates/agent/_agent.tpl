@@ -92,6 +92,10 @@ seLinuxOptions:
   value: {{ .Values.log.filter | quote }}
 - name: AMBIT_LOG_FORMAT
   value: {{ .Values.log.format }}
+{{- with .Values.extensionProviders }}
+- name: AMBIT_EXTENSION_PROVIDERS
+  value: {{ toJson . | quote }}
+{{- end }}
 - name: AMBIT_HTTP_TELEMETRY
   value: {{ .Values.httpTelemetry | quote }}
 {{- with .Values.traces.endpoint }}
@@ -99,10 +103,6 @@ seLinuxOptions:
   value: {{ . | quote }}
 - name: AMBIT_TRACE_SAMPLING
   value: {{ $.Values.traces.sampling | quote }}
-{{- end }}
-{{- with .Values.extensionProviders }}
-- name: AMBIT_EXTENSION_PROVIDERS
-  value: {{ toJson . | quote }}
 {{- end }}
 {{- with .Values.mapEntries }}
 - name: AMBIT_MAP_ENTRIES
