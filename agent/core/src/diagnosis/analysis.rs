@@ -5,6 +5,7 @@
 mod egress;
 mod modes;
 mod names;
+mod requests;
 mod rules;
 mod targets;
 
@@ -66,6 +67,11 @@ pub const CODES: &[(&str, &str)] = &[
     ("service-port", "a port is that of a service, and the pods listen on another"),
     ("undeclared-port", "no pod that a policy selects declares a port"),
     ("http-rule-on-other-port", "a rule needs HTTP on a port that carries something else"),
+    ("deny-beyond-http", "a DENY about requests refuses all that is no HTTP on ports that may carry it"),
+    ("host-without-port", "a host matches calls to port 80 only"),
+    ("no-issuer", "a rule asks for a token where no RequestAuthentication judges one"),
+    ("token-not-demanded", "a RequestAuthentication lets in who has no token"),
+    ("unknown-provider", "CUSTOM names a provider that is not configured"),
     ("permissive-under-strict", "a namespace or workload takes plaintext though the mesh is STRICT"),
     ("plaintext-evades-deny", "a DENY by identity, on pods that take plaintext"),
     (
@@ -90,6 +96,7 @@ pub fn analyze(cluster: Cluster<'_>) -> Vec<Finding> {
     targets::look(&mut report);
     modes::look(&mut report);
     rules::look(&mut report);
+    requests::look(&mut report);
     names::look(&mut report);
     egress::look(&mut report);
     let mut findings = report.findings;
@@ -170,6 +177,10 @@ impl<'a> Report<'a> {
 impl Subject {
     fn authorization(policy: &AuthorizationPolicy) -> Self {
         Self { kind: "AuthorizationPolicy", name: policy.name.clone() }
+    }
+
+    fn request(name: &ObjectName) -> Self {
+        Self { kind: "RequestAuthentication", name: name.clone() }
     }
 
     fn peer(name: &ObjectName) -> Self {

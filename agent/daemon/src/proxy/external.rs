@@ -71,7 +71,7 @@ pub(super) fn denied(policy: &ObjectName, rule: usize, why: Arc<str>) -> Refusal
     Refusal {
         policy: Some(policy.to_string().into()),
         rule: Some(format!("rules[{rule}]").into()),
-        ..Refusal::new(Reason::PolicyDenied, why)
+        ..Refusal::new(Reason::ProviderRefused, why)
     }
 }
 

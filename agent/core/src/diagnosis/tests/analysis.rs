@@ -313,3 +313,39 @@ fn addresses_of_entries_that_are_somebody_elses_are_told() {
     let scene = changed(shop(), at("shop/x", &service));
     assert_eq!(found(&scene), ["overlapping-address ServiceEntry shop/x spec.addresses"]);
 }
+
+#[test]
+fn rules_about_requests_that_do_not_do_what_they_say() {
+    let rule = |fields: Vec<Field>| Rule::new(vec![], vec![fields], vec![]);
+    let policy = |action, fields| shop().policy("shop/p", Some("cart"), action, vec![rule(fields)]);
+    let paths = |values: &[&str]| vec![field("to[0].operation.paths", Attribute::Path, values)];
+    let at = "AuthorizationPolicy shop/p spec.rules[0].to[0].operation";
+    let odd = policy(Action::Allow, paths(&["/a", "/b*", "*.js", "/c/{*}", "/d/*/e", "f", "/g?h"]));
+    assert_eq!(found(&odd), vec![format!("never-matches {at}.paths"); 3]);
+    let methods = vec![field("to[0].operation.methods", Attribute::Method, &["GET", "post"])];
+    assert_eq!(found(&policy(Action::Allow, methods)), [format!("never-matches {at}.methods")]);
+    let hosts = |values: &[&str]| vec![field("to[0].operation.hosts", Attribute::Host, values)];
+    let both = ["a.example", "a.example:*", "*.example", "b.example:80"];
+    assert_eq!(found(&policy(Action::Allow, hosts(&both))), [""; 0]);
+    assert_eq!(
+        found(&policy(Action::Deny, hosts(&["a.example"]))),
+        [format!("host-without-port {at}.hosts")]
+    );
+
+    let custom = policy(Action::Custom, paths(&["/a"]));
+    assert_eq!(found(&custom), [""; 0], "no provider is another mistake");
+
+    let principals = || vec![field("from[0].source.requestPrincipals", Attribute::RequestPrincipal, &["*"])];
+    let asks = shop().policy(
+        "shop/p",
+        Some("cart"),
+        Action::Allow,
+        vec![Rule::new(vec![principals()], vec![], vec![])],
+    );
+    let no_issuer = "no-issuer AuthorizationPolicy shop/p spec.rules[0].from[0].source.requestPrincipals";
+    assert_eq!(found(&asks), [no_issuer]);
+
+    let bare = Scene::new().pod("shop/db-0", "db", "10.0.0.9", &[9000]);
+    let deny = bare.policy("shop/p", Some("db"), Action::Deny, vec![rule(paths(&["/admin"]))]);
+    assert_eq!(found(&deny), ["deny-beyond-http AuthorizationPolicy shop/p spec.rules[0]"]);
+}
