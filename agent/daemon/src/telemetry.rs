@@ -33,7 +33,7 @@ use ambit_core::{
 
 pub(crate) use checks::CheckResult;
 pub(crate) use logging::{LogFormat, LoggingError, init_logging, parse_filter};
-pub(crate) use metrics::OpenTunnel;
+pub(crate) use metrics::{IssuerKeys, OpenTunnel};
 pub(crate) use observed::{
     DenialDetail, DenialKey, Flow, FlowSource, Observations, Outcome, Place, RehearsalDetail, RehearsalKey,
     Sighting, Who,
@@ -344,6 +344,26 @@ impl Telemetry {
     /// Sets the revocation lists in force: issuer and next update.
     pub(crate) fn revocation_lists(&self, lists: &[(String, Option<SystemTime>)]) {
         self.0.metrics.certificates.revocation_lists(lists);
+    }
+
+    /// Counts a request that was refused for its token; `clock_skew` if a clock may be to blame.
+    pub(crate) fn token_refused(&self, reason: &'static str, clock_skew: bool) {
+        self.0.metrics.tokens.refused(reason, clock_skew);
+    }
+
+    /// Counts an attempt to fetch an issuer's keys.
+    pub(crate) fn keys_fetched(&self, good: bool) {
+        self.0.metrics.tokens.fetched(good);
+    }
+
+    /// Sets how one issuer's keys are.
+    pub(crate) fn issuer(&self, issuer: IssuerKeys<'_>) {
+        self.0.metrics.tokens.issuer(issuer);
+    }
+
+    /// Sets how the keys of all issuers are that are followed.
+    pub(crate) fn issuers<'a>(&self, all: impl Iterator<Item = IssuerKeys<'a>>) {
+        self.0.metrics.tokens.issuers(all);
     }
 
     /// The connections that are open, oldest first.

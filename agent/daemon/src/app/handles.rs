@@ -25,7 +25,8 @@ use crate::{
     discovery::Feed,
     identity::KeyStore,
     instance::{Capacity, Gate, MemoryUse, Readiness, Signals},
-    proxy::Proxy,
+    jwt::Tokens,
+    proxy::{Judges, Proxy},
     telemetry::Telemetry,
     tunnel::Wallet,
 };
@@ -58,7 +59,12 @@ impl Handles {
         let capacity = Capacity::of_this_process();
         tracing::debug!(?capacity, "what this agent may hold");
         let providers = Providers::new(config.extension_providers.clone(), &telemetry);
-        let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone(), providers.clone(), capacity);
+        let judges = Judges {
+            providers: providers.clone(),
+            tokens: Tokens::default(),
+            trusted_proxies: config.trusted_proxies,
+        };
+        let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone(), judges, capacity);
         let pods = Pods::default();
         Ok(Self { started, readiness, telemetry, feed, api, keys, wallet, proxy, providers, pods })
     }

@@ -94,6 +94,8 @@ pub(crate) struct AgentConfig {
     pub(crate) metrics_guarded: bool,
     /// Threads of the runtime that carries traffic, 1 to 256.
     pub(crate) workers: usize,
+    /// How many proxies in front of a client are believed about whose request it is, 0 to 16.
+    pub(crate) trusted_proxies: usize,
     /// How paths of requests are rewritten.
     pub(crate) path_normalization: PathNormalization,
     /// Use of the hybrid post-quantum key exchange.
@@ -230,6 +232,7 @@ impl AgentConfig {
             cni_account: settings.cni_account.map(|account| (account.namespace, account.name)),
             metrics_guarded,
             workers: settings.workers.map_or_else(default_workers, |workers| workers.0.get()),
+            trusted_proxies: settings.trusted_proxies.map_or(0, |proxies| proxies.0),
             path_normalization: settings.path_normalization.unwrap_or_default(),
             post_quantum: settings.post_quantum.unwrap_or_default(),
             crl_file: settings.crl_file.map(|path| path.0),

@@ -30,7 +30,7 @@ use crate::{
 pub(super) async fn ask<D: Dial>(
     shared: &Shared,
     pod: &Pod<D>,
-    workload: &Arc<Workload>,
+    workload: &Workload,
     provider: &str,
     subject: &Subject<'_>,
 ) -> Answer {
@@ -42,7 +42,7 @@ pub(super) async fn ask<D: Dial>(
 pub(super) async fn admitted<D: Dial>(
     shared: &Shared,
     pod: &Pod<D>,
-    workload: &Arc<Workload>,
+    workload: &Workload,
     source: SocketAddr,
     facts: &Facts<'_>,
 ) -> Result<bool, Refusal> {
@@ -79,7 +79,7 @@ pub(super) fn denied(policy: &ObjectName, rule: usize, why: Arc<str>) -> Refusal
 struct AsPod<'a, D> {
     shared: &'a Shared,
     pod: &'a Pod<D>,
-    workload: &'a Arc<Workload>,
+    workload: &'a Workload,
     /// Where.
     called: SocketAddr,
 }

@@ -21,7 +21,7 @@ use super::{
     order::Numbers,
     pressure::Broken,
     relay::{Meter, Relay},
-    unconnected,
+    requests, unconnected,
     waiting::{admit, refuse, unless_given_up},
     within,
 };
@@ -305,8 +305,8 @@ impl<D: Dial> Call<'_, D> {
     async fn to_itself(&self, app: Client, client: &Workload, endpoint: &Endpoint, place: Place) {
         let addr = endpoint.addr;
         let facts = facts(addr, addr.0.ip(), Some(&client.identity));
-        match self.pod.verdict(&facts) {
-            Ok(()) => self.plain(app, "the application at", addr.0, place, Some(facts)).await,
+        match self.pod.prospect(&facts) {
+            Ok(()) => self.plain(app, "the application at", addr.0, place, Some((facts, client))).await,
             Err(refusal) => {
                 let meta = describe::outbound(self.routed, None);
                 self.pod.rehearse_refused(&refusal, &facts, &meta, &self.shared.telemetry);
@@ -323,7 +323,7 @@ impl<D: Dial> Call<'_, D> {
         what: &str,
         destination: SocketAddr,
         mut place: Place,
-        facts: Option<Facts<'_>>,
+        judged: Option<(Facts<'_>, &Workload)>,
     ) {
         let dial = async {
             let dial = self.pod.pod.dial_plain(self.routed.source.ip(), destination);
@@ -345,27 +345,32 @@ impl<D: Dial> Call<'_, D> {
         bound_buffers(&app, place.buffers());
         bound_buffers(&server, place.buffers());
         let connection = self.shared.telemetry.open(describe::outbound(self.routed, None));
-        let mut relay = Relay::new(app, Plain::new(server, self.pod.share.clone()));
-        let meter = Outbound(&connection);
-        // On the heap, as few connections have it.
-        let mut judged = facts
-            .map(|facts| Box::pin(self.pod.until_denied(facts, connection.meta(), &self.shared.telemetry)));
-        let denied = async {
-            match &mut judged {
-                Some(judged) => judged.await,
-                None => std::future::pending().await,
+        if let Some((facts, workload)) = judged {
+            // The same as if it had passed the pod's own inbound side.
+            let call = requests::Call {
+                shared: self.shared,
+                pod: self.pod,
+                workload,
+                source: self.routed.source,
+                facts,
+                peer: None,
+                connection: &connection,
+            };
+            let (ended, _client) =
+                Box::pin(call.carry(server, Plain::new(app, self.pod.share.clone()))).await;
+            match ended {
+                Ok(()) => connection.finish(&Ending::Closed),
+                Err(cut) => drop(cut.report(connection)),
             }
+            return;
+        }
+        let mut relay = Relay::new(app, Plain::new(server, self.pod.share.clone()));
+        let ended = self.shared.relay(&*self.pod.pod, &mut relay, &Outbound(&connection)).await;
+        let ending = match ended {
+            Ok(()) | Err(Broken::Leg(LegError::AppLeft)) => Ending::Closed,
+            Err(Broken::Leg(_)) => Ending::Reset,
+            Err(Broken::GivenUp(refusal)) => Ending::Refused { refusal, by_peer: false },
         };
-        let ending = select! {
-            biased;
-            refusal = denied => Ending::Refused { refusal, by_peer: false },
-            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter) => match ended {
-                Ok(()) | Err(Broken::Leg(LegError::AppLeft)) => Ending::Closed,
-                Err(Broken::Leg(_)) => Ending::Reset,
-                Err(Broken::GivenUp(refusal)) => Ending::Refused { refusal, by_peer: false },
-            },
-        };
-        drop(judged);
         connection.finish(&ending);
     }
 

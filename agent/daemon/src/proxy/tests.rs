@@ -112,7 +112,7 @@ impl Node {
         let wallet = Wallet::new(keys.clone(), settings, clock);
         let capacity = Capacity { files: 1 << 20, memory: 1 << 30 };
         Self {
-            proxy: Proxy::new(feed, wallet, Telemetry::new(), Providers::default(), capacity),
+            proxy: Proxy::new(feed, wallet, Telemetry::new(), Judges::default(), capacity),
             keys,
             renewed,
             _dir: dir,

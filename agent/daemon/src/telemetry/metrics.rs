@@ -1,6 +1,7 @@
 //! The registry: Istio's TCP metrics, ambit's own, and the process's.
 
 mod certificates;
+mod tokens;
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -11,7 +12,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use self::certificates::Certificates;
+pub(crate) use self::tokens::IssuerKeys;
+use self::{certificates::Certificates, tokens::Tokens};
 use super::{
     Direction, Meta, checks::Checks, policy_metrics::PolicyMetrics, process::Process, traffic::Traffic,
 };
@@ -38,6 +40,7 @@ pub(super) struct Metrics {
     probes: Family<PodLabels, Counter>,
     map_operations: Family<MapLabels, Counter>,
     pub(super) certificates: Certificates,
+    pub(super) tokens: Tokens,
     cni_requests: Family<CniRequestLabels, Counter>,
     cni_repairs: Family<CniRepairLabels, Counter>,
     /// Without labels: a family, so that it is absent until it is set.
@@ -139,6 +142,7 @@ impl Metrics {
             probes: Family::default(),
             map_operations: Family::default(),
             certificates: Certificates::default(),
+            tokens: Tokens::default(),
             cni_requests: Family::default(),
             cni_repairs: Family::default(),
             cni_installed: Family::default(),
@@ -229,6 +233,7 @@ impl Metrics {
             self.map_operations.clone(),
         );
         self.certificates.register(registry);
+        self.tokens.register(registry);
         self
     }
 

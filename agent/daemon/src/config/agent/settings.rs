@@ -8,8 +8,8 @@ use crate::{
         values::{
             CaTrust, ClusterId, ConfigMapKey, DataplaneLabel, DnsName, Drain, ExtensionProviders, Hold,
             IssuerKind, ListenAddr, Location, Locations, LogFilter, LoopbackAddr, MapEntries, MetricsAuth,
-            Namespace, ObjectName, PostQuantum, ServerName, ServiceAddr, TrustBundles, TrustDomains, Ttl,
-            Url, VaultPath, Workers,
+            Namespace, ObjectName, PostQuantum, ServerName, ServiceAddr, TrustBundles, TrustDomains,
+            TrustedProxies, Ttl, Url, VaultPath, Workers,
         },
     },
     telemetry::LogFormat,
@@ -71,6 +71,9 @@ settings! {
     root_namespace: Namespace, "AMBIT_ROOT_NAMESPACE", "NAMESPACE";
     /// How long policies stay in force whose definition is removed from the cluster, 0s to 90d [default: 24h]
     policy_hold: Hold, "AMBIT_POLICY_HOLD", "DURATION";
+    /// How many proxies that have passed a request on are believed about its client, 0 to 16, beside the last: whose address stands in
+    /// X-Forwarded-For in front of theirs is remote.ip [default: 0]
+    trusted_proxies: TrustedProxies, "AMBIT_TRUSTED_PROXIES", "N";
     /// How paths of requests are rewritten: none, base, merge-slashes or decode-and-merge-slashes [default: base]
     path_normalization: PathNormalization, "AMBIT_PATH_NORMALIZATION", "MODE";
     /// The label that opts namespaces and pods in, and pods out [default: ambit.dev/dataplane=enabled,disabled]

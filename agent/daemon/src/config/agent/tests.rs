@@ -59,6 +59,7 @@ fn defaults_are_those_of_the_help() {
             cni_account: None,
             metrics_guarded: false,
             workers: default_workers(),
+            trusted_proxies: 0,
             path_normalization: PathNormalization::Base,
             post_quantum: PostQuantum::Offer,
             crl_file: None,

@@ -80,6 +80,8 @@ seLinuxOptions:
   value: {{ .Values.label }}
 - name: AMBIT_SVID_TTL
   value: {{ .Values.svidTTL }}
+- name: AMBIT_TRUSTED_PROXIES
+  value: {{ .Values.trustedProxies | quote }}
 - name: AMBIT_PATH_NORMALIZATION
   value: {{ .Values.pathNormalization }}
 - name: AMBIT_POST_QUANTUM
