@@ -1,6 +1,6 @@
 //! Providers over loopback: scripted servers by gRPC and by HTTP, and none at all.
 
-mod grpc;
+pub(crate) mod grpc;
 mod http;
 
 use std::{
@@ -76,7 +76,7 @@ impl Dialler for Loopback {
     }
 }
 
-fn settings(form: Form) -> ProviderSettings {
+pub(crate) fn settings(form: Form) -> ProviderSettings {
     ProviderSettings {
         name: "opa".into(),
         addr: ProviderAddr { namespace: None, host: "opa.authz".into(), port: 9191 },
