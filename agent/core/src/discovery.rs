@@ -15,6 +15,6 @@ pub use delta::{Delta, PodDelta};
 pub use destination::Destination;
 pub use mesh::{Endpoint, Mesh, PortProtocol, ProtocolOrigin, Route, RouteError};
 pub use objects::{
-    Change, EndpointSlice, ForeignProbe, HostPort, Namespace, Pod, Protocol, Service, ServicePort, Settings,
-    SliceEndpoint, SlicePort, TargetPort,
+    Change, EndpointSlice, ForeignProbe, HostPort, Namespace, Pod, Protocol, ProviderPlace, Service,
+    ServicePort, Settings, SliceEndpoint, SlicePort, TargetPort,
 };

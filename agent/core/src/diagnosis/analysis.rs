@@ -4,6 +4,7 @@
 
 mod modes;
 mod names;
+mod providers;
 mod rules;
 mod targets;
 
@@ -76,6 +77,8 @@ pub const CODES: &[(&str, &str)] = &[
     ("redundant-rule", "another rule matches whatever this one does"),
     ("unknown-namespace", "a namespace of which nothing is known"),
     ("unknown-principal", "a service account that no pod has"),
+    ("provider-not-there", "an external provider is at a service, or a port of one, that is not there"),
+    ("provider-asked-about-itself", "a CUSTOM policy is for the pods of a provider, and nobody can ask it"),
 ];
 
 /// Looks for mistakes in all policies; by object, the worst of each first.
@@ -85,6 +88,7 @@ pub fn analyze(cluster: Cluster<'_>) -> Vec<Finding> {
     modes::look(&mut report);
     rules::look(&mut report);
     names::look(&mut report);
+    providers::look(&mut report);
     let mut findings = report.findings;
     findings.sort_by(|one, other| {
         let key = |finding: &Finding| (finding.subject.clone(), std::cmp::Reverse(finding.level));

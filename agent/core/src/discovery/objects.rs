@@ -27,6 +27,8 @@ pub struct Settings {
     pub path_normalization: PathNormalization,
     /// The external providers that CUSTOM policies may name; none.
     pub providers: Vec<Arc<str>>,
+    /// Where those are.
+    pub provider_places: Vec<ProviderPlace>,
 }
 
 impl Default for Settings {
@@ -41,6 +43,7 @@ impl Default for Settings {
             disabled: "disabled".into(),
             path_normalization: PathNormalization::default(),
             providers: Vec::new(),
+            provider_places: Vec::new(),
         }
     }
 }
@@ -53,6 +56,19 @@ impl Settings {
         on_pod.as_deref() == Some(&*self.enabled)
             || (on_namespace.as_deref() == Some(&*self.enabled) && on_pod.as_deref() != Some(&*self.disabled))
     }
+}
+
+/// Where an external provider is said to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProviderPlace {
+    /// Its name.
+    pub provider: Arc<str>,
+    /// The namespace of its service, where the host does not say it.
+    pub namespace: Option<Arc<str>>,
+    /// A service's name as DNS has it, another name, or an IP address.
+    pub host: Arc<str>,
+    /// The service's port.
+    pub port: u16,
 }
 
 /// One step from a source: an object as it is now, or the name of one that is gone.
