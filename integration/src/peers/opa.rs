@@ -101,7 +101,7 @@ fn connections(stage: &Stage<'_>, world: &mut World) -> Result<()> {
     let _opa = serve(stage, world, &rego("e"))?;
     decided([false, true, false])?;
     let metrics = world.agents[1].metrics()?;
-    let allowed = metrics.sum("ambit_ext_authz_checks_total", &[("result", "allowed")]);
+    let allowed = metrics.sum("ambit_ext_authz_checks_total", &["result=\"allowed\""]);
     ensure!(allowed > 0.0, "no check has let anybody in");
     Ok(())
 }
