@@ -25,6 +25,7 @@ mod peers_gone;
 mod policy;
 mod probes;
 mod rehearsal;
+mod requests;
 mod reuse;
 mod revocation;
 mod routing;
@@ -93,6 +94,7 @@ pub fn tests() -> Vec<Test> {
         custom::TESTS,
         denials::TESTS,
         rehearsal::TESTS,
+        requests::TESTS,
         explain::TESTS,
         probes::TESTS,
         operations::TESTS,

@@ -92,3 +92,21 @@ pub mod istio {
         include!("gen/istio.v1.auth.rs");
     }
 }
+
+/// Where spans are sent: the OpenTelemetry Protocol's `opentelemetry.proto.collector.trace.v1`.
+pub mod opentelemetry {
+    /// Spans, with what they are made of.
+    #[allow(
+        missing_docs,
+        unreachable_pub,
+        unused_qualifications,
+        clippy::all,
+        clippy::allow_attributes_without_reason,
+        clippy::too_many_lines,
+        clippy::unwrap_used,
+        reason = "generated code follows the generator's taste, not ours"
+    )]
+    pub mod trace {
+        include!("gen/opentelemetry.proto.collector.trace.v1.rs");
+    }
+}

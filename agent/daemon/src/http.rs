@@ -12,7 +12,6 @@ mod gate;
 mod head;
 mod http1;
 mod http2;
-mod seams;
 mod sniff;
 mod way;
 mod window;
@@ -141,4 +140,36 @@ pub(crate) async fn carry<L: Leg>(
         return http2::run(leg, app, gate, stuck, first).await;
     }
     Http1::new(leg, app, gate, share, stuck, first).run().await
+}
+
+/// Reads a request as [`carry`] does, in one piece and in two of which the first has `cut` bytes. What is promised of it stands here as
+/// assertions: what goes on is read as what was judged, and it does not matter in how many pieces it came.
+pub(crate) fn examine(bytes: &[u8], cut: usize) {
+    let whole = head::end(bytes, &mut 0);
+    let mut seen = 0;
+    let early = head::end(&bytes[..cut], &mut seen);
+    match early {
+        Ok(None) => assert_eq!(head::end(bytes, &mut seen), whole, "the same end in two pieces"),
+        early => assert_eq!(early, whole, "what ends early ends there"),
+    }
+    let Ok(Some(len)) = whole else { return };
+    let Ok(request) = head::request(&bytes[..len]) else { return };
+    let again = request.rewritten(&bytes[..len]);
+    let read = head::request(&again).expect("what goes on can be read");
+    assert_eq!(read.parts.method, request.parts.method);
+    assert_eq!(read.parts.uri, request.parts.uri);
+    assert_eq!(read.parts.headers, request.parts.headers);
+    assert_eq!(read.body, request.body);
+    assert_eq!(sniff::sniff(&again, false), Some(Carries::Http1));
+    let body = &bytes[len..];
+    let cut = cut.saturating_sub(len).min(body.len());
+    let (mut at_once, mut in_two) = (request.body, request.body);
+    let at_once_gone = at_once.advance(body);
+    let in_two_gone = in_two.advance(&body[..cut]).and_then(|gone| Ok(gone + in_two.advance(&body[gone..])?));
+    match (at_once_gone, in_two_gone) {
+        (Ok(at_once_gone), Ok(in_two_gone)) => {
+            assert_eq!((at_once_gone, at_once), (in_two_gone, in_two), "the same body in two pieces");
+        }
+        (at_once_gone, in_two_gone) => assert_eq!(at_once_gone.is_err(), in_two_gone.is_err()),
+    }
 }

@@ -6,6 +6,7 @@
 mod access;
 mod checks;
 mod expiring;
+mod grpc;
 mod live;
 mod logging;
 mod metrics;
@@ -13,6 +14,9 @@ mod observed;
 mod pace;
 mod policy_metrics;
 mod process;
+mod request;
+mod requests;
+mod traces;
 mod traffic;
 
 #[cfg(test)]
@@ -22,7 +26,7 @@ use std::{
     fmt,
     net::SocketAddr,
     ops::Range,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, OnceLock, atomic::Ordering},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -32,17 +36,23 @@ use ambit_core::{
 };
 
 pub(crate) use checks::CheckResult;
+pub(crate) use grpc::GrpcMessages;
 pub(crate) use logging::{LogFormat, LoggingError, init_logging, parse_filter};
 pub(crate) use metrics::{IssuerKeys, OpenTunnel};
 pub(crate) use observed::{
-    DenialDetail, DenialKey, Flow, FlowSource, Observations, Outcome, Place, RehearsalDetail, RehearsalKey,
-    Sighting, Who,
+    DenialDetail, DenialKey, Flow, FlowSource, Observations, Operations, Outcome, Place, RehearsalDetail,
+    RehearsalKey, Sighting, Who,
 };
+
+pub(crate) use request::{Request, RequestEnd};
+pub(crate) use requests::ResponseFlag;
+pub(crate) use traces::TraceSettings;
 
 use live::{Live, LiveTable};
 use metrics::Metrics;
 use observed::Observed;
 use pace::Pace;
+use traces::Traces;
 use traffic::{Flag, TrafficLabels};
 
 /// The cluster name in metrics and the access log: Istio's default, without which Kiali drops the series.
@@ -171,6 +181,8 @@ struct Shared {
     live: LiveTable,
     pace: Pace,
     observed: Observed,
+    /// Where spans go; nowhere unless it is set.
+    traces: OnceLock<Traces>,
 }
 
 impl Telemetry {
@@ -181,7 +193,14 @@ impl Telemetry {
             live: LiveTable::default(),
             pace: Pace::default(),
             observed: Observed::new(SystemTime::now()),
+            traces: OnceLock::new(),
         }))
+    }
+
+    /// From now on requests of sampled traces are told of. Must be called in a tokio runtime, and has an effect once.
+    pub(crate) fn export_traces(&self, settings: TraceSettings) {
+        let spans = self.0.metrics.spans.clone();
+        self.0.traces.get_or_init(|| Traces::start(settings, spans));
     }
 
     /// Counts a connection as open until the value returned is finished or dropped.

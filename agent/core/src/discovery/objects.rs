@@ -29,6 +29,8 @@ pub struct Settings {
     pub providers: Vec<Arc<str>>,
     /// Where those are.
     pub provider_places: Vec<ProviderPlace>,
+    /// HTTP requests to pods are counted and logged where neither they nor their namespaces say anything; not so.
+    pub http_telemetry: bool,
 }
 
 impl Default for Settings {
@@ -44,6 +46,7 @@ impl Default for Settings {
             path_normalization: PathNormalization::default(),
             providers: Vec::new(),
             provider_places: Vec::new(),
+            http_telemetry: false,
         }
     }
 }
@@ -99,6 +102,8 @@ pub struct Namespace {
     pub name: Arc<str>,
     /// Its labels.
     pub labels: Labels,
+    /// What its annotation wants of requests to its pods.
+    pub http_telemetry: Option<bool>,
 }
 
 /// What discovery needs of a pod.
@@ -140,6 +145,8 @@ pub struct Pod {
     pub foreign_probes: Vec<ForeignProbe>,
     /// The network namespace that the annotation names: a path, or a name under `/run/netns`.
     pub netns: Option<Arc<str>>,
+    /// What its annotation wants of requests to it.
+    pub http_telemetry: Option<bool>,
 }
 
 /// A port of a node that leads to a pod.

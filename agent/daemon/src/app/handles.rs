@@ -54,6 +54,9 @@ impl Handles {
         background: &mut JoinSet<()>,
     ) -> anyhow::Result<Self> {
         let (started, telemetry) = (SystemTime::now(), Telemetry::new());
+        if let Some(traces) = &config.traces {
+            telemetry.export_traces(traces.clone());
+        }
         let (feed, api) = source::open(config).await?;
         let (keys, wallet) = trust::open(config, &feed, api.as_ref(), &telemetry, background).await?;
         let capacity = Capacity::of_this_process();

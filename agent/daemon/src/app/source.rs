@@ -10,7 +10,7 @@ use super::{health, node::Pods};
 use crate::{
     authz::ProviderSettings,
     cluster,
-    config::{AgentConfig, SourceConfig},
+    config::{AgentConfig, HttpTelemetry, SourceConfig},
     discovery::{self, Feed, PolicyHold},
     identity::KeyStore,
     reports::{self, PodReport},
@@ -45,6 +45,7 @@ pub(super) fn mesh_settings(config: &AgentConfig) -> Settings {
         path_normalization: config.path_normalization,
         provider_places: config.extension_providers.iter().map(ProviderSettings::place).collect(),
         providers: config.extension_providers.iter().map(|provider| provider.name.clone()).collect(),
+        http_telemetry: config.http_telemetry == HttpTelemetry::All,
     }
 }
 

@@ -17,13 +17,14 @@ use super::{
     folders::{CniDirs, private_folder},
     settings::read,
     values::{
-        CaTrust, DataplaneLabel, IssuerKind, Location, MapEntries, MetricsAuth, PostQuantum, VaultPath,
+        CaTrust, DataplaneLabel, HttpTelemetry, IssuerKind, Location, MapEntries, MetricsAuth, PostQuantum,
+        Sampling, VaultPath,
     },
 };
 use crate::{
     authz::ProviderSettings,
     identity::{IstioSettings, VaultConfig, VaultLogin},
-    telemetry::{CLUSTER, LogFormat},
+    telemetry::{CLUSTER, LogFormat, TraceSettings},
 };
 
 pub(crate) use settings::AgentSettings;
@@ -42,6 +43,8 @@ const DEFAULT_POLICY_HOLD: Duration = Duration::from_secs(24 * 3600);
 /// Where Kubernetes mounts a pod's own token.
 const POD_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 const DEFAULT_MAX_WORKERS: usize = 8;
+/// One in a hundred, as Istio's.
+const DEFAULT_SAMPLING: Sampling = Sampling(100);
 
 /// The configuration of one agent. Paths are absolute.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +69,10 @@ pub(crate) struct AgentConfig {
     pub(crate) log_filter: String,
     /// How log lines look.
     pub(crate) log_format: LogFormat,
+    /// Whose requests are read where no policy needs it.
+    pub(crate) http_telemetry: HttpTelemetry,
+    /// Where spans go; nowhere if `None`.
+    pub(crate) traces: Option<TraceSettings>,
     /// The lifetime of workload certificates: 10 seconds to 90 days.
     pub(crate) svid_ttl: Duration,
     /// The trust domain of all identities.
@@ -201,8 +208,9 @@ impl AgentConfig {
         if let Some((domain, _)) = trust_bundles.iter().find(|(domain, _)| own(domain)) {
             return Err(ConfigError::OwnTrustDomain(domain.clone()));
         }
+        let node = settings.node.ok_or_else(missing("node", "AMBIT_NODE"))?.0;
         Ok(Self {
-            node: settings.node.ok_or_else(missing("node", "AMBIT_NODE"))?.0,
+            node: node.clone(),
             source: match (settings.manifests, settings.kubeconfig) {
                 (Some(_), Some(_)) => {
                     return Err(ConfigError::Both { first: "manifests", second: "kubeconfig" });
@@ -218,6 +226,12 @@ impl AgentConfig {
             daemonset: settings.daemonset.map(|set| (set.namespace, set.name)),
             log_filter: settings.log.map_or_else(|| "info".to_owned(), |filter| filter.0),
             log_format: settings.log_format.unwrap_or_default(),
+            http_telemetry: settings.http_telemetry.unwrap_or_default(),
+            traces: settings.trace_endpoint.map(|url| TraceSettings {
+                endpoint: url.0,
+                sampled: settings.trace_sampling.unwrap_or(DEFAULT_SAMPLING).0,
+                node,
+            }),
             svid_ttl: settings.svid_ttl.map_or(DEFAULT_TTL, |ttl| ttl.0),
             trust_domain,
             cluster_domain: settings.cluster_domain.map_or_else(domain, |name| name.0),

@@ -5,6 +5,7 @@ mod addresses;
 mod amounts;
 mod label;
 mod names;
+mod observing;
 mod providers;
 mod trust;
 
@@ -18,6 +19,7 @@ pub(crate) use label::DataplaneLabel;
 pub(crate) use names::{
     Accounts, ClusterId, ConfigMapKey, DnsName, Namespace, ObjectName, ServerName, ServerNames, VaultPath,
 };
+pub(crate) use observing::{CollectorUrl, HttpTelemetry, Sampling};
 pub(crate) use providers::ExtensionProviders;
 pub(crate) use trust::{CaTrust, IssuerKind, MetricsAuth, PostQuantum, TrustBundles, TrustDomains};
 

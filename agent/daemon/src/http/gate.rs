@@ -11,15 +11,11 @@ use ambit_core::{
 use http::{HeaderMap, StatusCode, Uri, header::HOST, request::Parts, uri::PathAndQuery};
 use tokio::sync::watch;
 
-use super::{
-    answer::Answer,
-    body::Malformed,
-    seams::{ConnectionExt as _, Request},
-};
+use super::{answer::Answer, body::Malformed};
 use crate::{
     authz::{self, Changes},
     jwt::Tokens,
-    telemetry::{Connection, Meta, Telemetry},
+    telemetry::{Connection, Meta, Request, Telemetry},
 };
 
 /// Asks external providers in the name of the pod that is called.
@@ -131,7 +127,7 @@ impl Gate<'_> {
                     let refusal = Refusal {
                         policy: Some(asked.policy.to_string().into()),
                         rule: Some(format!("rules[{}]", asked.rule).into()),
-                        ..Refusal::new(Reason::PolicyDenied, why)
+                        ..Refusal::new(Reason::ProviderRefused, why)
                     };
                     pending.told.refused(&refusal, status);
                     return Err(Answer::of_provider(status, headers, body, head));
@@ -146,7 +142,7 @@ impl Gate<'_> {
             match self.tokens.judge(tokens, head) {
                 Ok(claims) => claims,
                 Err(bad) => {
-                    let refusal = Refusal::new(Reason::PolicyDenied, bad.text);
+                    let refusal = Refusal::new(Reason::TokenRefused, bad.text);
                     pending.told.refused(&refusal, bad.status);
                     return Err(Answer::of_token(&bad, head));
                 }
@@ -168,7 +164,7 @@ impl Gate<'_> {
     /// The answer to what is no request; counts and logs it.
     pub(super) fn malformed(&self, malformed: &Malformed) -> Answer {
         let text = format!("the request is malformed: {malformed}");
-        self.connection.malformed(&Refusal::new(super::seams::MALFORMED, text));
+        self.connection.malformed(&Refusal::new(Reason::MalformedRequest, text));
         Answer::text(StatusCode::BAD_REQUEST, "Bad Request")
     }
 

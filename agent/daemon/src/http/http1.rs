@@ -82,7 +82,7 @@ impl<'a, L: Leg> Http1<'a, L> {
         first: Window,
     ) -> Self {
         let late = leg.holds_answer().then(|| Box::pin(sleep(ANSWER)));
-        let down = Way::default();
+        let (up, down) = (Way::of(first), Way::default());
         Self { leg, app, gate, share, stuck, up, down, client_ended: false, seen: 0, late, counted: (0, 0) }
     }
 
@@ -195,12 +195,13 @@ impl<'a, L: Leg> Http1<'a, L> {
         let rewritten = (admitted.changed || request.changed)
             .then(|| request.rewritten(&self.up.window.bytes()[..request.len]));
         let mut body = request.body;
+        let before = self.bodies();
         if let Err(malformed) = self.up.admit(request.len, rewritten, &mut body) {
             let answer = self.gate.malformed(&malformed);
             self.say(&answer, false, true).await?;
             return Ok(false);
         }
-        let exchange = Exchange::new(&request, body, admitted);
+        let exchange = Exchange::new(&request, body, admitted, before);
         self.exchange(exchange).await
     }
 
@@ -237,7 +238,8 @@ impl<'a, L: Leg> Http1<'a, L> {
                 }
                 exchange.finish();
                 let text = format!("the request is malformed: {malformed}");
-                let refusal = ambit_core::reason::Refusal::new(super::seams::MALFORMED, text);
+                let refusal =
+                    ambit_core::reason::Refusal::new(ambit_core::reason::Reason::MalformedRequest, text);
                 Err(LegError::Here(refusal))
             }
         }
@@ -387,6 +389,11 @@ impl<'a, L: Leg> Http1<'a, L> {
         if self.down.is_stuck() { Poll::Ready(Ok(())) } else { self.down.poll_out(cx, &mut Client(self.leg)) }
     }
 
+    /// Bytes that have passed in both directions and are not of heads.
+    pub(super) fn bodies(&self) -> [u64; 2] {
+        [&self.up, &self.down].map(|way| way.moved.saturating_sub(way.heads))
+    }
+
     fn count(&mut self) {
         let (up, down) = (self.up.moved, self.down.moved);
         let (counted_up, counted_down) = mem::replace(&mut self.counted, (up, down));
@@ -413,8 +420,9 @@ fn ends_connection(request: &Request) -> bool {
 fn fatal(fault: Fault) -> LegError {
     match fault {
         Fault::Leg(error) => error,
-        Fault::Malformed(malformed) => {
-            LegError::Here(ambit_core::reason::Refusal::new(super::seams::MALFORMED, malformed.to_string()))
-        }
+        Fault::Malformed(malformed) => LegError::Here(ambit_core::reason::Refusal::new(
+            ambit_core::reason::Reason::MalformedRequest,
+            malformed.to_string(),
+        )),
     }
 }

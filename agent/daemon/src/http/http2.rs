@@ -38,12 +38,11 @@ use super::{
     answer::Answer,
     body::Malformed,
     gate::{Admitted, Gate},
-    seams::{GrpcMessages, RequestEnd, ResponseFlag},
     way::leg_error,
     window::Window,
 };
 use crate::{
-    telemetry::Connection,
+    telemetry::{Connection, GrpcMessages, RequestEnd, ResponseFlag},
     tunnel::{self, Leg, LegError, shut},
 };
 

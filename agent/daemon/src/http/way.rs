@@ -72,9 +72,16 @@ pub(super) struct Way {
     unflushed: bool,
     /// Bytes that have passed.
     pub(super) moved: u64,
+    /// Bytes of the heads among them, or that will be.
+    pub(super) heads: u64,
 }
 
 impl Way {
+    /// Of which that has been read.
+    pub(super) fn of(window: Window) -> Self {
+        Self { window, ..Self::default() }
+    }
+
     /// The window begins with a head of `len` bytes, which may go on, or `rewritten` in its place; and so may what has come of the body
     /// behind it.
     pub(super) fn admit(
@@ -84,6 +91,7 @@ impl Way {
         body: &mut Body,
     ) -> Result<(), Malformed> {
         let of_body = body.advance(&self.window.bytes()[len..])?;
+        self.heads += rewritten.as_ref().map_or(len, Vec::len) as u64;
         match rewritten {
             None => self.cleared = len + of_body,
             Some(front) => {

@@ -67,11 +67,11 @@ pub(super) async fn admitted<D: Dial>(
 }
 
 /// The refusal of what the provider of a CUSTOM policy has not let in.
-pub(super) fn denied(policy: &ObjectName, rule: usize, why: Arc<str>) -> Refusal {
+fn denied(policy: &ObjectName, rule: usize, why: Arc<str>) -> Refusal {
     Refusal {
         policy: Some(policy.to_string().into()),
         rule: Some(format!("rules[{rule}]").into()),
-        ..Refusal::new(Reason::PolicyDenied, why)
+        ..Refusal::new(Reason::ProviderRefused, why)
     }
 }
 

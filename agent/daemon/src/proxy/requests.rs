@@ -44,7 +44,7 @@ impl<D: Dial> Call<'_, D> {
         let policy = self.pod.policy.borrow().clone();
         match policy::outlook(&policy, &self.facts) {
             Outlook::Same(Decision::Deny(refusal)) => (Err(Cut::here(refusal)), leg),
-            Outlook::Same(Decision::Allow) if !wants_requests(self.workload) => {
+            Outlook::Same(Decision::Allow) if !self.workload.http_telemetry => {
                 self.relay(app, leg, self.facts, Looked::Not).await
             }
             _ => match Box::pin(self.looked_at(&app, &mut leg)).await {
@@ -290,9 +290,4 @@ impl Meter for ToApplication<'_> {
     fn app_got(&self, bytes: u64) {
         self.0.client_to_server(bytes);
     }
-}
-
-/// Whether telemetry is to know the requests of a pod.
-fn wants_requests(_: &Workload) -> bool {
-    false
 }

@@ -3,6 +3,7 @@
 mod authorization;
 mod external;
 mod renewal;
+mod requests;
 
 use std::fs;
 

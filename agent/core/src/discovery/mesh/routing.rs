@@ -230,6 +230,7 @@ impl Mesh {
             host_network: false,
             enrolled: false,
             netns: None,
+            http_telemetry: false,
         })
     }
 }

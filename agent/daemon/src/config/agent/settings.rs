@@ -6,10 +6,10 @@ use crate::{
     config::{
         settings::settings,
         values::{
-            CaTrust, ClusterId, ConfigMapKey, DataplaneLabel, DnsName, Drain, ExtensionProviders, Hold,
-            IssuerKind, ListenAddr, Location, Locations, LogFilter, LoopbackAddr, MapEntries, MetricsAuth,
-            Namespace, ObjectName, PostQuantum, ServerName, ServiceAddr, TrustBundles, TrustDomains,
-            TrustedProxies, Ttl, Url, VaultPath, Workers,
+            CaTrust, ClusterId, CollectorUrl, ConfigMapKey, DataplaneLabel, DnsName, Drain,
+            ExtensionProviders, Hold, HttpTelemetry, IssuerKind, ListenAddr, Location, Locations, LogFilter,
+            LoopbackAddr, MapEntries, MetricsAuth, Namespace, ObjectName, PostQuantum, Sampling, ServerName,
+            ServiceAddr, TrustBundles, TrustDomains, TrustedProxies, Ttl, Url, VaultPath, Workers,
         },
     },
     telemetry::LogFormat,
@@ -61,6 +61,12 @@ settings! {
     log: LogFilter, "AMBIT_LOG", "FILTER";
     /// How to log: text or json [default: text]
     log_format: LogFormat, "AMBIT_LOG_FORMAT", "FORMAT";
+    /// Which ports' requests are counted and logged: those that policies read anyway (policy), or of all pods in the mesh (all); pods and namespaces may say otherwise by the annotation ambit.dev/http-telemetry [default: policy]
+    http_telemetry: HttpTelemetry, "AMBIT_HTTP_TELEMETRY", "WHICH";
+    /// The collector that spans of requests are sent to by OTLP over gRPC, such as http://otel-collector.observability:4317; without it none are
+    trace_endpoint: CollectorUrl, "AMBIT_TRACE_ENDPOINT", "URL";
+    /// How many of the traces that begin here are sampled, in percent; those that come with a decision keep it [default: 1]
+    trace_sampling: Sampling, "AMBIT_TRACE_SAMPLING", "PERCENT";
     /// The lifetime of workload certificates, 10s to 90d [default: 24h]
     svid_ttl: Ttl, "AMBIT_SVID_TTL", "DURATION";
     /// The SPIFFE trust domain of all identities [default: cluster.local]

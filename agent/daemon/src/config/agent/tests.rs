@@ -45,6 +45,8 @@ fn defaults_are_those_of_the_help() {
             daemonset: None,
             log_filter: "info".to_owned(),
             log_format: LogFormat::Text,
+            http_telemetry: HttpTelemetry::Policy,
+            traces: None,
             svid_ttl: Duration::from_secs(86_400),
             trust_domain: TrustDomain::default(),
             cluster_domain: "cluster.local".to_owned(),

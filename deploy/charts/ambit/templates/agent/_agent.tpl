@@ -96,6 +96,14 @@ seLinuxOptions:
 - name: AMBIT_EXTENSION_PROVIDERS
   value: {{ toJson . | quote }}
 {{- end }}
+- name: AMBIT_HTTP_TELEMETRY
+  value: {{ .Values.httpTelemetry | quote }}
+{{- with .Values.traces.endpoint }}
+- name: AMBIT_TRACE_ENDPOINT
+  value: {{ . | quote }}
+- name: AMBIT_TRACE_SAMPLING
+  value: {{ $.Values.traces.sampling | quote }}
+{{- end }}
 {{- with .Values.mapEntries }}
 - name: AMBIT_MAP_ENTRIES
   value: {{ . | quote }}
