@@ -23,7 +23,7 @@ pub use destination_rule::{
 pub use mesh::{ClientRule, Endpoint, Mesh, Named, PortProtocol, ProtocolOrigin, Route, RouteError};
 pub use objects::{
     Change, EndpointSlice, ForeignProbe, HostPort, Namespace, OUTBOUND_POLICY_LABEL, OutboundPolicy, Pod,
-    Protocol, Service, ServicePort, Settings, SliceEndpoint, SlicePort, TargetPort,
+    Protocol, ProviderPlace, Service, ServicePort, Settings, SliceEndpoint, SlicePort, TargetPort,
 };
 pub use service_entry::{
     EntryAddress, EntryEndpoint, EntryPort, EntryProtocol, Prefix, Resolution, ServiceEntry, WorkloadEntry,

@@ -5,6 +5,7 @@
 mod egress;
 mod modes;
 mod names;
+mod providers;
 mod requests;
 mod rules;
 mod targets;
@@ -88,6 +89,8 @@ pub const CODES: &[(&str, &str)] = &[
     ("tls-to-plaintext-port", "a DestinationRule has agents speak TLS to a port that speaks in the clear"),
     ("tls-in-tls", "a DestinationRule has agents speak TLS around the application's own"),
     ("overlapping-address", "an address of a ServiceEntry is the cluster's, or another entry's"),
+    ("provider-not-there", "an external provider is at a service, or a port of one, that is not there"),
+    ("provider-asked-about-itself", "a CUSTOM policy is for the pods of a provider, and nobody can ask it"),
 ];
 
 /// Looks for mistakes in all policies; by object, the worst of each first.
@@ -99,6 +102,7 @@ pub fn analyze(cluster: Cluster<'_>) -> Vec<Finding> {
     requests::look(&mut report);
     names::look(&mut report);
     egress::look(&mut report);
+    providers::look(&mut report);
     let mut findings = report.findings;
     findings.sort_by(|one, other| {
         let key = |finding: &Finding| (finding.subject.clone(), std::cmp::Reverse(finding.level));

@@ -31,6 +31,8 @@ pub struct Settings {
     pub path_normalization: PathNormalization,
     /// The external providers that CUSTOM policies may name; none.
     pub providers: Vec<Arc<str>>,
+    /// Where those are.
+    pub provider_places: Vec<ProviderPlace>,
     /// HTTP requests to pods are counted and logged where neither they nor their namespaces say anything; not so.
     pub http_telemetry: bool,
     /// Where pods may connect to whose namespace says nothing of it.
@@ -51,6 +53,7 @@ impl Default for Settings {
             disabled: "disabled".into(),
             path_normalization: PathNormalization::default(),
             providers: Vec::new(),
+            provider_places: Vec::new(),
             http_telemetry: false,
             outbound_policy: OutboundPolicy::default(),
             observe_outbound: false,
@@ -66,6 +69,19 @@ impl Settings {
         on_pod.as_deref() == Some(&*self.enabled)
             || (on_namespace.as_deref() == Some(&*self.enabled) && on_pod.as_deref() != Some(&*self.disabled))
     }
+}
+
+/// Where an external provider is said to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProviderPlace {
+    /// Its name.
+    pub provider: Arc<str>,
+    /// The namespace of its service, where the host does not say it.
+    pub namespace: Option<Arc<str>>,
+    /// A service's name as DNS has it, another name, or an IP address.
+    pub host: Arc<str>,
+    /// The service's port.
+    pub port: u16,
 }
 
 /// One step from a source: an object as it is now, or the name of one that is gone.

@@ -8,6 +8,7 @@ use kube::Client;
 
 use super::{health, node::Pods};
 use crate::{
+    authz::ProviderSettings,
     cluster,
     config::{self, AgentConfig, HttpTelemetry, SourceConfig},
     discovery::{self, Feed, PolicyHold},
@@ -42,6 +43,7 @@ pub(super) fn mesh_settings(config: &AgentConfig) -> Settings {
         enabled: config.dataplane_label.enabled.as_str().into(),
         disabled: config.dataplane_label.disabled.as_str().into(),
         path_normalization: config.path_normalization,
+        provider_places: config.extension_providers.iter().map(ProviderSettings::place).collect(),
         providers: config.extension_providers.iter().map(|provider| provider.name.clone()).collect(),
         http_telemetry: config.http_telemetry == HttpTelemetry::All,
         outbound_policy: match config.outbound_policy {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use ambit_core::{
-    discovery::{Endpoint, Route},
+    discovery::{Endpoint, Mesh, Route},
     model::{ObjectName, OriginalDst, Workload},
     policy::{self, External, Facts},
     reason::{Reason, Refusal},
@@ -67,7 +67,7 @@ pub(super) async fn admitted<D: Dial>(
 }
 
 /// The refusal of what the provider of a CUSTOM policy has not let in.
-pub(super) fn denied(policy: &ObjectName, rule: usize, why: Arc<str>) -> Refusal {
+fn denied(policy: &ObjectName, rule: usize, why: Arc<str>) -> Refusal {
     Refusal {
         policy: Some(policy.to_string().into()),
         rule: Some(format!("rules[{rule}]").into()),
@@ -229,17 +229,8 @@ impl<D: Dial> AsPod<'_, D> {
 }
 
 /// The service of the cluster that a provider is said to be, if it is said to be one.
-fn named(mesh: &ambit_core::discovery::Mesh, provider: &ProviderAddr) -> Result<Option<ObjectName>, Refusal> {
-    let host = provider.host.as_str();
-    let by_host = mesh.service_by_host(host).map_err(|service| unknown(&service))?;
-    match (&provider.namespace, by_host) {
-        (_, Some(service)) => Ok(Some(service)),
-        (Some(namespace), None) => {
-            let service = ObjectName::new(namespace.as_str(), host.split('.').next().unwrap_or(host));
-            mesh.service(&service).map(|_| Some(service.clone())).ok_or_else(|| unknown(&service))
-        }
-        (None, None) => Ok(None),
-    }
+fn named(mesh: &Mesh, provider: &ProviderAddr) -> Result<Option<ObjectName>, Refusal> {
+    mesh.provider_service(provider.namespace.as_deref(), &provider.host).map_err(|service| unknown(&service))
 }
 
 fn unknown(service: &ObjectName) -> Refusal {

@@ -349,3 +349,54 @@ fn rules_about_requests_that_do_not_do_what_they_say() {
     let deny = bare.policy("shop/p", Some("db"), Action::Deny, vec![rule(paths(&["/admin"]))]);
     assert_eq!(found(&deny), ["deny-beyond-http AuthorizationPolicy shop/p spec.rules[0]"]);
 }
+
+#[test]
+fn providers_that_are_not_there_or_would_be_asked_about_themselves_are_told() {
+    let place = |provider: &str, host: &str, port| ProviderPlace {
+        provider: provider.into(),
+        namespace: None,
+        host: host.into(),
+        port,
+    };
+    let settings = Settings {
+        provider_places: vec![
+            place("good", "opa.stock.svc.cluster.local", 9191),
+            place("gone", "gone.stock.svc.cluster.local", 9191),
+            place("portless", "opa.stock", 9192),
+            place("elsewhere", "opa.example", 9191),
+        ],
+        ..Settings::default()
+    };
+    let scene = || {
+        Scene::of(settings.clone())
+            .pod("shop/cart-0", "cart", "10.0.0.2", &[8080])
+            .pod("stock/opa", "opa", "10.0.0.5", &[9191])
+            .service("stock/opa", "opa", "10.96.0.2", ("grpc", 9191, 9191))
+    };
+    let custom = |scene: Scene, name: &str, app: Option<&str>, provider: &str| {
+        let mut scene = scene;
+        let target = Target::Pods(app.map(|app| labels(&[("app", app)])).unwrap_or_default());
+        let policy = AuthorizationPolicy {
+            name: named(name),
+            target,
+            action: Action::Custom,
+            provider: Some(provider.into()),
+            rules: vec![Rule::default()],
+            dry_run: false,
+            doubt: None,
+        };
+        scene.policies.apply(policy::Change::AuthorizationPolicy(Arc::new(policy)));
+        scene
+    };
+    for provider in ["good", "elsewhere"] {
+        assert_eq!(found(&custom(scene(), "shop/ask", Some("cart"), provider)), [""; 0]);
+    }
+    for (provider, words) in [("gone", "stock/gone, which is not there"), ("portless", "no such port")] {
+        let scene = custom(scene(), "shop/ask", Some("cart"), provider);
+        assert_eq!(found(&scene), ["provider-not-there AuthorizationPolicy shop/ask spec.provider.name"]);
+        assert!(message(&scene, "provider-not-there").contains(words));
+    }
+    let scene = custom(scene(), "stock/ask", None, "good");
+    assert_eq!(found(&scene), ["provider-asked-about-itself AuthorizationPolicy stock/ask"]);
+    assert!(message(&scene, "provider-asked-about-itself").contains("pod stock/opa of the provider good"));
+}

@@ -186,22 +186,6 @@ impl Mesh {
         Some(if refused(&first) { routes.find(|route| !refused(route)).unwrap_or(first) } else { first })
     }
 
-    /// The service that a DNS name leads to: `NAME.NAMESPACE.svc.<cluster domain>`, or a beginning of that with two parts at
-    /// least. The error is for a name that can be no other host's, and of no service that is known.
-    pub fn service_by_host(&self, host: &str) -> Result<Option<ObjectName>, ObjectName> {
-        let mut parts = host.splitn(3, '.');
-        let (Some(name), Some(namespace)) = (parts.next(), parts.next()) else { return Ok(None) };
-        let rest = parts.next();
-        let is_ours = rest == Some("svc")
-            || rest.and_then(|rest| rest.strip_prefix("svc.")) == Some(&*self.settings.cluster_domain);
-        let service = ObjectName::new(namespace, name);
-        match self.services.contains_key(&service) {
-            true if is_ours || rest.is_none() => Ok(Some(service)),
-            false if is_ours => Err(service),
-            _ => Ok(None),
-        }
-    }
-
     /// The service that a destination leads to; where several claim it, one in the client's namespace, else the oldest.
     fn service_at(&self, destination: Destination, namespace: &str) -> Option<&ServiceRecord> {
         let claimants = self.claims.get(&destination)?;

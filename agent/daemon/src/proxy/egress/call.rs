@@ -19,7 +19,7 @@ use crate::{
         Cut, Pod, Shared,
         admission::Place,
         describe,
-        outbound::{CONNECT, Call, Outbound, Routed, Way, is_itself, unroutable, unknown_client},
+        outbound::{CONNECT, Call, Outbound, Routed, Way, is_itself, unknown_client, unroutable},
         relay::{Meter, Relay},
         unconnected,
         waiting::{admit, unless_given_up},
