@@ -291,14 +291,24 @@ impl Kind {
 
     /// Whether verdicts depend on objects of this kind, so that one which is not known has to be thought of as the strictest.
     pub(in crate::discovery) fn restricts(self) -> bool {
-        matches!(self, Self::PeerAuthentication | Self::AuthorizationPolicy)
+        matches!(self, Self::PeerAuthentication | Self::AuthorizationPolicy | Self::RequestAuthentication)
+    }
+
+    /// Whether nobody is let in while objects of this kind may be there that are not known.
+    pub(in crate::discovery) fn closes(self) -> bool {
+        matches!(self, Self::AuthorizationPolicy | Self::RequestAuthentication)
+    }
+
+    /// Whether a cluster may well be without its definition, so that nobody waits for one that was never seen.
+    pub(in crate::discovery) fn may_be_undefined(self) -> bool {
+        self == Self::RequestAuthentication
     }
 
     /// What counts while objects of this kind may be there that are not known, as a part of a sentence.
     pub(in crate::discovery) fn while_unknown(self) -> &'static str {
-        match self {
-            Self::AuthorizationPolicy => "nobody is let in to any pod",
-            _ => "mutual TLS is STRICT for every pod",
+        match self.closes() {
+            true => "nobody is let in to any pod",
+            false => "mutual TLS is STRICT for every pod",
         }
     }
 
