@@ -185,7 +185,6 @@ impl PodNet {
                 continue;
             };
             let (source, local) = (canonical(source), canonical(local));
-            socket::reset_on_drop(&stream);
             // From the pod to itself the programs lead nothing here but what was captured.
             let captured = local == *own || source.ip() == local.ip() || source.ip().is_loopback();
             let original_dst = captured.then(|| self.original_dst(source, local.port()));
