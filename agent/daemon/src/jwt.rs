@@ -11,6 +11,7 @@ mod passing;
 mod places;
 mod refresh;
 mod token;
+mod tried;
 mod verified;
 
 #[cfg(test)]
@@ -34,6 +35,7 @@ use self::{
 pub(crate) use self::{
     fetch::{Blocked, Fetching},
     issuers::IssuerStatus,
+    tried::try_token,
 };
 use crate::telemetry::Telemetry;
 

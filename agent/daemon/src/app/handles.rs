@@ -14,7 +14,7 @@ use super::{
     node::{Node, Pods, Rooms},
     source,
     status::Status,
-    trust,
+    tokens, trust,
 };
 use crate::{
     admin::{Guard, METRICS_PATH, Page, StatusProvider},
@@ -24,6 +24,7 @@ use crate::{
     discovery::Feed,
     identity::KeyStore,
     instance::{Capacity, Gate, MemoryUse, Readiness, Signals},
+    jwt::Tokens,
     proxy::Proxy,
     telemetry::Telemetry,
     tunnel::Wallet,
@@ -41,6 +42,7 @@ pub(super) struct Handles {
     wallet: Wallet,
     proxy: Proxy,
     pods: Pods,
+    tokens: Tokens,
 }
 
 impl Handles {
@@ -56,7 +58,8 @@ impl Handles {
         let capacity = Capacity::of_this_process();
         tracing::debug!(?capacity, "what this agent may hold");
         let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone(), capacity);
-        Ok(Self { started, readiness, telemetry, feed, api, keys, wallet, proxy, pods: Pods::default() })
+        let (pods, tokens) = (Pods::default(), tokens::open(config, &telemetry));
+        Ok(Self { started, readiness, telemetry, feed, api, keys, wallet, proxy, pods, tokens })
     }
 
     /// Keeps the rooms in step with each other by tasks in `background`. The gate `objects` is passed once the objects are
@@ -79,6 +82,7 @@ impl Handles {
             let proxy = self.proxy.clone();
             background.spawn(async move { proxy.follow_memory(memory).await });
         }
+        background.spawn(tokens::follow(self.feed.clone(), config.node.clone(), self.tokens.clone()));
         installation::inform(config, &self.feed, background);
     }
 
@@ -116,6 +120,7 @@ impl Handles {
             pods: self.pods.clone(),
             rounds,
             readiness: self.readiness.clone(),
+            tokens: self.tokens.clone(),
         });
         Ok((node, attaching))
     }
@@ -132,6 +137,7 @@ impl Handles {
             feed: self.feed.clone(),
             keys: self.keys.clone(),
             telemetry: self.telemetry.clone(),
+            tokens: self.tokens.clone(),
             issuing_service: issuing_service(&config.issuer),
         })
     }
