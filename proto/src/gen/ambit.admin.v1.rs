@@ -51,6 +51,28 @@ pub struct StatusResponse {
     /// The refusals that were seen last, newest first; Observations has all.
     #[prost(message, repeated, tag = "14")]
     pub denials: ::prost::alloc::vec::Vec<Denial>,
+    /// The issuers of end users' tokens that policies of the node's pods name.
+    #[prost(message, repeated, tag = "18")]
+    pub issuers: ::prost::alloc::vec::Vec<Issuer>,
+}
+/// An issuer of end users' tokens, and its keys.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Issuer {
+    /// As the claim iss of its tokens has it.
+    #[prost(string, tag = "1")]
+    pub issuer: ::prost::alloc::string::String,
+    /// Where its keys are fetched; empty if its OpenID configuration says so.
+    #[prost(string, tag = "2")]
+    pub url: ::prost::alloc::string::String,
+    /// How many keys there are to verify its tokens with; without one they are refused.
+    #[prost(uint32, tag = "3")]
+    pub keys: u32,
+    /// When they were fetched.
+    #[prost(message, optional, tag = "4")]
+    pub fetched: ::core::option::Option<::prost_types::Timestamp>,
+    /// Why they could not be fetched since; empty if they could.
+    #[prost(string, tag = "5")]
+    pub error: ::prost::alloc::string::String,
 }
 /// One pod of the node.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -4,7 +4,7 @@ mod settings;
 
 use std::{
     fs,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -40,6 +40,8 @@ const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
 const DEFAULT_DRAIN: Duration = Duration::from_secs(25);
 /// A night and a morning in which somebody notices.
 const DEFAULT_POLICY_HOLD: Duration = Duration::from_secs(24 * 3600);
+/// As Istio's control plane does it.
+const DEFAULT_JWKS_REFRESH: Duration = Duration::from_secs(20 * 60);
 /// Where Kubernetes mounts a pod's own token.
 const POD_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 const DEFAULT_MAX_WORKERS: usize = 8;
@@ -121,6 +123,12 @@ pub(crate) struct AgentConfig {
     pub(crate) trust_bundles: Vec<(TrustDomain, PathBuf)>,
     /// Files of roots that are trusted beside the issuer's.
     pub(crate) also_trust: Vec<PathBuf>,
+    /// Roots for the certificates of token issuers, beside the public ones.
+    pub(crate) jwks_ca_file: Option<PathBuf>,
+    /// Blocks of addresses that keys of token issuers are not fetched from, beside those that never are.
+    pub(crate) jwks_blocked: Vec<(IpAddr, u8)>,
+    /// How old such keys get: 1 second to 1 day.
+    pub(crate) jwks_refresh: Duration,
     /// Where certificates come from.
     pub(crate) issuer: IssuerConfig,
     /// Who decides for CUSTOM policies; no two have the same name.
@@ -262,6 +270,9 @@ impl AgentConfig {
             trust_domain_aliases,
             trust_bundles,
             also_trust: settings.also_trust.map_or_else(Vec::new, |files| files.0),
+            jwks_ca_file: settings.jwks_ca_file.map(|file| file.0),
+            jwks_blocked: settings.jwks_blocked.map_or_else(Vec::new, |blocks| blocks.0),
+            jwks_refresh: settings.jwks_refresh.map_or(DEFAULT_JWKS_REFRESH, |refresh| refresh.0),
             issuer,
             extension_providers: settings.extension_providers.map_or_else(Vec::new, |providers| providers.0),
         })

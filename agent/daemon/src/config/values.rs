@@ -14,8 +14,10 @@ use std::{path::PathBuf, str::FromStr};
 
 use crate::telemetry;
 
-pub(crate) use addresses::{ListenAddr, LoopbackAddr, ServiceAddr, Url};
-pub(crate) use amounts::{Drain, Hold, MapEntries, Rate, TrustedProxies, Ttl, Wait, Window, Workers};
+pub(crate) use addresses::{IpBlocks, ListenAddr, LoopbackAddr, ServiceAddr, Url};
+pub(crate) use amounts::{
+    Drain, Hold, KeyRefresh, MapEntries, Rate, TrustedProxies, Ttl, Wait, Window, Workers,
+};
 pub(crate) use label::DataplaneLabel;
 pub(crate) use names::{
     Accounts, ClusterId, ConfigMapKey, DnsName, Namespace, ObjectName, ServerName, ServerNames, VaultPath,

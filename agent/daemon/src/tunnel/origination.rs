@@ -170,6 +170,18 @@ impl<L: Leg> Leg for Originated<L> {
         Poll::Ready(Ok(Moved { bytes, end: false }))
     }
 
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LegError>> {
+        if self.delivering.is_none() {
+            let mut buffer = ready!(self.share.poll_take(cx, &mut self.delivering_waits));
+            let mut room = ReadBuf::new(&mut buffer);
+            // Nothing there: the buffer goes back. The end is read again.
+            ready!(Pin::new(&mut self.tls).poll_read(cx, &mut room)).map_err(|error| broken(&error))?;
+            let read = room.filled().len();
+            self.delivering = (read > 0).then_some((buffer, 0..read));
+        }
+        Poll::Ready(Ok(()))
+    }
+
     fn app_failed(&mut self) {
         self.app_failed = true;
     }

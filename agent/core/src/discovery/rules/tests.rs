@@ -21,6 +21,7 @@ fn client(namespace: &str, app: &str) -> Workload {
         probe_ports: vec![],
         host_network: false,
         enrolled: true,
+        http_telemetry: false,
         netns: None,
     }
 }

@@ -7,10 +7,10 @@ use crate::{
         settings::settings,
         values::{
             CaTrust, ClusterId, CollectorUrl, ConfigMapKey, DataplaneLabel, DnsName, Drain,
-            ExtensionProviders, Hold, HttpTelemetry, IssuerKind, ListenAddr, Location, Locations, LogFilter,
-            LoopbackAddr, MapEntries, MetricsAuth, Namespace, ObjectName, Observe, OutboundPolicy,
-            PostQuantum, Sampling, ServerName, ServiceAddr, TrustBundles, TrustDomains, TrustedProxies, Ttl,
-            Url, VaultPath, Workers,
+            ExtensionProviders, Hold, HttpTelemetry, IpBlocks, IssuerKind, KeyRefresh, ListenAddr, Location,
+            Locations, LogFilter, LoopbackAddr, MapEntries, MetricsAuth, Namespace, ObjectName, Observe,
+            OutboundPolicy, PostQuantum, Sampling, ServerName, ServiceAddr, TrustBundles, TrustDomains,
+            TrustedProxies, Ttl, Url, VaultPath, Workers,
         },
     },
     telemetry::LogFormat,
@@ -117,6 +117,12 @@ settings! {
     trust_bundle: TrustBundles, "AMBIT_TRUST_BUNDLE", "DOMAIN=FILE[,..]";
     /// Files of roots that are trusted beside the issuer's, while another issuer takes its place or has just done so; read at start
     also_trust: Locations, "AMBIT_ALSO_TRUST", "FILE[,..]";
+    /// Roots that the certificates of token issuers may lead to, PEM, beside the public ones; read for each fetch of their keys
+    jwks_ca_file: Location, "AMBIT_JWKS_CA_FILE", "FILE";
+    /// Addresses that the keys of token issuers are not fetched from, beside this host's, link-local ones and clouds' metadata, such as 10.96.0.1,10.0.0.0/24
+    jwks_blocked: IpBlocks, "AMBIT_JWKS_BLOCKED", "CIDR[,CIDR]";
+    /// How old the keys of token issuers get before they are fetched again, 1s to 1d [default: 20m]
+    jwks_refresh: KeyRefresh, "AMBIT_JWKS_REFRESH", "DURATION";
     /// Issuer files: the folder with <namespace>/<service account>/{tls.crt,tls.key,ca.crt}; watched
     cert_dir: Location, "AMBIT_CERT_DIR", "DIR";
     /// Issuer vault: its address, such as https://vault.example:8200; http for this host only

@@ -71,6 +71,9 @@ fn defaults_are_those_of_the_help() {
             trust_domain_aliases: vec![],
             trust_bundles: vec![],
             also_trust: vec![],
+            jwks_ca_file: None,
+            jwks_blocked: vec![],
+            jwks_refresh: Duration::from_secs(1_200),
             issuer: IssuerConfig::Builtin { ca_dir: "/ca".into() },
             extension_providers: Vec::new(),
         }

@@ -22,6 +22,7 @@ fn client() -> Workload {
         probe_ports: vec![],
         host_network: false,
         enrolled: true,
+        http_telemetry: false,
         netns: None,
     }
 }

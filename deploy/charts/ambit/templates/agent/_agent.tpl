@@ -108,6 +108,18 @@ seLinuxOptions:
 - name: AMBIT_TRACE_SAMPLING
   value: {{ $.Values.traces.sampling | quote }}
 {{- end }}
+{{- with .Values.jwks }}
+{{- if .caConfigMap }}
+- name: AMBIT_JWKS_CA_FILE
+  value: /var/run/ambit/jwks/roots.pem
+{{- end }}
+{{- with .blocked }}
+- name: AMBIT_JWKS_BLOCKED
+  value: {{ join "," . | quote }}
+{{- end }}
+- name: AMBIT_JWKS_REFRESH
+  value: {{ .refresh | default "20m" | quote }}
+{{- end }}
 {{- with .Values.mapEntries }}
 - name: AMBIT_MAP_ENTRIES
   value: {{ . | quote }}

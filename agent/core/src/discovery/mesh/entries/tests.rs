@@ -50,7 +50,7 @@ fn entry(
     }
 }
 
-fn put(mesh: &mut crate::discovery::Mesh, entry: ServiceEntry) {
+fn put(mesh: &mut Mesh, entry: ServiceEntry) {
     mesh.apply(Change::ServiceEntry(Arc::new(entry)));
 }
 
@@ -172,7 +172,7 @@ fn only_what_is_registered_can_be_reached_where_policy_says_so() {
         ..entry("plain/x", "x.example.com", &[VIP], Resolution::None, &[])
     };
     put(&mut mesh, outside.clone());
-    let ways = |mesh: &crate::discovery::Mesh| {
+    let ways = |mesh: &Mesh| {
         [
             "10.96.0.1:80",
             "10.0.0.2:81",
@@ -191,7 +191,7 @@ fn only_what_is_registered_can_be_reached_where_policy_says_so() {
     assert!(!mesh.captures_everything_of("shop"));
     let policy = |value: &str| {
         let labels = pairs(&[(crate::model::DATAPLANE_LABEL, "enabled"), (OUTBOUND_POLICY_LABEL, value)]);
-        Change::Namespace(Arc::new(Namespace { name: "shop".into(), labels }))
+        Change::Namespace(Arc::new(Namespace { name: "shop".into(), labels, http_telemetry: None }))
     };
     for value in ["REGISTRY_ONLY", "registry_only", "nonsense"] {
         let delta = mesh.apply(policy(value));
