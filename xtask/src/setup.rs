@@ -41,6 +41,7 @@ const PROGRAMS: &[(&str, &str)] = &[
 /// Users' applications, clients and servers, which the end-to-end tests run beside them.
 const APPLICATIONS: &[(&str, &str)] = &[
     ("go", "golang-go"),
+    ("nginx", "nginx-light"),
     ("node", "nodejs"),
     ("pg_createcluster", "postgresql"),
     ("python3", "python3"),

@@ -1,6 +1,7 @@
 //! Connections to what is not in the mesh: DestinationRules with TLS, ServiceEntries, and who may go outside at all. The servers are
 //! openssl's and PostgreSQL's own, in a pod that no manifest tells of.
 
+mod names;
 mod outside;
 
 use std::{fs, net::Ipv4Addr, path::Path};
@@ -19,6 +20,24 @@ use crate::{
 
 pub(super) const TESTS: &[Test] = &[
     own(
+        "egress::names_in_tls_let_through",
+        "REGISTRY_ONLY and an entry without addresses: by its name and a wildcard; another name, and none, are not",
+        &[],
+        names::let_through,
+    ),
+    own(
+        "egress::what_goes_outside_is_seen",
+        "--observe-outbound: logged with the name in TLS, and suggested by it; servers that speak first do not wait",
+        &["--observe-outbound", "on"],
+        names::seen,
+    ),
+    own(
+        "egress::postgresql_speaks_its_own_tls",
+        "through an entry, end to end: psql verifies the server by its name",
+        &[],
+        names::postgresql,
+    ),
+    own(
         "egress::tls_is_spoken_for_the_application",
         "SIMPLE to openssl s_server: roots, names, dates, bad servers and unreadable rules, each with its reason",
         &[],
@@ -26,7 +45,7 @@ pub(super) const TESTS: &[Test] = &[
     ),
     own(
         "egress::a_client_certificate_is_shown",
-        "MUTUAL, from files and from a Secret that a rule names; without it the server refuses",
+        "MUTUAL to nginx, from files and from a Secret that a rule names; without it nginx refuses",
         &[],
         mutual,
     ),
@@ -137,18 +156,26 @@ fn simple(world: &mut World) -> Result<()> {
     refused(world, "connection_refused", &[])
 }
 
+/// Demands that nginx has seen the client's certificate.
+fn shown(world: &World) -> Result<()> {
+    eventually(IN_FORCE * 2, || {
+        let page = fetch(world)?;
+        ensure!(page.contains("SUCCESS CN=x"), "nginx says {page}");
+        Ok(())
+    })
+}
+
 fn mutual(world: &mut World) -> Result<()> {
     let outside = Outside::build(world)?;
     let good = certificate(&outside, "good", &[HOST], outside::NOW)?;
     let client = certificate(&outside, "client", &["client.example.com"], outside::NOW)?;
-    let demands = ["-Verify", "1", "-verify_return_error", "-CAfile", &outside.file("ca/ca-cert.pem")];
-    let _server = outside.serve(world, 8443, &good, &demands)?;
+    let _server = outside.nginx(world, 8443, &good)?;
     world.manifests.write("entry.yaml", &entry(&outside, 8443))?;
     world.manifests.write("rule.yaml", &rule("{mode: SIMPLE, caCertificates: /ca.pem}"))?;
-    let mark = world.agents[0].mark();
     eventually(IN_FORCE * 2, || {
-        ensure!(fetch(world).is_err(), "a client without a certificate was served");
-        world.agents[0].wait_log(mark, &["access", "certificate_missing"]).map(drop)
+        let page = fetch(world)?;
+        ensure!(page.contains("No required SSL certificate was sent"), "without a certificate: {page}");
+        Ok(())
     })?;
     let own = outside.files.join(MESHED);
     fs::copy(&client.certificate, own.join("client.pem"))?;
@@ -156,7 +183,7 @@ fn mutual(world: &mut World) -> Result<()> {
     let files =
         "{mode: MUTUAL, clientCertificate: /client.pem, privateKey: /client.key, caCertificates: /ca.pem}";
     world.manifests.write("rule.yaml", &rule(files))?;
-    served(world)?;
+    shown(world)?;
     // A rule without a selector would lend its Secret to everybody.
     world.manifests.write("rule.yaml", &rule("{mode: MUTUAL, credentialName: api}"))?;
     refused(world, "rule_unusable", &["workloadSelector"])?;
@@ -175,7 +202,7 @@ fn mutual(world: &mut World) -> Result<()> {
         text(&outside.folder.join("ca/ca-cert.pem"))?
     );
     world.manifests.write("secret.yaml", &secret)?;
-    served(world)?;
+    shown(world)?;
     let status = world.agents[0].status_text()? + &world.agents[0].log();
     ensure!(!status.contains("PRIVATE KEY"), "a key is told of");
     world.manifests.write("secret.yaml", &secret.replace("BEGIN CERTIFICATE", "BEGIN NONSENSE"))?;
@@ -353,15 +380,8 @@ fn registry_only(world: &mut World) -> Result<()> {
         Ok(())
     };
     reach(world)?;
-    let namespace = |policy: &str| {
-        format!(
-            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {MESHED}\n  labels: {{ambit.dev/dataplane: enabled, \
-             ambit.dev/outbound-policy: {policy}}}\n"
-        )
-    };
     let usual = fs::read_to_string(world.manifests.folder().join("namespaces.yaml"))?;
-    let unmeshed = format!("---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: {UNMESHED}}}\n");
-    world.manifests.write("namespaces.yaml", &(namespace("REGISTRY_ONLY") + &unmeshed))?;
+    outside::hold_to_registry(world)?;
     let mark = world.agents[0].mark();
     eventually(IN_FORCE, || {
         let attempt = world.connect("a", (outside.v4, 9090), &["--send", "hello"])?;
