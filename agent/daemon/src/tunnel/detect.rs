@@ -173,6 +173,19 @@ mod tests {
         assert_eq!(look(b"\x16\x03\x01\x00\x00"), plaintext, "an empty record");
     }
 
+    #[test]
+    fn the_name_in_a_hello_is_read_once_it_is_whole() {
+        let ours = hello(&[]);
+        assert_eq!(server_name(&ours), Some(Some("x.ambit".into())));
+        for cut in 1..ours.len() {
+            assert_eq!(server_name(&ours[..cut]), None, "cut at {cut}");
+        }
+        for other in [&b"GET / HTTP/1.1\r\n"[..], b"\x16\x04\x01\x00\x10", b"\x16\x03\x01\xff\xff", b"\x00"] {
+            assert_eq!(server_name(other), Some(None));
+        }
+        assert_eq!(server_name(b""), None);
+    }
+
     /// A ClientHello in records of one byte would have to be looked at for each.
     #[test]
     fn a_hello_in_several_records_is_none_of_ours() {

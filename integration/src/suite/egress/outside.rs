@@ -15,14 +15,14 @@ use crate::{
     certs::{self, Certificate},
     netns::Netns,
     process::{self, Process, eventually},
-    topology::MESHED,
+    topology::{MESHED, UNMESHED},
     world::World,
 };
 
 /// The address that applications dial for the server outside; it is routed nowhere.
 pub(super) const VIP: Ipv4Addr = Ipv4Addr::new(198, 19, 100, 60);
 /// The pod that is no pod.
-const POD: &str = "x";
+pub(super) const POD: &str = "x";
 /// Valid in any year these tests will run in.
 pub(super) const NOW: (&str, &str) = certs::VALID;
 /// Until a server listens.
@@ -75,6 +75,27 @@ impl Outside {
         command.args(["s_server", "-www", "-accept", &port.to_string()]);
         command.arg("-cert").arg(&certificate.certificate).arg("-key").arg(&certificate.key).args(flags);
         Listener::start(&mut command, netns, port, &self.folder)
+    }
+}
+
+impl Outside {
+    /// Has nginx demand a certificate of the host's CA, and tell of what it was shown.
+    pub(super) fn nginx(&self, world: &World, port: u16, certificate: &Certificate) -> Result<Listener> {
+        let netns = &world.pod(POD).netns;
+        let (folder, ca) = (self.folder.display(), self.file("ca/ca-cert.pem"));
+        let (own, key) = (certificate.certificate.display(), certificate.key.display());
+        let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .map(|kind| format!("{kind}_temp_path {folder}/{kind};\n"))
+            .concat();
+        let text = format!(
+            "daemon off;\nmaster_process off;\npid {folder}/nginx.pid;\nerror_log {folder}/nginx-error.log;\nevents {{}}\nhttp {{\n\
+             access_log off;\n{temporary}server {{\nlisten {port} ssl;\nssl_certificate {own};\nssl_certificate_key {key};\n\
+             ssl_client_certificate {ca};\nssl_verify_client on;\nreturn 200 \"$ssl_client_verify $ssl_client_s_dn\\n\";\n}}\n}}\n"
+        );
+        let conf = self.folder.join("nginx.conf");
+        fs::write(&conf, text)?;
+        let mut command = netns.command("nginx");
+        Listener::start(command.arg("-c").arg(&conf), netns, port, &self.folder)
     }
 }
 
@@ -186,4 +207,13 @@ pub(super) fn rule(tls: &str) -> String {
         "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: api, namespace: {MESHED}}}\nspec: {{host: \
          {HOST}, trafficPolicy: {{tls: {tls}}}}}\n"
     )
+}
+
+/// Holds the pods in the mesh to what is registered.
+pub(super) fn hold_to_registry(world: &World) -> Result<()> {
+    let text = format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {MESHED}\n  labels: {{ambit.dev/dataplane: enabled, \
+         ambit.dev/outbound-policy: REGISTRY_ONLY}}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: {UNMESHED}}}\n"
+    );
+    world.manifests.write("namespaces.yaml", &text)
 }

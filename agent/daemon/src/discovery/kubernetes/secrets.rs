@@ -162,3 +162,36 @@ fn take(hub: &Hub, name: &ObjectName, object: &ApiObject) {
 fn origin(name: &ObjectName) -> Origin {
     Origin::Object(Key { kind: Kind::Secret, name: name.clone() })
 }
+
+#[cfg(test)]
+mod tests {
+    use ambit_core::discovery::{Mesh, Settings};
+    use serde_json::json;
+
+    use super::*;
+    use crate::discovery::kinds::{Change, Stated};
+
+    #[test]
+    fn no_secret_is_asked_for_but_those_that_rules_name() {
+        let mut mesh = Mesh::new(Settings::default());
+        for (name, tls) in [
+            ("both", json!({"mode": "MUTUAL", "credentialName": "api"})),
+            ("roots", json!({"mode": "SIMPLE", "credentialName": "kubernetes://roots"})),
+            ("none", json!({"mode": "SIMPLE"})),
+            ("bad", json!({"mode": "NONSENSE", "credentialName": "bad"})),
+        ] {
+            let selector = json!({"matchLabels": {"app": "web"}});
+            let spec = json!({"host": name, "workloadSelector": selector, "trafficPolicy": {"tls": tls}});
+            let object = json!({"metadata": {"name": name, "namespace": "shop"}, "spec": spec});
+            let entry = Entry::read(Kind::DestinationRule, &object, &Settings::default()).unwrap();
+            let (Stated::Good(Change::Mesh(change)) | Stated::Strictest(Change::Mesh(change))) = entry.stated
+            else {
+                panic!("{entry:?}")
+            };
+            mesh.apply(change);
+        }
+        let world = World { mesh, ..World::default() };
+        let names: Vec<String> = wanted(&world).iter().map(ToString::to_string).collect();
+        assert_eq!(names, ["shop/api", "shop/roots"]);
+    }
+}
