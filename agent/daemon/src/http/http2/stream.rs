@@ -171,7 +171,8 @@ fn settle_authority(head: &mut Parts) -> Result<(), Malformed> {
     let path_is_right = match head.uri.path_and_query() {
         None => head.method == Method::CONNECT,
         Some(path) => {
-            path.as_str().starts_with('/') || path.as_str() == "*" && head.method == Method::OPTIONS
+            let is_any = path.as_str() == "*" && head.method == Method::OPTIONS;
+            head.method != Method::CONNECT && (path.as_str().starts_with('/') || is_any)
         }
     };
     if !path_is_right {
