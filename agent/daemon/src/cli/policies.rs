@@ -17,7 +17,8 @@ use super::{
     remote::Remote,
 };
 use crate::{
-    config::{DEFAULT_RUN_DIR, DataplaneLabel, Location, Namespace, TrustDomains},
+    authz::ProviderSettings,
+    config::{DEFAULT_RUN_DIR, DataplaneLabel, ExtensionProviders, Location, Namespace, TrustDomains},
     diagnosis::Unable,
     discovery::{self, Reading, World},
     instance::RunDir,
@@ -65,6 +66,9 @@ pub(super) struct Manifests {
         default_value_t = PathNormalization::Base
     )]
     path_normalization: PathNormalization,
+    /// The external authorization providers that CUSTOM policies may name: a list in YAML, as the agent has it
+    #[arg(long, env = "AMBIT_EXTENSION_PROVIDERS", hide_env_values = true, value_name = "YAML")]
+    extension_providers: Option<ExtensionProviders>,
     /// The label that opts namespaces and pods in, and pods out
     #[arg(
         long,
@@ -134,6 +138,7 @@ impl Manifests {
 
     fn settings(&self) -> Settings {
         let label = self.dataplane_label.clone().unwrap_or_default();
+        let providers = self.extension_providers.as_ref().map_or(&[][..], |providers| &providers.0);
         Settings {
             trust_domain: self.trust_domain.clone(),
             trust_domain_aliases: self.trust_domain_aliases.clone().map(|all| all.0).unwrap_or_default(),
@@ -142,6 +147,8 @@ impl Manifests {
             enabled: label.enabled.into(),
             disabled: label.disabled.into(),
             path_normalization: self.path_normalization,
+            providers: providers.iter().map(|provider| provider.name.clone()).collect(),
+            provider_places: providers.iter().map(ProviderSettings::place).collect(),
             ..Settings::default()
         }
     }
