@@ -9,6 +9,7 @@ mod certificates;
 mod cni;
 mod connect;
 mod control;
+mod custom;
 mod denials;
 mod evasion;
 mod explain;
@@ -24,6 +25,7 @@ mod peers_gone;
 mod policy;
 mod probes;
 mod rehearsal;
+mod requests;
 mod reuse;
 mod revocation;
 mod routing;
@@ -89,8 +91,10 @@ pub fn tests() -> Vec<Test> {
         transparency::TESTS,
         policy::TESTS,
         authorization::TESTS,
+        custom::TESTS,
         denials::TESTS,
         rehearsal::TESTS,
+        requests::TESTS,
         explain::TESTS,
         probes::TESTS,
         operations::TESTS,

@@ -12,8 +12,8 @@ use crate::{
 /// The release of cargo-fuzz that is installed.
 const CARGO_FUZZ: &str = "0.13.1";
 /// The targets, as `integration/fuzz/fuzz_targets` has them.
-const TARGETS: [&str; 10] =
-    ["cni", "csr", "frame", "handover", "hello", "jwt", "manifest", "path", "pem", "policy"];
+const TARGETS: [&str; 11] =
+    ["cni", "csr", "frame", "handover", "hello", "jwt", "manifest", "path", "pem", "policy", "request"];
 /// Longer inputs are refused unread.
 const MAX_INPUT: u32 = 20_000;
 

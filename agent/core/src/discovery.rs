@@ -13,7 +13,7 @@ mod objects;
 pub use affinity::Affinity;
 pub use delta::{Delta, PodDelta};
 pub use destination::Destination;
-pub use mesh::{Endpoint, Mesh, Route, RouteError};
+pub use mesh::{Endpoint, Mesh, PortProtocol, ProtocolOrigin, Route, RouteError};
 pub use objects::{
     Change, EndpointSlice, ForeignProbe, HostPort, Namespace, Pod, Protocol, Service, ServicePort, Settings,
     SliceEndpoint, SlicePort, TargetPort,

@@ -95,6 +95,12 @@ reasons! {
     OriginalDstUnknown = 43, "original_dst_unknown";
     /// The application or its peer reset the connection.
     Reset = 50, "reset";
+    /// What the client sent is no HTTP request, or two programs could read it differently.
+    MalformedRequest = 60, "malformed_request";
+    /// The request's token is not good.
+    TokenRefused = 61, "token_refused";
+    /// The external provider that a CUSTOM policy names refused, or could not be asked.
+    ProviderRefused = 62, "provider_refused";
 }
 
 impl Reason {
@@ -127,7 +133,10 @@ impl Reason {
             | Self::CertificateRevoked
             | Self::IdentityUnavailable
             | Self::Overloaded
-            | Self::NotReady => true,
+            | Self::NotReady
+            | Self::MalformedRequest
+            | Self::TokenRefused
+            | Self::ProviderRefused => true,
         }
     }
 }

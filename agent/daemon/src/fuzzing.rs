@@ -11,7 +11,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::{
     cni,
     discovery::{self, Syntax},
-    instance, jwt, tunnel,
+    http, instance, jwt, tunnel,
 };
 
 /// The first bytes of an inbound connection, of which `cut` come before the others: what is decided by then stays.
@@ -49,6 +49,11 @@ pub fn manifest(versions: [&[u8]; 2]) {
         let problems = discovery::read_versions(&versions, syntax);
         assert_eq!(problems.last(), Some(&0), "what is gone has no problems: {problems:?}");
     }
+}
+
+/// What a client sends as HTTP/1, of which `cut` bytes come before the others.
+pub fn request(bytes: &[u8], cut: usize) {
+    http::examine(bytes, cut.min(bytes.len()));
 }
 
 /// Policies as they stand in a file, and what they make of connections to a pod.

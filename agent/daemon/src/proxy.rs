@@ -3,11 +3,13 @@
 
 mod admission;
 mod describe;
+mod external;
 mod inbound;
 mod order;
 mod outbound;
 mod pressure;
 mod relay;
+mod requests;
 mod waiting;
 
 use std::{
@@ -23,7 +25,7 @@ use std::{
 use ambit_core::{
     discovery::Affinity,
     model::{PodAddr, SpiffeId},
-    policy::{self, Decision, Facts, WorkloadPolicy},
+    policy::{self, Decision, Facts, Outlook, WorkloadPolicy},
     reason::{Reason, Refusal},
 };
 use tokio::sync::watch;
@@ -35,9 +37,12 @@ use self::{
     pressure::Broken,
 };
 use crate::{
+    authz::Providers,
     capture::{Accepted, Dial, PodNet},
     discovery::{Feed, World},
+    http::rehearse,
     instance::{Capacity, MemoryUse},
+    jwt::Tokens,
     telemetry::{Connection, Direction, Ending, Meta, Telemetry},
     tunnel::{Budget, LegError, Pool, PoolKey, Share, Wallet},
 };
@@ -50,6 +55,9 @@ struct Shared {
     feed: Feed,
     wallet: Wallet,
     telemetry: Telemetry,
+    providers: Providers,
+    tokens: Tokens,
+    trusted_proxies: usize,
     pool: Pool,
     budget: Budget,
     admission: Admission,
@@ -60,13 +68,34 @@ struct Shared {
     active: AtomicUsize,
 }
 
+/// What requests are judged by beside policy.
+#[derive(Default)]
+pub(crate) struct Judges {
+    /// External authorization.
+    pub(crate) providers: Providers,
+    /// Tokens of end users.
+    pub(crate) tokens: Tokens,
+    /// How many proxies in front of a client are believed about whose request it is.
+    pub(crate) trusted_proxies: usize,
+}
+
 impl Proxy {
     /// Over the snapshots and keys of this node, within what the process may hold.
-    pub(crate) fn new(feed: Feed, wallet: Wallet, telemetry: Telemetry, capacity: Capacity) -> Self {
+    pub(crate) fn new(
+        feed: Feed,
+        wallet: Wallet,
+        telemetry: Telemetry,
+        judges: Judges,
+        capacity: Capacity,
+    ) -> Self {
+        let Judges { providers, tokens, trusted_proxies } = judges;
         Self(Arc::new(Shared {
             feed,
             wallet,
             telemetry,
+            providers,
+            tokens,
+            trusted_proxies,
             pool: Pool::new(capacity.files),
             budget: Budget::new(capacity.memory),
             admission: Admission::new(capacity),
@@ -119,6 +148,7 @@ impl Proxy {
     /// Closes idle connections between agents that are too old, or of pods that are not `local` any more.
     pub(crate) fn sweep(&self, local: impl Fn(&str) -> bool) {
         self.0.pool.sweep(|key: &PoolKey, _| local(&key.pod));
+        self.0.providers.sweep(local);
     }
 
     /// Closes idle connections to peers that are not believed any more, whenever roots or revocations change; for ever.
@@ -202,9 +232,12 @@ impl<D> Clone for Pod<D> {
 }
 
 impl<D> Pod<D> {
-    /// The verdict of this moment.
-    fn verdict(&self, facts: &Facts<'_>) -> Result<(), Refusal> {
-        allowed(policy::decide(&self.policy.borrow(), facts))
+    /// Whether a connection may come as things stand, be it that the last word depends on what it carries.
+    fn prospect(&self, facts: &Facts<'_>) -> Result<(), Refusal> {
+        match policy::outlook(&self.policy.borrow(), facts) {
+            Outlook::Same(decision) => allowed(decision),
+            Outlook::PerRequest => Ok(()),
+        }
     }
 
     /// Ends once the verdict on a live connection has turned to a refusal.
@@ -233,15 +266,6 @@ impl<D> Pod<D> {
             let policy = self.policy.borrow().clone();
             rehearse(&policy, facts, meta, telemetry);
         }
-    }
-}
-
-fn rehearse(policy: &WorkloadPolicy, facts: &Facts<'_>, meta: &Meta, telemetry: &Telemetry) {
-    let refusal = policy::rehearse(policy, facts, |rehearsed, outcome| {
-        telemetry.rehearsed(meta, &rehearsed.name, rehearsed.action.label(), outcome);
-    });
-    if let Some(refusal) = refusal {
-        telemetry.would_be_refused(meta, &refusal);
     }
 }
 

@@ -4,7 +4,9 @@
 //! metrics at once. Everything here is synchronous and bounded; nothing waits for a reader.
 
 mod access;
+mod checks;
 mod expiring;
+mod grpc;
 mod live;
 mod logging;
 mod metrics;
@@ -12,6 +14,9 @@ mod observed;
 mod pace;
 mod policy_metrics;
 mod process;
+mod request;
+mod requests;
+mod traces;
 mod traffic;
 
 #[cfg(test)]
@@ -21,8 +26,8 @@ use std::{
     fmt,
     net::SocketAddr,
     ops::Range,
-    sync::{Arc, atomic::Ordering},
-    time::{Instant, SystemTime},
+    sync::{Arc, OnceLock, atomic::Ordering},
+    time::{Duration, Instant, SystemTime},
 };
 
 use ambit_core::{
@@ -30,17 +35,24 @@ use ambit_core::{
     reason::{Reason, Refusal, Rehearsed},
 };
 
+pub(crate) use checks::CheckResult;
+pub(crate) use grpc::GrpcMessages;
 pub(crate) use logging::{LogFormat, LoggingError, init_logging, parse_filter};
 pub(crate) use metrics::{IssuerKeys, OpenTunnel};
 pub(crate) use observed::{
-    DenialDetail, DenialKey, Flow, FlowSource, Observations, Outcome, Place, RehearsalDetail, RehearsalKey,
-    Sighting, Who,
+    DenialDetail, DenialKey, Flow, FlowSource, Observations, Operations, Outcome, Place, RehearsalDetail,
+    RehearsalKey, Sighting, Who,
 };
+
+pub(crate) use request::{Request, RequestEnd};
+pub(crate) use requests::ResponseFlag;
+pub(crate) use traces::TraceSettings;
 
 use live::{Live, LiveTable};
 use metrics::Metrics;
 use observed::Observed;
 use pace::Pace;
+use traces::Traces;
 use traffic::{Flag, TrafficLabels};
 
 /// The cluster name in metrics and the access log: Istio's default, without which Kiali drops the series.
@@ -169,6 +181,8 @@ struct Shared {
     live: LiveTable,
     pace: Pace,
     observed: Observed,
+    /// Where spans go; nowhere unless it is set.
+    traces: OnceLock<Traces>,
 }
 
 impl Telemetry {
@@ -179,7 +193,14 @@ impl Telemetry {
             live: LiveTable::default(),
             pace: Pace::default(),
             observed: Observed::new(SystemTime::now()),
+            traces: OnceLock::new(),
         }))
+    }
+
+    /// From now on requests of sampled traces are told of. Must be called in a tokio runtime, and has an effect once.
+    pub(crate) fn export_traces(&self, settings: TraceSettings) {
+        let spans = self.0.metrics.spans.clone();
+        self.0.traces.get_or_init(|| Traces::start(settings, spans));
     }
 
     /// Counts a connection as open until the value returned is finished or dropped.
@@ -275,6 +296,11 @@ impl Telemetry {
     /// Sets whether the CNI plugin, which is to be, is installed and chained.
     pub(crate) fn cni_installed(&self, installed: bool) {
         self.0.metrics.cni_installed(installed);
+    }
+
+    /// Counts a question to an external authorization provider; it took no time if it was not asked.
+    pub(crate) fn checked(&self, provider: &str, result: CheckResult, took: Duration) {
+        self.0.metrics.checks.ended(provider, result, took);
     }
 
     /// Sets how many pods are enrolled on this node.

@@ -20,12 +20,13 @@ use ambit_core::{
 };
 
 pub(crate) use self::{
-    buffer::{Budget, Share},
+    buffer::{Budget, Buffer, Share, Waiting},
     credentials::Wallet,
     detect::{First, first_bytes, judge},
     plain::Plain,
     pool::{Pool, PoolKey},
     session::{ANSWERED_WITHIN, Incoming, Leg, LegError, Moved, Order, PeerFacts, Session, Stream},
+    socket::{poll_read, poll_write, shut},
 };
 
 /// Why a tunnel could not be made or ended before its streams did.

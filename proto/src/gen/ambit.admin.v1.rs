@@ -337,6 +337,12 @@ pub struct Denial {
     /// When the last was seen.
     #[prost(message, optional, tag = "14")]
     pub last_seen: ::core::option::Option<::prost_types::Timestamp>,
+    /// The method of the request that was refused last; empty where connections are refused.
+    #[prost(string, tag = "15")]
+    pub method: ::prost::alloc::string::String,
+    /// Its path, without the query.
+    #[prost(string, tag = "16")]
+    pub path: ::prost::alloc::string::String,
 }
 /// A workload, and who has come to it and was let in.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -367,7 +373,7 @@ pub struct ObservedDestination {
     pub sources: ::prost::alloc::vec::Vec<ObservedSource>,
 }
 /// Connections of one source to one port of a workload.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ObservedSource {
     /// The port of the pod.
     #[prost(uint32, tag = "1")]
@@ -393,6 +399,22 @@ pub struct ObservedSource {
     /// Where the client of a plaintext connection stands by now.
     #[prost(enumeration = "SourceState", tag = "8")]
     pub state: i32,
+    /// The requests of all these connections are known, and are those of the operations.
+    #[prost(bool, tag = "9")]
+    pub requests_known: bool,
+    /// What was requested and let in.
+    #[prost(message, repeated, tag = "10")]
+    pub operations: ::prost::alloc::vec::Vec<ObservedOperation>,
+}
+/// Requests of one method.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ObservedOperation {
+    /// The method.
+    #[prost(string, tag = "1")]
+    pub method: ::prost::alloc::string::String,
+    /// Paths, with what differs from one to the next as {\*} or {\*\*}, as AuthorizationPolicy has them; none for all paths.
+    #[prost(string, repeated, tag = "2")]
+    pub paths: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// A policy that decides nothing.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

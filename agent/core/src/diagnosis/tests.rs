@@ -38,7 +38,11 @@ impl Scene {
         let mut mesh = Mesh::new(Settings::default());
         for (name, meshed) in [("shop", true), ("plain", false), ("stock", true)] {
             let labels = if meshed { labels(&[("ambit.dev/dataplane", "enabled")]) } else { Labels::new() };
-            mesh.apply(Change::Namespace(Arc::new(Namespace { name: name.into(), labels })));
+            mesh.apply(Change::Namespace(Arc::new(Namespace {
+                name: name.into(),
+                labels,
+                http_telemetry: None,
+            })));
         }
         Self { mesh, policies: PolicySet::new(ROOT) }
     }
@@ -140,6 +144,7 @@ fn pod(name: &str, app: &str, ip: &str, ports: &[u16]) -> Pod {
         host_ports: vec![],
         foreign_probes: vec![],
         netns: None,
+        http_telemetry: None,
     }
 }
 

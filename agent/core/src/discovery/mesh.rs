@@ -6,6 +6,7 @@
 mod capture;
 mod listing;
 mod pods;
+mod protocol;
 mod routing;
 mod services;
 mod uids;
@@ -17,6 +18,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+pub use protocol::{PortProtocol, ProtocolOrigin};
 pub use routing::{Endpoint, Route, RouteError};
 
 use rpds::{HashTrieMapSync, HashTrieSetSync, RedBlackTreeMapSync, RedBlackTreeSetSync};

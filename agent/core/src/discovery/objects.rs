@@ -27,6 +27,8 @@ pub struct Settings {
     pub path_normalization: PathNormalization,
     /// The external providers that CUSTOM policies may name; none.
     pub providers: Vec<Arc<str>>,
+    /// HTTP requests to pods are counted and logged where neither they nor their namespaces say anything; not so.
+    pub http_telemetry: bool,
 }
 
 impl Default for Settings {
@@ -41,6 +43,7 @@ impl Default for Settings {
             disabled: "disabled".into(),
             path_normalization: PathNormalization::default(),
             providers: Vec::new(),
+            http_telemetry: false,
         }
     }
 }
@@ -83,6 +86,8 @@ pub struct Namespace {
     pub name: Arc<str>,
     /// Its labels.
     pub labels: Labels,
+    /// What its annotation wants of requests to its pods.
+    pub http_telemetry: Option<bool>,
 }
 
 /// What discovery needs of a pod.
@@ -124,6 +129,8 @@ pub struct Pod {
     pub foreign_probes: Vec<ForeignProbe>,
     /// The network namespace that the annotation names: a path, or a name under `/run/netns`.
     pub netns: Option<Arc<str>>,
+    /// What its annotation wants of requests to it.
+    pub http_telemetry: Option<bool>,
 }
 
 /// A port of a node that leads to a pod.

@@ -242,6 +242,7 @@ fn workload(namespace: &str, labels: Labels) -> Workload {
         host_network: false,
         enrolled: true,
         netns: None,
+        http_telemetry: false,
     }
 }
 

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     admin::{Guard, METRICS_PATH, Page, StatusProvider},
+    authz::Providers,
     capture::{Capture, CaptureSettings, Cgroups, Pinned},
     cluster::Authorizer,
     config::{AgentConfig, SourceConfig},
@@ -25,7 +26,7 @@ use crate::{
     identity::KeyStore,
     instance::{Capacity, Gate, MemoryUse, Readiness, Signals},
     jwt::Tokens,
-    proxy::Proxy,
+    proxy::{Judges, Proxy},
     telemetry::Telemetry,
     tunnel::Wallet,
 };
@@ -41,6 +42,7 @@ pub(super) struct Handles {
     keys: KeyStore,
     wallet: Wallet,
     proxy: Proxy,
+    providers: Providers,
     pods: Pods,
     tokens: Tokens,
 }
@@ -53,13 +55,22 @@ impl Handles {
         background: &mut JoinSet<()>,
     ) -> anyhow::Result<Self> {
         let (started, telemetry) = (SystemTime::now(), Telemetry::new());
+        if let Some(traces) = &config.traces {
+            telemetry.export_traces(traces.clone());
+        }
         let (feed, api) = source::open(config).await?;
         let (keys, wallet) = trust::open(config, &feed, api.as_ref(), &telemetry, background).await?;
         let capacity = Capacity::of_this_process();
         tracing::debug!(?capacity, "what this agent may hold");
-        let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone(), capacity);
+        let providers = Providers::new(config.extension_providers.clone(), &telemetry);
         let (pods, tokens) = (Pods::default(), tokens::open(config, &telemetry));
-        Ok(Self { started, readiness, telemetry, feed, api, keys, wallet, proxy, pods, tokens })
+        let judges = Judges {
+            providers: providers.clone(),
+            tokens: tokens.clone(),
+            trusted_proxies: config.trusted_proxies,
+        };
+        let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone(), judges, capacity);
+        Ok(Self { started, readiness, telemetry, feed, api, keys, wallet, proxy, providers, pods, tokens })
     }
 
     /// Keeps the rooms in step with each other by tasks in `background`. The gate `objects` is passed once the objects are
@@ -138,6 +149,7 @@ impl Handles {
             keys: self.keys.clone(),
             telemetry: self.telemetry.clone(),
             tokens: self.tokens.clone(),
+            providers: self.providers.clone(),
             issuing_service: issuing_service(&config.issuer),
         })
     }

@@ -9,7 +9,7 @@ use kube::Client;
 use super::{health, node::Pods};
 use crate::{
     cluster,
-    config::{AgentConfig, SourceConfig},
+    config::{AgentConfig, HttpTelemetry, SourceConfig},
     discovery::{self, Feed, PolicyHold},
     identity::KeyStore,
     reports::{self, PodReport},
@@ -42,7 +42,8 @@ pub(super) fn mesh_settings(config: &AgentConfig) -> Settings {
         enabled: config.dataplane_label.enabled.as_str().into(),
         disabled: config.dataplane_label.disabled.as_str().into(),
         path_normalization: config.path_normalization,
-        providers: Vec::new(),
+        providers: config.extension_providers.iter().map(|provider| provider.name.clone()).collect(),
+        http_telemetry: config.http_telemetry == HttpTelemetry::All,
     }
 }
 

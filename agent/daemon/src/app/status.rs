@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     admin::{PolicyProvider, StatusProvider},
+    authz::{Providers, Standing},
     discovery::Feed,
     identity::{IdentityState, IdentityStatus, KeyStore, Root, issuer_name, roots},
     instance::Readiness,
@@ -38,6 +39,7 @@ pub(super) struct Status {
     pub(super) keys: KeyStore,
     pub(super) telemetry: Telemetry,
     pub(super) tokens: Tokens,
+    pub(super) providers: Providers,
     /// The Service that certificates are asked of, if it is one of the cluster.
     pub(super) issuing_service: Option<ObjectName>,
 }
@@ -64,7 +66,8 @@ impl StatusProvider for Status {
         let by_name = health::by_name(&identities);
         let mut problems = health::problems(&pods, &identities, &self.readiness, now);
         problems.extend(tokens::problems(&self.tokens.issuers()));
-        problems.extend(caught.chain(of_objects));
+        problems
+            .extend(self.providers.standing().iter().filter_map(provider).chain(caught).chain(of_objects));
         let connections: Vec<_> = self.telemetry.live().iter().map(connection).collect();
         proto::StatusResponse {
             node: self.node.clone(),
@@ -100,6 +103,22 @@ impl StatusProvider for Status {
     fn policies(&self) -> Option<Arc<dyn PolicyProvider>> {
         Some(Arc::new(Policies { feed: self.feed.clone(), tokens: self.tokens.clone() }))
     }
+}
+
+/// What is wrong with an external authorization provider, if something is.
+fn provider(provider: &Standing) -> Option<proto::Problem> {
+    let (when, error) = provider.last_error.as_ref().filter(|_| provider.failing)?;
+    let Standing { name, address, form, fail_open, allowed, denied, failed, .. } = provider;
+    let ago = when.elapsed().unwrap_or_default().as_secs();
+    let meanwhile = if *fail_open { "is let in" } else { "is refused" };
+    Some(proto::Problem {
+        object: format!("extension provider {name}"),
+        message: format!(
+            "{error} ({ago} s ago, at {address} by {form}); what CUSTOM policies have it asked about {meanwhile}. Checks so far: \
+             {allowed} let in, {denied} denied, {failed} failed"
+        ),
+        ..proto::Problem::default()
+    })
 }
 
 fn pod(pod: &PodStatus, hindrance: Option<&Hindrance>) -> proto::Pod {

@@ -67,6 +67,7 @@ pub(super) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
         destination: args.destination.clone(),
         namespace: args.answers.namespace().to_owned(),
         source_ip: args.source_ip.map(|ip| ip.to_string()).unwrap_or_default(),
+        request: None,
     };
     let answer = args.answers.ask(
         async |mut agent| agent.explain(request.clone()).await,

@@ -17,7 +17,7 @@ use super::{
     remote::Remote,
 };
 use crate::{
-    config::{DEFAULT_RUN_DIR, DataplaneLabel, Location, Namespace, TrustDomains},
+    config::{DEFAULT_RUN_DIR, DataplaneLabel, ExtensionProviders, Location, Namespace, TrustDomains},
     diagnosis::Unable,
     discovery::{self, Reading, World},
     instance::RunDir,
@@ -65,6 +65,9 @@ pub(super) struct Manifests {
         default_value_t = PathNormalization::Base
     )]
     path_normalization: PathNormalization,
+    /// The external authorization providers that CUSTOM policies may name: a list in YAML, as the agent has it
+    #[arg(long, env = "AMBIT_EXTENSION_PROVIDERS", hide_env_values = true, value_name = "YAML")]
+    extension_providers: Option<ExtensionProviders>,
     /// The label that opts namespaces and pods in, and pods out
     #[arg(
         long,
@@ -142,6 +145,12 @@ impl Manifests {
             enabled: label.enabled.into(),
             disabled: label.disabled.into(),
             path_normalization: self.path_normalization,
+            providers: self
+                .extension_providers
+                .iter()
+                .flat_map(|providers| &providers.0)
+                .map(|provider| provider.name.clone())
+                .collect(),
             ..Settings::default()
         }
     }

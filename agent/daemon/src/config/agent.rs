@@ -17,12 +17,14 @@ use super::{
     folders::{CniDirs, private_folder},
     settings::read,
     values::{
-        CaTrust, DataplaneLabel, IssuerKind, Location, MapEntries, MetricsAuth, PostQuantum, VaultPath,
+        CaTrust, DataplaneLabel, HttpTelemetry, IssuerKind, Location, MapEntries, MetricsAuth, PostQuantum,
+        Sampling, VaultPath,
     },
 };
 use crate::{
+    authz::ProviderSettings,
     identity::{IstioSettings, VaultConfig, VaultLogin},
-    telemetry::{CLUSTER, LogFormat},
+    telemetry::{CLUSTER, LogFormat, TraceSettings},
 };
 
 pub(crate) use settings::AgentSettings;
@@ -43,6 +45,8 @@ const DEFAULT_JWKS_REFRESH: Duration = Duration::from_secs(20 * 60);
 /// Where Kubernetes mounts a pod's own token.
 const POD_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 const DEFAULT_MAX_WORKERS: usize = 8;
+/// One in a hundred, as Istio's.
+const DEFAULT_SAMPLING: Sampling = Sampling(100);
 
 /// The configuration of one agent. Paths are absolute.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +71,10 @@ pub(crate) struct AgentConfig {
     pub(crate) log_filter: String,
     /// How log lines look.
     pub(crate) log_format: LogFormat,
+    /// Whose requests are read where no policy needs it.
+    pub(crate) http_telemetry: HttpTelemetry,
+    /// Where spans go; nowhere if `None`.
+    pub(crate) traces: Option<TraceSettings>,
     /// The lifetime of workload certificates: 10 seconds to 90 days.
     pub(crate) svid_ttl: Duration,
     /// The trust domain of all identities.
@@ -95,6 +103,8 @@ pub(crate) struct AgentConfig {
     pub(crate) metrics_guarded: bool,
     /// Threads of the runtime that carries traffic, 1 to 256.
     pub(crate) workers: usize,
+    /// How many proxies in front of a client are believed about whose request it is, 0 to 16.
+    pub(crate) trusted_proxies: usize,
     /// How paths of requests are rewritten.
     pub(crate) path_normalization: PathNormalization,
     /// Use of the hybrid post-quantum key exchange.
@@ -115,6 +125,8 @@ pub(crate) struct AgentConfig {
     pub(crate) jwks_refresh: Duration,
     /// Where certificates come from.
     pub(crate) issuer: IssuerConfig,
+    /// Who decides for CUSTOM policies; no two have the same name.
+    pub(crate) extension_providers: Vec<ProviderSettings>,
 }
 
 /// Where the Kubernetes objects come from.
@@ -204,8 +216,9 @@ impl AgentConfig {
         if let Some((domain, _)) = trust_bundles.iter().find(|(domain, _)| own(domain)) {
             return Err(ConfigError::OwnTrustDomain(domain.clone()));
         }
+        let node = settings.node.ok_or_else(missing("node", "AMBIT_NODE"))?.0;
         Ok(Self {
-            node: settings.node.ok_or_else(missing("node", "AMBIT_NODE"))?.0,
+            node: node.clone(),
             source: match (settings.manifests, settings.kubeconfig) {
                 (Some(_), Some(_)) => {
                     return Err(ConfigError::Both { first: "manifests", second: "kubeconfig" });
@@ -221,6 +234,12 @@ impl AgentConfig {
             daemonset: settings.daemonset.map(|set| (set.namespace, set.name)),
             log_filter: settings.log.map_or_else(|| "info".to_owned(), |filter| filter.0),
             log_format: settings.log_format.unwrap_or_default(),
+            http_telemetry: settings.http_telemetry.unwrap_or_default(),
+            traces: settings.trace_endpoint.map(|url| TraceSettings {
+                endpoint: url.0,
+                sampled: settings.trace_sampling.unwrap_or(DEFAULT_SAMPLING).0,
+                node,
+            }),
             svid_ttl: settings.svid_ttl.map_or(DEFAULT_TTL, |ttl| ttl.0),
             trust_domain,
             cluster_domain: settings.cluster_domain.map_or_else(domain, |name| name.0),
@@ -235,6 +254,7 @@ impl AgentConfig {
             cni_account: settings.cni_account.map(|account| (account.namespace, account.name)),
             metrics_guarded,
             workers: settings.workers.map_or_else(default_workers, |workers| workers.0.get()),
+            trusted_proxies: settings.trusted_proxies.map_or(0, |proxies| proxies.0),
             path_normalization: settings.path_normalization.unwrap_or_default(),
             post_quantum: settings.post_quantum.unwrap_or_default(),
             crl_file: settings.crl_file.map(|path| path.0),
@@ -245,6 +265,7 @@ impl AgentConfig {
             jwks_blocked: settings.jwks_blocked.map_or_else(Vec::new, |blocks| blocks.0),
             jwks_refresh: settings.jwks_refresh.map_or(DEFAULT_JWKS_REFRESH, |refresh| refresh.0),
             issuer,
+            extension_providers: settings.extension_providers.map_or_else(Vec::new, |providers| providers.0),
         })
     }
 

@@ -181,6 +181,7 @@ pub(super) fn checked(world: &World, checked: Checked) -> proto::CheckedPods {
         probe_ports: checked.probe_ports.into_iter().map(u32::from).collect(),
         policies: policies.collect(),
         request_authentications: checked.requests.iter().map(|request| request.name.to_string()).collect(),
+        ..proto::CheckedPods::default()
     }
 }
 

@@ -14,13 +14,19 @@ use prometheus_client::{
 
 pub(crate) use self::tokens::IssuerKeys;
 use self::{certificates::Certificates, tokens::Tokens};
-use super::{Direction, Meta, policy_metrics::PolicyMetrics, process::Process, traffic::Traffic};
+use super::{
+    Direction, Meta, checks::Checks, policy_metrics::PolicyMetrics, process::Process, requests::Requests,
+    traces::SpanCounts, traffic::Traffic,
+};
 
 #[derive(Debug)]
 pub(super) struct Metrics {
     registry: Registry,
     pub(super) traffic: Arc<Traffic>,
+    pub(super) requests: Arc<Requests>,
+    pub(super) spans: SpanCounts,
     pub(super) policy: PolicyMetrics,
+    pub(super) checks: Checks,
     sockets_open: [Gauge; 2],
     refusals: Family<ReasonLabels, Counter>,
     plaintext_refused: Family<NamespaceLabels, Counter>,
@@ -106,8 +112,12 @@ impl Metrics {
         let mut registry = Registry::default();
         let traffic = Arc::new(Traffic::new());
         registry.register_collector(Box::new(traffic.clone()));
+        let requests = Arc::new(Requests::new());
+        registry.register_collector(Box::new(requests.clone()));
         registry.register_collector(Box::new(Process));
+        let spans = SpanCounts::register(&mut registry);
         let policy = PolicyMetrics::register(&mut registry);
+        let checks = Checks::register(&mut registry);
 
         let build = Family::<BuildLabels, Gauge>::default();
         build.get_or_create(&BuildLabels { component: "ambit", tag: env!("CARGO_PKG_VERSION") }).set(1);
@@ -120,7 +130,10 @@ impl Metrics {
 
         let metrics = Self {
             traffic,
+            requests,
+            spans,
             policy,
+            checks,
             sockets_open,
             refusals: Family::default(),
             plaintext_refused: Family::default(),

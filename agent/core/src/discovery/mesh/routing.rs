@@ -119,6 +119,42 @@ impl Mesh {
         }
     }
 
+    /// The same to a port of a service that is called by its name, whatever addresses it has: first by endpoints of the family that
+    /// the client's first address is of. `None` if there is no such service.
+    pub fn route_by_name(
+        &self,
+        client: &Workload,
+        service: &ObjectName,
+        port: u16,
+        random: u64,
+    ) -> Option<Route> {
+        let record = self.services.get(service)?;
+        let pick = Pick { client, random, kept: &|_| None };
+        let mut routes = client.ips.iter().map(|ip| {
+            let any = if ip.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
+            self.route_to_service(record, SocketAddr::new(any, port), None, &pick)
+        });
+        let refused = |route: &Route| matches!(route, Route::Refuse(_));
+        let first = routes.next()?;
+        Some(if refused(&first) { routes.find(|route| !refused(route)).unwrap_or(first) } else { first })
+    }
+
+    /// The service that a DNS name leads to: `NAME.NAMESPACE.svc.<cluster domain>`, or a beginning of that with two parts at
+    /// least. The error is for a name that can be no other host's, and of no service that is known.
+    pub fn service_by_host(&self, host: &str) -> Result<Option<ObjectName>, ObjectName> {
+        let mut parts = host.splitn(3, '.');
+        let (Some(name), Some(namespace)) = (parts.next(), parts.next()) else { return Ok(None) };
+        let rest = parts.next();
+        let is_ours = rest == Some("svc")
+            || rest.and_then(|rest| rest.strip_prefix("svc.")) == Some(&*self.settings.cluster_domain);
+        let service = ObjectName::new(namespace, name);
+        match self.services.contains_key(&service) {
+            true if is_ours || rest.is_none() => Ok(Some(service)),
+            false if is_ours => Err(service),
+            _ => Ok(None),
+        }
+    }
+
     /// The service that a destination leads to; where several claim it, one in the client's namespace, else the oldest.
     fn service_at(&self, destination: Destination, namespace: &str) -> Option<&ServiceRecord> {
         let claimants = self.claims.get(&destination)?;
@@ -210,6 +246,7 @@ impl Mesh {
             host_network: false,
             enrolled: false,
             netns: None,
+            http_telemetry: false,
         })
     }
 }

@@ -273,6 +273,7 @@ fn pod(namespace: &str, app: &str) -> Workload {
         host_network: false,
         enrolled: true,
         netns: None,
+        http_telemetry: false,
     }
 }
 

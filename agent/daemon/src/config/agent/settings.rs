@@ -6,10 +6,11 @@ use crate::{
     config::{
         settings::settings,
         values::{
-            CaTrust, ClusterId, ConfigMapKey, DataplaneLabel, DnsName, Drain, Hold, IpBlocks, IssuerKind,
-            KeyRefresh, ListenAddr, Location, Locations, LogFilter, LoopbackAddr, MapEntries, MetricsAuth,
-            Namespace, ObjectName, PostQuantum, ServerName, ServiceAddr, TrustBundles, TrustDomains, Ttl,
-            Url, VaultPath, Workers,
+            CaTrust, ClusterId, CollectorUrl, ConfigMapKey, DataplaneLabel, DnsName, Drain,
+            ExtensionProviders, Hold, HttpTelemetry, IpBlocks, IssuerKind, KeyRefresh, ListenAddr, Location,
+            Locations, LogFilter, LoopbackAddr, MapEntries, MetricsAuth, Namespace, ObjectName, PostQuantum,
+            Sampling, ServerName, ServiceAddr, TrustBundles, TrustDomains, TrustedProxies, Ttl, Url,
+            VaultPath, Workers,
         },
     },
     telemetry::LogFormat,
@@ -61,6 +62,12 @@ settings! {
     log: LogFilter, "AMBIT_LOG", "FILTER";
     /// How to log: text or json [default: text]
     log_format: LogFormat, "AMBIT_LOG_FORMAT", "FORMAT";
+    /// Which ports' requests are counted and logged: those that policies read anyway (policy), or of all pods in the mesh (all); pods and namespaces may say otherwise by the annotation ambit.dev/http-telemetry [default: policy]
+    http_telemetry: HttpTelemetry, "AMBIT_HTTP_TELEMETRY", "WHICH";
+    /// The collector that spans of requests are sent to by OTLP over gRPC, such as http://otel-collector.observability:4317; without it none are
+    trace_endpoint: CollectorUrl, "AMBIT_TRACE_ENDPOINT", "URL";
+    /// How many of the traces that begin here are sampled, in percent; those that come with a decision keep it [default: 1]
+    trace_sampling: Sampling, "AMBIT_TRACE_SAMPLING", "PERCENT";
     /// The lifetime of workload certificates, 10s to 90d [default: 24h]
     svid_ttl: Ttl, "AMBIT_SVID_TTL", "DURATION";
     /// The SPIFFE trust domain of all identities [default: cluster.local]
@@ -71,6 +78,9 @@ settings! {
     root_namespace: Namespace, "AMBIT_ROOT_NAMESPACE", "NAMESPACE";
     /// How long policies stay in force whose definition is removed from the cluster, 0s to 90d [default: 24h]
     policy_hold: Hold, "AMBIT_POLICY_HOLD", "DURATION";
+    /// How many proxies that have passed a request on are believed about its client, 0 to 16, beside the last: whose address stands in
+    /// X-Forwarded-For in front of theirs is remote.ip [default: 0]
+    trusted_proxies: TrustedProxies, "AMBIT_TRUSTED_PROXIES", "N";
     /// How paths of requests are rewritten: none, base, merge-slashes or decode-and-merge-slashes [default: base]
     path_normalization: PathNormalization, "AMBIT_PATH_NORMALIZATION", "MODE";
     /// The label that opts namespaces and pods in, and pods out [default: ambit.dev/dataplane=enabled,disabled]
@@ -127,4 +137,7 @@ settings! {
     vault_jwt_file: Location, "AMBIT_VAULT_JWT_FILE", "FILE";
     /// Issuer spire: the admin socket of the SPIRE agent [default: /tmp/spire-agent/private/admin.sock]
     spire_socket: Location, "AMBIT_SPIRE_SOCKET", "PATH";
+    =>
+    /// External authorization providers that CUSTOM policies may name: a list in YAML, as extensionProviders of Istio's mesh configuration has it, with envoyExtAuthzGrpc or envoyExtAuthzHttp; in the config file the list itself
+    extension_providers: ExtensionProviders, "AMBIT_EXTENSION_PROVIDERS", "YAML";
 }

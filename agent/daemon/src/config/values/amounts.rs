@@ -9,6 +9,8 @@ const MAX_HOLD: Duration = Duration::from_secs(90 * 24 * 3600);
 const MIN_REFRESH: Duration = Duration::from_secs(1);
 const MAX_REFRESH: Duration = Duration::from_secs(24 * 3600);
 const MAX_WORKERS: usize = 256;
+/// The most proxies in a row that are believed.
+const MAX_PROXIES: usize = 16;
 /// The eBPF maps that can be given another size.
 const MAPS: [&str; 7] = ["PODS", "DESTINATIONS", "ORIGINS", "BYPASS", "LISTENERS", "COUNTERS", "PROBES"];
 const MAX_ENTRIES: u32 = 1 << 24;
@@ -121,6 +123,19 @@ impl FromStr for Workers {
             .filter(|workers| workers.get() <= MAX_WORKERS)
             .map(Self)
             .ok_or_else(|| format!("use a whole number from 1 to {MAX_WORKERS}"))
+    }
+}
+
+/// How many proxies in front of a client are believed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TrustedProxies(pub(crate) usize);
+
+impl FromStr for TrustedProxies {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let proxies = text.parse().ok().filter(|proxies| *proxies <= MAX_PROXIES);
+        proxies.map(Self).ok_or_else(|| format!("use a whole number from 0 to {MAX_PROXIES}"))
     }
 }
 

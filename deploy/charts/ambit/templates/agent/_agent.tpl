@@ -80,6 +80,8 @@ seLinuxOptions:
   value: {{ .Values.label }}
 - name: AMBIT_SVID_TTL
   value: {{ .Values.svidTTL }}
+- name: AMBIT_TRUSTED_PROXIES
+  value: {{ .Values.trustedProxies | quote }}
 - name: AMBIT_PATH_NORMALIZATION
   value: {{ .Values.pathNormalization }}
 - name: AMBIT_POST_QUANTUM
@@ -101,6 +103,18 @@ seLinuxOptions:
 {{- end }}
 - name: AMBIT_JWKS_REFRESH
   value: {{ .refresh | default "20m" | quote }}
+{{- end }}
+{{- with .Values.extensionProviders }}
+- name: AMBIT_EXTENSION_PROVIDERS
+  value: {{ toJson . | quote }}
+{{- end }}
+- name: AMBIT_HTTP_TELEMETRY
+  value: {{ .Values.httpTelemetry | quote }}
+{{- with .Values.traces.endpoint }}
+- name: AMBIT_TRACE_ENDPOINT
+  value: {{ . | quote }}
+- name: AMBIT_TRACE_SAMPLING
+  value: {{ $.Values.traces.sampling | quote }}
 {{- end }}
 {{- with .Values.mapEntries }}
 - name: AMBIT_MAP_ENTRIES
