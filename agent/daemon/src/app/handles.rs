@@ -63,13 +63,17 @@ impl Handles {
         let capacity = Capacity::of_this_process();
         tracing::debug!(?capacity, "what this agent may hold");
         let providers = Providers::new(config.extension_providers.clone(), &telemetry);
-        let (pods, tokens) = (Pods::default(), tokens::open(config, &telemetry));
+        let tokens = tokens::open(config, &telemetry);
         let judges = Judges {
             providers: providers.clone(),
             tokens: tokens.clone(),
             trusted_proxies: config.trusted_proxies,
         };
         let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone(), judges, capacity);
+        if let Some(folder) = &config.egress_files {
+            proxy.set_egress_files(folder.clone());
+        }
+        let pods = Pods::default();
         Ok(Self { started, readiness, telemetry, feed, api, keys, wallet, proxy, providers, pods, tokens })
     }
 
@@ -148,8 +152,8 @@ impl Handles {
             feed: self.feed.clone(),
             keys: self.keys.clone(),
             telemetry: self.telemetry.clone(),
-            tokens: self.tokens.clone(),
             providers: self.providers.clone(),
+            tokens: self.tokens.clone(),
             issuing_service: issuing_service(&config.issuer),
         })
     }

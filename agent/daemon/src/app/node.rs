@@ -257,6 +257,9 @@ impl Node {
         }
         self.enrolment.change_destinations(delta);
         if matches!(round, Round::Changes | Round::Kubelet) {
+            if delta.reconsiders_pods() {
+                self.enrolment.capture_everything(&self.desired, world);
+            }
             if delta.pods().next().is_some() {
                 let changed = self.desired.follow(delta).await;
                 self.keep_pods(world, Some(&changed)).await;
@@ -295,6 +298,7 @@ impl Node {
         self.enrolment.set_probes(&self.desired, &mut self.deputies);
         let identities = self.desired.identities();
         self.keys.retain(identities.iter().cloned());
+        self.enrolment.capture_everything(&self.desired, world);
         // A pod that leaves may have been in the way of another.
         let released = self.enrolment.release_others(&self.desired);
         self.enrolment.tidy().await;

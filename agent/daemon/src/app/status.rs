@@ -38,8 +38,8 @@ pub(super) struct Status {
     pub(super) feed: Feed,
     pub(super) keys: KeyStore,
     pub(super) telemetry: Telemetry,
-    pub(super) tokens: Tokens,
     pub(super) providers: Providers,
+    pub(super) tokens: Tokens,
     /// The Service that certificates are asked of, if it is one of the cluster.
     pub(super) issuing_service: Option<ObjectName>,
 }
@@ -195,6 +195,7 @@ fn connection(live: &LiveConnection) -> proto::Connection {
     };
     let (security, group, reused) = match meta.security {
         Security::MutualTls { group, reused } => (proto::Security::MutualTls, group, reused),
+        Security::Tls => (proto::Security::Tls, "", false),
         Security::Plaintext => (proto::Security::Plaintext, "", false),
     };
     let workload = |party: &crate::telemetry::Party| {

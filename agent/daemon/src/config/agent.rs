@@ -17,8 +17,8 @@ use super::{
     folders::{CniDirs, private_folder},
     settings::read,
     values::{
-        CaTrust, DataplaneLabel, HttpTelemetry, IssuerKind, Location, MapEntries, MetricsAuth, PostQuantum,
-        Sampling, VaultPath,
+        CaTrust, DataplaneLabel, HttpTelemetry, IssuerKind, Location, MapEntries, MetricsAuth, Observe,
+        OutboundPolicy, PostQuantum, Sampling, VaultPath,
     },
 };
 use crate::{
@@ -87,6 +87,12 @@ pub(crate) struct AgentConfig {
     pub(crate) policy_hold: Duration,
     /// The label that opts in and out.
     pub(crate) dataplane_label: DataplaneLabel,
+    /// Where pods may connect to whose namespace says nothing of it.
+    pub(crate) outbound_policy: OutboundPolicy,
+    /// Connections to outside the mesh are counted and logged.
+    pub(crate) observe_outbound: bool,
+    /// Where files are that DestinationRules name, by namespace; nowhere if `None`.
+    pub(crate) egress_files: Option<PathBuf>,
     /// Where cgroup v2 is mounted; to be found in /proc/mounts if `None`.
     pub(crate) cgroup_root: Option<PathBuf>,
     /// The cgroup that the kubelet runs in; to be found by its process if `None`.
@@ -246,6 +252,9 @@ impl AgentConfig {
             root_namespace: settings.root_namespace.map_or_else(|| "ambit-system".to_owned(), |name| name.0),
             policy_hold: settings.policy_hold.map_or(DEFAULT_POLICY_HOLD, |hold| hold.0),
             dataplane_label: settings.dataplane_label.unwrap_or_default(),
+            outbound_policy: settings.outbound_policy.unwrap_or_default(),
+            observe_outbound: settings.observe_outbound.unwrap_or_default() == Observe::On,
+            egress_files: settings.egress_files.map(|path| path.0),
             cgroup_root: settings.cgroup_root.map(|path| path.0),
             kubelet_cgroup: settings.kubelet_cgroup.map(|path| path.0),
             map_entries: settings.map_entries.unwrap_or_default(),

@@ -6,6 +6,7 @@ mod amounts;
 mod label;
 mod names;
 mod observing;
+mod outbound;
 mod providers;
 mod trust;
 
@@ -22,6 +23,7 @@ pub(crate) use names::{
     Accounts, ClusterId, ConfigMapKey, DnsName, Namespace, ObjectName, ServerName, ServerNames, VaultPath,
 };
 pub(crate) use observing::{CollectorUrl, HttpTelemetry, Sampling};
+pub(crate) use outbound::{Observe, OutboundPolicy};
 pub(crate) use providers::ExtensionProviders;
 pub(crate) use trust::{CaTrust, IssuerKind, MetricsAuth, PostQuantum, TrustBundles, TrustDomains};
 

@@ -210,6 +210,7 @@ impl From<proto::Connection> for ConnectionView {
         let security = match connection.security() {
             proto::Security::Unspecified => "unknown",
             proto::Security::MutualTls => "mutual_tls",
+            proto::Security::Tls => "tls",
             proto::Security::Plaintext => "plaintext",
         };
         Self {

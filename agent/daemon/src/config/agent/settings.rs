@@ -8,9 +8,9 @@ use crate::{
         values::{
             CaTrust, ClusterId, CollectorUrl, ConfigMapKey, DataplaneLabel, DnsName, Drain,
             ExtensionProviders, Hold, HttpTelemetry, IpBlocks, IssuerKind, KeyRefresh, ListenAddr, Location,
-            Locations, LogFilter, LoopbackAddr, MapEntries, MetricsAuth, Namespace, ObjectName, PostQuantum,
-            Sampling, ServerName, ServiceAddr, TrustBundles, TrustDomains, TrustedProxies, Ttl, Url,
-            VaultPath, Workers,
+            Locations, LogFilter, LoopbackAddr, MapEntries, MetricsAuth, Namespace, ObjectName, Observe,
+            OutboundPolicy, PostQuantum, Sampling, ServerName, ServiceAddr, TrustBundles, TrustDomains,
+            TrustedProxies, Ttl, Url, VaultPath, Workers,
         },
     },
     telemetry::LogFormat,
@@ -85,6 +85,12 @@ settings! {
     path_normalization: PathNormalization, "AMBIT_PATH_NORMALIZATION", "MODE";
     /// The label that opts namespaces and pods in, and pods out [default: ambit.dev/dataplane=enabled,disabled]
     dataplane_label: DataplaneLabel, "AMBIT_DATAPLANE_LABEL", "KEY=ENABLED[,DISABLED]";
+    /// Where pods may connect to whose namespace has no label ambit.dev/outbound-policy: ALLOW_ANY, or REGISTRY_ONLY (the cluster, and what a ServiceEntry names) [default: ALLOW_ANY]
+    outbound_policy: OutboundPolicy, "AMBIT_OUTBOUND_POLICY", "POLICY";
+    /// Whether connections to outside the mesh are counted and logged as others, for which they pass through the agent: off or on [default: off]
+    observe_outbound: Observe, "AMBIT_OBSERVE_OUTBOUND", "WHETHER";
+    /// The folder with a folder for each namespace, in which the files are that DestinationRules name for its pods
+    egress_files: Location, "AMBIT_EGRESS_FILES", "DIR";
     /// Where cgroup v2 is mounted [default: found in /proc/mounts]
     cgroup_root: Location, "AMBIT_CGROUP_ROOT", "PATH";
     /// The kubelet's cgroup, whose probes enrolled pods take in plaintext [default: found by its process]
