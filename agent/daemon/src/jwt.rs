@@ -3,6 +3,7 @@
 //! Promises that a request never waits for keys: they are fetched beside the way, and a token whose issuer's keys are not there is
 //! refused. Leaves to policy who may do what with a good token.
 
+mod assess;
 mod failure;
 mod fetch;
 mod issuers;
@@ -11,6 +12,7 @@ mod passing;
 mod places;
 mod refresh;
 mod token;
+mod tried;
 mod verified;
 
 #[cfg(test)]
@@ -24,16 +26,18 @@ use std::{
 use ambit_core::policy::{Claims, JwtRule};
 use http::{HeaderValue, Method, StatusCode, header, request::Parts};
 
+pub(crate) use self::{
+    assess::{Assessed, assess},
+    fetch::{Blocked, Fetching},
+    issuers::IssuerStatus,
+    tried::try_token,
+};
 use self::{
     failure::Failure,
     issuers::Issuers,
     keys::KeySet,
     token::Unverified,
     verified::{Good, Verified},
-};
-pub(crate) use self::{
-    fetch::{Blocked, Fetching},
-    issuers::IssuerStatus,
 };
 use crate::telemetry::Telemetry;
 

@@ -117,8 +117,14 @@ impl Scene {
     fn ask(&self, source: &str, target: &str) -> Result<Answer, Unanswerable> {
         let source: Reference = source.parse()?;
         let (destination, port) = destination(target)?;
-        let question =
-            Question { source: &source, destination: &destination, port, namespace: None, source_ip: None };
+        let question = Question {
+            source: &source,
+            destination: &destination,
+            port,
+            namespace: None,
+            source_ip: None,
+            request: None,
+        };
         explain(self.cluster(), &question)
     }
 
@@ -294,7 +300,8 @@ fn a_pod_of_a_template_has_no_address_and_is_judged_all_the_same() {
     let source: Reference = "shop/web".parse().unwrap();
     let (to, port) = destination("shop/cart:8080").unwrap();
     let source_ip = Some("10.1.1.1".parse().unwrap());
-    let question = Question { source: &source, destination: &to, port, namespace: None, source_ip };
+    let question =
+        Question { source: &source, destination: &to, port, namespace: None, source_ip, request: None };
     let answer = explain(scene.cluster(), &question).unwrap();
     assert_eq!(line(&answer.cases[0]), "shop/web mtls shop/cart:8080 let in");
 }

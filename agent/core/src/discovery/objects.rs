@@ -4,6 +4,10 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
+use super::{
+    destination_rule::{DestinationRule, TlsSecret},
+    service_entry::{ServiceEntry, WorkloadEntry},
+};
 use crate::model::{DATAPLANE_LABEL, Labels, ObjectName, PathNormalization, SpiffeId, TrustDomain};
 
 /// What an installation may choose.
@@ -31,6 +35,10 @@ pub struct Settings {
     pub provider_places: Vec<ProviderPlace>,
     /// HTTP requests to pods are counted and logged where neither they nor their namespaces say anything; not so.
     pub http_telemetry: bool,
+    /// Where pods may connect to whose namespace says nothing of it.
+    pub outbound_policy: OutboundPolicy,
+    /// Connections to outside are captured, so that they are counted and logged as others; no.
+    pub observe_outbound: bool,
 }
 
 impl Default for Settings {
@@ -47,6 +55,8 @@ impl Default for Settings {
             providers: Vec::new(),
             provider_places: Vec::new(),
             http_telemetry: false,
+            outbound_policy: OutboundPolicy::default(),
+            observe_outbound: false,
         }
     }
 }
@@ -93,7 +103,36 @@ pub enum Change {
     EndpointSlice(Arc<EndpointSlice>),
     /// An endpoint slice is gone.
     EndpointSliceGone(ObjectName),
+    /// A DestinationRule as it is now.
+    DestinationRule(Arc<DestinationRule>),
+    /// A DestinationRule is gone.
+    DestinationRuleGone(ObjectName),
+    /// A ServiceEntry as it is now.
+    ServiceEntry(Arc<ServiceEntry>),
+    /// A ServiceEntry is gone.
+    ServiceEntryGone(ObjectName),
+    /// A WorkloadEntry as it is now.
+    WorkloadEntry(Arc<WorkloadEntry>),
+    /// A WorkloadEntry is gone.
+    WorkloadEntryGone(ObjectName),
+    /// A Secret that a DestinationRule names, as it is now.
+    Secret(Arc<TlsSecret>),
+    /// A Secret is gone.
+    SecretGone(ObjectName),
 }
+
+/// Where pods may connect to, as `meshConfig.outboundTrafficPolicy.mode` of Istio has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OutboundPolicy {
+    /// Anywhere.
+    #[default]
+    AllowAny,
+    /// To pods, services and nodes of the cluster, and to what a ServiceEntry names.
+    RegistryOnly,
+}
+
+/// The label of a namespace that states the outbound policy of its pods.
+pub const OUTBOUND_POLICY_LABEL: &str = "ambit.dev/outbound-policy";
 
 /// A namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]

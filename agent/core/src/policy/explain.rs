@@ -180,6 +180,11 @@ impl PolicySet {
         self.requests.for_pod(&self.root_namespace, namespace, labels)
     }
 
+    /// Whether CUSTOM policies may name this provider.
+    pub fn knows_provider(&self, name: &str) -> bool {
+        self.providers.contains(name)
+    }
+
     /// The namespace whose policies speak for the mesh.
     pub fn root_namespace(&self) -> &Arc<str> {
         &self.root_namespace

@@ -90,6 +90,7 @@ impl Gate<'_> {
             Err(malformed) => return Err(self.malformed(&malformed)),
         };
         let told = self.connection.request(head);
+        let changed = changed || told.is_traced();
         let remote_ip = remote_ip(&head.headers, self.trusted_proxies).unwrap_or(self.facts.source_ip);
         let mut pending = Pending { policy, told, remote_ip, asked: None, changed, wants_body: 0 };
         match self.with_facts(&pending, head, None, false, |facts| policy::external(&pending.policy, facts)) {

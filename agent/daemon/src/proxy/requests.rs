@@ -44,7 +44,7 @@ impl<D: Dial> Call<'_, D> {
         let policy = self.pod.policy.borrow().clone();
         match policy::outlook(&policy, &self.facts) {
             Outlook::Same(Decision::Deny(refusal)) => (Err(Cut::here(refusal)), leg),
-            Outlook::Same(Decision::Allow) if !self.workload.http_telemetry => {
+            Outlook::Same(Decision::Allow) if !self.wants_requests() => {
                 self.relay(app, leg, self.facts, Looked::Not).await
             }
             _ => match Box::pin(self.looked_at(&app, &mut leg)).await {
@@ -111,6 +111,12 @@ impl<D: Dial> Call<'_, D> {
         end_cleanly(app);
         leg.end_cleanly();
         Ok(Looked::Requests)
+    }
+
+    /// Whether telemetry is to know requests of which policy needs nothing.
+    fn wants_requests(&self) -> bool {
+        let protocol = || self.shared.feed.world().mesh.port_protocol(self.workload, self.facts.port);
+        self.workload.http_telemetry && !matches!(protocol(), PortProtocol::Other(_))
     }
 
     /// The verdict on what is not HTTP; whether a provider has let it in.

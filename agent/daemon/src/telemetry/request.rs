@@ -160,6 +160,11 @@ impl Parsed {
 }
 
 impl Request {
+    /// Its headers have been changed to tell of its place in a trace.
+    pub(crate) fn is_traced(&self) -> bool {
+        self.begun.as_ref().is_some_and(|begun| begun.place.is_some())
+    }
+
     /// It is let in, and goes to the application.
     pub(crate) fn admitted(&self) {
         let Some(Begun { telemetry, live, head, .. }) = self.begun.as_deref() else { return };
@@ -183,6 +188,8 @@ impl Request {
             _ => Some(7),
         };
         let grpc_status = grpc_status.filter(|_| begun.head.grpc);
+        // gRPC has its own status, and always this one of HTTP's.
+        let status = if begun.head.grpc { StatusCode::OK } else { status };
         let end = RequestEnd { status: Some(status), grpc_status, flag, ..RequestEnd::default() };
         let measured = begun.count(&end);
         begun.trace(&end, measured.duration, Some(refusal));

@@ -35,6 +35,11 @@ impl Mesh {
         self.services.get(name).map(|record| &record.service)
     }
 
+    /// The host name of a service of that name in the cluster's DNS.
+    pub fn host_of_service(&self, service: &ObjectName) -> Arc<str> {
+        join::service_name(&self.settings, service).host
+    }
+
     /// What the installation has chosen.
     pub fn settings(&self) -> &Settings {
         &self.settings

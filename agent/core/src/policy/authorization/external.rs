@@ -28,6 +28,10 @@ pub(super) enum Unaskable<'a> {
 }
 
 impl Providers {
+    pub(in crate::policy) fn contains(&self, name: &str) -> bool {
+        self.0.contains(name)
+    }
+
     pub(in crate::policy) fn new(names: impl IntoIterator<Item = Arc<str>>) -> Self {
         Self(Arc::new(names.into_iter().collect()))
     }
