@@ -270,7 +270,7 @@ async fn a_connection_is_kept_replaced_and_given_up() {
 async fn a_connection_on_which_nothing_comes_back_is_not_used_again() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let dialler = Loopback::to(listener.local_addr().unwrap());
-    let timeout = Duration::from_millis(100);
+    let timeout = Duration::from_millis(500);
     let (providers, _) = providers(ProviderSettings { timeout, ..settings(Form::Grpc) });
     let (answer, _silent) = tokio::join!(ask(&providers, &dialler, None), listener.accept());
     assert!(denied(answer).2.contains("has not answered within"));
