@@ -161,5 +161,5 @@ fn requests_are_judged_by_their_normalised_path_and_token() {
     let (let_in, case) = ask(Some(("GET", "/a%00b")));
     let Outcome::Judged(explanation) = case.outcome else { panic!() };
     let Decision::Deny(refusal) = explanation.decision else { panic!() };
-    assert_eq!((let_in, refusal.reason), (false, crate::reason::Reason::MalformedRequest));
+    assert_eq!((let_in, refusal.reason), (false, Reason::MalformedRequest));
 }
