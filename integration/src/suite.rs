@@ -11,6 +11,7 @@ mod connect;
 mod control;
 mod custom;
 mod denials;
+mod egress;
 mod evasion;
 mod explain;
 mod failure;
@@ -89,6 +90,7 @@ pub fn tests() -> Vec<Test> {
         addresses::TESTS,
         connect::TESTS,
         routing::TESTS,
+        egress::TESTS,
         other_addresses::TESTS,
         transparency::TESTS,
         policy::TESTS,

@@ -240,4 +240,4 @@ impl Provider {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -12,6 +12,7 @@ mod passing;
 mod places;
 mod refresh;
 mod token;
+mod tried;
 mod verified;
 
 #[cfg(test)]
@@ -29,6 +30,7 @@ pub(crate) use self::{
     assess::{Assessed, assess},
     fetch::{Blocked, Fetching},
     issuers::IssuerStatus,
+    tried::try_token,
 };
 use self::{
     failure::Failure,

@@ -3,8 +3,10 @@
 
 mod admission;
 mod describe;
+mod egress;
 mod external;
 mod inbound;
+mod names;
 mod order;
 mod outbound;
 mod pressure;
@@ -15,6 +17,7 @@ mod waiting;
 use std::{
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -32,6 +35,7 @@ use tokio::sync::watch;
 
 use self::{
     admission::{Admission, Lane},
+    egress::Egress,
     inbound::Arrival,
     order::{Arrivals, Numbers},
     pressure::Broken,
@@ -61,6 +65,7 @@ struct Shared {
     pool: Pool,
     budget: Budget,
     admission: Admission,
+    egress: Egress,
     memory: watch::Sender<pressure::State>,
     /// Tunnels are not kept for further streams any more.
     draining: watch::Sender<bool>,
@@ -99,10 +104,16 @@ impl Proxy {
             pool: Pool::new(capacity.files),
             budget: Budget::new(capacity.memory),
             admission: Admission::new(capacity),
+            egress: Egress::default(),
             memory: watch::Sender::default(),
             draining: watch::Sender::new(false),
             active: AtomicUsize::new(0),
         }))
+    }
+
+    /// The folder with a folder for each namespace, in which the files are that its pods' DestinationRules name. Set once.
+    pub(crate) fn set_egress_files(&self, folder: PathBuf) {
+        self.0.egress.set_files(folder);
     }
 
     /// Takes connections of `pod` on its `listener`-th listener until it is dropped, one task for each. They are judged by

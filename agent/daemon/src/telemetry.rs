@@ -40,8 +40,8 @@ pub(crate) use grpc::GrpcMessages;
 pub(crate) use logging::{LogFormat, LoggingError, init_logging, parse_filter};
 pub(crate) use metrics::{IssuerKeys, OpenTunnel};
 pub(crate) use observed::{
-    DenialDetail, DenialKey, Flow, FlowSource, Observations, Operations, Outcome, Place, RehearsalDetail,
-    RehearsalKey, Sighting, Who,
+    DenialDetail, DenialKey, Flow, FlowSource, Observations, Operations, Outcome, OutsideKey, Place,
+    RehearsalDetail, RehearsalKey, Sighting, Who,
 };
 
 pub(crate) use request::{Request, RequestEnd};
@@ -96,6 +96,8 @@ pub(crate) enum Security {
         /// The tunnel was there already: no handshake for this connection.
         reused: bool,
     },
+    /// TLS that the agent speaks for its pod, to a server outside the mesh.
+    Tls,
     /// Not at all.
     Plaintext,
 }
@@ -244,6 +246,12 @@ impl Telemetry {
     /// Remembers a connection that is let in and would not be, if the policies were in force that decide nothing.
     pub(crate) fn would_be_refused(&self, meta: &Meta, refusal: &Refusal) {
         self.0.observed.would_be_refused(meta, refusal, SystemTime::now());
+    }
+
+    /// Remembers and logs a connection of a pod to what is outside, with the name that the application's TLS has.
+    pub(crate) fn outside(&self, meta: &Meta, name: Option<&str>) {
+        self.0.observed.outside(meta, name, SystemTime::now());
+        access::outside(meta, name);
     }
 
     fn denied(&self, meta: &Meta, refusal: &Refusal, by_peer: bool) {

@@ -10,8 +10,11 @@ const RULES: usize = 20;
 
 /// Method and path of a rule, as AuthorizationPolicies write them: a prefix where it ends in `*`.
 fn rules() -> impl Iterator<Item = (&'static [&'static str], Vec<String>)> {
-    let others = (1..RULES).map(|at| (&["PUT", "DELETE"][..], vec![format!("/v1/part{at}/*")]));
-    others.chain([(&["GET", "POST"][..], vec!["/".to_owned(), "/istio*".to_owned()])])
+    let others = (1..RULES).map(|at| (&["PATCH", "DELETE"][..], vec![format!("/v1/part{at}/*")]));
+    others.chain([(
+        &["GET", "POST", "PUT"][..],
+        ["/", "/istio*", "/bytes/*", "/nowhere"].map(str::to_owned).to_vec(),
+    )])
 }
 
 /// As an AuthorizationPolicy; what is not HTTP is let in.

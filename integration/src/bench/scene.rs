@@ -129,7 +129,7 @@ impl Choice {
         match load.kind {
             Kind::Enrolment => is_ambit,
             Kind::Memory => *self != Self::Named(PLAINTEXT) && !self.is_http(),
-            Kind::Http { .. } | Kind::Grpc { .. } | Kind::Connections { .. } => true,
+            Kind::Http { .. } | Kind::Body { .. } | Kind::Grpc { .. } | Kind::Connections { .. } => true,
             _ => !self.is_http(),
         }
     }

@@ -9,6 +9,7 @@ use super::{SECOND, Test, unstarted};
 use crate::{
     agent::IN_FORCE,
     load::{self, ports},
+    mirror,
     process::{Process, eventually},
     topology::MESHED,
     world::World,
@@ -157,8 +158,9 @@ fn in_the_mesh(world: &mut World) -> Result<()> {
     expect(world, [true, false, false])?;
     let metrics = world.agents[1].metrics()?;
     for result in ["allowed", "denied", "unreachable"] {
-        let labels = [("provider", "checks"), ("result", result)];
-        ensure!(metrics.sum("ambit_ext_authz_checks_total", &labels) > 0.0, "no check has ended as {result}");
+        let label = format!("result=\"{result}\"");
+        let checks = metrics.sum("ambit_ext_authz_checks_total", &["provider=\"checks\"", &label]);
+        ensure!(checks > 0.0, "no check has ended as {result}");
     }
     Ok(())
 }
@@ -204,33 +206,15 @@ fn away(world: &mut World) -> Result<()> {
     expect(world, [true, false, false])
 }
 
-/// Answers with the fields of the request.
-const MIRROR: &str = "
-import http.server
-class Mirror(http.server.BaseHTTPRequestHandler):
-    protocol_version = 'HTTP/1.1'
-    def do_GET(self):
-        body = (self.path + '\\n' + str(self.headers)).encode()
-        self.send_response(200)
-        self.send_header('content-length', str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-server = http.server.ThreadingHTTPServer(('0.0.0.0', 8090), Mirror)
-print('ready', flush=True)
-server.serve_forever()
-";
-const MIRROR_PORT: u16 = 8090;
-
 fn requests(world: &mut World) -> Result<()> {
     let _checks = provider(world, "d", &["a"])?;
     let place = world.pod("d").v4.to_string();
     start(world, &[("checks", &place, "timeout: 2s")])?;
-    let mut python = world.pod("b").netns.command("python3");
-    let mut mirror = Process::start(python.args(["-c", MIRROR]), &world.folder.join("mirror.log"))?;
-    mirror.wait_for("ready", SECOND * 10)?;
-    let policy = custom("ask", "b", MIRROR_PORT, "checks").replace("{ports", "{paths: [\"/asked/*\"], ports");
+    let _mirror = mirror::start(world.pod("b"), &world.folder)?;
+    let policy =
+        custom("ask", "b", mirror::PORT, "checks").replace("{ports", "{paths: [\"/asked/*\"], ports");
     world.manifests.write(FILE, &policy)?;
-    let url = |path: &str| format!("http://{}:{MIRROR_PORT}{path}", world.pod("b").v4);
+    let url = |path: &str| format!("http://{}:{}{path}", world.pod("b").v4, mirror::PORT);
     let get = |pod: &str, path: &str| {
         let fields = ["-i", "-H", "x-secret: s", "-H", "x-checked: mallory"];
         world.curl(pod, &[&fields[..], &[&url(path)]].concat())?.ok()

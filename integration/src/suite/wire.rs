@@ -1,5 +1,7 @@
 //! What is on the wire between nodes, and what is not.
 
+mod pacing;
+
 use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
@@ -30,6 +32,11 @@ pub(super) const TESTS: &[Test] = &[
         "wire::pods_of_one_node_are_encrypted_too",
         "mutual TLS also where no node link is crossed",
         same_node,
+    ),
+    shared(
+        "wire::only_the_leg_between_nodes_is_paced",
+        "where the machine's congestion control paces, legs inside pods do not",
+        pacing::legs,
     ),
 ];
 

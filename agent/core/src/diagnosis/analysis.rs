@@ -2,8 +2,10 @@
 //!
 //! Promises codes that stay the same. That an object cannot be read is told where it is read.
 
+mod egress;
 mod modes;
 mod names;
+mod providers;
 mod requests;
 mod rules;
 mod targets;
@@ -82,6 +84,13 @@ pub const CODES: &[(&str, &str)] = &[
     ("redundant-rule", "another rule matches whatever this one does"),
     ("unknown-namespace", "a namespace of which nothing is known"),
     ("unknown-principal", "a service account that no pod has"),
+    ("unknown-host", "a DestinationRule for a host that no service and no ServiceEntry has"),
+    ("mtls-outside-mesh", "a DestinationRule demands the mesh's mutual TLS to what is not in the mesh"),
+    ("tls-to-plaintext-port", "a DestinationRule has agents speak TLS to a port that speaks in the clear"),
+    ("tls-in-tls", "a DestinationRule has agents speak TLS around the application's own"),
+    ("overlapping-address", "an address of a ServiceEntry is the cluster's, or another entry's"),
+    ("provider-not-there", "an external provider is at a service, or a port of one, that is not there"),
+    ("provider-asked-about-itself", "a CUSTOM policy is for the pods of a provider, and nobody can ask it"),
 ];
 
 /// Looks for mistakes in all policies; by object, the worst of each first.
@@ -92,6 +101,8 @@ pub fn analyze(cluster: Cluster<'_>) -> Vec<Finding> {
     rules::look(&mut report);
     requests::look(&mut report);
     names::look(&mut report);
+    egress::look(&mut report);
+    providers::look(&mut report);
     let mut findings = report.findings;
     findings.sort_by(|one, other| {
         let key = |finding: &Finding| (finding.subject.clone(), std::cmp::Reverse(finding.level));

@@ -8,7 +8,9 @@ use std::{
 
 use super::*;
 use crate::{
-    discovery::{Change, Namespace, Pod, Protocol, Service, ServicePort, Settings, TargetPort},
+    discovery::{
+        Change, Namespace, Pod, Protocol, ProviderPlace, Service, ServicePort, Settings, TargetPort,
+    },
     model::{Labels, ObjectName, SpiffeId},
     policy::{
         self, Action, Attribute, AuthorizationPolicy, Context, Decision, Field, Mode, PeerAuthentication,
@@ -35,7 +37,11 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
-        let mut mesh = Mesh::new(Settings::default());
+        Self::of(Settings::default())
+    }
+
+    fn of(settings: Settings) -> Self {
+        let mut mesh = Mesh::new(settings);
         for (name, meshed) in [("shop", true), ("plain", false), ("stock", true)] {
             let labels = if meshed { labels(&[("ambit.dev/dataplane", "enabled")]) } else { Labels::new() };
             mesh.apply(Change::Namespace(Arc::new(Namespace {

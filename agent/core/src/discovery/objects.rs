@@ -4,6 +4,10 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
+use super::{
+    destination_rule::{DestinationRule, TlsSecret},
+    service_entry::{ServiceEntry, WorkloadEntry},
+};
 use crate::model::{DATAPLANE_LABEL, Labels, ObjectName, PathNormalization, SpiffeId, TrustDomain};
 
 /// What an installation may choose.
@@ -27,8 +31,14 @@ pub struct Settings {
     pub path_normalization: PathNormalization,
     /// The external providers that CUSTOM policies may name; none.
     pub providers: Vec<Arc<str>>,
+    /// Where those are.
+    pub provider_places: Vec<ProviderPlace>,
     /// HTTP requests to pods are counted and logged where neither they nor their namespaces say anything; not so.
     pub http_telemetry: bool,
+    /// Where pods may connect to whose namespace says nothing of it.
+    pub outbound_policy: OutboundPolicy,
+    /// Connections to outside are captured, so that they are counted and logged as others; no.
+    pub observe_outbound: bool,
 }
 
 impl Default for Settings {
@@ -43,7 +53,10 @@ impl Default for Settings {
             disabled: "disabled".into(),
             path_normalization: PathNormalization::default(),
             providers: Vec::new(),
+            provider_places: Vec::new(),
             http_telemetry: false,
+            outbound_policy: OutboundPolicy::default(),
+            observe_outbound: false,
         }
     }
 }
@@ -56,6 +69,19 @@ impl Settings {
         on_pod.as_deref() == Some(&*self.enabled)
             || (on_namespace.as_deref() == Some(&*self.enabled) && on_pod.as_deref() != Some(&*self.disabled))
     }
+}
+
+/// Where an external provider is said to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProviderPlace {
+    /// Its name.
+    pub provider: Arc<str>,
+    /// The namespace of its service, where the host does not say it.
+    pub namespace: Option<Arc<str>>,
+    /// A service's name as DNS has it, another name, or an IP address.
+    pub host: Arc<str>,
+    /// The service's port.
+    pub port: u16,
 }
 
 /// One step from a source: an object as it is now, or the name of one that is gone.
@@ -77,7 +103,36 @@ pub enum Change {
     EndpointSlice(Arc<EndpointSlice>),
     /// An endpoint slice is gone.
     EndpointSliceGone(ObjectName),
+    /// A DestinationRule as it is now.
+    DestinationRule(Arc<DestinationRule>),
+    /// A DestinationRule is gone.
+    DestinationRuleGone(ObjectName),
+    /// A ServiceEntry as it is now.
+    ServiceEntry(Arc<ServiceEntry>),
+    /// A ServiceEntry is gone.
+    ServiceEntryGone(ObjectName),
+    /// A WorkloadEntry as it is now.
+    WorkloadEntry(Arc<WorkloadEntry>),
+    /// A WorkloadEntry is gone.
+    WorkloadEntryGone(ObjectName),
+    /// A Secret that a DestinationRule names, as it is now.
+    Secret(Arc<TlsSecret>),
+    /// A Secret is gone.
+    SecretGone(ObjectName),
 }
+
+/// Where pods may connect to, as `meshConfig.outboundTrafficPolicy.mode` of Istio has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OutboundPolicy {
+    /// Anywhere.
+    #[default]
+    AllowAny,
+    /// To pods, services and nodes of the cluster, and to what a ServiceEntry names.
+    RegistryOnly,
+}
+
+/// The label of a namespace that states the outbound policy of its pods.
+pub const OUTBOUND_POLICY_LABEL: &str = "ambit.dev/outbound-policy";
 
 /// A namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,4 +1,5 @@
 use super::*;
+use crate::{model::SpiffeId, reason::Reason};
 
 mod doubt;
 

@@ -14,7 +14,7 @@ use super::{
     node::{Node, Pods, Rooms},
     source,
     status::Status,
-    trust,
+    tokens, trust,
 };
 use crate::{
     admin::{Guard, METRICS_PATH, Page, StatusProvider},
@@ -44,6 +44,7 @@ pub(super) struct Handles {
     proxy: Proxy,
     providers: Providers,
     pods: Pods,
+    tokens: Tokens,
 }
 
 impl Handles {
@@ -62,14 +63,18 @@ impl Handles {
         let capacity = Capacity::of_this_process();
         tracing::debug!(?capacity, "what this agent may hold");
         let providers = Providers::new(config.extension_providers.clone(), &telemetry);
+        let tokens = tokens::open(config, &telemetry);
         let judges = Judges {
             providers: providers.clone(),
-            tokens: Tokens::default(),
+            tokens: tokens.clone(),
             trusted_proxies: config.trusted_proxies,
         };
         let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone(), judges, capacity);
+        if let Some(folder) = &config.egress_files {
+            proxy.set_egress_files(folder.clone());
+        }
         let pods = Pods::default();
-        Ok(Self { started, readiness, telemetry, feed, api, keys, wallet, proxy, providers, pods })
+        Ok(Self { started, readiness, telemetry, feed, api, keys, wallet, proxy, providers, pods, tokens })
     }
 
     /// Keeps the rooms in step with each other by tasks in `background`. The gate `objects` is passed once the objects are
@@ -92,6 +97,7 @@ impl Handles {
             let proxy = self.proxy.clone();
             background.spawn(async move { proxy.follow_memory(memory).await });
         }
+        background.spawn(tokens::follow(self.feed.clone(), config.node.clone(), self.tokens.clone()));
         installation::inform(config, &self.feed, background);
     }
 
@@ -129,6 +135,7 @@ impl Handles {
             pods: self.pods.clone(),
             rounds,
             readiness: self.readiness.clone(),
+            tokens: self.tokens.clone(),
         });
         Ok((node, attaching))
     }
@@ -146,6 +153,7 @@ impl Handles {
             keys: self.keys.clone(),
             telemetry: self.telemetry.clone(),
             providers: self.providers.clone(),
+            tokens: self.tokens.clone(),
             issuing_service: issuing_service(&config.issuer),
         })
     }

@@ -13,8 +13,8 @@ use super::{node::PodStatus, status::Status};
 use crate::{
     discovery::World,
     telemetry::{
-        DenialDetail, DenialKey, Direction, Flow, FlowSource, Operations, Outcome, Place, RehearsalDetail,
-        RehearsalKey, Sighting, Who,
+        DenialDetail, DenialKey, Direction, Flow, FlowSource, Operations, Outcome, OutsideKey, Place,
+        RehearsalDetail, RehearsalKey, Sighting, Who,
     },
 };
 
@@ -40,6 +40,7 @@ pub(super) fn observations(status: &Status) -> proto::ObservationsResponse {
         destinations: destinations(&world, &pods, &observed.flows),
         rehearsed_policies: policies.collect(),
         rehearsed_connections: observed.rehearsals.iter().map(|(key, seen)| rehearsed(key, seen)).collect(),
+        outside: observed.outside.iter().map(|(key, seen)| outside(key, seen)).collect(),
     }
 }
 
@@ -68,6 +69,20 @@ pub(super) fn denial(key: &DenialKey, seen: &Sighting<DenialDetail>) -> proto::D
         last_seen: Some(seen.last.into()),
         method: method.to_owned(),
         path: path.to_owned(),
+    }
+}
+
+fn outside(key: &OutsideKey, seen: &Sighting<()>) -> proto::ObservedOutside {
+    let (namespace, workload) = &key.source;
+    proto::ObservedOutside {
+        namespace: namespace.to_string(),
+        workload: workload.to_string(),
+        name: key.name.as_deref().unwrap_or_default().to_owned(),
+        ip: key.address.ip().to_canonical().to_string(),
+        port: key.address.port().into(),
+        connections: seen.count,
+        first_seen: Some(seen.first.into()),
+        last_seen: Some(seen.last.into()),
     }
 }
 

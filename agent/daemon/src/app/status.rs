@@ -10,6 +10,8 @@ use super::{
     locations::FoundBy,
     node::{PodStatus, Pods},
     observations,
+    policies::Policies,
+    tokens,
 };
 use crate::{
     admin::{PolicyProvider, StatusProvider},
@@ -17,6 +19,7 @@ use crate::{
     discovery::Feed,
     identity::{IdentityState, IdentityStatus, KeyStore, Root, issuer_name, roots},
     instance::Readiness,
+    jwt::Tokens,
     reports::Hindrance,
     telemetry::{Direction, LiveConnection, Security, Telemetry},
 };
@@ -36,6 +39,7 @@ pub(super) struct Status {
     pub(super) keys: KeyStore,
     pub(super) telemetry: Telemetry,
     pub(super) providers: Providers,
+    pub(super) tokens: Tokens,
     /// The Service that certificates are asked of, if it is one of the cluster.
     pub(super) issuing_service: Option<ObjectName>,
 }
@@ -61,6 +65,7 @@ impl StatusProvider for Status {
         let now = SystemTime::now();
         let by_name = health::by_name(&identities);
         let mut problems = health::problems(&pods, &identities, &self.readiness, now);
+        problems.extend(tokens::problems(&self.tokens.issuers()));
         problems
             .extend(self.providers.standing().iter().filter_map(provider).chain(caught).chain(of_objects));
         let connections: Vec<_> = self.telemetry.live().iter().map(connection).collect();
@@ -80,6 +85,7 @@ impl StatusProvider for Status {
             connections_total: connections.len() as u64,
             connections,
             problems,
+            issuers: self.tokens.issuers().iter().map(tokens::issuer).collect(),
             policies: u32::try_from(world.policies.len()).unwrap_or(u32::MAX),
             denials: self
                 .telemetry
@@ -95,7 +101,7 @@ impl StatusProvider for Status {
     }
 
     fn policies(&self) -> Option<Arc<dyn PolicyProvider>> {
-        Some(Arc::new(self.feed.clone()))
+        Some(Arc::new(Policies { feed: self.feed.clone(), tokens: self.tokens.clone() }))
     }
 }
 
@@ -189,6 +195,7 @@ fn connection(live: &LiveConnection) -> proto::Connection {
     };
     let (security, group, reused) = match meta.security {
         Security::MutualTls { group, reused } => (proto::Security::MutualTls, group, reused),
+        Security::Tls => (proto::Security::Tls, "", false),
         Security::Plaintext => (proto::Security::Plaintext, "", false),
     };
     let workload = |party: &crate::telemetry::Party| {

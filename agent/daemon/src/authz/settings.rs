@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use ambit_core::discovery::ProviderPlace;
 use http::{HeaderName, HeaderValue, StatusCode};
 
 /// One provider.
@@ -21,6 +22,15 @@ pub(crate) struct ProviderSettings {
     pub(crate) body: Option<BodySettings>,
     /// How it is asked.
     pub(crate) form: Form,
+}
+
+impl ProviderSettings {
+    /// Where it is, for who knows the cluster's services.
+    pub(crate) fn place(&self) -> ProviderPlace {
+        let ProviderAddr { namespace, host, port } = &self.addr;
+        let namespace = namespace.as_deref().map(Arc::from);
+        ProviderPlace { provider: self.name.clone(), namespace, host: host.as_str().into(), port: *port }
+    }
 }
 
 /// Where a provider is: a service of the cluster, or a host that DNS knows.

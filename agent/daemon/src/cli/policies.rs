@@ -17,6 +17,7 @@ use super::{
     remote::Remote,
 };
 use crate::{
+    authz::ProviderSettings,
     config::{DEFAULT_RUN_DIR, DataplaneLabel, ExtensionProviders, Location, Namespace, TrustDomains},
     diagnosis::Unable,
     discovery::{self, Reading, World},
@@ -137,6 +138,7 @@ impl Manifests {
 
     fn settings(&self) -> Settings {
         let label = self.dataplane_label.clone().unwrap_or_default();
+        let providers = self.extension_providers.as_ref().map_or(&[][..], |providers| &providers.0);
         Settings {
             trust_domain: self.trust_domain.clone(),
             trust_domain_aliases: self.trust_domain_aliases.clone().map(|all| all.0).unwrap_or_default(),
@@ -145,12 +147,8 @@ impl Manifests {
             enabled: label.enabled.into(),
             disabled: label.disabled.into(),
             path_normalization: self.path_normalization,
-            providers: self
-                .extension_providers
-                .iter()
-                .flat_map(|providers| &providers.0)
-                .map(|provider| provider.name.clone())
-                .collect(),
+            providers: providers.iter().map(|provider| provider.name.clone()).collect(),
+            provider_places: providers.iter().map(ProviderSettings::place).collect(),
             ..Settings::default()
         }
     }

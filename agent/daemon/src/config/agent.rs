@@ -4,7 +4,7 @@ mod settings;
 
 use std::{
     fs,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -17,8 +17,8 @@ use super::{
     folders::{CniDirs, private_folder},
     settings::read,
     values::{
-        CaTrust, DataplaneLabel, HttpTelemetry, IssuerKind, Location, MapEntries, MetricsAuth, PostQuantum,
-        Sampling, VaultPath,
+        CaTrust, DataplaneLabel, HttpTelemetry, IssuerKind, Location, MapEntries, MetricsAuth, Observe,
+        OutboundPolicy, PostQuantum, Sampling, VaultPath,
     },
 };
 use crate::{
@@ -40,6 +40,8 @@ const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
 const DEFAULT_DRAIN: Duration = Duration::from_secs(25);
 /// A night and a morning in which somebody notices.
 const DEFAULT_POLICY_HOLD: Duration = Duration::from_secs(24 * 3600);
+/// As Istio's control plane does it.
+const DEFAULT_JWKS_REFRESH: Duration = Duration::from_secs(20 * 60);
 /// Where Kubernetes mounts a pod's own token.
 const POD_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 const DEFAULT_MAX_WORKERS: usize = 8;
@@ -85,6 +87,12 @@ pub(crate) struct AgentConfig {
     pub(crate) policy_hold: Duration,
     /// The label that opts in and out.
     pub(crate) dataplane_label: DataplaneLabel,
+    /// Where pods may connect to whose namespace says nothing of it.
+    pub(crate) outbound_policy: OutboundPolicy,
+    /// Connections to outside the mesh are counted and logged.
+    pub(crate) observe_outbound: bool,
+    /// Where files are that DestinationRules name, by namespace; nowhere if `None`.
+    pub(crate) egress_files: Option<PathBuf>,
     /// Where cgroup v2 is mounted; to be found in /proc/mounts if `None`.
     pub(crate) cgroup_root: Option<PathBuf>,
     /// The cgroup that the kubelet runs in; to be found by its process if `None`.
@@ -115,6 +123,12 @@ pub(crate) struct AgentConfig {
     pub(crate) trust_bundles: Vec<(TrustDomain, PathBuf)>,
     /// Files of roots that are trusted beside the issuer's.
     pub(crate) also_trust: Vec<PathBuf>,
+    /// Roots for the certificates of token issuers, beside the public ones.
+    pub(crate) jwks_ca_file: Option<PathBuf>,
+    /// Blocks of addresses that keys of token issuers are not fetched from, beside those that never are.
+    pub(crate) jwks_blocked: Vec<(IpAddr, u8)>,
+    /// How old such keys get: 1 second to 1 day.
+    pub(crate) jwks_refresh: Duration,
     /// Where certificates come from.
     pub(crate) issuer: IssuerConfig,
     /// Who decides for CUSTOM policies; no two have the same name.
@@ -238,6 +252,9 @@ impl AgentConfig {
             root_namespace: settings.root_namespace.map_or_else(|| "ambit-system".to_owned(), |name| name.0),
             policy_hold: settings.policy_hold.map_or(DEFAULT_POLICY_HOLD, |hold| hold.0),
             dataplane_label: settings.dataplane_label.unwrap_or_default(),
+            outbound_policy: settings.outbound_policy.unwrap_or_default(),
+            observe_outbound: settings.observe_outbound.unwrap_or_default() == Observe::On,
+            egress_files: settings.egress_files.map(|path| path.0),
             cgroup_root: settings.cgroup_root.map(|path| path.0),
             kubelet_cgroup: settings.kubelet_cgroup.map(|path| path.0),
             map_entries: settings.map_entries.unwrap_or_default(),
@@ -253,6 +270,9 @@ impl AgentConfig {
             trust_domain_aliases,
             trust_bundles,
             also_trust: settings.also_trust.map_or_else(Vec::new, |files| files.0),
+            jwks_ca_file: settings.jwks_ca_file.map(|file| file.0),
+            jwks_blocked: settings.jwks_blocked.map_or_else(Vec::new, |blocks| blocks.0),
+            jwks_refresh: settings.jwks_refresh.map_or(DEFAULT_JWKS_REFRESH, |refresh| refresh.0),
             issuer,
             extension_providers: settings.extension_providers.map_or_else(Vec::new, |providers| providers.0),
         })

@@ -37,8 +37,10 @@ pub(super) struct Exchange {
     changes: Option<Changes>,
     told: Option<telemetry::Request>,
     end: RequestEnd,
-    /// Bytes that had passed in both directions before the bodies.
-    before: Option<(u64, u64)>,
+    /// What had passed of bodies in both directions before.
+    before: [u64; 2],
+    /// The client may not send the body before it has an interim answer, or never.
+    expects_continue: bool,
 }
 
 /// How far the answer has come.
@@ -64,7 +66,7 @@ pub(super) enum Exchanged {
 
 impl Exchange {
     /// Of a request whose head, and what has come of its body but for `up`, may go on.
-    pub(super) fn new(request: &Request, up: Body, admitted: Admitted) -> Self {
+    pub(super) fn new(request: &Request, up: Body, admitted: Admitted, before: [u64; 2]) -> Self {
         let Admitted { told, changes, .. } = admitted;
         Self {
             method: request.parts.method.clone(),
@@ -77,7 +79,8 @@ impl Exchange {
             changes,
             told: Some(told),
             end: RequestEnd::default(),
-            before: None,
+            before,
+            expects_continue: request.expects_continue,
         }
     }
 
@@ -112,12 +115,12 @@ impl Exchange {
         cx: &mut Context<'_>,
         on: &mut Http1<'_, L>,
     ) -> Poll<Result<Exchanged, Fault>> {
-        let before = *self.before.get_or_insert((on.up.moved, on.down.moved));
         loop {
             self.poll_up(cx, on)?;
             let down = self.poll_down(cx, on)?;
-            self.end.request_bytes = on.up.moved - before.0;
-            self.end.response_bytes = on.down.moved - before.1;
+            let [request, answer] = on.bodies();
+            self.end.request_bytes = request.saturating_sub(self.before[0]);
+            self.end.response_bytes = answer.saturating_sub(self.before[1]);
             match down {
                 Poll::Ready(Some(exchanged)) => return Poll::Ready(Ok(exchanged)),
                 // Both directions carry other bytes from here on.
@@ -211,6 +214,8 @@ impl Exchange {
                 }
                 Down::Done if self.last => return Ok(Poll::Ready(Some(Exchanged::Last))),
                 Down::Done if self.up_done => return Ok(Poll::Ready(Some(Exchanged::Whole))),
+                // Whether the client still sends the body is not known, and neither what the application takes it for.
+                Down::Done if self.expects_continue => return Ok(Poll::Ready(Some(Exchanged::Last))),
                 // It has answered before it had all of the request, and may leave now.
                 Down::Done if !on.down.window.is_empty() => return Ok(Poll::Pending),
                 Down::Done => match on.down.window.poll_fill(cx, &mut App(on.app), on.share) {
@@ -254,6 +259,9 @@ impl Exchange {
             return Ok(Some(true));
         }
         self.down = Down::Body { body, interim };
+        if answer.status == StatusCode::CONTINUE {
+            self.expects_continue = false;
+        }
         if !interim {
             self.end.status = Some(answer.status);
         }

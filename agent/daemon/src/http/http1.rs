@@ -195,12 +195,13 @@ impl<'a, L: Leg> Http1<'a, L> {
         let rewritten = (admitted.changed || request.changed)
             .then(|| request.rewritten(&self.up.window.bytes()[..request.len]));
         let mut body = request.body;
+        let before = self.bodies();
         if let Err(malformed) = self.up.admit(request.len, rewritten, &mut body) {
             let answer = self.gate.malformed(&malformed);
             self.say(&answer, false, true).await?;
             return Ok(false);
         }
-        let exchange = Exchange::new(&request, body, admitted);
+        let exchange = Exchange::new(&request, body, admitted, before);
         self.exchange(exchange).await
     }
 
@@ -386,6 +387,11 @@ impl<'a, L: Leg> Http1<'a, L> {
         }
         self.late = None;
         if self.down.is_stuck() { Poll::Ready(Ok(())) } else { self.down.poll_out(cx, &mut Client(self.leg)) }
+    }
+
+    /// Bytes that have passed in both directions and are not of heads.
+    pub(super) fn bodies(&self) -> [u64; 2] {
+        [&self.up, &self.down].map(|way| way.moved.saturating_sub(way.heads))
     }
 
     fn count(&mut self) {

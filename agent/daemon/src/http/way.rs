@@ -72,6 +72,8 @@ pub(super) struct Way {
     unflushed: bool,
     /// Bytes that have passed.
     pub(super) moved: u64,
+    /// Bytes of the heads among them, or that will be.
+    pub(super) heads: u64,
 }
 
 impl Way {
@@ -89,6 +91,7 @@ impl Way {
         body: &mut Body,
     ) -> Result<(), Malformed> {
         let of_body = body.advance(&self.window.bytes()[len..])?;
+        self.heads += rewritten.as_ref().map_or(len, Vec::len) as u64;
         match rewritten {
             None => self.cleared = len + of_body,
             Some(front) => {

@@ -15,7 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{Request, StatusCode, Uri, header, uri::Scheme};
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Collected, Empty, Limited};
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::{
     client::legacy::{
@@ -141,7 +141,7 @@ impl Fetching {
             return Err(FetchError::Status { url: url.to_owned(), status: answer.status() });
         }
         let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
-        body.map(|body| body.to_bytes()).map_err(|_| FetchError::Body { url: url.to_owned() })
+        body.map(Collected::to_bytes).map_err(|_| FetchError::Body { url: url.to_owned() })
     }
 
     async fn tls(&self, wanted: bool) -> Result<ClientConfig, FetchError> {

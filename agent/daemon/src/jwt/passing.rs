@@ -1,7 +1,11 @@
 //! What goes on to the application of a token that was found good, what never does, and what a client is told instead.
 
 use ambit_core::policy::JwtRule;
-use http::{HeaderMap, HeaderName, HeaderValue, header, request::Parts, uri::Scheme};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, header,
+    request::Parts,
+    uri::{Authority, Scheme},
+};
 use serde_json::{Map, Value};
 
 use super::{places, verified::Good};
@@ -62,7 +66,7 @@ pub(super) fn challenge(head: &Parts) -> HeaderValue {
     let scheme = forwarded.filter(|scheme| matches!(*scheme, "http" | "https"));
     let scheme = scheme.or_else(|| head.uri.scheme().map(Scheme::as_str)).unwrap_or("http");
     let host = head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let host = head.uri.authority().map(|authority| authority.as_str()).or(host).unwrap_or_default();
+    let host = head.uri.authority().map(Authority::as_str).or(host).unwrap_or_default();
     let mut realm: String = format!("{scheme}://{host}{}", head.uri.path()).chars().take(MAX_REALM).collect();
     realm.retain(|c| c.is_ascii_graphic() && !matches!(c, '"' | '\\'));
     let text = format!("Bearer realm=\"{realm}\", error=\"invalid_token\"");

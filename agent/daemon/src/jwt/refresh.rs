@@ -29,6 +29,8 @@ const COOLDOWN: Duration = Duration::from_secs(30);
 /// The pause after a failure, doubled with each, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_secs(60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);
+/// The longest patience with one answer, whatever a rule says.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Attempts in a row before a pause, and between two of them.
 const ATTEMPTS: usize = 8;
 const BETWEEN: Duration = Duration::from_secs(1);
@@ -97,6 +99,7 @@ async fn attempts(
             // Closed by nobody.
             let _permit = permits.acquire().await;
             let patience = Duration::from_millis(issuer.timeout_ms.load(Ordering::Relaxed));
+            let patience = patience.min(PATIENCE);
             let fetching = fetch::keys(&settings.fetching, &issuer.source);
             timeout(patience, fetching).await.unwrap_or(Err(FetchError::TimedOut(patience)))
         };

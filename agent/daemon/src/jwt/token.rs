@@ -118,8 +118,8 @@ impl<'a> Unverified<'a> {
             return Ok(());
         }
         let own = audiences(&self.claims)?;
-        let wanted = |audience: &&str| rule.audiences.iter().any(|wanted| bare(wanted) == bare(audience));
-        if own.iter().any(|audience| wanted(&audience)) { Ok(()) } else { Err(Failure::Audience) }
+        let wanted = |audience: &str| rule.audiences.iter().any(|wanted| bare(wanted) == bare(audience));
+        if own.into_iter().any(wanted) { Ok(()) } else { Err(Failure::Audience) }
     }
 }
 

@@ -12,7 +12,6 @@ use std::{
 use ambit_core::policy::{Claims, JwtRule};
 use aws_lc_rs::digest::{SHA256, digest};
 use http::{HeaderName, HeaderValue};
-use serde_json::{Map, Value};
 
 use super::{
     keys::KeySet,
@@ -20,8 +19,6 @@ use super::{
     token::{Times, Unverified},
 };
 
-/// Claims that hold a list divided by spaces in every token (RFC 8693, section 4.2, and what is common).
-const SPACE_DELIMITED: [&str; 2] = ["scope", "permission"];
 /// Bytes of tokens in each of the two generations.
 const GENERATION: usize = 1024 * 1024;
 
@@ -38,22 +35,8 @@ impl Good {
     /// Of a token whose signature was verified by the keys of `rule`.
     pub(super) fn new(token: Unverified<'_>, rule: &JwtRule) -> Self {
         let outputs = passing::outputs(rule, &token.claims).into();
-        let named = rule.space_delimited.iter().map(|name| &**name);
-        let mut claims = token.claims;
-        for name in SPACE_DELIMITED.into_iter().chain(named) {
-            split(&mut claims, name);
-        }
-        Self { claims: Arc::new(Claims::new(claims)), times: token.times, outputs }
-    }
-}
-
-fn split(claims: &mut Map<String, Value>, name: &str) {
-    if let Some(value) = claims.get_mut(name)
-        && let Value::String(text) = &*value
-    {
-        let parts =
-            text.split(' ').filter(|part| !part.is_empty()).map(|part| Value::String(part.to_owned()));
-        *value = Value::Array(parts.collect());
+        let claims = Claims::new(token.claims).with_lists(&rule.space_delimited);
+        Self { claims: Arc::new(claims), times: token.times, outputs }
     }
 }
 
@@ -144,7 +127,7 @@ mod tests {
 
     fn good() -> Good {
         Good {
-            claims: Arc::new(Claims::new(Map::new())),
+            claims: Arc::new(Claims::new(serde_json::Map::new())),
             times: Unverified::parse("eyJhbGciOiJSUzI1NiJ9.e30.").unwrap().times,
             outputs: Arc::new([]),
         }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use ambit_core::{
-    discovery::{Endpoint, Route},
+    discovery::{ClientTls, Endpoint, Mesh, Route},
     model::{ObjectName, OriginalDst, Workload},
     policy::{self, External, Facts},
     reason::{Reason, Refusal},
@@ -67,7 +67,7 @@ pub(super) async fn admitted<D: Dial>(
 }
 
 /// The refusal of what the provider of a CUSTOM policy has not let in.
-pub(super) fn denied(policy: &ObjectName, rule: usize, why: Arc<str>) -> Refusal {
+fn denied(policy: &ObjectName, rule: usize, why: Arc<str>) -> Refusal {
     Refusal {
         policy: Some(policy.to_string().into()),
         rule: Some(format!("rules[{rule}]").into()),
@@ -76,12 +76,12 @@ pub(super) fn denied(policy: &ObjectName, rule: usize, why: Arc<str>) -> Refusal
 }
 
 /// Dials as the pod that is called would.
-struct AsPod<'a, D> {
-    shared: &'a Shared,
-    pod: &'a Pod<D>,
-    workload: &'a Workload,
+pub(super) struct AsPod<'a, D> {
+    pub(super) shared: &'a Shared,
+    pub(super) pod: &'a Pod<D>,
+    pub(super) workload: &'a Workload,
     /// Where.
-    called: SocketAddr,
+    pub(super) called: SocketAddr,
 }
 
 impl<D: Dial> Dialler for AsPod<'_, D> {
@@ -110,13 +110,29 @@ impl<D: Dial> Dialler for AsPod<'_, D> {
     }
 }
 
+/// An error where a DestinationRule wants TLS to the provider, which agents do not speak to providers.
+fn speaks_plainly(endpoint: &Endpoint) -> Result<(), Refusal> {
+    let Some(rule) = &endpoint.rule else { return Ok(()) };
+    match rule.settings.tls {
+        ClientTls::Unset | ClientTls::Disable => Ok(()),
+        ClientTls::IstioMutual if endpoint.workload.enrolled => Ok(()),
+        ClientTls::IstioMutual | ClientTls::Originate(_) | ClientTls::Unusable(_) => {
+            let text = format!(
+                "DestinationRule {} wants TLS to {}, and providers are asked without: give their host a rule of its own with mode DISABLE",
+                rule.settings.rule, rule.host
+            );
+            Err(Refusal::new(Reason::RuleUnusable, text))
+        }
+    }
+}
+
 enum Way {
     Tunnel(Endpoint),
     Plain(SocketAddr),
 }
 
 enum Known {
-    Way(Way),
+    Route(Route),
     Ip(IpAddr),
     /// Nothing.
     Not,
@@ -125,14 +141,16 @@ enum Known {
 impl<D: Dial> AsPod<'_, D> {
     async fn route(&self, provider: &ProviderAddr) -> Result<Way, Refusal> {
         let ip = match self.known(provider)? {
-            Known::Way(way) => return Ok(way),
+            Known::Route(route) => {
+                return self.way(route, SocketAddr::new(self.called.ip(), provider.port)).await;
+            }
             Known::Ip(ip) => ip,
             Known::Not => self.looked_up(provider).await?,
         };
         let to = SocketAddr::new(ip, provider.port);
-        let world = self.shared.feed.world();
-        let route = world.mesh.route(self.workload, OriginalDst(to), rand::random(), |_| None);
-        self.way(route, to)
+        let route =
+            self.shared.feed.world().mesh.route(self.workload, OriginalDst(to), rand::random(), |_| None);
+        self.way(route, to).await
     }
 
     /// What is known of a provider without DNS.
@@ -143,8 +161,7 @@ impl<D: Dial> AsPod<'_, D> {
         let world = self.shared.feed.world();
         let Some(service) = named(&world.mesh, provider)? else { return Ok(Known::Not) };
         let route = world.mesh.route_by_name(self.workload, &service, provider.port, rand::random());
-        let to = SocketAddr::new(self.called.ip(), provider.port);
-        route.map_or_else(|| Err(unknown(&service)), |route| self.way(route, to)).map(Known::Way)
+        route.map(Known::Route).ok_or_else(|| unknown(&service))
     }
 
     /// An address of a host, of the family at which the pod is called if there is one.
@@ -158,7 +175,18 @@ impl<D: Dial> AsPod<'_, D> {
         found.first().copied().ok_or_else(|| unknown("has no address"))
     }
 
-    fn way(&self, route: Route, to: SocketAddr) -> Result<Way, Refusal> {
+    async fn way(&self, route: Route, to: SocketAddr) -> Result<Way, Refusal> {
+        let route = match route {
+            Route::Resolve(named) => {
+                let found =
+                    self.shared.egress.names.resolve(&named, self.called.ip(), rand::random()).await?;
+                self.shared.feed.world().mesh.route_named(self.workload, &named, found, rand::random())
+            }
+            route => route,
+        };
+        if let Route::Tunnel(endpoint) | Route::Plain(endpoint) = &route {
+            speaks_plainly(endpoint)?;
+        }
         Ok(match route {
             // What a pod says to itself passes nobody.
             Route::Tunnel(endpoint) if is_itself(self.workload, &endpoint.workload) => {
@@ -167,6 +195,10 @@ impl<D: Dial> AsPod<'_, D> {
             Route::Tunnel(endpoint) => Way::Tunnel(endpoint),
             Route::Plain(endpoint) => Way::Plain(endpoint.addr.0),
             Route::Passthrough => Way::Plain(to),
+            Route::Resolve(named) => {
+                let text = format!("{} leads to another name", named.service.host);
+                return Err(Refusal::new(Reason::NameUnresolved, text));
+            }
             Route::Refuse(error) => return Err(unroutable(&error)),
         })
     }
@@ -229,17 +261,8 @@ impl<D: Dial> AsPod<'_, D> {
 }
 
 /// The service of the cluster that a provider is said to be, if it is said to be one.
-fn named(mesh: &ambit_core::discovery::Mesh, provider: &ProviderAddr) -> Result<Option<ObjectName>, Refusal> {
-    let host = provider.host.as_str();
-    let by_host = mesh.service_by_host(host).map_err(|service| unknown(&service))?;
-    match (&provider.namespace, by_host) {
-        (_, Some(service)) => Ok(Some(service)),
-        (Some(namespace), None) => {
-            let service = ObjectName::new(namespace.as_str(), host.split('.').next().unwrap_or(host));
-            mesh.service(&service).map(|_| Some(service.clone())).ok_or_else(|| unknown(&service))
-        }
-        (None, None) => Ok(None),
-    }
+fn named(mesh: &Mesh, provider: &ProviderAddr) -> Result<Option<ObjectName>, Refusal> {
+    mesh.provider_service(provider.namespace.as_deref(), &provider.host).map_err(|service| unknown(&service))
 }
 
 fn unknown(service: &ObjectName) -> Refusal {

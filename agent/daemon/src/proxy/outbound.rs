@@ -7,7 +7,7 @@ use std::{
 };
 
 use ambit_core::{
-    discovery::{Affinity, Endpoint, Route, RouteError},
+    discovery::{Affinity, Endpoint, Named, Route, RouteError},
     model::{OriginalDst, PodAddr, Workload},
     policy::Facts,
     reason::{Reason, Refusal},
@@ -17,7 +17,7 @@ use tokio::{select, time::timeout};
 use super::{
     Cut, Pod, Shared,
     admission::Place,
-    describe, distrusted, facts,
+    describe, distrusted, egress, facts,
     order::Numbers,
     pressure::Broken,
     relay::{Meter, Relay},
@@ -55,8 +55,14 @@ pub(super) enum Way {
     Tunnel(Arc<Workload>, Endpoint, Order),
     /// To a pod that is not in the mesh.
     Plain(Endpoint),
+    /// To where names lead.
+    Resolve(Named),
     /// To where no pod is known.
     Passthrough,
+    /// The same, counted and logged.
+    Observed,
+    /// Nowhere, unless the name in the application's TLS is of a ServiceEntry.
+    ByName(Refusal),
     /// Nowhere.
     Refused(Refusal),
 }
@@ -78,13 +84,17 @@ pub(super) fn route(
                 Way::Tunnel(client.clone(), endpoint, order)
             }
             Route::Plain(endpoint) => Way::Plain(endpoint),
+            Route::Resolve(named) => Way::Resolve(named),
+            Route::Passthrough if world.mesh.observes_outbound() => Way::Observed,
             Route::Passthrough => Way::Passthrough,
+            Route::Refuse(error @ RouteError::NotRegistered { destination, .. })
+                if world.mesh.has_tls_entry(&client.name.namespace, destination.port()) =>
+            {
+                Way::ByName(unroutable(&error))
+            }
             Route::Refuse(error) => Way::Refused(unroutable(&error)),
         },
-        None => {
-            let text = "the calling pod is not known at the address that it calls from";
-            Way::Refused(Refusal::new(Reason::NotReady, text))
-        }
+        None => Way::Refused(unknown_client()),
     };
     Routed { client: client.cloned(), source, original_dst, way }
 }
@@ -94,8 +104,13 @@ pub(super) fn unroutable(error: &RouteError) -> Refusal {
     let reason = match error {
         RouteError::UnknownPort { .. } => Reason::UnknownPort,
         RouteError::NoEndpoint { .. } | RouteError::Contested { .. } => Reason::NoEndpoint,
+        RouteError::NotRegistered { .. } => Reason::EgressDenied,
     };
     Refusal::new(reason, error.to_string())
+}
+
+pub(super) fn unknown_client() -> Refusal {
+    Refusal::new(Reason::NotReady, "the calling pod is not known at the address that it calls from")
 }
 
 /// Where it goes; to which endpoint of its service is noted, where the client is to keep to it.
@@ -114,7 +129,7 @@ fn chosen(world: &World, client: &Workload, original_dst: OriginalDst, kept: &mu
 pub(super) async fn carry<D: Dial>(
     shared: &Shared,
     pod: &Pod<D>,
-    app: Client,
+    mut app: Client,
     routed: Routed,
     place: Result<Place, Refusal>,
 ) {
@@ -125,14 +140,27 @@ pub(super) async fn carry<D: Dial>(
             return refuse(app, &refusal);
         }
     };
+    let routed = match routed.way {
+        Way::Resolve(_) => Box::pin(egress::resolve(shared, pod, &mut app, routed)).await,
+        _ => routed,
+    };
     let call = Call { shared, pod, routed: &routed };
     match &routed.way {
+        Way::Tunnel(client, endpoint, order) if let Some(rule) = &endpoint.rule => {
+            call.tunnel_by_rule(app, client, endpoint, *order, rule, place).await;
+        }
         Way::Tunnel(client, endpoint, _) if is_itself(client, &endpoint.workload) => {
             call.to_itself(app, client, endpoint, place).await;
         }
         Way::Tunnel(client, endpoint, order) => call.tunnel(app, client, endpoint, *order, place).await,
+        Way::Plain(endpoint) if let Some(rule) = &endpoint.rule => {
+            Box::pin(call.governed(app, endpoint, rule, place)).await;
+        }
         Way::Plain(endpoint) => call.plain(app, "the destination", endpoint.addr.0, place, None).await,
         Way::Passthrough => call.plain(app, "the destination", routed.original_dst.0, place, None).await,
+        Way::Observed => Box::pin(call.observed(app, place)).await,
+        Way::ByName(refusal) => Box::pin(call.by_name(app, refusal, place)).await,
+        Way::Resolve(_) => call.refuse(app, &unknown_client()),
         Way::Refused(refusal) => call.refuse(app, refusal),
     }
 }
@@ -142,14 +170,14 @@ pub(super) fn is_itself(client: &Workload, destination: &Workload) -> bool {
     client.name == destination.name && client.uid == destination.uid
 }
 
-struct Call<'a, D> {
-    shared: &'a Shared,
-    pod: &'a Pod<D>,
-    routed: &'a Routed,
+pub(super) struct Call<'a, D> {
+    pub(super) shared: &'a Shared,
+    pub(super) pod: &'a Pod<D>,
+    pub(super) routed: &'a Routed,
 }
 
 impl<D: Dial> Call<'_, D> {
-    async fn tunnel(
+    pub(super) async fn tunnel(
         &self,
         mut app: Client,
         client: &Workload,
@@ -291,7 +319,7 @@ impl<D: Dial> Call<'_, D> {
     }
 
     /// A new session.
-    async fn dialled(
+    pub(super) async fn dialled(
         &self,
         client: &Workload,
         endpoint: &Endpoint,
@@ -302,7 +330,7 @@ impl<D: Dial> Call<'_, D> {
 
     /// A pod that calls its own service does not pass its own inbound side: its policy applies here, with itself as the
     /// source.
-    async fn to_itself(&self, app: Client, client: &Workload, endpoint: &Endpoint, place: Place) {
+    pub(super) async fn to_itself(&self, app: Client, client: &Workload, endpoint: &Endpoint, place: Place) {
         let addr = endpoint.addr;
         let facts = facts(addr, addr.0.ip(), Some(&client.identity));
         match self.pod.prospect(&facts) {
@@ -374,12 +402,12 @@ impl<D: Dial> Call<'_, D> {
         connection.finish(&ending);
     }
 
-    fn refuse(&self, app: Client, refusal: &Refusal) {
+    pub(super) fn refuse(&self, app: Client, refusal: &Refusal) {
         self.refused(refusal);
         refuse(app, refusal);
     }
 
-    fn refused(&self, refusal: &Refusal) {
+    pub(super) fn refused(&self, refusal: &Refusal) {
         self.shared.telemetry.refuse(&describe::outbound(self.routed, None), refusal);
     }
 }
@@ -397,7 +425,8 @@ pub(super) async fn new_session<D: Dial>(
     let Shared { wallet, telemetry, .. } = shared;
     let credentials = wallet.credentials(&client.identity).await?;
     let destination = endpoint.addr;
-    let tcp = within(CONNECT, pod.pod.dial_tunnel(source, destination))
+    let limit = endpoint.rule.as_ref().and_then(|rule| rule.settings.pool.connect_timeout);
+    let tcp = within(limit.unwrap_or(CONNECT), pod.pod.dial_tunnel(source, destination))
         .await
         .map_err(|error| unconnected("the peer's agent at", destination.0, &error))?;
     bound_buffers(&tcp, buffers);
@@ -415,7 +444,7 @@ pub(super) async fn new_session<D: Dial>(
 }
 
 /// The application is the client.
-struct Outbound<'a>(&'a Connection);
+pub(super) struct Outbound<'a>(pub(super) &'a Connection);
 
 impl Meter for Outbound<'_> {
     fn app_sent(&self, bytes: u64) {

@@ -1,6 +1,7 @@
 //! Outbound and inbound over loopback, with a scripted pod in place of capture: what is dialled, refused, cut and told.
 
 mod authorization;
+mod external;
 mod renewal;
 mod requests;
 

@@ -42,6 +42,25 @@ pub(super) fn opened(meta: &Meta) {
     );
 }
 
+/// `connection to outside`: the name that the application's TLS has, which is its own word.
+pub(super) fn outside(meta: &Meta, name: Option<&str>) {
+    if !enabled!(target: TARGET, Level::INFO) {
+        return;
+    }
+    let source = PartyFields::of(&meta.source, meta);
+    event!(
+        target: TARGET,
+        Level::INFO,
+        src.addr = %meta.source_addr,
+        src.workload = source.workload,
+        src.namespace = source.namespace,
+        dst.addr = %meta.destination_addr,
+        dst.host = name,
+        direction = direction(meta),
+        "connection to outside"
+    );
+}
+
 /// `connection failed`: refused before it was opened, as were `unsaid` others of the same pod and reason.
 pub(super) fn refused(meta: &Meta, refusal: &Refusal, unsaid: u64) {
     if !enabled!(target: TARGET, Level::WARN) {
@@ -283,6 +302,7 @@ fn direction(meta: &Meta) -> &'static str {
 fn security(meta: &Meta) -> &'static str {
     match meta.security {
         Security::MutualTls { .. } => "mutual_tls",
+        Security::Tls => "tls",
         Security::Plaintext => "plaintext",
     }
 }

@@ -11,7 +11,7 @@ mod tests;
 
 use std::{
     hash::{BuildHasher, RandomState},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
@@ -34,6 +34,8 @@ const FLOWS: usize = 4_096;
 const REQUESTS: usize = 1_024;
 /// Different outcomes of rehearsals.
 const REHEARSALS: usize = 2_048;
+/// Different destinations outside, of one workload each.
+const OUTSIDE: usize = 2_048;
 /// Policies that are rehearsed.
 const POLICIES: usize = 1_024;
 
@@ -46,6 +48,7 @@ pub(super) struct Observed {
     requests: Mutex<Sightings<FlowKey, Requests>>,
     policies: Mutex<Sightings<(ObjectName, &'static str), Tally>>,
     rehearsals: Mutex<Sightings<RehearsalKey, RehearsalDetail>>,
+    outside: Mutex<Sightings<OutsideKey, ()>>,
 }
 
 /// Everything that is remembered, at one moment.
@@ -59,6 +62,17 @@ pub(crate) struct Observations {
     pub(crate) policies: Vec<(ObjectName, &'static str, Sighting<Tally>)>,
     /// Newest first.
     pub(crate) rehearsals: Vec<(RehearsalKey, Sighting<RehearsalDetail>)>,
+    pub(crate) outside: Vec<(OutsideKey, Sighting<()>)>,
+}
+
+/// A destination outside, and who goes there.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct OutsideKey {
+    /// Namespace and name of the workload.
+    pub(crate) source: (Arc<str>, Box<str>),
+    /// The name in the application's TLS.
+    pub(crate) name: Option<Box<str>>,
+    pub(crate) address: SocketAddr,
 }
 
 /// One end, as it is told from others: by its workload, not by each of its pods.
@@ -189,6 +203,7 @@ impl Observed {
             requests: Mutex::new(Sightings::new(REQUESTS)),
             policies: Mutex::new(Sightings::new(POLICIES)),
             rehearsals: Mutex::new(Sightings::new(REHEARSALS)),
+            outside: Mutex::new(Sightings::new(OUTSIDE)),
         }
     }
 
@@ -262,6 +277,15 @@ impl Observed {
             amend(&mut requests);
             requests
         });
+    }
+
+    /// A connection went to what is outside.
+    pub(super) fn outside(&self, meta: &Meta, name: Option<&str>, now: SystemTime) {
+        let Some(client) = &meta.source.workload else { return };
+        let source = (client.name.namespace.clone(), Box::from(client.workload_name()));
+        let party = self.party(&source);
+        let key = OutsideKey { source, name: name.map(Into::into), address: meta.destination_addr };
+        held(&self.outside).see(party, key, now, |_| ());
     }
 
     /// A policy that decides nothing was tried on a connection.
@@ -363,6 +387,7 @@ impl Observed {
             flows,
             policies: policies.into_iter().map(|((name, action), seen)| (name, action, seen)).collect(),
             rehearsals,
+            outside: all(&self.outside, now),
         }
     }
 

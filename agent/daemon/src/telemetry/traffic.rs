@@ -51,9 +51,11 @@ impl Flag {
 
     pub(super) fn of(reason: Reason) -> Self {
         match reason {
-            Reason::MtlsRequired | Reason::PolicyDenied | Reason::TokenRefused | Reason::ProviderRefused => {
-                Self::Deny
-            }
+            Reason::MtlsRequired
+            | Reason::PolicyDenied
+            | Reason::EgressDenied
+            | Reason::TokenRefused
+            | Reason::ProviderRefused => Self::Deny,
             Reason::CertificateMissing
             | Reason::CertificateExpired
             | Reason::CertificateNotYetValid
@@ -63,6 +65,8 @@ impl Flag {
             | Reason::IdentityMismatch
             | Reason::TrustDomain
             | Reason::RootWithdrawn
+            | Reason::MtlsUnavailable
+            | Reason::CredentialsUnavailable
             | Reason::TlsHandshake => Self::TlsFailure,
             Reason::IdentityUnavailable => Self::IdentityError,
             Reason::CertificateRevoked => Self::CertRevoked,
@@ -74,6 +78,9 @@ impl Flag {
             | Reason::ConnectionRefused
             | Reason::Overloaded
             | Reason::NotReady
+            | Reason::RuleUnusable
+            | Reason::ConnectionLimit
+            | Reason::NameUnresolved
             | Reason::OriginalDstUnknown => Self::Connect,
             _ => Self::None,
         }

@@ -65,3 +65,44 @@ impl Mesh {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::discovery::{
+        Change, TargetPort,
+        mesh::tests::{mesh, pod, service},
+    };
+
+    /// What is known of port 8080 of a pod behind services whose ports have these names and protocols.
+    fn known(ports: &[(&str, Option<&str>)]) -> PortProtocol {
+        let mut mesh = mesh([pod("shop/web", &["198.18.1.2"])]);
+        for (at, (name, stated)) in ports.iter().enumerate() {
+            let mut service = service("shop/web", &[], &[(80, TargetPort::Number(8080))]);
+            service.name = ObjectName::new("shop", &*format!("service{at}"));
+            service.ports[0].name = (*name).to_owned();
+            service.ports[0].app_protocol = stated.map(Into::into);
+            mesh.apply(Change::Service(Arc::new(service)));
+        }
+        let pod = mesh.pod(&ObjectName::new("shop", "web")).unwrap();
+        assert_eq!(mesh.port_protocol(pod, 8081), PortProtocol::Unknown, "another port");
+        mesh.port_protocol(pod, 8080)
+    }
+
+    #[test]
+    fn services_say_what_their_ports_carry() {
+        let http = |ports| matches!(known(ports), PortProtocol::Http(_));
+        let other = |ports| matches!(known(ports), PortProtocol::Other(_));
+        assert_eq!(known(&[]), PortProtocol::Unknown);
+        assert_eq!(known(&[("web", None)]), PortProtocol::Unknown);
+        assert!(http(&[("http", None)]) && http(&[("grpc-web", None)]) && http(&[("HTTP2-x", None)]));
+        assert!(http(&[("tcp", Some("http"))]) && http(&[("x", Some("kubernetes.io/h2c"))]));
+        assert!(other(&[("tcp-x", None)]) && other(&[("https", None)]) && other(&[("http", Some("redis"))]));
+        assert!(http(&[("x", None), ("http", None)]), "one that says nothing does not contradict");
+        assert_eq!(known(&[("http", None), ("tcp", None)]), PortProtocol::Unknown);
+        let PortProtocol::Http(origin) = known(&[("tcp", Some("HTTP"))]) else { panic!() };
+        assert_eq!((&*origin.application, origin.by_app_protocol, origin.port), ("http", true, 80));
+    }
+}

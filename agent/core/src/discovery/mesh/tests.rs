@@ -127,6 +127,12 @@ pub(super) fn way(mesh: &Mesh, client: &Workload, dst: &str, random: u64) -> Str
         Route::Refuse(RouteError::UnknownPort { .. }) => "no port".into(),
         Route::Refuse(RouteError::NoEndpoint { .. }) => "no endpoint".into(),
         Route::Refuse(RouteError::Contested { .. }) => "contested".into(),
+        Route::Refuse(RouteError::NotRegistered { .. }) => "not registered".into(),
+        Route::Resolve(named) => {
+            let names: Vec<String> =
+                named.names.iter().map(|(name, port)| format!("{name}:{port}")).collect();
+            format!("resolve {}", names.join(" "))
+        }
     }
 }
 

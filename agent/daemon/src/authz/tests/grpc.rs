@@ -10,7 +10,8 @@ use tokio_stream::wrappers::TcpListenerStream;
 
 use super::*;
 
-type Answering =
+/// What a provider answers to each question.
+pub(crate) type Answering =
     Arc<dyn Fn(proto::CheckRequest) -> Result<proto::CheckResponse, tonic::Status> + Send + Sync>;
 
 struct Scripted(Answering);
@@ -25,7 +26,7 @@ impl Authorization for Scripted {
     }
 }
 
-pub(super) fn serve(listener: TcpListener, answering: Answering) -> JoinHandle<()> {
+pub(crate) fn serve(listener: TcpListener, answering: Answering) -> JoinHandle<()> {
     let service = AuthorizationServer::new(Scripted(answering));
     tokio::spawn(async move {
         let incoming = TcpListenerStream::new(listener);
@@ -33,7 +34,7 @@ pub(super) fn serve(listener: TcpListener, answering: Answering) -> JoinHandle<(
     })
 }
 
-pub(super) fn allows() -> Answering {
+pub(crate) fn allows() -> Answering {
     Arc::new(|_| Ok(response(0, None)))
 }
 

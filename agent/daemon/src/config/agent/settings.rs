@@ -7,9 +7,10 @@ use crate::{
         settings::settings,
         values::{
             CaTrust, ClusterId, CollectorUrl, ConfigMapKey, DataplaneLabel, DnsName, Drain,
-            ExtensionProviders, Hold, HttpTelemetry, IssuerKind, ListenAddr, Location, Locations, LogFilter,
-            LoopbackAddr, MapEntries, MetricsAuth, Namespace, ObjectName, PostQuantum, Sampling, ServerName,
-            ServiceAddr, TrustBundles, TrustDomains, TrustedProxies, Ttl, Url, VaultPath, Workers,
+            ExtensionProviders, Hold, HttpTelemetry, IpBlocks, IssuerKind, KeyRefresh, ListenAddr, Location,
+            Locations, LogFilter, LoopbackAddr, MapEntries, MetricsAuth, Namespace, ObjectName, Observe,
+            OutboundPolicy, PostQuantum, Sampling, ServerName, ServiceAddr, TrustBundles, TrustDomains,
+            TrustedProxies, Ttl, Url, VaultPath, Workers,
         },
     },
     telemetry::LogFormat,
@@ -84,6 +85,12 @@ settings! {
     path_normalization: PathNormalization, "AMBIT_PATH_NORMALIZATION", "MODE";
     /// The label that opts namespaces and pods in, and pods out [default: ambit.dev/dataplane=enabled,disabled]
     dataplane_label: DataplaneLabel, "AMBIT_DATAPLANE_LABEL", "KEY=ENABLED[,DISABLED]";
+    /// Where pods may connect to whose namespace has no label ambit.dev/outbound-policy: ALLOW_ANY, or REGISTRY_ONLY (the cluster, and what a ServiceEntry names) [default: ALLOW_ANY]
+    outbound_policy: OutboundPolicy, "AMBIT_OUTBOUND_POLICY", "POLICY";
+    /// Whether connections to outside the mesh are counted and logged as others, for which they pass through the agent: off or on [default: off]
+    observe_outbound: Observe, "AMBIT_OBSERVE_OUTBOUND", "WHETHER";
+    /// The folder with a folder for each namespace, in which the files are that DestinationRules name for its pods
+    egress_files: Location, "AMBIT_EGRESS_FILES", "DIR";
     /// Where cgroup v2 is mounted [default: found in /proc/mounts]
     cgroup_root: Location, "AMBIT_CGROUP_ROOT", "PATH";
     /// The kubelet's cgroup, whose probes enrolled pods take in plaintext [default: found by its process]
@@ -110,6 +117,12 @@ settings! {
     trust_bundle: TrustBundles, "AMBIT_TRUST_BUNDLE", "DOMAIN=FILE[,..]";
     /// Files of roots that are trusted beside the issuer's, while another issuer takes its place or has just done so; read at start
     also_trust: Locations, "AMBIT_ALSO_TRUST", "FILE[,..]";
+    /// Roots that the certificates of token issuers may lead to, PEM, beside the public ones; read for each fetch of their keys
+    jwks_ca_file: Location, "AMBIT_JWKS_CA_FILE", "FILE";
+    /// Addresses that the keys of token issuers are not fetched from, beside this host's, link-local ones and clouds' metadata, such as 10.96.0.1,10.0.0.0/24
+    jwks_blocked: IpBlocks, "AMBIT_JWKS_BLOCKED", "CIDR[,CIDR]";
+    /// How old the keys of token issuers get before they are fetched again, 1s to 1d [default: 20m]
+    jwks_refresh: KeyRefresh, "AMBIT_JWKS_REFRESH", "DURATION";
     /// Issuer files: the folder with <namespace>/<service account>/{tls.crt,tls.key,ca.crt}; watched
     cert_dir: Location, "AMBIT_CERT_DIR", "DIR";
     /// Issuer vault: its address, such as https://vault.example:8200; http for this host only

@@ -6,6 +6,8 @@ const MIN_TTL: Duration = Duration::from_secs(10);
 const MAX_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
 const MAX_DRAIN: Duration = Duration::from_secs(3600);
 const MAX_HOLD: Duration = Duration::from_secs(90 * 24 * 3600);
+const MIN_REFRESH: Duration = Duration::from_secs(1);
+const MAX_REFRESH: Duration = Duration::from_secs(24 * 3600);
 const MAX_WORKERS: usize = 256;
 /// The most proxies in a row that are believed.
 const MAX_PROXIES: usize = 16;
@@ -58,6 +60,22 @@ impl FromStr for Hold {
         match duration(text)? {
             hold if hold > MAX_HOLD => Err("it must be at most 90d".to_owned()),
             hold => Ok(Self(hold)),
+        }
+    }
+}
+
+/// How old the keys of token issuers get.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KeyRefresh(pub(crate) Duration);
+
+impl FromStr for KeyRefresh {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match duration(text)? {
+            refresh if refresh < MIN_REFRESH => Err("it must be at least 1s".to_owned()),
+            refresh if refresh > MAX_REFRESH => Err("it must be at most 1d".to_owned()),
+            refresh => Ok(Self(refresh)),
         }
     }
 }
@@ -197,6 +215,9 @@ mod tests {
         }
         for (text, taken) in [("0s", true), ("90d", true), ("91d", false)] {
             assert_eq!(text.parse::<Hold>().is_ok(), taken, "{text}");
+        }
+        for (text, taken) in [("1s", true), ("999ms", false), ("1d", true), ("25h", false)] {
+            assert_eq!(text.parse::<KeyRefresh>().is_ok(), taken, "{text}");
         }
         for (text, taken) in [("0s", true), ("1h", true), ("1h1s", false)] {
             assert_eq!(text.parse::<Drain>().is_ok(), taken, "{text}");

@@ -24,15 +24,8 @@ impl FromStr for ExtensionProviders {
 
     /// A list in YAML, and so in JSON.
     fn from_str(text: &str) -> Result<Self, String> {
-        let document = serde_yaml_ng::Deserializer::from_str(text);
-        let read: Vec<Entry> = serde_path_to_error::deserialize(document).map_err(|error| {
-            let path = error.path().to_string();
-            format!(
-                "extension providers{}: {}",
-                if path == "." { String::new() } else { path },
-                error.inner()
-            )
-        })?;
+        let read: Vec<Entry> = serde_yaml_ng::from_str(text)
+            .map_err(|error| format!("extension providers: {}", error.to_string().trim_start_matches('.')))?;
         if read.len() > MOST {
             return Err(format!("{} extension providers are too many: {MOST} at most", read.len()));
         }
@@ -353,7 +346,7 @@ mod tests {
             (grpc("timeout: soon"), "timeout: \"soon\""),
             (grpc("statusOnError: 200"), "statusOnError: \"200\" is no status of an error"),
             (grpc("clearRouteCache: true"), "clearRouteCache"),
-            (grpc("pathPrefix: /x"), "[0].envoyExtAuthzGrpc.pathPrefix: unknown field"),
+            (grpc("pathPrefix: /x"), "[0].envoyExtAuthzGrpc: unknown field `pathPrefix`"),
             (grpc("includeRequestBodyInCheck: {maxRequestBytes: 0}"), "maxRequestBytes: use 1 to 1048576"),
             (
                 http("includeRequestBodyInCheck: {maxRequestBytes: 1, packAsBytes: true}"),

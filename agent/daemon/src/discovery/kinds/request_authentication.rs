@@ -227,7 +227,7 @@ fn timeout(text: Option<String>, path: &str) -> Result<u64, FieldError> {
     }
 }
 
-fn milliseconds(text: &str) -> Option<f64> {
+pub(super) fn milliseconds(text: &str) -> Option<f64> {
     const UNITS: [(&str, f64); 6] =
         [("ms", 1.0), ("us", 0.001), ("ns", 0.000_001), ("h", 3_600_000.0), ("m", 60_000.0), ("s", 1_000.0)];
     let (mut rest, mut sum) = (text, 0.0);

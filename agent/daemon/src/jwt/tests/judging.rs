@@ -302,3 +302,34 @@ fn a_recalled_token_is_held_to_its_time_and_keys() {
     tokens.follow(rotated.iter().cloned());
     assert_eq!(tokens.judge_at(&rotated, &mut bearer(&token), at(NOW)).unwrap_err().text, SIGNATURE);
 }
+
+#[test]
+#[ignore = "measures: cargo test -p ambit --lib jwt -- --ignored --nocapture"]
+fn what_a_token_costs() {
+    for algorithm in ["RS256", "PS256", "ES256", "ES384", "ES512", "EdDSA"] {
+        let key = Key::new("k", algorithm);
+        let rules = [Arc::new(rule_of("a", &key))];
+        let tokens = Tokens::default();
+        tokens.follow(rules.iter().cloned());
+        let each = |tokens_of: &dyn Fn(usize) -> String| {
+            let heads: Vec<Parts> = (0..500).map(|at| bearer(&tokens_of(at))).collect();
+            let mut times: Vec<Duration> = heads
+                .into_iter()
+                .map(|mut head| {
+                    let begin = std::time::Instant::now();
+                    assert!(tokens.judge_at(&rules, &mut head, at(NOW)).is_ok());
+                    begin.elapsed()
+                })
+                .collect();
+            times.sort();
+            (times[times.len() / 2], times[times.len() * 99 / 100])
+        };
+        let fresh = each(&|number| key.token(&with(claims("a"), "jti", json!(number.to_string()))));
+        let same = key.token(&claims("a"));
+        let recalled = each(&|_| same.clone());
+        println!(
+            "{algorithm}: verified p50 {:?} p99 {:?}, recalled p50 {:?} p99 {:?}",
+            fresh.0, fresh.1, recalled.0, recalled.1
+        );
+    }
+}

@@ -1,5 +1,7 @@
 //! Where tokens are found, and what of a request goes on.
 
+use std::borrow::Cow;
+
 use ambit_core::policy::{ClaimHeader, TokenPlace};
 
 use super::*;
@@ -19,7 +21,7 @@ fn tokens_are_found_where_the_rule_says() {
     let cookie = |name: &str| TokenPlace::Cookie(name.into());
     let default = places(vec![]);
     let of = |rule: &JwtRule, uri: &str, fields: &[(&str, &str)]| -> Vec<String> {
-        tokens(rule, &head_at(uri, fields)).into_iter().map(|token| token.into_owned()).collect()
+        tokens(rule, &head_at(uri, fields)).into_iter().map(Cow::into_owned).collect()
     };
     for (rule, uri, fields, expected) in [
         (&default, "/", vec![], vec![]),
@@ -71,7 +73,7 @@ fn a_good_token_goes_unless_it_is_to_go_on() {
     let fields = [("x-jwt", "other"), ("x-jwt", &*value), ("cookie", &*cookie), ("x-other", "1")];
     let uri = format!("/a%2Fb?a=1&token={token}&b=%20&token=2");
     let mut taken = head_at(&uri, &fields);
-    assert_eq!(verdict(&[rule.clone()], &mut taken), "ok");
+    assert_eq!(verdict(std::slice::from_ref(&rule), &mut taken), "ok");
     assert!(!taken.headers.contains_key("x-jwt"));
     assert_eq!(taken.uri, "/a%2Fb?a=1&b=%20");
     assert_eq!(taken.headers["cookie"], cookie);
@@ -122,7 +124,7 @@ fn what_a_token_says_goes_on_in_headers_that_no_client_sets() {
     let token = key.token(&said);
     let value = format!("Bearer {token}");
     let mut good = head(&[&spoofed[..], &[("authorization", &*value)]].concat());
-    assert_eq!(verdict(&[rule.clone()], &mut good), "ok");
+    assert_eq!(verdict(std::slice::from_ref(&rule), &mut good), "ok");
     let got = |head: &Parts, name: &str| {
         head.headers.get_all(name).iter().map(|value| value.to_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
@@ -151,7 +153,7 @@ fn what_a_token_says_goes_on_in_headers_that_no_client_sets() {
         if fields.len() == 2 {
             head.method = Method::OPTIONS;
         }
-        assert_eq!(verdict(&[rule.clone()], &mut head), expected);
+        assert_eq!(verdict(std::slice::from_ref(&rule), &mut head), expected);
         for (name, _) in &spoofed {
             assert!(got(&head, name).is_empty(), "{name} {fields:?}");
         }
@@ -174,7 +176,7 @@ fn a_preflight_needs_no_token() {
         let mut head = head(&[&fields[..], &[("authorization", &*old)]].concat());
         head.method = method;
         let expected = if passes { "none" } else { "Jwt is expired" };
-        assert_eq!(verdict(&[rule.clone()], &mut head), expected, "{fields:?}");
+        assert_eq!(verdict(std::slice::from_ref(&rule), &mut head), expected, "{fields:?}");
         assert!(head.headers.contains_key("authorization"));
     }
 }

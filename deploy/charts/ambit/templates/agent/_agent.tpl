@@ -86,6 +86,10 @@ seLinuxOptions:
   value: {{ .Values.pathNormalization }}
 - name: AMBIT_POST_QUANTUM
   value: {{ .Values.postQuantum | quote }}
+- name: AMBIT_OUTBOUND_POLICY
+  value: {{ .Values.egress.outboundPolicy }}
+- name: AMBIT_OBSERVE_OUTBOUND
+  value: {{ ternary "on" "off" .Values.egress.observe | quote }}
 - name: AMBIT_DRAIN
   value: {{ .Values.drainSeconds }}s
 - name: AMBIT_LOG
@@ -103,6 +107,18 @@ seLinuxOptions:
   value: {{ . | quote }}
 - name: AMBIT_TRACE_SAMPLING
   value: {{ $.Values.traces.sampling | quote }}
+{{- end }}
+{{- with .Values.jwks }}
+{{- if .caConfigMap }}
+- name: AMBIT_JWKS_CA_FILE
+  value: /var/run/ambit/jwks/roots.pem
+{{- end }}
+{{- with .blocked }}
+- name: AMBIT_JWKS_BLOCKED
+  value: {{ join "," . | quote }}
+{{- end }}
+- name: AMBIT_JWKS_REFRESH
+  value: {{ .refresh | default "20m" | quote }}
 {{- end }}
 {{- with .Values.mapEntries }}
 - name: AMBIT_MAP_ENTRIES

@@ -107,7 +107,10 @@ async fn what_is_not_enforced_is_to_be_told_by_the_status() {
 async fn tokens_are_demanded_where_a_request_authentication_says_so() {
     let mut bench = Bench::new("requestauthentications");
     // A cluster need not have it, and nobody waits for it.
-    bench.call().await.refuse(404, "NotFound", "the server could not find the requested resource");
+    bench.definition.is_gone();
+    for _ in 0..5 {
+        bench.call().await.refuse(404, "NotFound", "the server could not find the requested resource");
+    }
     let issuers = |world: &World| {
         let compiled = world.policies.compile_for(&"shop".into(), &Labels::new());
         compiled.tokens().iter().map(|rule| rule.issuer.to_string()).collect::<Vec<_>>()
@@ -117,10 +120,18 @@ async fn tokens_are_demanded_where_a_request_authentication_says_so() {
     let mut request = policy("", "5");
     request["kind"] = json!("RequestAuthentication");
     request["spec"] = json!({"jwtRules": [{"issuer": "a"}]});
+    bench.definition.stands("first");
     let events = bench.list(std::slice::from_ref(&request), "6").await;
     let world = bench.until("in force", |world| issuers(world) == ["a"]).await;
     assert!(lets_in(&world) && world.problems.is_empty(), "{:?}", problems(&world));
     assert!(bench.feed.wanted_statuses().iter().next().is_none(), "there is nothing to tell");
+    bench.definition.ends("first");
+    events.send("DELETED", &request);
+    let world = bench.until("told", |world| !world.problems.is_empty()).await;
+    assert_eq!(issuers(&world), ["a"], "gone with the definition");
+    bench.definition.stands("first");
+    events.send("ADDED", &request);
+    bench.until("stated anew", |world| world.problems.is_empty()).await;
     events.send("DELETED", &request);
     bench.until("gone", |world| issuers(world).is_empty()).await;
 }
