@@ -20,6 +20,7 @@ mod probes;
 mod removal;
 mod restart;
 mod site;
+mod tokens;
 mod traffic;
 
 use std::path::Path;
@@ -64,6 +65,7 @@ pub fn tests() -> Vec<Test> {
         traffic::TESTS,
         policy::TESTS,
         authorization::TESTS,
+        tokens::TESTS,
         probes::TESTS,
         &attacks::tests(),
         birth::TESTS,
