@@ -17,6 +17,7 @@ mod revocation;
 mod roots;
 mod source;
 mod status;
+mod tokens;
 mod trust;
 mod uninstall;
 

@@ -3,16 +3,21 @@
 
 mod admission;
 mod describe;
+mod egress;
+mod external;
 mod inbound;
+mod names;
 mod order;
 mod outbound;
 mod pressure;
 mod relay;
+mod requests;
 mod waiting;
 
 use std::{
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -23,21 +28,25 @@ use std::{
 use ambit_core::{
     discovery::Affinity,
     model::{PodAddr, SpiffeId},
-    policy::{self, Decision, Facts, WorkloadPolicy},
+    policy::{self, Decision, Facts, Outlook, WorkloadPolicy},
     reason::{Reason, Refusal},
 };
 use tokio::sync::watch;
 
 use self::{
     admission::{Admission, Lane},
+    egress::Egress,
     inbound::Arrival,
     order::{Arrivals, Numbers},
     pressure::Broken,
 };
 use crate::{
+    authz::Providers,
     capture::{Accepted, Dial, PodNet},
     discovery::{Feed, World},
+    http::rehearse,
     instance::{Capacity, MemoryUse},
+    jwt::Tokens,
     telemetry::{Connection, Direction, Ending, Meta, Telemetry},
     tunnel::{Budget, LegError, Pool, PoolKey, Share, Wallet},
 };
@@ -50,9 +59,13 @@ struct Shared {
     feed: Feed,
     wallet: Wallet,
     telemetry: Telemetry,
+    providers: Providers,
+    tokens: Tokens,
+    trusted_proxies: usize,
     pool: Pool,
     budget: Budget,
     admission: Admission,
+    egress: Egress,
     memory: watch::Sender<pressure::State>,
     /// Tunnels are not kept for further streams any more.
     draining: watch::Sender<bool>,
@@ -60,20 +73,47 @@ struct Shared {
     active: AtomicUsize,
 }
 
+/// What requests are judged by beside policy.
+#[derive(Default)]
+pub(crate) struct Judges {
+    /// External authorization.
+    pub(crate) providers: Providers,
+    /// Tokens of end users.
+    pub(crate) tokens: Tokens,
+    /// How many proxies in front of a client are believed about whose request it is.
+    pub(crate) trusted_proxies: usize,
+}
+
 impl Proxy {
     /// Over the snapshots and keys of this node, within what the process may hold.
-    pub(crate) fn new(feed: Feed, wallet: Wallet, telemetry: Telemetry, capacity: Capacity) -> Self {
+    pub(crate) fn new(
+        feed: Feed,
+        wallet: Wallet,
+        telemetry: Telemetry,
+        judges: Judges,
+        capacity: Capacity,
+    ) -> Self {
+        let Judges { providers, tokens, trusted_proxies } = judges;
         Self(Arc::new(Shared {
             feed,
             wallet,
             telemetry,
+            providers,
+            tokens,
+            trusted_proxies,
             pool: Pool::new(capacity.files),
             budget: Budget::new(capacity.memory),
             admission: Admission::new(capacity),
+            egress: Egress::default(),
             memory: watch::Sender::default(),
             draining: watch::Sender::new(false),
             active: AtomicUsize::new(0),
         }))
+    }
+
+    /// The folder with a folder for each namespace, in which the files are that its pods' DestinationRules name. Set once.
+    pub(crate) fn set_egress_files(&self, folder: PathBuf) {
+        self.0.egress.set_files(folder);
     }
 
     /// Takes connections of `pod` on its `listener`-th listener until it is dropped, one task for each. They are judged by
@@ -119,6 +159,7 @@ impl Proxy {
     /// Closes idle connections between agents that are too old, or of pods that are not `local` any more.
     pub(crate) fn sweep(&self, local: impl Fn(&str) -> bool) {
         self.0.pool.sweep(|key: &PoolKey, _| local(&key.pod));
+        self.0.providers.sweep(local);
     }
 
     /// Closes idle connections to peers that are not believed any more, whenever roots or revocations change; for ever.
@@ -202,9 +243,12 @@ impl<D> Clone for Pod<D> {
 }
 
 impl<D> Pod<D> {
-    /// The verdict of this moment.
-    fn verdict(&self, facts: &Facts<'_>) -> Result<(), Refusal> {
-        allowed(policy::decide(&self.policy.borrow(), facts))
+    /// Whether a connection may come as things stand, be it that the last word depends on what it carries.
+    fn prospect(&self, facts: &Facts<'_>) -> Result<(), Refusal> {
+        match policy::outlook(&self.policy.borrow(), facts) {
+            Outlook::Same(decision) => allowed(decision),
+            Outlook::PerRequest => Ok(()),
+        }
     }
 
     /// Ends once the verdict on a live connection has turned to a refusal.
@@ -236,15 +280,6 @@ impl<D> Pod<D> {
     }
 }
 
-fn rehearse(policy: &WorkloadPolicy, facts: &Facts<'_>, meta: &Meta, telemetry: &Telemetry) {
-    let refusal = policy::rehearse(policy, facts, |rehearsed, outcome| {
-        telemetry.rehearsed(meta, &rehearsed.name, rehearsed.action.label(), outcome);
-    });
-    if let Some(refusal) = refusal {
-        telemetry.would_be_refused(meta, &refusal);
-    }
-}
-
 fn allowed(decision: Decision) -> Result<(), Refusal> {
     match decision {
         Decision::Allow => Ok(()),
@@ -272,6 +307,7 @@ fn facts(destination: PodAddr, source: IpAddr, peer: Option<&SpiffeId>) -> Facts
         destination_ip: destination.0.ip(),
         request: None,
         admitted: false,
+        sni: None,
     }
 }
 

@@ -1,7 +1,9 @@
 //! Outbound and inbound over loopback, with a scripted pod in place of capture: what is dialled, refused, cut and told.
 
 mod authorization;
+mod external;
 mod renewal;
+mod requests;
 
 use std::fs;
 
@@ -111,7 +113,12 @@ impl Node {
         let settings = TlsSettings { post_quantum: Default::default(), trust_domains: vec![domain] };
         let wallet = Wallet::new(keys.clone(), settings, clock);
         let capacity = Capacity { files: 1 << 20, memory: 1 << 30 };
-        Self { proxy: Proxy::new(feed, wallet, Telemetry::new(), capacity), keys, renewed, _dir: dir }
+        Self {
+            proxy: Proxy::new(feed, wallet, Telemetry::new(), Judges::default(), capacity),
+            keys,
+            renewed,
+            _dir: dir,
+        }
     }
 
     fn pod(

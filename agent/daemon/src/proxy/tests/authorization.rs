@@ -7,7 +7,7 @@ use ambit_core::policy::{
 use super::*;
 
 /// A policy for all pods of namespace shop with one rule, for these service accounts.
-fn for_accounts(action: Action, accounts: &[&str]) -> Arc<WorkloadPolicy> {
+pub(super) fn for_accounts(action: Action, accounts: &[&str]) -> Arc<WorkloadPolicy> {
     compiled([accounts_policy("accounts", action, accounts, false)])
 }
 
@@ -29,6 +29,7 @@ fn accounts_policy(name: &str, action: Action, accounts: &[&str], dry_run: bool)
         name: ObjectName::new("shop", name),
         target: Target::Pods(Labels::new()),
         action,
+        provider: None,
         rules: vec![Rule::new(vec![vec![source.unwrap()]], Vec::new(), Vec::new())],
         dry_run,
         doubt: None,
