@@ -18,6 +18,7 @@ mod identities;
 mod issuers;
 mod load;
 mod manifests;
+mod one_node;
 mod operations;
 mod other_addresses;
 mod peers_gone;
@@ -82,6 +83,7 @@ pub fn tests() -> Vec<Test> {
     [
         control::TESTS,
         wire::TESTS,
+        one_node::TESTS,
         addresses::TESTS,
         connect::TESTS,
         routing::TESTS,

@@ -191,6 +191,7 @@ mod tests {
             ("ambit agent --vault-addr vault:8200", "https://HOST"),
             ("ambit agent --trust-domain-aliases A", "trust domain"),
             ("ambit agent --post-quantum yes", "off, offer, prefer or require"),
+            ("ambit agent --local-traffic yes", "use join or encrypt"),
             ("ambit agent --dataplane-label enabled", "KEY=ENABLED"),
             ("ambit agent --root-namespace a.b", "namespace"),
             ("ambit agent --issuer acme", "use builtin, ambit, istio"),

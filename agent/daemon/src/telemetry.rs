@@ -84,8 +84,26 @@ pub(crate) enum Security {
         /// The tunnel was there already: no handshake for this connection.
         reused: bool,
     },
+    /// Both ends are pods of this node, each with an identity that the other believes. The bytes do not leave the node.
+    LocalIdentity,
     /// Not at all.
     Plaintext,
+}
+
+impl Security {
+    /// Whether both ends are who they say.
+    pub(crate) fn is_proven(self) -> bool {
+        self != Self::Plaintext
+    }
+
+    /// What logs call it, and metrics where it is not plaintext.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::MutualTls { .. } => "mutual_tls",
+            Self::LocalIdentity => "local_identity",
+            Self::Plaintext => "plaintext",
+        }
+    }
 }
 
 /// What is known of a connection when it is opened or refused.

@@ -5,10 +5,12 @@ mod ambit1;
 mod buffer;
 mod credentials;
 mod detect;
+mod joined;
 mod plain;
 mod pool;
 pub(crate) mod session;
 mod socket;
+mod splice;
 pub(crate) mod tls;
 mod turns;
 
@@ -23,6 +25,7 @@ pub(crate) use self::{
     buffer::{Budget, Share},
     credentials::Wallet,
     detect::{First, first_bytes, judge},
+    joined::Joined,
     plain::Plain,
     pool::{Pool, PoolKey},
     session::{ANSWERED_WITHIN, Incoming, Leg, LegError, Moved, Order, PeerFacts, Session, Stream},

@@ -555,6 +555,8 @@ pub enum Security {
     MutualTls = 1,
     /// Not at all.
     Plaintext = 2,
+    /// Both ends are pods of one node with proven identities; the bytes do not leave it.
+    LocalIdentity = 3,
 }
 impl Security {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -566,6 +568,7 @@ impl Security {
             Self::Unspecified => "SECURITY_UNSPECIFIED",
             Self::MutualTls => "SECURITY_MUTUAL_TLS",
             Self::Plaintext => "SECURITY_PLAINTEXT",
+            Self::LocalIdentity => "SECURITY_LOCAL_IDENTITY",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -574,6 +577,7 @@ impl Security {
             "SECURITY_UNSPECIFIED" => Some(Self::Unspecified),
             "SECURITY_MUTUAL_TLS" => Some(Self::MutualTls),
             "SECURITY_PLAINTEXT" => Some(Self::Plaintext),
+            "SECURITY_LOCAL_IDENTITY" => Some(Self::LocalIdentity),
             _ => None,
         }
     }

@@ -8,6 +8,7 @@ use tokio::{sync::watch, task::JoinSet};
 use super::{
     attachment::Attaching,
     control_plane::issuing_service,
+    footprint::keep_small,
     installation,
     lifecycle::{Addrs, Serving},
     locations::Locations,
@@ -20,7 +21,7 @@ use crate::{
     admin::{Guard, METRICS_PATH, Page, StatusProvider},
     capture::{Capture, CaptureSettings, Cgroups, Pinned},
     cluster::Authorizer,
-    config::{AgentConfig, SourceConfig},
+    config::{AgentConfig, LocalTraffic, SourceConfig},
     discovery::Feed,
     identity::KeyStore,
     instance::{Capacity, Gate, MemoryUse, Readiness, Signals},
@@ -55,7 +56,13 @@ impl Handles {
         let (keys, wallet) = trust::open(config, &feed, api.as_ref(), &telemetry, background).await?;
         let capacity = Capacity::of_this_process();
         tracing::debug!(?capacity, "what this agent may hold");
-        let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone(), capacity);
+        let proxy = Proxy::new(
+            feed.clone(),
+            wallet.clone(),
+            telemetry.clone(),
+            capacity,
+            config.local_traffic == LocalTraffic::Join,
+        );
         Ok(Self { started, readiness, telemetry, feed, api, keys, wallet, proxy, pods: Pods::default() })
     }
 
@@ -79,6 +86,7 @@ impl Handles {
             let proxy = self.proxy.clone();
             background.spawn(async move { proxy.follow_memory(memory).await });
         }
+        background.spawn(keep_small(self.readiness.clone(), self.proxy.clone()));
         installation::inform(config, &self.feed, background);
     }
 

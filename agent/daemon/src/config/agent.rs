@@ -17,7 +17,8 @@ use super::{
     folders::{CniDirs, private_folder},
     settings::read,
     values::{
-        CaTrust, DataplaneLabel, IssuerKind, Location, MapEntries, MetricsAuth, PostQuantum, VaultPath,
+        CaTrust, DataplaneLabel, IssuerKind, LocalTraffic, Location, MapEntries, MetricsAuth, PostQuantum,
+        VaultPath,
     },
 };
 use crate::{
@@ -95,6 +96,8 @@ pub(crate) struct AgentConfig {
     pub(crate) workers: usize,
     /// Use of the hybrid post-quantum key exchange.
     pub(crate) post_quantum: PostQuantum,
+    /// How pods of this node talk with each other.
+    pub(crate) local_traffic: LocalTraffic,
     /// The file of certificate revocation lists.
     pub(crate) crl_file: Option<PathBuf>,
     /// Trust domains beside our own whose identities are accepted.
@@ -226,6 +229,7 @@ impl AgentConfig {
             metrics_guarded,
             workers: settings.workers.map_or_else(default_workers, |workers| workers.0.get()),
             post_quantum: settings.post_quantum.unwrap_or_default(),
+            local_traffic: settings.local_traffic.unwrap_or_default(),
             crl_file: settings.crl_file.map(|path| path.0),
             trust_domain_aliases,
             trust_bundles,

@@ -17,7 +17,9 @@ pub(crate) use label::DataplaneLabel;
 pub(crate) use names::{
     Accounts, ClusterId, ConfigMapKey, DnsName, Namespace, ObjectName, ServerName, ServerNames, VaultPath,
 };
-pub(crate) use trust::{CaTrust, IssuerKind, MetricsAuth, PostQuantum, TrustBundles, TrustDomains};
+pub(crate) use trust::{
+    CaTrust, IssuerKind, LocalTraffic, MetricsAuth, PostQuantum, TrustBundles, TrustDomains,
+};
 
 /// A path, made absolute where it is given.
 #[derive(Clone, Debug)]

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     capture::{Client, Dial, bound_buffers, end_cleanly, tune_tunnel},
     telemetry::{Connection, Direction, Ending, Meta},
-    tunnel::{First, Incoming, Leg as _, Order, Plain, Session, first_bytes, tls::PeerIdentity},
+    tunnel::{First, Incoming, Leg, Order, Plain, Session, first_bytes, tls::PeerIdentity},
 };
 
 /// How long a client that may only come through a tunnel may keep silent.
@@ -65,8 +65,13 @@ pub(super) struct Arrival {
 }
 
 /// Carries one connection, or all streams of one tunnel, to the end.
-pub(super) async fn carry<D: Dial>(shared: &Shared, pod: &Pod<D>, arrival: Arrival, arrivals: &Arrivals) {
-    let Arrival { client, source, destination, order, place } = arrival;
+pub(super) async fn carry<D: Dial>(
+    shared: &Shared,
+    pod: &Pod<D>,
+    arrival: Box<Arrival>,
+    arrivals: &Arrivals,
+) {
+    let Arrival { client, source, destination, order, place } = *arrival;
     // Plaintext keeps the order of connections; streams of a tunnel have numbers of their own.
     let turn = arrivals.turn(source.0.ip(), destination.0.port(), order);
     let called = {
@@ -117,14 +122,14 @@ enum Begun {
     Gone,
 }
 
-struct Call<'a, D> {
-    shared: &'a Shared,
-    pod: &'a Pod<D>,
-    arrivals: &'a Arrivals,
-    called: &'a Called,
-    workload: &'a Arc<Workload>,
+pub(super) struct Call<'a, D> {
+    pub(super) shared: &'a Shared,
+    pub(super) pod: &'a Pod<D>,
+    pub(super) arrivals: &'a Arrivals,
+    pub(super) called: &'a Called,
+    pub(super) workload: &'a Arc<Workload>,
     /// What socket buffers are cut to, if they are.
-    buffers: Option<usize>,
+    pub(super) buffers: Option<usize>,
 }
 
 impl<D: Dial> Call<'_, D> {
@@ -282,7 +287,7 @@ impl<D: Dial> Call<'_, D> {
         reused: bool,
         place: &Place,
     ) -> Option<Session> {
-        let meta = describe::inbound(self.called, Some((session.facts(), reused)), Some(incoming));
+        let meta = Box::new(describe::inbound(self.called, Some((session.facts(), reused)), Some(incoming)));
         let peer = session.facts().peer.clone();
         let app = match place.begin_stream(Box::pin(self.admit(&peer, incoming))).await {
             Ok(app) => app,
@@ -292,7 +297,7 @@ impl<D: Dial> Call<'_, D> {
                 return None;
             }
         };
-        let connection = self.shared.telemetry.open(meta);
+        let connection = self.shared.telemetry.open(*meta);
         let mut stream = session.accept_stream();
         if incoming.waits
             && let Err(error) = stream.answer()
@@ -301,14 +306,7 @@ impl<D: Dial> Call<'_, D> {
             return None;
         }
         let mut relay = Relay::new(app, stream);
-        let meter = Inbound(&connection);
-        let ended = select! {
-            biased;
-            refusal = self.until_denied(Some(&peer), &connection) => Err(Cut::here(refusal)),
-            refused = self.until_distrusted(&peer) => Err(Cut::here(distrusted(refused))),
-            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter) => ended.map_err(cut),
-        };
-        match ended {
+        match self.relay_as(&peer, &mut relay, &connection, &Inbound(&connection)).await {
             Ok(()) => {
                 connection.finish(&Ending::Closed);
                 Some(relay.into_leg().into_session())
@@ -321,8 +319,25 @@ impl<D: Dial> Call<'_, D> {
         }
     }
 
+    /// Relays between the application and a client that is believed to be `peer`, until both directions have ended, or until that
+    /// may not go on.
+    pub(super) async fn relay_as<L: Leg>(
+        &self,
+        peer: &PeerIdentity,
+        relay: &mut Relay<L>,
+        connection: &Connection,
+        meter: &impl Meter,
+    ) -> Result<(), Cut> {
+        select! {
+            biased;
+            refusal = self.until_denied(Some(peer), connection) => Err(Cut::here(refusal)),
+            refused = self.until_distrusted(peer) => Err(Cut::here(distrusted(refused))),
+            ended = self.shared.relay(&*self.pod.pod, relay, meter) => ended.map_err(cut),
+        }
+    }
+
     /// The application, if the client may come to it.
-    async fn admit(&self, peer: &PeerIdentity, incoming: &Incoming) -> Result<TcpStream, Refusal> {
+    pub(super) async fn admit(&self, peer: &PeerIdentity, incoming: &Incoming) -> Result<TcpStream, Refusal> {
         self.verdict(Some(peer))?;
         let Called { source, destination, .. } = self.called;
         self.deliver(self.arrivals.turn(source.0.ip(), destination.0.port(), incoming.order)).await
@@ -365,11 +380,11 @@ impl<D: Dial> Call<'_, D> {
         Ok(app)
     }
 
-    fn refuse(&self, refusal: &Refusal) {
+    pub(super) fn refuse(&self, refusal: &Refusal) {
         self.refuse_as(refusal, &describe::inbound(self.called, None, None), None);
     }
 
-    fn refuse_as(&self, refusal: &Refusal, meta: &Meta, peer: Option<&PeerIdentity>) {
+    pub(super) fn refuse_as(&self, refusal: &Refusal, meta: &Meta, peer: Option<&PeerIdentity>) {
         let Call { shared, pod, .. } = self;
         pod.rehearse_refused(refusal, &self.facts(peer), meta, &shared.telemetry);
         shared.telemetry.refuse(meta, refusal);

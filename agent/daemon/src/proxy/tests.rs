@@ -1,7 +1,9 @@
 //! Outbound and inbound over loopback, with a scripted pod in place of capture: what is dialled, refused, cut and told.
 
 mod authorization;
+mod joined;
 mod renewal;
+mod sizes;
 
 use std::fs;
 
@@ -81,6 +83,7 @@ impl Dial for Scripted {
 /// One agent with the pods `web` and `cart`, both in the mesh.
 struct Node {
     proxy: Proxy,
+    neighbours: Arc<Neighbours<Scripted>>,
     keys: KeyStore,
     /// Has the identities named here get other certificates.
     renewed: Arc<Renewed>,
@@ -88,7 +91,12 @@ struct Node {
 }
 
 impl Node {
+    /// With a tunnel between its pods.
     async fn new() -> Self {
+        Self::joining(false).await
+    }
+
+    async fn joining(join: bool) -> Self {
         let dir = TempDir::new().unwrap();
         let manifests = dir.path().join("manifests");
         fs::create_dir(&manifests).unwrap();
@@ -111,7 +119,8 @@ impl Node {
         let settings = TlsSettings { post_quantum: Default::default(), trust_domains: vec![domain] };
         let wallet = Wallet::new(keys.clone(), settings, clock);
         let capacity = Capacity { files: 1 << 20, memory: 1 << 30 };
-        Self { proxy: Proxy::new(feed, wallet, Telemetry::new(), capacity), keys, renewed, _dir: dir }
+        let proxy = Proxy::new(feed, wallet, Telemetry::new(), capacity, false);
+        Self { proxy, neighbours: Neighbours::new(join), keys, renewed, _dir: dir }
     }
 
     fn pod(
@@ -122,7 +131,7 @@ impl Node {
     ) -> (Serving<Scripted>, Policy) {
         let (policy, followed) = watch::channel(Arc::default());
         let pod = Arc::new(Scripted { uid: name.into(), peer, app });
-        (Serving::new(&self.proxy.0, pod, followed), policy)
+        (Serving::new(&self.proxy.0, &self.neighbours, pod, followed), policy)
     }
 
     /// Takes what comes to `listener` for connections from `source` to cart.

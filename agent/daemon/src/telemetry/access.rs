@@ -9,7 +9,7 @@ use std::{borrow::Cow, sync::atomic::Ordering};
 use ambit_core::reason::{Reason, Refusal};
 use tracing::{Level, enabled, event};
 
-use super::{CLUSTER, Direction, Ending, Meta, Party, Security, live::Live};
+use super::{CLUSTER, Direction, Ending, Meta, Party, live::Live};
 
 const TARGET: &str = "access";
 
@@ -62,7 +62,7 @@ pub(super) fn refused(meta: &Meta, refusal: &Refusal, unsaid: u64) {
         reason = refusal.reason.label(),
         policy = refusal.policy.as_deref(),
         rule = refusal.rule.as_deref(),
-        security = security(meta),
+        security = meta.security.label(),
         dst.original_addr = meta.original_dst.map(tracing::field::display),
         connection = meta.id.map(tracing::field::display),
         unsaid = (unsaid > 0).then_some(unsaid),
@@ -103,7 +103,7 @@ pub(super) fn ended(live: &Live, ending: &Ending, unsaid: u64) {
                     reason = outcome.reason,
                     policy = outcome.policy,
                     rule = outcome.rule,
-                    security = security(meta),
+                    security = meta.security.label(),
                     dst.original_addr = meta.original_dst.map(tracing::field::display),
                     connection = meta.id.map(tracing::field::display),
                     unsaid = (unsaid > 0).then_some(unsaid),
@@ -160,12 +160,12 @@ struct PartyFields<'a> {
 impl<'a> PartyFields<'a> {
     fn of(party: &'a Party, meta: &Meta) -> Self {
         let name = party.workload.as_ref().map(|workload| &workload.name);
-        let mutual_tls = matches!(meta.security, Security::MutualTls { .. });
+        let proven = meta.security.is_proven();
         Self {
             workload: name.map(|name| &*name.name),
             namespace: name.map(|name| &*name.namespace),
             cluster: name.map(|_| CLUSTER),
-            identity: party.identity.as_ref().filter(|_| mutual_tls).map(ToString::to_string),
+            identity: party.identity.as_ref().filter(|_| proven).map(ToString::to_string),
         }
     }
 }
@@ -188,12 +188,5 @@ fn direction(meta: &Meta) -> &'static str {
     match meta.direction {
         Direction::Outbound => "outbound",
         Direction::Inbound => "inbound",
-    }
-}
-
-fn security(meta: &Meta) -> &'static str {
-    match meta.security {
-        Security::MutualTls { .. } => "mutual_tls",
-        Security::Plaintext => "plaintext",
     }
 }

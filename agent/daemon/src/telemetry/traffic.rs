@@ -23,7 +23,7 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter},
 };
 
-use super::{CLUSTER, Direction, Meta, Party, Security};
+use super::{CLUSTER, Direction, Meta, Party};
 
 /// The most label sets kept. One takes about 1 KB here and 5 KB of a scrape.
 pub(super) const MAX_SERIES: usize = 4_000;
@@ -96,7 +96,8 @@ pub(super) struct TrafficLabels {
     source: PartyLabels,
     destination: PartyLabels,
     service: Option<ServiceName>,
-    mutual_tls: bool,
+    /// As metrics have it: plaintext is unknown to Istio.
+    security: &'static str,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -120,7 +121,7 @@ impl TrafficLabels {
             source: PartyLabels::of(&meta.source),
             destination: PartyLabels::of(&meta.destination),
             service: meta.service.clone(),
-            mutual_tls: matches!(meta.security, Security::MutualTls { .. }),
+            security: if meta.security.is_proven() { meta.security.label() } else { UNKNOWN },
         }
     }
 
@@ -130,7 +131,7 @@ impl TrafficLabels {
             source: PartyLabels::default(),
             destination: PartyLabels::default(),
             service: None,
-            mutual_tls: false,
+            security: UNKNOWN,
         }
     }
 }
@@ -309,7 +310,7 @@ struct FlaggedLabels<'a> {
 
 impl EncodeLabelSet for FlaggedLabels<'_> {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
-        let TrafficLabels { direction, source, destination, service, mutual_tls } = self.labels;
+        let TrafficLabels { direction, source, destination, service, security } = self.labels;
         let mut put = |key: &str, value: &str| (key, value).encode(encoder.encode_label());
         put("reporter", direction.reporter())?;
         encode_party(&mut put, source, SOURCE_KEYS)?;
@@ -322,7 +323,7 @@ impl EncodeLabelSet for FlaggedLabels<'_> {
         encode_party(&mut put, destination, DESTINATION_KEYS)?;
         put("request_protocol", "tcp")?;
         put("response_flags", self.flag.label())?;
-        put("connection_security_policy", if *mutual_tls { "mutual_tls" } else { UNKNOWN })?;
+        put("connection_security_policy", security)?;
         ["source_region", "source_zone", "destination_region", "destination_zone"]
             .into_iter()
             .try_for_each(|key| put(key, UNKNOWN))

@@ -185,6 +185,7 @@ impl From<proto::Connection> for ConnectionView {
             proto::Security::Unspecified => "unknown",
             proto::Security::MutualTls => "mutual_tls",
             proto::Security::Plaintext => "plaintext",
+            proto::Security::LocalIdentity => "local_identity",
         };
         Self {
             direction,

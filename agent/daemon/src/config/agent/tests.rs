@@ -60,6 +60,7 @@ fn defaults_are_those_of_the_help() {
             metrics_guarded: false,
             workers: default_workers(),
             post_quantum: PostQuantum::Offer,
+            local_traffic: LocalTraffic::Join,
             crl_file: None,
             trust_domain_aliases: vec![],
             trust_bundles: vec![],

@@ -7,7 +7,7 @@ use ambit_core::policy::{
 use super::*;
 
 /// A policy for all pods of namespace shop with one rule, for these service accounts.
-fn for_accounts(action: Action, accounts: &[&str]) -> Arc<WorkloadPolicy> {
+pub(super) fn for_accounts(action: Action, accounts: &[&str]) -> Arc<WorkloadPolicy> {
     compiled([accounts_policy("accounts", action, accounts, false)])
 }
 

@@ -82,6 +82,8 @@ seLinuxOptions:
   value: {{ .Values.svidTTL }}
 - name: AMBIT_POST_QUANTUM
   value: {{ .Values.postQuantum | quote }}
+- name: AMBIT_LOCAL_TRAFFIC
+  value: {{ .Values.localTraffic | default "join" }}
 - name: AMBIT_DRAIN
   value: {{ .Values.drainSeconds }}s
 - name: AMBIT_LOG
