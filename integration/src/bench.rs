@@ -15,6 +15,7 @@ mod plot;
 mod ports;
 mod proxies;
 mod results;
+mod rules;
 mod scene;
 mod table;
 

@@ -19,6 +19,7 @@ pub mod issuing;
 pub mod kube_suite;
 pub mod load;
 pub mod manifests;
+pub mod mirror;
 pub mod netns;
 mod outages;
 pub mod peers;

@@ -1,10 +1,11 @@
-//! The tests against what others have made: a real SPIRE, a real istiod on a real API server, and promtool.
+//! The tests against what others have made: a real SPIRE, a real istiod on a real API server, Open Policy Agent, and promtool.
 //!
 //! What `suite` shows with scripted servers is asked here of the programs that operators run. Each test has a scene of its
 //! own; how the programs come about is the business of `cargo xtask`.
 
 mod alerts;
 mod istiod;
+mod opa;
 mod spire;
 mod svids;
 mod tokens;
@@ -31,6 +32,9 @@ pub struct Kit {
     /// The folder of `spire-server`, `spire-agent`, `pilot-discovery` and `promtool`.
     #[arg(long)]
     pub programs: Programs,
+    /// The folder of `opa` and `opa-ext-authz`.
+    #[arg(long)]
+    pub opa_programs: Programs,
     /// The folder of an API server and what it needs, for istiod.
     #[arg(long)]
     pub kube_programs: Programs,
@@ -59,7 +63,7 @@ struct Stage<'a> {
 
 /// Every test, in the order in which they run.
 pub fn tests() -> Vec<Test> {
-    [svids::TESTS, tokens::TESTS, troubles::TESTS, alerts::TESTS].concat()
+    [svids::TESTS, tokens::TESTS, troubles::TESTS, opa::TESTS, alerts::TESTS].concat()
 }
 
 /// Tests that take many minutes: they run only when it is asked for by name.

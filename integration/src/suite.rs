@@ -9,7 +9,9 @@ mod certificates;
 mod cni;
 mod connect;
 mod control;
+mod custom;
 mod denials;
+mod egress;
 mod evasion;
 mod explain;
 mod failure;
@@ -25,6 +27,7 @@ mod peers_gone;
 mod policy;
 mod probes;
 mod rehearsal;
+mod requests;
 mod reuse;
 mod revocation;
 mod routing;
@@ -87,12 +90,15 @@ pub fn tests() -> Vec<Test> {
         addresses::TESTS,
         connect::TESTS,
         routing::TESTS,
+        egress::TESTS,
         other_addresses::TESTS,
         transparency::TESTS,
         policy::TESTS,
         authorization::TESTS,
+        custom::TESTS,
         denials::TESTS,
         rehearsal::TESTS,
+        requests::TESTS,
         explain::TESTS,
         probes::TESTS,
         operations::TESTS,

@@ -4,6 +4,7 @@
 //! object a line; servers say `ready` first.
 
 mod certificates;
+mod checks;
 mod clients;
 mod crowd;
 mod flood;
@@ -65,6 +66,8 @@ pub enum Tool {
     GrpcServer(Listen),
     /// Calls that server as often as it answers.
     GrpcLoad(grpc::GrpcLoad),
+    /// Decides, by Envoy's external authorization, for whom it is told to.
+    CheckServer(checks::CheckServer),
     /// Asks a certificate service for one certificate.
     CreateCertificate(certificates::CreateCertificate),
     /// Asks certificate services for as many certificates as they give.
@@ -227,6 +230,7 @@ pub fn run(tool: &Tool) -> Result<()> {
         Tool::Flood(how) => print(&flood::run(how)?),
         Tool::MuteServer(listen) => flood::mute(listen.listen),
         Tool::GrpcServer(listen) => grpc::serve(listen.listen),
+        Tool::CheckServer(how) => checks::serve(how),
         Tool::GrpcLoad(how) => print(&grpc::load(how)?),
         Tool::CreateCertificate(how) => print(&certificates::create(how)?),
         Tool::IssueLoad(how) => print(&certificates::load(how)?),

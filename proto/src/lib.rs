@@ -39,6 +39,24 @@ pub mod policy {
     }
 }
 
+/// Envoy's API, as far as ambit speaks it.
+pub mod envoy {
+    /// External authorization: `envoy.service.auth.v3`.
+    #[allow(
+        missing_docs,
+        unreachable_pub,
+        unused_qualifications,
+        clippy::all,
+        clippy::allow_attributes_without_reason,
+        clippy::too_many_lines,
+        clippy::unwrap_used,
+        reason = "generated code follows the generator's taste, not ours"
+    )]
+    pub mod auth {
+        include!("gen/envoy.service.auth.v3.rs");
+    }
+}
+
 /// SPIRE's APIs.
 pub mod spire {
     /// The Delegated Identity API: `spire.api.agent.delegatedidentity.v1`.
@@ -72,5 +90,23 @@ pub mod istio {
     )]
     pub mod auth {
         include!("gen/istio.v1.auth.rs");
+    }
+}
+
+/// Where spans are sent: the OpenTelemetry Protocol's `opentelemetry.proto.collector.trace.v1`.
+pub mod opentelemetry {
+    /// Spans, with what they are made of.
+    #[allow(
+        missing_docs,
+        unreachable_pub,
+        unused_qualifications,
+        clippy::all,
+        clippy::allow_attributes_without_reason,
+        clippy::too_many_lines,
+        clippy::unwrap_used,
+        reason = "generated code follows the generator's taste, not ours"
+    )]
+    pub mod trace {
+        include!("gen/opentelemetry.proto.collector.trace.v1.rs");
     }
 }

@@ -10,7 +10,9 @@ use std::{
 const PROTOS: &[&str] = &[
     "ambit/admin/v1/admin.proto",
     "ambit/policy/v1/policy.proto",
+    "envoy/service/auth/v3/external_auth.proto",
     "istio/v1/auth/ca.proto",
+    "opentelemetry/trace.proto",
     "spire/delegatedidentity.proto",
 ];
 /// The answers that are shown as JSON just as they are.

@@ -12,11 +12,12 @@ use crate::{
 /// The release of cargo-fuzz that is installed.
 const CARGO_FUZZ: &str = "0.13.1";
 /// The targets, as `integration/fuzz/fuzz_targets` has them.
-const TARGETS: [&str; 8] = ["cni", "csr", "frame", "handover", "hello", "manifest", "pem", "policy"];
+const TARGETS: [&str; 11] =
+    ["cni", "csr", "frame", "handover", "hello", "jwt", "manifest", "path", "pem", "policy", "request"];
 /// Longer inputs are refused unread.
 const MAX_INPUT: u32 = 20_000;
 
-/// Fuzz what reads the bytes of strangers: certificates, tunnel frames, first bytes, manifests, policies, local protocols. Needs no root.
+/// Fuzz what reads the bytes of strangers: certificates, tunnel frames, first bytes, tokens, manifests, policies, local protocols. Needs no root.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask fuzz                   every target for a minute\n  \
     cargo xtask fuzz csr --seconds 600   one of them for ten")]

@@ -1,5 +1,5 @@
-//! What `test --peers` tries ambit against: SPIRE and istiod out of their published Go modules, promtool out of Debian's
-//! package, in a cache that outlives the workspace.
+//! What `test --peers` tries ambit against: SPIRE, istiod and Open Policy Agent out of their published Go modules, promtool out of
+//! Debian's package, in caches that outlive the workspace.
 //!
 //! Versions are fixed here and are part of the cache folder's name; promtool's is the one that apt knows.
 
@@ -22,6 +22,7 @@ use crate::{
 const SPIRE: &str = "1.13.3";
 /// Istio publishes its modules by commit: this one is of August 2026.
 const ISTIO: &str = "0.0.0-20260827124520-eed52ebb66ad";
+const OPA: &str = "1.22.3";
 const PROMTOOL: &str = "promtool";
 
 /// What the tests put to the test, and what they try it with.
@@ -29,6 +30,8 @@ pub(crate) struct Kit {
     daemon: PathBuf,
     /// The folder of `spire-server`, `spire-agent`, `pilot-discovery` and `promtool`.
     programs: PathBuf,
+    /// The folder of `opa` and `opa-ext-authz`.
+    opa: PathBuf,
     /// The folder of Kubernetes' programs.
     kube: PathBuf,
     /// The alert rules, as they are deployed.
@@ -39,6 +42,7 @@ impl Kit {
     /// A call that is given it.
     pub(crate) fn call(&self, call: Call) -> Call {
         let call = call.value("--binary", &self.daemon).value("--programs", &self.programs);
+        let call = call.value("--opa-programs", &self.opa);
         call.value("--kube-programs", &self.kube).value("--alerts", &self.alerts)
     }
 }
@@ -56,10 +60,28 @@ pub(crate) fn programs() -> Result<PathBuf> {
 
 /// The kit for `binary`, or for the finished daemon.
 pub(crate) fn kit(binary: Option<&Path>) -> Result<Kit> {
-    let (programs, kube) = (programs()?, kube::programs()?);
+    let (programs, opa, kube) = (programs()?, opa()?, kube::programs()?);
     let alerts = workspace::root().join("deploy/alerts/ambit.yaml");
     let alerts = alerts.canonicalize().with_context(|| alerts.display().to_string())?;
-    Ok(Kit { daemon: build::daemon_or(binary)?, programs, kube, alerts })
+    Ok(Kit { daemon: build::daemon_or(binary)?, programs, opa, kube, alerts })
+}
+
+/// Makes sure of Open Policy Agent, by itself and behind Envoy's API; returns their folder.
+fn opa() -> Result<PathBuf> {
+    setup::peer_programs()?;
+    let cache = setup::cache()?.join(format!("opa-{OPA}"));
+    let program = |name, main| Source {
+        module: "github.com/open-policy-agent/opa",
+        version: OPA,
+        packages: &[""],
+        renamed: Some(name),
+        main,
+        ..Source::default()
+    };
+    let behind_envoys = include_str!("opa.go").to_owned();
+    let sources = [program("opa", None), program("opa-ext-authz", Some(behind_envoys))];
+    golang::programs(&cache, &sources, "Building Open Policy Agent (once, some minutes)")?;
+    Ok(cache)
 }
 
 fn sources() -> [Source; 2] {

@@ -41,6 +41,9 @@ const PROGRAMS: &[(&str, &str)] = &[
 /// Users' applications, clients and servers, which the end-to-end tests run beside them.
 const APPLICATIONS: &[(&str, &str)] = &[
     ("go", "golang-go"),
+    ("h2load", "nghttp2-client"),
+    // Python's modules have no programs: they come with one that is used beside them.
+    ("nginx", "nginx-light python3-grpcio python3-websockets"),
     ("node", "nodejs"),
     ("pg_createcluster", "postgresql"),
     ("python3", "python3"),

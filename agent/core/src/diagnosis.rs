@@ -8,6 +8,7 @@ mod analysis;
 mod check;
 mod connection;
 mod reference;
+mod request;
 
 use crate::{discovery::Mesh, policy::PolicySet};
 
@@ -15,6 +16,7 @@ pub use analysis::{CODES, Finding, Level, Subject, analyze};
 pub use check::{Checked, PortMode, check};
 pub use connection::{Answer, Case, Client, Outcome, Question, explain};
 pub use reference::{Reference, Role, Unanswerable, destination};
+pub use request::{Asked, JudgedRequest, Token};
 
 /// What is known of a cluster at one moment.
 #[derive(Clone, Copy, Debug)]

@@ -6,15 +6,25 @@
 mod affinity;
 mod delta;
 mod destination;
+mod destination_rule;
 mod join;
 mod mesh;
 mod objects;
+mod rules;
+mod service_entry;
 
 pub use affinity::Affinity;
 pub use delta::{Delta, PodDelta};
 pub use destination::Destination;
-pub use mesh::{Endpoint, Mesh, Route, RouteError};
+pub use destination_rule::{
+    ClientCertificate, ClientSettings, ClientTls, ConnectionPool, DestinationRule, ExportTo, HostPattern,
+    Keepalive, Origination, Roots, TlsSecret, TrafficPolicy,
+};
+pub use mesh::{ClientRule, Endpoint, Mesh, Named, PortProtocol, ProtocolOrigin, Route, RouteError};
 pub use objects::{
-    Change, EndpointSlice, ForeignProbe, HostPort, Namespace, Pod, Protocol, Service, ServicePort, Settings,
-    SliceEndpoint, SlicePort, TargetPort,
+    Change, EndpointSlice, ForeignProbe, HostPort, Namespace, OUTBOUND_POLICY_LABEL, OutboundPolicy, Pod,
+    Protocol, ProviderPlace, Service, ServicePort, Settings, SliceEndpoint, SlicePort, TargetPort,
+};
+pub use service_entry::{
+    EntryAddress, EntryEndpoint, EntryPort, EntryProtocol, Prefix, Resolution, ServiceEntry, WorkloadEntry,
 };

@@ -2,6 +2,8 @@
 //!
 //! Owns no behaviour beyond parsing and printing. Values are cheap to clone and immutable once built.
 
+mod path_normalization;
+
 use std::{
     collections::BTreeMap,
     fmt,
@@ -10,10 +12,14 @@ use std::{
     sync::Arc,
 };
 
+pub use self::path_normalization::{PathNormalization, UnknownPathNormalization};
+
 /// The opt-in label, on a namespace (`enabled`) or a pod (`disabled` opts out).
 pub const DATAPLANE_LABEL: &str = "ambit.dev/dataplane";
 /// The pod annotation that names its network namespace where no kubelet does: a path, or a name under `/run/netns`.
 pub const NETNS_ANNOTATION: &str = "ambit.dev/netns";
+/// The annotation, on a pod or its namespace, that has HTTP requests to the pod counted and logged (`enabled`), or not (`disabled`).
+pub const HTTP_TELEMETRY_ANNOTATION: &str = "ambit.dev/http-telemetry";
 
 /// A SPIFFE trust domain, such as `cluster.local`. Compared as written (SPIFFE-ID §2.1).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -203,6 +209,8 @@ pub struct Workload {
     pub enrolled: bool,
     /// The network namespace named by annotation, if any: a path, or a name under `/run/netns`.
     pub netns: Option<Arc<str>>,
+    /// HTTP requests to it are to be counted and logged, also where no policy needs them read.
+    pub http_telemetry: bool,
 }
 
 impl Workload {
@@ -294,6 +302,7 @@ mod tests {
             host_network: false,
             enrolled: true,
             netns: None,
+            http_telemetry: false,
         };
         assert_eq!((pod.canonical_name(), pod.canonical_revision()), ("web", "latest"));
         pod.labels.insert("app".into(), "shop-web".into());

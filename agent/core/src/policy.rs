@@ -2,35 +2,41 @@
 //!
 //! Promises one answer for one set of facts, naming the object that decided, at a cost that does not grow with the policies
 //! that do not apply. Knows nothing of discovery, sockets or HTTP parsing; objects arrive validated. Semantics are those
-//! of Istio's security API (PeerAuthentication and AuthorizationPolicy, `security.istio.io/v1`).
+//! of Istio's security API (PeerAuthentication, AuthorizationPolicy and RequestAuthentication, `security.istio.io/v1`).
 
+mod attachments;
 mod authorization;
+mod decision;
 mod doubt;
 mod explain;
+pub mod path;
 mod reach;
 mod request;
 mod request_authentication;
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use rpds::HashTrieMapSync;
 
-use self::authorization::{Authorization, Authorizations, Rehearsal};
+use self::{
+    attachments::Attachments,
+    authorization::{Authorization, Providers, Rehearsal},
+    request_authentication::Tokens,
+};
 pub use self::{
     authorization::{
         Action, Attribute, AuthorizationPolicy, Context, Field, InvalidValue, Miss, PolicyVerdict, Rule,
         Target, TrustDomains,
     },
+    decision::{Decision, External, Facts, Outlook, decide, external, outlook, rehearse},
     doubt::Doubt,
     explain::{Explanation, MtlsOrigin, MtlsScope, Remedy, Statement, What},
+    path::PathNormalization,
     reach::Reach,
     request::{Claims, Headers, Request},
     request_authentication::{ClaimHeader, JwtRule, Keys, RequestAuthentication, TokenPlace},
 };
-use crate::{
-    model::{Labels, ObjectName, SpiffeId, Workload},
-    reason::{Reason, Refusal, Rehearsed},
-};
+use crate::model::{Labels, ObjectName, Workload};
 
 /// The policy objects in force. Cheap to clone; readers take a snapshot.
 ///
@@ -40,9 +46,10 @@ pub struct PolicySet {
     root_namespace: Arc<str>,
     objects: HashTrieMapSync<ObjectName, Arc<PeerAuthentication>>,
     namespaces: HashTrieMapSync<Arc<str>, Scope>,
-    authorizations: Authorizations,
-    /// No verdict depends on these.
-    requests: HashTrieMapSync<ObjectName, Arc<RequestAuthentication>>,
+    authorizations: Attachments<AuthorizationPolicy>,
+    requests: Attachments<RequestAuthentication>,
+    providers: Providers,
+    paths: PathNormalization,
     /// Why the set may not be whole; then no plaintext is taken anywhere.
     incomplete: Option<Arc<str>>,
     /// Why AuthorizationPolicies may be missing; then nobody is let in anywhere.
@@ -133,114 +140,12 @@ pub struct WorkloadPolicy {
     port_mtls: BTreeMap<u16, MtlsRule>,
     authorization: Authorization,
     rehearsal: Rehearsal,
-    /// The issuers whose tokens count, sorted by name.
-    tokens: Arc<[Arc<JwtRule>]>,
+    tokens: Tokens,
+    paths: PathNormalization,
     /// Why policies may be missing, if they may.
     incomplete: Option<Arc<str>>,
     /// Why AuthorizationPolicies may be missing, if they may.
     closed: Option<Arc<str>>,
-}
-
-/// What a verdict is taken over: one inbound connection, or one request on it.
-#[derive(Clone, Copy, Debug)]
-pub struct Facts<'a> {
-    /// The pod's own (target) port.
-    pub port: u16,
-    /// The peer's verified identity; `None` for plaintext.
-    pub peer: Option<&'a SpiffeId>,
-    /// The client's address.
-    pub source_ip: IpAddr,
-    /// The pod's own address.
-    pub destination_ip: IpAddr,
-    /// The request that the verdict is on; `None` for a connection of which none is known.
-    pub request: Option<&'a Request<'a>>,
-    /// The external provider that CUSTOM policies name has let it in.
-    pub admitted: bool,
-}
-
-/// What can be said of a connection before anything of it is read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outlook {
-    /// The same verdict for whatever it may carry.
-    Same(Decision),
-    /// It depends on the requests that it carries, or they have to be changed on their way.
-    PerRequest,
-}
-
-/// Whether an external provider has to be asked before the verdict.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum External {
-    /// No CUSTOM policy matches.
-    Nobody,
-    /// This one, for this policy.
-    Ask {
-        /// As `spec.provider.name` has it.
-        provider: Arc<str>,
-        /// The policy whose rule matches.
-        policy: ObjectName,
-        /// The place of that rule.
-        rule: usize,
-    },
-    /// None can be asked: the connection or request is refused.
-    Refused(Refusal),
-}
-
-/// The answer for one connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// Let it through.
-    Allow,
-    /// Refuse it, and say why.
-    Deny(Refusal),
-}
-
-/// The verdict on one connection to the workload that `policy` was compiled for: PeerAuthentication first, which no
-/// AuthorizationPolicy can override. To let a connection in allocates nothing.
-pub fn decide(policy: &WorkloadPolicy, facts: &Facts<'_>) -> Decision {
-    let rule = policy.mtls(facts.port);
-    if facts.peer.is_none() && rule.mode == MtlsMode::Strict {
-        return Decision::Deny(mtls_required(policy, rule, facts));
-    }
-    if let Some(why) = &policy.closed {
-        let text = format!(
-            "nobody is let in to pods in namespace {}, because not all policies are known: {why}",
-            policy.namespace
-        );
-        return Decision::Deny(Refusal::new(Reason::NotReady, text));
-    }
-    match policy.authorization.refusal(&policy.namespace, facts) {
-        None => Decision::Allow,
-        Some(refusal) => Decision::Deny(refusal),
-    }
-}
-
-/// What can be said of a connection of which no request is known yet. Never [`Outlook::Same`] with [`Decision::Allow`] where a
-/// request may be refused, a token has to be judged, or a provider asked.
-pub fn outlook(policy: &WorkloadPolicy, facts: &Facts<'_>) -> Outlook {
-    let decision = decide(policy, facts);
-    if policy.tokens.is_empty() { Outlook::Same(decision) } else { Outlook::PerRequest }
-}
-
-/// Whom to ask about a connection, or about the request on it, before tokens are judged and [`decide`] is called: what `facts`
-/// hold of a token does not count.
-pub fn external(policy: &WorkloadPolicy, facts: &Facts<'_>) -> External {
-    let _ = (policy, facts);
-    External::Nobody
-}
-
-/// What policies that are not in force would make of one connection: AUDIT, and those marked as dry-run, which are taken
-/// together, as if all of them were in force. `tell` hears of each that is for the pod once. Answers the refusal of a
-/// connection that is let in as things stand and would not be. Never part of a verdict; costs nothing where there is no such policy.
-pub fn rehearse(
-    policy: &WorkloadPolicy,
-    facts: &Facts<'_>,
-    tell: impl FnMut(&AuthorizationPolicy, Rehearsed),
-) -> Option<Refusal> {
-    let needs_mtls = facts.peer.is_none() && policy.is_strict(facts.port);
-    if policy.rehearsal.is_empty() || needs_mtls || policy.closed.is_some() {
-        return None;
-    }
-    policy.rehearsal.run(&policy.authorization, &policy.namespace, facts, tell)
 }
 
 impl PolicySet {
@@ -249,9 +154,9 @@ impl PolicySet {
         Self { root_namespace: root_namespace.into(), ..Self::default() }
     }
 
-    /// How many policy objects are in force. RequestAuthentications are not.
+    /// How many policy objects are in force.
     pub fn len(&self) -> usize {
-        self.objects.size() + self.authorizations.len()
+        self.objects.size() + self.authorizations.len() + self.requests.len()
     }
 
     /// Whether there is none, and none may be missing.
@@ -275,10 +180,28 @@ impl PolicySet {
         if differs { Reach::mesh() } else { Reach::default() }
     }
 
-    /// A service has this selector now; none if it is gone. Whoever applies an AuthorizationPolicy tells those of its
-    /// [targets](AuthorizationPolicy::services), and what becomes of services later. Answers which workloads it may concern.
+    /// The external providers that CUSTOM policies may name; none at first. Answers which workloads that may concern.
+    pub fn set_providers(&mut self, names: impl IntoIterator<Item = Arc<str>>) -> Reach {
+        let providers = Providers::new(names);
+        let differs = providers != self.providers;
+        self.providers = providers;
+        if differs { Reach::mesh() } else { Reach::default() }
+    }
+
+    /// How paths are rewritten before anybody judges them. Answers which workloads that may concern.
+    pub fn set_paths(&mut self, mode: PathNormalization) -> Reach {
+        let differs = mode != self.paths;
+        self.paths = mode;
+        if differs { Reach::mesh() } else { Reach::default() }
+    }
+
+    /// A service has this selector now; none if it is gone. Whoever applies an AuthorizationPolicy or a RequestAuthentication tells
+    /// those of its [targets](AuthorizationPolicy::services), and what becomes of services later. Answers which workloads it may
+    /// concern.
     pub fn set_service(&mut self, name: &ObjectName, selector: Option<&Labels>) -> Reach {
-        self.authorizations.set_service(name, selector)
+        let mut reach = self.authorizations.set_service(name, selector);
+        reach.merge(self.requests.set_service(name, selector));
+        reach
     }
 
     /// Takes in one change; answers which workloads it may concern.
@@ -288,14 +211,8 @@ impl PolicySet {
             Change::PeerAuthenticationGone(name) => self.remove(&name),
             Change::AuthorizationPolicy(policy) => self.authorizations.upsert(&self.root_namespace, policy),
             Change::AuthorizationPolicyGone(name) => self.authorizations.remove(&self.root_namespace, &name),
-            Change::RequestAuthentication(request) => {
-                self.requests.insert_mut(request.name.clone(), request);
-                Reach::default()
-            }
-            Change::RequestAuthenticationGone(name) => {
-                self.requests.remove_mut(&name);
-                Reach::default()
-            }
+            Change::RequestAuthentication(request) => self.requests.upsert(&self.root_namespace, request),
+            Change::RequestAuthenticationGone(name) => self.requests.remove(&self.root_namespace, &name),
         }
     }
 
@@ -338,15 +255,19 @@ impl PolicySet {
     /// The same for any pod in `namespace` with these `labels`. Of PeerAuthentications only the oldest of each scope counts, as
     /// in Istio: the mesh, the namespace, and the objects that select the pod. AuthorizationPolicies count all.
     pub fn compile_for(&self, namespace: &Arc<str>, labels: &Labels) -> WorkloadPolicy {
-        let (authorization, rehearsal) = self.authorizations.compile(&self.root_namespace, namespace, labels);
+        let (rehearsed, enforced): (Vec<_>, Vec<_>) = self
+            .authorizations_for(namespace, labels)
+            .cloned()
+            .partition(|policy| policy.dry_run || policy.action == Action::Audit);
         let (mtls, port_mtls) = self.mtls_for(namespace, labels);
         WorkloadPolicy {
             namespace: Arc::clone(namespace),
             mtls,
             port_mtls,
-            authorization,
-            rehearsal,
-            tokens: Arc::default(),
+            authorization: Authorization::of(&enforced, &self.providers),
+            rehearsal: Rehearsal::of(&enforced, rehearsed, &self.providers),
+            tokens: Tokens::of(self.request_authentications_for(namespace, labels)),
+            paths: self.paths,
             incomplete: self.incomplete.clone(),
             closed: self.closed.clone(),
         }
@@ -398,7 +319,12 @@ impl WorkloadPolicy {
 
     /// The issuers of all RequestAuthentications for the workload, sorted by name. Where there is none, tokens are ignored.
     pub fn tokens(&self) -> &[Arc<JwtRule>] {
-        &self.tokens
+        &self.tokens.rules
+    }
+
+    /// How the paths of requests to the workload are rewritten before anybody judges and forwards them.
+    pub fn paths(&self) -> PathNormalization {
+        self.paths
     }
 
     /// The mode in force on one of the workload's own ports.
@@ -442,24 +368,6 @@ impl PeerAuthentication {
         };
         MtlsRule { mode, by: Some(self.name.clone()), doubtful: self.doubt.is_some() }
     }
-}
-
-fn mtls_required(policy: &WorkloadPolicy, rule: &MtlsRule, facts: &Facts<'_>) -> Refusal {
-    let WorkloadPolicy { namespace, incomplete, .. } = policy;
-    let by = rule.by.as_ref().map(ToString::to_string);
-    let because = match (&by, incomplete) {
-        (_, Some(why)) => format!(", because not all policies are known: {why}"),
-        (Some(name), None) if rule.doubtful => {
-            format!(" by PeerAuthentication {name}, which cannot be read and counts as STRICT until it can")
-        }
-        (Some(name), None) => format!(" by PeerAuthentication {name}"),
-        (None, None) => String::new(),
-    };
-    let text = format!(
-        "plaintext from {} refused: mutual TLS is STRICT on port {} of pods in namespace {namespace}{because}",
-        facts.source_ip, facts.port
-    );
-    Refusal { policy: by.map(Arc::from), ..Refusal::new(Reason::MtlsRequired, text) }
 }
 
 #[cfg(test)]

@@ -95,6 +95,24 @@ reasons! {
     OriginalDstUnknown = 43, "original_dst_unknown";
     /// The application or its peer reset the connection.
     Reset = 50, "reset";
+    /// What the client sent is no HTTP request, or two programs could read it differently.
+    MalformedRequest = 60, "malformed_request";
+    /// The request's token is not good.
+    TokenRefused = 61, "token_refused";
+    /// The external provider that a CUSTOM policy names refused, or could not be asked.
+    ProviderRefused = 62, "provider_refused";
+    /// The destination is outside, no ServiceEntry has it, and the namespace may reach nothing else.
+    EgressDenied = 70, "egress_denied";
+    /// A DestinationRule for the destination cannot be honoured as it stands.
+    RuleUnusable = 71, "rule_unusable";
+    /// A DestinationRule demands the mesh's mutual TLS, and the endpoint is not in the mesh.
+    MtlsUnavailable = 72, "mtls_unavailable";
+    /// A certificate, key or list that a DestinationRule names cannot be had or used.
+    CredentialsUnavailable = 73, "credentials_unavailable";
+    /// The client has as many connections to the destination as a DestinationRule allows.
+    ConnectionLimit = 74, "connection_limit";
+    /// The name of the destination leads to no address.
+    NameUnresolved = 75, "name_unresolved";
 }
 
 impl Reason {
@@ -111,6 +129,7 @@ impl Reason {
             | Self::ProtocolError
             | Self::Draining
             | Self::OriginalDstUnknown
+            | Self::NameUnresolved
             | Self::Reset => false,
             Self::Unknown
             | Self::MtlsRequired
@@ -127,7 +146,15 @@ impl Reason {
             | Self::CertificateRevoked
             | Self::IdentityUnavailable
             | Self::Overloaded
-            | Self::NotReady => true,
+            | Self::EgressDenied
+            | Self::RuleUnusable
+            | Self::MtlsUnavailable
+            | Self::CredentialsUnavailable
+            | Self::ConnectionLimit
+            | Self::NotReady
+            | Self::MalformedRequest
+            | Self::TokenRefused
+            | Self::ProviderRefused => true,
         }
     }
 }

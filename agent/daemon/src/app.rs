@@ -18,6 +18,7 @@ mod revocation;
 mod roots;
 mod source;
 mod status;
+mod tokens;
 mod trust;
 mod uninstall;
 

@@ -39,8 +39,8 @@ pub(crate) use self::{
     footprint::{give_back_heap, let_go_of_code, share_heaps},
     kubelet::KubeletGroup,
     liveness::{
-        Patience, acknowledge_at_once, answered_probe, failure, fall_silent, path, probe_when_idle,
-        tune_tunnel,
+        Patience, acknowledge_at_once, answered_probe, failure, fall_silent, keep_alive, path,
+        probe_when_idle, tune_tunnel,
     },
     netns::Netns,
     parking::{Answer, Client},
@@ -171,6 +171,8 @@ pub(crate) struct Capture {
     /// Another agent serves, or has just stopped to, and hands over to this one.
     taking_over: bool,
     kubelet: Kubelet,
+    /// The pods (UIDs) of which everything is captured.
+    captures_everything: HashSet<Arc<str>>,
 }
 
 impl Capture {
@@ -188,6 +190,7 @@ impl Capture {
             staged: HashMap::new(),
             taking_over: false,
             kubelet,
+            captures_everything: HashSet::new(),
         })
     }
 
@@ -207,6 +210,20 @@ impl Capture {
     pub(crate) fn change_destinations(&mut self, delta: &Delta) -> Result<(), CaptureError> {
         let maps = self.programs.as_ref().map(|programs| &**programs.maps());
         self.destinations.follow(delta, maps)
+    }
+
+    /// Has all captured that these pods (UIDs) dial from now on, be they enrolled yet or not, and of others what is to be captured
+    /// of all.
+    pub(crate) fn capture_everything_of(&mut self, pods: HashSet<Arc<str>>) -> Result<(), CaptureError> {
+        self.captures_everything = pods;
+        for (uid, pod) in &self.pods {
+            if let Some(programs) = &self.programs
+                && pod.set_captures_everything(self.captures_everything.contains(uid))
+            {
+                programs.maps().add_pod(pod)?;
+            }
+        }
+        Ok(())
     }
 
     /// Why all that enrolled pods dial is captured, if it is.
@@ -272,6 +289,7 @@ impl Capture {
             Some((_, pod)) => pod,
             _ => PodNet::open(spec, programs.maps().clone()).await?,
         };
+        pod.set_captures_everything(self.captures_everything.contains(&spec.uid));
         programs.admit(&pod)?;
         let pod = Arc::new(pod);
         if let Some(old) = self.pods.insert(spec.uid.clone(), pod.clone()) {

@@ -190,6 +190,7 @@ mod tests {
             ("ambit agent --log-format xml", "text or json"),
             ("ambit agent --vault-addr vault:8200", "https://HOST"),
             ("ambit agent --trust-domain-aliases A", "trust domain"),
+            ("ambit agent --path-normalization merge", "none, base, merge-slashes"),
             ("ambit agent --post-quantum yes", "off, offer, prefer or require"),
             ("ambit agent --local-traffic yes", "use join or encrypt"),
             ("ambit agent --dataplane-label enabled", "KEY=ENABLED"),

@@ -5,15 +5,22 @@
 
 mod answer;
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::SystemTime};
 
 use ambit_core::{
-    diagnosis::{self, Cluster, Level, Question, Reference, Unanswerable},
+    diagnosis::{self, Asked, Cluster, Level, Question, Reference, Token, Unanswerable},
     model::ObjectName,
+    policy::JwtRule,
 };
 use ambit_proto::policy::v1 as proto;
 
-use crate::discovery::{Key, Origin, World};
+use crate::{
+    discovery::{Key, Origin, World},
+    jwt::{Assessed, assess},
+};
+
+/// Header fields of a request that is asked about.
+const MAX_HEADERS: usize = 256;
 
 /// Why a question has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -45,14 +52,63 @@ pub(crate) fn explain(
             Some(ip.parse::<IpAddr>().map_err(|_| Unable::Misasked(format!("{ip:?} is not an IP address")))?)
         }
     };
+    let asked = request.request.as_ref();
+    let headers = asked.map(header_fields).transpose()?.unwrap_or_default();
+    let token = |rules: &[Arc<JwtRule>]| judged(rules, asked.map_or("", |asked| &asked.token));
     let question = Question {
         source: &source,
         destination: &destination,
         port,
         namespace: namespace(&request.namespace),
         source_ip: source_ip.map(|ip| ip.to_canonical()),
+        request: asked.map(|asked| Asked {
+            method: &asked.method,
+            path: &asked.path,
+            host: Some(&*asked.host).filter(|host| !host.is_empty()),
+            headers: &headers,
+            token: &token,
+        }),
     };
     Ok(answer::explained(diagnosis::explain(cluster(world)?, &question)?))
+}
+
+/// Names in lower case, and both without what ends a line.
+fn header_fields(asked: &proto::HttpRequest) -> Result<Vec<(String, String)>, Unable> {
+    let is_name =
+        |name: &str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':');
+    if asked.headers.len() > MAX_HEADERS {
+        return Err(Unable::Misasked(format!("there are more than {MAX_HEADERS} headers")));
+    }
+    if !asked.path.starts_with('/') && asked.path != "*" {
+        return Err(Unable::Misasked(format!("{:?} is not a path: it begins with a slash", asked.path)));
+    }
+    let fields = asked.headers.iter().map(|proto::HttpHeader { name, value }| {
+        match is_name(name) && !value.contains(['\r', '\n', '\0']) {
+            true => Ok((name.to_ascii_lowercase(), value.clone())),
+            false => Err(Unable::Misasked(format!("{name:?} with that value is not a header field"))),
+        }
+    });
+    fields.collect()
+}
+
+/// What becomes of a token where these issuers count.
+fn judged(rules: &[Arc<JwtRule>], token: &str) -> Token {
+    if token.trim().is_empty() {
+        return Token::None;
+    } else if rules.is_empty() {
+        return Token::Ignored;
+    }
+    match assess(rules, token, SystemTime::now()) {
+        Assessed::Good { claims, issuer, verified } => {
+            let how = if verified {
+                "by the keys of"
+            } else {
+                "unverified: its signature was not checked against the keys of"
+            };
+            Token::Good { claims, how: format!("{how} {issuer}") }
+        }
+        Assessed::Bad { status, text } => Token::Bad { status, text: text.to_owned() },
+    }
 }
 
 /// All that is for a pod.

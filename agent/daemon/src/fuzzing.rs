@@ -11,7 +11,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::{
     cni,
     discovery::{self, Syntax},
-    instance, tunnel,
+    http, instance, jwt, tunnel,
 };
 
 /// The first bytes of an inbound connection, of which `cut` come before the others: what is decided by then stays.
@@ -51,7 +51,19 @@ pub fn manifest(versions: [&[u8]; 2]) {
     }
 }
 
+/// What a client sends as HTTP/1, of which `cut` bytes come before the others.
+pub fn request(bytes: &[u8], cut: usize) {
+    http::examine(bytes, cut.min(bytes.len()));
+}
+
 /// Policies as they stand in a file, and what they make of connections to a pod.
 pub fn policies(text: &[u8]) {
     discovery::judge_policies(text);
+}
+
+/// A set of keys in the first line, and behind it a token of an end user.
+pub fn tokens(text: &[u8]) {
+    let end = text.iter().position(|byte| *byte == b'\n').unwrap_or(text.len());
+    let (keys, token) = text.split_at(end);
+    jwt::try_token(&String::from_utf8_lossy(keys), token.get(1..).unwrap_or_default());
 }

@@ -18,6 +18,7 @@ mod discovery;
 mod error;
 mod files;
 pub mod fuzzing;
+mod http;
 pub mod identity;
 mod instance;
 mod jwt;

@@ -3,18 +3,23 @@
 
 mod admission;
 mod describe;
+mod egress;
+mod external;
 mod inbound;
 mod join;
+mod names;
 mod neighbours;
 mod order;
 mod outbound;
 mod pressure;
 mod relay;
+mod requests;
 mod waiting;
 
 use std::{
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -25,23 +30,26 @@ use std::{
 use ambit_core::{
     discovery::Affinity,
     model::{PodAddr, SpiffeId},
-    policy::{self, Decision, Facts, WorkloadPolicy},
+    policy::{self, Decision, Facts, Outlook, WorkloadPolicy},
     reason::{Reason, Refusal},
 };
 use tokio::sync::watch;
 
 use self::{
     admission::{Admission, Lane, Place},
+    egress::Egress,
     inbound::Arrival,
     neighbours::{Neighbour, Neighbours},
     order::{Arrivals, Numbers},
-    outbound::{Routed, Way},
     pressure::Broken,
 };
 use crate::{
+    authz::Providers,
     capture::{Accepted, Client, Dial, PodNet},
     discovery::{Feed, World},
+    http::rehearse,
     instance::{Capacity, MemoryUse},
+    jwt::Tokens,
     telemetry::{Connection, Direction, Ending, Meta, Telemetry},
     tunnel::{Budget, LegError, Pool, PoolKey, Share, Wallet},
 };
@@ -54,15 +62,30 @@ struct Shared {
     feed: Feed,
     wallet: Wallet,
     telemetry: Telemetry,
+    providers: Providers,
+    tokens: Tokens,
+    trusted_proxies: usize,
     pool: Pool,
     budget: Budget,
     admission: Admission,
     neighbours: Arc<Neighbours<PodNet>>,
+    egress: Egress,
     memory: watch::Sender<pressure::State>,
     /// Tunnels are not kept for further streams any more.
     draining: watch::Sender<bool>,
     /// Tasks that carry connections and tunnels.
     active: AtomicUsize,
+}
+
+/// What requests are judged by beside policy.
+#[derive(Default)]
+pub(crate) struct Judges {
+    /// External authorization.
+    pub(crate) providers: Providers,
+    /// Tokens of end users.
+    pub(crate) tokens: Tokens,
+    /// How many proxies in front of a client are believed about whose request it is.
+    pub(crate) trusted_proxies: usize,
 }
 
 impl Proxy {
@@ -72,21 +95,32 @@ impl Proxy {
         feed: Feed,
         wallet: Wallet,
         telemetry: Telemetry,
+        judges: Judges,
         capacity: Capacity,
         join: bool,
     ) -> Self {
+        let Judges { providers, tokens, trusted_proxies } = judges;
         Self(Arc::new(Shared {
             feed,
             wallet,
             telemetry,
+            providers,
+            tokens,
+            trusted_proxies,
             pool: Pool::new(capacity.files),
             budget: Budget::new(capacity.memory),
             admission: Admission::new(capacity),
             neighbours: Neighbours::new(join),
+            egress: Egress::default(),
             memory: watch::Sender::default(),
             draining: watch::Sender::new(false),
             active: AtomicUsize::new(0),
         }))
+    }
+
+    /// The folder with a folder for each namespace, in which the files are that its pods' DestinationRules name. Set once.
+    pub(crate) fn set_egress_files(&self, folder: PathBuf) {
+        self.0.egress.set_files(folder);
     }
 
     /// Takes connections of `pod` on its `listener`-th listener until it is dropped, one task for each. They are judged by
@@ -132,6 +166,7 @@ impl Proxy {
     /// Closes idle connections between agents that are too old, or of pods that are not `local` any more.
     pub(crate) fn sweep(&self, local: impl Fn(&str) -> bool) {
         self.0.pool.sweep(|key: &PoolKey, _| local(&key.pod));
+        self.0.providers.sweep(local);
     }
 
     /// Closes idle connections to peers that are not believed any more, whenever roots or revocations change; for ever.
@@ -184,12 +219,12 @@ impl Proxy {
                         return waiting::refuse(client, &refusal);
                     }
                 };
-                let neighbour = serving.neighbour(&shared, &routed);
+                let neighbours = serving.neighbours.clone();
                 // On the heap: what a connection begins with is big, and what it is later lives long.
                 let (routed, placed) = (Box::new(routed), Box::new(Placed { client, place }));
                 tokio::spawn(async move {
                     let _active = shared.activity();
-                    outbound::carry(&shared, &pod, placed, &routed, neighbour).await;
+                    outbound::carry(&shared, &pod, placed, routed, &neighbours).await;
                 });
             }
             Accepted::Inbound { client, source, destination } => {
@@ -231,9 +266,12 @@ impl<D> Clone for Pod<D> {
 }
 
 impl<D> Pod<D> {
-    /// The verdict of this moment.
-    fn verdict(&self, facts: &Facts<'_>) -> Result<(), Refusal> {
-        allowed(policy::decide(&self.policy.borrow(), facts))
+    /// Whether a connection may come as things stand, be it that the last word depends on what it carries.
+    fn prospect(&self, facts: &Facts<'_>) -> Result<(), Refusal> {
+        match policy::outlook(&self.policy.borrow(), facts) {
+            Outlook::Same(decision) => allowed(decision),
+            Outlook::PerRequest => Ok(()),
+        }
     }
 
     /// Ends once the verdict on a live connection has turned to a refusal.
@@ -265,15 +303,6 @@ impl<D> Pod<D> {
     }
 }
 
-fn rehearse(policy: &WorkloadPolicy, facts: &Facts<'_>, meta: &Meta, telemetry: &Telemetry) {
-    let refusal = policy::rehearse(policy, facts, |rehearsed, outcome| {
-        telemetry.rehearsed(meta, &rehearsed.name, rehearsed.action.label(), outcome);
-    });
-    if let Some(refusal) = refusal {
-        telemetry.would_be_refused(meta, &refusal);
-    }
-}
-
 fn allowed(decision: Decision) -> Result<(), Refusal> {
     match decision {
         Decision::Allow => Ok(()),
@@ -301,6 +330,7 @@ fn facts(destination: PodAddr, source: IpAddr, peer: Option<&SpiffeId>) -> Facts
         destination_ip: destination.0.ip(),
         request: None,
         admitted: false,
+        sni: None,
     }
 }
 
@@ -341,17 +371,6 @@ impl<D: Dial> Serving<D> {
             kept: Affinity::default(),
             outbound: Numbers::new(),
             inbound: Numbers::new(),
-        }
-    }
-
-    /// The pod that a connection is to be joined with, if it is. An agent that is about to end leaves that to the one that serves
-    /// its pods by now.
-    fn neighbour(&self, shared: &Shared, routed: &Routed) -> Option<Arc<Neighbour<D>>> {
-        match &routed.way {
-            Way::Tunnel(_, endpoint, _) if !shared.is_draining() => {
-                self.neighbours.find(&endpoint.workload.uid)
-            }
-            _ => None,
         }
     }
 

@@ -4,7 +4,9 @@
 //! metrics at once. Everything here is synchronous and bounded; nothing waits for a reader.
 
 mod access;
+mod checks;
 mod expiring;
+mod grpc;
 mod live;
 mod logging;
 mod metrics;
@@ -12,6 +14,9 @@ mod observed;
 mod pace;
 mod policy_metrics;
 mod process;
+mod request;
+mod requests;
+mod traces;
 mod traffic;
 
 #[cfg(test)]
@@ -21,8 +26,8 @@ use std::{
     fmt,
     net::SocketAddr,
     ops::Range,
-    sync::{Arc, atomic::Ordering},
-    time::{Instant, SystemTime},
+    sync::{Arc, OnceLock, atomic::Ordering},
+    time::{Duration, Instant, SystemTime},
 };
 
 use ambit_core::{
@@ -30,17 +35,24 @@ use ambit_core::{
     reason::{Reason, Refusal, Rehearsed},
 };
 
+pub(crate) use checks::CheckResult;
+pub(crate) use grpc::GrpcMessages;
 pub(crate) use logging::{LogFormat, LoggingError, init_logging, parse_filter};
-pub(crate) use metrics::OpenTunnel;
+pub(crate) use metrics::{IssuerKeys, OpenTunnel};
 pub(crate) use observed::{
-    DenialDetail, DenialKey, Flow, FlowSource, Observations, Outcome, Place, RehearsalDetail, RehearsalKey,
-    Sighting, Who,
+    DenialDetail, DenialKey, Flow, FlowSource, Observations, Operations, Outcome, OutsideKey, Place,
+    RehearsalDetail, RehearsalKey, Sighting, Who,
 };
+
+pub(crate) use request::{Request, RequestEnd};
+pub(crate) use requests::ResponseFlag;
+pub(crate) use traces::TraceSettings;
 
 use live::{Live, LiveTable};
 use metrics::Metrics;
 use observed::Observed;
 use pace::Pace;
+use traces::Traces;
 use traffic::{Flag, TrafficLabels};
 
 /// The cluster name in metrics and the access log: Istio's default, without which Kiali drops the series.
@@ -86,14 +98,16 @@ pub(crate) enum Security {
     },
     /// Both ends are pods of this node, each with an identity that the other believes. The bytes do not leave the node.
     LocalIdentity,
+    /// TLS that the agent speaks for its pod, to a server outside the mesh.
+    Tls,
     /// Not at all.
     Plaintext,
 }
 
 impl Security {
-    /// Whether both ends are who they say.
+    /// Whether both ends are who they say, as the mesh knows it.
     pub(crate) fn is_proven(self) -> bool {
-        self != Self::Plaintext
+        matches!(self, Self::MutualTls { .. } | Self::LocalIdentity)
     }
 
     /// What logs call it, and metrics where it is not plaintext.
@@ -101,6 +115,7 @@ impl Security {
         match self {
             Self::MutualTls { .. } => "mutual_tls",
             Self::LocalIdentity => "local_identity",
+            Self::Tls => "tls",
             Self::Plaintext => "plaintext",
         }
     }
@@ -187,6 +202,8 @@ struct Shared {
     live: LiveTable,
     pace: Pace,
     observed: Observed,
+    /// Where spans go; nowhere unless it is set.
+    traces: OnceLock<Traces>,
 }
 
 impl Telemetry {
@@ -197,7 +214,14 @@ impl Telemetry {
             live: LiveTable::default(),
             pace: Pace::default(),
             observed: Observed::new(SystemTime::now()),
+            traces: OnceLock::new(),
         }))
+    }
+
+    /// From now on requests of sampled traces are told of. Must be called in a tokio runtime, and has an effect once.
+    pub(crate) fn export_traces(&self, settings: TraceSettings) {
+        let spans = self.0.metrics.spans.clone();
+        self.0.traces.get_or_init(|| Traces::start(settings, spans));
     }
 
     /// Counts a connection as open until the value returned is finished or dropped.
@@ -241,6 +265,12 @@ impl Telemetry {
     /// Remembers a connection that is let in and would not be, if the policies were in force that decide nothing.
     pub(crate) fn would_be_refused(&self, meta: &Meta, refusal: &Refusal) {
         self.0.observed.would_be_refused(meta, refusal, SystemTime::now());
+    }
+
+    /// Remembers and logs a connection of a pod to what is outside, with the name that the application's TLS has.
+    pub(crate) fn outside(&self, meta: &Meta, name: Option<&str>) {
+        self.0.observed.outside(meta, name, SystemTime::now());
+        access::outside(meta, name);
     }
 
     fn denied(&self, meta: &Meta, refusal: &Refusal, by_peer: bool) {
@@ -293,6 +323,11 @@ impl Telemetry {
     /// Sets whether the CNI plugin, which is to be, is installed and chained.
     pub(crate) fn cni_installed(&self, installed: bool) {
         self.0.metrics.cni_installed(installed);
+    }
+
+    /// Counts a question to an external authorization provider; it took no time if it was not asked.
+    pub(crate) fn checked(&self, provider: &str, result: CheckResult, took: Duration) {
+        self.0.metrics.checks.ended(provider, result, took);
     }
 
     /// Sets how many pods are enrolled on this node.
@@ -355,6 +390,26 @@ impl Telemetry {
     /// Sets the revocation lists in force: issuer and next update.
     pub(crate) fn revocation_lists(&self, lists: &[(String, Option<SystemTime>)]) {
         self.0.metrics.certificates.revocation_lists(lists);
+    }
+
+    /// Counts a request that was refused for its token; `clock_skew` if a clock may be to blame.
+    pub(crate) fn token_refused(&self, reason: &'static str, clock_skew: bool) {
+        self.0.metrics.tokens.refused(reason, clock_skew);
+    }
+
+    /// Counts an attempt to fetch an issuer's keys.
+    pub(crate) fn keys_fetched(&self, good: bool) {
+        self.0.metrics.tokens.fetched(good);
+    }
+
+    /// Sets how one issuer's keys are.
+    pub(crate) fn issuer(&self, issuer: IssuerKeys<'_>) {
+        self.0.metrics.tokens.issuer(issuer);
+    }
+
+    /// Sets how the keys of all issuers are that are followed.
+    pub(crate) fn issuers<'a>(&self, all: impl Iterator<Item = IssuerKeys<'a>>) {
+        self.0.metrics.tokens.issuers(all);
     }
 
     /// The connections that are open, oldest first.

@@ -6,6 +6,7 @@ mod buffer;
 mod credentials;
 mod detect;
 mod joined;
+mod origination;
 mod plain;
 mod pool;
 pub(crate) mod session;
@@ -22,13 +23,16 @@ use ambit_core::{
 };
 
 pub(crate) use self::{
-    buffer::{Budget, Share},
+    buffer::{Budget, Buffer, Share, Waiting},
     credentials::Wallet,
-    detect::{First, first_bytes, judge},
-    joined::Joined,
+    detect::{First, first_bytes, judge, server_name},
+    joined::{Count, Joined},
+    origination::Originated,
     plain::Plain,
     pool::{Pool, PoolKey},
     session::{ANSWERED_WITHIN, Incoming, Leg, LegError, Moved, Order, PeerFacts, Session, Stream},
+    socket::{poll_read, poll_write, shut},
+    tls::{Outside, OutsideTls},
 };
 
 /// Why a tunnel could not be made or ended before its streams did.

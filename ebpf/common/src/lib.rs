@@ -82,8 +82,8 @@ pub struct Pod {
     pub v4_port: u16,
     /// The agent's port on the IPv6 address; 0 = none.
     pub v6_port: u16,
-    /// Zero.
-    pub _pad: u32,
+    /// [`CAPTURE_EVERYTHING`] if all that this pod dials is captured, else 0.
+    pub captures: u32,
 }
 
 /// The version of everything in this file. Maps of another version cannot be adopted: whoever changes the layout of a key
@@ -136,7 +136,8 @@ pub const NODE: u32 = 0x1_0000;
 /// [`DestinationKey::addr`]: whichever node's.
 pub const ANY_NODE: Addr = [0; 16];
 
-/// In `SETTINGS`: `DESTINATIONS` lacks what should be in it, so everything that enrolled pods dial is captured.
+/// In `SETTINGS`: `DESTINATIONS` lacks what should be in it, so everything that enrolled pods dial is captured. In [`Pod::captures`]:
+/// the same for one pod, whose connections to outside are the agent's affair too.
 pub const CAPTURE_EVERYTHING: u32 = 1;
 
 /// A port that an enrolled pod of this node declares as a probe. The value is the cookie of the pod's network namespace.

@@ -132,7 +132,7 @@ fn connect(ctx: &SockAddrContext, dst: Addr, redirect: impl FnOnce(&Pod, u16)) -
         // A socket that connects once more, elsewhere.
         socket.kind = SOCKET_NONE;
     }
-    if dst == pod.v4 || dst == pod.v6 || !is_captured(&dst, u32::from(user_port(ctx))) {
+    if dst == pod.v4 || dst == pod.v6 || !is_captured(pod, &dst, u32::from(user_port(ctx))) {
         count(netns, |counters| counters.passed += 1);
         return ALLOW;
     }
@@ -259,12 +259,13 @@ fn probe(ctx: &SockAddrContext, netns: u64, dst: Addr) {
 
 /// Whether connections to this port are to be pointed at the agent.
 #[inline(always)]
-fn is_captured(addr: &Addr, port: u32) -> bool {
+fn is_captured(pod: &Pod, addr: &Addr, port: u32) -> bool {
     let known = |addr: Addr, port: u32| DESTINATIONS.get_ptr(DestinationKey { addr, port }).is_some();
     known(*addr, EVERY_PORT)
         || known(*addr, port)
         || (known(ANY_NODE, port) && known(*addr, NODE))
-        || (SETTINGS.get(0) == Some(&CAPTURE_EVERYTHING) && !is_here(addr))
+        || ((pod.captures == CAPTURE_EVERYTHING || SETTINGS.get(0) == Some(&CAPTURE_EVERYTHING))
+            && !is_here(addr))
 }
 
 /// Whether a connection to `addr` cannot leave the pod, whatever the pod is; an unspecified address means loopback.

@@ -12,6 +12,7 @@ mod connect;
 mod context;
 mod inbound;
 mod maps;
+mod pacing;
 mod park;
 mod patience;
 mod sockops;

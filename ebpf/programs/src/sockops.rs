@@ -1,5 +1,6 @@
 //! Ties sockets to addresses once the kernel has chosen the source port: the original destination for the inbound hook and
-//! the agent, and the 4-tuple of the kubelet's probes for the inbound hook. The agent records its own dials itself.
+//! the agent, and the 4-tuple of the kubelet's probes for the inbound hook. The agent records its own dials itself. Connections inside a pod
+//! begin unpaced.
 
 use ambit_ebpf_common::{
     Addr, FLOW_DELIVERY, FLOW_PROBE, Flow, Origin, OriginKey, SOCKET_CAPTURED, SOCKET_DELIVERY, SOCKET_PROBE,
@@ -19,7 +20,7 @@ use aya_ebpf::{
 use crate::{
     context::read_v6,
     maps::{BYPASS, ORIGINS, PODS, SOCKETS},
-    patience,
+    pacing, patience,
 };
 
 const AF_INET: u32 = 2;
@@ -82,10 +83,16 @@ fn state_changed(ctx: &SockOpsContext) {
 
 #[inline(always)]
 fn connected(ctx: &SockOpsContext) {
-    if socket(ctx).is_some_and(|socket| socket.kind == SOCKET_CAPTURED) {
+    let Some(socket) = socket(ctx) else {
+        return;
+    };
+    if socket.kind == SOCKET_CAPTURED {
+        pacing::stop(ctx);
         // SAFETY: the context is this program's own.
         let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
         patience::established(ctx, &own_flow(ctx, netns));
+    } else if socket.kind == SOCKET_DELIVERY {
+        pacing::stop(ctx);
     }
 }
 
@@ -94,8 +101,26 @@ fn accepted(ctx: &SockOpsContext) {
     // SAFETY: the context is this program's own.
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     if PODS.get_ptr(netns).is_some() {
-        patience::established(ctx, &own_flow(ctx, netns));
+        let flow = own_flow(ctx, netns);
+        patience::established(ctx, &flow);
+        if is_inside(&flow) {
+            pacing::stop(ctx);
+        }
     }
+}
+
+/// Whether the other end of an accepted connection is in the same network namespace: the agent, which has recorded its dial to
+/// the application and has not come back from it, or an application that was captured and waits for the agent to accept.
+#[inline(always)]
+fn is_inside(flow: &Flow) -> bool {
+    let Flow { netns, remote, local, remote_port, local_port } = *flow;
+    if remote == local {
+        return ORIGINS
+            .get_ptr(OriginKey { netns, addr: remote, port: remote_port, to: local_port })
+            .is_some();
+    }
+    // SAFETY: entries are never edited in place.
+    unsafe { BYPASS.get(flow) }.is_some_and(|owner| *owner == FLOW_DELIVERY)
 }
 
 #[inline(always)]

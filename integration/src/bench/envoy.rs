@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::{
     keys::{Keys, Leaf},
     proxies::{Forward, Side, Speaks},
+    rules,
 };
 
 /// The bootstrap of the proxy at `side`.
@@ -21,6 +22,13 @@ pub(super) fn bootstrap(side: Side, keys: &Keys, forwards: &[Forward], is_http: 
 
 fn listener(side: Side, keys: &Keys, way: &Forward, is_http: bool) -> Value {
     let cluster = way.name();
+    // Requests are judged where the server is.
+    let judges = (side == Side::Server).then(rules::envoy_filter);
+    let router = json!({
+        "name": "envoy.filters.http.router",
+        "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" },
+    });
+    let filters: Vec<Value> = judges.into_iter().chain([router]).collect();
     let filter = match (is_http, way.speaks) {
         (true, Speaks::Http | Speaks::Grpc) => json!({
             "name": "envoy.filters.network.http_connection_manager",
@@ -32,10 +40,7 @@ fn listener(side: Side, keys: &Keys, way: &Forward, is_http: bool) -> Value {
                     "domains": ["*"],
                     "routes": [{ "match": { "prefix": "/" }, "route": { "cluster": cluster, "timeout": "0s" } }],
                 }] },
-                "http_filters": [{
-                    "name": "envoy.filters.http.router",
-                    "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" },
-                }],
+                "http_filters": filters,
             },
         }),
         _ => json!({

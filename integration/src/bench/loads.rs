@@ -36,6 +36,8 @@ pub(super) enum Kind {
     RoundTrip { bytes: usize, beside_bulk: bool },
     /// HTTP over connections that stay.
     Http { connections: u16 },
+    /// The body of one HTTP message, from the client (`up`) or to it.
+    Body { up: bool },
     /// Unary gRPC calls.
     Grpc { connections: u16, calls: u16 },
     /// A connection for each HTTP request.
@@ -79,6 +81,8 @@ pub const LOADS: &[Load] = &[
     across("http-1", "HTTP/1.1 requests over one connection", Kind::Http { connections: 1 }),
     across("http-32", "HTTP/1.1 requests over 32 connections", Kind::Http { connections: 32 }),
     across("http-256", "HTTP/1.1 requests over 256 connections", Kind::Http { connections: 256 }),
+    across("http-up", "one HTTP request with a gigabyte for a body", Kind::Body { up: true }),
+    across("http-down", "one HTTP answer with a gigabyte for a body", Kind::Body { up: false }),
     across("grpc-1", "gRPC calls, one at a time", Kind::Grpc { connections: 1, calls: 1 }),
     across(
         "grpc-32",
@@ -188,6 +192,7 @@ pub(super) fn run(kind: Kind, ends: &Ends, seconds: u32, scratch: &Path) -> Resu
                 work: Some((&figures::CPU_PER_REQUESTS, requests / 1e5)),
             })
         }
+        Kind::Body { up } => body(ends, up, scratch),
         Kind::Connections { clients } => {
             let (rate, connections) = ends.wrk(seconds, clients, true)?;
             Ok(Outcome {
@@ -243,6 +248,26 @@ fn round_trip(ends: &Ends, seconds: u32, bytes: usize, beside_bulk: bool, scratc
             (&figures::P999, latency.p999_us),
         ],
         work: None,
+    })
+}
+
+fn body(ends: &Ends, up: bool, scratch: &Path) -> Result<Outcome> {
+    const BYTES: u64 = 1 << 30;
+    let url = format!("http://{}:{}", ends.address, ports::HTTP);
+    let mut command = ends.client.command("curl");
+    command.args(["-sSf", "-o", "/dev/null", "-H", "Expect:", "-w", "%{time_total}"]);
+    if up {
+        // Without blocks on the disk.
+        let file = scratch.join("body");
+        std::fs::File::create(&file)?.set_len(BYTES)?;
+        command.arg("-T").arg(&file).arg(format!("{url}/nowhere"));
+    } else {
+        command.arg(format!("{url}/bytes/{BYTES}"));
+    }
+    let seconds: f64 = process::run(&mut command, Duration::from_secs(60))?.ok()?.trim().parse()?;
+    Ok(Outcome {
+        values: vec![(&figures::GBPS, BYTES as f64 * 8.0 / 1e9 / seconds)],
+        work: Some((&figures::CPU_PER_GIGABYTE, BYTES as f64 / 1e9)),
     })
 }
 
@@ -317,7 +342,7 @@ mod tests {
             let wanted: Vec<String> = wanted.iter().map(ToString::to_string).collect();
             Ok(chosen(&wanted)?.iter().map(|load| load.name).collect())
         };
-        assert_eq!(names(&["http"]).unwrap(), ["http-1", "http-32", "http-256"]);
+        assert_eq!(names(&["http"]).unwrap(), ["http-1", "http-32", "http-256", "http-up", "http-down"]);
         assert_eq!(names(&["http-1", "rtt-128"]).unwrap(), ["rtt-128", "http-1"]);
         assert_eq!(names(&[]).unwrap().len(), LOADS.len());
         assert!(names(&["htt"]).unwrap_err().to_string().contains("there are: bulk-1-up, "));

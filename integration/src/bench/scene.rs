@@ -14,6 +14,7 @@ use super::{
     ports,
     proxies::{self, Program, Proxies},
     results::{About, PLAINTEXT},
+    rules,
 };
 use crate::{
     agent::Agent,
@@ -28,16 +29,22 @@ use crate::{
 const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// The data paths that have a name, and what it means.
-pub const PATHS: [(&str, &str); 6] = [
+pub const PATHS: [(&str, &str); 7] = [
     (PLAINTEXT, "the pods' own TCP, nothing between them"),
     ("ambit", "an agent of ambit on each node"),
+    (RULES_PATH, "the same, and each HTTP request is judged by 20 rules"),
     ("envoy", "a pair of Envoys, TCP proxies with mutual TLS"),
-    ("envoy-http", "a pair of Envoys that speak HTTP, with mutual TLS and pools between them"),
+    (
+        "envoy-http",
+        "a pair of Envoys that speak HTTP and judge each request by 20 rules, with mutual TLS and pools between them",
+    ),
     ("haproxy", "a pair of HAProxys, TCP proxies with mutual TLS"),
     ("haproxy-http", "a pair of HAProxys that speak HTTP, with mutual TLS and pools between them"),
 ];
 /// The name of another daemon's path.
 pub const OTHER: &str = "other";
+/// The name of the path of agents that judge requests.
+const RULES_PATH: &str = "ambit-http";
 
 /// A data path that is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,14 +129,14 @@ impl Choice {
         match load.kind {
             Kind::Enrolment => is_ambit,
             Kind::Memory => *self != Self::Named(PLAINTEXT) && !self.is_http(),
-            Kind::Http { .. } | Kind::Grpc { .. } | Kind::Connections { .. } => true,
+            Kind::Http { .. } | Kind::Body { .. } | Kind::Grpc { .. } | Kind::Connections { .. } => true,
             _ => !self.is_http(),
         }
     }
 
     /// Whether its proxies parse HTTP, and so differ from those of the same program only where HTTP is spoken.
     fn is_http(&self) -> bool {
-        matches!(self, Self::Named("envoy-http" | "haproxy-http"))
+        matches!(self, Self::Named(RULES_PATH | "envoy-http" | "haproxy-http"))
     }
 
     fn about(&self) -> String {
@@ -220,6 +227,12 @@ impl Scene {
             let other = World::build(sandbox, OTHER, binary, &[])?;
             let ends = direct(&other, "a", ["b", "e"]);
             self.worlds.push(other);
+            (ends, Carrier::Agents(self.worlds.len() - 1))
+        } else if *choice == Choice::Named(RULES_PATH) {
+            let judging = World::build(sandbox, RULES_PATH, &settings.binary, &[])?;
+            judging.manifests.write("rules.yaml", &rules::policy())?;
+            let ends = direct(&judging, "a", ["b", "e"]);
+            self.worlds.push(judging);
             (ends, Carrier::Agents(self.worlds.len() - 1))
         } else if *choice == Choice::Named(PLAINTEXT) {
             (direct(world, "c", ["d", "f"]), Carrier::Kernel)

@@ -19,7 +19,7 @@ pub(super) const TESTS: &[Test] = &[
     ),
     installed(
         "authorization::agents_say_what_is_not_enforced",
-        "a condition: what needs HTTP, and what has no effect",
+        "a condition: what is not supported, and what has no effect",
         condition,
     ),
 ];
@@ -142,11 +142,12 @@ fn enforced(site: &mut Site) -> Result<()> {
 
 fn condition(site: &mut Site) -> Result<()> {
     let namespace = site.namespace(true)?;
-    let http = json!({ "rules": [{ "to": [{ "operation": { "methods": ["GET"] } }] }] });
+    let filter =
+        json!({ "rules": [{ "when": [{ "key": "experimental.envoy.filters.x", "values": ["y"] }] }] });
     let gateway =
         json!({ "targetRefs": [{ "group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "g" }] });
     for (name, spec, status, words) in [
-        ("http", http, "True", "spec.rules[0].to[0].operation.methods"),
+        ("filter", filter, "True", "spec.rules[0].when[0].values"),
         ("gateway", gateway, "False", "a Gateway is no target here"),
     ] {
         site.apply(&policy(name, &namespace, &spec))?;

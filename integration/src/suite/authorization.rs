@@ -41,9 +41,9 @@ pub(super) const TESTS: &[Test] = &[
         compromised,
     ),
     shared(
-        "authorization::what_needs_http_opens_nothing",
-        "ALLOW by method: nobody; DENY by method: everybody, told as a problem",
-        needs_http,
+        "authorization::what_is_never_known_opens_nothing",
+        "ALLOW by a filter's metadata: nobody; DENY by it: everybody, told as a problem",
+        never_known,
     ),
     unstarted(
         "authorization::a_policy_that_cannot_be_read_closes",
@@ -216,14 +216,14 @@ fn compromised(world: &mut World) -> Result<()> {
     open(world)
 }
 
-fn needs_http(world: &mut World) -> Result<()> {
-    let methods = "rules: [{to: [{operation: {methods: [GET]}}]}]";
-    expect(world, &for_b("http", methods), [false; 3])?;
-    told(world, &["AuthorizationPolicy shop/http", "operation.methods", "allows nothing"])?;
-    expect(world, &for_b("http", &format!("action: DENY, {methods}")), [false; 3])?;
-    told(world, &["AuthorizationPolicy shop/http", "operation.methods", "matches every connection"])?;
-    let from = "action: DENY, rules: [{from: [{source: {serviceAccounts: [a]}}], to: [{operation: {methods: [GET]}}]}]";
-    expect(world, &for_b("http", from), [false, true, true])?;
+fn never_known(world: &mut World) -> Result<()> {
+    let filter = "when: [{key: experimental.envoy.filters.x, values: [y]}]";
+    expect(world, &for_b("filter", &format!("rules: [{{{filter}}}]")), [false; 3])?;
+    told(world, &["AuthorizationPolicy shop/filter", "rules[0].when[0].values", "allows nothing"])?;
+    expect(world, &for_b("filter", &format!("action: DENY, rules: [{{{filter}}}]")), [false; 3])?;
+    told(world, &["AuthorizationPolicy shop/filter", "rules[0].when[0].values", "by the rest of it"])?;
+    let from = format!("action: DENY, rules: [{{from: [{{source: {{serviceAccounts: [a]}}}}], {filter}}}]");
+    expect(world, &for_b("filter", &from), [false, true, true])?;
     open(world)
 }
 

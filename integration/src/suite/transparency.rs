@@ -4,7 +4,7 @@
 //! What differs all the same is listed with its reason; a difference that is not listed fails the test, and so does a listed
 //! one that is gone.
 
-mod clients;
+pub(super) mod clients;
 mod differences;
 mod programs;
 

@@ -1,5 +1,7 @@
 //! What is on the wire between nodes, and what is not.
 
+mod pacing;
+
 use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
@@ -31,6 +33,11 @@ pub(super) const TESTS: &[Test] = &[
         "mutual TLS also where no node link is crossed, with --local-traffic encrypt",
         &["--local-traffic", "encrypt"],
         same_node,
+    ),
+    shared(
+        "wire::only_the_leg_between_nodes_is_paced",
+        "where the machine's congestion control paces, legs inside pods do not",
+        pacing::legs,
     ),
 ];
 

@@ -43,7 +43,16 @@ struct Client {
     /// of its end again.
     ended: bool,
     closing: bool,
+    /// What of an answer's body is still to be made.
+    unsent: u64,
+    /// What of a request's body nobody keeps.
+    unread: u64,
 }
+
+/// A GET of this, with a number behind it, is answered with so many bytes.
+const BYTES: &str = "get /bytes/";
+/// The body of a PUT to this goes nowhere.
+const NOWHERE: &str = "put /nowhere";
 
 fn event_loop(listener: &TcpListener) -> Result<()> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
@@ -82,8 +91,15 @@ fn accept(
         let interest =
             EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
         epoll.add(stream.as_fd(), EpollEvent::new(interest, *next))?;
-        let mut client =
-            Client { stream, request: Vec::new(), answer: Vec::new(), ended: false, closing: false };
+        let mut client = Client {
+            stream,
+            request: Vec::new(),
+            answer: Vec::new(),
+            ended: false,
+            closing: false,
+            unsent: 0,
+            unread: 0,
+        };
         if client.turn().is_ok() {
             clients.insert(*next, client);
         }
@@ -95,12 +111,17 @@ fn accept(
 impl Client {
     /// Reads, answers and writes as far as it goes; an error ends the connection.
     fn turn(&mut self) -> std::io::Result<()> {
-        let mut buffer = [0; 16 * 1024];
+        let mut buffer = [0; 64 * 1024];
         while !self.closing {
             match self.stream.read(&mut buffer) {
                 Ok(0) => self.closing = true,
                 Ok(read) => {
-                    self.request.extend_from_slice(&buffer[..read]);
+                    let skipped = usize::try_from(self.unread).unwrap_or(read).min(read);
+                    self.unread -= skipped as u64;
+                    self.request.extend_from_slice(&buffer[skipped..read]);
+                    if skipped > 0 && self.unread == 0 {
+                        self.answer.extend_from_slice(b"HTTP/1.1 204 No Content\r\n\r\n");
+                    }
                     while let Some(used) = self.answer_one() {
                         self.request.drain(..used);
                     }
@@ -115,8 +136,11 @@ impl Client {
                 Err(error) => return Err(error),
             }
         }
-        while !self.answer.is_empty() {
-            match self.stream.write(&self.answer) {
+        while !self.answer.is_empty() || self.unsent > 0 {
+            let made = &buffer[..usize::try_from(self.unsent).unwrap_or(buffer.len()).min(buffer.len())];
+            let is_made = self.answer.is_empty();
+            match self.stream.write(if is_made { made } else { &self.answer }) {
+                Ok(written) if is_made => self.unsent -= written as u64,
                 Ok(written) => drop(self.answer.drain(..written)),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
@@ -131,6 +155,21 @@ impl Client {
         let head = String::from_utf8_lossy(&self.request[..end]).to_ascii_lowercase();
         let header = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         let length = header("content-length:").and_then(|value| value.parse().ok()).unwrap_or(0);
+        let bytes = head.strip_prefix(BYTES).and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+        if let Some(bytes) = bytes {
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {bytes}\r\n\r\n");
+            self.answer.extend_from_slice(head.as_bytes());
+            self.unsent = bytes;
+            return Some(end);
+        }
+        if head.starts_with(NOWHERE) {
+            let here = length.min(self.request.len() - end);
+            self.unread = (length - here) as u64;
+            if self.unread == 0 {
+                self.answer.extend_from_slice(b"HTTP/1.1 204 No Content\r\n\r\n");
+            }
+            return Some(end + here);
+        }
         let used = end.saturating_add(length);
         let body = self.request.get(end..used)?;
         let close = header("connection:") == Some("close");

@@ -51,6 +51,28 @@ pub struct StatusResponse {
     /// The refusals that were seen last, newest first; Observations has all.
     #[prost(message, repeated, tag = "14")]
     pub denials: ::prost::alloc::vec::Vec<Denial>,
+    /// The issuers of end users' tokens that policies of the node's pods name.
+    #[prost(message, repeated, tag = "18")]
+    pub issuers: ::prost::alloc::vec::Vec<Issuer>,
+}
+/// An issuer of end users' tokens, and its keys.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Issuer {
+    /// As the claim iss of its tokens has it.
+    #[prost(string, tag = "1")]
+    pub issuer: ::prost::alloc::string::String,
+    /// Where its keys are fetched; empty if its OpenID configuration says so.
+    #[prost(string, tag = "2")]
+    pub url: ::prost::alloc::string::String,
+    /// How many keys there are to verify its tokens with; without one they are refused.
+    #[prost(uint32, tag = "3")]
+    pub keys: u32,
+    /// When they were fetched.
+    #[prost(message, optional, tag = "4")]
+    pub fetched: ::core::option::Option<::prost_types::Timestamp>,
+    /// Why they could not be fetched since; empty if they could.
+    #[prost(string, tag = "5")]
+    pub error: ::prost::alloc::string::String,
 }
 /// One pod of the node.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -250,6 +272,37 @@ pub struct ObservationsResponse {
     /// What those policies would have changed, newest first.
     #[prost(message, repeated, tag = "7")]
     pub rehearsed_connections: ::prost::alloc::vec::Vec<RehearsedConnection>,
+    /// Connections of the node's pods to what is no pod, service or ServiceEntry, where those are observed.
+    #[prost(message, repeated, tag = "8")]
+    pub outside: ::prost::alloc::vec::Vec<ObservedOutside>,
+}
+/// A destination outside, and who goes there.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ObservedOutside {
+    /// Namespace of the client.
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    /// The workload that the client belongs to.
+    #[prost(string, tag = "2")]
+    pub workload: ::prost::alloc::string::String,
+    /// The name in the application's TLS; empty if there was none.
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    /// Its address.
+    #[prost(string, tag = "4")]
+    pub ip: ::prost::alloc::string::String,
+    /// Its port.
+    #[prost(uint32, tag = "5")]
+    pub port: u32,
+    /// How many connections there were.
+    #[prost(uint64, tag = "6")]
+    pub connections: u64,
+    /// When the first was seen.
+    #[prost(message, optional, tag = "7")]
+    pub first_seen: ::core::option::Option<::prost_types::Timestamp>,
+    /// When the last was seen.
+    #[prost(message, optional, tag = "8")]
+    pub last_seen: ::core::option::Option<::prost_types::Timestamp>,
 }
 /// One end of connections.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -315,6 +368,12 @@ pub struct Denial {
     /// When the last was seen.
     #[prost(message, optional, tag = "14")]
     pub last_seen: ::core::option::Option<::prost_types::Timestamp>,
+    /// The method of the request that was refused last; empty where connections are refused.
+    #[prost(string, tag = "15")]
+    pub method: ::prost::alloc::string::String,
+    /// Its path, without the query.
+    #[prost(string, tag = "16")]
+    pub path: ::prost::alloc::string::String,
 }
 /// A workload, and who has come to it and was let in.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -345,7 +404,7 @@ pub struct ObservedDestination {
     pub sources: ::prost::alloc::vec::Vec<ObservedSource>,
 }
 /// Connections of one source to one port of a workload.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ObservedSource {
     /// The port of the pod.
     #[prost(uint32, tag = "1")]
@@ -371,6 +430,22 @@ pub struct ObservedSource {
     /// Where the client of a plaintext connection stands by now.
     #[prost(enumeration = "SourceState", tag = "8")]
     pub state: i32,
+    /// The requests of all these connections are known, and are those of the operations.
+    #[prost(bool, tag = "9")]
+    pub requests_known: bool,
+    /// What was requested and let in.
+    #[prost(message, repeated, tag = "10")]
+    pub operations: ::prost::alloc::vec::Vec<ObservedOperation>,
+}
+/// Requests of one method.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ObservedOperation {
+    /// The method.
+    #[prost(string, tag = "1")]
+    pub method: ::prost::alloc::string::String,
+    /// Paths, with what differs from one to the next as {\*} or {\*\*}, as AuthorizationPolicy has them; none for all paths.
+    #[prost(string, repeated, tag = "2")]
+    pub paths: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// A policy that decides nothing.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -555,8 +630,10 @@ pub enum Security {
     MutualTls = 1,
     /// Not at all.
     Plaintext = 2,
+    /// TLS that the agent speaks for its pod, to a server outside the mesh.
+    Tls = 3,
     /// Both ends are pods of one node with proven identities; the bytes do not leave it.
-    LocalIdentity = 3,
+    LocalIdentity = 4,
 }
 impl Security {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -568,6 +645,7 @@ impl Security {
             Self::Unspecified => "SECURITY_UNSPECIFIED",
             Self::MutualTls => "SECURITY_MUTUAL_TLS",
             Self::Plaintext => "SECURITY_PLAINTEXT",
+            Self::Tls => "SECURITY_TLS",
             Self::LocalIdentity => "SECURITY_LOCAL_IDENTITY",
         }
     }
@@ -577,6 +655,7 @@ impl Security {
             "SECURITY_UNSPECIFIED" => Some(Self::Unspecified),
             "SECURITY_MUTUAL_TLS" => Some(Self::MutualTls),
             "SECURITY_PLAINTEXT" => Some(Self::Plaintext),
+            "SECURITY_TLS" => Some(Self::Tls),
             "SECURITY_LOCAL_IDENTITY" => Some(Self::LocalIdentity),
             _ => None,
         }

@@ -3,7 +3,7 @@
 /// account (sa/NAME), an address, or a SPIFFE ID.
 #[derive(serde::Serialize)]
 #[serde(rename_all = "camelCase")]
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ExplainRequest {
     /// The client.
     #[prost(string, tag = "1")]
@@ -17,6 +17,39 @@ pub struct ExplainRequest {
     /// The client's address, where it is not that of a pod; empty if not stated.
     #[prost(string, tag = "4")]
     pub source_ip: ::prost::alloc::string::String,
+    /// The HTTP request that is asked about; absent for a connection of which none is known.
+    #[prost(message, optional, tag = "5")]
+    pub request: ::core::option::Option<HttpRequest>,
+}
+/// A request as the client sends it.
+#[derive(serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HttpRequest {
+    /// Such as GET.
+    #[prost(string, tag = "1")]
+    pub method: ::prost::alloc::string::String,
+    /// Path and query; it is normalised as the agent would.
+    #[prost(string, tag = "2")]
+    pub path: ::prost::alloc::string::String,
+    /// :authority or Host, with the port if the client sends it; empty for that of the destination.
+    #[prost(string, tag = "3")]
+    pub host: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "4")]
+    pub headers: ::prost::alloc::vec::Vec<HttpHeader>,
+    /// A JWT, or the claims of one as JSON, which is then taken as good; empty without.
+    #[prost(string, tag = "5")]
+    pub token: ::prost::alloc::string::String,
+}
+/// A header field.
+#[derive(serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HttpHeader {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub value: ::prost::alloc::string::String,
 }
 /// Connections that are judged alike, together.
 #[derive(serde::Serialize)]
@@ -79,6 +112,52 @@ pub struct Case {
     /// What bears on it.
     #[prost(string, repeated, tag = "15")]
     pub notes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What is spoken on the port, and how that is known.
+    #[prost(message, optional, tag = "16")]
+    pub protocol: ::core::option::Option<PortProtocol>,
+    /// The request, as it is judged; absent where none was asked about.
+    #[prost(message, optional, tag = "17")]
+    pub request: ::core::option::Option<JudgedRequest>,
+    /// The verdict depends on requests: allow or deny is said of a connection that is no HTTP.
+    #[prost(bool, tag = "18")]
+    pub per_request: bool,
+}
+/// What is spoken on a port of a pod.
+#[derive(serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PortProtocol {
+    /// As appProtocol or the port's name have it, such as http or tcp; empty where neither says it and the first bytes decide.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// What says so, such as Service shop/cart, appProtocol of port 80; empty where nothing does.
+    #[prost(string, tag = "2")]
+    pub origin: ::prost::alloc::string::String,
+    /// Requests are read where policies need it: http, tcp, or sniffed.
+    #[prost(string, tag = "3")]
+    pub reading: ::prost::alloc::string::String,
+}
+/// A request as policies see it.
+#[derive(serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct JudgedRequest {
+    #[prost(string, tag = "1")]
+    pub method: ::prost::alloc::string::String,
+    /// The path as it is compared and forwarded.
+    #[prost(string, tag = "2")]
+    pub path: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub host: ::prost::alloc::string::String,
+    /// What becomes of the token: none, ignored (no RequestAuthentication), good, unverified, or why it is refused.
+    #[prost(string, tag = "4")]
+    pub token: ::prost::alloc::string::String,
+    /// The issuer and subject that policies see; empty without.
+    #[prost(string, tag = "5")]
+    pub principal: ::prost::alloc::string::String,
+    /// The external provider that is asked first, as PROVIDER for POLICY rules\[0\]; empty if none is.
+    #[prost(string, tag = "6")]
+    pub external: ::prost::alloc::string::String,
 }
 /// A mode of mutual TLS, and what set it.
 #[derive(serde::Serialize)]
@@ -210,11 +289,27 @@ pub struct CheckedPods {
     pub probe_ports: ::prost::alloc::vec::Vec<u32>,
     #[prost(message, repeated, tag = "7")]
     pub policies: ::prost::alloc::vec::Vec<AppliedPolicy>,
-    /// The RequestAuthentications for them, which are not enforced.
+    /// The RequestAuthentications for them.
     #[prost(string, repeated, tag = "8")]
     pub request_authentications: ::prost::alloc::vec::Vec<
         ::prost::alloc::string::String,
     >,
+    /// What is spoken on their ports that services name.
+    #[prost(message, repeated, tag = "9")]
+    pub protocols: ::prost::alloc::vec::Vec<CheckedPort>,
+    /// The issuers whose tokens count.
+    #[prost(string, repeated, tag = "10")]
+    pub issuers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// What is spoken on one port.
+#[derive(serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CheckedPort {
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
+    #[prost(message, optional, tag = "2")]
+    pub protocol: ::core::option::Option<PortProtocol>,
 }
 /// The mode of mutual TLS of one port.
 #[derive(serde::Serialize)]

@@ -2,8 +2,11 @@
 //!
 //! Promises codes that stay the same. That an object cannot be read is told where it is read.
 
+mod egress;
 mod modes;
 mod names;
+mod providers;
+mod requests;
 mod rules;
 mod targets;
 
@@ -65,6 +68,11 @@ pub const CODES: &[(&str, &str)] = &[
     ("service-port", "a port is that of a service, and the pods listen on another"),
     ("undeclared-port", "no pod that a policy selects declares a port"),
     ("http-rule-on-other-port", "a rule needs HTTP on a port that carries something else"),
+    ("deny-beyond-http", "a DENY about requests refuses all that is no HTTP on ports that may carry it"),
+    ("host-without-port", "a host matches calls to port 80 only"),
+    ("no-issuer", "a rule asks for a token where no RequestAuthentication judges one"),
+    ("token-not-demanded", "a RequestAuthentication lets in who has no token"),
+    ("unknown-provider", "CUSTOM names a provider that is not configured"),
     ("permissive-under-strict", "a namespace or workload takes plaintext though the mesh is STRICT"),
     ("plaintext-evades-deny", "a DENY by identity, on pods that take plaintext"),
     (
@@ -76,6 +84,13 @@ pub const CODES: &[(&str, &str)] = &[
     ("redundant-rule", "another rule matches whatever this one does"),
     ("unknown-namespace", "a namespace of which nothing is known"),
     ("unknown-principal", "a service account that no pod has"),
+    ("unknown-host", "a DestinationRule for a host that no service and no ServiceEntry has"),
+    ("mtls-outside-mesh", "a DestinationRule demands the mesh's mutual TLS to what is not in the mesh"),
+    ("tls-to-plaintext-port", "a DestinationRule has agents speak TLS to a port that speaks in the clear"),
+    ("tls-in-tls", "a DestinationRule has agents speak TLS around the application's own"),
+    ("overlapping-address", "an address of a ServiceEntry is the cluster's, or another entry's"),
+    ("provider-not-there", "an external provider is at a service, or a port of one, that is not there"),
+    ("provider-asked-about-itself", "a CUSTOM policy is for the pods of a provider, and nobody can ask it"),
 ];
 
 /// Looks for mistakes in all policies; by object, the worst of each first.
@@ -84,7 +99,10 @@ pub fn analyze(cluster: Cluster<'_>) -> Vec<Finding> {
     targets::look(&mut report);
     modes::look(&mut report);
     rules::look(&mut report);
+    requests::look(&mut report);
     names::look(&mut report);
+    egress::look(&mut report);
+    providers::look(&mut report);
     let mut findings = report.findings;
     findings.sort_by(|one, other| {
         let key = |finding: &Finding| (finding.subject.clone(), std::cmp::Reverse(finding.level));
@@ -163,6 +181,10 @@ impl<'a> Report<'a> {
 impl Subject {
     fn authorization(policy: &AuthorizationPolicy) -> Self {
         Self { kind: "AuthorizationPolicy", name: policy.name.clone() }
+    }
+
+    fn request(name: &ObjectName) -> Self {
+        Self { kind: "RequestAuthentication", name: name.clone() }
     }
 
     fn peer(name: &ObjectName) -> Self {

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Cluster, Reference, Role, Unanswerable};
+use super::{Cluster, Reference, Role, Unanswerable, connection::parties::known_ports};
 use crate::{
+    discovery::PortProtocol,
     model::{ObjectName, SpiffeId, Workload},
     policy::{AuthorizationPolicy, MtlsOrigin, RequestAuthentication, Target, WorkloadPolicy},
 };
@@ -30,6 +31,10 @@ pub struct Checked {
     pub policies: Vec<Arc<AuthorizationPolicy>>,
     /// The RequestAuthentications for them.
     pub requests: Vec<Arc<RequestAuthentication>>,
+    /// What is spoken on the ports of which anything speaks.
+    pub protocols: Vec<(u16, PortProtocol)>,
+    /// The issuers whose tokens count.
+    pub issuers: Vec<Box<str>>,
 }
 
 /// The mode of mutual TLS on one port.
@@ -71,6 +76,7 @@ pub fn check(
                 && checked.identity == pod.identity
                 && checked.in_mesh == in_mesh
                 && checked.probe_ports == pod.probe_ports
+                && checked.protocols == protocols(cluster, &pod)
         };
         if let Some((_, checked)) = groups.iter_mut().find(alike) {
             checked.pods.push(pod.name.clone());
@@ -98,7 +104,14 @@ fn checked(cluster: Cluster<'_>, pod: &Workload, in_mesh: bool) -> Checked {
         ports: ports.into_iter().map(|port| PortMode { port, mtls: origin(Some(port)) }).collect(),
         policies: cluster.policies.authorizations_for(&name.namespace, labels).cloned().collect(),
         requests: requests.cloned().collect(),
+        protocols: protocols(cluster, pod),
+        issuers: cluster.policies.compile(pod).tokens().iter().map(|rule| rule.issuer.clone()).collect(),
     }
+}
+
+fn protocols(cluster: Cluster<'_>, pod: &Workload) -> Vec<(u16, PortProtocol)> {
+    let protocol = |port| (port, cluster.mesh.port_protocol(pod, port));
+    known_ports(cluster, pod).into_iter().map(protocol).collect()
 }
 
 impl Cluster<'_> {

@@ -1,15 +1,18 @@
 //! Why connections from one party to another are let in or refused: each pair of pods is judged, and those alike are told once.
 
-mod parties;
+pub(super) mod parties;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
 
-use super::{Cluster, Reference, Unanswerable};
+use super::{
+    Cluster, Reference, Unanswerable,
+    request::{Asked, JudgedRequest, depends_on_requests},
+};
 use crate::{
-    discovery::Service,
+    discovery::{PortProtocol, Service},
     model::{ObjectName, SpiffeId, Workload},
     policy::{Attribute, Decision, Explanation, Facts, Rule, WorkloadPolicy, decide},
 };
@@ -32,6 +35,8 @@ pub struct Question<'a> {
     pub namespace: Option<&'a str>,
     /// The client's address, where it is not that of a pod.
     pub source_ip: Option<IpAddr>,
+    /// The request that is asked about; `None` for a connection of which none is known.
+    pub request: Option<Asked<'a>>,
 }
 
 /// The answer: connections that are alike, together.
@@ -56,6 +61,12 @@ pub struct Case {
     pub service: Option<(ObjectName, u16)>,
     /// The connection is carried in mutual TLS.
     pub mutual_tls: bool,
+    /// What is spoken on the port, as far as services say it.
+    pub protocol: PortProtocol,
+    /// The request as it is judged, where one was asked about and somebody judges.
+    pub request: Option<JudgedRequest>,
+    /// None was asked about, and the verdict on HTTP depends on it: the outcome is that of a connection that is not HTTP.
+    pub per_request: bool,
     /// The verdict.
     pub outcome: Outcome,
     /// What bears on it.
@@ -112,7 +123,15 @@ pub fn explain(cluster: Cluster<'_>, question: &Question<'_>) -> Result<Answer, 
     let Some(Targets { targets, service }) = parties::targets(cluster, question, &mut notes)? else {
         return Ok(outside(clients, question, notes));
     };
-    let mut judging = Judging { cluster, service: service.as_deref(), cases: Vec::new(), more: false };
+    let host = service.as_ref().map(|service| service.name.name.to_string());
+    let mut judging = Judging {
+        cluster,
+        service: service.as_deref(),
+        request: question.request,
+        host: host.unwrap_or_default(),
+        cases: Vec::new(),
+        more: false,
+    };
     let mut pairs = 0;
     for target in &targets {
         let compiled = cluster.policies.compile(&target.pod);
@@ -142,6 +161,9 @@ fn outside(sources: Vec<Client>, question: &Question<'_>, notes: Vec<String>) ->
         port: question.port.unwrap_or_default(),
         service: None,
         mutual_tls: false,
+        protocol: PortProtocol::Unknown,
+        request: None,
+        per_request: false,
         outcome: Outcome::Outside,
         notes: Vec::new(),
     };
@@ -162,6 +184,9 @@ enum Verdict {
 struct Judging<'a> {
     cluster: Cluster<'a>,
     service: Option<&'a Service>,
+    request: Option<Asked<'a>>,
+    /// What a client has as the host where nothing is said: the service's name.
+    host: String,
     cases: Vec<(Alike, Case)>,
     more: bool,
 }
@@ -188,12 +213,13 @@ impl Judging<'_> {
             destination_ip,
             request: None,
             admitted: false,
+            sni: None,
         };
         let verdict = match (itself, in_mesh) {
             (true, _) => Verdict::ToItself,
             (false, false) => Verdict::NotInMesh,
             (false, true) => {
-                let refused = match decide(compiled, &facts) {
+                let refused = match self.decided(compiled, &facts, &target.pod) {
                     Decision::Allow => None,
                     Decision::Deny(refusal) => Some([refusal.policy, refusal.rule]),
                 };
@@ -207,32 +233,55 @@ impl Judging<'_> {
         } else if self.cases.len() >= MAX_CASES {
             self.more = true;
         } else {
-            let case = self.case(client, target, &facts, &alike);
+            let case = self.case(client, target, compiled, &facts, &alike);
             self.cases.push((alike, case));
         }
+    }
+
+    /// The verdict on the request that is asked about, else on the connection.
+    fn decided(&self, compiled: &WorkloadPolicy, facts: &Facts<'_>, pod: &Workload) -> Decision {
+        let Some(asked) = &self.request else { return decide(compiled, facts) };
+        let found = asked.found(compiled, facts, self.host(pod));
+        match &found.refusal {
+            Some(refusal) => Decision::Deny(refusal.clone()),
+            None => asked.facts(&found, facts, |facts| decide(compiled, facts)),
+        }
+    }
+
+    fn host<'h>(&'h self, pod: &'h Workload) -> &'h str {
+        if self.host.is_empty() { &pod.name.name } else { &self.host }
     }
 
     fn case(
         &self,
         client: &Client,
         target: &Target,
+        compiled: &WorkloadPolicy,
         facts: &Facts<'_>,
         (_, _, mutual_tls, verdict): &Alike,
     ) -> Case {
         let Workload { name, labels, .. } = &*target.pod;
-        let outcome = match verdict {
-            Verdict::ToItself => Outcome::ToItself,
-            Verdict::NotInMesh => Outcome::NotInMesh,
-            Verdict::Judged(..) => {
-                let identity = client.identity.as_ref();
-                Outcome::Judged(Box::new(self.cluster.policies.explain(
-                    &name.namespace,
-                    labels,
-                    facts,
-                    identity,
-                )))
+        let identity = client.identity.as_ref();
+        let explain = |facts: &Facts<'_>| {
+            Box::new(self.cluster.policies.explain(&name.namespace, labels, facts, identity))
+        };
+        let (outcome, request) = match (verdict, &self.request) {
+            (Verdict::ToItself, _) => (Outcome::ToItself, None),
+            (Verdict::NotInMesh, _) => (Outcome::NotInMesh, None),
+            (Verdict::Judged(..), None) => (Outcome::Judged(explain(facts)), None),
+            (Verdict::Judged(..), Some(asked)) => {
+                let found = asked.found(compiled, facts, self.host(&target.pod));
+                let mut explanation = asked.facts(&found, facts, explain);
+                if let Some(refusal) = found.refusal {
+                    explanation.decision = Decision::Deny(refusal);
+                    explanation.remedies.clear();
+                }
+                (Outcome::Judged(explanation), Some(found.judged))
             }
         };
+        let per_request = matches!(verdict, Verdict::Judged(..))
+            && self.request.is_none()
+            && depends_on_requests(compiled, facts);
         let mut notes = Vec::new();
         if let Outcome::Judged(explanation) = &outcome {
             if target.pod.probe_ports.contains(&target.port) {
@@ -257,6 +306,9 @@ impl Judging<'_> {
             port: target.port,
             service,
             mutual_tls: *mutual_tls,
+            protocol: self.cluster.mesh.port_protocol(&target.pod, target.port),
+            request,
+            per_request,
             outcome,
             notes,
         }

@@ -8,7 +8,9 @@ use std::{
 
 use super::*;
 use crate::{
-    discovery::{Change, Namespace, Pod, Protocol, Service, ServicePort, Settings, TargetPort},
+    discovery::{
+        Change, Namespace, Pod, Protocol, ProviderPlace, Service, ServicePort, Settings, TargetPort,
+    },
     model::{Labels, ObjectName, SpiffeId},
     policy::{
         self, Action, Attribute, AuthorizationPolicy, Context, Decision, Field, Mode, PeerAuthentication,
@@ -35,10 +37,18 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
-        let mut mesh = Mesh::new(Settings::default());
+        Self::of(Settings::default())
+    }
+
+    fn of(settings: Settings) -> Self {
+        let mut mesh = Mesh::new(settings);
         for (name, meshed) in [("shop", true), ("plain", false), ("stock", true)] {
             let labels = if meshed { labels(&[("ambit.dev/dataplane", "enabled")]) } else { Labels::new() };
-            mesh.apply(Change::Namespace(Arc::new(Namespace { name: name.into(), labels })));
+            mesh.apply(Change::Namespace(Arc::new(Namespace {
+                name: name.into(),
+                labels,
+                http_telemetry: None,
+            })));
         }
         Self { mesh, policies: PolicySet::new(ROOT) }
     }
@@ -87,8 +97,15 @@ impl Scene {
 
     fn policy(mut self, name: &str, app: Option<&str>, action: Action, rules: Vec<Rule>) -> Self {
         let target = Target::Pods(app.map(|app| labels(&[("app", app)])).unwrap_or_default());
-        let policy =
-            AuthorizationPolicy { name: named(name), target, action, rules, dry_run: false, doubt: None };
+        let policy = AuthorizationPolicy {
+            name: named(name),
+            target,
+            action,
+            provider: None,
+            rules,
+            dry_run: false,
+            doubt: None,
+        };
         self.policies.apply(policy::Change::AuthorizationPolicy(Arc::new(policy)));
         self
     }
@@ -100,8 +117,14 @@ impl Scene {
     fn ask(&self, source: &str, target: &str) -> Result<Answer, Unanswerable> {
         let source: Reference = source.parse()?;
         let (destination, port) = destination(target)?;
-        let question =
-            Question { source: &source, destination: &destination, port, namespace: None, source_ip: None };
+        let question = Question {
+            source: &source,
+            destination: &destination,
+            port,
+            namespace: None,
+            source_ip: None,
+            request: None,
+        };
         explain(self.cluster(), &question)
     }
 
@@ -133,6 +156,7 @@ fn pod(name: &str, app: &str, ip: &str, ports: &[u16]) -> Pod {
         host_ports: vec![],
         foreign_probes: vec![],
         netns: None,
+        http_telemetry: None,
     }
 }
 
@@ -150,7 +174,7 @@ fn line(case: &Case) -> String {
     format!("{} {tls} {}:{} {verdict}", sources.join(","), pods.join(","), case.port)
 }
 
-fn field(name: &str, attribute: Attribute, values: &[&str]) -> Field {
+fn field(name: &str, attribute: Attribute<'_>, values: &[&str]) -> Field {
     let trust_domains = TrustDomains::new("cluster.local".parse().unwrap(), []);
     let values: Vec<String> = values.iter().map(|value| (*value).to_owned()).collect();
     let context = Context { namespace: "shop", trust_domains: &trust_domains };
@@ -276,7 +300,8 @@ fn a_pod_of_a_template_has_no_address_and_is_judged_all_the_same() {
     let source: Reference = "shop/web".parse().unwrap();
     let (to, port) = destination("shop/cart:8080").unwrap();
     let source_ip = Some("10.1.1.1".parse().unwrap());
-    let question = Question { source: &source, destination: &to, port, namespace: None, source_ip };
+    let question =
+        Question { source: &source, destination: &to, port, namespace: None, source_ip, request: None };
     let answer = explain(scene.cluster(), &question).unwrap();
     assert_eq!(line(&answer.cases[0]), "shop/web mtls shop/cart:8080 let in");
 }

@@ -16,6 +16,8 @@ pub struct Delta {
     /// Whether it is captured now; it was not before if it is, and was if it is not.
     destinations: BTreeMap<Destination, bool>,
     pods: BTreeMap<ObjectName, PodDelta>,
+    /// Which pods have everything captured may differ.
+    pods_to_reconsider: bool,
 }
 
 /// A pod that appeared, went or became another workload.
@@ -37,7 +39,7 @@ impl PodDelta {
 impl Delta {
     /// Whether nothing differs.
     pub fn is_empty(&self) -> bool {
-        self.destinations.is_empty() && self.pods.is_empty()
+        self.destinations.is_empty() && self.pods.is_empty() && !self.pods_to_reconsider
     }
 
     /// The destinations whose capture begins.
@@ -48,6 +50,11 @@ impl Delta {
     /// The destinations whose capture ends.
     pub fn ended(&self) -> impl Iterator<Item = Destination> + '_ {
         self.destinations.iter().filter(|(_, captured)| !**captured).map(|(destination, _)| *destination)
+    }
+
+    /// Whether of which pods everything is captured may differ.
+    pub fn reconsiders_pods(&self) -> bool {
+        self.pods_to_reconsider
     }
 
     /// The pods that differ, by name.
@@ -61,6 +68,7 @@ impl Delta {
         Self {
             destinations: self.destinations.clone(),
             pods: pods.map(|(name, pod)| (name.clone(), pod.clone())).collect(),
+            pods_to_reconsider: self.pods_to_reconsider,
         }
     }
 
@@ -72,6 +80,12 @@ impl Delta {
         for (name, pod) in later.pods {
             self.pod(name, pod);
         }
+        self.pods_to_reconsider |= later.pods_to_reconsider;
+    }
+
+    /// Which pods have everything captured may differ.
+    pub(super) fn reconsider_pods(&mut self) {
+        self.pods_to_reconsider = true;
     }
 
     /// The capture of `destination`, which was the other way, becomes this.

@@ -33,7 +33,13 @@ pub(super) fn workload(settings: &Settings, namespace: Option<&Namespace>, pod: 
         host_network: pod.host_network,
         enrolled: opts_in(settings, namespace, pod) && !pod.ips.is_empty(),
         netns: pod.netns.clone(),
+        http_telemetry: wants_requests(settings, namespace, pod),
     }
+}
+
+/// Whether HTTP requests to the pod are to be counted and logged.
+pub(super) fn wants_requests(settings: &Settings, namespace: Option<&Namespace>, pod: &Pod) -> bool {
+    pod.http_telemetry.or_else(|| namespace?.http_telemetry).unwrap_or(settings.http_telemetry)
 }
 
 /// The service's name, and its host name in the cluster's DNS.

@@ -4,8 +4,11 @@
 //! the cluster. A service for which no endpoint slice speaks may cost the pods of its own namespace.
 
 mod capture;
+mod entries;
 mod listing;
+mod outside;
 mod pods;
+mod protocol;
 mod routing;
 mod services;
 mod uids;
@@ -17,15 +20,18 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-pub use routing::{Endpoint, Route, RouteError};
+pub use protocol::{PortProtocol, ProtocolOrigin};
+pub use routing::{ClientRule, Endpoint, Named, Route, RouteError};
 
 use rpds::{HashTrieMapSync, HashTrieSetSync, RedBlackTreeMapSync, RedBlackTreeSetSync};
 
 use super::{
     Change, Delta, Destination, EndpointSlice, ForeignProbe, Namespace, Pod, Service, Settings,
     join::{self, Backends},
+    rules::Rules,
 };
 use crate::model::{ObjectName, ServiceName, Workload};
+use entries::Entries;
 use pods::PodRecord;
 
 /// Objects by name, which puts those of one namespace side by side. Persistent, as all maps here: a change to a mesh of
@@ -64,6 +70,8 @@ pub struct Mesh {
     host_ports: HashTrieMapSync<SocketAddr, Vec<(Arc<PodRecord>, u16)>>,
     /// What enrolled pods must have captured.
     captured: HashTrieSetSync<Destination>,
+    rules: Rules,
+    entries: Entries,
 }
 
 #[derive(Debug)]
@@ -87,12 +95,17 @@ impl Mesh {
         match change {
             Change::Namespace(namespace) => {
                 let name = Arc::clone(&namespace.name);
+                let before = self.captures_everything_of(&name);
                 self.namespaces.insert_mut(Arc::clone(&name), namespace);
+                if before != self.captures_everything_of(&name) {
+                    delta.reconsider_pods();
+                }
                 self.reconsider_namespace(&name, &mut delta);
             }
             Change::NamespaceGone(name) => {
                 if self.namespaces.contains_key(&name) {
                     self.namespaces.remove_mut(&name);
+                    delta.reconsider_pods();
                     self.reconsider_namespace(&name, &mut delta);
                 }
             }
@@ -102,6 +115,16 @@ impl Mesh {
             Change::ServiceGone(name) => self.put_service(&name, None, &mut delta),
             Change::EndpointSlice(slice) => self.put_slice(&slice.name.clone(), Some(slice), &mut delta),
             Change::EndpointSliceGone(name) => self.put_slice(&name, None, &mut delta),
+            Change::DestinationRule(rule) => self.put_rule(&rule.name.clone(), Some(rule), &mut delta),
+            Change::DestinationRuleGone(name) => self.put_rule(&name, None, &mut delta),
+            Change::ServiceEntry(entry) => self.put_entry(&entry.name.clone(), Some(entry), &mut delta),
+            Change::ServiceEntryGone(name) => self.put_entry(&name, None, &mut delta),
+            Change::WorkloadEntry(workload) => {
+                self.put_workload_entry(&workload.name.clone(), Some(workload))
+            }
+            Change::WorkloadEntryGone(name) => self.put_workload_entry(&name, None),
+            Change::Secret(secret) => self.put_secret(&secret.name.clone(), Some(secret)),
+            Change::SecretGone(name) => self.put_secret(&name, None),
         }
         delta
     }

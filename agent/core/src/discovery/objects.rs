@@ -4,7 +4,11 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
-use crate::model::{DATAPLANE_LABEL, Labels, ObjectName, SpiffeId, TrustDomain};
+use super::{
+    destination_rule::{DestinationRule, TlsSecret},
+    service_entry::{ServiceEntry, WorkloadEntry},
+};
+use crate::model::{DATAPLANE_LABEL, Labels, ObjectName, PathNormalization, SpiffeId, TrustDomain};
 
 /// What an installation may choose.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +27,18 @@ pub struct Settings {
     pub enabled: Arc<str>,
     /// The label's value that opts a pod out; `disabled`.
     pub disabled: Arc<str>,
+    /// How paths of requests are rewritten; [`PathNormalization::Base`].
+    pub path_normalization: PathNormalization,
+    /// The external providers that CUSTOM policies may name; none.
+    pub providers: Vec<Arc<str>>,
+    /// Where those are.
+    pub provider_places: Vec<ProviderPlace>,
+    /// HTTP requests to pods are counted and logged where neither they nor their namespaces say anything; not so.
+    pub http_telemetry: bool,
+    /// Where pods may connect to whose namespace says nothing of it.
+    pub outbound_policy: OutboundPolicy,
+    /// Connections to outside are captured, so that they are counted and logged as others; no.
+    pub observe_outbound: bool,
 }
 
 impl Default for Settings {
@@ -35,6 +51,12 @@ impl Default for Settings {
             label: DATAPLANE_LABEL.into(),
             enabled: "enabled".into(),
             disabled: "disabled".into(),
+            path_normalization: PathNormalization::default(),
+            providers: Vec::new(),
+            provider_places: Vec::new(),
+            http_telemetry: false,
+            outbound_policy: OutboundPolicy::default(),
+            observe_outbound: false,
         }
     }
 }
@@ -47,6 +69,19 @@ impl Settings {
         on_pod.as_deref() == Some(&*self.enabled)
             || (on_namespace.as_deref() == Some(&*self.enabled) && on_pod.as_deref() != Some(&*self.disabled))
     }
+}
+
+/// Where an external provider is said to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProviderPlace {
+    /// Its name.
+    pub provider: Arc<str>,
+    /// The namespace of its service, where the host does not say it.
+    pub namespace: Option<Arc<str>>,
+    /// A service's name as DNS has it, another name, or an IP address.
+    pub host: Arc<str>,
+    /// The service's port.
+    pub port: u16,
 }
 
 /// One step from a source: an object as it is now, or the name of one that is gone.
@@ -68,7 +103,36 @@ pub enum Change {
     EndpointSlice(Arc<EndpointSlice>),
     /// An endpoint slice is gone.
     EndpointSliceGone(ObjectName),
+    /// A DestinationRule as it is now.
+    DestinationRule(Arc<DestinationRule>),
+    /// A DestinationRule is gone.
+    DestinationRuleGone(ObjectName),
+    /// A ServiceEntry as it is now.
+    ServiceEntry(Arc<ServiceEntry>),
+    /// A ServiceEntry is gone.
+    ServiceEntryGone(ObjectName),
+    /// A WorkloadEntry as it is now.
+    WorkloadEntry(Arc<WorkloadEntry>),
+    /// A WorkloadEntry is gone.
+    WorkloadEntryGone(ObjectName),
+    /// A Secret that a DestinationRule names, as it is now.
+    Secret(Arc<TlsSecret>),
+    /// A Secret is gone.
+    SecretGone(ObjectName),
 }
+
+/// Where pods may connect to, as `meshConfig.outboundTrafficPolicy.mode` of Istio has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OutboundPolicy {
+    /// Anywhere.
+    #[default]
+    AllowAny,
+    /// To pods, services and nodes of the cluster, and to what a ServiceEntry names.
+    RegistryOnly,
+}
+
+/// The label of a namespace that states the outbound policy of its pods.
+pub const OUTBOUND_POLICY_LABEL: &str = "ambit.dev/outbound-policy";
 
 /// A namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +141,8 @@ pub struct Namespace {
     pub name: Arc<str>,
     /// Its labels.
     pub labels: Labels,
+    /// What its annotation wants of requests to its pods.
+    pub http_telemetry: Option<bool>,
 }
 
 /// What discovery needs of a pod.
@@ -118,6 +184,8 @@ pub struct Pod {
     pub foreign_probes: Vec<ForeignProbe>,
     /// The network namespace that the annotation names: a path, or a name under `/run/netns`.
     pub netns: Option<Arc<str>>,
+    /// What its annotation wants of requests to it.
+    pub http_telemetry: Option<bool>,
 }
 
 /// A port of a node that leads to a pod.

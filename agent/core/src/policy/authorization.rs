@@ -1,13 +1,15 @@
 //! AuthorizationPolicy: who may connect to which pods, as an object says it, and as it is compiled for one workload.
 //!
-//! Promises that what cannot be known of a connection never opens it: an ALLOW rule that names an attribute of HTTP matches
-//! nothing, and a DENY rule matches by the rest of it. Semantics are those of Istio's sidecars for TCP
+//! Promises that what cannot be known of a connection never opens it: without a request, an ALLOW rule that names an attribute of
+//! HTTP matches nothing, and a DENY rule matches by the rest of it. Semantics are those of Istio's sidecars
 //! (<https://istio.io/latest/docs/reference/config/security/authorization-policy/>); objects arrive validated.
 
 mod explain;
+mod external;
 mod field;
+mod http_value;
 mod rehearsal;
-mod store;
+mod sieve;
 mod value;
 mod verdict;
 
@@ -15,10 +17,18 @@ use std::sync::Arc;
 
 pub use self::{
     explain::{Miss, PolicyVerdict},
-    field::{Attribute, Context, Field, InvalidValue},
-    value::TrustDomains,
+    field::{Attribute, Context, Field},
+    value::{InvalidValue, TrustDomains},
 };
-pub(super) use self::{rehearsal::Rehearsal, store::Authorizations, verdict::Authorization};
+pub(super) use self::{
+    external::Providers,
+    rehearsal::Rehearsal,
+    verdict::{Authorization, Prospect},
+};
+use self::{
+    field::{Holds, Needs},
+    sieve::Signs,
+};
 use super::{Doubt, Facts};
 use crate::model::{Labels, ObjectName};
 
@@ -31,6 +41,8 @@ pub struct AuthorizationPolicy {
     pub target: Target,
     /// What becomes of connections that a rule matches.
     pub action: Action,
+    /// Whom a CUSTOM policy has asked: `spec.provider.name`. One without it refuses what it matches.
+    pub provider: Option<Arc<str>>,
     /// It matches if one of these does.
     pub rules: Vec<Rule>,
     /// Annotation `istio.io/dry-run`: it decides nothing, and is only [rehearsed](crate::policy::rehearse).
@@ -57,17 +69,25 @@ pub enum Action {
     Deny,
     /// They are counted.
     Audit,
-    /// They are refused: an external provider would be asked, and none can be.
+    /// An external provider is asked about them, and they are refused unless it lets them in.
     Custom,
 }
 
 /// One rule. An empty one matches every connection.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     from: Vec<Vec<Field>>,
     to: Vec<Vec<Field>>,
     when: Vec<Field>,
-    needs_layer7: bool,
+    needs: Needs,
+    signs: Signs,
+}
+
+/// Matches every connection.
+impl Default for Rule {
+    fn default() -> Self {
+        Self::new(Vec::new(), Vec::new(), Vec::new())
+    }
 }
 
 /// How far a rule is from matching.
@@ -107,15 +127,12 @@ impl AuthorizationPolicy {
         };
         let doubt = Some(if target.is_some() { Doubt::Content } else { Doubt::Scope });
         let target = target.unwrap_or(Target::Pods(Labels::new()));
-        Self { name, target, action, rules, dry_run, doubt }
+        Self { name, target, action, provider: None, rules, dry_run, doubt }
     }
 
-    /// The first rule that matches, and its place.
+    /// The place of the first rule that matches.
     fn matching(&self, facts: &Facts<'_>) -> Option<usize> {
-        self.rules.iter().position(|rule| match self.action {
-            Action::Allow => rule.admits(facts),
-            Action::Deny | Action::Custom | Action::Audit => rule.matches(facts),
-        })
+        self.rules.iter().position(|rule| rule.matches(self.action, facts))
     }
 }
 
@@ -123,18 +140,25 @@ impl Rule {
     /// A rule that matches where one of `from` does, one of `to`, and all of `when`. An empty list stands for one that is
     /// absent. Each of `from` and `to` matches where all its fields hold.
     pub fn new(from: Vec<Vec<Field>>, to: Vec<Vec<Field>>, when: Vec<Field>) -> Self {
-        let needs_layer7 = from.iter().chain(&to).flatten().chain(&when).any(Field::needs_layer7);
-        Self { from, to, when, needs_layer7 }
+        let fields = from.iter().chain(&to).flatten().chain(&when);
+        let needs = fields.fold(Needs::default(), |needs, field| needs.and(field.needs()));
+        let all = |fields: &[Field]| fields.iter().fold(Signs::ANY, |signs, field| signs.and(field.signs()));
+        let any = |alternatives: &[Vec<Field>]| match alternatives {
+            [] => Signs::ANY,
+            some => some.iter().fold(Signs::NONE, |signs, fields| signs.or(all(fields))),
+        };
+        let signs = any(&from).and(any(&to)).and(all(&when));
+        Self { from, to, when, needs, signs }
     }
 
-    /// The first field that can only be known within HTTP.
+    /// The first field that can only be known within HTTP or TLS of the application, or not at all.
     pub fn layer7_field(&self) -> Option<&Field> {
         self.fields().find(|field| field.needs_layer7())
     }
 
     /// Whether it names nothing that is known without reading HTTP, so that it may match every connection.
     pub fn is_unknown(&self) -> bool {
-        self.needs_layer7 && self.fields().all(Field::is_unknown)
+        !self.needs.is_nothing() && self.fields().all(Field::is_unknown)
     }
 
     /// Whether it matches wherever `other` does, as far as what they say tells.
@@ -159,22 +183,57 @@ impl Rule {
         self.from.iter().chain(&self.to).flatten().chain(&self.when)
     }
 
-    /// Whether it matches for certain.
-    fn admits(&self, facts: &Facts<'_>) -> bool {
-        !self.needs_layer7 && self.matches(facts)
+    /// Whether it matches in a policy with this action, where what is not known stays unknown: in ALLOW a rule with a field of that
+    /// kind matches nothing, elsewhere such fields count as holding.
+    fn matches(&self, action: Action, facts: &Facts<'_>) -> bool {
+        let opens_blindly = action == Action::Allow && self.needs.any_of(Needs::unmet_by(facts));
+        !opens_blindly && self.holds(facts, true) != Holds::Never
     }
 
-    /// Whether it may match: fields that cannot be known count as holding.
-    fn matches(&self, facts: &Facts<'_>) -> bool {
-        let all = |fields: &[Field]| fields.iter().all(|field| field.holds(facts));
-        let any = |alternatives: &[Vec<Field>]| {
-            alternatives.is_empty() || alternatives.iter().any(|fields| all(fields))
+    /// Whether it matches whatever the connection turns out to carry, if it is for an `action`.
+    fn will_match(&self, action: Action, facts: &Facts<'_>) -> Holds {
+        let unmet = self.needs.any_of(Needs::unmet_by(facts));
+        match self.holds(facts, false) {
+            _ if action == Action::Allow && self.needs.any_of(Needs::MORE) => Holds::Never,
+            holds if action == Action::Allow && unmet => holds.min(Holds::Perhaps),
+            holds => holds,
+        }
+    }
+
+    fn holds(&self, facts: &Facts<'_>, final_word: bool) -> Holds {
+        let all = |fields: &[Field]| {
+            let mut least = Holds::Surely;
+            for field in fields {
+                least = least.min(field.holds(facts, final_word));
+                if least == Holds::Never {
+                    break;
+                }
+            }
+            least
         };
-        any(&self.from) && any(&self.to) && all(&self.when)
+        let any = |alternatives: &[Vec<Field>]| {
+            let mut most = if alternatives.is_empty() { Holds::Surely } else { Holds::Never };
+            for fields in alternatives {
+                most = most.max(all(fields));
+                if most == Holds::Surely {
+                    break;
+                }
+            }
+            most
+        };
+        let mut least = any(&self.from);
+        if least != Holds::Never {
+            least = least.min(any(&self.to));
+        }
+        if least != Holds::Never {
+            least = least.min(all(&self.when));
+        }
+        least
     }
 
     fn shortfall(&self, facts: &Facts<'_>) -> Shortfall<'_> {
-        let lacking = |fields: &'_ [Field]| fields.iter().filter(|field| !field.holds(facts)).count();
+        let fails = |field: &Field| field.holds(facts, true) == Holds::Never;
+        let lacking = |fields: &'_ [Field]| fields.iter().filter(|field| fails(field)).count();
         let mut whole = Shortfall { fields: 0, first: None };
         let nearest = |alternatives: &'_ [Vec<Field>]| {
             (0..alternatives.len()).min_by_key(|at| lacking(&alternatives[*at]))
@@ -182,14 +241,15 @@ impl Rule {
         let from = nearest(&self.from).map(|at| &self.from[at]);
         let to = nearest(&self.to).map(|at| &self.to[at]);
         for field in [from, to, Some(&self.when)].into_iter().flatten().flatten() {
-            if !field.holds(facts) {
+            if fails(field) {
                 whole.fields += 1;
                 whole.first = whole.first.or(Some(field));
             }
         }
-        if let Some(unknown) = self.layer7_field() {
+        let unmet = Needs::unmet_by(facts);
+        if self.needs.any_of(unmet) {
             whole.fields += 1;
-            whole.first = whole.first.or(Some(unknown));
+            whole.first = whole.first.or_else(|| self.fields().find(|field| field.needs().any_of(unmet)));
         }
         whole
     }

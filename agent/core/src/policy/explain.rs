@@ -8,8 +8,7 @@ use std::{fmt, sync::Arc};
 
 use super::{
     Action, AuthorizationPolicy, Counting, Decision, Doubt, Facts, Mode, MtlsMode, MtlsRule,
-    PeerAuthentication, PolicySet, PolicyVerdict, RequestAuthentication, WorkloadPolicy,
-    authorization::Authorization, decide,
+    PeerAuthentication, PolicySet, PolicyVerdict, RequestAuthentication, WorkloadPolicy, decide,
 };
 use crate::{
     model::{Labels, ObjectName, SpiffeId},
@@ -167,9 +166,23 @@ impl PolicySet {
         self.objects.values()
     }
 
-    /// All RequestAuthentications, in no order.
+    /// All RequestAuthentications, by name.
     pub fn request_authentications(&self) -> impl Iterator<Item = &Arc<RequestAuthentication>> {
-        self.requests.values()
+        self.requests.all()
+    }
+
+    /// The RequestAuthentications for a pod in `namespace` with these labels.
+    pub fn request_authentications_for<'a>(
+        &'a self,
+        namespace: &'a str,
+        labels: &'a Labels,
+    ) -> impl Iterator<Item = &'a Arc<RequestAuthentication>> {
+        self.requests.for_pod(&self.root_namespace, namespace, labels)
+    }
+
+    /// Whether CUSTOM policies may name this provider.
+    pub fn knows_provider(&self, name: &str) -> bool {
+        self.providers.contains(name)
     }
 
     /// The namespace whose policies speak for the mesh.
@@ -282,7 +295,10 @@ impl WhatIf<'_> {
         let in_force = |but: &ObjectName, then: bool| {
             let policies = self.policies.iter().map(|verdict| &verdict.policy);
             let policies = policies.filter(|policy| if policy.name == *but { then } else { !policy.dry_run });
-            WorkloadPolicy { authorization: Authorization::of(policies), ..self.compiled.clone() }
+            WorkloadPolicy {
+                authorization: self.compiled.authorization.with(policies),
+                ..self.compiled.clone()
+            }
         };
         match what {
             What::Without(name) => decide(&in_force(name, false), self.facts),

@@ -32,14 +32,33 @@ pub trait Headers: fmt::Debug + Sync {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claims(Map<String, Value>);
 
+/// Claims that are lists divided by spaces (RFC 8693, section 4.2, and Istio).
+const LISTS: [&str; 2] = ["scope", "permission"];
+
 impl Claims {
-    /// Of a token with this payload.
+    /// Of a token with this payload. `scope` and `permission` are taken as lists divided by spaces.
     pub fn new(payload: Map<String, Value>) -> Self {
-        Self(payload)
+        let mut claims = Self(payload);
+        LISTS.iter().for_each(|name| claims.divide(name));
+        claims
+    }
+
+    /// The same, and these claims as well.
+    pub fn with_lists<T: AsRef<str>>(mut self, names: &[T]) -> Self {
+        names.iter().for_each(|name| self.divide(name.as_ref()));
+        self
     }
 
     /// The claim of that name.
     pub fn get(&self, name: &str) -> Option<&Value> {
         self.0.get(name)
+    }
+
+    fn divide(&mut self, name: &str) {
+        if let Some(value) = self.0.get_mut(name)
+            && let Some(text) = value.as_str()
+        {
+            *value = text.split_ascii_whitespace().map(Value::from).collect();
+        }
     }
 }

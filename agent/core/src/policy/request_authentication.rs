@@ -1,5 +1,7 @@
-//! RequestAuthentication: which tokens of end users count, and where in a request they stand. Kept as it is written: tokens are in
-//! HTTP, which is not read, so that no verdict depends on it.
+//! RequestAuthentication: which tokens of end users count, and where in a request they stand, as an object says it and as it is for one
+//! workload. Judging tokens is left to whoever reads requests.
+
+use std::sync::Arc;
 
 use super::{Doubt, Target};
 use crate::model::ObjectName;
@@ -12,9 +14,37 @@ pub struct RequestAuthentication {
     /// The pods it is for.
     pub target: Target,
     /// The issuers whose tokens count.
-    pub rules: Vec<JwtRule>,
-    /// What in it could not be read. There are no rules then: it takes no token.
+    pub rules: Vec<Arc<JwtRule>>,
+    /// What in it could not be read. There are no rules then, and it takes no request.
     pub doubt: Option<Doubt>,
+}
+
+/// What tokens are to one workload.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tokens {
+    /// The issuers whose tokens count, sorted by name.
+    pub(super) rules: Arc<[Arc<JwtRule>]>,
+    /// One of which it is not known what it demands.
+    pub(super) unreadable: Option<ObjectName>,
+}
+
+impl Tokens {
+    pub(super) fn of<'a>(requests: impl Iterator<Item = &'a Arc<RequestAuthentication>>) -> Self {
+        let (mut rules, mut unreadable) = (Vec::new(), None);
+        for request in requests {
+            if request.doubt.is_some() {
+                unreadable.get_or_insert_with(|| request.name.clone());
+            }
+            rules.extend(request.rules.iter().cloned());
+        }
+        rules.sort_by(|one: &Arc<JwtRule>, other| one.issuer.cmp(&other.issuer));
+        Self { rules: rules.into(), unreadable }
+    }
+
+    /// Whether requests are all the same to it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.rules.is_empty() && self.unreadable.is_none()
+    }
 }
 
 /// One issuer, and how its tokens are found, judged and passed on.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::{model::SpiffeId, reason::Reason};
 
 mod doubt;
 
@@ -44,7 +45,7 @@ fn mtls_mode(policies: &PolicySet, namespace: &str, port: u16) -> (MtlsMode, Opt
 
 fn verdict(policies: &PolicySet, port: u16, peer: Option<&SpiffeId>) -> Decision {
     let [source_ip, destination_ip] = ["10.0.0.9", "10.0.0.1"].map(|ip| ip.parse().unwrap());
-    let facts = Facts { port, peer, source_ip, destination_ip, request: None, admitted: false };
+    let facts = Facts { port, peer, source_ip, destination_ip, request: None, admitted: false, sni: None };
     decide(&policies.compile_for(&"shop".into(), &app()), &facts)
 }
 
@@ -242,6 +243,7 @@ fn workload(namespace: &str, labels: Labels) -> Workload {
         host_network: false,
         enrolled: true,
         netns: None,
+        http_telemetry: false,
     }
 }
 

@@ -75,6 +75,7 @@ mod tests {
         mesh.apply(Change::Namespace(Arc::new(Namespace {
             name: "istio-system".into(),
             labels: labels(&[("ambit.dev/dataplane", "enabled")]),
+            http_telemetry: None,
         })));
         mesh.apply(Change::Service(Arc::new(Service {
             name: service.clone(),
@@ -115,6 +116,7 @@ mod tests {
                 host_ports: vec![],
                 foreign_probes: vec![],
                 netns: None,
+                http_telemetry: None,
             })));
         }
         let found = |service: &ObjectName, node| -> Vec<String> {

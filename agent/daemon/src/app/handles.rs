@@ -15,17 +15,19 @@ use super::{
     node::{Node, Pods, Rooms},
     source,
     status::Status,
-    trust,
+    tokens, trust,
 };
 use crate::{
     admin::{Guard, METRICS_PATH, Page, StatusProvider},
+    authz::Providers,
     capture::{Capture, CaptureSettings, Cgroups, Pinned},
     cluster::Authorizer,
     config::{AgentConfig, LocalTraffic, SourceConfig},
     discovery::Feed,
     identity::KeyStore,
     instance::{Capacity, Gate, MemoryUse, Readiness, Signals},
-    proxy::Proxy,
+    jwt::Tokens,
+    proxy::{Judges, Proxy},
     telemetry::Telemetry,
     tunnel::Wallet,
 };
@@ -41,7 +43,9 @@ pub(super) struct Handles {
     keys: KeyStore,
     wallet: Wallet,
     proxy: Proxy,
+    providers: Providers,
     pods: Pods,
+    tokens: Tokens,
 }
 
 impl Handles {
@@ -52,18 +56,27 @@ impl Handles {
         background: &mut JoinSet<()>,
     ) -> anyhow::Result<Self> {
         let (started, telemetry) = (SystemTime::now(), Telemetry::new());
+        if let Some(traces) = &config.traces {
+            telemetry.export_traces(traces.clone());
+        }
         let (feed, api) = source::open(config).await?;
         let (keys, wallet) = trust::open(config, &feed, api.as_ref(), &telemetry, background).await?;
         let capacity = Capacity::of_this_process();
         tracing::debug!(?capacity, "what this agent may hold");
-        let proxy = Proxy::new(
-            feed.clone(),
-            wallet.clone(),
-            telemetry.clone(),
-            capacity,
-            config.local_traffic == LocalTraffic::Join,
-        );
-        Ok(Self { started, readiness, telemetry, feed, api, keys, wallet, proxy, pods: Pods::default() })
+        let providers = Providers::new(config.extension_providers.clone(), &telemetry);
+        let tokens = tokens::open(config, &telemetry);
+        let judges = Judges {
+            providers: providers.clone(),
+            tokens: tokens.clone(),
+            trusted_proxies: config.trusted_proxies,
+        };
+        let join = config.local_traffic == LocalTraffic::Join;
+        let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone(), judges, capacity, join);
+        if let Some(folder) = &config.egress_files {
+            proxy.set_egress_files(folder.clone());
+        }
+        let pods = Pods::default();
+        Ok(Self { started, readiness, telemetry, feed, api, keys, wallet, proxy, providers, pods, tokens })
     }
 
     /// Keeps the rooms in step with each other by tasks in `background`. The gate `objects` is passed once the objects are
@@ -87,6 +100,7 @@ impl Handles {
             background.spawn(async move { proxy.follow_memory(memory).await });
         }
         background.spawn(keep_small(self.readiness.clone(), self.proxy.clone()));
+        background.spawn(tokens::follow(self.feed.clone(), config.node.clone(), self.tokens.clone()));
         installation::inform(config, &self.feed, background);
     }
 
@@ -124,6 +138,7 @@ impl Handles {
             pods: self.pods.clone(),
             rounds,
             readiness: self.readiness.clone(),
+            tokens: self.tokens.clone(),
         });
         Ok((node, attaching))
     }
@@ -140,6 +155,8 @@ impl Handles {
             feed: self.feed.clone(),
             keys: self.keys.clone(),
             telemetry: self.telemetry.clone(),
+            providers: self.providers.clone(),
+            tokens: self.tokens.clone(),
             issuing_service: issuing_service(&config.issuer),
         })
     }

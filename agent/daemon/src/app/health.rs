@@ -150,6 +150,7 @@ mod tests {
             host_network: false,
             enrolled: true,
             netns: None,
+            http_telemetry: false,
         };
         PodStatus { workload: Arc::new(workload), state, found_by: None, counters: Counters::default() }
     }

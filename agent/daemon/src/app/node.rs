@@ -30,6 +30,7 @@ use crate::{
     discovery::{Changes, Feed, World},
     identity::{IdentityState, KeyStore},
     instance::{Readiness, Takeover},
+    jwt::Tokens,
     proxy::Proxy,
     telemetry::Telemetry,
     tunnel::Wallet,
@@ -57,6 +58,7 @@ pub(super) struct Rooms {
     pub(super) pods: Pods,
     /// Grows with every publication.
     pub(super) rounds: watch::Sender<u64>,
+    pub(super) tokens: Tokens,
 }
 
 /// The node's desired and actual state.
@@ -74,6 +76,7 @@ pub(super) struct Node {
     fullness: FullnessWatch,
     readiness: Readiness,
     telemetry: Telemetry,
+    tokens: Tokens,
     /// The first round over the pods is done.
     settled: bool,
 }
@@ -100,8 +103,20 @@ enum Round {
 
 impl Node {
     pub(super) fn new(rooms: Rooms) -> Self {
-        let Rooms { name, capture, locations, feed, keys, wallet, proxy, telemetry, readiness, pods, rounds } =
-            rooms;
+        let Rooms {
+            name,
+            capture,
+            locations,
+            feed,
+            keys,
+            wallet,
+            proxy,
+            telemetry,
+            readiness,
+            pods,
+            rounds,
+            tokens,
+        } = rooms;
         Self {
             changes: feed.changes(&name),
             desired: DesiredPods::new(name.clone(), locations),
@@ -116,6 +131,7 @@ impl Node {
             keys,
             wallet,
             proxy,
+            tokens,
             settled: false,
         }
     }
@@ -161,8 +177,8 @@ impl Node {
         }
     }
 
-    /// Gets everything that is needed to serve the node's pods while another agent still does: their certificates, and
-    /// listeners in their network namespaces.
+    /// Gets everything that is needed to serve the node's pods while another agent still does: their certificates, listeners in
+    /// their network namespaces, and the keys of the issuers whose tokens they take.
     pub(super) async fn prepare(&mut self) {
         let started = Instant::now();
         let mut told = false;
@@ -180,7 +196,9 @@ impl Node {
                     }
                 }
                 let patient = started.elapsed() < PATIENCE;
-                if enough(staged, self.desired.len(), patient) && self.has_certificates(patient) {
+                let keys_asked = !patient || self.tokens.settled();
+                if enough(staged, self.desired.len(), patient) && self.has_certificates(patient) && keys_asked
+                {
                     return;
                 }
                 if !patient && !told {
@@ -239,6 +257,9 @@ impl Node {
         }
         self.enrolment.change_destinations(delta);
         if matches!(round, Round::Changes | Round::Kubelet) {
+            if delta.reconsiders_pods() {
+                self.enrolment.capture_everything(&self.desired, world);
+            }
             if delta.pods().next().is_some() {
                 let changed = self.desired.follow(delta).await;
                 self.keep_pods(world, Some(&changed)).await;
@@ -277,6 +298,7 @@ impl Node {
         self.enrolment.set_probes(&self.desired, &mut self.deputies);
         let identities = self.desired.identities();
         self.keys.retain(identities.iter().cloned());
+        self.enrolment.capture_everything(&self.desired, world);
         // A pod that leaves may have been in the way of another.
         let released = self.enrolment.release_others(&self.desired);
         self.enrolment.tidy().await;

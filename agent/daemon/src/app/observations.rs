@@ -13,8 +13,8 @@ use super::{node::PodStatus, status::Status};
 use crate::{
     discovery::World,
     telemetry::{
-        DenialDetail, DenialKey, Direction, Flow, FlowSource, Outcome, Place, RehearsalDetail, RehearsalKey,
-        Sighting, Who,
+        DenialDetail, DenialKey, Direction, Flow, FlowSource, Operations, Outcome, OutsideKey, Place,
+        RehearsalDetail, RehearsalKey, Sighting, Who,
     },
 };
 
@@ -40,11 +40,13 @@ pub(super) fn observations(status: &Status) -> proto::ObservationsResponse {
         destinations: destinations(&world, &pods, &observed.flows),
         rehearsed_policies: policies.collect(),
         rehearsed_connections: observed.rehearsals.iter().map(|(key, seen)| rehearsed(key, seen)).collect(),
+        outside: observed.outside.iter().map(|(key, seen)| outside(key, seen)).collect(),
     }
 }
 
 pub(super) fn denial(key: &DenialKey, seen: &Sighting<DenialDetail>) -> proto::Denial {
-    let DenialDetail { refusal, source, destination } = &seen.detail;
+    let DenialDetail { refusal, request, source, destination } = &seen.detail;
+    let (method, path) = request.as_ref().map(|(method, path)| (&**method, &**path)).unwrap_or_default();
     let direction = match key.direction {
         Direction::Outbound => proto::Direction::Outbound,
         Direction::Inbound => proto::Direction::Inbound,
@@ -63,6 +65,22 @@ pub(super) fn denial(key: &DenialKey, seen: &Sighting<DenialDetail>) -> proto::D
         field: text(&refusal.field),
         text: refusal.text.to_string(),
         count: seen.count,
+        first_seen: Some(seen.first.into()),
+        last_seen: Some(seen.last.into()),
+        method: method.to_owned(),
+        path: path.to_owned(),
+    }
+}
+
+fn outside(key: &OutsideKey, seen: &Sighting<()>) -> proto::ObservedOutside {
+    let (namespace, workload) = &key.source;
+    proto::ObservedOutside {
+        namespace: namespace.to_string(),
+        workload: workload.to_string(),
+        name: key.name.as_deref().unwrap_or_default().to_owned(),
+        ip: key.address.ip().to_canonical().to_string(),
+        port: key.address.port().into(),
+        connections: seen.count,
         first_seen: Some(seen.first.into()),
         last_seen: Some(seen.last.into()),
     }
@@ -141,6 +159,11 @@ fn destinations(world: &World, pods: &[PodStatus], flows: &[Flow]) -> Vec<proto:
     found.into_values().map(sorted).collect()
 }
 
+fn operation((method, paths): (&str, Vec<&str>)) -> proto::ObservedOperation {
+    let paths = paths.into_iter().map(str::to_owned).collect();
+    proto::ObservedOperation { method: method.to_owned(), paths }
+}
+
 /// By port, then by who it is.
 fn order(source: &proto::ObservedSource) -> (u32, Option<(&str, &str, &str, &str)>) {
     let party = source.party.as_ref();
@@ -179,6 +202,8 @@ impl Clients<'_> {
             last_seen: Some((*last).into()),
             strict: false,
             state: state.into(),
+            requests_known: flow.operations.as_ref().is_some_and(|operations| !operations.is_any()),
+            operations: flow.operations.iter().flat_map(Operations::iter).map(operation).collect(),
         }
     }
 

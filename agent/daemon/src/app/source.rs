@@ -2,14 +2,15 @@
 
 use std::time::SystemTime;
 
-use ambit_core::discovery::Settings;
+use ambit_core::discovery::{OutboundPolicy, Settings};
 use anyhow::Context as _;
 use kube::Client;
 
 use super::{health, node::Pods};
 use crate::{
+    authz::ProviderSettings,
     cluster,
-    config::{AgentConfig, SourceConfig},
+    config::{self, AgentConfig, HttpTelemetry, SourceConfig},
     discovery::{self, Feed, PolicyHold},
     identity::KeyStore,
     reports::{self, PodReport},
@@ -41,6 +42,15 @@ pub(super) fn mesh_settings(config: &AgentConfig) -> Settings {
         label: config.dataplane_label.key.as_str().into(),
         enabled: config.dataplane_label.enabled.as_str().into(),
         disabled: config.dataplane_label.disabled.as_str().into(),
+        path_normalization: config.path_normalization,
+        provider_places: config.extension_providers.iter().map(ProviderSettings::place).collect(),
+        providers: config.extension_providers.iter().map(|provider| provider.name.clone()).collect(),
+        http_telemetry: config.http_telemetry == HttpTelemetry::All,
+        outbound_policy: match config.outbound_policy {
+            config::OutboundPolicy::AllowAny => OutboundPolicy::AllowAny,
+            config::OutboundPolicy::RegistryOnly => OutboundPolicy::RegistryOnly,
+        },
+        observe_outbound: config.observe_outbound,
     }
 }
 

@@ -10,12 +10,16 @@ use super::{
     locations::FoundBy,
     node::{PodStatus, Pods},
     observations,
+    policies::Policies,
+    tokens,
 };
 use crate::{
     admin::{PolicyProvider, StatusProvider},
+    authz::{Providers, Standing},
     discovery::Feed,
     identity::{IdentityState, IdentityStatus, KeyStore, Root, issuer_name, roots},
     instance::Readiness,
+    jwt::Tokens,
     reports::Hindrance,
     telemetry::{Direction, LiveConnection, Security, Telemetry},
 };
@@ -34,6 +38,8 @@ pub(super) struct Status {
     pub(super) feed: Feed,
     pub(super) keys: KeyStore,
     pub(super) telemetry: Telemetry,
+    pub(super) providers: Providers,
+    pub(super) tokens: Tokens,
     /// The Service that certificates are asked of, if it is one of the cluster.
     pub(super) issuing_service: Option<ObjectName>,
 }
@@ -59,7 +65,9 @@ impl StatusProvider for Status {
         let now = SystemTime::now();
         let by_name = health::by_name(&identities);
         let mut problems = health::problems(&pods, &identities, &self.readiness, now);
-        problems.extend(caught.chain(of_objects));
+        problems.extend(tokens::problems(&self.tokens.issuers()));
+        problems
+            .extend(self.providers.standing().iter().filter_map(provider).chain(caught).chain(of_objects));
         let connections: Vec<_> = self.telemetry.live().iter().map(connection).collect();
         proto::StatusResponse {
             node: self.node.clone(),
@@ -77,6 +85,7 @@ impl StatusProvider for Status {
             connections_total: connections.len() as u64,
             connections,
             problems,
+            issuers: self.tokens.issuers().iter().map(tokens::issuer).collect(),
             policies: u32::try_from(world.policies.len()).unwrap_or(u32::MAX),
             denials: self
                 .telemetry
@@ -92,8 +101,24 @@ impl StatusProvider for Status {
     }
 
     fn policies(&self) -> Option<Arc<dyn PolicyProvider>> {
-        Some(Arc::new(self.feed.clone()))
+        Some(Arc::new(Policies { feed: self.feed.clone(), tokens: self.tokens.clone() }))
     }
+}
+
+/// What is wrong with an external authorization provider, if something is.
+fn provider(provider: &Standing) -> Option<proto::Problem> {
+    let (when, error) = provider.last_error.as_ref().filter(|_| provider.failing)?;
+    let Standing { name, address, form, fail_open, allowed, denied, failed, .. } = provider;
+    let ago = when.elapsed().unwrap_or_default().as_secs();
+    let meanwhile = if *fail_open { "is let in" } else { "is refused" };
+    Some(proto::Problem {
+        object: format!("extension provider {name}"),
+        message: format!(
+            "{error} ({ago} s ago, at {address} by {form}); what CUSTOM policies have it asked about {meanwhile}. Checks so far: \
+             {allowed} let in, {denied} denied, {failed} failed"
+        ),
+        ..proto::Problem::default()
+    })
 }
 
 fn pod(pod: &PodStatus, hindrance: Option<&Hindrance>) -> proto::Pod {
@@ -171,6 +196,7 @@ fn connection(live: &LiveConnection) -> proto::Connection {
     let (security, group, reused) = match meta.security {
         Security::MutualTls { group, reused } => (proto::Security::MutualTls, group, reused),
         Security::LocalIdentity => (proto::Security::LocalIdentity, "", false),
+        Security::Tls => (proto::Security::Tls, "", false),
         Security::Plaintext => (proto::Security::Plaintext, "", false),
     };
     let workload = |party: &crate::telemetry::Party| {

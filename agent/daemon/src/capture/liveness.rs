@@ -51,6 +51,30 @@ pub(crate) fn probe_when_idle(stream: &impl AsFd) {
     let _: io::Result<()> = SockRef::from(stream).set_tcp_keepalive(&probes);
 }
 
+/// Has the kernel ask whether the other end is still there, as often as told; what is not said is the kernel's own.
+pub(crate) fn keep_alive(
+    stream: &impl AsFd,
+    time: Option<Duration>,
+    interval: Option<Duration>,
+    probes: Option<u32>,
+) {
+    let mut keepalive = TcpKeepalive::new();
+    if let Some(time) = time {
+        keepalive = keepalive.with_time(time);
+    }
+    if let Some(interval) = interval {
+        keepalive = keepalive.with_interval(interval);
+    }
+    if let Some(probes) = probes {
+        // The most that the kernel takes (tcp(7)).
+        keepalive = keepalive.with_retries(probes.clamp(1, 127));
+    }
+    let socket = SockRef::from(stream);
+    // They fail only for what is no socket.
+    let _: io::Result<()> = socket.set_keepalive(true);
+    let _: io::Result<()> = socket.set_tcp_keepalive(&keepalive);
+}
+
 /// How long an application has its kernel wait for the other end of a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Patience {

@@ -6,13 +6,16 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd as _, AsRawFd, BorrowedFd},
     pin::pin,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use ambit_core::model::{ClientAddr, OriginalDst, PodAddr};
 use ambit_ebpf_common::{
-    Flow, OriginKey, Pod, SOCKET_DELIVERY, SOCKET_TUNNEL, Socket as SocketState, addr, ip,
+    CAPTURE_EVERYTHING, Flow, OriginKey, Pod, SOCKET_DELIVERY, SOCKET_TUNNEL, Socket as SocketState, addr, ip,
 };
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
@@ -118,6 +121,8 @@ pub(crate) struct PodNet {
     /// Addresses beside the pod's own at which it was called, and for whose interfaces there is a route.
     others: Mutex<HashSet<IpAddr>>,
     released: watch::Sender<bool>,
+    /// All that it dials is captured.
+    captures_everything: AtomicBool,
 }
 
 impl PodNet {
@@ -140,12 +145,19 @@ impl PodNet {
         }
         let (dials, released) = (Semaphore::new(DIALS), watch::Sender::new(false));
         let (parking, others) = (OnceLock::new(), Mutex::default());
-        Ok(Self { uid: spec.uid.clone(), netns, maps, listeners, parking, dials, others, released })
+        let captures_everything = AtomicBool::new(false);
+        let uid = spec.uid.clone();
+        Ok(Self { uid, netns, maps, listeners, parking, dials, others, released, captures_everything })
     }
 
     /// The pod's UID.
     pub(super) fn uid(&self) -> &Arc<str> {
         &self.uid
+    }
+
+    /// Whether all that it dials is to be captured; whether that is another answer than before.
+    pub(super) fn set_captures_everything(&self, everything: bool) -> bool {
+        self.captures_everything.swap(everything, Ordering::Relaxed) != everything
     }
 
     pub(super) fn retire(&self) {
@@ -173,7 +185,6 @@ impl PodNet {
                 continue;
             };
             let (source, local) = (canonical(source), canonical(local));
-            socket::reset_on_drop(&stream);
             // From the pod to itself the programs lead nothing here but what was captured.
             let captured = local == *own || source.ip() == local.ip() || source.ip().is_loopback();
             let original_dst = captured.then(|| self.original_dst(source, local.port()));
@@ -274,6 +285,9 @@ impl PodNet {
     /// Where the programs find the agent in this pod.
     pub(super) fn entry(&self) -> Pod {
         let mut entry = Pod::default();
+        if self.captures_everything.load(Ordering::Relaxed) {
+            entry.captures = CAPTURE_EVERYTHING;
+        }
         for (own, _) in &self.listeners {
             let (ip, port) = match own {
                 SocketAddr::V4(_) => (&mut entry.v4, &mut entry.v4_port),

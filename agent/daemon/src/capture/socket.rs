@@ -51,6 +51,7 @@ pub(super) fn listen(ip: IpAddr) -> io::Result<Socket> {
     // from listening there.
     socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(true)?;
+    reset_on_drop(&socket);
     ready_for_application(&socket)?;
     socket.bind(&SocketAddr::new(ip, 0).into())?;
     socket.listen(4096)?;

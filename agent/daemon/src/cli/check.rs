@@ -4,7 +4,7 @@ use ambit_proto::policy::v1::{AppliedPolicy, CheckRequest, CheckResponse, Checke
 use clap::{Args, ValueEnum};
 
 use super::{
-    explain::origin,
+    explain::{origin, protocol},
     output,
     policies::Source,
     table::{Table, line},
@@ -84,6 +84,13 @@ fn draw(out: &mut String, group: &CheckedPods) {
         let ports: Vec<String> = group.probe_ports.iter().map(ToString::to_string).collect();
         line(out, &format!("  the kubelet's probes go past all of this on port {}", ports.join(", ")));
     }
+    if !group.protocols.is_empty() {
+        out.push_str("\n  PROTOCOLS\n");
+        for port in &group.protocols {
+            let told = port.protocol.as_ref().map(protocol).unwrap_or_default();
+            line(out, &format!("  port {}: {told}", port.port));
+        }
+    }
     out.push_str("\n  POLICIES\n");
     let mut table = Table::new(["POLICY", "ACTION", "STATE", "FOR", "RULES"]);
     for AppliedPolicy { policy, action, state, scope, rules } in &group.policies {
@@ -92,12 +99,10 @@ fn draw(out: &mut String, group: &CheckedPods) {
     }
     table.draw(out);
     for request in &group.request_authentications {
-        line(
-            out,
-            &format!(
-                "  RequestAuthentication {request} is for it too, and is not enforced: HTTP is not read yet"
-            ),
-        );
+        line(out, &format!("  RequestAuthentication {request} says which tokens are good"));
+    }
+    if !group.issuers.is_empty() {
+        line(out, &format!("  tokens count of {}", group.issuers.join(", ")));
     }
     if group.policies.iter().all(|policy| policy.action != "ALLOW" || policy.state == "dry_run") {
         line(out, "  no ALLOW policy is in force: whatever is not refused is let in");

@@ -1,4 +1,4 @@
-//! `ambit denials`: the connections that agents have decided against, and why.
+//! `ambit denials`: the connections and requests that agents have decided against, and why.
 
 use std::{
     collections::HashMap,
@@ -45,7 +45,7 @@ pub(super) struct DenialsArgs {
     asked: Asked,
 }
 
-/// A connection that was refused or cut, and others like it.
+/// A connection that was refused or cut, or a request, and others like it.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct DenialView {
@@ -62,6 +62,9 @@ pub(super) struct DenialView {
     rule: String,
     field: String,
     text: String,
+    /// Of the request that was refused last; empty where connections were refused.
+    method: String,
+    path: String,
     count: u64,
     first_seen: Option<Moment>,
     last_seen: Option<Moment>,
@@ -170,6 +173,8 @@ impl DenialView {
             rule: denial.rule,
             field: denial.field,
             text: denial.text,
+            method: denial.method,
+            path: denial.path,
             count: denial.count,
             first_seen: Moment::of(denial.first_seen),
             last_seen: Moment::of(denial.last_seen),
@@ -188,11 +193,22 @@ impl DenialView {
     }
 
     fn why(&self) -> String {
-        match (&*self.field, &*self.policy) {
+        let why = match (&*self.field, &*self.policy) {
             ("", "") => self.text.clone(),
             ("", _) => String::new(),
             (field, _) => format!("{field} does not hold"),
+        };
+        match (self.request(), why.is_empty()) {
+            (None, _) => why,
+            (Some(request), true) => format!("last {request}"),
+            (Some(request), false) => format!("{why}; last {request}"),
         }
+    }
+
+    /// The request that was refused last.
+    fn request(&self) -> Option<String> {
+        let Self { method, path, .. } = self;
+        (!method.is_empty()).then(|| format!("{method} {path}"))
     }
 
     fn line(&self, format: Format, new: u64) -> anyhow::Result<String> {
@@ -202,7 +218,8 @@ impl DenialView {
         let Self { source, destination, port, direction, reason, text, node, .. } = self;
         let mut out = String::new();
         let times = if new > 1 { format!(" ({new} times)") } else { String::new() };
-        let parties = format!("{} -> {}:{port}", source.client(), destination.name());
+        let request = self.request().map(|request| format!(" {request}")).unwrap_or_default();
+        let parties = format!("{} -> {}:{port}{request}", source.client(), destination.name());
         line(&mut out, &format!("{node} {direction} {parties} {reason}: {text}{times}"));
         Ok(out)
     }

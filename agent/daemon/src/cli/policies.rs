@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use ambit_core::{discovery::Settings, model::TrustDomain};
+use ambit_core::{
+    discovery::Settings,
+    model::{PathNormalization, TrustDomain},
+};
 use ambit_proto::policy::v1::policies_client::PoliciesClient;
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
@@ -14,7 +17,8 @@ use super::{
     remote::Remote,
 };
 use crate::{
-    config::{DEFAULT_RUN_DIR, DataplaneLabel, Location, Namespace, TrustDomains},
+    authz::ProviderSettings,
+    config::{DEFAULT_RUN_DIR, DataplaneLabel, ExtensionProviders, Location, Namespace, TrustDomains},
     diagnosis::Unable,
     discovery::{self, Reading, World},
     instance::RunDir,
@@ -53,6 +57,18 @@ pub(super) struct Manifests {
     /// Other names of that trust domain
     #[arg(long, env = "AMBIT_TRUST_DOMAIN_ALIASES", hide_env_values = true, value_name = "DOMAIN[,DOMAIN]")]
     trust_domain_aliases: Option<TrustDomains>,
+    /// How paths of requests are rewritten before they are judged
+    #[arg(
+        long,
+        env = "AMBIT_PATH_NORMALIZATION",
+        hide_env_values = true,
+        value_name = "MODE",
+        default_value_t = PathNormalization::Base
+    )]
+    path_normalization: PathNormalization,
+    /// The external authorization providers that CUSTOM policies may name: a list in YAML, as the agent has it
+    #[arg(long, env = "AMBIT_EXTENSION_PROVIDERS", hide_env_values = true, value_name = "YAML")]
+    extension_providers: Option<ExtensionProviders>,
     /// The label that opts namespaces and pods in, and pods out
     #[arg(
         long,
@@ -122,6 +138,7 @@ impl Manifests {
 
     fn settings(&self) -> Settings {
         let label = self.dataplane_label.clone().unwrap_or_default();
+        let providers = self.extension_providers.as_ref().map_or(&[][..], |providers| &providers.0);
         Settings {
             trust_domain: self.trust_domain.clone(),
             trust_domain_aliases: self.trust_domain_aliases.clone().map(|all| all.0).unwrap_or_default(),
@@ -129,6 +146,9 @@ impl Manifests {
             label: label.key.into(),
             enabled: label.enabled.into(),
             disabled: label.disabled.into(),
+            path_normalization: self.path_normalization,
+            providers: providers.iter().map(|provider| provider.name.clone()).collect(),
+            provider_places: providers.iter().map(ProviderSettings::place).collect(),
             ..Settings::default()
         }
     }

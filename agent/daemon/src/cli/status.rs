@@ -34,6 +34,7 @@ Examples:
   ambit status
   ambit status connections
   ambit status certs problems
+  ambit status issuers
   ambit status --ready
   ambit status --ready --wait 1m
   ambit status --kubeconfig ~/.kube/config
@@ -78,6 +79,8 @@ enum Format {
 enum Section {
     Pods,
     Certs,
+    /// Issuers of end users' tokens, and their keys
+    Issuers,
     Connections,
     Denials,
     Problems,

@@ -4,26 +4,27 @@ mod settings;
 
 use std::{
     fs,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     thread,
     time::Duration,
 };
 
-use ambit_core::model::TrustDomain;
+use ambit_core::model::{PathNormalization, TrustDomain};
 
 use super::{
     ConfigError,
     folders::{CniDirs, private_folder},
     settings::read,
     values::{
-        CaTrust, DataplaneLabel, IssuerKind, LocalTraffic, Location, MapEntries, MetricsAuth, PostQuantum,
-        VaultPath,
+        CaTrust, DataplaneLabel, HttpTelemetry, IssuerKind, LocalTraffic, Location, MapEntries, MetricsAuth,
+        Observe, OutboundPolicy, PostQuantum, Sampling, VaultPath,
     },
 };
 use crate::{
+    authz::ProviderSettings,
     identity::{IstioSettings, VaultConfig, VaultLogin},
-    telemetry::{CLUSTER, LogFormat},
+    telemetry::{CLUSTER, LogFormat, TraceSettings},
 };
 
 pub(crate) use settings::AgentSettings;
@@ -39,9 +40,13 @@ const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
 const DEFAULT_DRAIN: Duration = Duration::from_secs(25);
 /// A night and a morning in which somebody notices.
 const DEFAULT_POLICY_HOLD: Duration = Duration::from_secs(24 * 3600);
+/// As Istio's control plane does it.
+const DEFAULT_JWKS_REFRESH: Duration = Duration::from_secs(20 * 60);
 /// Where Kubernetes mounts a pod's own token.
 const POD_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 const DEFAULT_MAX_WORKERS: usize = 8;
+/// One in a hundred, as Istio's.
+const DEFAULT_SAMPLING: Sampling = Sampling(100);
 
 /// The configuration of one agent. Paths are absolute.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +71,10 @@ pub(crate) struct AgentConfig {
     pub(crate) log_filter: String,
     /// How log lines look.
     pub(crate) log_format: LogFormat,
+    /// Whose requests are read where no policy needs it.
+    pub(crate) http_telemetry: HttpTelemetry,
+    /// Where spans go; nowhere if `None`.
+    pub(crate) traces: Option<TraceSettings>,
     /// The lifetime of workload certificates: 10 seconds to 90 days.
     pub(crate) svid_ttl: Duration,
     /// The trust domain of all identities.
@@ -78,6 +87,12 @@ pub(crate) struct AgentConfig {
     pub(crate) policy_hold: Duration,
     /// The label that opts in and out.
     pub(crate) dataplane_label: DataplaneLabel,
+    /// Where pods may connect to whose namespace says nothing of it.
+    pub(crate) outbound_policy: OutboundPolicy,
+    /// Connections to outside the mesh are counted and logged.
+    pub(crate) observe_outbound: bool,
+    /// Where files are that DestinationRules name, by namespace; nowhere if `None`.
+    pub(crate) egress_files: Option<PathBuf>,
     /// Where cgroup v2 is mounted; to be found in /proc/mounts if `None`.
     pub(crate) cgroup_root: Option<PathBuf>,
     /// The cgroup that the kubelet runs in; to be found by its process if `None`.
@@ -94,6 +109,10 @@ pub(crate) struct AgentConfig {
     pub(crate) metrics_guarded: bool,
     /// Threads of the runtime that carries traffic, 1 to 256.
     pub(crate) workers: usize,
+    /// How many proxies in front of a client are believed about whose request it is, 0 to 16.
+    pub(crate) trusted_proxies: usize,
+    /// How paths of requests are rewritten.
+    pub(crate) path_normalization: PathNormalization,
     /// Use of the hybrid post-quantum key exchange.
     pub(crate) post_quantum: PostQuantum,
     /// How pods of this node talk with each other.
@@ -106,8 +125,16 @@ pub(crate) struct AgentConfig {
     pub(crate) trust_bundles: Vec<(TrustDomain, PathBuf)>,
     /// Files of roots that are trusted beside the issuer's.
     pub(crate) also_trust: Vec<PathBuf>,
+    /// Roots for the certificates of token issuers, beside the public ones.
+    pub(crate) jwks_ca_file: Option<PathBuf>,
+    /// Blocks of addresses that keys of token issuers are not fetched from, beside those that never are.
+    pub(crate) jwks_blocked: Vec<(IpAddr, u8)>,
+    /// How old such keys get: 1 second to 1 day.
+    pub(crate) jwks_refresh: Duration,
     /// Where certificates come from.
     pub(crate) issuer: IssuerConfig,
+    /// Who decides for CUSTOM policies; no two have the same name.
+    pub(crate) extension_providers: Vec<ProviderSettings>,
 }
 
 /// Where the Kubernetes objects come from.
@@ -197,8 +224,9 @@ impl AgentConfig {
         if let Some((domain, _)) = trust_bundles.iter().find(|(domain, _)| own(domain)) {
             return Err(ConfigError::OwnTrustDomain(domain.clone()));
         }
+        let node = settings.node.ok_or_else(missing("node", "AMBIT_NODE"))?.0;
         Ok(Self {
-            node: settings.node.ok_or_else(missing("node", "AMBIT_NODE"))?.0,
+            node: node.clone(),
             source: match (settings.manifests, settings.kubeconfig) {
                 (Some(_), Some(_)) => {
                     return Err(ConfigError::Both { first: "manifests", second: "kubeconfig" });
@@ -214,12 +242,21 @@ impl AgentConfig {
             daemonset: settings.daemonset.map(|set| (set.namespace, set.name)),
             log_filter: settings.log.map_or_else(|| "info".to_owned(), |filter| filter.0),
             log_format: settings.log_format.unwrap_or_default(),
+            http_telemetry: settings.http_telemetry.unwrap_or_default(),
+            traces: settings.trace_endpoint.map(|url| TraceSettings {
+                endpoint: url.0,
+                sampled: settings.trace_sampling.unwrap_or(DEFAULT_SAMPLING).0,
+                node,
+            }),
             svid_ttl: settings.svid_ttl.map_or(DEFAULT_TTL, |ttl| ttl.0),
             trust_domain,
             cluster_domain: settings.cluster_domain.map_or_else(domain, |name| name.0),
             root_namespace: settings.root_namespace.map_or_else(|| "ambit-system".to_owned(), |name| name.0),
             policy_hold: settings.policy_hold.map_or(DEFAULT_POLICY_HOLD, |hold| hold.0),
             dataplane_label: settings.dataplane_label.unwrap_or_default(),
+            outbound_policy: settings.outbound_policy.unwrap_or_default(),
+            observe_outbound: settings.observe_outbound.unwrap_or_default() == Observe::On,
+            egress_files: settings.egress_files.map(|path| path.0),
             cgroup_root: settings.cgroup_root.map(|path| path.0),
             kubelet_cgroup: settings.kubelet_cgroup.map(|path| path.0),
             map_entries: settings.map_entries.unwrap_or_default(),
@@ -228,13 +265,19 @@ impl AgentConfig {
             cni_account: settings.cni_account.map(|account| (account.namespace, account.name)),
             metrics_guarded,
             workers: settings.workers.map_or_else(default_workers, |workers| workers.0.get()),
+            trusted_proxies: settings.trusted_proxies.map_or(0, |proxies| proxies.0),
+            path_normalization: settings.path_normalization.unwrap_or_default(),
             post_quantum: settings.post_quantum.unwrap_or_default(),
             local_traffic: settings.local_traffic.unwrap_or_default(),
             crl_file: settings.crl_file.map(|path| path.0),
             trust_domain_aliases,
             trust_bundles,
             also_trust: settings.also_trust.map_or_else(Vec::new, |files| files.0),
+            jwks_ca_file: settings.jwks_ca_file.map(|file| file.0),
+            jwks_blocked: settings.jwks_blocked.map_or_else(Vec::new, |blocks| blocks.0),
+            jwks_refresh: settings.jwks_refresh.map_or(DEFAULT_JWKS_REFRESH, |refresh| refresh.0),
             issuer,
+            extension_providers: settings.extension_providers.map_or_else(Vec::new, |providers| providers.0),
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, path::Path, str::FromStr};
 
-use serde::{Deserializer, de, de::DeserializeOwned};
+use serde::{Deserialize as _, Deserializer, de, de::DeserializeOwned};
 
 use super::ConfigError;
 use crate::files::{self, ReadError};
@@ -10,9 +10,13 @@ use crate::files::{self, ReadError};
 /// The longest config file read, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
 
-/// Declares a list of settings and how two of them are laid over each other.
+/// Declares a list of settings and how two of them are laid over each other. Those behind the arrow may be lists in a file.
 macro_rules! settings {
-    (struct $list:ident; $($(#[$meta:meta])* $name:ident: $kind:ty, $env:literal, $value:literal;)*) => {
+    (
+        struct $list:ident;
+        $($(#[$meta:meta])* $name:ident: $kind:ty, $env:literal, $value:literal;)*
+        $(=> $($(#[$listed_meta:meta])* $listed:ident: $listed_kind:ty, $listed_env:literal, $listed_value:literal;)*)?
+    ) => {
         /// Everything that can be set; what is not set is `None`.
         #[derive(Debug, Default, clap::Args, serde::Deserialize)]
         #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
@@ -23,12 +27,21 @@ macro_rules! settings {
                 #[serde(deserialize_with = "crate::config::settings::from_text")]
                 pub(crate) $name: Option<$kind>,
             )*
+            $($(
+                $(#[$listed_meta])*
+                #[arg(long, env = $listed_env, value_name = $listed_value, hide_env_values = true)]
+                #[serde(deserialize_with = "crate::config::settings::from_list")]
+                pub(crate) $listed: Option<$listed_kind>,
+            )*)?
         }
 
         impl $list {
             /// Fills what is not set here from `below`.
             pub(crate) fn over(self, below: Self) -> Self {
-                Self { $($name: self.$name.or(below.$name),)* }
+                Self {
+                    $($name: self.$name.or(below.$name),)*
+                    $($($listed: self.$listed.or(below.$listed),)*)?
+                }
             }
         }
     };
@@ -76,7 +89,20 @@ where
         }
     }
 
-    let text = value.deserialize_any(Text)?;
+    parsed(&value.deserialize_any(Text)?)
+}
+
+/// The same of a list, whose flag takes it as one text in YAML.
+pub(super) fn from_list<'de, D: Deserializer<'de>, T>(value: D) -> Result<Option<T>, D::Error>
+where
+    T: FromStr<Err: fmt::Display>,
+{
+    let list = Vec::<serde_json::Value>::deserialize(value)?;
+    let text = serde_json::to_string(&list).map_err(de::Error::custom)?;
+    text.parse().map(Some).map_err(de::Error::custom)
+}
+
+fn parsed<T: FromStr<Err: fmt::Display>, E: de::Error>(text: &str) -> Result<Option<T>, E> {
     let parsed = text.parse().map_err(|error| de::Error::custom(format!("invalid value {text:?}: {error}")));
     parsed.map(Some)
 }

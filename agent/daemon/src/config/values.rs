@@ -5,18 +5,26 @@ mod addresses;
 mod amounts;
 mod label;
 mod names;
+mod observing;
+mod outbound;
+mod providers;
 mod trust;
 
 use std::{path::PathBuf, str::FromStr};
 
 use crate::telemetry;
 
-pub(crate) use addresses::{ListenAddr, LoopbackAddr, ServiceAddr, Url};
-pub(crate) use amounts::{Drain, Hold, MapEntries, Rate, Ttl, Wait, Window, Workers};
+pub(crate) use addresses::{IpBlocks, ListenAddr, LoopbackAddr, ServiceAddr, Url};
+pub(crate) use amounts::{
+    Drain, Hold, KeyRefresh, MapEntries, Rate, TrustedProxies, Ttl, Wait, Window, Workers,
+};
 pub(crate) use label::DataplaneLabel;
 pub(crate) use names::{
     Accounts, ClusterId, ConfigMapKey, DnsName, Namespace, ObjectName, ServerName, ServerNames, VaultPath,
 };
+pub(crate) use observing::{CollectorUrl, HttpTelemetry, Sampling};
+pub(crate) use outbound::{Observe, OutboundPolicy};
+pub(crate) use providers::ExtensionProviders;
 pub(crate) use trust::{
     CaTrust, IssuerKind, LocalTraffic, MetricsAuth, PostQuantum, TrustBundles, TrustDomains,
 };

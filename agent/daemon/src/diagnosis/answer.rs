@@ -2,6 +2,7 @@
 
 use ambit_core::{
     diagnosis::{Answer, Case, Checked, Client, Outcome},
+    discovery::PortProtocol,
     policy::{
         Action, AuthorizationPolicy, Decision, Explanation, Mode, MtlsMode, MtlsOrigin, PolicyVerdict,
         Remedy, Statement, Target,
@@ -17,6 +18,8 @@ pub(super) fn explained(answer: Answer) -> proto::ExplainResponse {
 }
 
 fn case(case: Case) -> proto::Case {
+    let protocol = protocol(&case.protocol);
+    let depends = case.per_request && matches!(case.protocol, PortProtocol::Http(_));
     let told = proto::Case {
         sources: case.sources.iter().map(|client| client.name.clone()).collect(),
         destinations: case.destinations.iter().map(ToString::to_string).collect(),
@@ -25,6 +28,16 @@ fn case(case: Case) -> proto::Case {
         mutual_tls: case.mutual_tls,
         identity: case.sources.first().map(identity).unwrap_or_default(),
         notes: case.notes,
+        protocol: Some(protocol),
+        request: case.request.map(|request| proto::JudgedRequest {
+            method: request.method,
+            path: request.path,
+            host: request.host,
+            token: request.token,
+            principal: request.principal.unwrap_or_default(),
+            external: request.external.unwrap_or_default(),
+        }),
+        per_request: case.per_request,
         ..proto::Case::default()
     };
     let unjudged = |verdict: &str, text: &str| proto::Case {
@@ -33,6 +46,10 @@ fn case(case: Case) -> proto::Case {
         ..told.clone()
     };
     match case.outcome {
+        // Where only tokens are judged, what has none is let in.
+        Outcome::Judged(explanation) if depends && explanation.decision != Decision::Allow => {
+            per_request(judged(told, *explanation))
+        }
         Outcome::Judged(explanation) => judged(told, *explanation),
         Outcome::NotInMesh => unjudged(
             "not_in_mesh",
@@ -46,6 +63,42 @@ fn case(case: Case) -> proto::Case {
             "outside",
             "the address is that of no pod and no service: connections pass through as they are, and no policy is asked",
         ),
+    }
+}
+
+/// A connection that carries HTTP by what is known, of which it is not said what it asks for: no verdict is true of all of it.
+fn per_request(told: proto::Case) -> proto::Case {
+    let other = if told.verdict == "deny" { "refused" } else { "let in" };
+    let text = format!(
+        "each request is judged: ask with --method and --path. What is not HTTP would be {other}: {}",
+        told.text
+    );
+    proto::Case {
+        verdict: "per_request".to_owned(),
+        text,
+        reason: String::new(),
+        policy: String::new(),
+        rule: String::new(),
+        changes: Vec::new(),
+        ..told
+    }
+}
+
+/// What is spoken on a port, and what says so.
+fn protocol(protocol: &PortProtocol) -> proto::PortProtocol {
+    let (reading, said) = match protocol {
+        PortProtocol::Http(origin) => ("http", Some(origin)),
+        PortProtocol::Other(origin) => ("tcp", Some(origin)),
+        PortProtocol::Unknown => ("sniffed", None),
+    };
+    let origin = said.map(|origin| {
+        let by = if origin.by_app_protocol { "appProtocol" } else { "the name or number" };
+        format!("{by} of port {} of Service {}", origin.port, origin.service)
+    });
+    proto::PortProtocol {
+        name: said.map(|origin| origin.application.clone()).unwrap_or_default(),
+        origin: origin.unwrap_or_default(),
+        reading: reading.to_owned(),
     }
 }
 
@@ -113,7 +166,7 @@ fn statement(statement: &Statement) -> proto::MtlsStatement {
 }
 
 fn verdict(verdict: &PolicyVerdict) -> proto::PolicyVerdict {
-    let PolicyVerdict { policy, matched, nearest } = verdict;
+    let PolicyVerdict { policy, matched, nearest, .. } = verdict;
     let rule = matched.or_else(|| nearest.as_ref().map(|miss| miss.rule));
     let miss = nearest.as_ref();
     proto::PolicyVerdict {
@@ -181,6 +234,15 @@ pub(super) fn checked(world: &World, checked: Checked) -> proto::CheckedPods {
         probe_ports: checked.probe_ports.into_iter().map(u32::from).collect(),
         policies: policies.collect(),
         request_authentications: checked.requests.iter().map(|request| request.name.to_string()).collect(),
+        protocols: checked
+            .protocols
+            .iter()
+            .map(|(port, spoken)| proto::CheckedPort {
+                port: (*port).into(),
+                protocol: Some(protocol(spoken)),
+            })
+            .collect(),
+        issuers: checked.issuers.iter().map(ToString::to_string).collect(),
     }
 }
 

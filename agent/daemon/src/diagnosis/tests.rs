@@ -102,3 +102,76 @@ fn findings_say_where_they_stand_and_what_cannot_be_read_is_one() {
     assert!(answer.findings.iter().all(|found| found.place == path.display().to_string()));
     assert_eq!((answer.policies, answer.pods), (3, 2));
 }
+
+#[test]
+fn a_request_is_explained_with_its_token() {
+    const POLICIES: &str = "\
+---
+{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: admins, namespace: shop}, spec: {selector: {matchLabels: {app: stock}}, \
+rules: [{from: [{source: {requestPrincipals: [a/*]}}], to: [{operation: {methods: [GET], paths: [/admin]}}], \
+when: [{key: 'request.auth.claims[roles]', values: [admin]}]}]}}
+---
+{apiVersion: apps/v1, kind: Deployment, metadata: {name: stock, namespace: shop}, spec: {template: {metadata: {labels: {app: stock}}, \
+spec: {containers: [{name: c, ports: [{containerPort: 8080}]}]}}}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: stock, namespace: shop}, spec: {selector: {app: stock}, ports: [{name: http, port: 80, targetPort: 8080}]}}
+";
+    let (_dir, _, reading) = reading(&(MANIFESTS.to_owned() + POLICIES));
+    let ask = |request: Option<(&str, &str)>| {
+        let request = proto::ExplainRequest {
+            source: "deploy/web".to_owned(),
+            destination: "svc/stock:80".to_owned(),
+            request: request.map(|(path, token)| proto::HttpRequest {
+                method: "GET".to_owned(),
+                path: path.to_owned(),
+                token: token.to_owned(),
+                ..proto::HttpRequest::default()
+            }),
+            ..proto::ExplainRequest::default()
+        };
+        explain(&reading.world, &request).unwrap().cases.remove(0)
+    };
+    let case = ask(None);
+    assert_eq!((&*case.verdict, case.per_request), ("per_request", true), "{}", case.text);
+    let protocol = case.protocol.unwrap();
+    assert_eq!(
+        (&*protocol.name, &*protocol.origin),
+        ("http", "the name or number of port 80 of Service shop/stock")
+    );
+    let admin = r#"{"iss": "a", "sub": "joe", "roles": ["user", "admin"]}"#;
+    let case = ask(Some(("/x/..//admin", admin)));
+    assert_eq!(
+        (&*case.verdict, &*case.reason),
+        ("deny", "policy_denied"),
+        "slashes are not merged by default"
+    );
+    let case = ask(Some(("/x/../admin", admin)));
+    let judged = case.request.unwrap();
+    assert_eq!((&*case.verdict, &*judged.path, &*judged.principal), ("allow", "/admin", "a/joe"));
+    assert!(judged.token.starts_with("good, unverified"), "{}", judged.token);
+    let case = ask(Some(("/admin", r#"{"iss": "a", "sub": "joe", "roles": "user"}"#)));
+    let verdict = &case.policies[0];
+    assert_eq!((&*case.verdict, &*verdict.rule, verdict.failing), ("deny", "rules[0]", 1));
+    let case = ask(Some(("/admin", r#"{"iss": "b", "sub": "joe"}"#)));
+    assert_eq!((&*case.verdict, &*case.reason), ("deny", "token_refused"));
+    assert!(case.text.contains("401") && case.text.contains("Jwt issuer is not configured"), "{}", case.text);
+}
+
+/// Everything that the pages for those who write policies show is taken as it is.
+#[test]
+fn what_the_docs_show_is_read_without_a_word() {
+    let docs = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs");
+    for (page, least) in [("policy-guide.md", 9), ("policy.md", 2)] {
+        let text = std::fs::read_to_string(docs.join(page)).unwrap();
+        let blocks = text.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default());
+        let yaml = blocks.collect::<Vec<_>>().join("---\n");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("page.yaml");
+        std::fs::write(&path, yaml).unwrap();
+        let settings = Settings { providers: vec!["opa".into()], ..Settings::default() };
+        let world = read_manifests(&[path], false, &settings).unwrap().world;
+        assert!(world.problems.is_empty(), "{page}: {:#?}", world.problems);
+        let policies = world.policies.len() + world.policies.request_authentications().count();
+        assert!(policies >= least, "{page} has {policies} policies");
+    }
+}

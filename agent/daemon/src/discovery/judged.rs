@@ -2,13 +2,18 @@
 //!
 //! Promises are assertions here: an explanation is what is decided, and what cannot be read opens nothing to anybody.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{borrow::Cow, net::IpAddr, sync::Arc};
 
 use ambit_core::{
     discovery::Settings,
     model::{Labels, SpiffeId},
-    policy::{Action, Change as PolicyChange, Decision, Facts, MtlsMode, PolicySet, PolicyVerdict, decide},
+    policy::{
+        Action, Change as PolicyChange, Claims, Decision, Facts, Headers, MtlsMode, Outlook, PolicySet,
+        PolicyVerdict, Request, decide, outlook,
+    },
 };
+
+use serde_json::Value;
 
 use super::{
     folder::{documents, manifest::Manifest},
@@ -76,13 +81,19 @@ fn explained(set: &PolicySet, facts: &Facts<'_>) -> bool {
         ("shop".into(), Labels::from([("app".to_owned(), "web".to_owned())]));
     let compiled = set.compile_for(&namespace, &labels);
     let decision = decide(&compiled, facts);
+    if let Outlook::Same(before) = outlook(&compiled, &Facts { request: None, ..*facts }) {
+        assert_eq!(before == Decision::Allow, decision == Decision::Allow, "{facts:?}");
+    }
     let told = set.explain(&namespace, &labels, facts, None);
     assert_eq!(told.decision, decision);
     assert_eq!(&told.mtls.rule, compiled.mtls(facts.port));
     let mut allowing = told.policies.iter().filter(|policy| policy.is_allowing()).peekable();
     let allowed = allowing.peek().is_none() || allowing.any(|policy| policy.matched.is_some());
     let plaintext = facts.peer.is_none() && told.mtls.rule.mode == MtlsMode::Strict;
-    let follows = !plaintext && allowed && !told.policies.iter().any(PolicyVerdict::refuses);
+    let unreadable =
+        set.request_authentications_for(&namespace, &labels).any(|request| request.doubt.is_some());
+    let token = facts.request.is_some() && unreadable;
+    let follows = !plaintext && !token && allowed && !told.policies.iter().any(PolicyVerdict::refuses);
     assert_eq!(follows, decision == Decision::Allow, "{told:?}");
     follows
 }
@@ -92,13 +103,40 @@ fn for_each_call(mut judge: impl FnMut(&Facts<'_>)) {
         .iter()
         .filter_map(|id| id.parse().ok())
         .collect();
+    let claims =
+        [("iss", "https://issuer.example"), ("sub", "user"), ("aud", "shop"), ("scope", "read write")];
+    let claims = claims.map(|(name, value)| (name.to_owned(), Value::from(value)));
+    let token = Claims::new(claims.into_iter().collect());
+    let request = |method, path, token| Request {
+        method,
+        authority: "shop.example:8080",
+        path,
+        headers: &OneHeader,
+        remote_ip: IpAddr::from([192, 0, 2, 1]),
+        token,
+    };
+    let requests = [None, Some(request("GET", "/", None)), Some(request("POST", "/admin/a", Some(&token)))];
     let destination_ip = IpAddr::from([10, 0, 0, 1]);
     for source_ip in [IpAddr::from([10, 0, 0, 9]), IpAddr::from([192, 0, 2, 1])] {
         for port in [80, 8080] {
             for peer in peers.iter().map(Some).chain([None]) {
-                judge(&Facts { port, peer, source_ip, destination_ip, request: None, admitted: false });
+                for request in requests.iter().map(Option::as_ref) {
+                    let facts =
+                        Facts { port, peer, source_ip, destination_ip, request, admitted: false, sni: None };
+                    judge(&facts);
+                }
             }
         }
+    }
+}
+
+/// The header fields of every request here.
+#[derive(Debug)]
+struct OneHeader;
+
+impl Headers for OneHeader {
+    fn joined(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+        (name == "x").then_some(Cow::Borrowed(b"1"))
     }
 }
 

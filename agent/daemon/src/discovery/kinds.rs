@@ -5,6 +5,7 @@
 //! kind is a row in [`table`], a file beside it that reads the object, and the domain type that it becomes.
 
 mod authorization_policy;
+mod destination_rule;
 mod doubt;
 mod endpoint_slice;
 mod fields;
@@ -13,7 +14,9 @@ mod peer_authentication;
 mod pod;
 mod request_authentication;
 mod root;
+mod secret;
 mod service;
+mod service_entry;
 mod table;
 mod wire;
 
@@ -28,7 +31,7 @@ use serde_json::Value;
 
 pub(super) use fields::FieldError;
 pub(crate) use table::Kind;
-pub(super) use table::{Report, Row, SECURITY_GROUP, Unreadable};
+pub(super) use table::{Origins, Report, Row, SECURITY_GROUP, Unreadable};
 
 /// One object of a kind that the agent reads, whatever its state. Displays as `PeerAuthentication shop/default`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

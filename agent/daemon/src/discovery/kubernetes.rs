@@ -9,6 +9,7 @@ mod last_known;
 mod object;
 mod policy_status;
 mod resource_watch;
+mod secrets;
 
 use std::{
     sync::{
@@ -23,7 +24,12 @@ use kube::Client;
 use tokio::{sync::Notify, task::JoinSet, time::sleep};
 use tracing::info;
 
-use super::{Feed, PolicyHold, Shared, kinds::Kind, ledger::Ledger, wanted::WantedStatuses};
+use super::{
+    Feed, PolicyHold, Shared,
+    kinds::{Kind, Origins, Row},
+    ledger::Ledger,
+    wanted::WantedStatuses,
+};
 use health::Health;
 use resource_watch::ResourceWatch;
 
@@ -37,17 +43,23 @@ pub(super) fn watch(client: &Client, settings: Settings, hold: PolicyHold) -> Fe
         shared: Arc::downgrade(&feed.shared),
         settings,
         hold,
-        unread: AtomicUsize::new(Kind::rows().len()),
+        unread: AtomicUsize::new(watched().count()),
         changed: Notify::new(),
         health: Health::default(),
     });
     let mut tasks = JoinSet::new();
-    for row in Kind::rows() {
+    for row in watched() {
         tasks.spawn(ResourceWatch::new(row, client.clone(), hub.clone()).run());
     }
-    tasks.spawn(publish(hub));
+    tasks.spawn(publish(hub.clone()));
+    tasks.spawn(secrets::follow(client.clone(), hub));
     feed.shared.keep(tasks);
     feed
+}
+
+/// The kinds of which everything is watched.
+fn watched() -> impl Iterator<Item = &'static Row> {
+    Kind::rows().iter().filter(|row| row.origins == Origins::All)
 }
 
 /// Settles the ledger some time after it has changed.

@@ -94,8 +94,11 @@ struct InForce {
 impl Ledger {
     /// The ledger of a source that has not been read.
     pub(super) fn new(settings: Settings) -> Self {
+        let mut policies = PolicySet::new(Arc::clone(&settings.root_namespace));
+        policies.set_providers(settings.providers.iter().cloned());
+        policies.set_paths(settings.path_normalization);
         Self {
-            policies: PolicySet::new(Arc::clone(&settings.root_namespace)),
+            policies,
             mesh: Mesh::new(settings),
             source_problems: BTreeMap::new(),
             origins: BTreeMap::new(),
@@ -365,6 +368,7 @@ impl Ledger {
             Change::Policies(change) => {
                 let targets: Vec<ObjectName> = match &change {
                     PolicyChange::AuthorizationPolicy(policy) => policy.services().collect(),
+                    PolicyChange::RequestAuthentication(request) => request.services().collect(),
                     _ => Vec::new(),
                 };
                 self.news.reach.merge(self.policies.apply(change));

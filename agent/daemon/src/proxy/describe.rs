@@ -17,7 +17,7 @@ use crate::{
 pub(super) fn outbound(routed: &Routed, session: Option<(&PeerFacts, bool)>) -> Meta {
     let endpoint = match &routed.way {
         Way::Tunnel(_, endpoint, _) | Way::Plain(endpoint) => Some(endpoint),
-        Way::Passthrough | Way::Refused(_) => None,
+        Way::Passthrough | Way::Observed | Way::ByName(_) | Way::Resolve(_) | Way::Refused(_) => None,
     };
     let proven = session.is_some();
     Meta {
@@ -48,6 +48,11 @@ pub(super) fn joined_outbound(routed: &Routed) -> Meta {
         security: Security::LocalIdentity,
         ..outbound(routed, None)
     }
+}
+
+/// The same under TLS that the agent speaks for the application.
+pub(super) fn under_tls(meta: Meta) -> Meta {
+    Meta { security: Security::Tls, ..meta }
 }
 
 /// A connection to one of our pods; the stream's facts, once there is one.

@@ -15,16 +15,14 @@ use super::{
     admission::Place,
     describe, distrusted, facts,
     order::{Arrivals, Turn},
-    pressure::Broken,
-    relay::{Meter, Relay},
-    unconnected,
+    requests, unconnected,
     waiting::{admit, refuse},
     within,
 };
 use crate::{
     capture::{Client, Dial, bound_buffers, end_cleanly, tune_tunnel},
     telemetry::{Connection, Direction, Ending, Meta},
-    tunnel::{First, Incoming, Leg, Order, Plain, Session, first_bytes, tls::PeerIdentity},
+    tunnel::{First, Incoming, Leg as _, Order, Plain, Session, first_bytes, tls::PeerIdentity},
 };
 
 /// How long a client that may only come through a tunnel may keep silent.
@@ -200,13 +198,8 @@ impl<D: Dial> Call<'_, D> {
 
     async fn plaintext(&self, client: TcpStream, app: TcpStream) {
         let connection = self.shared.telemetry.open(describe::inbound(self.called, None, None));
-        let mut relay = Relay::new(app, Plain::new(client, self.pod.share.clone()));
-        let meter = Inbound(&connection);
-        let ended = select! {
-            biased;
-            refusal = self.until_denied(None, &connection) => Err(Cut::here(refusal)),
-            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter) => ended.map_err(cut),
-        };
+        let leg = Plain::new(client, self.pod.share.clone());
+        let (ended, _leg) = self.carried(None, &connection).carry(app, leg).await;
         match ended {
             Ok(()) => connection.finish(&Ending::Closed),
             // A reset is all that this peer can be told.
@@ -305,34 +298,35 @@ impl<D: Dial> Call<'_, D> {
             stream.close(Cut::by_leg(error).report(connection)).await;
             return None;
         }
-        let mut relay = Relay::new(app, stream);
-        match self.relay_as(&peer, &mut relay, &connection, &Inbound(&connection)).await {
+        let (ended, stream) = self.carried(Some(&peer), &connection).carry(app, stream).await;
+        match ended {
             Ok(()) => {
                 connection.finish(&Ending::Closed);
-                Some(relay.into_leg().into_session())
+                Some(stream.into_session())
             }
             Err(cut) => {
                 let tell = cut.report(connection);
-                relay.into_leg().close(tell).await;
+                stream.close(tell).await;
                 None
             }
         }
     }
 
-    /// Relays between the application and a client that is believed to be `peer`, until both directions have ended, or until that
-    /// may not go on.
-    pub(super) async fn relay_as<L: Leg>(
-        &self,
-        peer: &PeerIdentity,
-        relay: &mut Relay<L>,
-        connection: &Connection,
-        meter: &impl Meter,
-    ) -> Result<(), Cut> {
-        select! {
-            biased;
-            refusal = self.until_denied(Some(peer), connection) => Err(Cut::here(refusal)),
-            refused = self.until_distrusted(peer) => Err(Cut::here(distrusted(refused))),
-            ended = self.shared.relay(&*self.pod.pod, relay, meter) => ended.map_err(cut),
+    /// What is carried to the application once both ends stand.
+    pub(super) fn carried<'c>(
+        &'c self,
+        peer: Option<&'c PeerIdentity>,
+        connection: &'c Connection,
+    ) -> requests::Call<'c, D> {
+        let Call { shared, pod, called, workload, .. } = *self;
+        requests::Call {
+            shared,
+            pod,
+            workload,
+            source: called.source.0,
+            facts: self.facts(peer),
+            peer,
+            connection,
         }
     }
 
@@ -348,18 +342,9 @@ impl<D: Dial> Call<'_, D> {
         self.shared.wallet.until_distrusted(&self.workload.identity, peer).await
     }
 
-    /// Ends once the verdict on a live connection has turned to a refusal. Looked at before the relay, so that connections that
-    /// are over at once are judged and rehearsed as well.
-    fn until_denied(
-        &self,
-        peer: Option<&PeerIdentity>,
-        connection: &Connection,
-    ) -> impl Future<Output = Refusal> {
-        self.pod.until_denied(self.facts(peer), connection.meta(), &self.shared.telemetry)
-    }
-
+    /// Whether it may come, be it that it depends on its requests.
     fn verdict(&self, peer: Option<&PeerIdentity>) -> Result<(), Refusal> {
-        self.pod.verdict(&self.facts(peer))
+        self.pod.prospect(&self.facts(peer))
     }
 
     fn facts<'p>(&self, peer: Option<&'p PeerIdentity>) -> Facts<'p> {
@@ -388,25 +373,5 @@ impl<D: Dial> Call<'_, D> {
         let Call { shared, pod, .. } = self;
         pod.rehearse_refused(refusal, &self.facts(peer), meta, &shared.telemetry);
         shared.telemetry.refuse(meta, refusal);
-    }
-}
-
-/// Why a relay to one of our applications has ended early. A client cannot refuse: it breaks off.
-fn cut(broken: Broken) -> Cut {
-    let mut cut = Cut::by_relay(broken);
-    cut.by_peer = false;
-    cut
-}
-
-/// The application is the server.
-struct Inbound<'a>(&'a Connection);
-
-impl Meter for Inbound<'_> {
-    fn app_sent(&self, bytes: u64) {
-        self.0.server_to_client(bytes);
-    }
-
-    fn app_got(&self, bytes: u64) {
-        self.0.client_to_server(bytes);
     }
 }

@@ -20,13 +20,12 @@ use super::{
     inbound::Called,
     neighbours::Neighbour,
     outbound, party,
-    relay::{Meter, Relay},
     waiting::{admit, unless_given_up},
 };
 use crate::{
     capture::{Dial, bound_buffers},
     telemetry::{Connection, Direction, Ending},
-    tunnel::{Incoming, Joined, LegError, Order, tls::PeerIdentity},
+    tunnel::{Count, Incoming, Joined, LegError, Order, tls::PeerIdentity},
 };
 
 /// Both applications connected, and both ends believed.
@@ -98,7 +97,7 @@ pub(super) async fn carry<D: Dial>(
     let near_placed = Placed { client: app, place: near_place };
     // On the heap while it lasts: a connection lives long.
     if let Some(met) = Box::pin(ends.meet(near_placed, client, endpoint, far_place)).await {
-        ends.relay(met, client).await;
+        ends.carry(met, client).await;
     }
 }
 
@@ -174,59 +173,54 @@ impl<D: Dial> Ends<'_, D> {
         })
     }
 
-    /// Relays until both directions have ended, or until one of the two ends may not go on.
-    async fn relay(&self, met: Met, client: &Workload) {
+    /// Carries it until both directions have ended, or until one of the two ends may not go on.
+    async fn carry(&self, met: Met, client: &Workload) {
         let Self { near, far, incoming } = self;
-        let shared = near.shared;
+        let (shared, original_dst) = (near.shared, near.routed.original_dst.0);
         let Met { client_app, server_app, client: peer, server, _places } = met;
-        let near_connection = shared.telemetry.open(describe::joined_outbound(near.routed));
-        let far_connection = shared.telemetry.open(describe::joined_inbound(far.called, &peer.id, incoming));
-        let mut relay = Relay::new(server_app, Joined::new(client_app, far.pod.share.clone()));
-        let both = Both { near: &near_connection, far: &far_connection };
-        let ended = select! {
-            biased;
-            ended = far.relay_as(&peer, &mut relay, &far_connection, &both) => ended,
-            refused = shared.wallet.until_distrusted(&client.identity, &server) => {
-                let refusal = distrusted(refused);
-                let _: Option<Refusal> = Cut::here(refusal.clone()).report(near_connection);
-                let _: Option<Refusal> = Cut::told(refusal, false).report(far_connection);
-                return near.pod.pod.unanswered(near.routed.original_dst.0);
+        let near_end = Arc::new(shared.telemetry.open(describe::joined_outbound(near.routed)));
+        let far_end = shared.telemetry.open(describe::joined_inbound(far.called, &peer.id, incoming));
+        let leg = Joined::new(client_app, far.pod.share.clone(), Near(near_end.clone()));
+        let ended = {
+            let carried = far.carried(Some(&peer), &far_end);
+            select! {
+                biased;
+                (ended, _leg) = carried.carry(server_app, leg) => Ok(ended),
+                refused = shared.wallet.until_distrusted(&client.identity, &server) => Err(distrusted(refused)),
             }
         };
-        match ended {
-            Ok(()) => {
-                near_connection.finish(&Ending::Closed);
-                far_connection.finish(&Ending::Closed);
-                near.pod.pod.answered(near.routed.original_dst.0);
+        // The leg is gone, which counted for it.
+        let Some(near_end) = Arc::into_inner(near_end) else { return };
+        let (near_cut, far_cut) = match ended {
+            Ok(Ok(())) => {
+                near_end.finish(&Ending::Closed);
+                far_end.finish(&Ending::Closed);
+                return near.pod.pod.answered(original_dst);
             }
-            Err(cut) => {
+            Ok(Err(cut)) => {
                 let told = match &cut.refusal {
                     // Of a client that has broken off nobody has to be told.
                     Some(refusal) => Cut::told(refusal.clone(), cut.tell),
                     None => Cut::by_leg(LegError::PeerLeft),
                 };
-                let _: Option<Refusal> = cut.report(far_connection);
-                let _: Option<Refusal> = told.report(near_connection);
-                near.pod.pod.unanswered(near.routed.original_dst.0);
+                (told, cut)
             }
-        }
+            Err(refusal) => (Cut::here(refusal.clone()), Cut::told(refusal, false)),
+        };
+        let _: [Option<Refusal>; 2] = [near_cut.report(near_end), far_cut.report(far_end)];
+        near.pod.pod.unanswered(original_dst);
     }
 }
 
-/// Counts what passes at both ends. The relay's application is the server.
-struct Both<'a> {
-    near: &'a Connection,
-    far: &'a Connection,
-}
+/// Counts for the client's end. The server's counts by itself.
+struct Near(Arc<Connection>);
 
-impl Meter for Both<'_> {
-    fn app_sent(&self, bytes: u64) {
-        self.near.server_to_client(bytes);
-        self.far.server_to_client(bytes);
+impl Count for Near {
+    fn sent(&self, bytes: u64) {
+        self.0.client_to_server(bytes);
     }
 
-    fn app_got(&self, bytes: u64) {
-        self.near.client_to_server(bytes);
-        self.far.client_to_server(bytes);
+    fn got(&self, bytes: u64) {
+        self.0.server_to_client(bytes);
     }
 }

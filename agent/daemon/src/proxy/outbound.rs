@@ -1,13 +1,13 @@
 //! From an application in a pod to wherever it wants to go: route, then a tunnel to a meshed pod or a plain connection.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use ambit_core::{
-    discovery::{Affinity, Endpoint, Route, RouteError},
+    discovery::{Affinity, Endpoint, Named, Route, RouteError},
     model::{OriginalDst, PodAddr, Workload},
     policy::Facts,
     reason::{Reason, Refusal},
@@ -17,12 +17,12 @@ use tokio::{net::TcpStream, select, time::timeout};
 use super::{
     Cut, Placed, Pod, Shared,
     admission::Place,
-    describe, distrusted, facts, join,
-    neighbours::Neighbour,
+    describe, distrusted, egress, facts, join,
+    neighbours::Neighbours,
     order::Numbers,
     pressure::Broken,
     relay::{Meter, Relay},
-    unconnected,
+    requests, unconnected,
     waiting::{admit, refuse, unless_given_up},
     within,
 };
@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// How long a connect to another pod may take.
-const CONNECT: Duration = Duration::from_secs(10);
+pub(super) const CONNECT: Duration = Duration::from_secs(10);
 /// How long a tunnel that rests is believed to lead to its peer. After that nothing of the application's is said on it before
 /// the peer has answered, so that it can still go another way.
 const PROVEN: Duration = Duration::from_secs(1);
@@ -58,8 +58,14 @@ pub(super) enum Way {
     Tunnel(Arc<Workload>, Endpoint, Order),
     /// To a pod that is not in the mesh.
     Plain(Endpoint),
+    /// To where names lead.
+    Resolve(Named),
     /// To where no pod is known.
     Passthrough,
+    /// The same, counted and logged.
+    Observed,
+    /// Nowhere, unless the name in the application's TLS is of a ServiceEntry.
+    ByName(Refusal),
     /// Nowhere.
     Refused(Refusal),
 }
@@ -81,21 +87,33 @@ pub(super) fn route(
                 Way::Tunnel(client.clone(), endpoint, order)
             }
             Route::Plain(endpoint) => Way::Plain(endpoint),
+            Route::Resolve(named) => Way::Resolve(named),
+            Route::Passthrough if world.mesh.observes_outbound() => Way::Observed,
             Route::Passthrough => Way::Passthrough,
-            Route::Refuse(error) => {
-                let reason = match error {
-                    RouteError::UnknownPort { .. } => Reason::UnknownPort,
-                    RouteError::NoEndpoint { .. } | RouteError::Contested { .. } => Reason::NoEndpoint,
-                };
-                Way::Refused(Refusal::new(reason, error.to_string()))
+            Route::Refuse(error @ RouteError::NotRegistered { destination, .. })
+                if world.mesh.has_tls_entry(&client.name.namespace, destination.port()) =>
+            {
+                Way::ByName(unroutable(&error))
             }
+            Route::Refuse(error) => Way::Refused(unroutable(&error)),
         },
-        None => {
-            let text = "the calling pod is not known at the address that it calls from";
-            Way::Refused(Refusal::new(Reason::NotReady, text))
-        }
+        None => Way::Refused(unknown_client()),
     };
     Routed { client: client.cloned(), source, original_dst, way }
+}
+
+/// Why there is no way to a destination that is known.
+pub(super) fn unroutable(error: &RouteError) -> Refusal {
+    let reason = match error {
+        RouteError::UnknownPort { .. } => Reason::UnknownPort,
+        RouteError::NoEndpoint { .. } | RouteError::Contested { .. } => Reason::NoEndpoint,
+        RouteError::NotRegistered { .. } => Reason::EgressDenied,
+    };
+    Refusal::new(reason, error.to_string())
+}
+
+pub(super) fn unknown_client() -> Refusal {
+    Refusal::new(Reason::NotReady, "the calling pod is not known at the address that it calls from")
 }
 
 /// Where it goes; to which endpoint of its service is noted, where the client is to keep to it.
@@ -110,38 +128,37 @@ fn chosen(world: &World, client: &Workload, original_dst: OriginalDst, kept: &mu
     route
 }
 
-/// Carries one connection to its end; to `neighbour` without a tunnel, if the way leads there.
+/// Carries one connection to its end; to one of the `neighbours` without a tunnel, if the way leads there.
 pub(super) async fn carry<D: Dial>(
     shared: &Shared,
     pod: &Pod<D>,
-    placed: Box<Placed>,
-    routed: &Routed,
-    neighbour: Option<Arc<Neighbour<D>>>,
+    mut placed: Box<Placed>,
+    mut routed: Box<Routed>,
+    neighbours: &Neighbours<D>,
 ) {
-    let call = Call { shared, pod, routed };
-    // Each on the heap: a connection takes no more than its way needs.
-    match &routed.way {
-        Way::Tunnel(client, endpoint, _) if is_itself(client, &endpoint.workload) => {
-            Box::pin(call.to_itself(*placed, client, endpoint)).await;
-        }
-        Way::Tunnel(client, endpoint, order) => match neighbour {
+    if matches!(routed.way, Way::Resolve(_)) {
+        let resolved = egress::resolve(shared, pod, &mut placed.client, *routed);
+        routed = Box::new(Box::pin(resolved).await);
+    }
+    let call = Call { shared, pod, routed: &routed };
+    if let Way::Tunnel(client, endpoint, order) = &routed.way
+        && endpoint.rule.is_none()
+        && !is_itself(client, &endpoint.workload)
+    {
+        // An agent that is about to end leaves joining to the one that serves its pods by now.
+        let neighbour = neighbours.find(&endpoint.workload.uid).filter(|_| !shared.is_draining());
+        return match neighbour {
             Some(neighbour) => {
                 Box::pin(join::carry(&call, placed, client, endpoint, *order, &neighbour)).await;
             }
             None => Box::pin(call.tunnel(placed, client, endpoint, *order)).await,
-        },
-        Way::Plain(endpoint) => {
-            Box::pin(call.plain(*placed, "the destination", endpoint.addr.0, None)).await;
-        }
-        Way::Passthrough => {
-            Box::pin(call.plain(*placed, "the destination", routed.original_dst.0, None)).await;
-        }
-        Way::Refused(refusal) => call.refuse(placed.client, refusal),
+        };
     }
+    Box::pin(call.elsewhere(*placed)).await;
 }
 
 /// Whether a pod dials itself: namespace, name and UID together tell pods apart.
-fn is_itself(client: &Workload, destination: &Workload) -> bool {
+pub(super) fn is_itself(client: &Workload, destination: &Workload) -> bool {
     client.name == destination.name && client.uid == destination.uid
 }
 
@@ -161,6 +178,34 @@ struct Opened {
 }
 
 impl<D: Dial> Call<'_, D> {
+    /// All ways but that of most connections in the mesh.
+    async fn elsewhere(&self, placed: Placed) {
+        let Placed { client: app, place } = placed;
+        let routed = self.routed;
+        match &routed.way {
+            Way::Tunnel(client, endpoint, order) if let Some(rule) = &endpoint.rule => {
+                self.tunnel_by_rule(app, client, endpoint, *order, rule, place).await;
+            }
+            Way::Tunnel(client, endpoint, _) if is_itself(client, &endpoint.workload) => {
+                self.to_itself(app, client, endpoint, place).await;
+            }
+            Way::Tunnel(client, endpoint, order) => {
+                self.tunnel(Box::new(Placed { client: app, place }), client, endpoint, *order).await;
+            }
+            Way::Plain(endpoint) if let Some(rule) = &endpoint.rule => {
+                Box::pin(self.governed(app, endpoint, rule, place)).await;
+            }
+            Way::Plain(endpoint) => self.plain(app, "the destination", endpoint.addr.0, place, None).await,
+            Way::Passthrough => {
+                self.plain(app, "the destination", routed.original_dst.0, place, None).await;
+            }
+            Way::Observed => Box::pin(self.observed(app, place)).await,
+            Way::ByName(refusal) => Box::pin(self.by_name(app, refusal, place)).await,
+            Way::Resolve(_) => self.refuse(app, &unknown_client()),
+            Way::Refused(refusal) => self.refuse(app, refusal),
+        }
+    }
+
     pub(super) async fn tunnel(
         &self,
         placed: Box<Placed>,
@@ -325,52 +370,40 @@ impl<D: Dial> Call<'_, D> {
     }
 
     /// A new session.
-    async fn dialled(
+    pub(super) async fn dialled(
         &self,
         client: &Workload,
         endpoint: &Endpoint,
         buffers: Option<usize>,
     ) -> Result<Session, Refusal> {
-        let expected = &endpoint.workload.identity;
-        let Shared { wallet, telemetry, .. } = self.shared;
-        let credentials = wallet.credentials(&client.identity).await?;
-        let destination = endpoint.addr;
-        let tcp = within(CONNECT, self.pod.pod.dial_tunnel(self.routed.source.ip(), destination))
-            .await
-            .map_err(|error| unconnected("the peer's agent at", destination.0, &error))?;
-        bound_buffers(&tcp, buffers);
-        // Tickets are kept by address: the agents of two nodes cannot read each other's.
-        let (config, _) = credentials.client_config(expected);
-        let name = destination.0.ip().into();
-        let session = Session::connect(tcp, config, name, &self.pod.share, |certificates| {
-            wallet.peer(&credentials, certificates, Some(expected))
-        })
-        .await
-        .inspect_err(|error| telemetry.tls_failure(Direction::Outbound, error.reason()))?;
-        wallet.recheck(&client.identity, &session.facts().peer).map_err(distrusted)?;
-        telemetry.handshake(Direction::Outbound, session.facts().resumed);
-        Ok(session)
+        new_session(self.shared, self.pod, self.routed.source.ip(), client, endpoint, buffers).await
     }
 
     /// A pod that calls its own service does not pass its own inbound side: its policy applies here, with itself as the
     /// source.
-    async fn to_itself(&self, placed: Placed, client: &Workload, endpoint: &Endpoint) {
+    pub(super) async fn to_itself(&self, app: Client, client: &Workload, endpoint: &Endpoint, place: Place) {
         let addr = endpoint.addr;
         let facts = facts(addr, addr.0.ip(), Some(&client.identity));
-        match self.pod.verdict(&facts) {
-            Ok(()) => self.plain(placed, "the application at", addr.0, Some(facts)).await,
+        match self.pod.prospect(&facts) {
+            Ok(()) => self.plain(app, "the application at", addr.0, place, Some((facts, client))).await,
             Err(refusal) => {
                 let meta = describe::outbound(self.routed, None);
                 self.pod.rehearse_refused(&refusal, &facts, &meta, &self.shared.telemetry);
-                self.refuse(placed.client, &refusal);
+                self.refuse(app, &refusal);
             }
         }
     }
 
     /// To where no agent is: a plain connection from the pod's own address. One that is judged by `facts` is judged again
     /// whenever the pod's policy changes.
-    async fn plain(&self, placed: Placed, what: &str, destination: SocketAddr, facts: Option<Facts<'_>>) {
-        let Placed { client: mut app, mut place } = placed;
+    async fn plain(
+        &self,
+        mut app: Client,
+        what: &str,
+        destination: SocketAddr,
+        mut place: Place,
+        judged: Option<(Facts<'_>, &Workload)>,
+    ) {
         let dial = async {
             let dial = self.pod.pod.dial_plain(self.routed.source.ip(), destination);
             within(CONNECT, dial).await.map_err(|error| unconnected(what, destination, &error))
@@ -391,27 +424,32 @@ impl<D: Dial> Call<'_, D> {
         bound_buffers(&app, place.buffers());
         bound_buffers(&server, place.buffers());
         let connection = self.shared.telemetry.open(describe::outbound(self.routed, None));
-        let mut relay = Relay::new(app, Plain::new(server, self.pod.share.clone()));
-        let meter = Outbound(&connection);
-        // On the heap, as few connections have it.
-        let mut judged = facts
-            .map(|facts| Box::pin(self.pod.until_denied(facts, connection.meta(), &self.shared.telemetry)));
-        let denied = async {
-            match &mut judged {
-                Some(judged) => judged.await,
-                None => std::future::pending().await,
+        if let Some((facts, workload)) = judged {
+            // The same as if it had passed the pod's own inbound side.
+            let call = requests::Call {
+                shared: self.shared,
+                pod: self.pod,
+                workload,
+                source: self.routed.source,
+                facts,
+                peer: None,
+                connection: &connection,
+            };
+            let (ended, _client) =
+                Box::pin(call.carry(server, Plain::new(app, self.pod.share.clone()))).await;
+            match ended {
+                Ok(()) => connection.finish(&Ending::Closed),
+                Err(cut) => drop(cut.report(connection)),
             }
+            return;
+        }
+        let mut relay = Relay::new(app, Plain::new(server, self.pod.share.clone()));
+        let ended = self.shared.relay(&*self.pod.pod, &mut relay, &Outbound(&connection)).await;
+        let ending = match ended {
+            Ok(()) | Err(Broken::Leg(LegError::AppLeft)) => Ending::Closed,
+            Err(Broken::Leg(_)) => Ending::Reset,
+            Err(Broken::GivenUp(refusal)) => Ending::Refused { refusal, by_peer: false },
         };
-        let ending = select! {
-            biased;
-            refusal = denied => Ending::Refused { refusal, by_peer: false },
-            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter) => match ended {
-                Ok(()) | Err(Broken::Leg(LegError::AppLeft)) => Ending::Closed,
-                Err(Broken::Leg(_)) => Ending::Reset,
-                Err(Broken::GivenUp(refusal)) => Ending::Refused { refusal, by_peer: false },
-            },
-        };
-        drop(judged);
         connection.finish(&ending);
     }
 
@@ -433,8 +471,39 @@ impl<D: Dial> Call<'_, D> {
     }
 }
 
+/// A new session from `source`, an address of the pod `client`.
+pub(super) async fn new_session<D: Dial>(
+    shared: &Shared,
+    pod: &Pod<D>,
+    source: IpAddr,
+    client: &Workload,
+    endpoint: &Endpoint,
+    buffers: Option<usize>,
+) -> Result<Session, Refusal> {
+    let expected = &endpoint.workload.identity;
+    let Shared { wallet, telemetry, .. } = shared;
+    let credentials = wallet.credentials(&client.identity).await?;
+    let destination = endpoint.addr;
+    let limit = endpoint.rule.as_ref().and_then(|rule| rule.settings.pool.connect_timeout);
+    let tcp = within(limit.unwrap_or(CONNECT), pod.pod.dial_tunnel(source, destination))
+        .await
+        .map_err(|error| unconnected("the peer's agent at", destination.0, &error))?;
+    bound_buffers(&tcp, buffers);
+    // Tickets are kept by address: the agents of two nodes cannot read each other's.
+    let (config, _) = credentials.client_config(expected);
+    let name = destination.0.ip().into();
+    let session = Session::connect(tcp, config, name, &pod.share, |certificates| {
+        wallet.peer(&credentials, certificates, Some(expected))
+    })
+    .await
+    .inspect_err(|error| telemetry.tls_failure(Direction::Outbound, error.reason()))?;
+    wallet.recheck(&client.identity, &session.facts().peer).map_err(distrusted)?;
+    telemetry.handshake(Direction::Outbound, session.facts().resumed);
+    Ok(session)
+}
+
 /// The application is the client.
-struct Outbound<'a>(&'a Connection);
+pub(super) struct Outbound<'a>(pub(super) &'a Connection);
 
 impl Meter for Outbound<'_> {
     fn app_sent(&self, bytes: u64) {

@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use ambit_core::reason::{Reason, Refusal};
 use tokio::{
+    net::TcpStream,
     select,
     time::{Instant, sleep, sleep_until},
 };
@@ -17,7 +18,8 @@ use super::{
     relay::{Meter, Relay},
 };
 use crate::{
-    capture::Dial,
+    capture::{Dial, bound_buffers},
+    http::Stuck,
     instance::MemoryUse,
     tunnel::{Leg, LegError},
 };
@@ -136,6 +138,46 @@ impl Shared {
             {
                 let text = "the agent has hardly any memory left, and this connection is stuck";
                 return Err(Broken::GivenUp(Refusal::new(Reason::Overloaded, text)));
+            }
+        }
+    }
+    /// Cuts the buffers of a connection whose requests are parsed while memory is short, and waits for the client as long as the
+    /// application does. Ends when it has to be given up.
+    pub(super) async fn until_given_up(
+        &self,
+        pod: &impl Dial,
+        app: &TcpStream,
+        client: &TcpStream,
+        stuck: &Stuck,
+    ) -> Refusal {
+        let mut memory = self.memory.subscribe();
+        let mut cut = memory.borrow_and_update().pressure > Pressure::None;
+        let mut looks = Looks::new(Instant::now());
+        loop {
+            select! {
+                // The sender lives as long as `self`.
+                _ = memory.changed() => {}
+                () = Box::pin(sleep_until(looks.next)) => {
+                    if let Some(patience) = pod.patience(app) {
+                        // It fails only for what is no socket.
+                        let _ = patience.set_on(client);
+                    }
+                    looks.looked(0);
+                    continue;
+                }
+            }
+            let State { pressure, heaviest } = memory.borrow_and_update().clone();
+            if pressure > Pressure::None && !cut {
+                bound_buffers(app, Some(SMALLEST_BUFFER));
+                bound_buffers(client, Some(SMALLEST_BUFFER));
+                cut = true;
+            }
+            if heaviest.is_some_and(|heaviest| heaviest == *pod.uid())
+                && stuck.is()
+                && rand::random_ratio(1, ONE_OF)
+            {
+                let text = "the agent has hardly any memory left, and this connection is stuck";
+                return Refusal::new(Reason::Overloaded, text);
             }
         }
     }

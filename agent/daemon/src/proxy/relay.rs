@@ -15,7 +15,7 @@ use std::{
 use tokio::{
     io::{Interest, Ready},
     net::TcpStream,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, Sleep, sleep, timeout_at},
 };
 
 use crate::{
@@ -27,8 +27,12 @@ use crate::{
 };
 
 /// How long the word that a connection stands waits for the application's first bytes, to go out with them. The client's
-/// agent only learns from it that there will be no refusal.
-const ANSWER: Duration = Duration::from_millis(5);
+/// agent only learns from it that there will be no refusal. As long as the agent sleeps at most, so that it wakes no thread.
+const ANSWER: Duration = Duration::from_millis(50);
+
+/// How long an application that has ended its direction is left alone before it is asked whether there is anything left of it.
+/// Most connections are over by then, and the asking costs as much as a packet. Shorter than any pause between two looks.
+const HALF_CLOSED: Duration = Duration::from_millis(500);
 
 /// What an application has said in so many pieces without an answer is a stream. Its kernel may keep small pieces back until
 /// those before are acknowledged (RFC 896), and segments are long on the way to us.
@@ -62,6 +66,8 @@ struct State {
     down: Direction,
     /// Times that bytes have come from the application since the last went to it.
     unanswered: u32,
+    /// An application that has ended its direction is asked now and then whether there is anything left of it.
+    probed: bool,
     /// What one of the two sockets has failed of, while the last words from it are passed on.
     failed: Option<Box<LegError>>,
 }
@@ -193,7 +199,15 @@ impl<L: Leg> Relay<L> {
     async fn run_steps(&mut self, meter: &impl Meter) -> Result<(), LegError> {
         let Self { app, leg, state, begun, .. } = self;
         let (app, socket) = (&*app, leg.socket());
-        let mut steps = Steps { app, leg, state, leg_socket: &socket, app_fails: None, leg_fails: None };
+        let mut steps = Steps {
+            app,
+            leg,
+            state,
+            leg_socket: &socket,
+            app_fails: None,
+            leg_fails: None,
+            half_closed: None,
+        };
         if steps.leg.holds_answer() && Box::pin(steps.run_until_answer(meter)).await?.is_ready() {
             return Ok(());
         }
@@ -213,6 +227,8 @@ struct Steps<'a, L> {
     /// Made when nobody reads the socket, which most connections never come to.
     app_fails: Option<Fails<'a>>,
     leg_fails: Option<Fails<'a>>,
+    /// When the application is asked whether there is anything left of it.
+    half_closed: Option<Pin<Box<Sleep>>>,
 }
 
 type Fails<'a> = Pin<Box<dyn Future<Output = io::Result<Ready>> + Send + 'a>>;
@@ -268,9 +284,6 @@ impl<L: Leg> Steps<'_, L> {
                         if self.state.unanswered == STREAM {
                             acknowledge_at_once(self.app);
                         }
-                        if step.end {
-                            probe_when_idle(self.app);
-                        }
                         !step.end
                     }
                     Poll::Ready(Err(error)) => {
@@ -304,6 +317,13 @@ impl<L: Leg> Steps<'_, L> {
         }
         if self.state.up.ended && self.state.down.ended {
             return Poll::Ready(Ok(()));
+        }
+        if self.state.up.ended && !self.state.probed {
+            let half_closed = self.half_closed.get_or_insert_with(|| Box::pin(sleep(HALF_CLOSED)));
+            if half_closed.as_mut().poll(cx).is_ready() {
+                probe_when_idle(self.app);
+                self.state.probed = true;
+            }
         }
         self.poll_failures(cx)
     }

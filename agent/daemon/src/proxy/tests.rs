@@ -1,8 +1,10 @@
 //! Outbound and inbound over loopback, with a scripted pod in place of capture: what is dialled, refused, cut and told.
 
 mod authorization;
+mod external;
 mod joined;
 mod renewal;
+mod requests;
 mod sizes;
 
 use std::fs;
@@ -119,7 +121,7 @@ impl Node {
         let settings = TlsSettings { post_quantum: Default::default(), trust_domains: vec![domain] };
         let wallet = Wallet::new(keys.clone(), settings, clock);
         let capacity = Capacity { files: 1 << 20, memory: 1 << 30 };
-        let proxy = Proxy::new(feed, wallet, Telemetry::new(), capacity, false);
+        let proxy = Proxy::new(feed, wallet, Telemetry::new(), Judges::default(), capacity, false);
         Self { proxy, neighbours: Neighbours::new(join), keys, renewed, _dir: dir }
     }
 

@@ -2,16 +2,18 @@
 //!
 //! Field names and their order are ztunnel's; `reason`, `policy`, `rule`, `security`, `dst.original_addr` and `connection` are ours
 //! and come last. The lines of a connection at its two ends have the same `connection`: the ports of `src.addr` differ, as the
-//! tunnel comes from a port of its own. Byte counts are from our own pod's view, unlike the metrics: `bytes_sent` is what our pod sent.
+//! tunnel comes from a port of its own. Requests have a line each under `access::request`. Byte counts are from our own pod's view, unlike the metrics: `bytes_sent` is what our pod sent.
 
-use std::{borrow::Cow, sync::atomic::Ordering};
+use std::{borrow::Cow, sync::atomic::Ordering, time::Duration};
 
 use ambit_core::reason::{Reason, Refusal};
+use http::StatusCode;
 use tracing::{Level, enabled, event};
 
-use super::{CLUSTER, Direction, Ending, Meta, Party, live::Live};
+use super::{CLUSTER, Direction, Ending, Meta, Party, RequestEnd, ResponseFlag, live::Live, request::Head};
 
 const TARGET: &str = "access";
+const REQUEST: &str = "access::request";
 
 /// `connection opened`, for those who follow connections live.
 pub(super) fn opened(meta: &Meta) {
@@ -35,6 +37,25 @@ pub(super) fn opened(meta: &Meta) {
         direction = direction(meta),
         connection = meta.id.map(tracing::field::display),
         "connection opened"
+    );
+}
+
+/// `connection to outside`: the name that the application's TLS has, which is its own word.
+pub(super) fn outside(meta: &Meta, name: Option<&str>) {
+    if !enabled!(target: TARGET, Level::INFO) {
+        return;
+    }
+    let source = PartyFields::of(&meta.source, meta);
+    event!(
+        target: TARGET,
+        Level::INFO,
+        src.addr = %meta.source_addr,
+        src.workload = source.workload,
+        src.namespace = source.namespace,
+        dst.addr = %meta.destination_addr,
+        dst.host = name,
+        direction = direction(meta),
+        "connection to outside"
     );
 }
 
@@ -113,6 +134,91 @@ pub(super) fn ended(live: &Live, ending: &Ending, unsaid: u64) {
         };
     }
     if outcome.error.is_some() { complete!(Level::ERROR) } else { complete!(Level::INFO) }
+}
+
+/// `request complete`: a warning if it has no answer of the application.
+pub(super) fn request(meta: &Meta, head: &Head, end: &RequestEnd, duration: Duration) {
+    // The level of an event is fixed at its place in the code, hence two places.
+    macro_rules! complete {
+        ($level:expr) => {
+            if enabled!(target: REQUEST, $level) {
+                let source = PartyFields::of(&meta.source, meta);
+                let destination = PartyFields::of(&meta.destination, meta);
+                event!(
+                    target: REQUEST,
+                    $level,
+                    src.addr = %meta.source_addr,
+                    src.workload = source.workload,
+                    src.namespace = source.namespace,
+                    src.identity = source.identity,
+                    dst.addr = %meta.destination_addr,
+                    dst.service = service(meta),
+                    dst.workload = destination.workload,
+                    dst.namespace = destination.namespace,
+                    dst.identity = destination.identity,
+                    method = head.method.as_str(),
+                    path = &*head.path,
+                    authority = &*head.authority,
+                    protocol = ?head.version,
+                    status = end.status.map(|status| status.as_u16()),
+                    grpc_status = end.grpc_status.filter(|_| head.grpc),
+                    request_bytes = end.request_bytes,
+                    response_bytes = end.response_bytes,
+                    duration = format!("{}ms", duration.as_millis()),
+                    flags = end.flag.label(),
+                    request_id = head.request_id.as_deref(),
+                    trace_id = head.trace_id.as_deref(),
+                    security = meta.security.label(),
+                    connection = meta.id.map(tracing::field::display),
+                    "request complete"
+                );
+            }
+        };
+    }
+    if end.flag == ResponseFlag::None { complete!(Level::INFO) } else { complete!(Level::WARN) }
+}
+
+/// `request failed`: refused, as were `unsaid` others of the same pod and reason.
+pub(super) fn request_refused(
+    meta: &Meta,
+    head: Option<&Head>,
+    refusal: &Refusal,
+    status: StatusCode,
+    unsaid: u64,
+) {
+    if !enabled!(target: REQUEST, Level::WARN) {
+        return;
+    }
+    let (source, destination) =
+        (PartyFields::of(&meta.source, meta), PartyFields::of(&meta.destination, meta));
+    event!(
+        target: REQUEST,
+        Level::WARN,
+        src.addr = %meta.source_addr,
+        src.workload = source.workload,
+        src.namespace = source.namespace,
+        src.identity = source.identity,
+        dst.addr = %meta.destination_addr,
+        dst.service = service(meta),
+        dst.workload = destination.workload,
+        dst.namespace = destination.namespace,
+        dst.identity = destination.identity,
+        method = head.map(|head| head.method.as_str()),
+        path = head.map(|head| &*head.path),
+        authority = head.map(|head| &*head.authority),
+        protocol = head.map(|head| tracing::field::debug(head.version)),
+        status = status.as_u16(),
+        error = &*refusal.text,
+        reason = refusal.reason.label(),
+        policy = refusal.policy.as_deref(),
+        rule = refusal.rule.as_deref(),
+        request_id = head.and_then(|head| head.request_id.as_deref()),
+        trace_id = head.and_then(|head| head.trace_id.as_deref()),
+        security = meta.security.label(),
+        connection = meta.id.map(tracing::field::display),
+        unsaid = (unsaid > 0).then_some(unsaid),
+        "request failed"
+    );
 }
 
 /// What the line says of the end.

@@ -3,13 +3,13 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Instant, SystemTime},
 };
 
-use super::{LiveConnection, Meta, traffic::Series};
+use super::{LiveConnection, Meta, request::Parsed, traffic::Series};
 
 const SHARDS: u64 = 16;
 
@@ -21,6 +21,8 @@ pub(super) struct Live {
     pub(super) series: Arc<Series>,
     pub(super) client_to_server: AtomicU64,
     pub(super) server_to_client: AtomicU64,
+    /// What it keeps of the requests on it, once there is one.
+    pub(super) parsed: OnceLock<Box<Parsed>>,
     pub(super) opened: SystemTime,
     /// The same moment on the clock that never steps, for the duration.
     pub(super) since: Instant,
@@ -34,6 +36,7 @@ impl Live {
             series,
             client_to_server: AtomicU64::new(0),
             server_to_client: AtomicU64::new(0),
+            parsed: OnceLock::new(),
             opened: SystemTime::now(),
             since: Instant::now(),
         }

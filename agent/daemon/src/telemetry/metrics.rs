@@ -1,6 +1,7 @@
 //! The registry: Istio's TCP metrics, ambit's own, and the process's.
 
 mod certificates;
+mod tokens;
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -11,14 +12,21 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use self::certificates::Certificates;
-use super::{Direction, Meta, policy_metrics::PolicyMetrics, process::Process, traffic::Traffic};
+pub(crate) use self::tokens::IssuerKeys;
+use self::{certificates::Certificates, tokens::Tokens};
+use super::{
+    Direction, Meta, checks::Checks, policy_metrics::PolicyMetrics, process::Process, requests::Requests,
+    traces::SpanCounts, traffic::Traffic,
+};
 
 #[derive(Debug)]
 pub(super) struct Metrics {
     registry: Registry,
     pub(super) traffic: Arc<Traffic>,
+    pub(super) requests: Arc<Requests>,
+    pub(super) spans: SpanCounts,
     pub(super) policy: PolicyMetrics,
+    pub(super) checks: Checks,
     sockets_open: [Gauge; 2],
     refusals: Family<ReasonLabels, Counter>,
     plaintext_refused: Family<NamespaceLabels, Counter>,
@@ -35,6 +43,7 @@ pub(super) struct Metrics {
     probes: Family<PodLabels, Counter>,
     map_operations: Family<MapLabels, Counter>,
     pub(super) certificates: Certificates,
+    pub(super) tokens: Tokens,
     cni_requests: Family<CniRequestLabels, Counter>,
     cni_repairs: Family<CniRepairLabels, Counter>,
     /// Without labels: a family, so that it is absent until it is set.
@@ -103,8 +112,12 @@ impl Metrics {
         let mut registry = Registry::default();
         let traffic = Arc::new(Traffic::new());
         registry.register_collector(Box::new(traffic.clone()));
+        let requests = Arc::new(Requests::new());
+        registry.register_collector(Box::new(requests.clone()));
         registry.register_collector(Box::new(Process));
+        let spans = SpanCounts::register(&mut registry);
         let policy = PolicyMetrics::register(&mut registry);
+        let checks = Checks::register(&mut registry);
 
         let build = Family::<BuildLabels, Gauge>::default();
         build.get_or_create(&BuildLabels { component: "ambit", tag: env!("CARGO_PKG_VERSION") }).set(1);
@@ -117,7 +130,10 @@ impl Metrics {
 
         let metrics = Self {
             traffic,
+            requests,
+            spans,
             policy,
+            checks,
             sockets_open,
             refusals: Family::default(),
             plaintext_refused: Family::default(),
@@ -134,6 +150,7 @@ impl Metrics {
             probes: Family::default(),
             map_operations: Family::default(),
             certificates: Certificates::default(),
+            tokens: Tokens::default(),
             cni_requests: Family::default(),
             cni_repairs: Family::default(),
             cni_installed: Family::default(),
@@ -224,6 +241,7 @@ impl Metrics {
             self.map_operations.clone(),
         );
         self.certificates.register(registry);
+        self.tokens.register(registry);
         self
     }
 

@@ -4,13 +4,14 @@
 //! Fed with what has been decided, never asked in a decision. Constant memory: each table has its bound, shared fairly by the
 //! pods of the node.
 
+mod operations;
 mod sightings;
 #[cfg(test)]
 mod tests;
 
 use std::{
     hash::{BuildHasher, RandomState},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
@@ -21,6 +22,7 @@ use ambit_core::{
 };
 
 use super::{Direction, LiveConnection, Meta, Party};
+pub(crate) use operations::Operations;
 pub(crate) use sightings::Sighting;
 use sightings::Sightings;
 
@@ -28,8 +30,12 @@ use sightings::Sightings;
 const DENIALS: usize = 2_048;
 /// Pairs of a source and a port of a workload; one takes about 400 bytes.
 const FLOWS: usize = 4_096;
+/// Flows whose requests are known; one takes 10 KB at most.
+const REQUESTS: usize = 1_024;
 /// Different outcomes of rehearsals.
 const REHEARSALS: usize = 2_048;
+/// Different destinations outside, of one workload each.
+const OUTSIDE: usize = 2_048;
 /// Policies that are rehearsed.
 const POLICIES: usize = 1_024;
 
@@ -39,8 +45,10 @@ pub(super) struct Observed {
     hasher: RandomState,
     denials: Mutex<Sightings<DenialKey, DenialDetail>>,
     flows: Mutex<Sightings<FlowKey, FlowDetail>>,
+    requests: Mutex<Sightings<FlowKey, Requests>>,
     policies: Mutex<Sightings<(ObjectName, &'static str), Tally>>,
     rehearsals: Mutex<Sightings<RehearsalKey, RehearsalDetail>>,
+    outside: Mutex<Sightings<OutsideKey, ()>>,
 }
 
 /// Everything that is remembered, at one moment.
@@ -54,6 +62,17 @@ pub(crate) struct Observations {
     pub(crate) policies: Vec<(ObjectName, &'static str, Sighting<Tally>)>,
     /// Newest first.
     pub(crate) rehearsals: Vec<(RehearsalKey, Sighting<RehearsalDetail>)>,
+    pub(crate) outside: Vec<(OutsideKey, Sighting<()>)>,
+}
+
+/// A destination outside, and who goes there.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct OutsideKey {
+    /// Namespace and name of the workload.
+    pub(crate) source: (Arc<str>, Box<str>),
+    /// The name in the application's TLS.
+    pub(crate) name: Option<Box<str>>,
+    pub(crate) address: SocketAddr,
 }
 
 /// One end, as it is told from others: by its workload, not by each of its pods.
@@ -91,6 +110,8 @@ pub(crate) struct DenialKey {
 #[derive(Clone, Debug)]
 pub(crate) struct DenialDetail {
     pub(crate) refusal: Refusal,
+    /// Method and path, where a request was refused, not a connection.
+    pub(crate) request: Option<(Box<str>, Box<str>)>,
     pub(crate) source: Place,
     pub(crate) destination: Place,
 }
@@ -116,6 +137,14 @@ pub(crate) struct FlowDetail {
     pub(crate) destination: Arc<Workload>,
 }
 
+/// What the connections of a flow have carried.
+#[derive(Clone, Debug, Default)]
+struct Requests {
+    /// Those on which there was a request.
+    connections: u64,
+    operations: Operations,
+}
+
 /// Connections of one source to one port of a workload.
 #[derive(Clone, Debug)]
 pub(crate) struct Flow {
@@ -125,6 +154,8 @@ pub(crate) struct Flow {
     pub(crate) open: u32,
     /// The workload has had more flows than are kept.
     pub(crate) incomplete: bool,
+    /// What was requested; `None` unless that is known of all its connections.
+    pub(crate) operations: Option<Operations>,
 }
 
 /// What became of the connections that a policy was rehearsed on; the rest would not have changed.
@@ -169,13 +200,37 @@ impl Observed {
             hasher: RandomState::new(),
             denials: Mutex::new(Sightings::new(DENIALS)),
             flows: Mutex::new(Sightings::new(FLOWS)),
+            requests: Mutex::new(Sightings::new(REQUESTS)),
             policies: Mutex::new(Sightings::new(POLICIES)),
             rehearsals: Mutex::new(Sightings::new(REHEARSALS)),
+            outside: Mutex::new(Sightings::new(OUTSIDE)),
         }
     }
 
     /// A connection was refused or cut.
     pub(super) fn refused(&self, meta: &Meta, refusal: &Refusal, by_peer: bool, now: SystemTime) {
+        self.denied(meta, refusal, by_peer, None, now);
+    }
+
+    /// A request was refused; its method and path where they could be read.
+    pub(super) fn refused_request(
+        &self,
+        meta: &Meta,
+        refusal: &Refusal,
+        request: Option<(Box<str>, Box<str>)>,
+        now: SystemTime,
+    ) {
+        self.denied(meta, refusal, false, request, now);
+    }
+
+    fn denied(
+        &self,
+        meta: &Meta,
+        refusal: &Refusal,
+        by_peer: bool,
+        request: Option<(Box<str>, Box<str>)>,
+        now: SystemTime,
+    ) {
         let key = DenialKey {
             direction: meta.direction,
             by_peer,
@@ -192,7 +247,7 @@ impl Observed {
         };
         let party = self.party(&ours.workload);
         let (source, destination) = places(meta);
-        let detail = DenialDetail { refusal: refusal.clone(), source, destination };
+        let detail = DenialDetail { refusal: refusal.clone(), request, source, destination };
         held(&self.denials).see(party, key, now, |_| detail);
     }
 
@@ -202,6 +257,35 @@ impl Observed {
         let detail = FlowDetail { source: places(meta).0, destination: destination.clone() };
         let party = self.party(&key.destination);
         held(&self.flows).see(party, key, now, |_| detail);
+    }
+
+    /// A connection carries its first request.
+    pub(super) fn carries_requests(&self, meta: &Meta, now: SystemTime) {
+        self.amend(meta, now, |requests| requests.connections += 1);
+    }
+
+    /// A request was let in.
+    pub(super) fn requested(&self, meta: &Meta, method: &str, path: &str, now: SystemTime) {
+        self.amend(meta, now, |requests| requests.operations.add(method, path));
+    }
+
+    fn amend(&self, meta: &Meta, now: SystemTime, amend: impl FnOnce(&mut Requests)) {
+        let Some((key, _)) = flow(meta) else { return };
+        let party = self.party(&key.destination);
+        held(&self.requests).see(party, key, now, |before| {
+            let mut requests = before.unwrap_or_default();
+            amend(&mut requests);
+            requests
+        });
+    }
+
+    /// A connection went to what is outside.
+    pub(super) fn outside(&self, meta: &Meta, name: Option<&str>, now: SystemTime) {
+        let Some(client) = &meta.source.workload else { return };
+        let source = (client.name.namespace.clone(), Box::from(client.workload_name()));
+        let party = self.party(&source);
+        let key = OutsideKey { source, name: name.map(Into::into), address: meta.destination_addr };
+        held(&self.outside).see(party, key, now, |_| ());
     }
 
     /// A policy that decides nothing was tried on a connection.
@@ -279,7 +363,7 @@ impl Observed {
                 if open > 0 {
                     sighting.last = now;
                 }
-                Flow { key, sighting, open, incomplete: false }
+                Flow { key, sighting, open, incomplete: false, operations: None }
             })
             .collect();
         {
@@ -287,6 +371,12 @@ impl Observed {
             for flow in &mut flows {
                 flow.incomplete = kept.has_lost(self.party(&flow.key.destination), now);
             }
+        }
+        let mut requests: std::collections::HashMap<_, _> = all(&self.requests, now).into_iter().collect();
+        for flow in &mut flows {
+            let requests = requests.remove(&flow.key).map(|seen| seen.detail);
+            let all_known = requests.filter(|requests| requests.connections >= flow.sighting.count);
+            flow.operations = all_known.map(|requests| requests.operations);
         }
         let mut rehearsals = all(&self.rehearsals, now);
         rehearsals.sort_by_key(|(_, sighting)| std::cmp::Reverse(sighting.last));
@@ -297,6 +387,7 @@ impl Observed {
             flows,
             policies: policies.into_iter().map(|((name, action), seen)| (name, action, seen)).collect(),
             rehearsals,
+            outside: all(&self.outside, now),
         }
     }
 

@@ -1,3 +1,5 @@
+mod requests;
+
 use std::{
     collections::BTreeMap,
     io,
@@ -26,6 +28,7 @@ fn workload(namespace: &str, name: &str, labels: &[(&str, &str)]) -> Arc<Workloa
         host_network: false,
         enrolled: true,
         netns: None,
+        http_telemetry: false,
     })
 }
 

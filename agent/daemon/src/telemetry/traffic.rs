@@ -32,7 +32,7 @@ pub(super) const MIN_IDLE: Duration = Duration::from_secs(600);
 /// How often the table is searched for idle series while it is full.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
-const UNKNOWN: &str = "unknown";
+pub(super) const UNKNOWN: &str = "unknown";
 
 /// The `response_flags` of a connection that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +51,11 @@ impl Flag {
 
     pub(super) fn of(reason: Reason) -> Self {
         match reason {
-            Reason::MtlsRequired | Reason::PolicyDenied => Self::Deny,
+            Reason::MtlsRequired
+            | Reason::PolicyDenied
+            | Reason::EgressDenied
+            | Reason::TokenRefused
+            | Reason::ProviderRefused => Self::Deny,
             Reason::CertificateMissing
             | Reason::CertificateExpired
             | Reason::CertificateNotYetValid
@@ -61,6 +65,8 @@ impl Flag {
             | Reason::IdentityMismatch
             | Reason::TrustDomain
             | Reason::RootWithdrawn
+            | Reason::MtlsUnavailable
+            | Reason::CredentialsUnavailable
             | Reason::TlsHandshake => Self::TlsFailure,
             Reason::IdentityUnavailable => Self::IdentityError,
             Reason::CertificateRevoked => Self::CertRevoked,
@@ -72,6 +78,9 @@ impl Flag {
             | Reason::ConnectionRefused
             | Reason::Overloaded
             | Reason::NotReady
+            | Reason::RuleUnusable
+            | Reason::ConnectionLimit
+            | Reason::NameUnresolved
             | Reason::OriginalDstUnknown => Self::Connect,
             _ => Self::None,
         }
@@ -92,7 +101,7 @@ impl Flag {
 /// What tells one series from another.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct TrafficLabels {
-    direction: Direction,
+    pub(super) direction: Direction,
     source: PartyLabels,
     destination: PartyLabels,
     service: Option<ServiceName>,
@@ -125,7 +134,7 @@ impl TrafficLabels {
         }
     }
 
-    fn unknown(direction: Direction) -> Self {
+    pub(super) fn unknown(direction: Direction) -> Self {
         Self {
             direction,
             source: PartyLabels::default(),
@@ -310,7 +319,19 @@ struct FlaggedLabels<'a> {
 
 impl EncodeLabelSet for FlaggedLabels<'_> {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
-        let TrafficLabels { direction, source, destination, service, security } = self.labels;
+        self.labels.encode(encoder, "tcp", self.flag.label())
+    }
+}
+
+impl TrafficLabels {
+    /// What all of Istio's metrics have.
+    pub(super) fn encode(
+        &self,
+        encoder: &mut LabelSetEncoder<'_>,
+        request_protocol: &str,
+        response_flags: &str,
+    ) -> fmt::Result {
+        let Self { direction, source, destination, service, security } = self;
         let mut put = |key: &str, value: &str| (key, value).encode(encoder.encode_label());
         put("reporter", direction.reporter())?;
         encode_party(&mut put, source, SOURCE_KEYS)?;
@@ -321,8 +342,8 @@ impl EncodeLabelSet for FlaggedLabels<'_> {
         )?;
         put("destination_service_name", service.as_ref().map_or(UNKNOWN, |service| &service.name.name))?;
         encode_party(&mut put, destination, DESTINATION_KEYS)?;
-        put("request_protocol", "tcp")?;
-        put("response_flags", self.flag.label())?;
+        put("request_protocol", request_protocol)?;
+        put("response_flags", response_flags)?;
         put("connection_security_policy", security)?;
         ["source_region", "source_zone", "destination_region", "destination_zone"]
             .into_iter()

@@ -18,7 +18,7 @@ use std::{
     task::{Context, Poll},
 };
 
-pub(super) use self::waiting::Waiting;
+pub(crate) use self::waiting::Waiting;
 use self::waiting::{Line, Pods};
 use super::{
     ambit1::{RECORD_LEN, RECORDS},
@@ -143,7 +143,7 @@ enum Short {
 
 impl Share {
     /// A buffer, full or small by what the pod holds already; waits while there may be no other.
-    pub(super) fn poll_take(self: &Arc<Self>, cx: &Context<'_>, waiting: &mut Waiting) -> Poll<Buffer> {
+    pub(crate) fn poll_take(self: &Arc<Self>, cx: &Context<'_>, waiting: &mut Waiting) -> Poll<Buffer> {
         let mut taken = self.reserve();
         if let Err(short) = &taken {
             self.line.join(self, waiting, cx);
@@ -231,7 +231,7 @@ fn add_within(used: &AtomicUsize, len: usize, limit: usize) -> bool {
 
 /// A buffer of [`FULL`] or [`SMALL`] bytes with anything in it. Counts until it is dropped.
 #[derive(Debug)]
-pub(super) struct Buffer {
+pub(crate) struct Buffer {
     bytes: Box<[u8]>,
     share: Arc<Share>,
 }

@@ -96,6 +96,27 @@ pub(crate) fn judge(bytes: &[u8]) -> Option<First> {
     }
 }
 
+/// The server name in the ClientHello that these bytes are, in lower case, if they are one; `None` while that is open.
+pub(crate) fn server_name(bytes: &[u8]) -> Option<Option<Box<str>>> {
+    let Some(header) = bytes.first_chunk::<HEADER>() else {
+        return (bytes.first().is_some_and(|first| *first != 22)).then_some(None);
+    };
+    if header[..2] != [22, 3] {
+        return Some(None);
+    }
+    let len = HEADER + usize::from(u16::from_be_bytes([header[3], header[4]]));
+    if len > LOOK {
+        return Some(None);
+    }
+    let mut record = bytes.get(..len)?;
+    let mut acceptor = Acceptor::default();
+    if acceptor.read_tls(&mut record).is_err() {
+        return Some(None);
+    }
+    let Ok(Some(accepted)) = acceptor.accept() else { return Some(None) };
+    Some(accepted.client_hello().server_name().map(|name| name.to_ascii_lowercase().into()))
+}
+
 /// Reads a ClientHello (RFC 8446 §4.1.2), if all of it is there, for the ALPN extension (RFC 7301).
 fn look(bytes: &[u8]) -> Seen {
     let handshake = [22, 3];
@@ -150,6 +171,19 @@ mod tests {
         assert_eq!(look(b"\x16\x03\x01\x0f\xfb"), Seen::Part(LOOK));
         assert_eq!(look(b"\x16\x03\x01\x0f\xfc"), plaintext, "longer than any of ours");
         assert_eq!(look(b"\x16\x03\x01\x00\x00"), plaintext, "an empty record");
+    }
+
+    #[test]
+    fn the_name_in_a_hello_is_read_once_it_is_whole() {
+        let ours = hello(&[]);
+        assert_eq!(server_name(&ours), Some(Some("x.ambit".into())));
+        for cut in 1..ours.len() {
+            assert_eq!(server_name(&ours[..cut]), None, "cut at {cut}");
+        }
+        for other in [&b"GET / HTTP/1.1\r\n"[..], b"\x16\x04\x01\x00\x10", b"\x16\x03\x01\xff\xff", b"\x00"] {
+            assert_eq!(server_name(other), Some(None));
+        }
+        assert_eq!(server_name(b""), None);
     }
 
     /// A ClientHello in records of one byte would have to be looked at for each.

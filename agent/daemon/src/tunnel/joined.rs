@@ -25,27 +25,37 @@ use crate::capture::{Patience, acknowledge_at_once, answered_probe, probe_when_i
 /// What an application has said in so many pieces without an answer is a stream (RFC 896).
 const STREAM: u32 = 2;
 
+/// Counts what passes at the application that the leg leads to.
+pub(crate) trait Count: Unpin {
+    /// Bytes from it.
+    fn sent(&self, bytes: u64);
+    /// Bytes to it.
+    fn got(&self, bytes: u64);
+}
+
 /// An application's socket as a leg.
 #[derive(Debug)]
-pub(crate) struct Joined {
+pub(crate) struct Joined<C> {
     plain: Plain,
+    count: C,
     /// It has ended its direction.
     ended: bool,
     /// Times that bytes have come from it since the last went to it.
     unanswered: u32,
 }
 
-impl Joined {
+impl<C: Count> Joined<C> {
     /// Over the application's socket; buffers count for `share`.
-    pub(crate) fn new(app: TcpStream, share: Arc<Share>) -> Self {
-        Self { plain: Plain::new(app, share), ended: false, unanswered: 0 }
+    pub(crate) fn new(app: TcpStream, share: Arc<Share>, count: C) -> Self {
+        Self { plain: Plain::new(app, share), count, ended: false, unanswered: 0 }
     }
 }
 
-impl Leg for Joined {
+impl<C: Count> Leg for Joined<C> {
     fn poll_send_from(&mut self, cx: &mut Context<'_>, app: &TcpStream) -> Poll<Result<Moved, LegError>> {
         let moved = self.plain.poll_send_from(cx, app);
-        if moved.is_ready() {
+        if let Poll::Ready(Ok(moved)) = &moved {
+            self.count.got(moved.bytes as u64);
             self.unanswered = 0;
         }
         moved
@@ -54,6 +64,7 @@ impl Leg for Joined {
     fn poll_deliver_to(&mut self, cx: &mut Context<'_>, app: &TcpStream) -> Poll<Result<Moved, LegError>> {
         let moved = self.plain.poll_deliver_to(cx, app);
         if let Poll::Ready(Ok(moved)) = &moved {
+            self.count.sent(moved.bytes as u64);
             self.unanswered = self.unanswered.saturating_add(1);
             if self.unanswered == STREAM {
                 acknowledge_at_once(&*self.plain.socket());
@@ -64,6 +75,10 @@ impl Leg for Joined {
             }
         }
         moved
+    }
+
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LegError>> {
+        self.plain.poll_readable(cx)
     }
 
     fn app_failed(&mut self) {
@@ -100,15 +115,24 @@ impl Leg for Joined {
     }
 }
 
-impl AsyncRead for Joined {
+impl<C: Count> AsyncRead for Joined<C> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().plain).poll_read(cx, room)
+        let Self { plain, count, .. } = self.get_mut();
+        let before = room.filled().len();
+        let read = Pin::new(plain).poll_read(cx, room);
+        count.sent((room.filled().len() - before) as u64);
+        read
     }
 }
 
-impl AsyncWrite for Joined {
+impl<C: Count> AsyncWrite for Joined<C> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().plain).poll_write(cx, bytes)
+        let Self { plain, count, .. } = self.get_mut();
+        let written = Pin::new(plain).poll_write(cx, bytes);
+        if let Poll::Ready(Ok(written)) = &written {
+            count.got(*written as u64);
+        }
+        written
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -166,6 +166,13 @@ impl Leg for Plain {
         })
     }
 
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LegError>> {
+        if self.delivering.bytes.is_some() || self.delivering.piped.is_some() {
+            return Poll::Ready(Ok(()));
+        }
+        self.tcp.poll_read_ready(cx).map_err(LegError::Plain)
+    }
+
     fn app_failed(&mut self) {
         self.app_failed = true;
     }

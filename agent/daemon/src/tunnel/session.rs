@@ -135,6 +135,9 @@ pub(crate) trait Leg: AsyncRead + AsyncWrite + Unpin {
     /// Moves what has come for `app`, or the end.
     fn poll_deliver_to(&mut self, cx: &mut Context<'_>, app: &TcpStream) -> Poll<Result<Moved, LegError>>;
 
+    /// Waits until there are bytes for the application, or none will come any more: then a read takes room that is not needed before.
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LegError>>;
+
     /// The application's socket has failed: what can still be read of it is moved, and then the error comes, not the end.
     fn app_failed(&mut self);
 
@@ -338,6 +341,11 @@ impl Leg for Stream {
     fn poll_deliver_to(&mut self, cx: &mut Context<'_>, app: &TcpStream) -> Poll<Result<Moved, LegError>> {
         let Self::Ambit1(stream) = self;
         stream.poll_deliver_to(cx, app)
+    }
+
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LegError>> {
+        let Self::Ambit1(stream) = self;
+        stream.poll_readable(cx)
     }
 
     fn app_failed(&mut self) {

@@ -12,7 +12,7 @@ use tokio::{io::Interest, net::TcpStream};
 use crate::capture::is_at_mark;
 
 /// Reads what is there, up to `room`; 0 at the end.
-pub(super) fn poll_read(
+pub(crate) fn poll_read(
     cx: &mut Context<'_>,
     socket: &TcpStream,
     room: &mut [u8],
@@ -30,12 +30,12 @@ pub(super) fn poll_read_urgent(
 }
 
 /// Writes what the socket takes, of which there is something.
-pub(super) fn poll_write(cx: &mut Context<'_>, socket: &TcpStream, bytes: &[u8]) -> Poll<io::Result<usize>> {
+pub(crate) fn poll_write(cx: &mut Context<'_>, socket: &TcpStream, bytes: &[u8]) -> Poll<io::Result<usize>> {
     poll_put(cx, socket, bytes.len(), |raw| (&**raw).write(bytes))
 }
 
 /// The same for bytes in pieces.
-pub(super) fn poll_write_vectored(
+pub(crate) fn poll_write_vectored(
     cx: &mut Context<'_>,
     socket: &TcpStream,
     pieces: &[IoSlice<'_>],
@@ -45,7 +45,7 @@ pub(super) fn poll_write_vectored(
 }
 
 /// Ends one direction of a socket.
-pub(super) fn shut(socket: &TcpStream) -> io::Result<()> {
+pub(crate) fn shut(socket: &TcpStream) -> io::Result<()> {
     match SockRef::from(socket).shutdown(std::net::Shutdown::Write) {
         // The other end has closed both ways already.
         Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),

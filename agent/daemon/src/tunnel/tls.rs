@@ -4,6 +4,7 @@
 //! side. Leaves records, time-outs and the check of the negotiated ALPN to the tunnel; holds no socket.
 
 mod federation;
+mod outside;
 mod reason;
 mod revocation;
 mod verify;
@@ -34,11 +35,17 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
+pub(super) use self::outside::outside_reason;
 use self::{
     federation::Anchors,
     verify::{ClientVerifier, Refusal, ServerVerifier},
 };
-pub(crate) use self::{federation::Federation, reason::handshake_reason, revocation::Revocations};
+pub(crate) use self::{
+    federation::Federation,
+    outside::{Outside, OutsideTls},
+    reason::handshake_reason,
+    revocation::Revocations,
+};
 use crate::identity::{Clock, Leaf, Svid, TrustBundle};
 
 /// The one application protocol offered and accepted.

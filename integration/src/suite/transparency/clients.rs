@@ -183,7 +183,7 @@ fn build_go(folder: &Path) -> Result<()> {
 }
 
 /// The folder of PostgreSQL's programs, which Debian keeps off the path.
-fn postgres_programs() -> Result<String> {
+pub(in crate::suite) fn postgres_programs() -> Result<String> {
     let versions = fs::read_dir("/usr/lib/postgresql").context("PostgreSQL is not installed")?;
     let mut folders = versions.filter_map(|entry| Some(entry.ok()?.path().join("bin")));
     let folder = folders.find(|folder| folder.join("initdb").exists() && folder.join("psql").exists());
@@ -237,9 +237,11 @@ fn servers(pod: &Pod, folder: &Path, postgres: &str) -> Result<Vec<Process>> {
 }
 
 /// PostgreSQL does not run as root.
-const AS_POSTGRES: [&str; 4] = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"];
+pub(in crate::suite) const AS_POSTGRES: [&str; 4] =
+    ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"];
 
-fn initialise(data: &Path, postgres: &str) -> Result<()> {
+/// Makes an empty database that trusts everybody.
+pub(in crate::suite) fn initialise(data: &Path, postgres: &str) -> Result<()> {
     fs::create_dir_all(data)?;
     let user = User::from_name("postgres")?.context("there is no user postgres")?;
     chown(data, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;

@@ -166,7 +166,7 @@ fn of_service(
 }
 
 /// The ports of a pod of which anything speaks: its containers, its services, its policies.
-fn known_ports(cluster: Cluster<'_>, pod: &Workload) -> Vec<u16> {
+pub(in crate::diagnosis) fn known_ports(cluster: Cluster<'_>, pod: &Workload) -> Vec<u16> {
     let mut ports: BTreeSet<u16> = cluster.mesh.stated_ports(&pod.name).iter().copied().collect();
     for service in cluster.mesh.services_of(&pod.name) {
         for port in &service.ports {

@@ -1,4 +1,8 @@
 use super::*;
+use crate::discovery::{
+    ClientSettings, ClientTls, ConnectionPool, DestinationRule, EntryPort, EntryProtocol, ExportTo,
+    HostPattern, Origination, Prefix, Resolution, Roots, ServiceEntry, TrafficPolicy,
+};
 
 /// The findings of a scene, each as its code, object and field.
 fn found(scene: &Scene) -> Vec<String> {
@@ -55,6 +59,7 @@ fn selectors_that_match_nothing_are_told_with_the_label_that_differs() {
         name: named("shop/p"),
         target,
         action: Action::Deny,
+        provider: None,
         rules: vec![Rule::default()],
         dry_run: false,
         doubt: None,
@@ -89,7 +94,7 @@ fn ports_of_services_are_told_with_those_of_the_pods() {
 #[test]
 fn rules_that_need_http_where_none_is_spoken() {
     let methods = || {
-        Rule::new(vec![], vec![vec![field("to[0].operation.methods", Attribute::Layer7, &["GET"])]], vec![])
+        Rule::new(vec![], vec![vec![field("to[0].operation.methods", Attribute::Method, &["GET"])]], vec![])
     };
     let scene = shop().policy("shop/p", Some("cart"), Action::Allow, vec![methods()]);
     assert_eq!(found(&scene), [""; 0], "the service's port is http");
@@ -228,4 +233,170 @@ fn names_that_nothing_bears() {
 fn every_code_is_listed_once() {
     let codes: BTreeSet<&str> = CODES.iter().map(|(code, _)| *code).collect();
     assert_eq!(codes.len(), CODES.len());
+}
+
+/// A scene with a rule for `host` whose TLS is this.
+fn ruled(scene: Scene, host: &str, tls: ClientTls) -> Scene {
+    let settings = ClientSettings { rule: named("shop/r"), tls, pool: ConnectionPool::default() };
+    let rule = DestinationRule {
+        name: named("shop/r"),
+        created: None,
+        host: HostPattern::new(host),
+        exported_to: ExportTo::All,
+        selector: None,
+        policy: Some(TrafficPolicy { default: Arc::new(settings), ports: BTreeMap::new() }),
+    };
+    changed(scene, Change::DestinationRule(Arc::new(rule)))
+}
+
+fn changed(mut scene: Scene, change: Change) -> Scene {
+    scene.mesh.apply(change);
+    scene
+}
+
+fn entry(name: &str, address: &str, (number, target): (u16, u16), protocol: EntryProtocol) -> Change {
+    Change::ServiceEntry(Arc::new(ServiceEntry {
+        name: named(name),
+        created: None,
+        hosts: vec!["api.example.com".into()],
+        wildcards: vec![],
+        addresses: vec![Prefix::single(address.parse().unwrap())],
+        ports: vec![EntryPort { number, name: "p".into(), target, protocol }],
+        resolution: Resolution::None,
+        endpoints: vec![],
+        selector: None,
+        exported_to: ExportTo::All,
+        subject_alt_names: vec![],
+    }))
+}
+
+fn simple() -> ClientTls {
+    ClientTls::Originate(Arc::new(Origination {
+        sni: None,
+        names: vec![],
+        roots: Roots::System,
+        client: None,
+        crl: None,
+        insecure: false,
+    }))
+}
+
+#[test]
+fn rules_for_what_is_outside_are_looked_at() {
+    let api = |port, protocol| changed(shop(), entry("shop/api", "192.0.2.1", port, protocol));
+    let rule = |code: &str, field: &str| vec![format!("{code} DestinationRule shop/r spec.{field}")];
+    let tls = "trafficPolicy.tls";
+    for (scene, expected) in [
+        (ruled(shop(), "api.example.com", simple()), rule("unknown-host", "host")),
+        (ruled(api((80, 443), EntryProtocol::Http), "api.example.com", simple()), vec![]),
+        (
+            ruled(api((80, 80), EntryProtocol::Http), "api.example.com", simple()),
+            rule("tls-to-plaintext-port", tls),
+        ),
+        (ruled(api((443, 443), EntryProtocol::Tls), "api.example.com", simple()), rule("tls-in-tls", tls)),
+        (
+            ruled(api((80, 443), EntryProtocol::Http), "*.example.com", ClientTls::IstioMutual),
+            rule("mtls-outside-mesh", "trafficPolicy.tls.mode"),
+        ),
+        (ruled(api((80, 443), EntryProtocol::Http), "*.example.com", ClientTls::Disable), vec![]),
+    ] {
+        assert_eq!(found(&scene), expected);
+    }
+}
+
+#[test]
+fn addresses_of_entries_that_are_somebody_elses_are_told() {
+    let at = |name: &str, address: &str| entry(name, address, (80, 80), EntryProtocol::Tcp);
+    let scene = changed(changed(shop(), at("shop/x", "192.0.2.1")), at("shop/y", "192.0.2.1"));
+    assert_eq!(found(&scene), ["overlapping-address ServiceEntry shop/y spec.addresses"]);
+    let service = shop().mesh.services().next().unwrap().cluster_ips[0].to_string();
+    let scene = changed(shop(), at("shop/x", &service));
+    assert_eq!(found(&scene), ["overlapping-address ServiceEntry shop/x spec.addresses"]);
+}
+
+#[test]
+fn rules_about_requests_that_do_not_do_what_they_say() {
+    let rule = |fields: Vec<Field>| Rule::new(vec![], vec![fields], vec![]);
+    let policy = |action, fields| shop().policy("shop/p", Some("cart"), action, vec![rule(fields)]);
+    let paths = |values: &[&str]| vec![field("to[0].operation.paths", Attribute::Path, values)];
+    let at = "AuthorizationPolicy shop/p spec.rules[0].to[0].operation";
+    let odd = policy(Action::Allow, paths(&["/a", "/b*", "*.js", "/c/{*}", "/d/*/e", "f", "/g?h"]));
+    assert_eq!(found(&odd), vec![format!("never-matches {at}.paths"); 3]);
+    let methods = vec![field("to[0].operation.methods", Attribute::Method, &["GET", "post"])];
+    assert_eq!(found(&policy(Action::Allow, methods)), [format!("never-matches {at}.methods")]);
+    let hosts = |values: &[&str]| vec![field("to[0].operation.hosts", Attribute::Host, values)];
+    let both = ["a.example", "a.example:*", "*.example", "b.example:80"];
+    assert_eq!(found(&policy(Action::Allow, hosts(&both))), [""; 0]);
+    assert_eq!(
+        found(&policy(Action::Deny, hosts(&["a.example"]))),
+        [format!("host-without-port {at}.hosts")]
+    );
+
+    let custom = policy(Action::Custom, paths(&["/a"]));
+    assert_eq!(found(&custom), [""; 0], "no provider is another mistake");
+
+    let principals = || vec![field("from[0].source.requestPrincipals", Attribute::RequestPrincipal, &["*"])];
+    let asks = shop().policy(
+        "shop/p",
+        Some("cart"),
+        Action::Allow,
+        vec![Rule::new(vec![principals()], vec![], vec![])],
+    );
+    let no_issuer = "no-issuer AuthorizationPolicy shop/p spec.rules[0].from[0].source.requestPrincipals";
+    assert_eq!(found(&asks), [no_issuer]);
+
+    let bare = Scene::new().pod("shop/db-0", "db", "10.0.0.9", &[9000]);
+    let deny = bare.policy("shop/p", Some("db"), Action::Deny, vec![rule(paths(&["/admin"]))]);
+    assert_eq!(found(&deny), ["deny-beyond-http AuthorizationPolicy shop/p spec.rules[0]"]);
+}
+
+#[test]
+fn providers_that_are_not_there_or_would_be_asked_about_themselves_are_told() {
+    let place = |provider: &str, host: &str, port| ProviderPlace {
+        provider: provider.into(),
+        namespace: None,
+        host: host.into(),
+        port,
+    };
+    let settings = Settings {
+        provider_places: vec![
+            place("good", "opa.stock.svc.cluster.local", 9191),
+            place("gone", "gone.stock.svc.cluster.local", 9191),
+            place("portless", "opa.stock", 9192),
+            place("elsewhere", "opa.example", 9191),
+        ],
+        ..Settings::default()
+    };
+    let scene = || {
+        Scene::of(settings.clone())
+            .pod("shop/cart-0", "cart", "10.0.0.2", &[8080])
+            .pod("stock/opa", "opa", "10.0.0.5", &[9191])
+            .service("stock/opa", "opa", "10.96.0.2", ("grpc", 9191, 9191))
+    };
+    let custom = |scene: Scene, name: &str, app: Option<&str>, provider: &str| {
+        let mut scene = scene;
+        let target = Target::Pods(app.map(|app| labels(&[("app", app)])).unwrap_or_default());
+        let policy = AuthorizationPolicy {
+            name: named(name),
+            target,
+            action: Action::Custom,
+            provider: Some(provider.into()),
+            rules: vec![Rule::default()],
+            dry_run: false,
+            doubt: None,
+        };
+        scene.policies.apply(policy::Change::AuthorizationPolicy(Arc::new(policy)));
+        scene
+    };
+    for provider in ["good", "elsewhere"] {
+        assert_eq!(found(&custom(scene(), "shop/ask", Some("cart"), provider)), [""; 0]);
+    }
+    for (provider, words) in [("gone", "stock/gone, which is not there"), ("portless", "no such port")] {
+        let scene = custom(scene(), "shop/ask", Some("cart"), provider);
+        assert_eq!(found(&scene), ["provider-not-there AuthorizationPolicy shop/ask spec.provider.name"]);
+        assert!(message(&scene, "provider-not-there").contains(words));
+    }
+    let scene = custom(scene(), "stock/ask", None, "good");
+    assert_eq!(found(&scene), ["provider-asked-about-itself AuthorizationPolicy stock/ask"]);
+    assert!(message(&scene, "provider-asked-about-itself").contains("pod stock/opa of the provider good"));
 }

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::{
-    discovery::{Route, RouteError},
+    discovery::{PortProtocol, Route, RouteError},
     model::{OriginalDst, Workload},
     reason::Reason,
 };
@@ -106,4 +106,60 @@ fn case_50_a_port_without_tls_inherits_none() {
     panic!(
         "no DestinationRule is read yet: portLevelSettings without tls are unset, not the SIMPLE above them"
     );
+}
+
+/// Method, path and token are judged as on the way; a connection of which nothing is said depends on them.
+#[test]
+fn requests_are_judged_by_their_normalised_path_and_token() {
+    let rule = Rule::new(
+        vec![],
+        vec![vec![
+            field("to[0].operation.methods", Attribute::Method, &["GET"]),
+            field("to[0].operation.paths", Attribute::Path, &["/items/{*}"]),
+        ]],
+        vec![],
+    );
+    let scene = Scene::new()
+        .pod("shop/web-0", "web", "10.0.0.1", &[8080])
+        .pod("shop/cart-0", "cart", "10.0.0.2", &[8080])
+        .service("shop/cart", "cart", "10.96.0.1", ("http", 80, 8080))
+        .policy("shop/p", Some("cart"), Action::Allow, vec![rule]);
+    let [source, destination] = ["shop/web-0", "shop/svc/cart"].map(|text| text.parse().unwrap());
+    let no_token = |_: &[Arc<policy::JwtRule>]| Token::None;
+    let ask = |asked: Option<(&'static str, &'static str)>| {
+        let request =
+            asked.map(|(method, path)| Asked { method, path, host: None, headers: &[], token: &no_token });
+        let question = Question {
+            source: &source,
+            destination: &destination,
+            port: None,
+            namespace: None,
+            source_ip: None,
+            request,
+        };
+        let answer = explain(scene.cluster(), &question).unwrap();
+        let case = answer.cases.into_iter().next().unwrap();
+        let Outcome::Judged(explanation) = &case.outcome else { panic!("{case:?}") };
+        let let_in = explanation.decision == Decision::Allow;
+        (let_in, case)
+    };
+    let (let_in, case) = ask(Some(("GET", "/items/../items/7?x=1")));
+    let judged = case.request.unwrap();
+    assert!(let_in && !case.per_request);
+    assert_eq!((&*judged.path, &*judged.host, &*judged.token), ("/items/7", "cart", "none"));
+    let (let_in, case) = ask(Some(("DELETE", "/items/7")));
+    let Outcome::Judged(explanation) = case.outcome else { panic!() };
+    assert!(!let_in);
+    let changes: Vec<String> = explanation.remedies.iter().map(|remedy| remedy.what.to_string()).collect();
+    assert!(
+        changes.iter().any(|change| change.contains("to[0].operation.methods") && change.contains("DELETE")),
+        "{changes:?}"
+    );
+    let (let_in, case) = ask(None);
+    assert!(!let_in && case.per_request, "what is no HTTP is refused, and the rest depends");
+    assert!(matches!(case.protocol, PortProtocol::Http(_)), "{:?}", case.protocol);
+    let (let_in, case) = ask(Some(("GET", "/a%00b")));
+    let Outcome::Judged(explanation) = case.outcome else { panic!() };
+    let Decision::Deny(refusal) = explanation.decision else { panic!() };
+    assert_eq!((let_in, refusal.reason), (false, Reason::MalformedRequest));
 }

@@ -45,15 +45,16 @@ impl Mesh {
     }
 
     /// Whether a destination is the address or a host port of an enrolled pod, the address of a node, or leads to a service
-    /// with an enrolled endpoint, ready or not.
+    /// with an enrolled endpoint, ready or not, or to one of which a DestinationRule speaks, or to a ServiceEntry.
     pub(super) fn is_to_be_captured(&self, destination: Destination) -> bool {
         match destination {
             Destination::Node(ip) => self.node_ips.contains_key(&ip),
             Destination::Address(ip) if self.is_enrolled(ip) => true,
             Destination::Port(at) if self.host_port(at).is_some_and(|(pod, _)| pod.workload.enrolled) => true,
+            Destination::Port(at) if self.entry_captures(at) => true,
             _ => {
                 let mut claimants = self.claims.get(&destination).into_iter().flatten();
-                claimants.any(|name| self.has_enrolled_endpoint(&name.name))
+                claimants.any(|name| self.has_enrolled_endpoint(&name.name) || self.rules.act_on(&name.host))
             }
         }
     }

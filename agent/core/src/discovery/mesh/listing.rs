@@ -5,7 +5,7 @@ use std::{ops::Bound, sync::Arc};
 
 use super::{Mesh, Names, start_of};
 use crate::{
-    discovery::{Service, join},
+    discovery::{Service, Settings, join},
     model::{ObjectName, Workload},
 };
 
@@ -33,6 +33,48 @@ impl Mesh {
     /// The service of that name.
     pub fn service(&self, name: &ObjectName) -> Option<&Arc<Service>> {
         self.services.get(name).map(|record| &record.service)
+    }
+
+    /// The host name of a service of that name in the cluster's DNS.
+    pub fn host_of_service(&self, service: &ObjectName) -> Arc<str> {
+        join::service_name(&self.settings, service).host
+    }
+
+    /// What the installation has chosen.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The service that a DNS name leads to: `NAME.NAMESPACE.svc.<cluster domain>`, or a beginning of that with two parts at
+    /// least. The error is for a name that can be no other host's, and of no service that is known.
+    pub fn service_by_host(&self, host: &str) -> Result<Option<ObjectName>, ObjectName> {
+        let mut parts = host.splitn(3, '.');
+        let (Some(name), Some(namespace)) = (parts.next(), parts.next()) else { return Ok(None) };
+        let rest = parts.next();
+        let is_ours = rest == Some("svc")
+            || rest.and_then(|rest| rest.strip_prefix("svc.")) == Some(&*self.settings.cluster_domain);
+        let service = ObjectName::new(namespace, name);
+        match self.services.contains_key(&service) {
+            true if is_ours || rest.is_none() => Ok(Some(service)),
+            false if is_ours => Err(service),
+            _ => Ok(None),
+        }
+    }
+
+    /// The service at which a provider is said to be: by its host, or by that and its namespace. The error is for one that is not known.
+    pub fn provider_service(
+        &self,
+        namespace: Option<&str>,
+        host: &str,
+    ) -> Result<Option<ObjectName>, ObjectName> {
+        match (namespace, self.service_by_host(host)?) {
+            (_, Some(service)) => Ok(Some(service)),
+            (None, None) => Ok(None),
+            (Some(namespace), None) => {
+                let service = ObjectName::new(namespace, host.split('.').next().unwrap_or(host));
+                if self.services.contains_key(&service) { Ok(Some(service)) } else { Err(service) }
+            }
+        }
     }
 
     /// Whether anything of a namespace is known.

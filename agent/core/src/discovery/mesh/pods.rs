@@ -120,9 +120,13 @@ impl Mesh {
     pub(super) fn reconsider_namespace(&mut self, namespace: &str, delta: &mut Delta) {
         let enrolled =
             |pod: &Pod| join::opts_in(&self.settings, self.namespace_of(pod), pod) && !pod.ips.is_empty();
+        let watched = |pod: &Pod| join::wants_requests(&self.settings, self.namespace_of(pod), pod);
         let pods: Vec<_> = self
             .pods_in(namespace)
-            .filter(|record| enrolled(&record.pod) != record.workload.enrolled)
+            .filter(|record| {
+                enrolled(&record.pod) != record.workload.enrolled
+                    || watched(&record.pod) != record.workload.http_telemetry
+            })
             .map(|record| Arc::clone(&record.pod))
             .collect();
         for pod in pods {

@@ -12,6 +12,7 @@ use std::{
 use super::{Mesh, ServiceRecord};
 use crate::discovery::{
     Destination, Protocol, Service,
+    destination_rule::ClientSettings,
     join::{self, Backend},
 };
 use crate::model::{Labels, ObjectName, OriginalDst, PodAddr, ServiceName, SpiffeId, Workload};
@@ -25,6 +26,8 @@ pub enum Route {
     Plain(Endpoint),
     /// To the original destination as it is; nothing is known of it.
     Passthrough,
+    /// To where names lead.
+    Resolve(Named),
     /// Nowhere.
     Refuse(RouteError),
 }
@@ -41,6 +44,34 @@ pub struct Endpoint {
     pub service: Option<ServiceName>,
     /// For how long the client is to keep to it, if the service has session affinity.
     pub kept_for: Option<Duration>,
+    /// What a DestinationRule says of connections to it.
+    pub rule: Option<Box<ClientRule>>,
+}
+
+/// A DestinationRule's word on the connections of a client to a port of a service or entry.
+#[derive(Clone, Debug)]
+pub struct ClientRule {
+    /// How to connect.
+    pub settings: Arc<ClientSettings>,
+    /// The destination's host.
+    pub host: Arc<str>,
+    /// Names that the server's certificate may have where the rule says none (of the ServiceEntry).
+    pub names: Vec<Arc<str>>,
+    /// The application speaks HTTP/2.
+    pub http2: bool,
+}
+
+/// A destination of which only names are known.
+#[derive(Clone, Debug)]
+pub struct Named {
+    /// The names, each with the port to connect to.
+    pub names: Vec<(Arc<str>, u16)>,
+    /// Of all addresses that are found, the first is the one.
+    pub first_only: bool,
+    /// The entry by which it was addressed.
+    pub service: ServiceName,
+    /// What a DestinationRule says of connections to it.
+    pub rule: Option<Box<ClientRule>>,
 }
 
 /// Why a destination that is known leads nowhere.
@@ -62,6 +93,16 @@ pub enum RouteError {
         /// The port that was dialled.
         port: u16,
     },
+    /// The client's namespace may connect to nothing outside that no ServiceEntry names.
+    #[error(
+        "{destination} is outside, no ServiceEntry that namespace {namespace} sees has that address and port, and its outbound policy is REGISTRY_ONLY"
+    )]
+    NotRegistered {
+        /// What was dialled.
+        destination: SocketAddr,
+        /// The client's namespace.
+        namespace: Arc<str>,
+    },
     /// Several pods claim the address, and not all are in the mesh: plaintext might reach one that is.
     #[error("{address} is claimed by several pods, of which not all are in the mesh")]
     Contested {
@@ -80,43 +121,69 @@ impl Mesh {
         random: u64,
         kept: impl Fn(&ObjectName) -> Option<IpAddr>,
     ) -> Route {
-        let pick = Pick { client, random, kept: &kept };
         let dst = SocketAddr::new(dst.0.ip().to_canonical(), dst.0.port());
+        let within = self.cluster_route(client, dst, random, &kept);
+        within.unwrap_or_else(|| self.route_outside(client, dst, random))
+    }
+
+    /// The way to a pod, a service or a node, if it is one of those.
+    pub(super) fn cluster_route(
+        &self,
+        client: &Workload,
+        dst: SocketAddr,
+        random: u64,
+        kept: &dyn Fn(&ObjectName) -> Option<IpAddr>,
+    ) -> Option<Route> {
+        let pick = Pick { client, random, kept };
         let namespace = &*client.name.namespace;
         if let Some(service) = self.service_at(Destination::Address(dst.ip()), namespace) {
             let on = service.service.local_only.then_some(&client.node);
-            return self.route_to_service(service, dst, on, &pick);
+            return Some(self.route_to_service(service, dst, on, &pick));
         }
         if let Some(workload) = self.workload_by_ip(dst.ip()) {
-            return self.route_to(Endpoint {
+            return Some(self.route_to(Endpoint {
                 addr: PodAddr(dst),
                 workload: Arc::clone(workload),
                 service: None,
                 kept_for: None,
-            });
+                rule: None,
+            }));
         }
         // Last: who may write a service can claim any address by it.
         if let Some(service) = self.service_at(Destination::Port(dst), namespace) {
-            return self.route_to_service(service, dst, None, &pick);
+            return Some(self.route_to_service(service, dst, None, &pick));
         }
         if let Some((pod, target)) = self.host_port(dst) {
-            return match pod.pod.ips.iter().find(|ip| ip.is_ipv4() == dst.is_ipv4()) {
-                Some(ip) => {
-                    let addr = PodAddr(SocketAddr::new(*ip, *target));
-                    let workload = Arc::clone(&pod.workload);
-                    self.route_to(Endpoint { addr, workload, service: None, kept_for: None })
-                }
-                None => Route::Passthrough,
-            };
+            return pod.pod.ips.iter().find(|ip| ip.is_ipv4() == dst.is_ipv4()).map(|ip| {
+                let addr = PodAddr(SocketAddr::new(*ip, *target));
+                let workload = Arc::clone(&pod.workload);
+                self.route_to(Endpoint { addr, workload, service: None, kept_for: None, rule: None })
+            });
         }
-        match self.service_at_node(dst, namespace) {
-            Some((service, port, node)) => {
-                let on = (service.service.external_local && *node != client.node).then_some(node);
-                let dst = SocketAddr::new(dst.ip(), port);
-                self.route_to_service(service, dst, on, &pick)
-            }
-            None => Route::Passthrough,
-        }
+        let (service, port, node) = self.service_at_node(dst, namespace)?;
+        let on = (service.service.external_local && *node != client.node).then_some(node);
+        let dst = SocketAddr::new(dst.ip(), port);
+        Some(self.route_to_service(service, dst, on, &pick))
+    }
+
+    /// The same to a port of a service that is called by its name, whatever addresses it has: first by endpoints of the family that
+    /// the client's first address is of. `None` if there is no such service.
+    pub fn route_by_name(
+        &self,
+        client: &Workload,
+        service: &ObjectName,
+        port: u16,
+        random: u64,
+    ) -> Option<Route> {
+        let record = self.services.get(service)?;
+        let pick = Pick { client, random, kept: &|_| None };
+        let mut routes = client.ips.iter().map(|ip| {
+            let any = if ip.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
+            self.route_to_service(record, SocketAddr::new(any, port), None, &pick)
+        });
+        let refused = |route: &Route| matches!(route, Route::Refuse(_));
+        let first = routes.next()?;
+        Some(if refused(&first) { routes.find(|route| !refused(route)).unwrap_or(first) } else { first })
     }
 
     /// The service that a destination leads to; where several claim it, one in the client's namespace, else the oldest.
@@ -156,7 +223,10 @@ impl Mesh {
             None => tiers.find_map(|tier| pick.random(tier).find(usable)),
         };
         match chosen.and_then(|backend| self.endpoint(record, backend)) {
-            Some(endpoint) => self.route_to(endpoint),
+            Some(endpoint) => {
+                let rule = self.rule_for(pick.client, record, dst.port());
+                self.route_to(Endpoint { rule, ..endpoint })
+            }
             None => Route::Refuse(RouteError::NoEndpoint { service: name.to_string(), port: dst.port() }),
         }
     }
@@ -177,14 +247,25 @@ impl Mesh {
         // The owner of the address before all else; only host-network pods own none.
         let workload = match self.workload_by_ip(ip).or_else(named) {
             Some(workload) => Arc::clone(workload),
-            None => Arc::new(self.unknown_workload(&record.service.name.namespace, backend)?),
+            None => {
+                let namespace = &record.service.name.namespace;
+                Arc::new(self.unknown_workload(namespace, ip, backend.node.as_ref())?)
+            }
         };
         Some(Endpoint {
             addr: PodAddr(backend.addr),
             workload,
             service: Some((*record.name).clone()),
             kept_for: record.service.session_affinity,
+            rule: None,
         })
+    }
+
+    fn rule_for(&self, client: &Workload, record: &ServiceRecord, port: u16) -> Option<Box<ClientRule>> {
+        let settings = self.client_settings(client, &record.name, port)?;
+        let spoken = join::tcp_ports(&record.service).find(|own| own.port == port)?.application();
+        let http2 = spoken.is_some_and(|name| ["http2", "grpc", "kubernetes.io/h2c"].contains(&&*name));
+        Some(Box::new(ClientRule { settings, host: Arc::clone(&record.name.host), names: Vec::new(), http2 }))
     }
 
     fn route_to(&self, endpoint: Endpoint) -> Route {
@@ -196,13 +277,17 @@ impl Mesh {
         }
     }
 
-    fn unknown_workload(&self, namespace: &Arc<str>, backend: &Backend) -> Option<Workload> {
-        let ip = backend.addr.ip();
+    pub(super) fn unknown_workload(
+        &self,
+        namespace: &Arc<str>,
+        ip: IpAddr,
+        node: Option<&Arc<str>>,
+    ) -> Option<Workload> {
         Some(Workload {
             name: ObjectName::new(Arc::clone(namespace), "unknown"),
             uid: ip.to_string().into(),
             identity: SpiffeId::new(self.settings.trust_domain.clone(), namespace, "unknown").ok()?,
-            node: backend.node.clone().unwrap_or_default(),
+            node: node.cloned().unwrap_or_default(),
             ips: vec![ip],
             labels: Labels::new(),
             named_ports: BTreeMap::new(),
@@ -210,6 +295,7 @@ impl Mesh {
             host_network: false,
             enrolled: false,
             netns: None,
+            http_telemetry: false,
         })
     }
 }

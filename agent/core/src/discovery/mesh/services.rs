@@ -24,6 +24,7 @@ impl Mesh {
         delta: &mut Delta,
     ) {
         let mut affected = self.destinations_of(name);
+        affected.extend(self.entries_behind(&join::service_name(&self.settings, name).host));
         self.unlink_service(name);
         if let Some(service) = service {
             self.link_service(service);

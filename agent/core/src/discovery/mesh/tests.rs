@@ -42,6 +42,7 @@ pub(super) fn pod(id: &str, addresses: &[&str]) -> Pod {
         host_ports: vec![],
         foreign_probes: vec![],
         netns: None,
+        http_telemetry: None,
     }
 }
 
@@ -99,7 +100,11 @@ pub(super) fn slice(
 
 pub(super) fn namespace(name: &str, label: Option<&str>) -> Change {
     let labels = label.map(|value| (crate::model::DATAPLANE_LABEL.to_owned(), value.to_owned()));
-    Change::Namespace(Arc::new(Namespace { name: name.into(), labels: labels.into_iter().collect() }))
+    Change::Namespace(Arc::new(Namespace {
+        name: name.into(),
+        labels: labels.into_iter().collect(),
+        http_telemetry: None,
+    }))
 }
 
 /// A mesh whose namespace `shop` is enrolled and `plain` is not.
@@ -122,6 +127,12 @@ pub(super) fn way(mesh: &Mesh, client: &Workload, dst: &str, random: u64) -> Str
         Route::Refuse(RouteError::UnknownPort { .. }) => "no port".into(),
         Route::Refuse(RouteError::NoEndpoint { .. }) => "no endpoint".into(),
         Route::Refuse(RouteError::Contested { .. }) => "contested".into(),
+        Route::Refuse(RouteError::NotRegistered { .. }) => "not registered".into(),
+        Route::Resolve(named) => {
+            let names: Vec<String> =
+                named.names.iter().map(|(name, port)| format!("{name}:{port}")).collect();
+            format!("resolve {}", names.join(" "))
+        }
     }
 }
 
@@ -205,7 +216,7 @@ fn the_opt_in_label_is_configurable() {
     };
     let mut mesh = Mesh::new(settings);
     let labels = pairs(&[("istio.io/dataplane-mode", "ambient")]);
-    mesh.apply(Change::Namespace(Arc::new(Namespace { name: "shop".into(), labels })));
+    mesh.apply(Change::Namespace(Arc::new(Namespace { name: "shop".into(), labels, http_telemetry: None })));
     mesh.apply(Change::Pod(Arc::new(pod("shop/a", &["10.0.0.1"]))));
     let out = Pod { labels: pairs(&[("istio.io/dataplane-mode", "none")]), ..pod("shop/b", &["10.0.0.2"]) };
     mesh.apply(Change::Pod(Arc::new(out)));

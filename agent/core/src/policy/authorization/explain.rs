@@ -15,6 +15,8 @@ pub struct PolicyVerdict {
     pub matched: Option<usize>,
     /// Where none matches, and there is one: the rule that comes nearest.
     pub nearest: Option<Miss>,
+    /// The provider that it has asked has let the connection in.
+    pub admitted: bool,
 }
 
 /// A rule that does not match.
@@ -30,7 +32,7 @@ pub struct Miss {
     pub wants: String,
     /// What the connection has instead, in words.
     pub has: String,
-    /// It can only be known within HTTP, which is not read.
+    /// It can only be known of a request or of the application's TLS, and neither is known.
     pub needs_layer7: bool,
 }
 
@@ -39,7 +41,8 @@ impl PolicyVerdict {
         let matched = policy.matching(facts);
         let rules = policy.rules.iter().enumerate().filter(|_| matched.is_none());
         let nearest = rules.map(|(at, rule)| Miss::of(at, rule, facts)).min_by_key(|miss| miss.failing);
-        Self { policy: Arc::clone(policy), matched, nearest }
+        let admitted = policy.action == Action::Custom && facts.admitted;
+        Self { policy: Arc::clone(policy), matched, nearest, admitted }
     }
 
     /// Whether it counts: it is no rehearsal, and its action has an effect.
@@ -50,7 +53,7 @@ impl PolicyVerdict {
     /// Whether it refuses the connection.
     pub fn refuses(&self) -> bool {
         let refuses = matches!(self.policy.action, Action::Custom | Action::Deny);
-        self.is_in_force() && refuses && self.matched.is_some()
+        self.is_in_force() && refuses && !self.admitted && self.matched.is_some()
     }
 
     /// Whether it is one of those of which one has to match.
@@ -69,7 +72,7 @@ impl Miss {
             field: field.map(|field| field.name().to_owned()).unwrap_or_default(),
             wants: field.map(ToString::to_string).unwrap_or_default(),
             has: field.map(|field| field.seen(facts)).unwrap_or_default(),
-            needs_layer7: field.is_some_and(Field::needs_layer7),
+            needs_layer7: field.is_some_and(|field| field.unmet(facts).is_some()),
         }
     }
 }
@@ -78,11 +81,10 @@ impl Miss {
 impl fmt::Display for Field {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let values = self.values();
-        match (values.is_empty(), self.is_negated()) {
-            (true, _) => f.write_str("what can only be known within HTTP"),
-            (false, true) => write!(f, "none of {}", values.join(", ")),
-            (false, false) if values.len() == 1 => f.write_str(&values[0]),
-            (false, false) => write!(f, "one of {}", values.join(", ")),
+        match self.is_negated() {
+            true => write!(f, "none of {}", values.join(", ")),
+            false if values.len() == 1 => f.write_str(&values[0]),
+            false => write!(f, "one of {}", values.join(", ")),
         }
     }
 }
@@ -111,9 +113,9 @@ impl fmt::Display for Rule {
 }
 
 /// The field's own name; of a condition, which has only its place, what it tests.
-fn short(field: &Field) -> &str {
+fn short(field: &Field) -> String {
     match field.name().rsplit('.').next() {
-        Some("values" | "notValues") | None => field.attribute().key(),
-        Some(name) => name,
+        Some("values" | "notValues") | None => field.attribute().to_string(),
+        Some(name) => name.to_owned(),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Action, Authorization, AuthorizationPolicy};
+use super::{Action, Authorization, AuthorizationPolicy, Holds, Providers};
 use crate::{
     policy::Facts,
     reason::{Refusal, Rehearsed},
@@ -18,19 +18,27 @@ pub(in crate::policy) struct Rehearsal {
 }
 
 impl Rehearsal {
-    pub(super) fn of(
+    pub(in crate::policy) fn of(
         enforced: &[Arc<AuthorizationPolicy>],
         rehearsed: Vec<Arc<AuthorizationPolicy>>,
+        providers: &Providers,
     ) -> Self {
         if rehearsed.is_empty() {
             return Self::default();
         }
-        let together = Authorization::of(enforced.iter().chain(&rehearsed));
+        let together = Authorization::of(enforced.iter().chain(&rehearsed), providers);
         Self { policies: rehearsed.into(), together }
     }
 
     pub(in crate::policy) fn is_empty(&self) -> bool {
         self.policies.is_empty()
+    }
+
+    /// Whether what it finds depends on what the connection carries.
+    pub(in crate::policy) fn is_open(&self, facts: &Facts<'_>) -> bool {
+        let mut rules =
+            self.policies.iter().flat_map(|policy| policy.rules.iter().map(|rule| (policy.action, rule)));
+        rules.any(|(action, rule)| rule.will_match(action, facts) == Holds::Perhaps)
     }
 
     /// As [`rehearse`](crate::policy::rehearse), beside what is `enforced`.

@@ -1,7 +1,12 @@
 mod cases;
 mod doubt;
+mod external;
+mod http;
+mod outlook;
 mod reference;
 mod rehearsal;
+mod sent;
+mod token;
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -15,7 +20,11 @@ use crate::{
     reason::{Reason, Refusal},
 };
 
+use sent::Sent;
+
 const ROOT: &str = "ambit-system";
+/// Whom CUSTOM policies have asked.
+const PROVIDER: &str = "opa";
 
 /// A field as an object writes it: its name there, and its values.
 #[derive(Clone, Debug)]
@@ -56,7 +65,18 @@ impl Written {
             "remoteIpBlocks" => Attribute::RemoteIp,
             "ports" => Attribute::Port,
             "destination.ip" => Attribute::DestinationIp,
-            _ => Attribute::Layer7,
+            "hosts" => Attribute::Host,
+            "methods" => Attribute::Method,
+            "paths" => Attribute::Path,
+            "requestPrincipals" => Attribute::RequestPrincipal,
+            "request.auth.audiences" => Attribute::Audience,
+            "request.auth.presenter" => Attribute::Presenter,
+            "connection.sni" => Attribute::Sni,
+            _ => match (name.strip_prefix("request.headers"), name.strip_prefix("request.auth.claims")) {
+                (Some(header), _) => Attribute::Header(header.trim_matches(['[', ']'])),
+                (_, Some(path)) => Attribute::Claim(path),
+                _ => Attribute::Unsupported,
+            },
         };
         let context = Context { namespace, trust_domains };
         Field::new(self.name, attribute, negated, &self.values, context).unwrap()
@@ -109,6 +129,7 @@ fn policy_in(
         name: ObjectName::new(namespace, name),
         target: Target::Pods(Labels::new()),
         action,
+        provider: (action == Action::Custom).then(|| PROVIDER.into()),
         rules: rules.iter().map(|rule| rule.read(namespace, trust_domains)).collect(),
         dry_run: false,
         doubt: None,
@@ -120,28 +141,40 @@ fn set(policies: impl IntoIterator<Item = AuthorizationPolicy>) -> PolicySet {
     for policy in policies {
         set.apply(policy::Change::AuthorizationPolicy(Arc::new(policy)));
     }
+    set.set_providers([PROVIDER.into()]);
     set
 }
 
-/// Who connects where.
+/// Who connects where, and with what.
 #[derive(Clone, Debug)]
 struct Call {
     peer: Option<SpiffeId>,
     source: IpAddr,
     port: u16,
+    request: Option<Sent>,
+    sni: Option<&'static str>,
+    admitted: bool,
 }
 
 impl Call {
+    /// Without its request.
     fn facts(&self) -> Facts<'_> {
         let destination_ip = "10.0.0.1".parse().unwrap();
+        let Self { peer, source: source_ip, port, sni, admitted, .. } = self;
         Facts {
-            port: self.port,
-            peer: self.peer.as_ref(),
-            source_ip: self.source,
+            port: *port,
+            peer: peer.as_ref(),
+            source_ip: *source_ip,
             destination_ip,
             request: None,
-            admitted: false,
+            admitted: *admitted,
+            sni: *sni,
         }
+    }
+
+    fn judged<T>(&self, judge: impl FnOnce(&Facts<'_>) -> T) -> T {
+        let request = self.request.as_ref().map(Sent::read);
+        judge(&Facts { request: request.as_ref(), ..self.facts() })
     }
 }
 
@@ -149,7 +182,14 @@ impl Call {
 fn by(account: &str) -> Call {
     let (namespace, name) = account.split_once('/').unwrap();
     let id = format!("spiffe://cluster.local/ns/{namespace}/sa/{name}");
-    Call { peer: Some(id.parse().unwrap()), source: "10.0.0.9".parse().unwrap(), port: 8080 }
+    Call {
+        peer: Some(id.parse().unwrap()),
+        source: "10.0.0.9".parse().unwrap(),
+        port: 8080,
+        request: None,
+        sni: None,
+        admitted: false,
+    }
 }
 
 fn plaintext() -> Call {
@@ -162,7 +202,11 @@ fn on(port: u16, call: Call) -> Call {
 
 /// The verdict for a pod of namespace `shop` with labels `app: web`.
 fn verdict(policies: &PolicySet, call: &Call) -> Decision {
-    decide(&policies.compile_for(&"shop".into(), &labels(&[("app", "web")])), &call.facts())
+    call.judged(|facts| decide(&web_of(policies), facts))
+}
+
+fn web_of(policies: &PolicySet) -> policy::WorkloadPolicy {
+    policies.compile_for(&"shop".into(), &labels(&[("app", "web")]))
 }
 
 fn lets_in(policies: &PolicySet, call: &Call) -> bool {
@@ -229,6 +273,7 @@ fn pod(namespace: &str, app: &str) -> Workload {
         host_network: false,
         enrolled: true,
         netns: None,
+        http_telemetry: false,
     }
 }
 
@@ -291,7 +336,10 @@ fn a_refusal_names_policy_rule_and_field() {
     let http = policy("http", Action::Allow, &[to(&[field("methods", &["GET"])])]);
     let refused = refusal(&set([http]), &plaintext());
     assert!(refused.text.starts_with("plaintext from 10.0.0.9 refused on port 8080: "), "{refused}");
-    assert!(refused.text.ends_with("methods can only be known within HTTP, which is not read"), "{refused}");
+    assert!(
+        refused.text.ends_with("methods can only be known of a request, and none of HTTP is read here"),
+        "{refused}"
+    );
     let nothing = refusal(&set([policy("none", Action::Allow, &[])]), &by("a/b"));
     assert_eq!((nothing.policy.as_deref(), nothing.rule), (Some("shop/none"), None));
     assert_eq!(nothing.reason, Reason::PolicyDenied);
@@ -366,7 +414,7 @@ fn values_that_cannot_be_are_refused() {
         Field::new("f", attribute, false, &values, context).unwrap_err()
     };
     assert_eq!(bad(Attribute::Principal, &[]).problem, "is an empty list");
-    assert_eq!(bad(Attribute::Layer7, &["a", ""]), InvalidValue { at: Some(1), problem: "is empty" });
+    assert_eq!(bad(Attribute::Header("x"), &["a", ""]), InvalidValue { at: Some(1), problem: "is empty" });
     assert_eq!(bad(Attribute::Port, &["80", "http"]).at, Some(1));
     for account in ["a/b/c", "web*", "*", "/web", "a/", &"x".repeat(321)] {
         assert_eq!(bad(Attribute::ServiceAccount, &[account]).at, Some(0), "{account}");

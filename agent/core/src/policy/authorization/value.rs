@@ -7,6 +7,16 @@ use std::{
 
 use crate::model::{SpiffeId, TrustDomain};
 
+/// A value that a field cannot have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{problem}")]
+pub struct InvalidValue {
+    /// Its place in the list; none where the list is meant.
+    pub at: Option<usize>,
+    /// What is wrong with it, as the end of a sentence that began with the field.
+    pub problem: &'static str,
+}
+
 /// `*` is any text, `*x` an end, `x*` a beginning, and everything else itself: only one end is magic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Pattern {
@@ -37,6 +47,37 @@ impl Pattern {
             }
             Self::Prefix(text) => starts_with(pieces, text),
             Self::Suffix(text) => ends_with(pieces, text),
+        }
+    }
+
+    /// Whether it matches a text; `*` demands that there is some.
+    pub(super) fn matches_text(&self, text: &[u8]) -> bool {
+        match self {
+            Self::Present => !text.is_empty(),
+            Self::Exact(exact) => text == exact.as_bytes(),
+            Self::Prefix(start) => text.starts_with(start.as_bytes()),
+            Self::Suffix(end) => text.ends_with(end.as_bytes()),
+        }
+    }
+
+    /// The same, whatever the case of ASCII letters.
+    pub(super) fn matches_ignoring_case(&self, text: &[u8]) -> bool {
+        let part = |start: usize, part: &str| {
+            text.get(start..start + part.len()).is_some_and(|text| text.eq_ignore_ascii_case(part.as_bytes()))
+        };
+        match self {
+            Self::Present => !text.is_empty(),
+            Self::Exact(exact) => text.eq_ignore_ascii_case(exact.as_bytes()),
+            Self::Prefix(start) => part(0, start),
+            Self::Suffix(end) => text.len().checked_sub(end.len()).is_some_and(|start| part(start, end)),
+        }
+    }
+
+    /// The text that alone matches.
+    pub(super) fn exact(&self) -> Option<&str> {
+        match self {
+            Self::Exact(text) => Some(text),
+            Self::Present | Self::Prefix(_) | Self::Suffix(_) => None,
         }
     }
 }
@@ -87,6 +128,11 @@ impl Wildcard {
         Self(text.into())
     }
 
+    /// The name that alone matches.
+    pub(super) fn exact(&self) -> Option<&str> {
+        (!self.0.contains('*')).then_some(&*self.0)
+    }
+
     pub(super) fn matches(&self, name: &str) -> bool {
         let (pattern, name) = (self.0.as_bytes(), name.as_bytes());
         let (mut at, mut in_name) = (0, 0);
@@ -134,6 +180,10 @@ impl ServiceAccount {
         (legal(namespace) && legal(name)).then(|| Self { namespace: namespace.into(), name: name.into() })
     }
 
+    pub(super) fn parts(&self) -> (&str, &str) {
+        (&self.namespace, &self.name)
+    }
+
     pub(super) fn matches(&self, id: &SpiffeId) -> bool {
         *self.namespace == *id.namespace() && *self.name == *id.service_account()
     }
@@ -174,6 +224,14 @@ impl IpBlock {
     }
 
     /// `ip` is canonical.
+    /// The block's first byte, where all of its addresses are of IPv4 and have it in common.
+    pub(super) fn first_byte(&self) -> Option<u8> {
+        match self.address {
+            IpAddr::V4(v4) if self.prefix >= 8 => Some(v4.octets()[0]),
+            _ => None,
+        }
+    }
+
     pub(super) fn contains(&self, ip: IpAddr) -> bool {
         match (self.address, ip) {
             (IpAddr::V4(own), IpAddr::V4(ip)) => {

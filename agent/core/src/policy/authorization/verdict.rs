@@ -1,21 +1,47 @@
 //! The AuthorizationPolicies of one workload, and the verdict by them: what refuses goes first, then what allows. Judging
 //! allocates nothing; only the words of a refusal are made when there is one.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt::{self, Write},
+    sync::Arc,
+};
 
-use super::{Action, AuthorizationPolicy, Field, Shortfall};
+use super::{
+    Action, Attribute, AuthorizationPolicy, Field, Holds, Providers, Rule, Shortfall, Signs, external::Asked,
+};
 use crate::{
-    policy::Facts,
+    model::ObjectName,
+    policy::{External, Facts},
     reason::{Reason, Refusal},
 };
+
+/// Bytes that nearly all sentences fit into.
+const MOST_SENTENCES: usize = 384;
 
 /// What is for one workload.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::policy) struct Authorization {
-    /// CUSTOM, then DENY.
-    refusing: Arc<[Arc<AuthorizationPolicy>]>,
+    custom: Ordered,
+    deny: Ordered,
     /// Where there is one, only what one of them matches is let in.
-    allowing: Arc<[Arc<AuthorizationPolicy>]>,
+    allow: Ordered,
+    asked: Asked,
+    providers: Providers,
+}
+
+/// Policies of one action, and their rules side by side.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Ordered {
+    policies: Arc<[Arc<AuthorizationPolicy>]>,
+    rules: Arc<[Entry]>,
+}
+
+/// A rule by its place, and its signs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    signs: Signs,
+    policy: u32,
+    rule: u32,
 }
 
 /// Why a connection is not let in.
@@ -26,6 +52,14 @@ pub(super) enum No<'a> {
     NotAllowed,
 }
 
+/// What is known of a verdict before it is known what a connection carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::policy) enum Prospect {
+    Refused,
+    LetIn,
+    Open,
+}
+
 /// The rule of an ALLOW policy that comes nearest to a match.
 struct Nearest<'a> {
     policy: &'a AuthorizationPolicy,
@@ -34,9 +68,10 @@ struct Nearest<'a> {
 }
 
 impl Authorization {
-    /// Of these policies.
+    /// Of these policies, where an installation has these providers.
     pub(in crate::policy) fn of<'a>(
         policies: impl IntoIterator<Item = &'a Arc<AuthorizationPolicy>>,
+        providers: &Providers,
     ) -> Self {
         let (mut custom, mut deny, mut allow) = (Vec::new(), Vec::new(), Vec::new());
         for policy in policies {
@@ -47,81 +82,196 @@ impl Authorization {
                 Action::Audit => {}
             }
         }
-        custom.append(&mut deny);
-        Self { refusing: custom.into(), allowing: allow.into() }
+        let asked = Asked::by(&custom, providers);
+        let [custom, deny, allow] = [custom, deny, allow].map(Ordered::new);
+        Self { custom, deny, allow, asked, providers: providers.clone() }
+    }
+
+    /// The same of other policies.
+    pub(in crate::policy) fn with<'a>(
+        &self,
+        policies: impl IntoIterator<Item = &'a Arc<AuthorizationPolicy>>,
+    ) -> Self {
+        Self::of(policies, &self.providers)
     }
 
     /// The refusal of a connection to a pod in `namespace`, if it is refused.
     pub(in crate::policy) fn refusal(&self, namespace: &str, facts: &Facts<'_>) -> Option<Refusal> {
-        let who = Who(facts);
         Some(match self.judge(facts)? {
-            No::Matched(policy, at) => matched(policy, at, &who),
-            No::NotAllowed => self.not_allowed(namespace, facts, &who),
+            No::Matched(policy, at) => self.matched(policy, at, facts),
+            No::NotAllowed => self.not_allowed(namespace, facts),
         })
     }
 
     pub(super) fn judge(&self, facts: &Facts<'_>) -> Option<No<'_>> {
-        let matched = |policy: &'_ Arc<AuthorizationPolicy>| policy.matching(facts);
-        for policy in self.refusing.iter() {
-            if let Some(at) = matched(policy) {
-                return Some(No::Matched(policy, at));
-            }
+        if self.is_empty() {
+            return None;
         }
-        let allowed =
-            self.allowing.is_empty() || self.allowing.iter().any(|policy| matched(policy).is_some());
+        let signs = Signs::of(facts);
+        let passed = |policy: &AuthorizationPolicy| facts.admitted && self.asked.about(policy).is_ok();
+        let custom = self.custom.matching(signs, facts).find(|(policy, _)| !passed(policy));
+        if let Some((policy, at)) = custom.or_else(|| self.deny.matching(signs, facts).next()) {
+            return Some(No::Matched(policy, at));
+        }
+        let allowed = self.allow.policies.is_empty() || self.allow.matching(signs, facts).next().is_some();
         (!allowed).then_some(No::NotAllowed)
     }
 
-    fn not_allowed(&self, namespace: &str, facts: &Facts<'_>, who: &Who<'_>) -> Refusal {
-        let refused =
-            format!("{who}: ALLOW policies exist for the pod in namespace {namespace}, and none allows it");
-        let rules = self
-            .allowing
-            .iter()
-            .flat_map(|policy| policy.rules.iter().enumerate().map(move |(at, rule)| (&**policy, at, rule)));
-        let nearest = rules
-            .map(|(policy, at, rule)| Nearest { policy, at, shortfall: rule.shortfall(facts) })
-            .min_by_key(|nearest| nearest.shortfall.fields);
-        let Some(Nearest { policy, at, shortfall }) = nearest else {
-            let none = self.allowing.first();
-            let name = none.map(|policy| policy.name.to_string());
-            let doubt = none.map_or("", |policy| doubt(policy));
-            let by = name.as_deref().unwrap_or_default();
-            let text = format!("{refused}: AuthorizationPolicy {by} has no rule{doubt}");
-            return Refusal { policy: name.map(Arc::from), ..Refusal::new(Reason::PolicyDenied, text) };
-        };
-        let why = match shortfall.first {
-            Some(field) if field.needs_layer7() => {
-                format!("{} can only be known within HTTP, which is not read", field.name())
+    /// Whom CUSTOM policies have asked.
+    pub(in crate::policy) fn external(&self, facts: &Facts<'_>) -> External {
+        if self.custom.policies.is_empty() {
+            return External::Nobody;
+        }
+        let mut answer = External::Nobody;
+        for (policy, rule) in self.custom.matching(Signs::of(facts), facts) {
+            match self.asked.about(policy) {
+                Err(_) => return External::Refused(self.matched(policy, rule, facts)),
+                Ok(provider) if answer == External::Nobody => {
+                    let policy = policy.name.clone();
+                    answer = External::Ask { provider: Arc::clone(provider), policy, rule };
+                }
+                Ok(_) => {}
             }
-            Some(field) => format!("{} does not hold", Field::name(field)),
-            None => "it does not match".to_owned(),
+        }
+        answer
+    }
+
+    /// What is known of the verdict whatever the connection carries.
+    pub(in crate::policy) fn prospect(&self, facts: &Facts<'_>) -> Prospect {
+        if self.is_empty() {
+            return Prospect::LetIn;
+        }
+        let signs = Signs::of(facts);
+        let most = |rules: &Ordered| {
+            rules
+                .candidates(signs)
+                .map(|(policy, at)| policy.rules[at].will_match(policy.action, facts))
+                .max()
         };
-        let text = format!(
-            "{refused}; nearest is AuthorizationPolicy {} rules[{at}]: {why}{}",
-            policy.name,
-            doubt(policy)
-        );
-        let field = shortfall.first.map(|field| field.name().into());
-        Refusal { field, ..refusal(policy, at, text) }
+        let refusing = most(&self.deny);
+        let allowing = if self.allow.policies.is_empty() { Some(Holds::Surely) } else { most(&self.allow) };
+        let allowing = allowing.unwrap_or(Holds::Never);
+        let asks = most(&self.custom).is_some_and(|holds| holds != Holds::Never);
+        if refusing == Some(Holds::Surely) || allowing == Holds::Never {
+            Prospect::Refused
+        } else if asks || refusing == Some(Holds::Perhaps) || allowing == Holds::Perhaps {
+            Prospect::Open
+        } else {
+            Prospect::LetIn
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        [&self.custom, &self.deny, &self.allow].iter().all(|ordered| ordered.policies.is_empty())
+    }
+
+    fn matched(&self, policy: &AuthorizationPolicy, at: usize, facts: &Facts<'_>) -> Refusal {
+        let (who, name, doubt) = (Who(facts), &policy.name, doubt(policy));
+        let text = match (policy.action, self.asked.about(policy)) {
+            (Action::Custom, Ok(provider)) => sentence(format_args!(
+                "{who}: provider {provider} of CUSTOM AuthorizationPolicy {name} rules[{at}] has not let it in"
+            )),
+            (Action::Custom, Err(why)) => sentence(format_args!(
+                "{who}: CUSTOM AuthorizationPolicy {name} rules[{at}] matches, and nobody can be asked about it: {why}{doubt}"
+            )),
+            _ => sentence(format_args!(
+                "{who}: explicitly denied by AuthorizationPolicy {name} rules[{at}]{doubt}"
+            )),
+        };
+        refusal(policy, Some(at), text)
+    }
+
+    fn not_allowed(&self, namespace: &str, facts: &Facts<'_>) -> Refusal {
+        let who = Who(facts);
+        let nearest = self.nearest(facts);
+        let Some(policy) = nearest.as_ref().map(|nearest| nearest.policy).or(self
+            .allow
+            .policies
+            .first()
+            .map(|first| &**first))
+        else {
+            return Refusal::new(Reason::PolicyDenied, sentence(format_args!("{who}")));
+        };
+        let (name, doubt) = (&policy.name, doubt(policy));
+        let Some(Nearest { at, shortfall, .. }) = nearest else {
+            let text = sentence(format_args!(
+                "{who}: ALLOW policies exist for the pod in namespace {namespace}, and none allows it: AuthorizationPolicy \
+                 {name} has no rule{doubt}"
+            ));
+            return refusal(policy, None, text);
+        };
+        let lack = Lack { field: shortfall.first, facts };
+        let text = sentence(format_args!(
+            "{who}: ALLOW policies exist for the pod in namespace {namespace}, and none allows it; nearest is \
+             AuthorizationPolicy {name} rules[{at}]: {lack}{doubt}"
+        ));
+        let field = shortfall.first.map(|field| Arc::clone(field.shared_name()));
+        Refusal { field, ..refusal(policy, Some(at), text) }
+    }
+
+    fn nearest(&self, facts: &Facts<'_>) -> Option<Nearest<'_>> {
+        let mut nearest: Option<Nearest<'_>> = None;
+        for policy in self.allow.policies.iter() {
+            for (at, rule) in policy.rules.iter().enumerate() {
+                let shortfall = rule.shortfall(facts);
+                let closer = |nearest: &Nearest<'_>| shortfall.fields < nearest.shortfall.fields;
+                if nearest.as_ref().is_none_or(closer) {
+                    // None matches, so that nothing can come nearer.
+                    let nearest_of_all = shortfall.fields <= 1;
+                    nearest = Some(Nearest { policy, at, shortfall });
+                    if nearest_of_all {
+                        return nearest;
+                    }
+                }
+            }
+        }
+        nearest
     }
 }
 
-fn matched(policy: &AuthorizationPolicy, at: usize, who: &Who<'_>) -> Refusal {
-    let name = &policy.name;
-    let by = match policy.action {
-        Action::Custom => "CUSTOM AuthorizationPolicy, whose provider cannot be asked,",
-        Action::Deny | Action::Allow | Action::Audit => "AuthorizationPolicy",
-    };
-    refusal(policy, at, format!("{who}: explicitly denied by {by} {name} rules[{at}]{}", doubt(policy)))
+impl Ordered {
+    fn new(policies: Vec<Arc<AuthorizationPolicy>>) -> Self {
+        let rules = policies.iter().enumerate().flat_map(|(at, policy)| {
+            policy.rules.iter().enumerate().map(move |(rule, Rule { signs, .. })| Entry {
+                signs: *signs,
+                policy: at as u32,
+                rule: rule as u32,
+            })
+        });
+        Self { rules: rules.collect(), policies: policies.into() }
+    }
+
+    /// The rules that may match, with their places.
+    fn candidates(&self, signs: Signs) -> impl Iterator<Item = (&AuthorizationPolicy, usize)> {
+        let near = self.rules.iter().filter(move |entry| entry.signs.meet(signs));
+        near.map(|entry| (&*self.policies[entry.policy as usize], entry.rule as usize))
+    }
+
+    /// The rules that match, with their places.
+    fn matching(
+        &self,
+        signs: Signs,
+        facts: &Facts<'_>,
+    ) -> impl Iterator<Item = (&AuthorizationPolicy, usize)> {
+        self.candidates(signs).filter(|(policy, at)| policy.rules[*at].matches(policy.action, facts))
+    }
 }
 
-fn refusal(policy: &AuthorizationPolicy, at: usize, text: String) -> Refusal {
+fn refusal(policy: &AuthorizationPolicy, at: Option<usize>, text: Arc<str>) -> Refusal {
+    let ObjectName { namespace, name } = &policy.name;
     Refusal {
-        policy: Some(policy.name.to_string().into()),
-        rule: Some(format!("rules[{at}]").into()),
+        policy: Some([&**namespace, "/", name].concat().into()),
+        rule: at.map(|at| format!("rules[{at}]").into()),
         ..Refusal::new(Reason::PolicyDenied, text)
     }
+}
+
+/// Written in one go.
+fn sentence(words: fmt::Arguments<'_>) -> Arc<str> {
+    let mut text = String::with_capacity(MOST_SENTENCES);
+    // Memory is all that a text can lack.
+    let _ = text.write_fmt(words);
+    text.into()
 }
 
 /// What to add of a policy that cannot be read.
@@ -129,6 +279,26 @@ fn doubt(policy: &AuthorizationPolicy) -> &'static str {
     match policy.doubt {
         Some(_) => "; it cannot be read, and counts as the strictest that it may say until it can",
         None => "",
+    }
+}
+
+/// Why a rule of an ALLOW policy does not let somebody in: for this field.
+struct Lack<'a> {
+    field: Option<&'a Field>,
+    facts: &'a Facts<'a>,
+}
+
+impl fmt::Display for Lack<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { field, facts } = self;
+        let Some(field) = field else { return f.write_str("it does not match") };
+        f.write_str(field.name())?;
+        f.write_str(match field.unmet(facts) {
+            Some(Attribute::Unsupported) => " is not supported: a rule with it lets nobody in",
+            Some(Attribute::Sni) => " can only be known of TLS that the application speaks",
+            Some(_) => " can only be known of a request, and none of HTTP is read here",
+            None => " does not hold",
+        })
     }
 }
 

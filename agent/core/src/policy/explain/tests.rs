@@ -31,7 +31,7 @@ fn peer(name: &str, selector: Labels, mode: Option<Mode>, ports: &[(u16, Mode)])
     }))
 }
 
-fn rule(name: &str, attribute: Attribute, values: &[&str]) -> Rule {
+fn rule(name: &str, attribute: Attribute<'_>, values: &[&str]) -> Rule {
     let trust_domains = TrustDomains::new("cluster.local".parse().unwrap(), []);
     let context = Context { namespace: "shop", trust_domains: &trust_domains };
     let values: Vec<String> = values.iter().map(|value| (*value).to_owned()).collect();
@@ -51,6 +51,7 @@ fn policy(name: &str, action: Action, rules: Vec<Rule>) -> AuthorizationPolicy {
         name: ObjectName::new("shop", name),
         target: Target::Pods(Labels::new()),
         action,
+        provider: None,
         rules,
         dry_run: false,
         doubt: None,
@@ -83,6 +84,7 @@ fn facts(peer: Option<&SpiffeId>) -> Facts<'_> {
         destination_ip: ip("10.0.0.1"),
         request: None,
         admitted: false,
+        sni: None,
     }
 }
 

@@ -92,6 +92,7 @@ mod tests {
             host_ports: vec![],
             foreign_probes: probes.iter().map(probe).collect(),
             netns: None,
+            http_telemetry: None,
         };
         mesh.apply(Change::Pod(Arc::new(pod)));
         mesh

@@ -29,6 +29,7 @@ const PROGRAMS: (usize, &str) = (
     0,
     "the eBPF programs cannot be attached, so pods that are not captured yet cannot be; tried again every second",
 );
+const OUTBOUND: (usize, &str) = (2, "connections of pods to outside cannot be captured");
 const DESTINATIONS: (usize, &str) = (1, "neither the meshed destinations nor everything can be captured");
 
 /// What is captured on this node, and who serves it.
@@ -40,8 +41,9 @@ pub(super) struct Enrolment {
     /// Pods that a full map keeps out of the mesh (UIDs).
     kept_out: HashSet<Arc<str>>,
     readiness: Readiness,
-    /// Held while the programs, or what they look into, are not as they should be: for the programs, and for destinations.
-    amiss: [Option<Gate>; 2],
+    /// Held while the programs, or what they look into, are not as they should be: for the programs, for destinations, and for pods
+    /// whose connections to outside are captured.
+    amiss: [Option<Gate>; 3],
     serving: JoinSet<()>,
 }
 
@@ -61,7 +63,7 @@ impl Enrolled {
 
 impl Enrolment {
     pub(super) fn new(capture: Capture, proxy: Proxy, feed: Feed, readiness: Readiness) -> Self {
-        let (pods, kept_out, amiss) = (HashMap::new(), HashSet::new(), [None, None]);
+        let (pods, kept_out, amiss) = (HashMap::new(), HashSet::new(), [None, None, None]);
         Self { capture, proxy, feed, pods, kept_out, readiness, amiss, serving: JoinSet::new() }
     }
 
@@ -160,6 +162,15 @@ impl Enrolment {
     pub(super) fn change_destinations(&mut self, delta: &Delta) {
         let done = self.capture.change_destinations(delta);
         self.take_note(DESTINATIONS, &done);
+    }
+
+    /// Has all captured that the pods dial whose connections to outside are the agent's affair.
+    pub(super) fn capture_everything(&mut self, desired: &DesiredPods, world: &World) {
+        let mesh = &world.mesh;
+        let watched =
+            desired.iter().filter(|(_, pod)| mesh.captures_everything_of(&pod.workload.name.namespace));
+        let done = self.capture.capture_everything_of(watched.map(|(uid, _)| uid.clone()).collect());
+        self.take_note(OUTBOUND, &done);
     }
 
     /// Why all that enrolled pods dial is captured, if it is.

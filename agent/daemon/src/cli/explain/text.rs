@@ -1,6 +1,8 @@
 //! An explanation for people.
 
-use ambit_proto::policy::v1::{Case, ExplainResponse, Mtls, PolicyVerdict, Remedy};
+use ambit_proto::policy::v1::{
+    Case, ExplainResponse, JudgedRequest, Mtls, PolicyVerdict, PortProtocol, Remedy,
+};
 
 use super::super::table::{Table, line};
 
@@ -26,6 +28,7 @@ fn draw(out: &mut String, case: &Case) {
     let verdict = match &*case.verdict {
         "allow" => "LET IN",
         "deny" => "REFUSED",
+        "per_request" => "DEPENDS ON THE REQUEST",
         _ => "NOT JUDGED",
     };
     let reason = if case.reason.is_empty() { String::new() } else { format!(" ({})", case.reason) };
@@ -39,6 +42,17 @@ fn draw(out: &mut String, case: &Case) {
     }
     if let Some(mtls) = &case.mtls {
         line(out, &format!("  mutual TLS on port {} is {}", case.port, origin(mtls)));
+    }
+    if let Some(spoken) = case.protocol.as_ref().filter(|_| case.mtls.is_some()) {
+        line(out, &format!("  port {} is {}", case.port, protocol(spoken)));
+    }
+    if let Some(judged) = &case.request {
+        request(out, judged);
+    } else if case.per_request && case.verdict != "per_request" {
+        line(
+            out,
+            "  of a connection that is no HTTP; HTTP requests are judged one by one: ask with --method and --path",
+        );
     }
     if !case.policies.is_empty() {
         line(out, "  policies, in the order in which they are asked:");
@@ -60,6 +74,34 @@ fn draw(out: &mut String, case: &Case) {
         case.changes.iter().for_each(|change| line(out, &format!("    {}", remedy(change, &case.verdict))));
     }
     case.notes.iter().for_each(|note| line(out, &format!("  note: {note}")));
+}
+
+/// The request, as it is judged.
+fn request(out: &mut String, judged: &JudgedRequest) {
+    let JudgedRequest { method, path, host, token, principal, external } = judged;
+    line(out, &format!("  request {method} {path}, host {host} (the path as it is compared and forwarded)"));
+    if !external.is_empty() {
+        line(
+            out,
+            &format!(
+                "  asked first: the provider {external}; below is what follows if it lets the request in"
+            ),
+        );
+    }
+    if token != "none" {
+        let principal = if principal.is_empty() { String::new() } else { format!(", principal {principal}") };
+        line(out, &format!("  token {token}{principal}"));
+    }
+}
+
+/// What is spoken on a port, and what says so, as the end of a sentence.
+pub(in crate::cli) fn protocol(protocol: &PortProtocol) -> String {
+    let PortProtocol { name, origin, reading } = protocol;
+    match &**reading {
+        "http" => format!("HTTP: {name}, by {origin}"),
+        "tcp" => format!("no HTTP: {name}, by {origin}; rules that need HTTP go by the rest of them"),
+        _ => "told by its first bytes: no service says its protocol".to_owned(),
+    }
 }
 
 fn destination(case: &Case) -> String {

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write, time::SystemTime};
 
-use super::view::{CertificateView, ConnectionView, PodView, ProblemView, StatusView};
+use super::view::{CertificateView, ConnectionView, IssuerView, PodView, ProblemView, StatusView};
 use crate::cli::{
     denials,
     moment::{age, until},
@@ -21,6 +21,10 @@ pub(super) fn render(view: &StatusView, now: SystemTime) -> String {
     }
     if let Some(certificates) = &view.certificates {
         section(&mut out, "CERTIFICATES", &certificates_table(certificates, now));
+    }
+    // Few meshes have any.
+    if let Some(issuers) = view.issuers.as_deref().filter(|issuers| !issuers.is_empty()) {
+        section(&mut out, "ISSUERS", &issuers_table(issuers, now));
     }
     if let Some(connections) = &view.connections {
         let listed = connections.len() as u64;
@@ -60,6 +64,7 @@ pub(super) fn sections(views: &[&StatusView], now: SystemTime) -> Vec<(&'static 
     vec![
         ("PODS", of(&|view| view.pods.as_deref().map(pods_table))),
         ("CERTIFICATES", of(&|view| view.certificates.as_deref().map(|list| certificates_table(list, now)))),
+        ("ISSUERS", of(&|view| view.issuers.as_deref().map(|list| issuers_table(list, now)))),
         ("CONNECTIONS", of(&|view| view.connections.as_deref().map(|list| connections_table(list, now)))),
         ("DENIALS", of(&|view| view.denials.as_deref().map(|list| denials::table(list, false, now)))),
         ("PROBLEMS", of(&|view| view.problems.as_deref().map(problems_table))),
@@ -134,6 +139,21 @@ fn certificates_table(certificates: &[CertificateView], now: SystemTime) -> Tabl
             until(certificate.next_renewal, now),
             certificate.serial.clone(),
             certificate.last_error.clone(),
+        ]);
+    }
+    table
+}
+
+fn issuers_table(issuers: &[IssuerView], now: SystemTime) -> Table {
+    let mut table = Table::new(["ISSUER", "KEYS", "AGE", "FETCHED FROM", "LAST ERROR"]);
+    for issuer in issuers {
+        let url = if issuer.url.is_empty() { "its OpenID configuration" } else { &issuer.url };
+        table.row([
+            issuer.issuer.clone(),
+            issuer.keys.to_string(),
+            issuer.fetched.map(|fetched| age(fetched, now)).unwrap_or_default(),
+            url.to_owned(),
+            issuer.error.clone(),
         ]);
     }
     table

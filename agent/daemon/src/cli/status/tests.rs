@@ -1,8 +1,8 @@
 use std::time::{Duration, SystemTime};
 
 use ambit_proto::admin::v1::{
-    CaptureCounters, Certificate, CertificateState, Connection, Denial, Direction, Party, Pod, PodState,
-    Problem, Security,
+    CaptureCounters, Certificate, CertificateState, Connection, Denial, Direction, Issuer, Party, Pod,
+    PodState, Problem, Security,
 };
 use prost_types::Timestamp;
 
@@ -70,6 +70,7 @@ fn status() -> StatusResponse {
         }],
         policies: 2,
         roots: vec![],
+        issuers: vec![],
         denials: vec![Denial {
             direction: Direction::Inbound.into(),
             source: Some(Party {
@@ -90,6 +91,34 @@ fn status() -> StatusResponse {
             ..Denial::default()
         }],
     }
+}
+
+#[test]
+fn issuers_of_tokens_are_shown_where_there_are_any() {
+    let issuer = |issuer: &str, keys: u32, fetched, error: &str| Issuer {
+        issuer: issuer.to_owned(),
+        url: if keys == 0 { String::new() } else { "https://a.example/keys".to_owned() },
+        keys,
+        fetched,
+        error: error.to_owned(),
+    };
+    let issuers = vec![
+        issuer("https://a.example", 2, at(-70), ""),
+        issuer("https://b.example", 0, None, "cannot resolve b.example"),
+    ];
+    let text =
+        table::render(&StatusView::new(StatusResponse { issuers, ..status() }, &[Section::Issuers]), now());
+    let shown: Vec<&str> = text.lines().skip(4).collect();
+    assert_eq!(
+        shown,
+        [
+            "ISSUERS",
+            "  ISSUER             KEYS  AGE    FETCHED FROM              LAST ERROR",
+            "  https://a.example  2     1m 10s  https://a.example/keys",
+            "  https://b.example  0            its OpenID configuration  cannot resolve b.example",
+        ]
+    );
+    assert!(!table::render(&StatusView::new(status(), &[Section::Issuers]), now()).contains("ISSUERS"));
 }
 
 #[test]

@@ -22,6 +22,8 @@ pub(super) struct StatusView {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) certificates: Option<Vec<CertificateView>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) issuers: Option<Vec<IssuerView>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) connections: Option<Vec<ConnectionView>>,
     pub(super) connections_total: u64,
     /// Those seen last; `ambit denials` has all.
@@ -71,6 +73,16 @@ pub(super) struct CertificateView {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
+pub(super) struct IssuerView {
+    pub(super) issuer: String,
+    pub(super) url: String,
+    pub(super) keys: u32,
+    pub(super) fetched: Option<Moment>,
+    pub(super) error: String,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct ConnectionView {
     pub(super) direction: &'static str,
     pub(super) source_addr: String,
@@ -111,6 +123,8 @@ impl StatusView {
             pods: wanted(Section::Pods).then(|| status.pods.into_iter().map(PodView::from).collect()),
             certificates: wanted(Section::Certs)
                 .then(|| status.certificates.into_iter().map(CertificateView::from).collect()),
+            issuers: wanted(Section::Issuers)
+                .then(|| status.issuers.into_iter().map(IssuerView::from).collect()),
             connections: wanted(Section::Connections)
                 .then(|| status.connections.into_iter().map(ConnectionView::from).collect()),
             connections_total: status.connections_total,
@@ -174,6 +188,18 @@ impl From<proto::Certificate> for CertificateView {
     }
 }
 
+impl From<proto::Issuer> for IssuerView {
+    fn from(issuer: proto::Issuer) -> Self {
+        Self {
+            issuer: issuer.issuer,
+            url: issuer.url,
+            keys: issuer.keys,
+            fetched: Moment::of(issuer.fetched),
+            error: issuer.error,
+        }
+    }
+}
+
 impl From<proto::Connection> for ConnectionView {
     fn from(connection: proto::Connection) -> Self {
         let direction = match connection.direction() {
@@ -184,6 +210,7 @@ impl From<proto::Connection> for ConnectionView {
         let security = match connection.security() {
             proto::Security::Unspecified => "unknown",
             proto::Security::MutualTls => "mutual_tls",
+            proto::Security::Tls => "tls",
             proto::Security::Plaintext => "plaintext",
             proto::Security::LocalIdentity => "local_identity",
         };

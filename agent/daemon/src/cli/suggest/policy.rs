@@ -1,4 +1,5 @@
-//! From what was seen to policies. A workload of which the agents do not know all, or whose pods nothing tells from others, gets
+//! From what was seen to policies: who came to which port, and, where all of a client's requests are known, what it requested. A
+//! workload of which the agents do not know all, or whose pods nothing tells from others, gets
 //! none: one would shut out who was let in.
 
 use std::{
@@ -6,10 +7,13 @@ use std::{
     net::IpAddr,
 };
 
-use ambit_proto::admin::v1::{ObservationsResponse, ObservedDestination, ObservedSource};
+use ambit_proto::admin::v1::{ObservationsResponse, ObservedDestination};
 use serde::Serialize;
 
+use self::requests::{Allowed, Client, Operation};
 use crate::cli::moment::Moment;
+
+mod requests;
 
 /// Values that an AuthorizationPolicy may have here, and rules.
 const MAX_VALUES: usize = 20_000;
@@ -55,7 +59,7 @@ struct Selector {
 #[derive(Debug, Serialize)]
 struct Rule {
     from: Vec<From>,
-    to: [To; 1],
+    to: Vec<To>,
 }
 
 #[derive(Debug, Serialize)]
@@ -79,11 +83,6 @@ struct To {
     operation: Operation,
 }
 
-#[derive(Debug, Serialize)]
-struct Operation {
-    ports: Vec<String>,
-}
-
 /// The pods that one policy is for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Target {
@@ -103,7 +102,8 @@ struct Sources {
 #[derive(Default)]
 struct Seen<'a> {
     workloads: BTreeSet<&'a str>,
-    ports: BTreeMap<u32, Sources>,
+    /// What each client may do on each port.
+    ports: BTreeMap<u32, BTreeMap<Client, Allowed>>,
     /// Who the addresses were.
     clients: BTreeSet<String>,
     incomplete: bool,
@@ -197,54 +197,70 @@ impl<'a> Seen<'a> {
         self.workloads.insert(&destination.workload);
         self.incomplete |= destination.incomplete;
         for source in &destination.sources {
-            self.add_source(source);
-        }
-    }
-
-    fn add_source(&mut self, source: &ObservedSource) {
-        let Some(party) = &source.party else { return };
-        let sources = self.ports.entry(source.port).or_default();
-        if let Some(principal) = party.identity.strip_prefix("spiffe://") {
-            sources.principals.insert(principal.to_owned());
-        } else if let Ok(ip) = party.ip.parse() {
-            sources.plaintext.insert(ip);
-            if !party.workload.is_empty() {
+            let Some((party, client)) =
+                source.party.as_ref().and_then(|party| Some((party, Client::of(party)?)))
+            else {
+                continue;
+            };
+            if let (Client::Plaintext(ip), false) = (&client, party.workload.is_empty()) {
                 self.clients.insert(format!("{ip} was {}/{}", party.namespace, party.workload));
             }
+            let allowed = self.ports.entry(source.port).or_default().entry(client);
+            allowed.or_default().add(source);
         }
     }
 
-    /// A rule for all ports that the same come to; why there is none.
+    /// A rule for all ports that the same come to for the same; why there is none.
     fn rules(&self) -> Result<Vec<Rule>, &'static str> {
         if self.incomplete {
             return Err("more sources have come to it than an agent keeps");
         }
-        let mut by_sources = BTreeMap::<&Sources, Vec<String>>::new();
-        for (port, sources) in &self.ports {
-            by_sources.entry(sources).or_default().push(port.to_string());
+        let mut alike = BTreeMap::<(Sources, &Allowed), Vec<String>>::new();
+        for (port, clients) in &self.ports {
+            let mut sources = BTreeMap::<&Allowed, Sources>::new();
+            for (client, allowed) in clients.iter().filter(|(_, allowed)| !allowed.is_nothing()) {
+                sources.entry(allowed).or_default().add(client);
+            }
+            for (allowed, sources) in sources {
+                alike.entry((sources, allowed)).or_default().push(port.to_string());
+            }
         }
-        let values = |sources: &Sources| sources.principals.len() + sources.plaintext.len() + 1;
-        let total: usize = by_sources.iter().map(|(sources, ports)| values(sources) + ports.len()).sum();
-        if by_sources.is_empty() {
+        let values = |((sources, allowed), ports): (&(Sources, &Allowed), &Vec<String>)| {
+            sources.principals.len() + sources.plaintext.len() + 1 + allowed.values(ports.len())
+        };
+        let total: usize = alike.iter().map(values).sum();
+        if alike.is_empty() {
             return Err("nobody has come to it");
-        } else if by_sources.len() > MAX_RULES || total > MAX_VALUES {
+        } else if alike.len() > MAX_RULES || total > MAX_VALUES {
             return Err("it would be larger than a policy may be");
         }
-        let rule = |(sources, ports): (&Sources, Vec<String>)| Rule {
+        let rule = |((sources, allowed), ports): ((Sources, &Allowed), Vec<String>)| Rule {
             from: sources.from(),
-            to: [To { operation: Operation { ports } }],
+            to: allowed.operations(&ports).into_iter().map(|operation| To { operation }).collect(),
         };
-        Ok(by_sources.into_iter().map(rule).collect())
+        Ok(alike.into_iter().map(rule).collect())
     }
 
     fn comments(&self) -> Vec<String> {
-        let plaintext = self.ports.values().any(|sources| !sources.plaintext.is_empty());
+        let clients = || self.ports.values().flatten();
+        let plaintext = clients().any(|(client, _)| matches!(client, Client::Plaintext(_)));
         let warning = "ipBlocks are those of clients in plaintext: they change when the clients start anew.";
-        plaintext.then(|| warning.to_owned()).into_iter().chain(self.clients.iter().cloned()).collect()
+        let folded = clients().any(|(_, allowed)| allowed.has_templates());
+        let templates =
+            "paths with {*} or {**} stand for many that were requested: see whether they are what you mean.";
+        let lines = [plaintext.then_some(warning), folded.then_some(templates)];
+        lines.into_iter().flatten().map(str::to_owned).chain(self.clients.iter().cloned()).collect()
     }
 }
 
 impl Sources {
+    fn add(&mut self, client: &Client) {
+        match client {
+            Client::Principal(principal) => _ = self.principals.insert(principal.clone()),
+            Client::Plaintext(ip) => _ = self.plaintext.insert(*ip),
+        }
+    }
+
     fn from(&self) -> Vec<From> {
         let principals =
             Source { principals: self.principals.iter().cloned().collect(), ..Source::default() };

@@ -1,15 +1,16 @@
 //! The settings of `ambit agent`.
 
-use ambit_core::model::TrustDomain;
+use ambit_core::model::{PathNormalization, TrustDomain};
 
 use crate::{
     config::{
         settings::settings,
         values::{
-            CaTrust, ClusterId, ConfigMapKey, DataplaneLabel, DnsName, Drain, Hold, IssuerKind, ListenAddr,
+            CaTrust, ClusterId, CollectorUrl, ConfigMapKey, DataplaneLabel, DnsName, Drain,
+            ExtensionProviders, Hold, HttpTelemetry, IpBlocks, IssuerKind, KeyRefresh, ListenAddr,
             LocalTraffic, Location, Locations, LogFilter, LoopbackAddr, MapEntries, MetricsAuth, Namespace,
-            ObjectName, PostQuantum, ServerName, ServiceAddr, TrustBundles, TrustDomains, Ttl, Url,
-            VaultPath, Workers,
+            ObjectName, Observe, OutboundPolicy, PostQuantum, Sampling, ServerName, ServiceAddr,
+            TrustBundles, TrustDomains, TrustedProxies, Ttl, Url, VaultPath, Workers,
         },
     },
     telemetry::LogFormat,
@@ -61,6 +62,12 @@ settings! {
     log: LogFilter, "AMBIT_LOG", "FILTER";
     /// How to log: text or json [default: text]
     log_format: LogFormat, "AMBIT_LOG_FORMAT", "FORMAT";
+    /// Which ports' requests are counted and logged: those that policies read anyway (policy), or of all pods in the mesh (all); pods and namespaces may say otherwise by the annotation ambit.dev/http-telemetry [default: policy]
+    http_telemetry: HttpTelemetry, "AMBIT_HTTP_TELEMETRY", "WHICH";
+    /// The collector that spans of requests are sent to by OTLP over gRPC, such as http://otel-collector.observability:4317; without it none are
+    trace_endpoint: CollectorUrl, "AMBIT_TRACE_ENDPOINT", "URL";
+    /// How many of the traces that begin here are sampled, in percent; those that come with a decision keep it [default: 1]
+    trace_sampling: Sampling, "AMBIT_TRACE_SAMPLING", "PERCENT";
     /// The lifetime of workload certificates, 10s to 90d [default: 24h]
     svid_ttl: Ttl, "AMBIT_SVID_TTL", "DURATION";
     /// The SPIFFE trust domain of all identities [default: cluster.local]
@@ -71,8 +78,19 @@ settings! {
     root_namespace: Namespace, "AMBIT_ROOT_NAMESPACE", "NAMESPACE";
     /// How long policies stay in force whose definition is removed from the cluster, 0s to 90d [default: 24h]
     policy_hold: Hold, "AMBIT_POLICY_HOLD", "DURATION";
+    /// How many proxies that have passed a request on are believed about its client, 0 to 16, beside the last: whose address stands in
+    /// X-Forwarded-For in front of theirs is remote.ip [default: 0]
+    trusted_proxies: TrustedProxies, "AMBIT_TRUSTED_PROXIES", "N";
+    /// How paths of requests are rewritten: none, base, merge-slashes or decode-and-merge-slashes [default: base]
+    path_normalization: PathNormalization, "AMBIT_PATH_NORMALIZATION", "MODE";
     /// The label that opts namespaces and pods in, and pods out [default: ambit.dev/dataplane=enabled,disabled]
     dataplane_label: DataplaneLabel, "AMBIT_DATAPLANE_LABEL", "KEY=ENABLED[,DISABLED]";
+    /// Where pods may connect to whose namespace has no label ambit.dev/outbound-policy: ALLOW_ANY, or REGISTRY_ONLY (the cluster, and what a ServiceEntry names) [default: ALLOW_ANY]
+    outbound_policy: OutboundPolicy, "AMBIT_OUTBOUND_POLICY", "POLICY";
+    /// Whether connections to outside the mesh are counted and logged as others, for which they pass through the agent: off or on [default: off]
+    observe_outbound: Observe, "AMBIT_OBSERVE_OUTBOUND", "WHETHER";
+    /// The folder with a folder for each namespace, in which the files are that DestinationRules name for its pods
+    egress_files: Location, "AMBIT_EGRESS_FILES", "DIR";
     /// Where cgroup v2 is mounted [default: found in /proc/mounts]
     cgroup_root: Location, "AMBIT_CGROUP_ROOT", "PATH";
     /// The kubelet's cgroup, whose probes enrolled pods take in plaintext [default: found by its process]
@@ -101,6 +119,12 @@ settings! {
     trust_bundle: TrustBundles, "AMBIT_TRUST_BUNDLE", "DOMAIN=FILE[,..]";
     /// Files of roots that are trusted beside the issuer's, while another issuer takes its place or has just done so; read at start
     also_trust: Locations, "AMBIT_ALSO_TRUST", "FILE[,..]";
+    /// Roots that the certificates of token issuers may lead to, PEM, beside the public ones; read for each fetch of their keys
+    jwks_ca_file: Location, "AMBIT_JWKS_CA_FILE", "FILE";
+    /// Addresses that the keys of token issuers are not fetched from, beside this host's, link-local ones and clouds' metadata, such as 10.96.0.1,10.0.0.0/24
+    jwks_blocked: IpBlocks, "AMBIT_JWKS_BLOCKED", "CIDR[,CIDR]";
+    /// How old the keys of token issuers get before they are fetched again, 1s to 1d [default: 20m]
+    jwks_refresh: KeyRefresh, "AMBIT_JWKS_REFRESH", "DURATION";
     /// Issuer files: the folder with <namespace>/<service account>/{tls.crt,tls.key,ca.crt}; watched
     cert_dir: Location, "AMBIT_CERT_DIR", "DIR";
     /// Issuer vault: its address, such as https://vault.example:8200; http for this host only
@@ -121,4 +145,7 @@ settings! {
     vault_jwt_file: Location, "AMBIT_VAULT_JWT_FILE", "FILE";
     /// Issuer spire: the admin socket of the SPIRE agent [default: /tmp/spire-agent/private/admin.sock]
     spire_socket: Location, "AMBIT_SPIRE_SOCKET", "PATH";
+    =>
+    /// External authorization providers that CUSTOM policies may name: a list in YAML, as extensionProviders of Istio's mesh configuration has it, with envoyExtAuthzGrpc or envoyExtAuthzHttp; in the config file the list itself
+    extension_providers: ExtensionProviders, "AMBIT_EXTENSION_PROVIDERS", "YAML";
 }

@@ -45,12 +45,17 @@ fn defaults_are_those_of_the_help() {
             daemonset: None,
             log_filter: "info".to_owned(),
             log_format: LogFormat::Text,
+            http_telemetry: HttpTelemetry::Policy,
+            traces: None,
             svid_ttl: Duration::from_secs(86_400),
             trust_domain: TrustDomain::default(),
             cluster_domain: "cluster.local".to_owned(),
             root_namespace: "ambit-system".to_owned(),
             policy_hold: Duration::from_secs(86_400),
             dataplane_label: "ambit.dev/dataplane=enabled,disabled".parse().unwrap(),
+            outbound_policy: Default::default(),
+            observe_outbound: false,
+            egress_files: None,
             kubelet_cgroup: None,
             cgroup_root: None,
             bpf_root: "/sys/fs/bpf".into(),
@@ -59,13 +64,19 @@ fn defaults_are_those_of_the_help() {
             cni_account: None,
             metrics_guarded: false,
             workers: default_workers(),
+            trusted_proxies: 0,
+            path_normalization: PathNormalization::Base,
             post_quantum: PostQuantum::Offer,
             local_traffic: LocalTraffic::Join,
             crl_file: None,
             trust_domain_aliases: vec![],
             trust_bundles: vec![],
             also_trust: vec![],
+            jwks_ca_file: None,
+            jwks_blocked: vec![],
+            jwks_refresh: Duration::from_secs(1_200),
             issuer: IssuerConfig::Builtin { ca_dir: "/ca".into() },
+            extension_providers: Vec::new(),
         }
     );
 }
@@ -267,4 +278,17 @@ fn manifests_must_be_there() {
     config.source = SourceConfig::Folder("/nowhere/manifests".into());
     let error = message(config.prepare_folders().unwrap_err());
     assert!(error.starts_with("cannot use --manifests /nowhere/manifests: No such file"), "{error}");
+}
+
+#[test]
+fn providers_are_a_list_in_the_file_and_a_text_elsewhere() {
+    let list = "[{name: opa, envoyExtAuthzGrpc: {service: authz/opa, port: 9191}}]";
+    let flag = resolve(&[&NEEDED[..], &["--extension-providers", list]].concat()).unwrap();
+    let (_dir, path) = file(&format!("extension-providers: {list}\n"));
+    let file_only = resolve(&[&NEEDED[..], &["--config", &path]].concat()).unwrap();
+    assert_eq!(flag.extension_providers, file_only.extension_providers);
+    assert_eq!(flag.extension_providers[0].addr.to_string(), "authz/opa:9191");
+    let (_dir, path) = file("extension-providers: [{name: opa, zipkin: {}}]\n");
+    let error = message(resolve(&[&NEEDED[..], &["--config", &path]].concat()).unwrap_err());
+    assert!(error.contains("extension-providers") && error.contains("zipkin"), "{error}");
 }

@@ -66,6 +66,26 @@ impl FromStr for LoopbackAddr {
     }
 }
 
+/// Blocks of addresses, with commas between them; an address alone is a block of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct IpBlocks(pub(crate) Vec<(IpAddr, u8)>);
+
+impl FromStr for IpBlocks {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let block = |part: &str| {
+            let (address, length) = part.trim().split_once('/').unwrap_or((part.trim(), ""));
+            let address: IpAddr = address.parse().ok()?;
+            let longest = if address.is_ipv4() { 32 } else { 128 };
+            let length = if part.contains('/') { length.parse().ok()? } else { longest };
+            (length <= longest).then_some((address, length))
+        };
+        let blocks = text.split(',').map(block).collect::<Option<_>>();
+        blocks.map(Self).ok_or_else(|| "use CIDR blocks, such as 10.0.0.0/8,fd00::/8".to_owned())
+    }
+}
+
 /// An https address without a path, to which secrets may be sent; http only to this host's loopback interface.
 #[derive(Clone, Debug)]
 pub(crate) struct Url(pub(crate) hyper::Uri);
@@ -120,6 +140,16 @@ mod tests {
             assert!(bad.parse::<ServiceAddr>().is_err(), "{bad} was taken");
         }
         assert!("http://a:1".parse::<ServiceAddr>().unwrap_err().contains("TLS only"));
+    }
+
+    #[test]
+    fn blocks_of_addresses_are_read() {
+        let blocks = |text: &str| text.parse::<IpBlocks>().map(|blocks| blocks.0);
+        let two = vec![("10.0.0.0".parse().unwrap(), 8), ("fd00::1".parse().unwrap(), 128)];
+        assert_eq!(blocks("10.0.0.0/8, fd00::1"), Ok(two));
+        for bad in ["", "10.0.0.0/33", "fd00::/129", "10.0.0.0/", "10.0.0/8", "a", "10.0.0.1,"] {
+            assert!(blocks(bad).is_err(), "{bad} was taken");
+        }
     }
 
     #[test]

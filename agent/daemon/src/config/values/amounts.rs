@@ -6,7 +6,11 @@ const MIN_TTL: Duration = Duration::from_secs(10);
 const MAX_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
 const MAX_DRAIN: Duration = Duration::from_secs(3600);
 const MAX_HOLD: Duration = Duration::from_secs(90 * 24 * 3600);
+const MIN_REFRESH: Duration = Duration::from_secs(1);
+const MAX_REFRESH: Duration = Duration::from_secs(24 * 3600);
 const MAX_WORKERS: usize = 256;
+/// The most proxies in a row that are believed.
+const MAX_PROXIES: usize = 16;
 /// The eBPF maps that can be given another size.
 const MAPS: [&str; 7] = ["PODS", "DESTINATIONS", "ORIGINS", "BYPASS", "LISTENERS", "COUNTERS", "PROBES"];
 const MAX_ENTRIES: u32 = 1 << 24;
@@ -60,6 +64,22 @@ impl FromStr for Hold {
     }
 }
 
+/// How old the keys of token issuers get.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KeyRefresh(pub(crate) Duration);
+
+impl FromStr for KeyRefresh {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match duration(text)? {
+            refresh if refresh < MIN_REFRESH => Err("it must be at least 1s".to_owned()),
+            refresh if refresh > MAX_REFRESH => Err("it must be at most 1d".to_owned()),
+            refresh => Ok(Self(refresh)),
+        }
+    }
+}
+
 /// How far back something is looked at.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Window(pub(crate) Duration);
@@ -103,6 +123,19 @@ impl FromStr for Workers {
             .filter(|workers| workers.get() <= MAX_WORKERS)
             .map(Self)
             .ok_or_else(|| format!("use a whole number from 1 to {MAX_WORKERS}"))
+    }
+}
+
+/// How many proxies in front of a client are believed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TrustedProxies(pub(crate) usize);
+
+impl FromStr for TrustedProxies {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let proxies = text.parse().ok().filter(|proxies| *proxies <= MAX_PROXIES);
+        proxies.map(Self).ok_or_else(|| format!("use a whole number from 0 to {MAX_PROXIES}"))
     }
 }
 
@@ -182,6 +215,9 @@ mod tests {
         }
         for (text, taken) in [("0s", true), ("90d", true), ("91d", false)] {
             assert_eq!(text.parse::<Hold>().is_ok(), taken, "{text}");
+        }
+        for (text, taken) in [("1s", true), ("999ms", false), ("1d", true), ("25h", false)] {
+            assert_eq!(text.parse::<KeyRefresh>().is_ok(), taken, "{text}");
         }
         for (text, taken) in [("0s", true), ("1h", true), ("1h1s", false)] {
             assert_eq!(text.parse::<Drain>().is_ok(), taken, "{text}");

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ambit_core::{
     discovery::Settings,
     model::{Labels, ObjectName},
-    policy::{self, Action, AuthorizationPolicy, Rule, Target, TrustDomains},
+    policy::{self, Action, Attribute, AuthorizationPolicy, Rule, Target, TrustDomains},
 };
 use serde_json::Value;
 
@@ -69,7 +69,7 @@ const SPEC_FIELDS: [&str; 6] = ["selector", "targetRef", "targetRefs", "action",
 pub(super) struct Aim {
     pub(super) target: Option<Target>,
     pub(super) unsupported: Option<String>,
-    notice: Option<FieldError>,
+    pub(super) notice: Option<FieldError>,
 }
 
 pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Result<Valid, FieldError> {
@@ -77,6 +77,7 @@ pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Res
     let Object { metadata, spec } = wire::typed(object)?;
     let spec = spec.unwrap_or_default();
     let action = action(&spec)?;
+    let provider = spec.provider.and_then(|provider| present(provider.name)).map(Arc::from);
     let dry_run =
         metadata.unwrap_or_default().annotations.and_then(|mut pairs| pairs.remove(DRY_RUN).flatten());
     let (dry_run, unclear) = dry_run.as_deref().map_or((false, false), dry_run_of);
@@ -107,8 +108,8 @@ pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Res
     let effects = [
         whole.then(|| not_mesh_wide(&name, settings)).flatten(),
         aim.unsupported,
-        own_effect(action),
-        layer7_effect(action, &rules),
+        provider.as_deref().and_then(|name| unknown_provider(name, settings)),
+        unsupported_field(action, &rules),
     ];
     let effects: Vec<String> = effects.into_iter().flatten().collect();
     let unsupported = (!effects.is_empty()).then(|| effects.join("; "));
@@ -120,9 +121,10 @@ pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Res
     });
     let told = unsupported.as_deref().map(|text| FieldError::new("", text));
     let target = aim.target.unwrap_or(Target::Pods(Labels::new()));
-    let policy = AuthorizationPolicy { name, target, action, rules, dry_run, doubt: None };
+    let blunt = blunt_denial(action, &rules);
+    let policy = AuthorizationPolicy { name, target, action, provider, rules, dry_run, doubt: None };
     let change = Change::Policies(policy::Change::AuthorizationPolicy(Arc::new(policy)));
-    Ok(Valid { change, notice: unclear.or(told).or(aim.notice), unsupported, idle })
+    Ok(Valid { change, notice: unclear.or(told).or(aim.notice).or(blunt), unsupported, idle })
 }
 
 /// The strictest that an object may say which cannot be read, as far as its parts can be told.
@@ -285,24 +287,38 @@ fn services(refs: Vec<(String, TargetRef)>) -> Result<Aim, FieldError> {
     Ok(Aim { target: Some(Target::Services(services)), unsupported, notice: None })
 }
 
-/// What an action comes to that is not enforced as it is meant.
-fn own_effect(action: Action) -> Option<String> {
-    let text = "spec.action: CUSTOM refuses what it matches: external providers are not asked yet";
-    (action == Action::Custom).then(|| text.to_owned())
+/// What a CUSTOM policy comes to that names a provider which nobody knows.
+fn unknown_provider(name: &str, settings: &Settings) -> Option<String> {
+    let known: Vec<&str> = settings.providers.iter().map(|known| &**known).collect();
+    let list =
+        if known.is_empty() { "there is none".to_owned() } else { format!("there is {}", known.join(", ")) };
+    (!known.contains(&name)).then(|| {
+        format!(
+            "spec.provider.name: {:?} is none of the extension providers ({list}): what the policy matches is refused",
+            cut(name)
+        )
+    })
 }
 
-/// What becomes of rules that name what can only be known within HTTP.
-fn layer7_effect(action: Action, rules: &[Rule]) -> Option<String> {
-    let whole = rules.iter().position(Rule::is_unknown);
-    let at = whole.or_else(|| rules.iter().position(|rule| rule.layer7_field().is_some()))?;
-    let name = format!("spec.rules[{at}].{}", rules[at].layer7_field()?.name());
-    Some(match action {
-        Action::Allow => format!("{name}: HTTP is not read yet: a rule with it allows nothing"),
-        _ if whole.is_some() => {
-            format!("{name}: HTTP is not read yet: a rule of nothing else matches every connection")
-        }
-        _ => format!(
-            "{name}: HTTP is not read yet: the rule matches by the rest of it, and remote addresses are those of the connections"
-        ),
-    })
+/// What becomes of rules that name what is never known here.
+fn unsupported_field(action: Action, rules: &[Rule]) -> Option<String> {
+    let unsupported = |rule: &Rule| {
+        let field = rule.fields().find(|field| field.attribute() == Attribute::Unsupported);
+        field.map(|field| field.name().to_owned())
+    };
+    let (at, field) = rules.iter().enumerate().find_map(|(at, rule)| Some((at, unsupported(rule)?)))?;
+    let effect = match action {
+        Action::Allow => "a rule with it allows nothing",
+        Action::Deny | Action::Audit | Action::Custom => "the rule matches by the rest of it",
+    };
+    Some(format!("spec.rules[{at}].{field}: its key is not supported: {effect}"))
+}
+
+/// A DENY rule of which nothing can be told without HTTP refuses whatever is not HTTP.
+fn blunt_denial(action: Action, rules: &[Rule]) -> Option<FieldError> {
+    let at = rules.iter().position(Rule::is_unknown).filter(|_| action == Action::Deny)?;
+    Some(FieldError::new(
+        format!("spec.rules[{at}]"),
+        "names only what HTTP tells, and no port: it refuses every connection that is not HTTP; name the ports that it is for",
+    ))
 }

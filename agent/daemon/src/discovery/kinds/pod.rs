@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::{
     FieldError, Valid,
     fields::{address, cut, dedup, labels, port_number, present, protocol, timestamp},
-    namespace::{odd_label, opted_in},
+    namespace::{http_telemetry, odd_label, opted_in},
     wire::{self, IntOrString, Metadata},
 };
 
@@ -120,6 +120,7 @@ pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Res
     let phase = status.phase.as_deref().unwrap_or_default();
     let ready =
         status.conditions.iter().flatten().find(|condition| condition.kind.as_deref() == Some("Ready"));
+    let (http_telemetry, odd_annotation) = http_telemetry(metadata.annotations.as_ref());
     let netns = metadata.annotations.and_then(|mut all| present(all.remove(NETNS_ANNOTATION)?));
     let ips = pod_ips(status.pod_ip, status.pod_ips)?;
     let host_ips = host_ips(status.host_ip, status.host_ips);
@@ -143,9 +144,10 @@ pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Res
         ips,
         host_ips,
         netns: netns.map(Arc::from),
+        http_telemetry,
         name,
     };
-    let notice = odd_label(&pod.labels, settings);
+    let notice = odd_label(&pod.labels, settings).or(odd_annotation);
     Ok(Valid { notice, ..Change::Pod(Arc::new(pod)).into() })
 }
 

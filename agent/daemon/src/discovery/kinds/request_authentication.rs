@@ -1,5 +1,5 @@
 //! RequestAuthentications, held to what Istio's own schema and validation demand (`ValidateRequestAuthentication` in
-//! `pkg/config/validation` of istio/istio). They are read whole, and told to have no effect yet: tokens are in HTTP.
+//! `pkg/config/validation` of istio/istio).
 
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use super::{
     Change, FieldError, Valid,
     authorization_policy::{Selector, TargetRef, aim, readable_target},
     fields::{cut, known, known_target, present},
+    root::not_mesh_wide,
     wire,
 };
 
@@ -23,10 +24,6 @@ const MAX_RULES: usize = 4_096;
 const MAX_CLAIMS: usize = 64;
 /// How long keys may take to be fetched where nothing is said, in milliseconds.
 const TIMEOUT_MS: u64 = 5_000;
-
-/// What every such object is told.
-const EFFECT: &str =
-    "it is not enforced: HTTP is not read yet, so that tokens are neither judged nor demanded by it";
 
 wire::objects! {
     Object {
@@ -85,7 +82,7 @@ const RULE_FIELDS: [&str; 13] = [
     "spaceDelimitedClaims",
 ];
 
-pub(super) fn read(name: ObjectName, object: &Value, _: &Settings) -> Result<Valid, FieldError> {
+pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Result<Valid, FieldError> {
     known(object.get("spec"), "spec", &SPEC_FIELDS)?;
     known_target(object.get("spec"))?;
     let Object { spec } = wire::typed(object)?;
@@ -95,21 +92,22 @@ pub(super) fn read(name: ObjectName, object: &Value, _: &Settings) -> Result<Val
     if written.len() > MAX_RULES {
         return Err(FieldError::new("spec.jwtRules", format_args!("has more than {MAX_RULES} rules")));
     }
-    let rules = written.iter().enumerate().map(|(at, rule)| jwt_rule(rule, &format!("spec.jwtRules[{at}]")));
+    let rules = written.iter().enumerate();
+    let rules = rules.map(|(at, rule)| jwt_rule(rule, &format!("spec.jwtRules[{at}]")).map(Arc::new));
     let rules = rules.collect::<Result<_, _>>()?;
+    let whole = matches!(&aim.target, Some(Target::Pods(selector)) if selector.is_empty());
+    let wide = whole.then(|| not_mesh_wide(&name, settings)).flatten();
+    let effects: Vec<String> = [wide, aim.unsupported].into_iter().flatten().collect();
+    let unsupported = (!effects.is_empty()).then(|| effects.join("; "));
+    let idle = aim.target == Some(Target::Services(Vec::new()));
     let target = aim.target.unwrap_or(Target::Pods(Labels::new()));
     let request = RequestAuthentication { name, target, rules, doubt: None };
-    let effects =
-        [aim.unsupported, Some(EFFECT.to_owned())].into_iter().flatten().collect::<Vec<_>>().join("; ");
-    Ok(Valid {
-        change: Change::Policies(policy::Change::RequestAuthentication(Arc::new(request))),
-        notice: Some(FieldError::new("", &effects)),
-        unsupported: Some(effects),
-        idle: true,
-    })
+    let told = unsupported.as_deref().map(|text| FieldError::new("", text));
+    let change = Change::Policies(policy::Change::RequestAuthentication(Arc::new(request)));
+    Ok(Valid { change, notice: told.or(aim.notice), unsupported, idle })
 }
 
-/// What can be told of one that cannot be read: whom it is for, and that it takes no token.
+/// What can be told of one that cannot be read: whom it is for, and that it takes no request.
 pub(super) fn unreadable(name: ObjectName, object: &Value, error: &FieldError, _: &Settings) -> Change {
     let spec = object.get("spec");
     let whole = error.field.as_deref() != Some("apiVersion")
@@ -229,7 +227,7 @@ fn timeout(text: Option<String>, path: &str) -> Result<u64, FieldError> {
     }
 }
 
-fn milliseconds(text: &str) -> Option<f64> {
+pub(super) fn milliseconds(text: &str) -> Option<f64> {
     const UNITS: [(&str, f64); 6] =
         [("ms", 1.0), ("us", 0.001), ("ns", 0.000_001), ("h", 3_600_000.0), ("m", 60_000.0), ("s", 1_000.0)];
     let (mut rest, mut sum) = (text, 0.0);

@@ -9,12 +9,14 @@ use kube::core::ApiResource;
 use serde_json::Value;
 
 use super::{
-    Change, Valid, authorization_policy, endpoint_slice, fields::FieldError, namespace, peer_authentication,
-    pod, request_authentication, service,
+    Change, Valid, authorization_policy, destination_rule, endpoint_slice, fields::FieldError, namespace,
+    peer_authentication, pod, request_authentication, secret, service, service_entry,
 };
 
 /// The group of Istio's security API.
 pub(in crate::discovery) const SECURITY_GROUP: &str = "security.istio.io";
+/// The group of Istio's networking API.
+const NETWORKING_GROUP: &str = "networking.istio.io";
 
 /// A kind that the agent reads. Ordered so that what others depend on comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,6 +28,10 @@ pub(crate) enum Kind {
     PeerAuthentication,
     AuthorizationPolicy,
     RequestAuthentication,
+    WorkloadEntry,
+    ServiceEntry,
+    Secret,
+    DestinationRule,
 }
 
 /// All that the agent knows of a kind.
@@ -53,6 +59,17 @@ pub(in crate::discovery) struct Row {
     pub(in crate::discovery) gone: fn(ObjectName) -> Change,
     /// What the agents write into its objects.
     pub(in crate::discovery) report: Report,
+    /// Which of a cluster's objects are read.
+    pub(in crate::discovery) origins: Origins,
+}
+
+/// Which objects of a kind are read from the Kubernetes API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::discovery) enum Origins {
+    /// All.
+    All,
+    /// Those that a DestinationRule names, one by one.
+    Named,
 }
 
 /// What an object counts as that cannot be read. It never widens access.
@@ -74,7 +91,7 @@ pub(in crate::discovery) enum Report {
     AcceptedCondition,
 }
 
-static TABLE: [Row; 7] = [
+static TABLE: [Row; 11] = [
     Row {
         kind: Kind::Namespace,
         name: "Namespace",
@@ -88,6 +105,7 @@ static TABLE: [Row; 7] = [
         unreadable: Unreadable::InPart(namespace::in_place_of),
         gone: |name| Change::Mesh(MeshChange::NamespaceGone(name.name)),
         report: Report::Nothing,
+        origins: Origins::All,
     },
     Row {
         kind: Kind::Pod,
@@ -102,6 +120,7 @@ static TABLE: [Row; 7] = [
         unreadable: Unreadable::InPart(pod::in_place_of),
         gone: |name| Change::Mesh(MeshChange::PodGone(name)),
         report: Report::Nothing,
+        origins: Origins::All,
     },
     Row {
         kind: Kind::Service,
@@ -117,6 +136,7 @@ static TABLE: [Row; 7] = [
         unreadable: Unreadable::InPart(|_, _| Value::Null),
         gone: |name| Change::Mesh(MeshChange::ServiceGone(name)),
         report: Report::Nothing,
+        origins: Origins::All,
     },
     Row {
         kind: Kind::EndpointSlice,
@@ -131,6 +151,7 @@ static TABLE: [Row; 7] = [
         unreadable: Unreadable::InPart(|_, _| Value::Null),
         gone: |name| Change::Mesh(MeshChange::EndpointSliceGone(name)),
         report: Report::Nothing,
+        origins: Origins::All,
     },
     Row {
         kind: Kind::PeerAuthentication,
@@ -145,6 +166,7 @@ static TABLE: [Row; 7] = [
         unreadable: Unreadable::Strictest(peer_authentication::unreadable, "counts as STRICT"),
         gone: |name| Change::Policies(PolicyChange::PeerAuthenticationGone(name)),
         report: Report::AcceptedCondition,
+        origins: Origins::All,
     },
     Row {
         kind: Kind::AuthorizationPolicy,
@@ -162,6 +184,7 @@ static TABLE: [Row; 7] = [
         ),
         gone: |name| Change::Policies(PolicyChange::AuthorizationPolicyGone(name)),
         report: Report::AcceptedCondition,
+        origins: Origins::All,
     },
     Row {
         kind: Kind::RequestAuthentication,
@@ -173,9 +196,70 @@ static TABLE: [Row; 7] = [
         optional: true,
         name_is_shared: false,
         read: request_authentication::read,
-        unreadable: Unreadable::Strictest(request_authentication::unreadable, "takes no token"),
+        unreadable: Unreadable::Strictest(request_authentication::unreadable, "takes no request"),
         gone: |name| Change::Policies(PolicyChange::RequestAuthenticationGone(name)),
         report: Report::AcceptedCondition,
+        origins: Origins::All,
+    },
+    Row {
+        kind: Kind::WorkloadEntry,
+        name: "WorkloadEntry",
+        plural: "workloadentries",
+        group: NETWORKING_GROUP,
+        versions: &["v1", "v1beta1", "v1alpha3"],
+        namespaced: true,
+        optional: true,
+        name_is_shared: false,
+        read: service_entry::read_workload,
+        unreadable: Unreadable::InPart(|_, _| Value::Null),
+        gone: |name| Change::Mesh(MeshChange::WorkloadEntryGone(name)),
+        report: Report::AcceptedCondition,
+        origins: Origins::All,
+    },
+    Row {
+        kind: Kind::ServiceEntry,
+        name: "ServiceEntry",
+        plural: "serviceentries",
+        group: NETWORKING_GROUP,
+        versions: &["v1", "v1beta1", "v1alpha3"],
+        namespaced: true,
+        optional: true,
+        name_is_shared: false,
+        read: service_entry::read,
+        unreadable: Unreadable::InPart(|_, _| Value::Null),
+        gone: |name| Change::Mesh(MeshChange::ServiceEntryGone(name)),
+        report: Report::AcceptedCondition,
+        origins: Origins::All,
+    },
+    Row {
+        kind: Kind::Secret,
+        name: "Secret",
+        plural: "secrets",
+        group: "",
+        versions: &["v1"],
+        namespaced: true,
+        optional: false,
+        name_is_shared: true,
+        read: secret::read,
+        unreadable: Unreadable::InPart(|_, _| Value::Null),
+        gone: |name| Change::Mesh(MeshChange::SecretGone(name)),
+        report: Report::Nothing,
+        origins: Origins::Named,
+    },
+    Row {
+        kind: Kind::DestinationRule,
+        name: "DestinationRule",
+        plural: "destinationrules",
+        group: NETWORKING_GROUP,
+        versions: &["v1", "v1beta1", "v1alpha3"],
+        namespaced: true,
+        optional: true,
+        name_is_shared: false,
+        read: destination_rule::read,
+        unreadable: Unreadable::Strictest(destination_rule::unreadable, "closes the way to its host"),
+        gone: |name| Change::Mesh(MeshChange::DestinationRuleGone(name)),
+        report: Report::AcceptedCondition,
+        origins: Origins::All,
     },
 ];
 
@@ -207,14 +291,24 @@ impl Kind {
 
     /// Whether verdicts depend on objects of this kind, so that one which is not known has to be thought of as the strictest.
     pub(in crate::discovery) fn restricts(self) -> bool {
-        matches!(self, Self::PeerAuthentication | Self::AuthorizationPolicy)
+        matches!(self, Self::PeerAuthentication | Self::AuthorizationPolicy | Self::RequestAuthentication)
+    }
+
+    /// Whether nobody is let in while objects of this kind may be there that are not known.
+    pub(in crate::discovery) fn closes(self) -> bool {
+        matches!(self, Self::AuthorizationPolicy | Self::RequestAuthentication)
+    }
+
+    /// Whether a cluster may well be without its definition, so that nobody waits for one that was never seen.
+    pub(in crate::discovery) fn may_be_undefined(self) -> bool {
+        self == Self::RequestAuthentication
     }
 
     /// What counts while objects of this kind may be there that are not known, as a part of a sentence.
     pub(in crate::discovery) fn while_unknown(self) -> &'static str {
-        match self {
-            Self::AuthorizationPolicy => "nobody is let in to any pod",
-            _ => "mutual TLS is STRICT for every pod",
+        match self.closes() {
+            true => "nobody is let in to any pod",
+            false => "mutual TLS is STRICT for every pod",
         }
     }
 

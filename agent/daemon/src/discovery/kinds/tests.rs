@@ -1,4 +1,5 @@
 mod authorization_policy;
+mod destination_rule;
 mod doubt;
 mod misspelt;
 mod peer_authentication;

@@ -102,7 +102,7 @@ impl LastKnown {
         let mut last = Self {
             hold: settings.time,
             file,
-            known: false,
+            known: row.kind.may_be_undefined(),
             definition: None,
             objects: BTreeMap::new(),
             missing: BTreeSet::new(),

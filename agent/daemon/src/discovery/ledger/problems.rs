@@ -28,20 +28,20 @@ impl Ledger {
         origins.chain(bounds).next().map(Arc::from)
     }
 
-    /// Why AuthorizationPolicies may be missing that were in force before, if they may.
+    /// Why policies may be missing that say who may come, and that were in force before, if they may.
     pub(super) fn missing_authorizations(&self) -> Option<Arc<str>> {
         let origins = self.doubtful.iter().filter(|origin| self.closes(origin));
         let origins = origins.map(|origin| format!("{origin} may hold some and cannot be read"));
-        let bounds = self.beyond_bounds.iter().filter(|kind| **kind == Kind::AuthorizationPolicy);
+        let bounds = self.beyond_bounds.iter().filter(|kind| kind.closes());
         origins.chain(bounds.map(|kind| beyond_bounds(*kind))).next().map(Arc::from)
     }
 
-    /// Whether a doubtful origin may hold AuthorizationPolicies that were in force before: of a file that appears while the agent
+    /// Whether a doubtful origin may hold such policies that were in force before: of a file that appears while the agent
     /// runs nothing was.
     fn closes(&self, origin: &Origin) -> bool {
         match origin {
             Origin::Definition(kind) | Origin::Resource(kind) | Origin::Object(Key { kind, .. }) => {
-                *kind == Kind::AuthorizationPolicy
+                kind.closes()
             }
             Origin::File(_) | Origin::Api => self.doubtful_from_start.contains(origin),
         }

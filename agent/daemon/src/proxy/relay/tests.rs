@@ -294,6 +294,22 @@ async fn the_answer_waits_for_the_first_bytes_but_not_for_long() {
     assert_eq!((counts.sent.get(), counts.got.get()), (0, 0));
 }
 
+/// What costs as much as a packet is left to those that wait for long.
+#[tokio::test]
+async fn only_an_application_that_stays_half_closed_is_asked_whether_it_is_still_there() {
+    let sides = Sides::new();
+    let (stream, _server) = sides.streams().await;
+    let (mut app, agent) = pair().await;
+    let mut relay = Relay::new(agent, stream);
+    app.write_all(b"question").await.unwrap();
+    app.shutdown().await.unwrap();
+    assert!(timeout(HALF_CLOSED / 2, relay.run(&Silent)).await.is_err());
+    assert_eq!(relay.directions().0, Direction { bytes: 8, ended: true });
+    assert!(!SockRef::from(&relay.app).keepalive().unwrap(), "not yet");
+    assert!(timeout(2 * HALF_CLOSED, relay.run(&Silent)).await.is_err());
+    assert!(SockRef::from(&relay.app).keepalive().unwrap());
+}
+
 #[tokio::test]
 async fn a_relay_that_was_stopped_goes_on_where_it_was() {
     let sides = Sides::new();

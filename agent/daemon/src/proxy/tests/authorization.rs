@@ -29,6 +29,7 @@ fn accounts_policy(name: &str, action: Action, accounts: &[&str], dry_run: bool)
         name: ObjectName::new("shop", name),
         target: Target::Pods(Labels::new()),
         action,
+        provider: None,
         rules: vec![Rule::new(vec![vec![source.unwrap()]], Vec::new(), Vec::new())],
         dry_run,
         doubt: None,

@@ -98,10 +98,32 @@ impl Fields {
     }
 
     fn key(&mut self, field: &Field) {
-        let _ = match self.format {
-            LogFormat::Text => write!(self.rendered, " {}=", field.name()),
-            LogFormat::Json => write!(self.rendered, ",{}:", Json(field.name())),
-        };
+        match self.format {
+            LogFormat::Text => self.rendered.extend([" ", field.name(), "="]),
+            LogFormat::Json => {
+                self.rendered.push(',');
+                self.json(field.name());
+                self.rendered.push(':');
+            }
+        }
+    }
+
+    fn json(&mut self, value: &str) {
+        match is_plain(value) {
+            true => self.rendered.extend(["\"", value, "\""]),
+            false => {
+                let _ = write!(self.rendered, "{}", Json(value));
+            }
+        }
+    }
+
+    fn text(&mut self, value: &str) {
+        match is_plain(value) {
+            true => self.rendered.extend(["\"", value, "\""]),
+            false => {
+                let _ = write!(self.rendered, "{value:?}");
+            }
+        }
     }
 }
 
@@ -113,10 +135,10 @@ impl Visit for Fields {
             name if name.starts_with("log.") => {}
             _ => {
                 self.key(field);
-                let _ = match self.format {
-                    LogFormat::Text => write!(self.rendered, "{value:?}"),
-                    LogFormat::Json => write!(self.rendered, "{}", Json(value)),
-                };
+                match self.format {
+                    LogFormat::Text => self.text(value),
+                    LogFormat::Json => self.json(value),
+                }
             }
         }
     }
@@ -141,17 +163,24 @@ impl Visit for Fields {
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         let text = format!("{value:?}");
-        let bare = |c: char| c.is_ascii_graphic() && !matches!(c, '"' | '=' | '\\');
+        let bare = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'=' | b'\\');
         if self.format == LogFormat::Text
             && field.name() != "message"
             && !text.is_empty()
-            && text.chars().all(bare)
+            && text.bytes().all(bare)
         {
-            self.number(field, text);
+            self.key(field);
+            self.rendered.push_str(&text);
         } else {
             self.record_str(field, &text);
         }
     }
+}
+
+/// Whether `text` stands for itself between quotation marks, which most values do: a line has twenty of them, and each
+/// connection a line.
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\'))
 }
 
 /// Text without a control character in it.

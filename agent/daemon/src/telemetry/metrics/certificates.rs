@@ -142,7 +142,7 @@ impl Certificates {
     }
 }
 
-fn timestamp(time: SystemTime) -> i64 {
+pub(super) fn timestamp(time: SystemTime) -> i64 {
     let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX)
 }

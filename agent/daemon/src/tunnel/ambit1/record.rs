@@ -169,6 +169,21 @@ impl Batch<'_> {
         })
     }
 
+    /// Copies the front of `bytes`, as much as there is room for; answers how many that is.
+    pub(super) fn fill(&mut self, bytes: &[u8]) -> usize {
+        let len = bytes.len().min(PAYLOAD_LEN);
+        let (front, mut left) = bytes.split_at(len);
+        self.first()[..len].copy_from_slice(front);
+        if !left.is_empty() && self.goes_on_after(len) {
+            for mut room in self.rest() {
+                let (piece, more) = left.split_at(left.len().min(room.len()));
+                room[..piece.len()].copy_from_slice(piece);
+                left = more;
+            }
+        }
+        bytes.len() - left.len()
+    }
+
     /// Whether `len` bytes fill the first record and there is room for others.
     pub(super) fn goes_on_after(&self, len: usize) -> bool {
         len == PAYLOAD_LEN && self.0.len() >= 2 * RECORD_LEN

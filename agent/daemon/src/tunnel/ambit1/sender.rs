@@ -179,8 +179,7 @@ impl Sender {
     ) -> Poll<Result<usize, TunnelError>> {
         let mut buffer = ready!(share.poll_take(cx, &mut self.waiting));
         let mut batch = Batch(&mut buffer[self.held_len()..]);
-        let len = bytes.len().min(batch.first().len());
-        batch.first()[..len].copy_from_slice(&bytes[..len]);
+        let len = batch.fill(bytes);
         self.seal(buffer, Moved { bytes: len, end: false })?;
         Poll::Ready(Ok(len))
     }

@@ -149,6 +149,10 @@ impl Stream {
         Poll::Ready(Ok(Moved { bytes: 0, end: true }))
     }
 
+    pub(in crate::tunnel) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LegError>> {
+        self.poll_data(cx).map_ok(|_| ())
+    }
+
     /// Waits until there are bytes for the application, or until there will be none: then it is `false`.
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, LegError>> {
         loop {

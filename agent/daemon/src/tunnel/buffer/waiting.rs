@@ -19,7 +19,7 @@ const FEW: usize = 64;
 
 /// The place in line of one direction; in none while it waits for nothing.
 #[derive(Debug, Default)]
-pub(in crate::tunnel) struct Waiting(Option<Arc<Waiter>>);
+pub(crate) struct Waiting(Option<Arc<Waiter>>);
 
 impl Waiting {
     /// Whether it is in line.

@@ -80,16 +80,48 @@ seLinuxOptions:
   value: {{ .Values.label }}
 - name: AMBIT_SVID_TTL
   value: {{ .Values.svidTTL }}
+- name: AMBIT_TRUSTED_PROXIES
+  value: {{ .Values.trustedProxies | quote }}
+- name: AMBIT_PATH_NORMALIZATION
+  value: {{ .Values.pathNormalization }}
 - name: AMBIT_POST_QUANTUM
   value: {{ .Values.postQuantum | quote }}
 - name: AMBIT_LOCAL_TRAFFIC
   value: {{ .Values.localTraffic | default "join" }}
+- name: AMBIT_OUTBOUND_POLICY
+  value: {{ .Values.egress.outboundPolicy }}
+- name: AMBIT_OBSERVE_OUTBOUND
+  value: {{ ternary "on" "off" .Values.egress.observe | quote }}
 - name: AMBIT_DRAIN
   value: {{ .Values.drainSeconds }}s
 - name: AMBIT_LOG
   value: {{ .Values.log.filter | quote }}
 - name: AMBIT_LOG_FORMAT
   value: {{ .Values.log.format }}
+{{- with .Values.extensionProviders }}
+- name: AMBIT_EXTENSION_PROVIDERS
+  value: {{ toJson . | quote }}
+{{- end }}
+- name: AMBIT_HTTP_TELEMETRY
+  value: {{ .Values.httpTelemetry | quote }}
+{{- with .Values.traces.endpoint }}
+- name: AMBIT_TRACE_ENDPOINT
+  value: {{ . | quote }}
+- name: AMBIT_TRACE_SAMPLING
+  value: {{ $.Values.traces.sampling | quote }}
+{{- end }}
+{{- with .Values.jwks }}
+{{- if .caConfigMap }}
+- name: AMBIT_JWKS_CA_FILE
+  value: /var/run/ambit/jwks/roots.pem
+{{- end }}
+{{- with .blocked }}
+- name: AMBIT_JWKS_BLOCKED
+  value: {{ join "," . | quote }}
+{{- end }}
+- name: AMBIT_JWKS_REFRESH
+  value: {{ .refresh | default "20m" | quote }}
+{{- end }}
 {{- with .Values.mapEntries }}
 - name: AMBIT_MAP_ENTRIES
   value: {{ . | quote }}

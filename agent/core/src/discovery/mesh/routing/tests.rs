@@ -340,3 +340,31 @@ fn an_endpoint_outside_the_cluster_has_a_workload_of_no_one() {
     assert_eq!(&*endpoint.service.unwrap().host, "web.shop.svc.cluster.local");
     assert_eq!(captured(&mesh), [""; 0]);
 }
+
+#[test]
+fn a_service_is_found_by_its_name_whatever_addresses_it_has() {
+    let mut mesh = mesh([pod("shop/web-1", &["10.0.0.1"]), pod("plain/db", &["10.0.0.3"])]);
+    let headless =
+        Service { cluster_ips: Vec::new(), ..service("shop/web", &[], &[(80, TargetPort::Number(8080))]) };
+    mesh.apply(Change::Service(Arc::new(headless)));
+    for (host, expected) in [
+        ("web.shop", Ok(Some("shop/web"))),
+        ("web.shop.svc", Ok(Some("shop/web"))),
+        ("web.shop.svc.cluster.local", Ok(Some("shop/web"))),
+        ("other.shop.svc.cluster.local", Err("shop/other")),
+        ("web.shop.svc.other.test", Ok(None)),
+        ("web.shop.example", Ok(None)),
+        ("example.com", Ok(None)),
+        ("web", Ok(None)),
+    ] {
+        assert_eq!(mesh.service_by_host(host), expected.map(|found| found.map(name)).map_err(name), "{host}");
+    }
+    let route = |service: &str, port| mesh.route_by_name(&client(), &name(service), port, 0);
+    let Some(Route::Tunnel(endpoint)) = route("shop/web", 80) else { panic!("{:?}", route("shop/web", 80)) };
+    assert_eq!(endpoint.addr.0.to_string(), "10.0.0.1:8080");
+    assert!(matches!(route("shop/web", 81), Some(Route::Refuse(RouteError::UnknownPort { port: 81, .. }))));
+    assert!(route("shop/other", 80).is_none());
+    mesh.apply(Change::PodGone(name("shop/web-1")));
+    let gone = mesh.route_by_name(&client(), &name("shop/web"), 80, 0);
+    assert!(matches!(gone, Some(Route::Refuse(RouteError::NoEndpoint { .. }))), "{gone:?}");
+}

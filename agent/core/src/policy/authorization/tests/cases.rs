@@ -1,4 +1,5 @@
-//! Cases in which implementations of Istio's API are known to differ, by number; those of PeerAuthentication are beside it.
+//! Cases in which implementations of Istio's API are known to differ, by number; those of PeerAuthentication are beside it, those of
+//! requests in `http` and `token`.
 
 use super::*;
 
@@ -156,7 +157,9 @@ fn case_33_custom_without_a_provider_denies() {
     let policies = set([custom, allow(&[anything()])]);
     let refused = refusal(&policies, &by("a/b"));
     assert!(
-        refused.text.contains("CUSTOM AuthorizationPolicy, whose provider cannot be asked, shop/custom"),
+        refused
+            .text
+            .contains("provider opa of CUSTOM AuthorizationPolicy shop/custom rules[0] has not let it in"),
         "{refused}"
     );
     assert!(lets_in(&policies, &on(80, by("a/b"))));
@@ -165,36 +168,4 @@ fn case_33_custom_without_a_provider_denies() {
 #[test]
 fn audit_refuses_nobody() {
     assert!(lets_in(&set([policy("audit", Action::Audit, &[anything()])]), &plaintext()));
-}
-
-/// Declares the cases that need requests to be read.
-macro_rules! waiting {
-    ($($name:ident: $what:literal;)*) => {$(
-        #[test]
-        #[ignore = "waits for layer 7"]
-        fn $name() {
-            panic!("HTTP is not read yet: {}", $what);
-        }
-    )*};
-}
-
-waiting! {
-    case_20_hosts: "ALLOW hosts [example.com]: Host EXAMPLE.com is let in, example.com:8080 is not";
-    case_21_methods: "ALLOW methods [get]: GET is refused";
-    case_22_paths: "ALLOW paths [/info*]: /information?x=1 is let in, /INFO is not";
-    case_23_dot_segments: "DENY paths [/admin]: /x/..//admin is //admin under BASE, and denied under MERGE_SLASHES";
-    case_24_percent_encoding: "DENY paths [/admin]: /%61dmin is denied under BASE, /admin/ is not";
-    case_25_a_star_within: "ALLOW paths [/a/*/b]: /a/x/b is refused";
-    case_29_absent_header: "DENY when request.headers[x-a] notValues [ok]: a request without x-a is denied";
-    case_30_empty_header: "ALLOW when request.headers[x-a] values [*]: an empty x-a is let in";
-    case_31_repeated_header: "ALLOW request.headers[x] values [a]: x: a and x: b is refused";
-    case_34_no_token: "RequestAuthentication alone: no token 200, garbage Bearer 401, Basic 200";
-    case_35_request_principals: "ALLOW requestPrincipals [*]: no token, or one without sub, is refused";
-    case_36_audience: "a token for another audience: 403";
-    case_37_skew: "a token that expired 59 s ago is taken, 61 s ago is not";
-    case_38_from_headers: "fromHeaders [x-jwt] alone: a token in Authorization is none";
-    case_39_two_params: "fromParams [a, b]: a good, b bad: 401";
-    case_40_output_header: "outputPayloadToHeader x-p: the client's own is removed";
-    case_41_claims: "claim admin: true is not \"true\"; a list claim by any element";
-    case_42_preflight: "a preflight with an expired token: the token is passed over, policies are not";
 }

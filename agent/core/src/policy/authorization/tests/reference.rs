@@ -1,8 +1,10 @@
 //! A slow evaluator of policies as they are written, against the compiled ones, on random policies and connections.
 
+mod requests;
+
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
-use super::*;
+use super::{outlook::foreseen, *};
 
 /// Verdicts compared; the environment variable may ask for more.
 const CASES: usize = 100_000;
@@ -38,31 +40,40 @@ fn reference(policies: &[WrittenPolicy], call: &Call, ours: &[&str]) -> bool {
     };
     let of = |action| policies.iter().filter(applies).filter(move |policy| policy.action == action);
     let deny = |policy: &WrittenPolicy| {
-        policy.rules.iter().any(|rule| rule_matches(&without_layer7(rule), policy.namespace, call, ours))
+        policy
+            .rules
+            .iter()
+            .any(|rule| rule_matches(&without_unknown(rule, call), policy.namespace, call, ours))
     };
     let allow = |policy: &WrittenPolicy| {
-        let known = policy.rules.iter().filter(|rule| !has_layer7(rule));
+        let known = policy.rules.iter().filter(|rule| !has_unknown(rule, call));
         known.into_iter().any(|rule| rule_matches(rule, policy.namespace, call, ours))
     };
-    if of(Action::Custom).any(deny) || of(Action::Deny).any(deny) {
+    if (of(Action::Custom).any(deny) && !call.admitted) || of(Action::Deny).any(deny) {
         return false;
     }
     of(Action::Allow).count() == 0 || of(Action::Allow).any(allow)
 }
 
-fn is_layer7(field: &Written) -> bool {
-    ["methods", "request.headers[x]"].contains(&&*positive(field.name).0)
+/// Whether nothing can be said of the field.
+fn is_unknown(field: &Written, call: &Call) -> bool {
+    match &*positive(field.name).0 {
+        "experimental" => true,
+        "connection.sni" => call.sni.is_none() && call.request.is_none(),
+        name => requests::FIELDS.contains(&name) && call.request.is_none(),
+    }
 }
 
-fn has_layer7(rule: &WrittenRule) -> bool {
-    let layer7 = |field: &Written| is_layer7(field) || positive(field.name).0 == "remoteIpBlocks";
-    rule.from.iter().chain(&rule.to).flatten().chain(&rule.when).any(layer7)
+fn has_unknown(rule: &WrittenRule, call: &Call) -> bool {
+    let remote = |field: &Written| positive(field.name).0 == "remoteIpBlocks" && call.request.is_none();
+    let unknown = |field: &Written| is_unknown(field, call) || remote(field);
+    rule.from.iter().chain(&rule.to).flatten().chain(&rule.when).any(unknown)
 }
 
-fn without_layer7(rule: &WrittenRule) -> WrittenRule {
+fn without_unknown(rule: &WrittenRule, call: &Call) -> WrittenRule {
     let mut rule = rule.clone();
     rule.from.iter_mut().chain(&mut rule.to).chain([&mut rule.when]).for_each(|fields| {
-        fields.retain(|field| !is_layer7(field));
+        fields.retain(|field| !is_unknown(field, call));
     });
     rule
 }
@@ -91,10 +102,11 @@ fn field_holds(field: &Written, namespace: &str, call: &Call, ours: &[&str]) -> 
             let full = if value.contains('/') { value.to_owned() } else { format!("{namespace}/{value}") };
             full == format!("{}/{}", id.namespace(), id.service_account())
         }),
-        "ipBlocks" | "remoteIpBlocks" => in_block(value, call.source),
+        "ipBlocks" => in_block(value, call.source),
+        "remoteIpBlocks" => in_block(value, requests::remote_ip(call)),
         "destination.ip" => in_block(value, "10.0.0.1".parse().unwrap()),
         "ports" => value.parse::<u32>().unwrap() == u32::from(call.port),
-        other => panic!("{other}"),
+        other => requests::has(call, other, value),
     };
     field.values.iter().any(|value| one(value)) != negated
 }
@@ -175,7 +187,7 @@ fn written(random: &mut StdRng, names: &[&'static str]) -> Written {
         "ipBlocks" | "remoteIpBlocks" => BLOCKS,
         "destination.ip" => &["10.0.0.1", "10.0.0.0/30", "10.0.0.2"],
         "ports" => &["80", "8080", "080", "0"],
-        _ => &["GET"],
+        other => requests::values(other),
     };
     let count = random.random_range(1..=2);
     Written { name, values: (0..count).map(|_| (*pool.choose(random).unwrap()).to_owned()).collect() }
@@ -199,10 +211,37 @@ const SOURCES: &[&str] = &[
     "notIpBlocks",
     "remoteIpBlocks",
     "notRemoteIpBlocks",
+    "requestPrincipals",
+    "notRequestPrincipals",
 ];
-const OPERATIONS: &[&str] = &["ports", "ports", "notPorts", "methods"];
-const CONDITIONS: &[&str] =
-    &["principals", "namespaces", "ipBlocks", "ports", "destination.ip", "request.headers[x]"];
+const OPERATIONS: &[&str] = &[
+    "ports",
+    "ports",
+    "notPorts",
+    "methods",
+    "notMethods",
+    "paths",
+    "paths",
+    "notPaths",
+    "hosts",
+    "notHosts",
+];
+const CONDITIONS: &[&str] = &[
+    "principals",
+    "namespaces",
+    "ipBlocks",
+    "ports",
+    "destination.ip",
+    "request.headers[x]",
+    "notRequest.headers[x]",
+    "request.auth.claims[g]",
+    "notRequest.auth.claims[a][b]",
+    "request.auth.audiences",
+    "request.auth.presenter",
+    "connection.sni",
+    "notConnection.sni",
+    "experimental",
+];
 
 fn written_policy(random: &mut StdRng) -> WrittenPolicy {
     let rule = |random: &mut StdRng| WrittenRule {
@@ -236,7 +275,10 @@ fn call(random: &mut StdRng) -> Call {
     let source =
         one(&["10.0.0.9", "10.1.0.8", "192.0.2.1", "2001:db8::9", "::ffff:10.0.0.9"]).parse().unwrap();
     let port = one(&["80", "8080"]).parse().unwrap();
-    Call { peer: random.random_ratio(3, 4).then(|| id.parse().unwrap()), source, port }
+    let peer = random.random_ratio(3, 4).then(|| id.parse().unwrap());
+    let sni = [None, Some(""), Some("a.example"), Some("b.test")].choose(random).copied().unwrap();
+    let request = random.random_ratio(2, 3).then(|| requests::any(random));
+    Call { peer, source, port, request, sni, admitted: random.random_ratio(1, 2) }
 }
 
 fn judge(policies: &[WrittenPolicy], trust_domains: &TrustDomains) -> PolicySet {
@@ -249,7 +291,7 @@ fn the_verdict_is_that_of_the_reference() {
     let mut random = StdRng::seed_from_u64(0x0a3b_1e55);
     let trust_domains = TrustDomains::new("td1".parse().unwrap(), ["old".parse().unwrap()]);
     let ours = ["td1", "old"];
-    let (mut let_in, mut refused) = (0, 0);
+    let (mut let_in, mut refused, mut known_before) = (0, 0, 0);
     for _ in 0..cases / CALLS {
         let policies: Vec<WrittenPolicy> =
             (0..random.random_range(0..=4)).map(|_| written_policy(&mut random)).collect();
@@ -269,6 +311,10 @@ fn the_verdict_is_that_of_the_reference() {
                 explained(&compiled, &call, &policies, &trust_domains);
             }
             assert!(verdict || !lets_in(&with_deny, &call), "{call:?} by {policies:#?} and {denying:#?}");
+            if let Some(before) = foreseen(&compiled, &call) {
+                assert_eq!(verdict, before, "{call:?} by {policies:#?}");
+                known_before += 1;
+            }
             let rehearsed = rehearsal::rehearsed(&compiled, &call).0.is_some();
             assert_eq!(rehearsed, verdict && !lets_in(&enforced, &call), "{call:?} by {policies:#?}");
             if let Some((set, fewer)) = &without_allow {
@@ -281,12 +327,13 @@ fn the_verdict_is_that_of_the_reference() {
         let_in > share && refused > share,
         "{let_in} let in, {refused} refused: one of both is hardly tried"
     );
+    assert!(known_before > share && known_before < cases, "{known_before} foreseen");
 }
 
 /// What is told of a verdict leads to that verdict, and what is told of a change is what the change does.
 fn explained(set: &PolicySet, call: &Call, written: &[WrittenPolicy], trust_domains: &TrustDomains) {
     let web = labels(&[("app", "web")]);
-    let explanation = set.explain(&"shop".into(), &web, &call.facts(), None);
+    let explanation = call.judged(|facts| set.explain(&"shop".into(), &web, facts, None));
     assert_eq!(explanation.decision, verdict(set, call), "{call:?} by {written:#?}");
     let refused = explanation.policies.iter().any(PolicyVerdict::refuses);
     let mut allowing = explanation.policies.iter().filter(|told| told.is_allowing()).peekable();

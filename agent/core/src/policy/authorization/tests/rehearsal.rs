@@ -7,8 +7,10 @@ use crate::{policy::rehearse, reason::Rehearsed};
 pub(super) fn rehearsed(policies: &PolicySet, call: &Call) -> (Option<Refusal>, BTreeMap<String, Rehearsed>) {
     let compiled = policies.compile_for(&"shop".into(), &labels(&[("app", "web")]));
     let mut told = BTreeMap::new();
-    let refusal = rehearse(&compiled, &call.facts(), |policy, rehearsed| {
-        assert!(told.insert(policy.name.name.to_string(), rehearsed).is_none(), "told twice");
+    let refusal = call.judged(|facts| {
+        rehearse(&compiled, facts, |policy, rehearsed| {
+            assert!(told.insert(policy.name.name.to_string(), rehearsed).is_none(), "told twice");
+        })
     });
     (refusal, told)
 }
@@ -105,4 +107,25 @@ fn live_connections_are_rehearsed_again_where_there_is_something_new() {
     assert!(!compile(&before).rehearses_as(&compile(&after)));
     assert!(compile(&after).rehearses_as(&compile(&after.clone())));
     assert_ne!(compile(&before), compile(&after), "followers would not hear of it");
+}
+
+/// Of a request it is told what it would have met, not what its connection would.
+#[test]
+fn requests_are_rehearsed_one_by_one() {
+    let no_post = policy("no-post", Action::Deny, &[to(&[field("methods", &["POST"])])]);
+    let seen = policy("seen", Action::Audit, &[to(&[field("paths", &["/admin*"])])]);
+    let policies = set([dry(no_post), seen]);
+    for (method, path, refused, audited) in
+        [("POST", "/", true, false), ("GET", "/", false, false), ("GET", "/admin/x", false, true)]
+    {
+        let (refusal, told) = rehearsed(&policies, &by("a/b").sends(Sent::new(method, path)));
+        assert_eq!(refusal.is_some(), refused, "{method} {path}");
+        assert_eq!(told["no-post"] == Rehearsed::WouldRefuse, refused, "{method} {path}");
+        assert_eq!(told["seen"] == Rehearsed::Audited(0), audited, "{method} {path}");
+    }
+    let (refusal, told) = rehearsed(&policies, &by("a/b"));
+    assert!(
+        refusal.is_some() && told["seen"] == Rehearsed::Audited(0),
+        "of what is not HTTP the rest counts"
+    );
 }

@@ -7,7 +7,7 @@ use ambit_core::{
     model::{Labels, SpiffeId},
     policy::{Decision, Facts, decide},
 };
-use ambit_proto::admin::v1::{Party, SourceState};
+use ambit_proto::admin::v1::{ObservedOperation, ObservedSource, Party, SourceState};
 
 use super::*;
 use crate::discovery::watch_folder;
@@ -163,6 +163,7 @@ impl Policies {
             destination_ip,
             request: None,
             admitted: false,
+            sni: None,
         };
         decide(&policy, &facts) == Decision::Allow
     }

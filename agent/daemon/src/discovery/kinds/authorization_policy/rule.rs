@@ -18,22 +18,22 @@ pub(super) struct Place<'a> {
 }
 
 /// Fields of `source` and `operation`; each has a negation, as `notPrincipals`.
-const SOURCE: [(&str, Attribute); 7] = [
+const SOURCE: [(&str, Attribute<'static>); 7] = [
     ("principals", Attribute::Principal),
-    ("requestPrincipals", Attribute::Layer7),
+    ("requestPrincipals", Attribute::RequestPrincipal),
     ("namespaces", Attribute::Namespace),
     ("serviceAccounts", Attribute::ServiceAccount),
     ("ipBlocks", Attribute::SourceIp),
     ("remoteIpBlocks", Attribute::RemoteIp),
     ("trustDomains", Attribute::TrustDomain),
 ];
-const OPERATION: [(&str, Attribute); 4] = [
-    ("hosts", Attribute::Layer7),
+const OPERATION: [(&str, Attribute<'static>); 4] = [
+    ("hosts", Attribute::Host),
     ("ports", Attribute::Port),
-    ("methods", Attribute::Layer7),
-    ("paths", Attribute::Layer7),
+    ("methods", Attribute::Method),
+    ("paths", Attribute::Path),
 ];
-const KEYS: [(&str, Attribute); 12] = [
+const KEYS: [(&str, Attribute<'static>); 12] = [
     ("source.ip", Attribute::SourceIp),
     ("remote.ip", Attribute::RemoteIp),
     ("source.principal", Attribute::Principal),
@@ -42,14 +42,13 @@ const KEYS: [(&str, Attribute); 12] = [
     ("source.trustDomain", Attribute::TrustDomain),
     ("destination.ip", Attribute::DestinationIp),
     ("destination.port", Attribute::Port),
-    ("connection.sni", Attribute::Layer7),
-    ("request.auth.principal", Attribute::Layer7),
-    ("request.auth.audiences", Attribute::Layer7),
-    ("request.auth.presenter", Attribute::Layer7),
+    ("connection.sni", Attribute::Sni),
+    ("request.auth.principal", Attribute::RequestPrincipal),
+    ("request.auth.audiences", Attribute::Audience),
+    ("request.auth.presenter", Attribute::Presenter),
 ];
-/// Keys that go on with `[…]`.
-const KEYS_WITH_NAME: [&str; 2] = ["request.headers", "request.auth.claims"];
-const TOKEN_KEYS: &str = "request.auth.";
+const HEADER_KEYS: &str = "request.headers";
+const CLAIM_KEYS: &str = "request.auth.claims";
 const FILTER_KEYS: &str = "experimental.envoy.filters.";
 
 /// Reads a rule; answers with the number of its values, too.
@@ -76,7 +75,7 @@ impl Reader<'_> {
         path: &str,
         list: &str,
         item: &str,
-        known: &[(&'static str, Attribute)],
+        known: &[(&'static str, Attribute<'static>)],
     ) -> Result<Vec<Vec<Field>>, FieldError> {
         let path = format!("{path}.{list}");
         let Some(items) = items(rule, list, &path)? else { return Ok(Vec::new()) };
@@ -100,7 +99,7 @@ impl Reader<'_> {
         &mut self,
         fields: &Map<String, Value>,
         path: &str,
-        known: &[(&'static str, Attribute)],
+        known: &[(&'static str, Attribute<'static>)],
     ) -> Result<Vec<Field>, FieldError> {
         let mut read = Vec::new();
         for (name, values) in fields {
@@ -137,7 +136,7 @@ impl Reader<'_> {
             only(fields, &path, |name| ["key", "values", "notValues"].contains(&name))?;
             let key = fields.get("key").and_then(Value::as_str).unwrap_or_default();
             let attribute = attribute_of(key, &format!("{path}.key"))?;
-            self.check_custom(&format!("{path}.key"), attribute, key.starts_with(TOKEN_KEYS))?;
+            self.check_custom(&format!("{path}.key"), attribute)?;
             let before = read.len();
             for (name, negated) in [("values", false), ("notValues", true)] {
                 let values = fields.get(name).unwrap_or(&Value::Null);
@@ -154,7 +153,7 @@ impl Reader<'_> {
     fn field(
         &mut self,
         path: &str,
-        attribute: Attribute,
+        attribute: Attribute<'_>,
         negated: bool,
         values: &Value,
     ) -> Result<Option<Field>, FieldError> {
@@ -168,15 +167,7 @@ impl Reader<'_> {
         });
         let texts = texts.collect::<Result<Vec<_>, _>>()?;
         self.values += texts.len();
-        self.check_custom(path, attribute, path.to_lowercase().ends_with("requestprincipals"))?;
-        let bad = texts.iter().position(|text| !is_path(text));
-        if let Some(at) = bad.filter(|_| path.ends_with(".paths") || path.ends_with(".notPaths")) {
-            let message = format!(
-                "{:?}: {{*}} and {{**}} stand for whole segments, and none follows {{**}}",
-                cut(&texts[at])
-            );
-            return Err(FieldError::new(format!("{path}[{at}]"), message));
-        }
+        self.check_custom(path, attribute)?;
         let Place { at, namespace, trust_domains, .. } = self.place;
         let name = path.strip_prefix(&format!("spec.rules[{at}].")).unwrap_or(path);
         let field = Field::new(name, attribute, negated, &texts, Context { namespace, trust_domains });
@@ -190,9 +181,18 @@ impl Reader<'_> {
     }
 
     /// A provider is asked before anybody is known.
-    fn check_custom(&self, path: &str, attribute: Attribute, of_token: bool) -> Result<(), FieldError> {
-        use Attribute::{Namespace, Principal, ServiceAccount, TrustDomain};
-        let identity = of_token || matches!(attribute, Principal | Namespace | ServiceAccount | TrustDomain);
+    fn check_custom(&self, path: &str, attribute: Attribute<'_>) -> Result<(), FieldError> {
+        let identity = matches!(
+            attribute,
+            Attribute::Principal
+                | Attribute::Namespace
+                | Attribute::ServiceAccount
+                | Attribute::TrustDomain
+                | Attribute::RequestPrincipal
+                | Attribute::Audience
+                | Attribute::Presenter
+                | Attribute::Claim(_)
+        );
         if self.place.action == Action::Custom && identity {
             return Err(FieldError::new(
                 path,
@@ -204,20 +204,27 @@ impl Reader<'_> {
 }
 
 /// What a condition tests.
-fn attribute_of(key: &str, path: &str) -> Result<Attribute, FieldError> {
+fn attribute_of<'a>(key: &'a str, path: &str) -> Result<Attribute<'a>, FieldError> {
     if key.is_empty() {
         return Err(FieldError::new(path, "is missing, or not a text"));
     }
-    let named = |start: &&str| {
-        let rest = key.strip_prefix(*start).and_then(|rest| rest.strip_prefix('['));
-        rest.and_then(|rest| rest.strip_suffix(']')).is_some_and(|name| !name.is_empty())
-    };
-    let known = KEYS.iter().find(|(known, _)| *known == key).map(|(_, attribute)| *attribute);
-    let layer7 =
-        || (KEYS_WITH_NAME.iter().any(named) || key.starts_with(FILTER_KEYS)).then_some(Attribute::Layer7);
-    known
-        .or_else(layer7)
+    let known = || KEYS.iter().find(|(known, _)| *known == key).map(|(_, attribute)| *attribute);
+    let header =
+        || Some(Attribute::Header(&bracketed(key, HEADER_KEYS)?[1..key.len() - HEADER_KEYS.len() - 1]));
+    let claim = || bracketed(key, CLAIM_KEYS).map(Attribute::Claim);
+    let filter = || key.starts_with(FILTER_KEYS).then_some(Attribute::Unsupported);
+    known()
+        .or_else(header)
+        .or_else(claim)
+        .or_else(filter)
         .ok_or_else(|| FieldError::new(path, format_args!("{:?} is no attribute that is known", cut(key))))
+}
+
+/// What follows `start`, if it is something in brackets.
+fn bracketed<'a>(key: &'a str, start: &str) -> Option<&'a str> {
+    let rest = key.strip_prefix(start)?;
+    let within = rest.strip_prefix('[')?.strip_suffix(']')?;
+    (!within.is_empty()).then_some(rest)
 }
 
 fn object<'a>(value: &'a Value, path: &str) -> Result<&'a Map<String, Value>, FieldError> {
@@ -252,21 +259,4 @@ fn is_absent(values: &Value) -> bool {
 
 fn capitalised(name: &str) -> String {
     name[..1].to_uppercase() + &name[1..]
-}
-
-/// Whether a path is a template that can be one, or none.
-fn is_path(path: &str) -> bool {
-    if !path.contains("{*}") && !path.contains("{**}") {
-        return true;
-    }
-    let literal =
-        |segment: &str| segment.chars().all(|c| c.is_ascii_alphanumeric() || "-._~%!$&'()+,;:@=".contains(c));
-    let mut rest = false;
-    path.starts_with('/')
-        && path[1..].split('/').all(|segment| {
-            let operator = segment == "{*}" || segment == "{**}";
-            let fits = if operator { !rest } else { literal(segment) };
-            rest |= segment == "{**}";
-            fits
-        })
 }

@@ -21,8 +21,15 @@ fn lets_in(spec: &str) -> bool {
     policies.apply(PolicyChange::AuthorizationPolicy(policy(read(&authorization_policy(spec)))));
     let id: SpiffeId = "spiffe://cluster.local/ns/a/sa/x".parse().unwrap();
     let [source_ip, destination_ip] = ["10.0.0.9", "10.0.0.1"].map(|ip| ip.parse().unwrap());
-    let facts =
-        Facts { port: 8080, peer: Some(&id), source_ip, destination_ip, request: None, admitted: false };
+    let facts = Facts {
+        port: 8080,
+        peer: Some(&id),
+        source_ip,
+        destination_ip,
+        request: None,
+        admitted: false,
+        sni: None,
+    };
     let labels = [("app".to_owned(), "web".to_owned())].into();
     decide(&policies.compile_for(&"shop".into(), &labels), &facts) == Decision::Allow
 }
@@ -91,22 +98,17 @@ fn what_has_another_effect_is_told() {
     for (spec, expected, idle) in [
         (
             "{action: CUSTOM, provider: {name: x}, rules: [{}]}",
-            "spec.action: CUSTOM refuses what it matches",
+            "spec.provider.name: \"x\" is none of the extension providers (there is none): what the policy matches is refused",
             false,
         ),
         (
-            "{rules: [{}, {to: [{operation: {notMethods: [GET]}}]}]}",
-            "spec.rules[1].to[0].operation.notMethods: HTTP is not read yet: a rule with it allows nothing",
+            "{rules: [{}, {when: [{key: experimental.envoy.filters.a, values: [x]}]}]}",
+            "spec.rules[1].when[0].values: its key is not supported: a rule with it allows nothing",
             false,
         ),
         (
-            "{action: DENY, rules: [{to: [{operation: {hosts: [x]}}]}]}",
-            "spec.rules[0].to[0].operation.hosts: HTTP is not read yet: a rule of nothing else matches every connection",
-            false,
-        ),
-        (
-            "{action: DENY, rules: [{from: [{source: {remoteIpBlocks: [10.0.0.1]}}]}]}",
-            "remote addresses are those of the connections",
+            "{action: DENY, rules: [{when: [{key: experimental.envoy.filters.a, notValues: [x]}]}]}",
+            "spec.rules[0].when[0].notValues: its key is not supported: the rule matches by the rest of it",
             false,
         ),
         (
@@ -125,6 +127,19 @@ fn what_has_another_effect_is_told() {
         assert!(unsupported.contains(expected) && entry.stated.is_good(), "{spec}: {unsupported}");
         assert_eq!((entry.idle, entry.problem.is_some()), (idle, true), "{spec}");
     }
+    for spec in [
+        "{rules: [{to: [{operation: {methods: [GET]}}]}]}",
+        "{action: DENY, rules: [{to: [{operation: {methods: [GET], ports: ['80']}}]}]}",
+        "{action: AUDIT, rules: [{when: [{key: connection.sni, values: [x]}]}]}",
+    ] {
+        let entry = read(&authorization_policy(spec));
+        assert!(entry.unsupported.is_none() && entry.problem.is_none(), "{spec}: {:?}", entry.problem);
+    }
+    let blunt =
+        read(&authorization_policy("{action: DENY, rules: [{}, {to: [{operation: {paths: [/a]}}]}]}"));
+    assert!(blunt.unsupported.is_none(), "it is in force as it stands");
+    let told = blunt.problem.unwrap().to_string();
+    assert!(told.contains("spec.rules[1]: names only what HTTP tells, and no port"), "{told}");
     let whole = read(&authorization_policy("{selector: {}}"));
     assert!(whole.unsupported.is_none() && whole.problem.is_some() && policy(whole).doubt.is_none());
 }

@@ -39,7 +39,7 @@ fn a_request_authentication_is_read_whole() {
     );
     for version in ["v1", "v1beta1"] {
         let entry = read(&text.replace("istio.io/v1", &format!("istio.io/{version}")));
-        assert!(entry.idle && entry.unsupported.as_ref().unwrap().contains("it is not enforced"));
+        assert!(!entry.idle && entry.unsupported.is_none() && entry.problem.is_none(), "{:?}", entry.problem);
         let request = request(entry);
         assert_eq!(request.target, Target::Pods([("app".to_owned(), "web".to_owned())].into()));
         let first = &request.rules[0];
@@ -70,6 +70,13 @@ fn a_request_authentication_is_read_whole() {
     {
         assert!(read(&request_authentication(spec)).stated.is_good(), "{spec}");
     }
+}
+
+#[test]
+fn a_request_authentication_for_nobody_is_told() {
+    let spec = "{targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: g}]}";
+    let entry = read(&request_authentication(spec));
+    assert!(entry.idle && entry.unsupported.as_ref().unwrap().contains("a Gateway is no target here"));
 }
 
 #[test]
@@ -109,7 +116,7 @@ fn bad_request_authentications() {
             complaint.starts_with(&format!("RequestAuthentication shop/p: {expected}")),
             "{spec}: {complaint}"
         );
-        assert!(complaint.ends_with("it takes no token for all that it may select"), "{complaint}");
+        assert!(complaint.ends_with("it takes no request for all that it may select"), "{complaint}");
         let request = request(read(&text));
         assert!(request.rules.is_empty() && request.doubt.is_some(), "{spec}");
     }

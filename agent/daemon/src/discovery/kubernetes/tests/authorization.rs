@@ -1,4 +1,4 @@
-//! AuthorizationPolicies from the API: in force, told of, and outliving their definition; RequestAuthentications, which are only told of.
+//! AuthorizationPolicies from the API: in force, told of, and outliving their definition; RequestAuthentications.
 
 use ambit_core::policy::{Decision, Facts, decide};
 
@@ -14,8 +14,15 @@ fn authorization(spec: Value, version: &str) -> Value {
 fn lets_in(world: &World) -> bool {
     let id = "spiffe://cluster.local/ns/a/sa/x".parse().unwrap();
     let [source_ip, destination_ip] = ["10.0.0.9", "10.0.0.1"].map(|ip| ip.parse().unwrap());
-    let facts =
-        Facts { port: 80, peer: Some(&id), source_ip, destination_ip, request: None, admitted: false };
+    let facts = Facts {
+        port: 80,
+        peer: Some(&id),
+        source_ip,
+        destination_ip,
+        request: None,
+        admitted: false,
+        sni: None,
+    };
     decide(&world.policies.compile_for(&"shop".into(), &Labels::new()), &facts) == Decision::Allow
 }
 
@@ -73,8 +80,8 @@ async fn without_a_definition_nobody_is_let_in() {
 #[tokio::test(start_paused = true)]
 async fn what_is_not_enforced_is_to_be_told_by_the_status() {
     let mut bench = Bench::new("authorizationpolicies");
-    let http = json!({"rules": [{"to": [{"operation": {"methods": ["GET"]}}]}]});
-    let events = bench.list(&[authorization(http, "5")], "6").await;
+    let filter = json!({"rules": [{"when": [{"key": "experimental.envoy.filters.a", "values": ["x"]}]}]});
+    let events = bench.list(&[authorization(filter, "5")], "6").await;
     bench.until("synced", |world| world.synced).await;
     let wanted = |bench: &Bench| {
         let statuses = bench.feed.wanted_statuses();
@@ -83,7 +90,7 @@ async fn what_is_not_enforced_is_to_be_told_by_the_status() {
         (status.accepted, status.reason, status.message.clone())
     };
     let (accepted, reason, message) = wanted(&bench);
-    assert!(message.starts_with("spec.rules[0].to[0].operation.methods"), "{message}");
+    assert!(message.starts_with("spec.rules[0].when[0].values: its key is not supported"), "{message}");
     assert_eq!((accepted, reason), (true, "UnsupportedValue"));
     for (spec, expected) in [
         (json!({"action": "CUSTOM", "provider": {"name": "x"}, "rules": [{}]}), (true, "UnsupportedValue")),
@@ -97,22 +104,34 @@ async fn what_is_not_enforced_is_to_be_told_by_the_status() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_no_verdict_depends_on_closes_nothing() {
+async fn tokens_are_demanded_where_a_request_authentication_says_so() {
     let mut bench = Bench::new("requestauthentications");
     // A cluster need not have it, and nobody waits for it.
-    bench.call().await.refuse(404, "NotFound", "the server could not find the requested resource");
+    bench.definition.is_gone();
+    for _ in 0..5 {
+        bench.call().await.refuse(404, "NotFound", "the server could not find the requested resource");
+    }
+    let issuers = |world: &World| {
+        let compiled = world.policies.compile_for(&"shop".into(), &Labels::new());
+        compiled.tokens().iter().map(|rule| rule.issuer.to_string()).collect::<Vec<_>>()
+    };
     let world = bench.until("synced", |world| world.synced).await;
     assert!(lets_in(&world) && world.problems.is_empty(), "{:?}", problems(&world));
     let mut request = policy("", "5");
     request["kind"] = json!("RequestAuthentication");
     request["spec"] = json!({"jwtRules": [{"issuer": "a"}]});
+    bench.definition.stands("first");
     let events = bench.list(std::slice::from_ref(&request), "6").await;
-    let world = bench.until("told", |world| !world.problems.is_empty()).await;
-    assert!(lets_in(&world) && problems(&world)[0].contains("it is not enforced"), "{:?}", problems(&world));
-    let statuses = bench.feed.wanted_statuses();
-    let (key, status) = statuses.iter().next().unwrap();
-    assert_eq!(key.to_string(), "RequestAuthentication shop/p");
-    assert_eq!((status.accepted, status.reason), (false, "UnsupportedValue"));
+    let world = bench.until("in force", |world| issuers(world) == ["a"]).await;
+    assert!(lets_in(&world) && world.problems.is_empty(), "{:?}", problems(&world));
+    assert!(bench.feed.wanted_statuses().iter().next().is_none(), "there is nothing to tell");
+    bench.definition.ends("first");
     events.send("DELETED", &request);
-    bench.until("gone", |world| world.problems.is_empty()).await;
+    let world = bench.until("told", |world| !world.problems.is_empty()).await;
+    assert_eq!(issuers(&world), ["a"], "gone with the definition");
+    bench.definition.stands("first");
+    events.send("ADDED", &request);
+    bench.until("stated anew", |world| world.problems.is_empty()).await;
+    events.send("DELETED", &request);
+    bench.until("gone", |world| issuers(world).is_empty()).await;
 }

@@ -10,8 +10,15 @@ impl Bench {
         let labels = [("app".to_owned(), "web".to_owned())].into();
         let id = "spiffe://cluster.local/ns/a/sa/x".parse().unwrap();
         let [source_ip, destination_ip] = ["10.0.0.9", "10.0.0.1"].map(|ip| ip.parse().unwrap());
-        let facts =
-            Facts { port: 80, peer: Some(&id), source_ip, destination_ip, request: None, admitted: false };
+        let facts = Facts {
+            port: 80,
+            peer: Some(&id),
+            source_ip,
+            destination_ip,
+            request: None,
+            admitted: false,
+            sni: None,
+        };
         decide(&self.0.policies.compile_for(&"shop".into(), &labels), &facts) == Decision::Allow
     }
 }
