@@ -30,9 +30,12 @@ const MAX_NAMES: usize = 1_024;
 const MAX_ADDRESSES: usize = 64;
 
 pub(super) struct Names {
-    known: Mutex<HashMap<Arc<str>, Arc<tokio::sync::Mutex<Option<Answer>>>>>,
+    known: Mutex<HashMap<Arc<str>, Known>>,
     questions: Semaphore,
 }
+
+/// What is known of one name. Who asks holds it, and others wait for that answer.
+type Known = Arc<tokio::sync::Mutex<Option<Answer>>>;
 
 #[derive(Clone)]
 struct Answer {
