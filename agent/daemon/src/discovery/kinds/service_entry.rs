@@ -77,7 +77,7 @@ pub(super) fn read(name: ObjectName, object: &Value, _: &Settings) -> Result<Val
             Resolution::None
         }
     };
-    let (hosts, wildcards) = hosts(spec.hosts.unwrap_or_default())?;
+    let (hosts, wildcards) = hosts(&spec.hosts.unwrap_or_default())?;
     let addresses = spec.addresses.unwrap_or_default().into_iter().enumerate();
     let addresses: Vec<Prefix> = addresses
         .map(|(at, text)| prefix(&format!("spec.addresses[{at}]"), &text))
@@ -138,7 +138,7 @@ pub(super) fn read_workload(name: ObjectName, object: &Value, _: &Settings) -> R
 }
 
 /// Hosts without wildcards, and the ends of those with one.
-fn hosts(list: Vec<String>) -> Result<(Vec<Arc<str>>, Vec<Arc<str>>), FieldError> {
+fn hosts(list: &[String]) -> Result<(Vec<Arc<str>>, Vec<Arc<str>>), FieldError> {
     if list.is_empty() || list.len() > MAX_HOSTS {
         return Err(FieldError::new("spec.hosts", format_args!("must have 1 to {MAX_HOSTS} hosts")));
     }
