@@ -136,9 +136,9 @@ async fn judge(
     head: &mut Parts,
     body: &mut RecvStream,
     begun: &mut Vec<Bytes>,
-) -> Result<Admitted, Answer> {
+) -> Judged {
     if let Err(malformed) = settle_authority(head) {
-        return Err(gate.malformed(&malformed));
+        return Err(Box::new(gate.malformed(&malformed)));
     }
     let pending = gate.begin(head)?;
     let wanted = pending.wants_body;
