@@ -185,7 +185,11 @@ fn methods_and_paths_are_suggested_where_all_requests_are_known() {
         "web",
         "web",
         vec![
-            read(80, WEB, vec![operation("GET", &["/items/{*}", "/a"]), operation("HEAD", &["/a", "/items/{*}"])]),
+            read(
+                80,
+                WEB,
+                vec![operation("GET", &["/items/{*}", "/a"]), operation("HEAD", &["/a", "/items/{*}"])],
+            ),
             read(81, WEB, vec![operation("GET", &["/a"])]),
             read(82, WEB, vec![]),
         ],
