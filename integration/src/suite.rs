@@ -22,6 +22,7 @@ mod issuers;
 mod load;
 mod manifests;
 mod observing;
+mod one_node;
 mod operations;
 mod other_addresses;
 mod peers_gone;
@@ -87,6 +88,7 @@ pub fn tests() -> Vec<Test> {
     [
         control::TESTS,
         wire::TESTS,
+        one_node::TESTS,
         addresses::TESTS,
         connect::TESTS,
         routing::TESTS,

@@ -187,6 +187,8 @@ fn away(world: &mut World) -> Result<()> {
     // Nobody is there.
     use_provider(world, "strict")?;
     expect(world, [false; 3])?;
+    let status = world.agents[1].status()?.to_string();
+    ensure!(status.contains("the provider strict cannot be asked"), "{status}");
     use_provider(world, "lenient")?;
     expect(world, [true; 3])?;
     // It is there, and says nothing.

@@ -68,7 +68,7 @@ impl Guide {
     }
 
     fn apply(&self, world: &World, name: &str) -> Result<()> {
-        self.apply_with(world, name, |text| text.to_owned())
+        self.apply_with(world, name, str::to_owned)
     }
 
     fn apply_with(&self, world: &World, name: &str, change: impl FnOnce(&str) -> String) -> Result<()> {

@@ -19,6 +19,7 @@ use super::servers::listen_on;
 
 struct Printer;
 
+#[allow(clippy::print_stdout, reason = "the harness reads these lines")]
 #[tonic::async_trait]
 impl TraceService for Printer {
     async fn export(
@@ -59,6 +60,7 @@ fn pairs(attributes: &[KeyValue]) -> Map<String, serde_json::Value> {
 }
 
 /// Serves until the process is killed.
+#[allow(clippy::print_stdout, reason = "the harness waits for this line")]
 pub(super) fn serve(listen: SocketAddr) -> Result<()> {
     let listener = listen_on(listen)?;
     listener.set_nonblocking(true)?;

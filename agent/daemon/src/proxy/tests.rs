@@ -2,8 +2,10 @@
 
 mod authorization;
 mod external;
+mod joined;
 mod renewal;
 mod requests;
+mod sizes;
 
 use std::fs;
 
@@ -83,6 +85,7 @@ impl Dial for Scripted {
 /// One agent with the pods `web` and `cart`, both in the mesh.
 struct Node {
     proxy: Proxy,
+    neighbours: Arc<Neighbours<Scripted>>,
     keys: KeyStore,
     /// Has the identities named here get other certificates.
     renewed: Arc<Renewed>,
@@ -90,7 +93,12 @@ struct Node {
 }
 
 impl Node {
+    /// With a tunnel between its pods.
     async fn new() -> Self {
+        Self::joining(false).await
+    }
+
+    async fn joining(join: bool) -> Self {
         let dir = TempDir::new().unwrap();
         let manifests = dir.path().join("manifests");
         fs::create_dir(&manifests).unwrap();
@@ -113,12 +121,8 @@ impl Node {
         let settings = TlsSettings { post_quantum: Default::default(), trust_domains: vec![domain] };
         let wallet = Wallet::new(keys.clone(), settings, clock);
         let capacity = Capacity { files: 1 << 20, memory: 1 << 30 };
-        Self {
-            proxy: Proxy::new(feed, wallet, Telemetry::new(), Judges::default(), capacity),
-            keys,
-            renewed,
-            _dir: dir,
-        }
+        let proxy = Proxy::new(feed, wallet, Telemetry::new(), Judges::default(), capacity, false);
+        Self { proxy, neighbours: Neighbours::new(join), keys, renewed, _dir: dir }
     }
 
     fn pod(
@@ -129,7 +133,7 @@ impl Node {
     ) -> (Serving<Scripted>, Policy) {
         let (policy, followed) = watch::channel(Arc::default());
         let pod = Arc::new(Scripted { uid: name.into(), peer, app });
-        (Serving::new(&self.proxy.0, pod, followed), policy)
+        (Serving::new(&self.proxy.0, &self.neighbours, pod, followed), policy)
     }
 
     /// Takes what comes to `listener` for connections from `source` to cart.
