@@ -131,12 +131,7 @@ enum Failed {
 }
 
 /// Judges a request; the head is then as it is to be forwarded. What had to be read of the body is in `begun`.
-async fn judge(
-    gate: &Gate<'_>,
-    head: &mut Parts,
-    body: &mut RecvStream,
-    begun: &mut Vec<Bytes>,
-) -> Judged {
+async fn judge(gate: &Gate<'_>, head: &mut Parts, body: &mut RecvStream, begun: &mut Vec<Bytes>) -> Judged {
     if let Err(malformed) = settle_authority(head) {
         return Err(Box::new(gate.malformed(&malformed)));
     }
