@@ -21,7 +21,7 @@ use crate::{
     http::{
         answer::Answer,
         body::Malformed,
-        gate::{Admitted, Gate},
+        gate::{Admitted, Gate, Judged},
     },
     telemetry::{GrpcMessages, RequestEnd, ResponseFlag},
 };

@@ -7,7 +7,7 @@ use ambit_core::{
     model::{Labels, SpiffeId},
     policy::{Decision, Facts, decide},
 };
-use ambit_proto::admin::v1::{ObservedSource, Party, SourceState};
+use ambit_proto::admin::v1::{ObservedOperation, ObservedSource, Party, SourceState};
 
 use super::*;
 use crate::discovery::watch_folder;
