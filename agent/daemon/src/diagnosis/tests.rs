@@ -95,7 +95,6 @@ fn findings_say_where_they_stand_and_what_cannot_be_read_is_one() {
         told,
         [
             ("error", "unreadable", "PeerAuthentication shop/p"),
-            ("info", "notice", "RequestAuthentication shop/r"),
             ("warning", "unknown-principal", "AuthorizationPolicy shop/only-web"),
             ("info", "token-not-demanded", "RequestAuthentication shop/r"),
         ]
