@@ -9,6 +9,7 @@ mod birth;
 mod chart;
 mod control;
 mod enrolment;
+mod guide;
 mod identities;
 mod install;
 mod issuers;
@@ -66,6 +67,7 @@ pub fn tests() -> Vec<Test> {
         policy::TESTS,
         authorization::TESTS,
         tokens::TESTS,
+        guide::TESTS,
         probes::TESTS,
         &attacks::tests(),
         birth::TESTS,
