@@ -138,7 +138,7 @@ pub(super) async fn carry<D: Dial>(
 ) {
     if matches!(routed.way, Way::Resolve(_)) {
         let resolved = egress::resolve(shared, pod, &mut placed.client, *routed);
-        routed = Box::new(Box::pin(resolved).await);
+        *routed = Box::pin(resolved).await;
     }
     let call = Call { shared, pod, routed: &routed };
     if let Way::Tunnel(client, endpoint, order) = &routed.way

@@ -10,7 +10,7 @@ mod sizes;
 use std::fs;
 
 use ambit_core::{
-    discovery::{Affinity, Settings},
+    discovery::{Settings},
     model::{ClientAddr, Labels, ObjectName, OriginalDst},
     policy::{Mode, PeerAuthentication, PolicySet},
 };
@@ -417,37 +417,4 @@ fn a_refusal_is_passed_on_as_it_was_made() {
             other => panic!("{other:?}"),
         }
     }
-}
-
-/// What one connection costs while it does nothing, beside its sockets: the task that carries it.
-#[tokio::test]
-async fn the_tasks_that_carry_connections_are_small() {
-    let node = Node::new().await;
-    let (web, _policy) = node.pod("web", None, None);
-    let (stream, _agent) = pair().await;
-    let (source, destination) = (
-        ClientAddr(SocketAddr::new(WEB.parse().unwrap(), 40_000)),
-        PodAddr(SocketAddr::new(CART.parse().unwrap(), 80)),
-    );
-    let arrivals = Arrivals::default();
-    let order = Default::default();
-    let shared = &node.proxy.0;
-    let place = || web.lane(Direction::Inbound).enter(source.0.ip(), pressure::Pressure::None);
-    let client_end = Client::Connected(stream);
-    let arrival = Arrival { client: client_end, source, destination, order, place: place() };
-    let inbound = inbound::carry(shared, &web.pod, arrival, &arrivals);
-    let (client, _agent) = pair().await;
-    let original_dst = OriginalDst(destination.0);
-    let routed = outbound::route(
-        &shared.feed.world(),
-        "web",
-        source.0,
-        original_dst,
-        &mut Affinity::default(),
-        &mut Numbers::new(),
-    );
-    let outbound = outbound::carry(shared, &web.pod, Client::Connected(client), routed, place());
-    let sizes = (size_of_val(&inbound), size_of_val(&outbound));
-    println!("inbound and outbound: {sizes:?} bytes");
-    assert!(sizes.0 <= 3200 && sizes.1 <= 3200, "{sizes:?}");
 }

@@ -29,7 +29,7 @@ async fn tasks_of_connections_stay_small() {
         &mut web.outbound,
     );
     let pod = web.pod.clone();
-    let Way::Tunnel(client, endpoint, order) = &routed.way else { panic!("{routed:?}") };
+    let outbound::Way::Tunnel(client, endpoint, order) = &routed.way else { panic!("{routed:?}") };
     let call = outbound::Call { shared, pod: &pod, routed: &routed };
     let tunnel = call.tunnel(placed, client, endpoint, *order);
     let (_app, stream) = pair().await;
