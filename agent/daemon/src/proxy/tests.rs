@@ -10,7 +10,7 @@ mod sizes;
 use std::fs;
 
 use ambit_core::{
-    discovery::{Settings},
+    discovery::Settings,
     model::{ClientAddr, Labels, ObjectName, OriginalDst},
     policy::{Mode, PeerAuthentication, PolicySet},
 };
