@@ -4,6 +4,7 @@ mod attachment;
 mod ca;
 mod control_plane;
 mod federation;
+mod footprint;
 mod handles;
 mod health;
 mod installation;

@@ -192,6 +192,7 @@ mod tests {
             ("ambit agent --trust-domain-aliases A", "trust domain"),
             ("ambit agent --path-normalization merge", "none, base, merge-slashes"),
             ("ambit agent --post-quantum yes", "off, offer, prefer or require"),
+            ("ambit agent --local-traffic yes", "use join or encrypt"),
             ("ambit agent --dataplane-label enabled", "KEY=ENABLED"),
             ("ambit agent --root-namespace a.b", "namespace"),
             ("ambit agent --issuer acme", "use builtin, ambit, istio"),

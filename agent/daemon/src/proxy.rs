@@ -6,7 +6,9 @@ mod describe;
 mod egress;
 mod external;
 mod inbound;
+mod join;
 mod names;
+mod neighbours;
 mod order;
 mod outbound;
 mod pressure;
@@ -34,15 +36,16 @@ use ambit_core::{
 use tokio::sync::watch;
 
 use self::{
-    admission::{Admission, Lane},
+    admission::{Admission, Lane, Place},
     egress::Egress,
     inbound::Arrival,
+    neighbours::{Neighbour, Neighbours},
     order::{Arrivals, Numbers},
     pressure::Broken,
 };
 use crate::{
     authz::Providers,
-    capture::{Accepted, Dial, PodNet},
+    capture::{Accepted, Client, Dial, PodNet},
     discovery::{Feed, World},
     http::rehearse,
     instance::{Capacity, MemoryUse},
@@ -65,6 +68,7 @@ struct Shared {
     pool: Pool,
     budget: Budget,
     admission: Admission,
+    neighbours: Arc<Neighbours<PodNet>>,
     egress: Egress,
     memory: watch::Sender<pressure::State>,
     /// Tunnels are not kept for further streams any more.
@@ -85,13 +89,15 @@ pub(crate) struct Judges {
 }
 
 impl Proxy {
-    /// Over the snapshots and keys of this node, within what the process may hold.
+    /// Over the snapshots and keys of this node, within what the process may hold. Connections between two of its pods need no
+    /// tunnel where `join` says so.
     pub(crate) fn new(
         feed: Feed,
         wallet: Wallet,
         telemetry: Telemetry,
         judges: Judges,
         capacity: Capacity,
+        join: bool,
     ) -> Self {
         let Judges { providers, tokens, trusted_proxies } = judges;
         Self(Arc::new(Shared {
@@ -104,6 +110,7 @@ impl Proxy {
             pool: Pool::new(capacity.files),
             budget: Budget::new(capacity.memory),
             admission: Admission::new(capacity),
+            neighbours: Neighbours::new(join),
             egress: Egress::default(),
             memory: watch::Sender::default(),
             draining: watch::Sender::new(false),
@@ -125,7 +132,7 @@ impl Proxy {
         listener: usize,
         policy: watch::Receiver<Arc<WorkloadPolicy>>,
     ) {
-        let mut serving = Serving::new(&self.0, pod.clone(), policy);
+        let mut serving = Serving::new(&self.0, &self.0.neighbours, pod.clone(), policy);
         loop {
             match pod.accept(listener).await {
                 Ok(accepted) => {
@@ -146,7 +153,7 @@ impl Proxy {
 
     /// Takes connections of `pod` whose clients wait until it is known whether their destination answers.
     pub(crate) async fn serve_parked(&self, pod: Arc<PodNet>, policy: watch::Receiver<Arc<WorkloadPolicy>>) {
-        let mut serving = Serving::new(&self.0, pod.clone(), policy);
+        let mut serving = Serving::new(&self.0, &self.0.neighbours, pod.clone(), policy);
         loop {
             let accepted = pod.parked().await;
             self.carry(accepted, &mut serving);
@@ -205,9 +212,19 @@ impl Proxy {
                     &mut serving.kept,
                     &mut serving.outbound,
                 );
+                let place = match place {
+                    Ok(place) => place,
+                    Err(refusal) => {
+                        shared.telemetry.refuse(&describe::outbound(&routed, None), &refusal);
+                        return waiting::refuse(client, &refusal);
+                    }
+                };
+                let neighbours = serving.neighbours.clone();
+                // On the heap: what a connection begins with is big, and what it is later lives long.
+                let (routed, placed) = (Box::new(routed), Box::new(Placed { client, place }));
                 tokio::spawn(async move {
                     let _active = shared.activity();
-                    outbound::carry(&shared, &pod, client, routed, place).await;
+                    outbound::carry(&shared, &pod, placed, routed, &neighbours).await;
                 });
             }
             Accepted::Inbound { client, source, destination } => {
@@ -215,7 +232,7 @@ impl Proxy {
                 let place = serving.lane(Direction::Inbound).enter(party, shared.memory.borrow().pressure);
                 let order = serving.inbound.next((source.0.ip(), destination.0.port()));
                 let arrivals = serving.arrivals.clone();
-                let arrival = Arrival { client, source, destination, order, place };
+                let arrival = Box::new(Arrival { client, source, destination, order, place });
                 tokio::spawn(async move {
                     let _active = shared.activity();
                     inbound::carry(&shared, &pod, arrival, &arrivals).await;
@@ -226,6 +243,12 @@ impl Proxy {
             }
         }
     }
+}
+
+/// A client that has come, and its place.
+struct Placed {
+    client: Client,
+    place: Place,
 }
 
 /// One of our pods, as its connections know it.
@@ -273,7 +296,7 @@ impl<D> Pod<D> {
 
     /// Has policies that decide nothing tried on a connection that was refused for another.
     fn rehearse_refused(&self, refusal: &Refusal, facts: &Facts<'_>, meta: &Meta, telemetry: &Telemetry) {
-        if refusal.reason == Reason::PolicyDenied {
+        if matches!(refusal.reason, Reason::PolicyDenied | Reason::ProviderRefused) {
             let policy = self.policy.borrow().clone();
             rehearse(&policy, facts, meta, telemetry);
         }
@@ -317,6 +340,10 @@ struct Serving<D> {
     /// By direction.
     lanes: [Arc<Lane>; 2],
     arrivals: Arc<Arrivals>,
+    /// Those whom it can be joined with.
+    neighbours: Arc<Neighbours<D>>,
+    /// Itself among them.
+    _entered: Arc<Neighbour<D>>,
     /// Endpoints of services with session affinity.
     kept: Affinity,
     outbound: Numbers<PodAddr>,
@@ -324,14 +351,23 @@ struct Serving<D> {
 }
 
 impl<D: Dial> Serving<D> {
-    fn new(shared: &Shared, pod: Arc<D>, policy: watch::Receiver<Arc<WorkloadPolicy>>) -> Self {
+    fn new(
+        shared: &Shared,
+        neighbours: &Arc<Neighbours<D>>,
+        pod: Arc<D>,
+        policy: watch::Receiver<Arc<WorkloadPolicy>>,
+    ) -> Self {
         let share = shared.budget.share(pod.uid());
         let lanes = [Direction::Outbound, Direction::Inbound]
             .map(|direction| shared.admission.lane(pod.uid(), direction));
+        let pod = Pod { pod, policy, share };
+        let entered = neighbours.enter(&pod, &lanes[Direction::Inbound as usize]);
         Self {
-            pod: Pod { pod, policy, share },
+            pod,
             lanes,
             arrivals: Arc::default(),
+            neighbours: neighbours.clone(),
+            _entered: entered,
             kept: Affinity::default(),
             outbound: Numbers::new(),
             inbound: Numbers::new(),
@@ -377,6 +413,11 @@ impl Cut {
         }
     }
 
+    /// By what the other end has been told, or has found out by itself.
+    fn told(refusal: Refusal, by_peer: bool) -> Self {
+        Self { refusal: Some(refusal), by_peer, tell: false }
+    }
+
     /// By a relay that has ended early.
     fn by_relay(broken: Broken) -> Self {
         match broken {
@@ -389,7 +430,9 @@ impl Cut {
         let Self { refusal: Some(refusal), by_peer, .. } = self else { return Ending::Closed };
         match refusal.reason {
             Reason::Reset => Ending::Reset,
-            Reason::PolicyDenied | Reason::MtlsRequired => Ending::Refused { refusal, by_peer },
+            Reason::PolicyDenied | Reason::ProviderRefused | Reason::MtlsRequired => {
+                Ending::Refused { refusal, by_peer }
+            }
             _ if by_peer => Ending::Refused { refusal, by_peer },
             _ => Ending::Failed(refusal),
         }

@@ -96,10 +96,29 @@ pub(crate) enum Security {
         /// The tunnel was there already: no handshake for this connection.
         reused: bool,
     },
+    /// Both ends are pods of this node, each with an identity that the other believes. The bytes do not leave the node.
+    LocalIdentity,
     /// TLS that the agent speaks for its pod, to a server outside the mesh.
     Tls,
     /// Not at all.
     Plaintext,
+}
+
+impl Security {
+    /// Whether both ends are who they say, as the mesh knows it.
+    pub(crate) fn is_proven(self) -> bool {
+        matches!(self, Self::MutualTls { .. } | Self::LocalIdentity)
+    }
+
+    /// What logs call it, and metrics where it is not plaintext.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::MutualTls { .. } => "mutual_tls",
+            Self::LocalIdentity => "local_identity",
+            Self::Tls => "tls",
+            Self::Plaintext => "plaintext",
+        }
+    }
 }
 
 /// What is known of a connection when it is opened or refused.

@@ -5,11 +5,13 @@ mod ambit1;
 mod buffer;
 mod credentials;
 mod detect;
+mod joined;
 mod origination;
 mod plain;
 mod pool;
 pub(crate) mod session;
 mod socket;
+mod splice;
 pub(crate) mod tls;
 mod turns;
 
@@ -24,6 +26,7 @@ pub(crate) use self::{
     buffer::{Budget, Buffer, Share, Waiting},
     credentials::Wallet,
     detect::{First, first_bytes, judge, server_name},
+    joined::{Count, Joined},
     origination::Originated,
     plain::Plain,
     pool::{Pool, PoolKey},

@@ -57,6 +57,32 @@ pub(super) const TESTS: &[Test] = &[
     ),
 ];
 
+/// The topics that a pair of one node has to see alike as well. What a network loses is not among them: there is none.
+const ON_ONE_NODE: [Topic; 5] = [
+    Topic { name: "connecting", text: include_str!("transparency/programs/connecting.py") },
+    Topic { name: "accepting", text: include_str!("transparency/programs/accepting.py") },
+    Topic { name: "data", text: include_str!("transparency/programs/data.py") },
+    Topic { name: "endings", text: include_str!("transparency/programs/endings.py") },
+    Topic { name: "polling", text: include_str!("transparency/programs/polling.py") },
+];
+
+/// All of them between two pods of one node, which are joined there or have a tunnel between them.
+pub(super) fn on_one_node(world: &mut World, joined: bool) -> Result<()> {
+    let way = if joined { Way::OneNode } else { Way::Meshed };
+    programs::prepare(world)?;
+    world.start_agents()?;
+    let mut wrong = Vec::new();
+    for topic in &ON_ONE_NODE {
+        let [plain, meshed] = programs::run(world, topic, [Way::Plain, Way::OneNode])?;
+        match differences::judge(topic.name, way, &plain, &meshed) {
+            Ok(note) => world.notes.push(format!("{}: {note}", topic.name)),
+            Err(error) => wrong.push(error.to_string()),
+        }
+    }
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
+}
+
 fn alike(world: &mut World, topic: &Topic) -> Result<()> {
     programs::prepare(world)?;
     world.start_agents()?;

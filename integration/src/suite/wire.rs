@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
 
-use super::{Test, marker, shared};
+use super::{Test, marker, own, shared};
 use crate::{
     capture::{Capture, is_client_hello},
     load::ports,
@@ -28,9 +28,10 @@ pub(super) const TESTS: &[Test] = &[
     shared("wire::the_other_direction_is_encrypted_too", "a client on node2, a server on node1", |world| {
         curl_both_ways(world, "b", "e", false)
     }),
-    shared(
+    own(
         "wire::pods_of_one_node_are_encrypted_too",
-        "mutual TLS also where no node link is crossed",
+        "mutual TLS also where no node link is crossed, with --local-traffic encrypt",
+        &["--local-traffic", "encrypt"],
         same_node,
     ),
     shared(

@@ -632,6 +632,8 @@ pub enum Security {
     Plaintext = 2,
     /// TLS that the agent speaks for its pod, to a server outside the mesh.
     Tls = 3,
+    /// Both ends are pods of one node with proven identities; the bytes do not leave it.
+    LocalIdentity = 4,
 }
 impl Security {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -644,6 +646,7 @@ impl Security {
             Self::MutualTls => "SECURITY_MUTUAL_TLS",
             Self::Plaintext => "SECURITY_PLAINTEXT",
             Self::Tls => "SECURITY_TLS",
+            Self::LocalIdentity => "SECURITY_LOCAL_IDENTITY",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -653,6 +656,7 @@ impl Security {
             "SECURITY_MUTUAL_TLS" => Some(Self::MutualTls),
             "SECURITY_PLAINTEXT" => Some(Self::Plaintext),
             "SECURITY_TLS" => Some(Self::Tls),
+            "SECURITY_LOCAL_IDENTITY" => Some(Self::LocalIdentity),
             _ => None,
         }
     }

@@ -8,6 +8,7 @@ use tokio::{sync::watch, task::JoinSet};
 use super::{
     attachment::Attaching,
     control_plane::issuing_service,
+    footprint::keep_small,
     installation,
     lifecycle::{Addrs, Serving},
     locations::Locations,
@@ -21,7 +22,7 @@ use crate::{
     authz::Providers,
     capture::{Capture, CaptureSettings, Cgroups, Pinned},
     cluster::Authorizer,
-    config::{AgentConfig, SourceConfig},
+    config::{AgentConfig, LocalTraffic, SourceConfig},
     discovery::Feed,
     identity::KeyStore,
     instance::{Capacity, Gate, MemoryUse, Readiness, Signals},
@@ -69,7 +70,8 @@ impl Handles {
             tokens: tokens.clone(),
             trusted_proxies: config.trusted_proxies,
         };
-        let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone(), judges, capacity);
+        let join = config.local_traffic == LocalTraffic::Join;
+        let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone(), judges, capacity, join);
         if let Some(folder) = &config.egress_files {
             proxy.set_egress_files(folder.clone());
         }
@@ -97,6 +99,7 @@ impl Handles {
             let proxy = self.proxy.clone();
             background.spawn(async move { proxy.follow_memory(memory).await });
         }
+        background.spawn(keep_small(self.readiness.clone(), self.proxy.clone()));
         background.spawn(tokens::follow(self.feed.clone(), config.node.clone(), self.tokens.clone()));
         installation::inform(config, &self.feed, background);
     }

@@ -195,6 +195,7 @@ fn connection(live: &LiveConnection) -> proto::Connection {
     };
     let (security, group, reused) = match meta.security {
         Security::MutualTls { group, reused } => (proto::Security::MutualTls, group, reused),
+        Security::LocalIdentity => (proto::Security::LocalIdentity, "", false),
         Security::Tls => (proto::Security::Tls, "", false),
         Security::Plaintext => (proto::Security::Plaintext, "", false),
     };

@@ -8,6 +8,7 @@ use tokio::runtime::Builder;
 use super::{process, supervise};
 use crate::{
     app,
+    capture::share_heaps,
     config::{AgentConfig, AgentSettings, Location},
     telemetry,
 };
@@ -50,6 +51,7 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
         return supervise::run("--supervise", SUPERVISE, logging);
     }
     supervise::end_with_parent()?;
+    share_heaps();
     config.prepare_folders()?;
     let _log = telemetry::init_logging(&config.log_filter, config.log_format)?;
     let mut runtime = Builder::new_multi_thread();

@@ -17,8 +17,8 @@ use super::{
     folders::{CniDirs, private_folder},
     settings::read,
     values::{
-        CaTrust, DataplaneLabel, HttpTelemetry, IssuerKind, Location, MapEntries, MetricsAuth, Observe,
-        OutboundPolicy, PostQuantum, Sampling, VaultPath,
+        CaTrust, DataplaneLabel, HttpTelemetry, IssuerKind, LocalTraffic, Location, MapEntries, MetricsAuth,
+        Observe, OutboundPolicy, PostQuantum, Sampling, VaultPath,
     },
 };
 use crate::{
@@ -115,6 +115,8 @@ pub(crate) struct AgentConfig {
     pub(crate) path_normalization: PathNormalization,
     /// Use of the hybrid post-quantum key exchange.
     pub(crate) post_quantum: PostQuantum,
+    /// How pods of this node talk with each other.
+    pub(crate) local_traffic: LocalTraffic,
     /// The file of certificate revocation lists.
     pub(crate) crl_file: Option<PathBuf>,
     /// Trust domains beside our own whose identities are accepted.
@@ -266,6 +268,7 @@ impl AgentConfig {
             trusted_proxies: settings.trusted_proxies.map_or(0, |proxies| proxies.0),
             path_normalization: settings.path_normalization.unwrap_or_default(),
             post_quantum: settings.post_quantum.unwrap_or_default(),
+            local_traffic: settings.local_traffic.unwrap_or_default(),
             crl_file: settings.crl_file.map(|path| path.0),
             trust_domain_aliases,
             trust_bundles,

@@ -25,7 +25,9 @@ pub(crate) use names::{
 pub(crate) use observing::{CollectorUrl, HttpTelemetry, Sampling};
 pub(crate) use outbound::{Observe, OutboundPolicy};
 pub(crate) use providers::ExtensionProviders;
-pub(crate) use trust::{CaTrust, IssuerKind, MetricsAuth, PostQuantum, TrustBundles, TrustDomains};
+pub(crate) use trust::{
+    CaTrust, IssuerKind, LocalTraffic, MetricsAuth, PostQuantum, TrustBundles, TrustDomains,
+};
 
 /// A path, made absolute where it is given.
 #[derive(Clone, Debug)]

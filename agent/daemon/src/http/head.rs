@@ -316,7 +316,7 @@ fn answer_body(fields: &[httparse::Header<'_>]) -> Body {
         let named = fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name));
         named.map(|field| field.value.trim_ascii())
     };
-    if let Some(coding) = values("transfer-encoding").last() {
+    if let Some(coding) = values("transfer-encoding").next_back() {
         let last = coding.rsplit(|byte| *byte == b',').next().unwrap_or_default().trim_ascii();
         return if last.eq_ignore_ascii_case(b"chunked") { Body::CHUNKED } else { Body::UntilEnd };
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ambit_core::model::Workload;
+use ambit_core::model::{SpiffeId, Workload};
 
 use super::{
     inbound::Called,
@@ -36,6 +36,20 @@ pub(super) fn outbound(routed: &Routed, session: Option<(&PeerFacts, bool)>) -> 
     }
 }
 
+/// The same for one that is joined with another pod of this node.
+pub(super) fn joined_outbound(routed: &Routed) -> Meta {
+    let endpoint = match &routed.way {
+        Way::Tunnel(_, endpoint, _) => Some(&endpoint.workload),
+        _ => None,
+    };
+    Meta {
+        source: party(routed.client.as_ref(), true),
+        destination: party(endpoint, true),
+        security: Security::LocalIdentity,
+        ..outbound(routed, None)
+    }
+}
+
 /// The same under TLS that the agent speaks for the application.
 pub(super) fn under_tls(meta: Meta) -> Meta {
     Meta { security: Security::Tls, ..meta }
@@ -60,6 +74,16 @@ pub(super) fn inbound(
         service: None,
         security: session.map_or(Security::Plaintext, |(facts, reused)| mutual_tls(facts, reused)),
         id: stream.map(|stream| id(stream.order)),
+    }
+}
+
+/// The same for one that is joined with another pod of this node, which is believed to be `client`.
+pub(super) fn joined_inbound(called: &Called, client: &SpiffeId, stream: &Incoming) -> Meta {
+    Meta {
+        source: Party { workload: called.caller.clone(), identity: Some(client.clone()) },
+        destination: party(called.workload.as_ref(), true),
+        security: Security::LocalIdentity,
+        ..inbound(called, None, Some(stream))
     }
 }
 

@@ -63,8 +63,13 @@ pub(super) struct Arrival {
 }
 
 /// Carries one connection, or all streams of one tunnel, to the end.
-pub(super) async fn carry<D: Dial>(shared: &Shared, pod: &Pod<D>, arrival: Arrival, arrivals: &Arrivals) {
-    let Arrival { client, source, destination, order, place } = arrival;
+pub(super) async fn carry<D: Dial>(
+    shared: &Shared,
+    pod: &Pod<D>,
+    arrival: Box<Arrival>,
+    arrivals: &Arrivals,
+) {
+    let Arrival { client, source, destination, order, place } = *arrival;
     // Plaintext keeps the order of connections; streams of a tunnel have numbers of their own.
     let turn = arrivals.turn(source.0.ip(), destination.0.port(), order);
     let called = {
@@ -115,14 +120,14 @@ enum Begun {
     Gone,
 }
 
-struct Call<'a, D> {
-    shared: &'a Shared,
-    pod: &'a Pod<D>,
-    arrivals: &'a Arrivals,
-    called: &'a Called,
-    workload: &'a Arc<Workload>,
+pub(super) struct Call<'a, D> {
+    pub(super) shared: &'a Shared,
+    pub(super) pod: &'a Pod<D>,
+    pub(super) arrivals: &'a Arrivals,
+    pub(super) called: &'a Called,
+    pub(super) workload: &'a Arc<Workload>,
     /// What socket buffers are cut to, if they are.
-    buffers: Option<usize>,
+    pub(super) buffers: Option<usize>,
 }
 
 impl<D: Dial> Call<'_, D> {
@@ -276,7 +281,7 @@ impl<D: Dial> Call<'_, D> {
         reused: bool,
         place: &Place,
     ) -> Option<Session> {
-        let meta = describe::inbound(self.called, Some((session.facts(), reused)), Some(incoming));
+        let meta = Box::new(describe::inbound(self.called, Some((session.facts(), reused)), Some(incoming)));
         let peer = session.facts().peer.clone();
         let app = match place.begin_stream(Box::pin(self.admit(&peer, incoming))).await {
             Ok(app) => app,
@@ -286,7 +291,7 @@ impl<D: Dial> Call<'_, D> {
                 return None;
             }
         };
-        let connection = self.shared.telemetry.open(meta);
+        let connection = self.shared.telemetry.open(*meta);
         let mut stream = session.accept_stream();
         if incoming.waits
             && let Err(error) = stream.answer()
@@ -309,7 +314,7 @@ impl<D: Dial> Call<'_, D> {
     }
 
     /// What is carried to the application once both ends stand.
-    fn carried<'c>(
+    pub(super) fn carried<'c>(
         &'c self,
         peer: Option<&'c PeerIdentity>,
         connection: &'c Connection,
@@ -327,7 +332,7 @@ impl<D: Dial> Call<'_, D> {
     }
 
     /// The application, if the client may come to it.
-    async fn admit(&self, peer: &PeerIdentity, incoming: &Incoming) -> Result<TcpStream, Refusal> {
+    pub(super) async fn admit(&self, peer: &PeerIdentity, incoming: &Incoming) -> Result<TcpStream, Refusal> {
         self.verdict(Some(peer))?;
         let Called { source, destination, .. } = self.called;
         self.deliver(self.arrivals.turn(source.0.ip(), destination.0.port(), incoming.order)).await
@@ -361,11 +366,11 @@ impl<D: Dial> Call<'_, D> {
         Ok(app)
     }
 
-    fn refuse(&self, refusal: &Refusal) {
+    pub(super) fn refuse(&self, refusal: &Refusal) {
         self.refuse_as(refusal, &describe::inbound(self.called, None, None), None);
     }
 
-    fn refuse_as(&self, refusal: &Refusal, meta: &Meta, peer: Option<&PeerIdentity>) {
+    pub(super) fn refuse_as(&self, refusal: &Refusal, meta: &Meta, peer: Option<&PeerIdentity>) {
         let Call { shared, pod, .. } = self;
         pod.rehearse_refused(refusal, &self.facts(peer), meta, &shared.telemetry);
         shared.telemetry.refuse(meta, refusal);

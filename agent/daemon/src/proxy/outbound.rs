@@ -12,12 +12,13 @@ use ambit_core::{
     policy::Facts,
     reason::{Reason, Refusal},
 };
-use tokio::{select, time::timeout};
+use tokio::{net::TcpStream, select, time::timeout};
 
 use super::{
-    Cut, Pod, Shared,
+    Cut, Placed, Pod, Shared,
     admission::Place,
-    describe, distrusted, egress, facts,
+    describe, distrusted, egress, facts, join,
+    neighbours::Neighbours,
     order::Numbers,
     pressure::Broken,
     relay::{Meter, Relay},
@@ -29,7 +30,9 @@ use crate::{
     capture::{Client, Dial, bound_buffers},
     discovery::World,
     telemetry::{Connection, Direction, Ending},
-    tunnel::{ANSWERED_WITHIN, Incoming, LegError, Order, Plain, PoolKey, Session, Stream},
+    tunnel::{
+        ANSWERED_WITHIN, Incoming, LegError, Order, Plain, PoolKey, Session, Stream, tls::PeerIdentity,
+    },
 };
 
 /// How long a connect to another pod may take.
@@ -125,44 +128,32 @@ fn chosen(world: &World, client: &Workload, original_dst: OriginalDst, kept: &mu
     route
 }
 
-/// Carries one connection to its end.
+/// Carries one connection to its end; to one of the `neighbours` without a tunnel, if the way leads there.
 pub(super) async fn carry<D: Dial>(
     shared: &Shared,
     pod: &Pod<D>,
-    mut app: Client,
-    routed: Routed,
-    place: Result<Place, Refusal>,
+    mut placed: Box<Placed>,
+    mut routed: Box<Routed>,
+    neighbours: &Neighbours<D>,
 ) {
-    let place = match place {
-        Ok(place) => place,
-        Err(refusal) => {
-            shared.telemetry.refuse(&describe::outbound(&routed, None), &refusal);
-            return refuse(app, &refusal);
-        }
-    };
-    let routed = match routed.way {
-        Way::Resolve(_) => Box::pin(egress::resolve(shared, pod, &mut app, routed)).await,
-        _ => routed,
-    };
-    let call = Call { shared, pod, routed: &routed };
-    match &routed.way {
-        Way::Tunnel(client, endpoint, order) if let Some(rule) = &endpoint.rule => {
-            call.tunnel_by_rule(app, client, endpoint, *order, rule, place).await;
-        }
-        Way::Tunnel(client, endpoint, _) if is_itself(client, &endpoint.workload) => {
-            call.to_itself(app, client, endpoint, place).await;
-        }
-        Way::Tunnel(client, endpoint, order) => call.tunnel(app, client, endpoint, *order, place).await,
-        Way::Plain(endpoint) if let Some(rule) = &endpoint.rule => {
-            Box::pin(call.governed(app, endpoint, rule, place)).await;
-        }
-        Way::Plain(endpoint) => call.plain(app, "the destination", endpoint.addr.0, place, None).await,
-        Way::Passthrough => call.plain(app, "the destination", routed.original_dst.0, place, None).await,
-        Way::Observed => Box::pin(call.observed(app, place)).await,
-        Way::ByName(refusal) => Box::pin(call.by_name(app, refusal, place)).await,
-        Way::Resolve(_) => call.refuse(app, &unknown_client()),
-        Way::Refused(refusal) => call.refuse(app, refusal),
+    if matches!(routed.way, Way::Resolve(_)) {
+        *routed = Box::pin(egress::resolve(shared, pod, &mut placed.client, *routed)).await;
     }
+    let call = Call { shared, pod, routed: &routed };
+    if let Way::Tunnel(client, endpoint, order) = &routed.way
+        && endpoint.rule.is_none()
+        && !is_itself(client, &endpoint.workload)
+    {
+        // An agent that is about to end leaves joining to the one that serves its pods by now.
+        let neighbour = neighbours.find(&endpoint.workload.uid).filter(|_| !shared.is_draining());
+        return match neighbour {
+            Some(neighbour) => {
+                Box::pin(join::carry(&call, placed, client, endpoint, *order, &neighbour)).await;
+            }
+            None => Box::pin(call.tunnel(placed, client, endpoint, *order)).await,
+        };
+    }
+    Box::pin(call.elsewhere(*placed)).await;
 }
 
 /// Whether a pod dials itself: namespace, name and UID together tell pods apart.
@@ -176,57 +167,54 @@ pub(super) struct Call<'a, D> {
     pub(super) routed: &'a Routed,
 }
 
+/// A connection that the other end has taken, or may still refuse where nobody waits to know.
+struct Opened {
+    app: TcpStream,
+    place: Place,
+    stream: Stream,
+    peer: Arc<PeerIdentity>,
+    connection: Connection,
+}
+
 impl<D: Dial> Call<'_, D> {
+    /// All ways but that of most connections in the mesh.
+    async fn elsewhere(&self, placed: Placed) {
+        let Placed { client: app, place } = placed;
+        let routed = self.routed;
+        match &routed.way {
+            Way::Tunnel(client, endpoint, order) if let Some(rule) = &endpoint.rule => {
+                self.tunnel_by_rule(app, client, endpoint, *order, rule, place).await;
+            }
+            Way::Tunnel(client, endpoint, _) if is_itself(client, &endpoint.workload) => {
+                self.to_itself(app, client, endpoint, place).await;
+            }
+            Way::Tunnel(client, endpoint, order) => {
+                self.tunnel(Box::new(Placed { client: app, place }), client, endpoint, *order).await;
+            }
+            Way::Plain(endpoint) if let Some(rule) = &endpoint.rule => {
+                Box::pin(self.governed(app, endpoint, rule, place)).await;
+            }
+            Way::Plain(endpoint) => self.plain(app, "the destination", endpoint.addr.0, place, None).await,
+            Way::Passthrough => {
+                self.plain(app, "the destination", routed.original_dst.0, place, None).await;
+            }
+            Way::Observed => Box::pin(self.observed(app, place)).await,
+            Way::ByName(refusal) => Box::pin(self.by_name(app, refusal, place)).await,
+            Way::Resolve(_) => self.refuse(app, &unknown_client()),
+            Way::Refused(refusal) => self.refuse(app, refusal),
+        }
+    }
+
     pub(super) async fn tunnel(
         &self,
-        mut app: Client,
+        placed: Box<Placed>,
         client: &Workload,
         endpoint: &Endpoint,
         order: Order,
-        mut place: Place,
     ) {
-        let (key, connection, peer, stream) = loop {
-            // On the heap while it lasts: a connection lives long, and dialling and the handshake are big.
-            let session = self.session(client, endpoint, place.buffers());
-            let begun = Box::pin(unless_given_up(&mut app, session));
-            let (key, session, rested) = match place.begin(begun).await {
-                Ok(found) => found,
-                Err(refusal) => return self.refuse(app, &refusal),
-            };
-            let reused = rested.is_some();
-            let waits = app.is_waiting() || rested.is_some_and(|rested| rested >= PROVEN);
-            let facts = session.facts().clone();
-            let mut stream = session.open(Incoming {
-                original_dst: self.routed.original_dst.0,
-                service: endpoint.service.as_ref().map(|service| service.host.to_string()),
-                trace: None,
-                order,
-                waits,
-            });
-            let confirmed = if waits { self.confirmed(&mut app, &mut stream, reused).await } else { Ok(()) };
-            // One that has rested may have ended, and its end was on the way, or it leads nowhere any more. Then those that have
-            // rested longer do not either.
-            if reused && matches!(confirmed, Err(LegError::Tunnel(_))) {
-                self.shared.telemetry.tunnel_given_up();
-                self.shared.pool.forget(&key);
-                stream.abort();
-                continue;
-            }
-            let meta = describe::outbound(self.routed, Some((&facts, reused)));
-            let connection = self.shared.telemetry.open(meta);
-            if let Err(error) = confirmed {
-                return self.unconfirmed(app, stream, connection, Cut::by_leg(error));
-            }
-            break (key, connection, facts.peer, stream);
-        };
-        let app = match admit(app).await {
-            Ok(app) => app,
-            Err(refusal) => {
-                let tell = Cut::here(refusal).report(connection);
-                return drop(tokio::spawn(stream.close(tell)));
-            }
-        };
-        bound_buffers(&app, place.buffers());
+        // On the heap while it lasts: a connection lives long, and dialling and the handshake are big.
+        let opened = Box::pin(self.opened(*placed, client, endpoint, order)).await;
+        let Some(Opened { app, place: _place, stream, peer, connection }) = opened else { return };
         let mut relay = Relay::new(app, stream);
         let meter = Outbound(&connection);
         let ended = select! {
@@ -243,7 +231,7 @@ impl<D: Dial> Call<'_, D> {
                 if self.shared.is_draining() {
                     tokio::spawn(session.close(None));
                 } else {
-                    self.shared.pool.put(key, session);
+                    self.shared.pool.put(self.key(client, endpoint), session);
                 }
             }
             Err(cut) => {
@@ -252,6 +240,63 @@ impl<D: Dial> Call<'_, D> {
                 tokio::spawn(relay.into_leg().close(tell));
             }
         }
+    }
+
+    /// Both ends connected; `None` if that has come to nothing, of which all are told.
+    async fn opened(
+        &self,
+        placed: Placed,
+        client: &Workload,
+        endpoint: &Endpoint,
+        order: Order,
+    ) -> Option<Opened> {
+        let Placed { client: mut app, mut place } = placed;
+        let (connection, peer, stream) = loop {
+            let begun = unless_given_up(&mut app, self.session(client, endpoint, place.buffers()));
+            let (session, rested) = match place.begin(begun).await {
+                Ok(found) => found,
+                Err(refusal) => {
+                    self.refuse(app, &refusal);
+                    return None;
+                }
+            };
+            let reused = rested.is_some();
+            let waits = app.is_waiting() || rested.is_some_and(|rested| rested >= PROVEN);
+            let facts = session.facts().clone();
+            let mut stream = session.open(Incoming {
+                original_dst: self.routed.original_dst.0,
+                service: endpoint.service.as_ref().map(|service| service.host.to_string()),
+                trace: None,
+                order,
+                waits,
+            });
+            let confirmed = if waits { self.confirmed(&mut app, &mut stream, reused).await } else { Ok(()) };
+            // One that has rested may have ended, and its end was on the way, or it leads nowhere any more. Then those that have
+            // rested longer do not either.
+            if reused && matches!(confirmed, Err(LegError::Tunnel(_))) {
+                self.shared.telemetry.tunnel_given_up();
+                self.shared.pool.forget(&self.key(client, endpoint));
+                stream.abort();
+                continue;
+            }
+            let meta = describe::outbound(self.routed, Some((&facts, reused)));
+            let connection = self.shared.telemetry.open(meta);
+            if let Err(error) = confirmed {
+                self.unconfirmed(app, stream, connection, Cut::by_leg(error));
+                return None;
+            }
+            break (connection, facts.peer, stream);
+        };
+        let app = match admit(app).await {
+            Ok(app) => app,
+            Err(refusal) => {
+                let tell = Cut::here(refusal).report(connection);
+                tokio::spawn(stream.close(tell));
+                return None;
+            }
+        };
+        bound_buffers(&app, place.buffers());
+        Some(Opened { app, place, stream, peer, connection })
     }
 
     /// Waits until the other end has taken the stream.
@@ -284,15 +329,8 @@ impl<D: Dial> Call<'_, D> {
         client: &Workload,
         endpoint: &Endpoint,
         buffers: Option<usize>,
-    ) -> Result<(PoolKey, Session, Option<Duration>), Refusal> {
-        let key = PoolKey {
-            pod: client.uid.clone(),
-            source: self.routed.source.ip(),
-            destination: endpoint.addr,
-            peer: endpoint.workload.uid.clone(),
-            own: client.identity.clone(),
-            expected: endpoint.workload.identity.clone(),
-        };
+    ) -> Result<(Session, Option<Duration>), Refusal> {
+        let key = self.key(client, endpoint);
         let Shared { wallet, telemetry, pool, .. } = self.shared;
         let mut outdated = None;
         while let Some((session, rested)) = pool.take(&key) {
@@ -301,20 +339,32 @@ impl<D: Dial> Call<'_, D> {
             }
             if !wallet.renewed_since(&client.identity, session.since()) {
                 telemetry.tunnel_reused();
-                return Ok((key, session, Some(rested)));
+                return Ok((session, Some(rested)));
             }
             outdated = Some((session, rested));
         }
         match (self.dialled(client, endpoint, buffers).await, outdated) {
             (Ok(session), outdated) => {
                 outdated.map(|(outdated, _)| tokio::spawn(outdated.close(None)));
-                Ok((key, session, None))
+                Ok((session, None))
             }
             (Err(_), Some((outdated, rested))) => {
                 telemetry.tunnel_reused();
-                Ok((key, outdated, Some(rested)))
+                Ok((outdated, Some(rested)))
             }
             (Err(refusal), None) => Err(refusal),
+        }
+    }
+
+    /// What sessions for it have in common.
+    fn key(&self, client: &Workload, endpoint: &Endpoint) -> PoolKey {
+        PoolKey {
+            pod: client.uid.clone(),
+            source: self.routed.source.ip(),
+            destination: endpoint.addr,
+            peer: endpoint.workload.uid.clone(),
+            own: client.identity.clone(),
+            expected: endpoint.workload.identity.clone(),
         }
     }
 
@@ -405,6 +455,14 @@ impl<D: Dial> Call<'_, D> {
     pub(super) fn refuse(&self, app: Client, refusal: &Refusal) {
         self.refused(refusal);
         refuse(app, refusal);
+    }
+
+    /// The called pod of this node has refused it.
+    pub(super) fn refused_there(&self, app: Client, refusal: Refusal) {
+        self.pod.pod.unanswered(self.routed.original_dst.0);
+        refuse(app, &refusal);
+        let connection = self.shared.telemetry.open(describe::joined_outbound(self.routed));
+        let _: Option<Refusal> = Cut::told(refusal, true).report(connection);
     }
 
     pub(super) fn refused(&self, refusal: &Refusal) {

@@ -2,13 +2,15 @@
 
 mod authorization;
 mod external;
+mod joined;
 mod renewal;
 mod requests;
+mod sizes;
 
 use std::fs;
 
 use ambit_core::{
-    discovery::{Affinity, Settings},
+    discovery::Settings,
     model::{ClientAddr, Labels, ObjectName, OriginalDst},
     policy::{Mode, PeerAuthentication, PolicySet},
 };
@@ -83,6 +85,7 @@ impl Dial for Scripted {
 /// One agent with the pods `web` and `cart`, both in the mesh.
 struct Node {
     proxy: Proxy,
+    neighbours: Arc<Neighbours<Scripted>>,
     keys: KeyStore,
     /// Has the identities named here get other certificates.
     renewed: Arc<Renewed>,
@@ -90,7 +93,12 @@ struct Node {
 }
 
 impl Node {
+    /// With a tunnel between its pods.
     async fn new() -> Self {
+        Self::joining(false).await
+    }
+
+    async fn joining(join: bool) -> Self {
         let dir = TempDir::new().unwrap();
         let manifests = dir.path().join("manifests");
         fs::create_dir(&manifests).unwrap();
@@ -113,12 +121,8 @@ impl Node {
         let settings = TlsSettings { post_quantum: Default::default(), trust_domains: vec![domain] };
         let wallet = Wallet::new(keys.clone(), settings, clock);
         let capacity = Capacity { files: 1 << 20, memory: 1 << 30 };
-        Self {
-            proxy: Proxy::new(feed, wallet, Telemetry::new(), Judges::default(), capacity),
-            keys,
-            renewed,
-            _dir: dir,
-        }
+        let proxy = Proxy::new(feed, wallet, Telemetry::new(), Judges::default(), capacity, false);
+        Self { proxy, neighbours: Neighbours::new(join), keys, renewed, _dir: dir }
     }
 
     fn pod(
@@ -129,7 +133,7 @@ impl Node {
     ) -> (Serving<Scripted>, Policy) {
         let (policy, followed) = watch::channel(Arc::default());
         let pod = Arc::new(Scripted { uid: name.into(), peer, app });
-        (Serving::new(&self.proxy.0, pod, followed), policy)
+        (Serving::new(&self.proxy.0, &self.neighbours, pod, followed), policy)
     }
 
     /// Takes what comes to `listener` for connections from `source` to cart.
@@ -413,37 +417,4 @@ fn a_refusal_is_passed_on_as_it_was_made() {
             other => panic!("{other:?}"),
         }
     }
-}
-
-/// What one connection costs while it does nothing, beside its sockets: the task that carries it.
-#[tokio::test]
-async fn the_tasks_that_carry_connections_are_small() {
-    let node = Node::new().await;
-    let (web, _policy) = node.pod("web", None, None);
-    let (stream, _agent) = pair().await;
-    let (source, destination) = (
-        ClientAddr(SocketAddr::new(WEB.parse().unwrap(), 40_000)),
-        PodAddr(SocketAddr::new(CART.parse().unwrap(), 80)),
-    );
-    let arrivals = Arrivals::default();
-    let order = Default::default();
-    let shared = &node.proxy.0;
-    let place = || web.lane(Direction::Inbound).enter(source.0.ip(), pressure::Pressure::None);
-    let client_end = Client::Connected(stream);
-    let arrival = Arrival { client: client_end, source, destination, order, place: place() };
-    let inbound = inbound::carry(shared, &web.pod, arrival, &arrivals);
-    let (client, _agent) = pair().await;
-    let original_dst = OriginalDst(destination.0);
-    let routed = outbound::route(
-        &shared.feed.world(),
-        "web",
-        source.0,
-        original_dst,
-        &mut Affinity::default(),
-        &mut Numbers::new(),
-    );
-    let outbound = outbound::carry(shared, &web.pod, Client::Connected(client), routed, place());
-    let sizes = (size_of_val(&inbound), size_of_val(&outbound));
-    println!("inbound and outbound: {sizes:?} bytes");
-    assert!(sizes.0 <= 3200 && sizes.1 <= 3200, "{sizes:?}");
 }

@@ -10,9 +10,7 @@ use ambit_core::reason::{Reason, Refusal};
 use http::StatusCode;
 use tracing::{Level, enabled, event};
 
-use super::{
-    CLUSTER, Direction, Ending, Meta, Party, RequestEnd, ResponseFlag, Security, live::Live, request::Head,
-};
+use super::{CLUSTER, Direction, Ending, Meta, Party, RequestEnd, ResponseFlag, live::Live, request::Head};
 
 const TARGET: &str = "access";
 const REQUEST: &str = "access::request";
@@ -85,7 +83,7 @@ pub(super) fn refused(meta: &Meta, refusal: &Refusal, unsaid: u64) {
         reason = refusal.reason.label(),
         policy = refusal.policy.as_deref(),
         rule = refusal.rule.as_deref(),
-        security = security(meta),
+        security = meta.security.label(),
         dst.original_addr = meta.original_dst.map(tracing::field::display),
         connection = meta.id.map(tracing::field::display),
         unsaid = (unsaid > 0).then_some(unsaid),
@@ -126,7 +124,7 @@ pub(super) fn ended(live: &Live, ending: &Ending, unsaid: u64) {
                     reason = outcome.reason,
                     policy = outcome.policy,
                     rule = outcome.rule,
-                    security = security(meta),
+                    security = meta.security.label(),
                     dst.original_addr = meta.original_dst.map(tracing::field::display),
                     connection = meta.id.map(tracing::field::display),
                     unsaid = (unsaid > 0).then_some(unsaid),
@@ -170,7 +168,7 @@ pub(super) fn request(meta: &Meta, head: &Head, end: &RequestEnd, duration: Dura
                     flags = end.flag.label(),
                     request_id = head.request_id.as_deref(),
                     trace_id = head.trace_id.as_deref(),
-                    security = security(meta),
+                    security = meta.security.label(),
                     connection = meta.id.map(tracing::field::display),
                     "request complete"
                 );
@@ -216,7 +214,7 @@ pub(super) fn request_refused(
         rule = refusal.rule.as_deref(),
         request_id = head.and_then(|head| head.request_id.as_deref()),
         trace_id = head.and_then(|head| head.trace_id.as_deref()),
-        security = security(meta),
+        security = meta.security.label(),
         connection = meta.id.map(tracing::field::display),
         unsaid = (unsaid > 0).then_some(unsaid),
         "request failed"
@@ -268,12 +266,12 @@ struct PartyFields<'a> {
 impl<'a> PartyFields<'a> {
     fn of(party: &'a Party, meta: &Meta) -> Self {
         let name = party.workload.as_ref().map(|workload| &workload.name);
-        let mutual_tls = matches!(meta.security, Security::MutualTls { .. });
+        let proven = meta.security.is_proven();
         Self {
             workload: name.map(|name| &*name.name),
             namespace: name.map(|name| &*name.namespace),
             cluster: name.map(|_| CLUSTER),
-            identity: party.identity.as_ref().filter(|_| mutual_tls).map(ToString::to_string),
+            identity: party.identity.as_ref().filter(|_| proven).map(ToString::to_string),
         }
     }
 }
@@ -296,13 +294,5 @@ fn direction(meta: &Meta) -> &'static str {
     match meta.direction {
         Direction::Outbound => "outbound",
         Direction::Inbound => "inbound",
-    }
-}
-
-fn security(meta: &Meta) -> &'static str {
-    match meta.security {
-        Security::MutualTls { .. } => "mutual_tls",
-        Security::Tls => "tls",
-        Security::Plaintext => "plaintext",
     }
 }

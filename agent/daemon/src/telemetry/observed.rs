@@ -21,7 +21,7 @@ use ambit_core::{
     reason::{Reason, Refusal, Rehearsed},
 };
 
-use super::{Direction, LiveConnection, Meta, Party, Security};
+use super::{Direction, LiveConnection, Meta, Party};
 pub(crate) use operations::Operations;
 pub(crate) use sightings::Sighting;
 use sightings::Sightings;
@@ -418,7 +418,7 @@ fn destination_of(meta: &Meta) -> Who {
 }
 
 fn is_proven(meta: &Meta) -> bool {
-    matches!(meta.security, Security::MutualTls { .. })
+    meta.security.is_proven()
 }
 
 fn places(meta: &Meta) -> (Place, Place) {

@@ -13,7 +13,7 @@ use ambit_core::reason::{Reason, Refusal};
 use http::{HeaderMap, StatusCode, Version, header, request::Parts};
 
 use super::{
-    Connection, Security, Telemetry, access,
+    Connection, Telemetry, access,
     live::Live,
     requests::{Group, Measured, Outcome, ResponseFlag},
     traces::{Context, Place, Span},
@@ -241,7 +241,7 @@ impl Begun {
         let (meta, head) = (&self.live.meta, &self.head);
         let service = meta.destination.workload.as_ref();
         let service = service.map(|pod| format!("{}.{}", pod.canonical_name(), pod.name.namespace).into());
-        let mutual_tls = matches!(meta.security, Security::MutualTls { .. });
+        let proven = meta.security.is_proven();
         let now = SystemTime::now();
         traces.send(Span {
             place,
@@ -259,7 +259,7 @@ impl Begun {
             status: end.status.map(|status| status.as_u16()),
             grpc_status: end.grpc_status.filter(|_| head.grpc),
             client: meta.source_addr,
-            source: meta.source.identity.as_ref().filter(|_| mutual_tls).map(ToString::to_string),
+            source: meta.source.identity.as_ref().filter(|_| proven).map(ToString::to_string),
             request_id: head.request_id.clone(),
             refused: refusal.map(|refusal| (refusal.reason.label(), refusal.policy.clone())),
             flag: end.flag.label(),

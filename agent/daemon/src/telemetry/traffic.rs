@@ -23,7 +23,7 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter},
 };
 
-use super::{CLUSTER, Direction, Meta, Party, Security};
+use super::{CLUSTER, Direction, Meta, Party};
 
 /// The most label sets kept. One takes about 1 KB here and 5 KB of a scrape.
 pub(super) const MAX_SERIES: usize = 4_000;
@@ -105,7 +105,8 @@ pub(super) struct TrafficLabels {
     source: PartyLabels,
     destination: PartyLabels,
     service: Option<ServiceName>,
-    mutual_tls: bool,
+    /// As metrics have it: plaintext is unknown to Istio.
+    security: &'static str,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -129,7 +130,7 @@ impl TrafficLabels {
             source: PartyLabels::of(&meta.source),
             destination: PartyLabels::of(&meta.destination),
             service: meta.service.clone(),
-            mutual_tls: matches!(meta.security, Security::MutualTls { .. }),
+            security: if meta.security.is_proven() { meta.security.label() } else { UNKNOWN },
         }
     }
 
@@ -139,7 +140,7 @@ impl TrafficLabels {
             source: PartyLabels::default(),
             destination: PartyLabels::default(),
             service: None,
-            mutual_tls: false,
+            security: UNKNOWN,
         }
     }
 }
@@ -330,7 +331,7 @@ impl TrafficLabels {
         request_protocol: &str,
         response_flags: &str,
     ) -> fmt::Result {
-        let Self { direction, source, destination, service, mutual_tls } = self;
+        let Self { direction, source, destination, service, security } = self;
         let mut put = |key: &str, value: &str| (key, value).encode(encoder.encode_label());
         put("reporter", direction.reporter())?;
         encode_party(&mut put, source, SOURCE_KEYS)?;
@@ -343,7 +344,7 @@ impl TrafficLabels {
         encode_party(&mut put, destination, DESTINATION_KEYS)?;
         put("request_protocol", request_protocol)?;
         put("response_flags", response_flags)?;
-        put("connection_security_policy", if *mutual_tls { "mutual_tls" } else { UNKNOWN })?;
+        put("connection_security_policy", security)?;
         ["source_region", "source_zone", "destination_region", "destination_zone"]
             .into_iter()
             .try_for_each(|key| put(key, UNKNOWN))

@@ -167,6 +167,17 @@ impl Share {
         self.reserve().ok().map(|len| Buffer::new(self.clone(), len))
     }
 
+    /// What a full buffer counts, for who holds as much elsewhere; nothing where the pod would get a small one.
+    pub(super) fn try_hold_full(self: &Arc<Self>) -> Option<Hold> {
+        let Limits { agent, full, .. } = self.limits;
+        let has_room = self.agent.used.load(Ordering::SeqCst) + FULL <= agent / 2;
+        if !has_room || !add_within(&self.used, FULL, full) {
+            return None;
+        }
+        self.count(FULL);
+        Some(Hold(self.clone()))
+    }
+
     /// A small buffer beyond the limits, for bytes that have been read already.
     pub(super) fn take_small(self: &Arc<Self>) -> Buffer {
         self.used.fetch_add(SMALL, Ordering::SeqCst);
@@ -262,6 +273,16 @@ impl Drop for Buffer {
             }
         });
         self.share.give_back(len);
+    }
+}
+
+/// Counts as a full buffer until it is dropped.
+#[derive(Debug)]
+pub(super) struct Hold(Arc<Share>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.give_back(FULL);
     }
 }
 

@@ -1,6 +1,8 @@
 //! TLS configurations for the workloads of this node, made once per certificate and trust, and whether peers that were
 //! believed once still are.
 
+mod peers;
+
 use std::{
     collections::HashMap,
     ops::Deref,
@@ -16,6 +18,7 @@ use arc_swap::ArcSwap;
 use rustls_pki_types::CertificateDer;
 use tokio::{select, sync::watch};
 
+use self::peers::Peers;
 use super::{
     TunnelError,
     tls::{self, Credentials, Federation, PeerIdentity, PeerRules, Revocations, TlsSettings},
@@ -34,6 +37,7 @@ struct Shared {
     settings: TlsSettings,
     clock: Arc<dyn Clock>,
     made: Mutex<HashMap<SpiffeId, Arc<Credentials>>>,
+    peers: Peers,
     rules: ArcSwap<PeerRules>,
     /// Grows with every change of the rules, after the rules themselves.
     revised: watch::Sender<u64>,
@@ -47,6 +51,7 @@ impl Wallet {
             settings,
             clock,
             made: Mutex::default(),
+            peers: Peers::default(),
             rules: ArcSwap::default(),
             revised: watch::Sender::new(0),
         };
@@ -82,6 +87,7 @@ impl Wallet {
     /// Forgets the credentials of workloads that are gone.
     pub(crate) fn retain(&self, keep: impl Fn(&SpiffeId) -> bool) {
         self.0.made.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| keep(id));
+        self.0.peers.retain_local(keep);
     }
 
     /// Makes `revocations` what handshakes and live connections are judged by.
@@ -127,12 +133,33 @@ impl Wallet {
         held: &Held,
         certificates: &[CertificateDer<'_>],
         expected: Option<&SpiffeId>,
-    ) -> Result<PeerIdentity, (Reason, String)> {
+    ) -> Result<Arc<PeerIdentity>, (Reason, String)> {
         let peer =
             tls::peer_identity(certificates, expected, &self.0.settings, held.rules(), self.0.clock.now())?;
         // Tickets live no longer than the credentials: a resumed peer was believed under the same trust.
         peer.believed.store(held.generation, Ordering::Relaxed);
-        Ok(peer)
+        Ok(self.0.peers.one(&held.svid().id, peer))
+    }
+
+    /// Who `peer`, another workload of this node, is to `own`, by the certificate that this node holds for it: judged as in a
+    /// handshake, but that nobody has to prove whose key it is. Waits a moment for a first certificate.
+    pub(crate) async fn vouch(
+        &self,
+        own: &SpiffeId,
+        peer: &SpiffeId,
+    ) -> Result<Arc<PeerIdentity>, (Reason, String)> {
+        let svid = self.0.keys.svid(peer).await;
+        let svid = svid.map_err(|error| (Reason::IdentityUnavailable, with_causes(&error)))?;
+        let now = self.0.clock.now();
+        if let Some(known) = self.0.peers.local(own, peer).filter(|known| known.is_of(&svid, now)) {
+            return self.recheck(own, &known).map(|()| known);
+        }
+        let rules = self.0.rules.load_full();
+        let fresh = tls::peer_identity(&svid.chain, Some(peer), &self.0.settings, &rules, now)?;
+        let fresh = self.0.peers.one(own, fresh);
+        self.recheck(own, &fresh)?;
+        self.0.peers.keep_local(own, fresh.clone());
+        Ok(fresh)
     }
 
     /// Whether `own` still believes a peer that it believed once; costs next to nothing unless roots or revocations have

@@ -18,6 +18,7 @@ use super::{
     buffer::{Buffer, Share, Waiting},
     session::{Leg, LegError, Moved},
     socket,
+    splice::Piped,
 };
 use crate::capture::{bound_buffers, failure};
 
@@ -39,8 +40,16 @@ pub(crate) struct Plain {
 #[derive(Debug, Default)]
 struct Held {
     bytes: Option<(Buffer, Range<usize>)>,
+    /// In place of these, while there is much to move.
+    piped: Option<Box<Piped>>,
+    /// Reads in a row that have brought much.
+    bulky: u8,
     waiting: Waiting,
 }
+
+/// What counts as much, and how many such reads there are before bytes go by a pipe: of small ones a copy costs less.
+const MUCH: usize = 32 * 1024;
+const BULKY: u8 = 2;
 
 /// Which socket failed.
 enum Failed {
@@ -66,12 +75,25 @@ impl Held {
         sink: &TcpStream,
         share: &Arc<Share>,
     ) -> Poll<Result<Moved, Failed>> {
+        if self.piped.is_some() {
+            return self.poll_piped(cx, sink);
+        }
         if self.bytes.is_none() {
             // An idle connection holds no buffer.
             ready!(source.poll_read_ready(cx)).map_err(Failed::Source)?;
+            if self.bulky >= BULKY
+                && let Some(piped) = Piped::take(source, share).map_err(Failed::Source)?
+            {
+                if piped.len() < MUCH {
+                    self.bulky = 0;
+                }
+                self.piped = Some(Box::new(piped));
+                return self.poll_piped(cx, sink);
+            }
             let mut buffer = ready!(share.poll_take(cx, &mut self.waiting));
             let read = ready!(socket::poll_read_urgent(cx, source, &mut buffer)).map_err(Failed::Source)?;
             if read > 0 {
+                self.bulky = if read < MUCH { 0 } else { self.bulky.saturating_add(1) };
                 self.bytes = Some((buffer, 0..read));
             } else if failed {
                 return Poll::Ready(Err(Failed::Source(io::ErrorKind::ConnectionReset.into())));
@@ -86,8 +108,23 @@ impl Held {
         Poll::Ready(Ok(Moved { bytes, end: false }))
     }
 
+    fn poll_piped(&mut self, cx: &mut Context<'_>, sink: &TcpStream) -> Poll<Result<Moved, Failed>> {
+        let Some(piped) = &mut self.piped else { return Poll::Ready(Ok(Moved { bytes: 0, end: false })) };
+        let bytes = ready!(piped.poll_write_to(cx, sink)).map_err(Failed::Sink)?;
+        if piped.len() == 0 {
+            self.piped = None;
+        }
+        Poll::Ready(Ok(Moved { bytes, end: false }))
+    }
+
     /// Writes all that is held.
     fn poll_flush(&mut self, cx: &mut Context<'_>, sink: &TcpStream) -> Poll<io::Result<()>> {
+        while let Some(piped) = &mut self.piped {
+            ready!(piped.poll_write_to(cx, sink))?;
+            if piped.len() == 0 {
+                self.piped = None;
+            }
+        }
         while let Some((buffer, range)) = &self.bytes {
             let written = ready!(socket::poll_write(cx, sink, &buffer[range.clone()]))?;
             self.pass(written);
@@ -96,7 +133,7 @@ impl Held {
     }
 
     fn is_stuck(&self) -> bool {
-        self.bytes.is_some() || self.waiting.is_some()
+        self.bytes.is_some() || self.piped.is_some() || self.waiting.is_some()
     }
 
     fn pass(&mut self, bytes: usize) {
@@ -130,7 +167,7 @@ impl Leg for Plain {
     }
 
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LegError>> {
-        if self.delivering.bytes.is_some() {
+        if self.delivering.bytes.is_some() || self.delivering.piped.is_some() {
             return Poll::Ready(Ok(()));
         }
         self.tcp.poll_read_ready(cx).map_err(LegError::Plain)
@@ -172,6 +209,9 @@ impl AsyncRead for Plain {
         cx: &mut Context<'_>,
         room: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.delivering.piped.is_some() {
+            return Poll::Ready(Err(io::Error::other("bytes for the application are on their way to it")));
+        }
         let Some((buffer, range)) = &self.delivering.bytes else {
             let read = ready!(socket::poll_read(cx, &self.tcp, room.initialize_unfilled()))?;
             room.advance(read);

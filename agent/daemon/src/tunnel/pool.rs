@@ -13,6 +13,9 @@ use super::{Session, tls::PeerIdentity};
 
 /// How long a connection may wait. Servers wait longer, so that they never close under a client's hands.
 const IDLE: Duration = Duration::from_secs(60);
+/// How long those do that a key has beyond a few: a crowd has gone, or is back within seconds.
+const SURPLUS_IDLE: Duration = Duration::from_secs(4);
+const FEW: usize = 16;
 /// Connections that wait for one key at most, and in all where there are descriptors for so many.
 const PER_KEY: usize = 256;
 const IN_ALL: usize = 4096;
@@ -138,8 +141,12 @@ impl Pool {
         let mut gone = Vec::new();
         kept.idle.retain(|key, sessions| {
             let before = closed.len();
+            // The last in line are used first.
+            let mut surplus = sessions.len().saturating_sub(FEW);
             closed.extend(sessions.extract_if(.., |idle| {
-                idle.since.elapsed() >= IDLE || !keep(key, &idle.session.facts().peer)
+                let patience = if surplus > 0 { SURPLUS_IDLE } else { IDLE };
+                surplus = surplus.saturating_sub(1);
+                idle.since.elapsed() >= patience || !keep(key, &idle.session.facts().peer)
             }));
             gone.push((key.pod.clone(), closed.len() - before));
             !sessions.is_empty()

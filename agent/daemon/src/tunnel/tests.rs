@@ -64,10 +64,10 @@ impl Sides {
         let (config, name) = self.client.client_config(&expected);
         tokio::join!(
             Session::connect(client, config, name, &self.share, |certificates| {
-                tls::peer_identity(certificates, Some(&expected), &self.settings, &rules, now)
+                tls::peer_identity(certificates, Some(&expected), &self.settings, &rules, now).map(Arc::new)
             }),
             Session::accept(server, self.server.server_config(), &self.share, |certificates| {
-                tls::peer_identity(certificates, None, &self.settings, &rules, now)
+                tls::peer_identity(certificates, None, &self.settings, &rules, now).map(Arc::new)
             })
         )
     }

@@ -114,6 +114,16 @@ pub(crate) struct PeerIdentity {
 }
 
 impl PeerIdentity {
+    /// Whether `other` has shown the same certificates.
+    pub(super) fn showed(&self, other: &Self) -> bool {
+        self.chain == other.chain
+    }
+
+    /// Whether it is what `svid` shows, and still within its time.
+    pub(super) fn is_of(&self, svid: &Svid, now: SystemTime) -> bool {
+        self.chain == svid.chain && (self.validity.0..=self.validity.1).contains(&now)
+    }
+
     /// Whether a peer that was believed once still is, under these roots and revocations. Its certificate's end is no
     /// matter here: connections outlive it.
     pub(super) fn recheck(

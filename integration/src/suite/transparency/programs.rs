@@ -22,13 +22,15 @@ pub(super) struct Topic {
     pub(super) text: &'static str,
 }
 
-/// Between which pods a program runs. All ways cross the wire between the nodes.
+/// Between which pods a program runs. All ways but one cross the wire between the nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
     /// From c to d, neither of which is in the mesh.
     Plain,
     /// From a to b, both in the mesh.
     Meshed,
+    /// From a to e, both in the mesh and on one node.
+    OneNode,
     /// From c, which is not in the mesh, to b, which is.
     FromOutside,
 }
@@ -39,6 +41,7 @@ impl Way {
         match self {
             Self::Plain => ["c", "d"],
             Self::Meshed => ["a", "b"],
+            Self::OneNode => ["a", "e"],
             Self::FromOutside => ["c", "b"],
         }
     }
@@ -47,7 +50,7 @@ impl Way {
     pub(super) fn silent(self) -> &'static str {
         match self {
             Self::Plain | Self::FromOutside => "198.18.2.60",
-            Self::Meshed => "198.18.2.50",
+            Self::Meshed | Self::OneNode => "198.18.2.50",
         }
     }
 
@@ -55,7 +58,7 @@ impl Way {
     fn unreachable(self) -> &'static str {
         match self {
             Self::Plain | Self::FromOutside => "198.18.2.61",
-            Self::Meshed => "198.18.2.51",
+            Self::Meshed | Self::OneNode => "198.18.2.51",
         }
     }
 }

@@ -176,6 +176,7 @@ fn connections_table(connections: &[ConnectionView], now: SystemTime) -> Table {
         let mtls = match connection.security {
             "mutual_tls" => "yes",
             "plaintext" => "no",
+            "local_identity" => "on the node",
             other => other,
         };
         table.row([

@@ -212,6 +212,7 @@ impl From<proto::Connection> for ConnectionView {
             proto::Security::MutualTls => "mutual_tls",
             proto::Security::Tls => "tls",
             proto::Security::Plaintext => "plaintext",
+            proto::Security::LocalIdentity => "local_identity",
         };
         Self {
             direction,

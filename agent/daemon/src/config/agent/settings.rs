@@ -7,10 +7,10 @@ use crate::{
         settings::settings,
         values::{
             CaTrust, ClusterId, CollectorUrl, ConfigMapKey, DataplaneLabel, DnsName, Drain,
-            ExtensionProviders, Hold, HttpTelemetry, IpBlocks, IssuerKind, KeyRefresh, ListenAddr, Location,
-            Locations, LogFilter, LoopbackAddr, MapEntries, MetricsAuth, Namespace, ObjectName, Observe,
-            OutboundPolicy, PostQuantum, Sampling, ServerName, ServiceAddr, TrustBundles, TrustDomains,
-            TrustedProxies, Ttl, Url, VaultPath, Workers,
+            ExtensionProviders, Hold, HttpTelemetry, IpBlocks, IssuerKind, KeyRefresh, ListenAddr,
+            LocalTraffic, Location, Locations, LogFilter, LoopbackAddr, MapEntries, MetricsAuth, Namespace,
+            ObjectName, Observe, OutboundPolicy, PostQuantum, Sampling, ServerName, ServiceAddr,
+            TrustBundles, TrustDomains, TrustedProxies, Ttl, Url, VaultPath, Workers,
         },
     },
     telemetry::LogFormat,
@@ -109,6 +109,8 @@ settings! {
     workers: Workers, "AMBIT_WORKERS", "N";
     /// Whether tunnels use the hybrid key exchange X25519MLKEM768: off, offer, prefer or require [default: offer]
     post_quantum: PostQuantum, "AMBIT_POST_QUANTUM", "WHEN";
+    /// How pods of one node talk with each other: join (their connections are joined in the agent, and nothing leaves the node) or encrypt (over a tunnel, as between nodes) [default: join]
+    local_traffic: LocalTraffic, "AMBIT_LOCAL_TRAFFIC", "HOW";
     /// A file of certificate revocation lists, PEM or DER; watched
     crl_file: Location, "AMBIT_CRL_FILE", "FILE";
     /// Trust domains beside our own whose identities are accepted, joined by commas

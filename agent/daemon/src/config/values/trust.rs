@@ -123,6 +123,28 @@ impl fmt::Display for PostQuantum {
     }
 }
 
+/// How pods of one node talk with each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum LocalTraffic {
+    /// Without a tunnel, under the same identities and policies.
+    #[default]
+    Join,
+    /// As with pods of other nodes.
+    Encrypt,
+}
+
+impl FromStr for LocalTraffic {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "join" => Ok(Self::Join),
+            "encrypt" => Ok(Self::Encrypt),
+            _ => Err("use join or encrypt".to_owned()),
+        }
+    }
+}
+
 /// Trust domains joined by commas.
 #[derive(Clone, Debug)]
 pub(crate) struct TrustDomains(pub(crate) Vec<TrustDomain>);

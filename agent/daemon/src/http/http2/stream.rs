@@ -21,7 +21,7 @@ use crate::{
     http::{
         answer::Answer,
         body::Malformed,
-        gate::{Admitted, Gate},
+        gate::{Admitted, Gate, Judged},
     },
     telemetry::{GrpcMessages, RequestEnd, ResponseFlag},
 };
@@ -131,14 +131,9 @@ enum Failed {
 }
 
 /// Judges a request; the head is then as it is to be forwarded. What had to be read of the body is in `begun`.
-async fn judge(
-    gate: &Gate<'_>,
-    head: &mut Parts,
-    body: &mut RecvStream,
-    begun: &mut Vec<Bytes>,
-) -> Result<Admitted, Answer> {
+async fn judge(gate: &Gate<'_>, head: &mut Parts, body: &mut RecvStream, begun: &mut Vec<Bytes>) -> Judged {
     if let Err(malformed) = settle_authority(head) {
-        return Err(gate.malformed(&malformed));
+        return Err(Box::new(gate.malformed(&malformed)));
     }
     let pending = gate.begin(head)?;
     let wanted = pending.wants_body;

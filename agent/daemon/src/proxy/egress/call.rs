@@ -16,7 +16,7 @@ use super::Slot;
 use crate::{
     capture::{Client, Dial, bound_buffers, keep_alive},
     proxy::{
-        Cut, Pod, Shared,
+        Cut, Placed, Pod, Shared,
         admission::Place,
         describe,
         outbound::{CONNECT, Call, Outbound, Routed, Way, is_itself, unknown_client, unroutable},
@@ -128,7 +128,9 @@ impl<D: Dial> Call<'_, D> {
             Ok((None, _slot)) if is_itself(client, &endpoint.workload) => {
                 self.to_itself(app, client, endpoint, place).await;
             }
-            Ok((None, _slot)) => self.tunnel(app, client, endpoint, order, place).await,
+            Ok((None, _slot)) => {
+                self.tunnel(Box::new(Placed { client: app, place }), client, endpoint, order).await;
+            }
             Ok((Some(outside), _slot)) => {
                 Box::pin(self.governed_tunnel(app, client, endpoint, &outside, place)).await;
             }

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::{
-    super::{Ending, Telemetry, tests::web_to_cart},
+    super::{Ending, Security, Telemetry, tests::web_to_cart},
     *,
 };
 

@@ -45,8 +45,11 @@ const READS: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the peer must show beyond a good chain: answers with its identity, or why not.
-pub(crate) trait Verify: Fn(&[CertificateDer<'_>]) -> Result<PeerIdentity, (Reason, String)> {}
-impl<F: Fn(&[CertificateDer<'_>]) -> Result<PeerIdentity, (Reason, String)>> Verify for F {}
+pub(crate) trait Verify:
+    Fn(&[CertificateDer<'_>]) -> Result<Arc<PeerIdentity>, (Reason, String)>
+{
+}
+impl<F: Fn(&[CertificateDer<'_>]) -> Result<Arc<PeerIdentity>, (Reason, String)>> Verify for F {}
 
 /// The client's side. `verify` sees the peer's certificates after every handshake, resumed or not.
 pub(in crate::tunnel) async fn connect(
@@ -278,7 +281,7 @@ impl<S: Side> Driver<S> {
         let (mut sealer, opener, kernel) = self.side.keys()?;
         match verified {
             Ok(peer) => {
-                let facts = PeerFacts { peer: Arc::new(peer), group, resumed };
+                let facts = PeerFacts { peer, group, resumed };
                 let early = &self.input[..self.filled];
                 Ok(Box::new(Link::new(self.tcp, (sealer, opener, kernel), facts, early, share.clone())))
             }

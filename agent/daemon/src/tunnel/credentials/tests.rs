@@ -270,3 +270,45 @@ fn revocations(dir: &Path, serial: &str) -> Revocations {
     };
     Revocations::parse(list.signed_by(&issuer).unwrap().pem().unwrap().as_bytes()).unwrap()
 }
+
+#[tokio::test]
+async fn a_workload_of_this_node_is_vouched_for_as_in_a_handshake() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = dir.path().join("ca");
+    make_ca(&ca);
+    let node = agent(&ca, CLIENT, Duration::from_secs(3600)).await;
+    let (client, server) = (id(CLIENT), id(SERVER));
+    let missing = node.vouch(&client, &server).await.unwrap_err();
+    assert_eq!(missing.0, Reason::IdentityUnavailable, "{}", missing.1);
+    node.0.keys.retain([client.clone(), server.clone()]);
+    let peer = node.vouch(&client, &server).await.unwrap();
+    assert_eq!(peer.id, server);
+    assert!(Arc::ptr_eq(&peer, &node.vouch(&client, &server).await.unwrap()), "judged once");
+    let serial = node.0.keys.current(&server).unwrap().serial.clone();
+    let cut = tokio::spawn({
+        let (node, client, peer) = (node.clone(), client.clone(), peer.clone());
+        async move { node.until_distrusted(&client, &peer).await }
+    });
+    node.revoke(revocations(&ca, &serial));
+    assert_eq!(timeout(SOON, cut).await.unwrap().unwrap().0, Reason::CertificateRevoked);
+    assert_eq!(node.vouch(&client, &server).await.unwrap_err().0, Reason::CertificateRevoked);
+    assert!(node.vouch(&server, &client).await.is_ok(), "the other is not meant");
+    node.revoke(Revocations::default());
+    assert!(node.vouch(&client, &server).await.is_ok());
+    node.retain(|kept| *kept == client);
+    node.0.keys.retain([client.clone()]);
+    assert_eq!(node.vouch(&client, &server).await.unwrap_err().0, Reason::IdentityUnavailable);
+}
+
+#[tokio::test]
+async fn certificates_of_a_peer_are_held_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = dir.path().join("ca");
+    make_ca(&ca);
+    let hour = Duration::from_secs(3600);
+    let (client, server) = (agent(&ca, CLIENT, hour).await, agent(&ca, SERVER, hour).await);
+    let (first, second) = (sessions(&client, &server).await, sessions(&client, &server).await);
+    let peer = |session: &Result<Session, TunnelError>| session.as_ref().unwrap().facts().peer.clone();
+    assert!(Arc::ptr_eq(&peer(&first.0), &peer(&second.0)), "the client's");
+    assert!(Arc::ptr_eq(&peer(&first.1), &peer(&second.1)), "the server's");
+}

@@ -86,6 +86,8 @@ seLinuxOptions:
   value: {{ .Values.pathNormalization }}
 - name: AMBIT_POST_QUANTUM
   value: {{ .Values.postQuantum | quote }}
+- name: AMBIT_LOCAL_TRAFFIC
+  value: {{ .Values.localTraffic | default "join" }}
 - name: AMBIT_OUTBOUND_POLICY
   value: {{ .Values.egress.outboundPolicy }}
 - name: AMBIT_OBSERVE_OUTBOUND
