@@ -113,9 +113,9 @@ fn issuers_of_tokens_are_shown_where_there_are_any() {
         shown,
         [
             "ISSUERS",
-            "  ISSUER             KEYS  AGE    FETCHED FROM              LAST ERROR",
+            "  ISSUER             KEYS  AGE     FETCHED FROM              LAST ERROR",
             "  https://a.example  2     1m 10s  https://a.example/keys",
-            "  https://b.example  0            its OpenID configuration  cannot resolve b.example",
+            "  https://b.example  0             its OpenID configuration  cannot resolve b.example",
         ]
     );
     assert!(!table::render(&StatusView::new(status(), &[Section::Issuers]), now()).contains("ISSUERS"));
