@@ -130,7 +130,8 @@ fn in_the_mesh(world: &mut World) -> Result<()> {
     // Another port has no such policy.
     let echoed = world.connect("e", (world.pod("b").v4, ports::ECHO), &["--send", "hello"])?;
     ensure!(echoed.received == "hello", "{echoed:?}");
-    // The provider is asked by b.
+    // The provider is asked by b. The first connection may have come before the policy.
+    world.must_reach("a", "b")?;
     let asker = format!("\"asker\":\"[::ffff:{}]:", world.pod("b").v4);
     let identity = |pod: &str| format!("spiffe://cluster.local/ns/{MESHED}/sa/{pod}");
     let log = checks.output();
