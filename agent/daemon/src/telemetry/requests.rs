@@ -401,7 +401,7 @@ mod tests {
         }
         let (buckets, count, _) = histogram.read();
         let filled: Vec<_> = buckets.into_iter().filter(|(_, count)| *count > 0).collect();
-        assert_eq!(filled, [(0.5, 1), (1.0, 1), (5.0, 2), (10.0, 1), (f64::MAX, 1)]);
+        assert_eq!(filled, [(0.5, 1), (1.0, 1), (5.0, 2), (10.0, 1), (f64::INFINITY, 1)]);
         assert_eq!(count, 6);
     }
 }
