@@ -52,7 +52,7 @@ const BOUNDS: [f64; 20] = [
     600_000.0,
     1_800_000.0,
     3_600_000.0,
-    f64::MAX,
+    f64::INFINITY,
 ];
 
 /// How a request ended, in Envoy's words for it.
