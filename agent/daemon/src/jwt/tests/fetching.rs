@@ -127,7 +127,7 @@ async fn an_unknown_key_is_asked_for_but_not_often() {
         }
         assert_eq!(server.asked().len(), 1, "none within the time that keys are left alone");
         server.say([Say::Body(set(&[&second]))]);
-        sleep(Duration::from_secs(2)).await;
+        // What is on the network takes real time.
         tokio::time::resume();
         until("the new key", || takes(&tokens, &rules, &token) == "ok").await;
         assert_eq!(server.asked().len(), 2);
