@@ -52,7 +52,7 @@ const BOUNDS: [f64; 20] = [
     600_000.0,
     1_800_000.0,
     3_600_000.0,
-    f64::MAX,
+    f64::INFINITY,
 ];
 
 /// How a request ended, in Envoy's words for it.
@@ -401,7 +401,7 @@ mod tests {
         }
         let (buckets, count, _) = histogram.read();
         let filled: Vec<_> = buckets.into_iter().filter(|(_, count)| *count > 0).collect();
-        assert_eq!(filled, [(0.5, 1), (1.0, 1), (5.0, 2), (10.0, 1), (f64::MAX, 1)]);
+        assert_eq!(filled, [(0.5, 1), (1.0, 1), (5.0, 2), (10.0, 1), (f64::INFINITY, 1)]);
         assert_eq!(count, 6);
     }
 }
