@@ -9,6 +9,7 @@ mod birth;
 mod chart;
 mod control;
 mod enrolment;
+mod guide;
 mod identities;
 mod install;
 mod issuers;
@@ -20,6 +21,7 @@ mod probes;
 mod removal;
 mod restart;
 mod site;
+mod tokens;
 mod traffic;
 
 use std::path::Path;
@@ -64,6 +66,8 @@ pub fn tests() -> Vec<Test> {
         traffic::TESTS,
         policy::TESTS,
         authorization::TESTS,
+        tokens::TESTS,
+        guide::TESTS,
         probes::TESTS,
         &attacks::tests(),
         birth::TESTS,

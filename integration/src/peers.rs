@@ -1,4 +1,5 @@
-//! The tests against what others have made: a real SPIRE, a real istiod on a real API server, Open Policy Agent, and promtool.
+//! The tests against what others have made: a real SPIRE, a real istiod on a real API server, Open Policy Agent, an
+//! OpenID provider, and promtool.
 //!
 //! What `suite` shows with scripted servers is asked here of the programs that operators run. Each test has a scene of its
 //! own; how the programs come about is the business of `cargo xtask`.
@@ -6,6 +7,7 @@
 mod alerts;
 mod istiod;
 mod opa;
+mod openid;
 mod spire;
 mod svids;
 mod tokens;
@@ -35,6 +37,9 @@ pub struct Kit {
     /// The folder of `opa` and `opa-ext-authz`.
     #[arg(long)]
     pub opa_programs: Programs,
+    /// The folder of `openid-issuer`.
+    #[arg(long)]
+    pub openid_programs: Programs,
     /// The folder of an API server and what it needs, for istiod.
     #[arg(long)]
     pub kube_programs: Programs,
@@ -63,7 +68,7 @@ struct Stage<'a> {
 
 /// Every test, in the order in which they run.
 pub fn tests() -> Vec<Test> {
-    [svids::TESTS, tokens::TESTS, troubles::TESTS, opa::TESTS, alerts::TESTS].concat()
+    [svids::TESTS, tokens::TESTS, troubles::TESTS, opa::TESTS, openid::TESTS, alerts::TESTS].concat()
 }
 
 /// Tests that take many minutes: they run only when it is asked for by name.

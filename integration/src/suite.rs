@@ -15,11 +15,13 @@ mod egress;
 mod evasion;
 mod explain;
 mod failure;
+mod guide;
 mod health;
 mod identities;
 mod issuers;
 mod load;
 mod manifests;
+mod observing;
 mod one_node;
 mod operations;
 mod other_addresses;
@@ -103,12 +105,14 @@ pub fn tests() -> Vec<Test> {
         probes::TESTS,
         operations::TESTS,
         manifests::TESTS,
+        observing::TESTS,
         certificates::TESTS,
         trust::TESTS,
         cni::TESTS,
         revocation::TESTS,
         identities::TESTS,
         issuers::TESTS,
+        guide::TESTS,
         health::TESTS,
         evasion::TESTS,
         &attacks::tests(),

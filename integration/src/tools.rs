@@ -13,6 +13,7 @@ mod http;
 mod node_init;
 mod servers;
 mod silence;
+mod spans;
 mod steps;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -66,6 +67,8 @@ pub enum Tool {
     GrpcServer(Listen),
     /// Calls that server as often as it answers.
     GrpcLoad(grpc::GrpcLoad),
+    /// Prints the spans that it is sent by OTLP.
+    SpanCollector(Listen),
     /// Decides, by Envoy's external authorization, for whom it is told to.
     CheckServer(checks::CheckServer),
     /// Asks a certificate service for one certificate.
@@ -231,6 +234,7 @@ pub fn run(tool: &Tool) -> Result<()> {
         Tool::MuteServer(listen) => flood::mute(listen.listen),
         Tool::GrpcServer(listen) => grpc::serve(listen.listen),
         Tool::CheckServer(how) => checks::serve(how),
+        Tool::SpanCollector(to) => spans::serve(to.listen),
         Tool::GrpcLoad(how) => print(&grpc::load(how)?),
         Tool::CreateCertificate(how) => print(&certificates::create(how)?),
         Tool::IssueLoad(how) => print(&certificates::load(how)?),

@@ -23,6 +23,7 @@ const SPIRE: &str = "1.13.3";
 /// Istio publishes its modules by commit: this one is of August 2026.
 const ISTIO: &str = "0.0.0-20260827124520-eed52ebb66ad";
 const OPA: &str = "1.22.3";
+const OPENID: &str = "3.52.0";
 const PROMTOOL: &str = "promtool";
 
 /// What the tests put to the test, and what they try it with.
@@ -32,6 +33,8 @@ pub(crate) struct Kit {
     programs: PathBuf,
     /// The folder of `opa` and `opa-ext-authz`.
     opa: PathBuf,
+    /// The folder of `openid-issuer`.
+    openid: PathBuf,
     /// The folder of Kubernetes' programs.
     kube: PathBuf,
     /// The alert rules, as they are deployed.
@@ -42,7 +45,7 @@ impl Kit {
     /// A call that is given it.
     pub(crate) fn call(&self, call: Call) -> Call {
         let call = call.value("--binary", &self.daemon).value("--programs", &self.programs);
-        let call = call.value("--opa-programs", &self.opa);
+        let call = call.value("--opa-programs", &self.opa).value("--openid-programs", &self.openid);
         call.value("--kube-programs", &self.kube).value("--alerts", &self.alerts)
     }
 }
@@ -60,10 +63,10 @@ pub(crate) fn programs() -> Result<PathBuf> {
 
 /// The kit for `binary`, or for the finished daemon.
 pub(crate) fn kit(binary: Option<&Path>) -> Result<Kit> {
-    let (programs, opa, kube) = (programs()?, opa()?, kube::programs()?);
+    let (programs, opa, openid, kube) = (programs()?, opa()?, openid()?, kube::programs()?);
     let alerts = workspace::root().join("deploy/alerts/ambit.yaml");
     let alerts = alerts.canonicalize().with_context(|| alerts.display().to_string())?;
-    Ok(Kit { daemon: build::daemon_or(binary)?, programs, opa, kube, alerts })
+    Ok(Kit { daemon: build::daemon_or(binary)?, programs, opa, openid, kube, alerts })
 }
 
 /// Makes sure of Open Policy Agent, by itself and behind Envoy's API; returns their folder.
@@ -81,6 +84,22 @@ fn opa() -> Result<PathBuf> {
     let behind_envoys = include_str!("opa.go").to_owned();
     let sources = [program("opa", None), program("opa-ext-authz", Some(behind_envoys))];
     golang::programs(&cache, &sources, "Building Open Policy Agent (once, some minutes)")?;
+    Ok(cache)
+}
+
+/// Makes sure of an OpenID provider whose keys change when they are told to; returns its folder.
+fn openid() -> Result<PathBuf> {
+    setup::peer_programs()?;
+    let cache = setup::cache()?.join(format!("openid-{OPENID}"));
+    let provider = Source {
+        module: "github.com/zitadel/oidc/v3",
+        version: OPENID,
+        packages: &[""],
+        renamed: Some("openid-issuer"),
+        main: Some(include_str!("openid.go").to_owned()),
+        ..Source::default()
+    };
+    golang::programs(&cache, &[provider], "Building an OpenID provider (once, half a minute)")?;
     Ok(cache)
 }
 

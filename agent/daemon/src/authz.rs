@@ -159,6 +159,8 @@ impl Provider {
         let started = Instant::now();
         let asked = timeout(self.settings.timeout, self.verdict(subject, dialler)).await;
         let verdict = asked.unwrap_or_else(|_| {
+            // It may be the connection that leads nowhere any more.
+            self.lane(dialler.pod()).give_up_http2();
             let limit = humantime::format_duration(self.settings.timeout);
             Err(Failure::new(CheckResult::TimedOut, format!("it has not answered within {limit}")))
         });

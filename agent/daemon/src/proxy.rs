@@ -296,7 +296,7 @@ impl<D> Pod<D> {
 
     /// Has policies that decide nothing tried on a connection that was refused for another.
     fn rehearse_refused(&self, refusal: &Refusal, facts: &Facts<'_>, meta: &Meta, telemetry: &Telemetry) {
-        if refusal.reason == Reason::PolicyDenied {
+        if matches!(refusal.reason, Reason::PolicyDenied | Reason::ProviderRefused) {
             let policy = self.policy.borrow().clone();
             rehearse(&policy, facts, meta, telemetry);
         }
@@ -430,7 +430,9 @@ impl Cut {
         let Self { refusal: Some(refusal), by_peer, .. } = self else { return Ending::Closed };
         match refusal.reason {
             Reason::Reset => Ending::Reset,
-            Reason::PolicyDenied | Reason::MtlsRequired => Ending::Refused { refusal, by_peer },
+            Reason::PolicyDenied | Reason::ProviderRefused | Reason::MtlsRequired => {
+                Ending::Refused { refusal, by_peer }
+            }
             _ if by_peer => Ending::Refused { refusal, by_peer },
             _ => Ending::Failed(refusal),
         }

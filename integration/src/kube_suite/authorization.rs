@@ -54,6 +54,10 @@ fn invalid(site: &mut Site) -> Result<()> {
         ("an empty principal", from(&json!({ "principals": [""] }))),
         ("a port that is a number", json!({ "rules": [{ "to": [{ "operation": { "ports": [80] } }] }] })),
         ("a condition without a key", json!({ "rules": [{ "when": [{ "values": ["x"] }] }] })),
+        ("a condition without values", json!({ "rules": [{ "when": [{ "key": "source.ip" }] }] })),
+        ("an unknown key", json!({ "rules": [{ "when": [{ "key": "request.body", "values": ["x"] }] }] })),
+        ("an account beside a namespace", from(&json!({ "serviceAccounts": ["a"], "namespaces": ["b"] }))),
+        ("a target of no such kind", json!({ "targetRefs": [{ "kind": "Pod", "name": "web" }] })),
         ("a misspelt field", from(&json!({ "principal": ["x"] }))),
     ] {
         let object = policy("wrong", &namespace, &spec).to_string();

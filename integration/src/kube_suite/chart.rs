@@ -144,7 +144,11 @@ fn checked(site: &mut Site) -> Result<()> {
 fn taken_over(site: &mut Site) -> Result<()> {
     let namespace = site.namespace(true)?;
     site.peer_authentication(&namespace, "STRICT")?;
-    let names = ["peerauthentications.security.istio.io", "authorizationpolicies.security.istio.io"];
+    let names = [
+        "peerauthentications.security.istio.io",
+        "authorizationpolicies.security.istio.io",
+        "requestauthentications.security.istio.io",
+    ];
     let mut templates = String::new();
     for name in names {
         let mut definition = site.cluster.api.json(&["get", "crd", name])?;

@@ -153,7 +153,7 @@ fn in_the_mesh(world: &mut World) -> Result<()> {
     let mark = world.agents[1].mark();
     world.manifests.write(OTHER_FILE, &only("a"))?;
     expect(world, [false; 3])?;
-    world.agents[1].wait_log(mark, &["access", "checks cannot be asked", "policy_denied"])?;
+    world.agents[1].wait_log(mark, &["access", "checks cannot be asked", "provider_refused"])?;
     world.manifests.write(OTHER_FILE, &only("b"))?;
     expect(world, [true, false, false])?;
     let metrics = world.agents[1].metrics()?;
@@ -187,6 +187,8 @@ fn away(world: &mut World) -> Result<()> {
     // Nobody is there.
     use_provider(world, "strict")?;
     expect(world, [false; 3])?;
+    let status = world.agents[1].status()?.to_string();
+    ensure!(status.contains("the provider strict cannot be asked"), "{status}");
     use_provider(world, "lenient")?;
     expect(world, [true; 3])?;
     // It is there, and says nothing.

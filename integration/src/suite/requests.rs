@@ -237,7 +237,6 @@ fn judged(world: &mut World) -> Result<()> {
     })?;
     let saw = ask("/echo")?;
     ensure!(is(&saw, 200), "{saw}");
-    drop(ask);
     drop(input);
     client.wait()?;
     Ok(())

@@ -54,7 +54,7 @@ impl Authorization for Decider {
         let path = attributes.request.and_then(|request| request.http).map(|http| http.path);
         let allowed = self.allow.iter().any(|end| source.ends_with(end.as_str()));
         let asked = Asked { asker, source, destination, path, allowed };
-        println!("{}", serde_json::to_string(&asked).map_err(|error| Status::internal(error.to_string()))?);
+        super::print(&asked).map_err(|error| Status::internal(error.to_string()))?;
         Ok(Response::new(answer(&asked)))
     }
 }

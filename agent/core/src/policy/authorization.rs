@@ -231,8 +231,9 @@ impl Rule {
         least
     }
 
-    fn shortfall(&self, facts: &Facts<'_>) -> Shortfall<'_> {
-        let fails = |field: &Field| field.holds(facts, true) == Holds::Never;
+    /// Of a connection with these `signs`.
+    fn shortfall(&self, facts: &Facts<'_>, signs: Signs) -> Shortfall<'_> {
+        let fails = |field: &Field| !field.signs().meet(signs) || field.holds(facts, true) == Holds::Never;
         let lacking = |fields: &'_ [Field]| fields.iter().filter(|field| fails(field)).count();
         let mut whole = Shortfall { fields: 0, first: None };
         let nearest = |alternatives: &'_ [Vec<Field>]| {

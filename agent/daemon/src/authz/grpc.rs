@@ -38,10 +38,10 @@ pub(super) async fn check(
             // The connection was there before, and has not outlived this.
             Err(status) if reused && again && std::error::Error::source(&status).is_some() => {
                 again = false;
-                lane.forget_http2().await;
+                lane.give_up_http2();
             }
             Err(status) if std::error::Error::source(&status).is_some() => {
-                lane.forget_http2().await;
+                lane.give_up_http2();
                 return Err(broken(&settings.addr, &status));
             }
             Err(status) => {

@@ -114,10 +114,11 @@ impl Lane {
         }
     }
 
-    /// Has the next check dial anew, unless somebody has done so already.
-    pub(super) async fn forget_http2(&self) {
-        let mut shared = self.multiplexed.lock().await;
-        shared.sender = None;
+    /// Has the next check dial anew, unless somebody does so already.
+    pub(super) fn give_up_http2(&self) {
+        if let Ok(mut shared) = self.multiplexed.try_lock() {
+            shared.sender = None;
+        }
     }
 
     /// Sends a request and waits for the head of its answer. The connection comes back by [`Exchange::finish`].

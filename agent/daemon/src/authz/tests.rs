@@ -265,6 +265,20 @@ async fn a_connection_is_kept_replaced_and_given_up() {
     assert_eq!(dialler.dials(), 4, "the pod was gone");
 }
 
+/// A node that is gone says nothing, and resets nothing.
+#[tokio::test]
+async fn a_connection_on_which_nothing_comes_back_is_not_used_again() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dialler = Loopback::to(listener.local_addr().unwrap());
+    let timeout = Duration::from_millis(500);
+    let (providers, _) = providers(ProviderSettings { timeout, ..settings(Form::Grpc) });
+    let (answer, _silent) = tokio::join!(ask(&providers, &dialler, None), listener.accept());
+    assert!(denied(answer).2.contains("has not answered within"));
+    let _server = grpc::serve(listener, grpc::allows());
+    admitted(ask(&providers, &dialler, None).await);
+    assert_eq!(dialler.dials(), 2);
+}
+
 /// All at a time.
 async fn futures_of<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
     let mut waiting: Vec<_> = futures.map(Box::pin).collect();

@@ -59,7 +59,7 @@ pub(super) struct Admitted {
 }
 
 /// What becomes of a request.
-pub(super) type Judged = Result<Admitted, Answer>;
+pub(super) type Judged = Result<Admitted, Box<Answer>>;
 
 /// A provider that has to be asked, and for which policy.
 #[derive(Debug)]
@@ -83,11 +83,11 @@ pub(super) struct Pending {
 
 impl Gate<'_> {
     /// Begins with a request: its path becomes the one that is judged and forwarded. `Err` where it is answered already.
-    pub(super) fn begin(&self, head: &mut Parts) -> Result<Pending, Answer> {
+    pub(super) fn begin(&self, head: &mut Parts) -> Result<Pending, Box<Answer>> {
         let policy = self.policy.borrow().clone();
         let changed = match normalise(&policy, head) {
             Ok(changed) => changed,
-            Err(malformed) => return Err(self.malformed(&malformed)),
+            Err(malformed) => return Err(Box::new(self.malformed(&malformed))),
         };
         let told = self.connection.request(head);
         let changed = changed || told.is_traced();
@@ -131,7 +131,7 @@ impl Gate<'_> {
                         ..Refusal::new(Reason::ProviderRefused, why)
                     };
                     pending.told.refused(&refusal, status);
-                    return Err(Answer::of_provider(status, headers, body, head));
+                    return Err(Box::new(Answer::of_provider(status, headers, body, head)));
                 }
             }
         }
@@ -145,7 +145,7 @@ impl Gate<'_> {
                 Err(bad) => {
                     let refusal = Refusal::new(Reason::TokenRefused, bad.text);
                     pending.told.refused(&refusal, bad.status);
-                    return Err(Answer::of_token(&bad, head));
+                    return Err(Box::new(Answer::of_token(&bad, head)));
                 }
             }
         };
@@ -208,9 +208,9 @@ pub(crate) fn rehearse(policy: &WorkloadPolicy, facts: &Facts<'_>, meta: &Meta, 
 }
 
 /// The answer to a request that policy refuses.
-fn refused(told: Request, refusal: &Refusal, head: &Parts) -> Answer {
+fn refused(told: Request, refusal: &Refusal, head: &Parts) -> Box<Answer> {
     told.refused(refusal, StatusCode::FORBIDDEN);
-    Answer::denied(head)
+    Box::new(Answer::denied(head))
 }
 
 /// Has the head's path be the one that is judged; answers whether that is another than was sent.

@@ -50,7 +50,8 @@ pub(super) fn end(bytes: &[u8], seen: &mut usize) -> Result<Option<usize>, Malfo
 pub(super) fn request(head: &[u8]) -> Result<Request, Malformed> {
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS];
     let mut parsed = httparse::Request::new(&mut []);
-    match parsed.parse_with_uninit_headers(head, &mut fields) {
+    let shared = Bytes::copy_from_slice(head);
+    match parsed.parse_with_uninit_headers(&shared, &mut fields) {
         Ok(httparse::Status::Complete(len)) if len == head.len() => {}
         Ok(_) => return Err(Malformed::new("the head is not one message's")),
         Err(httparse::Error::TooManyHeaders) => return Err(Malformed::new("the head has too many fields")),
@@ -59,7 +60,6 @@ pub(super) fn request(head: &[u8]) -> Result<Request, Malformed> {
     let (Some(method), Some(target), Some(minor)) = (parsed.method, parsed.path, parsed.version) else {
         return Err(Malformed::new("the request line is not whole"));
     };
-    let shared = Bytes::copy_from_slice(head);
     let mut parts = http::Request::new(()).into_parts().0;
     parts.method = Method::from_bytes(method.as_bytes()).map_err(|_| Malformed::new("no such method"))?;
     parts.version = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
@@ -315,7 +315,7 @@ fn answer_body(fields: &[httparse::Header<'_>]) -> Body {
         let named = fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name));
         named.map(|field| field.value.trim_ascii())
     };
-    if let Some(coding) = values("transfer-encoding").last() {
+    if let Some(coding) = values("transfer-encoding").next_back() {
         let last = coding.rsplit(|byte| *byte == b',').next().unwrap_or_default().trim_ascii();
         return if last.eq_ignore_ascii_case(b"chunked") { Body::CHUNKED } else { Body::UntilEnd };
     }

@@ -14,7 +14,10 @@ use ambit_core::{
     discovery::Named,
     reason::{Reason, Refusal},
 };
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::{
+    sync::{Mutex as AsyncMutex, Semaphore},
+    time::Instant,
+};
 
 /// How long an answer counts: the resolver does not tell for how long it is good.
 const FRESH: Duration = Duration::from_secs(30);
@@ -29,8 +32,11 @@ const MAX_NAMES: usize = 1_024;
 /// Addresses of one name that are.
 const MAX_ADDRESSES: usize = 64;
 
+/// What is known of a name; locked while it is asked for.
+type Held = Arc<AsyncMutex<Option<Answer>>>;
+
 pub(super) struct Names {
-    known: Mutex<HashMap<Arc<str>, Arc<tokio::sync::Mutex<Option<Answer>>>>>,
+    known: Mutex<HashMap<Arc<str>, Held>>,
     questions: Semaphore,
 }
 
@@ -114,7 +120,7 @@ impl Names {
         }
     }
 
-    fn entry(&self, name: &Arc<str>) -> Arc<tokio::sync::Mutex<Option<Answer>>> {
+    fn entry(&self, name: &Arc<str>) -> Held {
         // A panic cannot leave the map half changed.
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MAX_NAMES && !known.contains_key(name) {

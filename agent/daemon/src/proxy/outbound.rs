@@ -137,8 +137,7 @@ pub(super) async fn carry<D: Dial>(
     neighbours: &Neighbours<D>,
 ) {
     if matches!(routed.way, Way::Resolve(_)) {
-        let resolved = egress::resolve(shared, pod, &mut placed.client, *routed);
-        *routed = Box::pin(resolved).await;
+        *routed = Box::pin(egress::resolve(shared, pod, &mut placed.client, *routed)).await;
     }
     let call = Call { shared, pod, routed: &routed };
     if let Way::Tunnel(client, endpoint, order) = &routed.way

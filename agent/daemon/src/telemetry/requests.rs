@@ -71,8 +71,6 @@ pub(crate) enum ResponseFlag {
     UpstreamClosed,
     /// What the application answered is no answer.
     UpstreamProtocolError,
-    /// Nothing was heard for too long.
-    Timeout,
     /// An external provider refused it.
     Unauthorized,
     /// The agent has too much to do.
@@ -88,7 +86,6 @@ impl ResponseFlag {
             Self::UpstreamFailure => "UF",
             Self::UpstreamClosed => "UC",
             Self::UpstreamProtocolError => "UPE",
-            Self::Timeout => "SI",
             Self::Unauthorized => "UAEX",
             Self::Overloaded => "OM",
         }

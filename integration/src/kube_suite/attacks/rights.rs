@@ -154,6 +154,7 @@ fn lists(site: &mut Site) -> Result<()> {
         "patch requestauthentications/status.security.istio.io",
         "get customresourcedefinitions.apiextensions.k8s.io authorizationpolicies.security.istio.io",
         "get customresourcedefinitions.apiextensions.k8s.io peerauthentications.security.istio.io",
+        "get customresourcedefinitions.apiextensions.k8s.io requestauthentications.security.istio.io",
         "list destinationrules.networking.istio.io, serviceentries.networking.istio.io, workloadentries.networking.istio.io",
         "watch destinationrules.networking.istio.io, serviceentries.networking.istio.io, workloadentries.networking.istio.io",
         "patch destinationrules/status.networking.istio.io, serviceentries/status.networking.istio.io, workloadentries/status.networking.istio.io",

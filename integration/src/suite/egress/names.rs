@@ -42,7 +42,7 @@ pub(super) fn let_through(world: &mut World) -> Result<()> {
     outside::hold_to_registry(world)?;
     eventually(IN_FORCE, || {
         let refused = fetch(world, &outside, HOST)?.told();
-        ensure!(refused.contains("refused"), "without an entry: {refused}");
+        ensure!(refused.contains("curl: (7)"), "without an entry: {refused}");
         Ok(())
     })?;
     world.manifests.write("entry.yaml", &entry(&format!("{HOST}, '*.example.org'")))?;

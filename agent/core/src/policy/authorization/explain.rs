@@ -3,7 +3,7 @@
 
 use std::{fmt, sync::Arc};
 
-use super::{Action, AuthorizationPolicy, Field, Rule};
+use super::{Action, AuthorizationPolicy, Field, Rule, Signs};
 use crate::policy::Facts;
 
 /// What an AuthorizationPolicy makes of a connection.
@@ -64,7 +64,7 @@ impl PolicyVerdict {
 
 impl Miss {
     fn of(at: usize, rule: &Rule, facts: &Facts<'_>) -> Self {
-        let shortfall = rule.shortfall(facts);
+        let shortfall = rule.shortfall(facts, Signs::of(facts));
         let field = shortfall.first;
         Self {
             rule: at,

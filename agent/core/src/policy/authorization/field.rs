@@ -58,6 +58,8 @@ pub enum Attribute<'a> {
 pub struct Field {
     name: Arc<str>,
     negated: bool,
+    /// What every connection has for which it holds.
+    signs: Signs,
     test: Test,
 }
 
@@ -124,7 +126,9 @@ impl Field {
         if values.is_empty() {
             return Err(InvalidValue { at: None, problem: "is an empty list" });
         }
-        Ok(Self { name: name.into(), negated, test: Test::new(attribute, values, context)? })
+        let test = Test::new(attribute, values, context)?;
+        let signs = if negated { Signs::ANY } else { test.signs() };
+        Ok(Self { name: name.into(), negated, signs, test })
     }
 
     /// Its path from the rule.
@@ -201,7 +205,7 @@ impl Field {
 
     /// What every connection has for which it holds.
     pub(super) fn signs(&self) -> Signs {
-        if self.negated { Signs::ANY } else { self.test.signs() }
+        self.signs
     }
 
     /// Whether it holds. `final_word` is whether what is not known stays unknown: then the address of the connection stands in for

@@ -32,8 +32,15 @@ pub(in crate::policy) struct Authorization {
 /// Policies of one action, and their rules side by side.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Ordered {
-    policies: Arc<[Arc<AuthorizationPolicy>]>,
+    policies: Arc<[Named]>,
     rules: Arc<[Entry]>,
+}
+
+/// A policy, and its name as refusals have it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Named {
+    policy: Arc<AuthorizationPolicy>,
+    name: Arc<str>,
 }
 
 /// A rule by its place, and its signs.
@@ -47,7 +54,7 @@ struct Entry {
 /// Why a connection is not let in.
 pub(super) enum No<'a> {
     /// This policy refuses it, by its rule at this place.
-    Matched(&'a AuthorizationPolicy, usize),
+    Matched(&'a Named, usize),
     /// No ALLOW policy matches it.
     NotAllowed,
 }
@@ -62,7 +69,7 @@ pub(in crate::policy) enum Prospect {
 
 /// The rule of an ALLOW policy that comes nearest to a match.
 struct Nearest<'a> {
-    policy: &'a AuthorizationPolicy,
+    policy: &'a Named,
     at: usize,
     shortfall: Shortfall<'a>,
 }
@@ -109,7 +116,7 @@ impl Authorization {
         }
         let signs = Signs::of(facts);
         let passed = |policy: &AuthorizationPolicy| facts.admitted && self.asked.about(policy).is_ok();
-        let custom = self.custom.matching(signs, facts).find(|(policy, _)| !passed(policy));
+        let custom = self.custom.matching(signs, facts).find(|(named, _)| !passed(&named.policy));
         if let Some((policy, at)) = custom.or_else(|| self.deny.matching(signs, facts).next()) {
             return Some(No::Matched(policy, at));
         }
@@ -124,10 +131,10 @@ impl Authorization {
         }
         let mut answer = External::Nobody;
         for (policy, rule) in self.custom.matching(Signs::of(facts), facts) {
-            match self.asked.about(policy) {
+            match self.asked.about(&policy.policy) {
                 Err(_) => return External::Refused(self.matched(policy, rule, facts)),
                 Ok(provider) if answer == External::Nobody => {
-                    let policy = policy.name.clone();
+                    let policy = policy.policy.name.clone();
                     answer = External::Ask { provider: Arc::clone(provider), policy, rule };
                 }
                 Ok(_) => {}
@@ -142,12 +149,9 @@ impl Authorization {
             return Prospect::LetIn;
         }
         let signs = Signs::of(facts);
-        let most = |rules: &Ordered| {
-            rules
-                .candidates(signs)
-                .map(|(policy, at)| policy.rules[at].will_match(policy.action, facts))
-                .max()
-        };
+        let holds =
+            |(Named { policy, .. }, at): (&Named, usize)| policy.rules[at].will_match(policy.action, facts);
+        let most = |rules: &Ordered| rules.candidates(signs).map(holds).max();
         let refusing = most(&self.deny);
         let allowing = if self.allow.policies.is_empty() { Some(Holds::Surely) } else { most(&self.allow) };
         let allowing = allowing.unwrap_or(Holds::Never);
@@ -165,8 +169,9 @@ impl Authorization {
         [&self.custom, &self.deny, &self.allow].iter().all(|ordered| ordered.policies.is_empty())
     }
 
-    fn matched(&self, policy: &AuthorizationPolicy, at: usize, facts: &Facts<'_>) -> Refusal {
-        let (who, name, doubt) = (Who(facts), &policy.name, doubt(policy));
+    fn matched(&self, named: &Named, at: usize, facts: &Facts<'_>) -> Refusal {
+        let Named { policy, name } = named;
+        let (who, doubt) = (Who(facts), doubt(policy));
         let text = match (policy.action, self.asked.about(policy)) {
             (Action::Custom, Ok(provider)) => sentence(format_args!(
                 "{who}: provider {provider} of CUSTOM AuthorizationPolicy {name} rules[{at}] has not let it in"
@@ -178,27 +183,23 @@ impl Authorization {
                 "{who}: explicitly denied by AuthorizationPolicy {name} rules[{at}]{doubt}"
             )),
         };
-        refusal(policy, Some(at), text)
+        refusal(named, Some(at), text)
     }
 
     fn not_allowed(&self, namespace: &str, facts: &Facts<'_>) -> Refusal {
         let who = Who(facts);
         let nearest = self.nearest(facts);
-        let Some(policy) = nearest.as_ref().map(|nearest| nearest.policy).or(self
-            .allow
-            .policies
-            .first()
-            .map(|first| &**first))
-        else {
+        let first = self.allow.policies.first();
+        let Some(named) = nearest.as_ref().map(|nearest| nearest.policy).or(first) else {
             return Refusal::new(Reason::PolicyDenied, sentence(format_args!("{who}")));
         };
-        let (name, doubt) = (&policy.name, doubt(policy));
+        let (name, doubt) = (&named.name, doubt(&named.policy));
         let Some(Nearest { at, shortfall, .. }) = nearest else {
             let text = sentence(format_args!(
                 "{who}: ALLOW policies exist for the pod in namespace {namespace}, and none allows it: AuthorizationPolicy \
                  {name} has no rule{doubt}"
             ));
-            return refusal(policy, None, text);
+            return refusal(named, None, text);
         };
         let lack = Lack { field: shortfall.first, facts };
         let text = sentence(format_args!(
@@ -206,19 +207,20 @@ impl Authorization {
              AuthorizationPolicy {name} rules[{at}]: {lack}{doubt}"
         ));
         let field = shortfall.first.map(|field| Arc::clone(field.shared_name()));
-        Refusal { field, ..refusal(policy, Some(at), text) }
+        Refusal { field, ..refusal(named, Some(at), text) }
     }
 
     fn nearest(&self, facts: &Facts<'_>) -> Option<Nearest<'_>> {
         let mut nearest: Option<Nearest<'_>> = None;
-        for policy in self.allow.policies.iter() {
-            for (at, rule) in policy.rules.iter().enumerate() {
-                let shortfall = rule.shortfall(facts);
+        let signs = Signs::of(facts);
+        for named in self.allow.policies.iter() {
+            for (at, rule) in named.policy.rules.iter().enumerate() {
+                let shortfall = rule.shortfall(facts, signs);
                 let closer = |nearest: &Nearest<'_>| shortfall.fields < nearest.shortfall.fields;
                 if nearest.as_ref().is_none_or(closer) {
                     // None matches, so that nothing can come nearer.
                     let nearest_of_all = shortfall.fields <= 1;
-                    nearest = Some(Nearest { policy, at, shortfall });
+                    nearest = Some(Nearest { policy: named, at, shortfall });
                     if nearest_of_all {
                         return nearest;
                     }
@@ -238,29 +240,29 @@ impl Ordered {
                 rule: rule as u32,
             })
         });
-        Self { rules: rules.collect(), policies: policies.into() }
+        let rules = rules.collect();
+        let name = |ObjectName { namespace, name }: &ObjectName| [&**namespace, "/", name].concat().into();
+        let named = policies.into_iter().map(|policy| Named { name: name(&policy.name), policy });
+        Self { rules, policies: named.collect() }
     }
 
     /// The rules that may match, with their places.
-    fn candidates(&self, signs: Signs) -> impl Iterator<Item = (&AuthorizationPolicy, usize)> {
+    fn candidates(&self, signs: Signs) -> impl Iterator<Item = (&Named, usize)> {
         let near = self.rules.iter().filter(move |entry| entry.signs.meet(signs));
-        near.map(|entry| (&*self.policies[entry.policy as usize], entry.rule as usize))
+        near.map(|entry| (&self.policies[entry.policy as usize], entry.rule as usize))
     }
 
     /// The rules that match, with their places.
-    fn matching(
-        &self,
-        signs: Signs,
-        facts: &Facts<'_>,
-    ) -> impl Iterator<Item = (&AuthorizationPolicy, usize)> {
-        self.candidates(signs).filter(|(policy, at)| policy.rules[*at].matches(policy.action, facts))
+    fn matching(&self, signs: Signs, facts: &Facts<'_>) -> impl Iterator<Item = (&Named, usize)> {
+        let matches =
+            |Named { policy, .. }: &Named, at: usize| policy.rules[at].matches(policy.action, facts);
+        self.candidates(signs).filter(move |(named, at)| matches(named, *at))
     }
 }
 
-fn refusal(policy: &AuthorizationPolicy, at: Option<usize>, text: Arc<str>) -> Refusal {
-    let ObjectName { namespace, name } = &policy.name;
+fn refusal(named: &Named, at: Option<usize>, text: Arc<str>) -> Refusal {
     Refusal {
-        policy: Some([&**namespace, "/", name].concat().into()),
+        policy: Some(Arc::clone(&named.name)),
         rule: at.map(|at| format!("rules[{at}]").into()),
         ..Refusal::new(Reason::PolicyDenied, text)
     }

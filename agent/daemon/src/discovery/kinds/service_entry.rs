@@ -77,7 +77,7 @@ pub(super) fn read(name: ObjectName, object: &Value, _: &Settings) -> Result<Val
             Resolution::None
         }
     };
-    let (hosts, wildcards) = hosts(spec.hosts.unwrap_or_default())?;
+    let (hosts, wildcards) = hosts(&spec.hosts.unwrap_or_default())?;
     let addresses = spec.addresses.unwrap_or_default().into_iter().enumerate();
     let addresses: Vec<Prefix> = addresses
         .map(|(at, text)| prefix(&format!("spec.addresses[{at}]"), &text))
@@ -137,12 +137,14 @@ pub(super) fn read_workload(name: ObjectName, object: &Value, _: &Settings) -> R
     Ok(MeshChange::WorkloadEntry(Arc::new(workload)).into())
 }
 
+type Names = Vec<Arc<str>>;
+
 /// Hosts without wildcards, and the ends of those with one.
-fn hosts(list: Vec<String>) -> Result<(Vec<Arc<str>>, Vec<Arc<str>>), FieldError> {
+fn hosts(list: &[String]) -> Result<(Names, Names), FieldError> {
     if list.is_empty() || list.len() > MAX_HOSTS {
         return Err(FieldError::new("spec.hosts", format_args!("must have 1 to {MAX_HOSTS} hosts")));
     }
-    let (mut hosts, mut wildcards): (Vec<Arc<str>>, Vec<Arc<str>>) = (Vec::new(), Vec::new());
+    let (mut hosts, mut wildcards) = (Names::new(), Names::new());
     for (at, text) in list.iter().enumerate() {
         let text = text.to_ascii_lowercase();
         let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');

@@ -203,7 +203,7 @@ async fn the_body_of_a_refused_request_is_read_over() {
     say(&mut client, "POST /admin HTTP/1.1\r\nHost: cart\r\nContent-Length: 31\r\n\r\nGET /b HTTP/1.1\r\n")
         .await;
     expect(&mut client, REFUSED).await;
-    say(&mut client, "Host: cart\r\n\r\n\r").await;
+    say(&mut client, "Host: cart\r\n\r\n").await;
     say(&mut client, &get("/b")).await;
     let (mut app, _) = server.accept().await.unwrap();
     expect(&mut app, &get("/b")).await;
@@ -257,9 +257,9 @@ async fn what_is_not_http_goes_by_the_rules_for_it() {
     say(&mut client, "EHLO web\r\n").await;
     expect(&mut app, "EHLO web\r\n").await;
     let Pair { mut client, server, .. } = pair_under(tokens()).await;
-    say(&mut client, "\x16\x03\x01 no hello").await;
+    say(&mut client, "\x16\x04\x01 no hello").await;
     let (mut app, _) = server.accept().await.unwrap();
-    expect(&mut app, "\x16\x03\x01 no hello").await;
+    expect(&mut app, "\x16\x04\x01 no hello").await;
 }
 
 /// Tokens of one issuer are judged.

@@ -49,7 +49,7 @@ impl Sent {
     }
 
     /// With a token of this payload.
-    pub(super) fn as_user(self, payload: &str) -> Self {
+    pub(super) fn of_user(self, payload: &str) -> Self {
         let serde_json::Value::Object(payload) = serde_json::from_str(payload).unwrap() else {
             panic!("{payload}")
         };

@@ -8,7 +8,7 @@ fn when(name: &'static str, values: &[&str]) -> WrittenRule {
 
 fn lets_user_in(rule: &WrittenRule, payload: Option<&str>) -> bool {
     let request = Sent::new("GET", "/");
-    let request = payload.map_or(request.clone(), |payload| request.as_user(payload));
+    let request = payload.map_or(request.clone(), |payload| request.of_user(payload));
     lets_in(&set([policy("p", Action::Allow, std::slice::from_ref(rule))]), &by("a/b").sends(request))
 }
 

@@ -168,3 +168,68 @@ impl Policies {
         decide(&policy, &facts) == Decision::Allow
     }
 }
+
+/// Where one agent has not read all that a client sent, the port alone is named.
+#[test]
+fn methods_and_paths_are_suggested_where_all_requests_are_known() {
+    let operation = |method: &str, paths: &[&str]| ObservedOperation {
+        method: method.to_owned(),
+        paths: paths.iter().map(|path| (*path).to_owned()).collect(),
+    };
+    let read = |port, identity, operations| ObservedSource {
+        requests_known: true,
+        operations,
+        ..source(port, identity, "10.0.0.1")
+    };
+    let one = agent(vec![destination(
+        "web",
+        "web",
+        vec![
+            read(
+                80,
+                WEB,
+                vec![operation("GET", &["/items/{*}", "/a"]), operation("HEAD", &["/a", "/items/{*}"])],
+            ),
+            read(81, WEB, vec![operation("GET", &["/a"])]),
+            read(82, WEB, vec![]),
+        ],
+    )]);
+    let two = agent(vec![destination(
+        "web",
+        "web",
+        vec![read(80, WEB, vec![operation("POST", &[])]), source(81, WEB, "10.0.0.1")],
+    )]);
+    let text = suggest(&[one, two], |_| true, false).yaml(None).unwrap();
+    Policies::read(&text);
+    let rules = text.split("  rules:\n").nth(1).unwrap();
+    let expected = "\x20 - from:
+    - source:
+        principals:
+        - td1/ns/shop/sa/web
+    to:
+    - operation:
+        ports:
+        - '81'
+  - from:
+    - source:
+        principals:
+        - td1/ns/shop/sa/web
+    to:
+    - operation:
+        ports:
+        - '80'
+        methods:
+        - POST
+    - operation:
+        ports:
+        - '80'
+        methods:
+        - GET
+        - HEAD
+        paths:
+        - /a
+        - /items/{*}
+";
+    assert_eq!(rules, expected);
+    assert!(text.contains("# paths with {*}"), "{text}");
+}

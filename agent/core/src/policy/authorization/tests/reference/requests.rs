@@ -45,7 +45,7 @@ pub(super) fn any(random: &mut StdRng) -> Sent {
         sent = sent.with("x", one(&["1", "2", ""]));
     }
     if random.random_ratio(2, 3) {
-        sent = sent.as_user(TOKENS.choose(random).unwrap());
+        sent = sent.of_user(TOKENS.choose(random).unwrap());
     }
     sent
 }

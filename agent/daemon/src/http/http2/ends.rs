@@ -1,0 +1,103 @@
+//! The two ends of a connection that carries HTTP/2, as its library reads and writes them.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use crate::{
+    http::{Stuck, window::Window},
+    telemetry::Connection,
+    tunnel::{self, Leg, shut},
+};
+
+/// The client's end: what it has said already, and then its leg.
+pub(super) struct FromClient<'a, L> {
+    pub(super) leg: &'a mut L,
+    pub(super) first: Window,
+    /// It has ended its side.
+    pub(super) ended: bool,
+    pub(super) connection: &'a Connection,
+    pub(super) stuck: &'a Stuck,
+}
+
+impl<L: Leg> AsyncRead for FromClient<'_, L> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        room: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = room.filled().len();
+        if self.first.is_empty() {
+            ready!(Pin::new(&mut *self.leg).poll_read(cx, room))?;
+        } else {
+            let len = self.first.bytes().len().min(room.remaining());
+            room.put_slice(&self.first.bytes()[..len]);
+            self.first.consume(len);
+            if self.first.is_empty() {
+                // Gives its buffer back.
+                self.first = Window::default();
+            }
+        }
+        let read = room.filled().len() - before;
+        self.ended |= read == 0 && room.remaining() > 0;
+        self.connection.client_to_server(read as u64);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<L: Leg> AsyncWrite for FromClient<'_, L> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut *self.leg).poll_write(cx, bytes);
+        self.stuck.set(written.is_pending());
+        if let Poll::Ready(Ok(written)) = written {
+            self.connection.server_to_client(written as u64);
+        }
+        written
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.leg).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.leg).poll_shutdown(cx)
+    }
+}
+
+/// The application's end.
+#[derive(Clone, Copy)]
+pub(super) struct ToApp<'a> {
+    pub(super) app: &'a TcpStream,
+    pub(super) stuck: &'a Stuck,
+}
+
+impl AsyncRead for ToApp<'_> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = ready!(tunnel::poll_read(cx, self.app, room.initialize_unfilled()))?;
+        room.advance(read);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for ToApp<'_> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = tunnel::poll_write(cx, self.app, bytes);
+        self.stuck.set(written.is_pending());
+        written
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(shut(self.app))
+    }
+}

@@ -1,0 +1,328 @@
+//! One stream: judged, passed on, and answered, with both bodies under way at once.
+
+use std::{future::poll_fn, pin::Pin, task::Poll};
+
+use bytes::Bytes;
+use h2::{
+    Reason as Code, RecvStream, SendStream,
+    client::{ResponseFuture, SendRequest},
+    server::SendResponse,
+};
+use http::{
+    Method, Request, Response, Uri, Version,
+    header::HOST,
+    request::Parts,
+    uri::{Authority, Scheme},
+};
+use tokio::join;
+
+use super::WINDOW;
+use crate::{
+    http::{
+        answer::Answer,
+        body::Malformed,
+        gate::{Admitted, Gate, Judged},
+    },
+    telemetry::{GrpcMessages, RequestEnd, ResponseFlag},
+};
+
+/// Carries one stream.
+pub(super) async fn stream(
+    gate: &Gate<'_>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    to_app: SendRequest<Bytes>,
+) {
+    let (mut head, mut body) = request.into_parts();
+    let mut begun = Vec::new();
+    let judged = judge(gate, &mut head, &mut body, &mut begun).await;
+    let admitted = match judged {
+        Ok(admitted) => admitted,
+        Err(answer) => return say(&answer, head.method == Method::HEAD, &mut respond),
+    };
+    let mut end = RequestEnd::default();
+    let Admitted { told, changes, .. } = admitted;
+    let sent = async {
+        let mut to_app = to_app.ready().await?;
+        let is_whole = begun.is_empty() && body.is_end_stream();
+        to_app.send_request(Request::from_parts(head, ()), is_whole).map(|sent| (sent, is_whole))
+    };
+    let ((answer, mut up), is_whole) = match sent.await {
+        Ok(sent) => sent,
+        Err(error) => {
+            // The client may try again, on another connection.
+            let unsent = error.is_go_away() || error.is_io() || error.is_library();
+            respond.send_reset(if unsent { Code::REFUSED_STREAM } else { Code::INTERNAL_ERROR });
+            end.flag = ResponseFlag::UpstreamFailure;
+            return told.finish(&end);
+        }
+    };
+    let mut sent = Counted::default();
+    let mut got = Counted::default();
+    let upload = async {
+        if !is_whole {
+            pass(body, &mut up, begun, &mut sent).await;
+        }
+        // The answer tells of what goes wrong from here on.
+        up
+    };
+    let download = async {
+        let answer = match answered(answer, &mut respond).await {
+            Ok(answer) => answer,
+            Err(Failed::Client) => {
+                end.flag = ResponseFlag::DownstreamClosed;
+                return;
+            }
+            Err(Failed::App(code)) => {
+                end.flag = ResponseFlag::UpstreamClosed;
+                return respond.send_reset(code);
+            }
+        };
+        let (mut head, body) = answer.into_parts();
+        if let Some(changes) = changes {
+            changes.apply_to_answer(&mut head.headers);
+        }
+        end.status = Some(head.status);
+        end.grpc_status = grpc_status(&head.headers);
+        let is_whole = body.is_end_stream();
+        let Ok(mut down) = respond.send_response(Response::from_parts(head, ()), is_whole) else { return };
+        if !is_whole {
+            end.flag = pass(body, &mut down, Vec::new(), &mut got).await;
+        }
+    };
+    let (mut up, ()) = join_until_answered(upload, download).await;
+    if let Some(up) = &mut up
+        && end.flag == ResponseFlag::DownstreamClosed
+    {
+        up.send_reset(Code::CANCEL);
+    }
+    end.request_bytes = sent.bytes;
+    end.request_messages = sent.messages.count();
+    end.response_bytes = got.bytes;
+    end.response_messages = got.messages.count();
+    if got.status.is_some() {
+        end.grpc_status = got.status;
+    }
+    told.finish(&end);
+}
+
+/// Both at once. An answer that ends early does not end the other direction, but what goes wrong with it does.
+async fn join_until_answered(
+    upload: impl Future<Output = SendStream<Bytes>>,
+    download: impl Future<Output = ()>,
+) -> (Option<SendStream<Bytes>>, ()) {
+    let (up, down) = join!(upload, download);
+    (Some(up), down)
+}
+
+/// What of a body has passed.
+#[derive(Debug, Default)]
+struct Counted {
+    bytes: u64,
+    messages: GrpcMessages,
+    /// `grpc-status` of the trailers.
+    status: Option<i64>,
+}
+
+/// Whose fault it is.
+enum Failed {
+    Client,
+    App(Code),
+}
+
+/// Judges a request; the head is then as it is to be forwarded. What had to be read of the body is in `begun`.
+async fn judge(gate: &Gate<'_>, head: &mut Parts, body: &mut RecvStream, begun: &mut Vec<Bytes>) -> Judged {
+    if let Err(malformed) = settle_authority(head) {
+        return Err(Box::new(gate.malformed(&malformed)));
+    }
+    let pending = gate.begin(head)?;
+    let wanted = pending.wants_body;
+    if wanted == 0 {
+        return gate.judge(pending, head, None).await;
+    }
+    let mut read = Vec::new();
+    // Never more than a client may send before any of it is passed on.
+    while read.len() < wanted.min(WINDOW as usize) && !body.is_end_stream() {
+        let Some(Ok(piece)) = body.data().await else { break };
+        read.extend_from_slice(&piece);
+        begun.push(piece);
+    }
+    let whole = body.is_end_stream() && read.len() <= wanted;
+    read.truncate(wanted);
+    gate.judge(pending, head, Some((&read, whole))).await
+}
+
+/// There is one authority: who has it by a field names no other by the pseudo-field (RFC 9113, section 8.3.1).
+fn settle_authority(head: &mut Parts) -> Result<(), Malformed> {
+    let mut hosts = head.headers.get_all(HOST).iter();
+    let host = hosts.next().cloned();
+    if hosts.next().is_some() {
+        return Err(Malformed::new("there are several host fields"));
+    }
+    let named = head.uri.authority().map(Authority::as_str);
+    if named.is_some_and(|named| named.contains('@')) {
+        return Err(Malformed::new("the authority names a user"));
+    }
+    let path_is_right = match head.uri.path_and_query() {
+        None => head.method == Method::CONNECT,
+        Some(path) => {
+            let is_any = path.as_str() == "*" && head.method == Method::OPTIONS;
+            head.method != Method::CONNECT && (path.as_str().starts_with('/') || is_any)
+        }
+    };
+    if !path_is_right {
+        return Err(Malformed::new("the path is malformed"));
+    }
+    let Some(host) = host else {
+        if named.is_none() {
+            // Only so may it be sent without one.
+            head.version = Version::HTTP_11;
+        }
+        return Ok(());
+    };
+    if let Some(named) = named {
+        let same = named.as_bytes().eq_ignore_ascii_case(host.as_bytes());
+        return if same { Ok(()) } else { Err(Malformed::new("the host field is not the authority")) };
+    }
+    let malformed = || Malformed::new("the host field is malformed");
+    let authority = Authority::try_from(host.as_bytes()).map_err(|_| malformed())?;
+    if authority.as_str().contains('@') {
+        return Err(malformed());
+    }
+    let mut uri = head.uri.clone().into_parts();
+    uri.scheme.get_or_insert(Scheme::HTTP);
+    uri.authority = Some(authority);
+    head.uri = Uri::from_parts(uri).map_err(|_| malformed())?;
+    Ok(())
+}
+
+/// Sends an answer of our own.
+fn say(answer: &Answer, is_head: bool, respond: &mut SendResponse<Bytes>) {
+    let mut response = Response::new(());
+    *response.status_mut() = answer.status;
+    response.headers_mut().clone_from(&answer.headers);
+    if !answer.body.is_empty() {
+        response.headers_mut().insert(http::header::CONTENT_LENGTH, answer.body.len().into());
+    }
+    let is_whole = answer.body.is_empty() || is_head;
+    // It fails where the client has gone.
+    if let Ok(mut body) = respond.send_response(response, is_whole)
+        && !is_whole
+    {
+        let _ = body.send_data(answer.body.clone(), true);
+    }
+}
+
+/// Waits for the answer while the client does; interim ones are passed on.
+async fn answered(
+    mut answer: ResponseFuture,
+    respond: &mut SendResponse<Bytes>,
+) -> Result<Response<RecvStream>, Failed> {
+    poll_fn(|cx| {
+        while let Poll::Ready(Some(interim)) = answer.poll_informational(cx) {
+            let Ok(interim) = interim else { break };
+            if respond.send_informational(interim).is_err() {
+                break;
+            }
+        }
+        match Pin::new(&mut answer).poll(cx) {
+            Poll::Ready(Ok(answer)) => Poll::Ready(Ok(answer)),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(Failed::App(code(&error)))),
+            Poll::Pending => respond.poll_reset(cx).map(|_| Err(Failed::Client)),
+        }
+    })
+    .await
+}
+
+fn code(error: &h2::Error) -> Code {
+    error.reason().unwrap_or(Code::INTERNAL_ERROR)
+}
+
+/// Passes a body on, behind what of it has been read, with its trailers. Answers what has gone wrong.
+async fn pass(
+    mut from: RecvStream,
+    to: &mut SendStream<Bytes>,
+    begun: Vec<Bytes>,
+    counted: &mut Counted,
+) -> ResponseFlag {
+    let mut begun = begun.into_iter();
+    loop {
+        let piece = match begun.next() {
+            Some(piece) => Some(Ok(piece)),
+            None => match data_or_reset(&mut from, to).await {
+                Ok(piece) => piece,
+                Err(()) => return ResponseFlag::DownstreamClosed,
+            },
+        };
+        match piece {
+            Some(Ok(piece)) => {
+                let len = piece.len();
+                counted.bytes += len as u64;
+                counted.messages.see(&piece);
+                let is_last = begun.len() == 0 && from.is_end_stream();
+                if send(to, piece, is_last).await.is_err() {
+                    return ResponseFlag::DownstreamClosed;
+                }
+                // It fails where there is nothing to release any more.
+                let _ = from.flow_control().release_capacity(len);
+                if is_last {
+                    return ResponseFlag::None;
+                }
+            }
+            Some(Err(error)) => {
+                to.send_reset(code(&error));
+                return ResponseFlag::UpstreamClosed;
+            }
+            None => break,
+        }
+    }
+    match from.trailers().await {
+        Ok(Some(trailers)) => {
+            counted.status = grpc_status(&trailers);
+            let _ = to.send_trailers(trailers);
+        }
+        Ok(None) => {
+            let _ = to.send_data(Bytes::new(), true);
+        }
+        Err(error) => {
+            to.send_reset(code(&error));
+            return ResponseFlag::UpstreamClosed;
+        }
+    }
+    ResponseFlag::None
+}
+
+/// The next piece of a body, unless its receiver wants no more.
+async fn data_or_reset(
+    from: &mut RecvStream,
+    to: &mut SendStream<Bytes>,
+) -> Result<Option<Result<Bytes, h2::Error>>, ()> {
+    poll_fn(|cx| match from.poll_data(cx) {
+        Poll::Ready(piece) => Poll::Ready(Ok(piece)),
+        Poll::Pending => to.poll_reset(cx).map(|_| Err(())),
+    })
+    .await
+}
+
+/// Sends one piece as the receiver has room for it.
+async fn send(to: &mut SendStream<Bytes>, mut piece: Bytes, is_last: bool) -> Result<(), h2::Error> {
+    while !piece.is_empty() {
+        to.reserve_capacity(piece.len());
+        let mut room = to.capacity();
+        if room == 0 {
+            let more = poll_fn(|cx| to.poll_capacity(cx)).await;
+            room = more.unwrap_or_else(|| Err(Code::CANCEL.into()))?;
+        }
+        let part = piece.split_to(room.min(piece.len()));
+        let ends = is_last && piece.is_empty();
+        to.send_data(part, ends)?;
+        if ends {
+            return Ok(());
+        }
+    }
+    if is_last { to.send_data(piece, true) } else { Ok(()) }
+}
+
+fn grpc_status(headers: &http::HeaderMap) -> Option<i64> {
+    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+}
