@@ -48,9 +48,10 @@ pub(super) fn end(bytes: &[u8], seen: &mut usize) -> Result<Option<usize>, Malfo
 
 /// Reads a request's whole head.
 pub(super) fn request(head: &[u8]) -> Result<Request, Malformed> {
+    // What is kept of it are parts of one copy.
+    let shared = Bytes::copy_from_slice(head);
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS];
     let mut parsed = httparse::Request::new(&mut []);
-    let shared = Bytes::copy_from_slice(head);
     match parsed.parse_with_uninit_headers(&shared, &mut fields) {
         Ok(httparse::Status::Complete(len)) if len == head.len() => {}
         Ok(_) => return Err(Malformed::new("the head is not one message's")),

@@ -199,7 +199,8 @@ impl<D: Dial> Call<'_, D> {
     async fn plaintext(&self, client: TcpStream, app: TcpStream) {
         let connection = self.shared.telemetry.open(describe::inbound(self.called, None, None));
         let leg = Plain::new(client, self.pod.share.clone());
-        let (ended, _leg) = self.carried(None, &connection).carry(app, leg).await;
+        // On the heap: it is big, and lasts.
+        let (ended, _leg) = Box::pin(self.carried(None, &connection).carry(app, leg)).await;
         match ended {
             Ok(()) => connection.finish(&Ending::Closed),
             // A reset is all that this peer can be told.
@@ -298,7 +299,7 @@ impl<D: Dial> Call<'_, D> {
             stream.close(Cut::by_leg(error).report(connection)).await;
             return None;
         }
-        let (ended, stream) = self.carried(Some(&peer), &connection).carry(app, stream).await;
+        let (ended, stream) = Box::pin(self.carried(Some(&peer), &connection).carry(app, stream)).await;
         match ended {
             Ok(()) => {
                 connection.finish(&Ending::Closed);
