@@ -201,7 +201,7 @@ mod tests {
             ("ambit ca --rate 0", "1 to 100000"),
             ("ambit agent --run-dir= --node a", "empty"),
             ("ambit status -o xml", "possible values: table, json, yaml"),
-            ("ambit status nodes", "possible values: pods, certs, connections, denials, problems"),
+            ("ambit status nodes", "possible values: pods, certs, issuers, connections, denials, problems"),
             ("ambit denials --since yesterday", "--since"),
             ("ambit readiness --window 91d", "at most 90d"),
             ("ambit suggest -o table", "possible values: yaml, json"),

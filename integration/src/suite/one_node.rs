@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::{
     SECOND, Test, own,
     revocation::{follow_lists, revoke},
-    shared, unstarted,
+    unstarted,
 };
 use crate::{
     agent::IN_FORCE,
@@ -20,9 +20,10 @@ use crate::{
 };
 
 pub(super) const TESTS: &[Test] = &[
-    shared(
+    own(
         "one_node::both_ends_count_and_log_what_is_joined",
         "as local_identity, under one connection id, with both identities",
+        JOIN,
         |world| told(world, "local_identity"),
     ),
     own(
@@ -31,18 +32,23 @@ pub(super) const TESTS: &[Test] = &[
         ENCRYPT,
         |world| told(world, "mutual_tls"),
     ),
-    shared("one_node::nothing_that_is_joined_leaves_its_pod", "no packet between the two pods", joined_wire),
-    own("one_node::policies_hold_where_it_is_joined", POLICIES, &[], policies),
+    own(
+        "one_node::nothing_that_is_joined_leaves_its_pod",
+        "no packet between the two pods",
+        JOIN,
+        joined_wire,
+    ),
+    own("one_node::policies_hold_where_it_is_joined", POLICIES, JOIN, policies),
     own("one_node::policies_hold_where_it_is_encrypted", POLICIES, ENCRYPT, policies),
     unstarted(
         "one_node::a_revoked_pod_is_not_joined",
         "its live connections end, new ones are refused at both ends, others go on",
-        &[],
+        JOIN,
         revoked,
     ),
-    shared("one_node::bytes_that_are_joined_arrive", BYTES, bytes),
+    own("one_node::bytes_that_are_joined_arrive", BYTES, JOIN, bytes),
     own("one_node::bytes_that_are_encrypted_arrive", BYTES, ENCRYPT, bytes),
-    unstarted("one_node::programs_notice_nothing_joined", PROGRAMS, &[], |world| {
+    unstarted("one_node::programs_notice_nothing_joined", PROGRAMS, JOIN, |world| {
         super::transparency::on_one_node(world, true)
     }),
     unstarted("one_node::programs_notice_nothing_encrypted", PROGRAMS, ENCRYPT, |world| {
@@ -50,6 +56,7 @@ pub(super) const TESTS: &[Test] = &[
     }),
 ];
 
+const JOIN: &[&str] = &["--local-traffic", "join"];
 const ENCRYPT: &[&str] = &["--local-traffic", "encrypt"];
 const POLICIES: &str = "refused at both ends with the policy's name, cut while it runs, STRICT is met";
 const BYTES: &str = "in pieces of random lengths, by checksum, over both families";

@@ -5,7 +5,7 @@ use crate::proxy::pressure::Pressure;
 
 /// Bytes of the tasks of a connection through a tunnel, for its client's agent and its server's.
 const OUTBOUND: usize = 1536;
-const INBOUND: usize = 2560;
+const INBOUND: usize = 3584;
 
 #[tokio::test]
 async fn tasks_of_connections_stay_small() {
