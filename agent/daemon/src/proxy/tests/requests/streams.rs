@@ -77,7 +77,7 @@ async fn streams_are_judged_one_by_one() {
     assert_eq!(get(&mut client, request("/a").body(()).unwrap()).await.status(), StatusCode::FORBIDDEN);
     assert_eq!(get(&mut client, request("/%63").body(()).unwrap()).await.status(), StatusCode::OK);
     // What one connection carries uses one connection to the application, which ends with it.
-    drop((client, up, body));
+    drop((client, up, body, refused));
     let seen = timeout(SOON, served).await.expect("in time").unwrap();
     assert_eq!(seen, ["POST http://cart/a?b=c", "POST http://cart/c"]);
     driven.await.unwrap().unwrap();
