@@ -100,7 +100,7 @@ fn findings_say_where_they_stand_and_what_cannot_be_read_is_one() {
         ]
     );
     assert!(answer.findings.iter().all(|found| found.place == path.display().to_string()));
-    assert_eq!((answer.policies, answer.pods), (3, 2));
+    assert_eq!((answer.policies, answer.pods), (4, 2));
 }
 
 #[test]

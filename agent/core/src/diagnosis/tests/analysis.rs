@@ -385,6 +385,7 @@ fn providers_that_are_not_there_or_would_be_asked_about_themselves_are_told() {
             dry_run: false,
             doubt: None,
         };
+        scene.policies.set_providers(settings.provider_places.iter().map(|place| place.provider.clone()));
         scene.policies.apply(policy::Change::AuthorizationPolicy(Arc::new(policy)));
         scene
     };

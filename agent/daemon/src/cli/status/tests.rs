@@ -114,8 +114,8 @@ fn issuers_of_tokens_are_shown_where_there_are_any() {
         [
             "ISSUERS",
             "  ISSUER             KEYS  AGE     FETCHED FROM              LAST ERROR",
-            "  https://a.example  2     1m 10s  https://a.example/keys",
-            "  https://b.example  0             its OpenID configuration  cannot resolve b.example",
+            "  https://a.example  2     1m 10s  https://a.example/keys    -",
+            "  https://b.example  0     -       its OpenID configuration  cannot resolve b.example",
         ]
     );
     assert!(!table::render(&StatusView::new(status(), &[Section::Issuers]), now()).contains("ISSUERS"));
