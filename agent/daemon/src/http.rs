@@ -57,7 +57,7 @@ impl Begun {
 }
 
 /// Waits until either side of a connection speaks. Where it is `expected` that it carries requests, text is taken for one. Where the
-/// application speaks first, it is something else.
+/// application speaks first, it is something else, unless it is HTTP/2 that it speaks.
 pub(crate) async fn recognise<L: Leg>(
     leg: &mut L,
     app: &TcpStream,
@@ -66,6 +66,7 @@ pub(crate) async fn recognise<L: Leg>(
 ) -> Result<Begun, LegError> {
     let mut first = Window::default();
     let mut late = None;
+    let mut app_speaks_http2 = false;
     let mut answer = leg.holds_answer().then(|| Box::pin(sleep(ANSWER)));
     let carries = poll_fn(|cx| {
         if let Some(held) = &mut answer
@@ -80,7 +81,8 @@ pub(crate) async fn recognise<L: Leg>(
         }
         loop {
             if let Some(carries) = sniff::sniff(first.bytes(), expected) {
-                return Poll::Ready(Ok::<_, LegError>(carries));
+                let is_other = app_speaks_http2 && carries == Carries::Http1;
+                return Poll::Ready(Ok::<_, LegError>(if is_other { Carries::Other } else { carries }));
             }
             match first.poll_fill(cx, &mut Client(&mut *leg), share)? {
                 Poll::Ready(0) => return Poll::Ready(Ok(Carries::Other)),
@@ -88,17 +90,31 @@ pub(crate) async fn recognise<L: Leg>(
                 Poll::Pending => break,
             }
         }
-        if !first.is_empty() {
+        if !first.is_empty() || app_speaks_http2 {
             let late = late.get_or_insert_with(|| Box::pin(sleep(FIRST_LINE)));
             if late.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ok(Carries::Other));
             }
         }
-        let mut byte = [0];
-        let Poll::Ready(said) = app.poll_peek(cx, &mut ReadBuf::new(&mut byte)) else { return Poll::Pending };
+        if app_speaks_http2 {
+            return Poll::Pending;
+        }
+        let mut said = [0; sniff::SETTINGS];
+        let mut buffer = ReadBuf::new(&mut said);
+        let Poll::Ready(peeked) = app.poll_peek(cx, &mut buffer) else { return Poll::Pending };
+        let len = peeked.map_err(LegError::App)?;
         // Who only ends has said nothing.
-        let ended = first.is_empty() && said.map_err(LegError::App)? == 0;
-        Poll::Ready(Ok(if ended { Carries::Http1 } else { Carries::Other }))
+        if len == 0 {
+            let carries = if first.is_empty() { Carries::Http1 } else { Carries::Other };
+            return Poll::Ready(Ok(carries));
+        }
+        if len == sniff::SETTINGS && sniff::is_settings(&said) {
+            app_speaks_http2 = true;
+            // The client's preface is on its way, and has to come in time.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(Carries::Other))
     });
     let carries = carries.await?;
     Ok(Begun { carries, first })

@@ -42,6 +42,16 @@ pub(super) fn sniff(bytes: &[u8], expected: bool) -> Option<Carries> {
     Some(if is_request { Carries::Http1 } else { Carries::Other })
 }
 
+/// Whether what an application says before its client does is how servers of HTTP/2 begin: a SETTINGS frame (RFC 9113, section 3.4),
+/// for which gRPC's wait for nobody.
+pub(super) fn is_settings(said: &[u8; SETTINGS]) -> bool {
+    let [0, high, low, 4, 0, 0, 0, 0, 0] = *said else { return false };
+    u16::from_be_bytes([high, low]) % 6 == 0
+}
+
+/// The head of a frame.
+pub(super) const SETTINGS: usize = 9;
+
 /// The most of a ClientHello that is looked at.
 const HELLO: usize = 16 * 1024;
 
@@ -105,6 +115,20 @@ mod tests {
         let long = [b"GET /".as_slice(), &[b'a'; LINE]].concat();
         assert_eq!(sniff(&long, false), http1);
         assert_eq!(sniff(&[b'a'; LINE], false), other);
+    }
+
+    #[test]
+    fn a_server_of_http2_that_speaks_first_is_one() {
+        for (said, expected) in [
+            (b"\0\0\0\x04\0\0\0\0\0", true),
+            (b"\0\0\x12\x04\0\0\0\0\0", true),
+            (b"\0\0\x01\x04\0\0\0\0\0", false),
+            (b"\0\0\0\x04\x01\0\0\0\0", false),
+            (b"\x4a\0\0\0\x0a8.0.", false),
+            (b"220 hello", false),
+        ] {
+            assert_eq!(is_settings(said), expected, "{said:?}");
+        }
     }
 
     #[test]
