@@ -109,10 +109,8 @@ fn seen(world: &World, pod: &str, server: &str, arguments: &[&str]) -> Result<St
     let mut command = world.pod(pod).netns.command("curl");
     command.args(["-sS", "-i", "--max-time", "20"]).args(&arguments);
     let finished = process::run(&mut command, LIMIT)?;
-    let mut told = format!("{}{}", finished.stdout, finished.stderr).replace(&ip, "IP");
-    if !finished.status.success() {
-        told.push_str(&format!("\n{}", finished.status));
-    }
+    let end = if finished.status.success() { String::new() } else { format!("\n{}", finished.status) };
+    let told = format!("{}{}{end}", finished.stdout, finished.stderr).replace(&ip, "IP");
     let steady = |line: &&str| {
         let line = line.to_ascii_lowercase();
         !["date:", "etag:", "last-modified:"].iter().any(|name| line.starts_with(name))

@@ -46,7 +46,7 @@ pub(super) fn sniff(bytes: &[u8], expected: bool) -> Option<Carries> {
 /// for which gRPC's wait for nobody.
 pub(super) fn is_settings(said: &[u8; SETTINGS]) -> bool {
     let [0, high, low, 4, 0, 0, 0, 0, 0] = *said else { return false };
-    u16::from_be_bytes([high, low]) % 6 == 0
+    u16::from_be_bytes([high, low]).is_multiple_of(6)
 }
 
 /// The head of a frame.

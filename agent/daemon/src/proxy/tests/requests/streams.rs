@@ -90,7 +90,7 @@ async fn a_server_that_waits_for_no_preface_is_still_judged_by_streams() {
     let (mut app, _) = timeout(SOON, server.accept()).await.expect("in time").unwrap();
     app.write_all(&frame(4, 0, 0, &[0, 3, 0, 0, 0, 9])).await.unwrap();
     // It has said so long before the client begins.
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    sleep(Duration::from_millis(200)).await;
     let (mut client, connection) = client::handshake(client).await.unwrap();
     tokio::spawn(connection);
     let refused = get(&mut client, Request::get("http://cart/admin").body(()).unwrap()).await;
