@@ -150,6 +150,11 @@ fn requests(world: &mut World) -> Result<()> {
     world.manifests.remove("guide-deny-all.json")?;
     world.manifests.remove("guide-monitoring-scrapes.json")?;
     let _echo = server(world, "a", "echo", ports::ECHO)?;
+    eventually(IN_FORCE + SECOND, || {
+        let attempt = world.connect("b", (world.pod("a").v4, ports::ECHO), &["--send", "hello"])?;
+        ensure!(attempt.received == "hello", "b does not reach a: {attempt:?}");
+        Ok(())
+    })?;
     let mut command = load::tool(&world.pod("b").netns)?;
     command.args(["ping-pong", "--to", &to, "--for-ms", "8000", "--rest-ms", "20"]);
     let mut open = Process::start(&mut command, &world.folder.join("compromised.log"))?;
@@ -236,11 +241,11 @@ fn others(world: &mut World) -> Result<()> {
         )
     })?;
     drop(provider);
-    let mark = world.agents[1].mark();
+    let mark = world.agents[0].mark();
     eventually(5 * SECOND, || {
         expect(world, &[("b", "e", "POST", "/items/7/reserve", 403), ("b", "e", "GET", "/items/7", 200)])
     })?;
-    world.agents[1].wait_log(mark, &["access::request", "provider_refused", "shop/stock-asks-opa"])?;
+    world.agents[0].wait_log(mark, &["access::request", "provider_refused", "shop/stock-asks-opa"])?;
     Ok(())
 }
 

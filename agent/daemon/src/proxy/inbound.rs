@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     capture::{Client, Dial, bound_buffers, end_cleanly, tune_tunnel},
+    discovery::World,
     telemetry::{Connection, Direction, Ending, Meta},
     tunnel::{First, Incoming, Leg as _, Order, Plain, Session, first_bytes, tls::PeerIdentity},
 };
@@ -51,6 +52,18 @@ pub(super) struct Called {
     pub(super) caller: Option<Arc<Workload>>,
 }
 
+impl Called {
+    /// What is known at present of one to the pod with that UID.
+    pub(super) fn known(world: &World, source: ClientAddr, destination: PodAddr, uid: &str) -> Self {
+        Self {
+            source,
+            destination,
+            workload: world.mesh.workload_at(destination.0.ip(), uid).cloned(),
+            caller: world.mesh.workload_by_ip(source.0.ip()).cloned(),
+        }
+    }
+}
+
 /// A connection that has come.
 #[derive(Debug)]
 pub(super) struct Arrival {
@@ -72,15 +85,7 @@ pub(super) async fn carry<D: Dial>(
     let Arrival { client, source, destination, order, place } = *arrival;
     // Plaintext keeps the order of connections; streams of a tunnel have numbers of their own.
     let turn = arrivals.turn(source.0.ip(), destination.0.port(), order);
-    let called = {
-        let world = shared.feed.world();
-        Called {
-            source,
-            destination,
-            workload: world.mesh.workload_at(destination.0.ip(), pod.pod.uid()).cloned(),
-            caller: world.mesh.workload_by_ip(source.0.ip()).cloned(),
-        }
-    };
+    let called = Called::known(&shared.feed.world(), source, destination, pod.pod.uid());
     let Some(workload) = &called.workload else {
         let text = "the called pod is not known at the address that was called";
         let refusal = Refusal::new(Reason::NotReady, text);
@@ -237,10 +242,15 @@ impl<D: Dial> Call<'_, D> {
                 }
             };
             match next {
-                Ok(Some(incoming)) => match self.stream(session, &incoming, reused, place).await {
-                    Some(back) => session = back,
-                    None => return,
-                },
+                Ok(Some(incoming)) => {
+                    let called = self.called_by(&peer);
+                    let workload = called.workload.as_ref().unwrap_or(self.workload);
+                    let call = Call { called: &called, workload, ..*self };
+                    match call.stream(session, &incoming, reused, place).await {
+                        Some(back) => session = back,
+                        None => return,
+                    }
+                }
                 Ok(None) => break None,
                 Err(error) => {
                     let refusal = Refusal::from(error);
@@ -252,6 +262,16 @@ impl<D: Dial> Call<'_, D> {
             reused = true;
         };
         session.close(tell).await;
+    }
+
+    /// The same by what is known at present: a tunnel outlasts labels, annotations, and that nobody had heard of its client.
+    fn called_by(&self, peer: &PeerIdentity) -> Called {
+        let Called { source, destination, workload, caller } = self.called;
+        let mut known = Called::known(&self.shared.feed.world(), *source, *destination, self.pod.pod.uid());
+        known.workload = known.workload.or_else(|| workload.clone());
+        // Another pod may have the address by now.
+        known.caller = known.caller.filter(|caller| caller.identity == peer.id).or_else(|| caller.clone());
+        known
     }
 
     async fn handshake(&self, client: TcpStream) -> Result<Session, Refusal> {

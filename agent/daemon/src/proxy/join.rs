@@ -66,12 +66,7 @@ pub(super) async fn carry<D: Dial>(
     let (shared, source) = (near.shared, near.routed.source);
     let (called, place) = {
         let world = shared.feed.world();
-        let called = Called {
-            source: ClientAddr(source),
-            destination: endpoint.addr,
-            workload: world.mesh.workload_at(endpoint.addr.0.ip(), neighbour.pod.pod.uid()).cloned(),
-            caller: world.mesh.workload_by_ip(source.ip()).cloned(),
-        };
+        let called = Called::known(&world, ClientAddr(source), endpoint.addr, neighbour.pod.pod.uid());
         let pressure = shared.memory.borrow().pressure;
         (called, neighbour.lane.enter(party(&world, source.ip()), pressure))
     };
