@@ -95,6 +95,8 @@ pub fn must(command: &mut Command) -> Result<String> {
 pub struct Process {
     child: Child,
     log: PathBuf,
+    /// How much of the log is older than the process.
+    older: usize,
     command: String,
 }
 
@@ -103,6 +105,7 @@ impl Process {
     pub fn start(command: &mut Command, log: &Path) -> Result<Self> {
         let line = shown(command);
         let file = File::options().create(true).append(true).open(log).with_context(|| format!("{log:?}"))?;
+        let older = file.metadata().map_or(0, |metadata| metadata.len().try_into().unwrap_or(usize::MAX));
         // An open standard input that nothing comes from: some servers leave when theirs ends.
         let child = command
             .stdin(Stdio::piped())
@@ -110,7 +113,7 @@ impl Process {
             .stderr(file)
             .spawn()
             .with_context(|| format!("cannot start {line}"))?;
-        Ok(Self { child, log: log.to_owned(), command: line })
+        Ok(Self { child, log: log.to_owned(), older, command: line })
     }
 
     /// The process id. `nsenter` executes its program in place, so it is the program's own.
@@ -118,9 +121,10 @@ impl Process {
         self.child.id()
     }
 
-    /// What it has printed so far, on both streams.
+    /// What it has printed so far, on both streams. What others have left in its log is not its own.
     pub fn output(&self) -> String {
-        fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+        let log = fs::read(&self.log).unwrap_or_default();
+        String::from_utf8_lossy(log.get(self.older..).unwrap_or_default()).into_owned()
     }
 
     /// Waits until its output contains `text`.
@@ -277,4 +281,22 @@ fn join(reader: thread::JoinHandle<String>) -> String {
 fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_not_taken_for_the_one_before() {
+        let log = std::env::temp_dir().join(format!("ambit-process-{}.log", std::process::id()));
+        let second = Duration::from_secs(1);
+        let mut first = Process::start(Command::new("echo").arg("ready"), &log).unwrap();
+        first.wait_for("ready", second * 10).unwrap();
+        let mut next = Process::start(Command::new("sh").args(["-c", "echo up; read _"]), &log).unwrap();
+        next.wait_for("up", second * 10).unwrap();
+        next.wait_for("ready", second / 5).unwrap_err();
+        assert_eq!(next.output(), "up\n");
+        fs::remove_file(log).unwrap();
+    }
 }

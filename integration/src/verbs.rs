@@ -25,7 +25,7 @@ pub enum Verb {
     Test(test::Args),
     /// The tests on a real Kubernetes.
     TestKube(test::KubeArgs),
-    /// The tests against a real SPIRE, a real istiod and promtool.
+    /// The tests against a real SPIRE, a real istiod, Open Policy Agent, an OpenID provider and promtool.
     TestPeers(test::PeersArgs),
     /// Lists the tests of a suite.
     List {

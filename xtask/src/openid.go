@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log"
 	"log/slog"
+	"net"
 	"net/http"
 	"sync"
 
@@ -108,6 +109,10 @@ func main() {
 	change("announce", keys.announce)
 	change("use", keys.use)
 	change("retire", keys.retire)
-	log.Printf("serving on %s", *listen)
-	log.Fatal(http.ListenAndServe(*listen, router))
+	listener, err := net.Listen("tcp", *listen)
+	if err != nil {
+		log.Fatal(err)
+	}
+	log.Printf("serving on %s", listener.Addr())
+	log.Fatal(http.Serve(listener, router))
 }

@@ -1,5 +1,5 @@
-//! What `test --peers` tries ambit against: SPIRE, istiod and Open Policy Agent out of their published Go modules, promtool out of
-//! Debian's package, in caches that outlive the workspace.
+//! What `test --peers` tries ambit against: SPIRE, istiod, Open Policy Agent and an OpenID provider out of their published Go
+//! modules, promtool out of Debian's package, in caches that outlive the workspace.
 //!
 //! Versions are fixed here and are part of the cache folder's name; promtool's is the one that apt knows.
 

@@ -26,7 +26,7 @@ use crate::{
     cargo xtask test --soak                   those that take many minutes, and no others\n  \
     cargo xtask test --kube                   the tests on a real two-node Kubernetes\n  \
     cargo xtask test --kube probes::          those of one topic\n  \
-    cargo xtask test --peers                  a real SPIRE, istiod, OPA and promtool\n  \
+    cargo xtask test --peers                  a real SPIRE, istiod, OPA, OpenID provider and promtool\n  \
     cargo xtask test --peers spire            some of them\n  \
     cargo xtask test --peers soak             those that take many minutes: outages, twenty pods rolled\n  \
     cargo xtask test --kernel 6.1 wire::      those of one topic, on Debian's Linux 6.1 under emulation\n  \
@@ -47,7 +47,8 @@ pub(crate) struct Args {
     /// Run the tests on a real Kubernetes instead, with the chart and the image. Needs Go the first time.
     #[arg(long, conflicts_with_all = ["e2e_only", "unit_only"])]
     kube: bool,
-    /// Run the tests against a real SPIRE, a real istiod, Open Policy Agent and promtool instead. Needs Go and gcc the first time.
+    /// Run the tests against a real SPIRE, a real istiod, Open Policy Agent, an OpenID provider and promtool instead. Needs Go
+    /// and gcc the first time.
     #[arg(long, conflicts_with_all = ["e2e_only", "unit_only", "kube"])]
     peers: bool,
     /// Use this image (a docker-archive) instead of making one.

@@ -36,6 +36,9 @@ const SECOND: Duration = Duration::from_secs(1);
 /// How old keys get here.
 const REFRESH: Duration = Duration::from_secs(2);
 
+/// What b answers once a token was read and found good. Before the policy is in force, it answers by 200 as well.
+const TAKEN: &[&str] = &["HTTP/1.1 200", "x-user: sid1"];
+
 /// The provider on the first node.
 struct Provider {
     issuer: String,
@@ -117,7 +120,7 @@ fn tokens(stage: &Stage<'_>, world: &mut World) -> Result<()> {
     let _mirror = mirror::start(world.pod("b"), &world.folder)?;
     start(world, &provider.issuer, "sid1")?;
     let token = provider.token(world)?;
-    let told = must_say(world, Some(&token), SECOND * 10, &["HTTP/1.1 200", "x-user: sid1"])?;
+    let told = must_say(world, Some(&token), SECOND * 10, TAKEN)?;
     ensure!(!told.contains("mallory") && !told.to_lowercase().contains("authorization"), "{told}");
     must_say(world, None, SECOND, &["HTTP/1.1 403", "RBAC: access denied"])?;
     let garbled = must_say(world, Some("x"), SECOND, &["HTTP/1.1 401", "Jwt is not in the form of"])?;
@@ -139,7 +142,7 @@ fn rotation(stage: &Stage<'_>, world: &mut World) -> Result<()> {
     let _mirror = mirror::start(world.pod("b"), &world.folder)?;
     start(world, &provider.issuer, "sid1")?;
     let first = provider.token(world)?;
-    must_say(world, Some(&first), SECOND * 10, &["HTTP/1.1 200"])?;
+    must_say(world, Some(&first), SECOND * 10, TAKEN)?;
     let mut requests = 0;
     for _ in 0..3 {
         provider.post(world, "/keys/announce", &[])?;
@@ -181,7 +184,7 @@ fn away(stage: &Stage<'_>, world: &mut World) -> Result<()> {
     let _mirror = mirror::start(world.pod("b"), &world.folder)?;
     start(world, &provider.issuer, "sid1")?;
     let token = provider.token(world)?;
-    must_say(world, Some(&token), SECOND * 10, &["HTTP/1.1 200"])?;
+    must_say(world, Some(&token), SECOND * 10, TAKEN)?;
     let mark = world.agents[1].mark();
     drop(provider);
     let troubled = |words: &str| {

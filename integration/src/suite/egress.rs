@@ -103,8 +103,8 @@ fn told_of(world: &World, mark: usize, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Demands that connections are refused for `reason`, told in the log and by `ambit denials`.
-fn refused(world: &World, reason: &str, words: &[&str]) -> Result<()> {
+/// Demands that connections fail for `reason`, told in the log and counted.
+fn failed(world: &World, reason: &str, words: &[&str]) -> Result<()> {
     let mark = world.agents[0].mark();
     eventually(IN_FORCE * 2, || {
         let attempt =
@@ -112,10 +112,29 @@ fn refused(world: &World, reason: &str, words: &[&str]) -> Result<()> {
         ensure!(attempt.error.as_deref() == Some("ConnectionRefused"), "for {reason}: {attempt:?}");
         told_of(world, mark, &[&["access", reason], words].concat())
     })?;
+    let label = format!("reason=\"{reason}\"");
+    let counted = world.agents[0].metrics()?.sum("ambit_refusals_total", &[&label]);
+    ensure!(counted >= 1.0, "the metric of {reason} is {counted}");
+    Ok(())
+}
+
+/// Whether `ambit denials` tells of this reason.
+fn denied(world: &World, reason: &str) -> Result<bool> {
     let denials = world.agents[0].ask(&["denials"])?;
-    let all = denials.as_array().context("denials")?;
-    let mut told = all.iter().filter(|denial| denial["reason"] == reason);
-    ensure!(told.next().is_some(), "ambit denials does not tell of {reason}: {denials:#}");
+    Ok(denials.as_array().context("denials")?.iter().any(|denial| denial["reason"] == reason))
+}
+
+/// Demands that the agent refuses connections for `reason`, and remembers it as its own decision.
+fn refused(world: &World, reason: &str, words: &[&str]) -> Result<()> {
+    failed(world, reason, words)?;
+    ensure!(denied(world, reason)?, "ambit denials does not tell of {reason}");
+    Ok(())
+}
+
+/// Demands that connections fail for `reason`, which is the server's doing and no decision of the agent's.
+fn unreached(world: &World, reason: &str, words: &[&str]) -> Result<()> {
+    failed(world, reason, words)?;
+    ensure!(!denied(world, reason)?, "ambit denials tells of {reason}");
     Ok(())
 }
 
@@ -160,9 +179,9 @@ fn simple(world: &mut World) -> Result<()> {
     refused(world, "certificate_expired", &[])?;
     drop(server);
     let plain = Listener::plaintext(world, 8443, "220 plaintext speaks first\r\n")?;
-    refused(world, "tls_handshake", &["plaintext"])?;
+    unreached(world, "tls_handshake", &["plaintext"])?;
     drop(plain);
-    refused(world, "connection_refused", &[])
+    unreached(world, "connection_refused", &[])
 }
 
 /// Demands that nginx has seen the client's certificate.

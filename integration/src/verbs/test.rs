@@ -94,12 +94,12 @@ pub(super) fn run_kube(args: &KubeArgs) -> Result<ExitCode> {
     })
 }
 
-/// Runs the tests against a real SPIRE, a real istiod and promtool.
+/// Runs the tests against a real SPIRE, a real istiod, Open Policy Agent, an OpenID provider and promtool.
 pub(super) fn run_peers(args: &PeersArgs) -> Result<ExitCode> {
     let Asked { again, logs, filter } = &args.asked;
     sandbox::supervised(|sandbox| {
         let console = Console::new(false);
-        console.heading("Tests against a real SPIRE, a real istiod and promtool");
+        console.heading("Tests against real programs of others");
         let report = Report::new(console, *again);
         peers::run(sandbox, &args.kit, filter, logs, args.lanes, &report);
         report.conclude(0)
