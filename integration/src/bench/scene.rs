@@ -405,6 +405,8 @@ mod tests {
         for wrong in ["stunnel", "=exec", "a b=exec", "x=  ", "ambit=exec", "other=exec"] {
             assert!(Choice::shell(wrong).is_err(), "{wrong}");
         }
-        assert!(Choice::named("nginx").unwrap_err().to_string().contains("plaintext, ambit, envoy"));
+        assert!(
+            Choice::named("nginx").unwrap_err().to_string().contains("plaintext, ambit, ambit-http, envoy")
+        );
     }
 }
