@@ -60,10 +60,7 @@ fn invalid(site: &mut Site) -> Result<()> {
         ("a target of no such kind", json!({ "targetRefs": [{ "kind": "Pod", "name": "web" }] })),
         ("a misspelt field", from(&json!({ "principal": ["x"] }))),
     ] {
-        let object = policy("wrong", &namespace, &spec).to_string();
-        let done = site.cluster.api.try_kubectl(&["create", "-f", "-"], &object)?;
-        ensure!(!done.status.success(), "{what} was taken: {spec}");
-        ensure!(done.stderr.contains("spec"), "the refusal of {what} does not say where: {}", done.stderr);
+        site.must_refuse(what, &policy("wrong", &namespace, &spec))?;
     }
     Ok(())
 }

@@ -242,6 +242,14 @@ impl Site {
         }))
     }
 
+    /// The API server must not take this object, and must say which field of its `spec` is why.
+    pub(super) fn must_refuse(&self, what: &str, object: &Value) -> Result<()> {
+        let done = self.cluster.api.try_kubectl(&["create", "-f", "-"], &object.to_string())?;
+        ensure!(!done.status.success(), "{what} was taken: {object}");
+        ensure!(done.stderr.contains("spec"), "the refusal of {what} does not say where: {}", done.stderr);
+        Ok(())
+    }
+
     /// Creates or changes an object, or a list of them.
     pub fn apply(&self, object: &Value) -> Result<()> {
         self.cluster.api.apply(&object.to_string())

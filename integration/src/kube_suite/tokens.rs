@@ -44,10 +44,7 @@ fn invalid(site: &mut Site) -> Result<()> {
         ("an empty audience", with_rule(&json!({ "issuer": "i", "audiences": [""] }))),
         ("a misspelt field", with_rule(&json!({ "issuer": "i", "audience": ["a"] }))),
     ] {
-        let object = authentication("wrong", &namespace, &spec).to_string();
-        let done = site.cluster.api.try_kubectl(&["create", "-f", "-"], &object)?;
-        ensure!(!done.status.success(), "{what} was taken: {spec}");
-        ensure!(done.stderr.contains("spec"), "the refusal of {what} does not say where: {}", done.stderr);
+        site.must_refuse(what, &authentication("wrong", &namespace, &spec))?;
     }
     Ok(())
 }

@@ -397,7 +397,7 @@ impl<D: Dial> Call<'_, D> {
     /// whenever the pod's policy changes.
     async fn plain(
         &self,
-        mut app: Client,
+        app: Client,
         what: &str,
         destination: SocketAddr,
         mut place: Place,
@@ -407,20 +407,7 @@ impl<D: Dial> Call<'_, D> {
             let dial = self.pod.pod.dial_plain(self.routed.source.ip(), destination);
             within(CONNECT, dial).await.map_err(|error| unconnected(what, destination, &error))
         };
-        let dial = Box::pin(unless_given_up(&mut app, dial));
-        let server = match place.begin(dial).await {
-            Ok(server) => server,
-            Err(refusal) => {
-                self.pod.pod.unanswered(self.routed.original_dst.0);
-                return self.refuse(app, &refusal);
-            }
-        };
-        let app = match admit(app).await {
-            Ok(app) => app,
-            Err(refusal) => return self.refused(&refusal),
-        };
-        self.pod.pod.answered(self.routed.original_dst.0);
-        bound_buffers(&app, place.buffers());
+        let Some((app, server)) = self.reached(app, &mut place, dial).await else { return };
         bound_buffers(&server, place.buffers());
         let connection = self.shared.telemetry.open(describe::outbound(self.routed, None));
         if let Some((facts, workload)) = judged {
@@ -450,6 +437,36 @@ impl<D: Dial> Call<'_, D> {
             Err(Broken::GivenUp(refusal)) => Ending::Refused { refusal, by_peer: false },
         };
         connection.finish(&ending);
+    }
+
+    /// The application and what `way` leads to, once that is there and the application still wants it. Where not, everybody has
+    /// been told.
+    pub(super) async fn reached<T>(
+        &self,
+        mut app: Client,
+        place: &mut Place,
+        way: impl Future<Output = Result<T, Refusal>>,
+    ) -> Option<(TcpStream, T)> {
+        let way = Box::pin(unless_given_up(&mut app, way));
+        let reached = match place.begin(way).await {
+            Ok(reached) => reached,
+            Err(refusal) => {
+                self.pod.pod.unanswered(self.routed.original_dst.0);
+                self.refuse(app, &refusal);
+                return None;
+            }
+        };
+        match admit(app).await {
+            Ok(app) => {
+                self.pod.pod.answered(self.routed.original_dst.0);
+                bound_buffers(&app, place.buffers());
+                Some((app, reached))
+            }
+            Err(refusal) => {
+                self.refused(&refusal);
+                None
+            }
+        }
     }
 
     pub(super) fn refuse(&self, app: Client, refusal: &Refusal) {

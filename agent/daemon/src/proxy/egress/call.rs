@@ -75,25 +75,13 @@ impl<D: Dial> Call<'_, D> {
     /// To an endpoint outside the mesh, as a rule wants it.
     pub(in crate::proxy) async fn governed(
         &self,
-        mut app: Client,
+        app: Client,
         endpoint: &Endpoint,
         rule: &ClientRule,
         mut place: Place,
     ) {
-        let begun = Box::pin(unless_given_up(&mut app, self.begin(endpoint, rule)));
-        let (server, slot) = match place.begin(begun).await {
-            Ok(begun) => begun,
-            Err(refusal) => {
-                self.pod.pod.unanswered(self.routed.original_dst.0);
-                return self.refuse(app, &refusal);
-            }
-        };
-        let app = match admit(app).await {
-            Ok(app) => app,
-            Err(refusal) => return self.refused(&refusal),
-        };
-        self.pod.pod.answered(self.routed.original_dst.0);
-        bound_buffers(&app, place.buffers());
+        let begun = self.begin(endpoint, rule);
+        let Some((app, (server, slot))) = self.reached(app, &mut place, begun).await else { return };
         let meta = describe::outbound(self.routed, None);
         match server {
             Server::Plain(leg) => {

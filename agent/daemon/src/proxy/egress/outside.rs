@@ -19,7 +19,7 @@ use crate::{
         outbound::{CONNECT, Call, Outbound},
         relay::Relay,
         unconnected,
-        waiting::{admit, unless_given_up},
+        waiting::admit,
         within,
     },
     telemetry::Ending,
@@ -35,20 +35,9 @@ const LONGEST: usize = 4_096;
 
 impl<D: Dial> Call<'_, D> {
     /// To where it was dialled, told of under the name that the application's TLS has.
-    pub(in crate::proxy) async fn observed(&self, mut app: Client, mut place: Place) {
-        let dial = Box::pin(unless_given_up(&mut app, self.outside_dial(self.routed.original_dst.0)));
-        let server = match place.begin(dial).await {
-            Ok(server) => server,
-            Err(refusal) => {
-                self.pod.pod.unanswered(self.routed.original_dst.0);
-                return self.refuse(app, &refusal);
-            }
-        };
-        let app = match admit(app).await {
-            Ok(app) => app,
-            Err(refusal) => return self.refused(&refusal),
-        };
-        self.pod.pod.answered(self.routed.original_dst.0);
+    pub(in crate::proxy) async fn observed(&self, app: Client, mut place: Place) {
+        let dial = self.outside_dial(self.routed.original_dst.0);
+        let Some((app, server)) = self.reached(app, &mut place, dial).await else { return };
         let name = select! {
             name = timeout(GLIMPSE, name_of(&app)) => name.ok().flatten(),
             _ = server.readable() => None,
@@ -62,6 +51,7 @@ impl<D: Dial> Call<'_, D> {
             Ok(app) => app,
             Err(refusal) => return self.refused(&refusal),
         };
+        bound_buffers(&app, place.buffers());
         let name = timeout(HELLO, name_of(&app)).await.ok().flatten();
         let dialled = async {
             let to =
@@ -107,7 +97,6 @@ impl<D: Dial> Call<'_, D> {
     }
 
     async fn relayed(&self, app: TcpStream, server: TcpStream, name: Option<&str>, place: &Place) {
-        bound_buffers(&app, place.buffers());
         bound_buffers(&server, place.buffers());
         let meta = describe::outbound(self.routed, None);
         self.shared.telemetry.outside(&meta, name);
