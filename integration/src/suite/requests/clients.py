@@ -63,11 +63,12 @@ def keep_alive():
 
 
 def greeting():
-    with socket.create_connection((ip, 8094), timeout=10) as plain:
-        try:
+    # A refusal may come while it connects or thereafter.
+    try:
+        with socket.create_connection((ip, 8094), timeout=10) as plain:
             told(greeting=plain.recv(100).decode())
-        except OSError as error:
-            told(greeting=type(error).__name__)
+    except OSError as error:
+        told(greeting=type(error).__name__)
 
 
 def tls():
