@@ -240,8 +240,12 @@ fn analyze(world: &mut World) -> Result<()> {
         process::run(&mut command, LIMIT)
     };
     for source in &sources(world) {
-        let clean = run(source, "json")?;
-        ensure!(clean.status.code() == Some(0), "{}", clean.told());
+        // Objects of the test before may still be leaving.
+        eventually(IN_FORCE + SECOND, || {
+            let clean = run(source, "json")?;
+            ensure!(clean.status.code() == Some(0), "{}", clean.told());
+            Ok(())
+        })?;
     }
     // Port 81 of the service is 8081 of the pods.
     let rules = "selector: {matchLabels: {app: b}}, rules: [{to: [{operation: {ports: ['81']}}]}]";
