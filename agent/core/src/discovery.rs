@@ -12,6 +12,7 @@ mod mesh;
 mod objects;
 mod rules;
 mod service_entry;
+mod vips;
 
 pub use affinity::Affinity;
 pub use delta::{Delta, PodDelta};
@@ -22,9 +23,11 @@ pub use destination_rule::{
 };
 pub use mesh::{ClientRule, Endpoint, Mesh, Named, PortProtocol, ProtocolOrigin, Route, RouteError};
 pub use objects::{
-    Change, EndpointSlice, ForeignProbe, HostPort, Namespace, OUTBOUND_POLICY_LABEL, OutboundPolicy, Pod,
-    Protocol, ProviderPlace, Service, ServicePort, Settings, SliceEndpoint, SlicePort, TargetPort,
+    Change, DNS_CAPTURE_LABEL, EndpointSlice, ForeignProbe, HostPort, Namespace, OUTBOUND_POLICY_LABEL,
+    OutboundPolicy, Pod, Protocol, ProviderPlace, Service, ServicePort, Settings, SliceEndpoint, SlicePort,
+    TargetPort,
 };
 pub use service_entry::{
     EntryAddress, EntryEndpoint, EntryPort, EntryProtocol, Prefix, Resolution, ServiceEntry, WorkloadEntry,
 };
+pub use vips::VipRanges;

@@ -17,6 +17,7 @@ mod pins;
 mod pod;
 mod process;
 mod programs;
+mod queries;
 mod routing;
 mod segment;
 mod socket;
@@ -46,6 +47,7 @@ pub(crate) use self::{
     parking::{Answer, Client},
     pinned::Pinned,
     pod::{Accepted, Dial, PodNet},
+    queries::{QuerySocket, RESTED},
     socket::{bound_buffers, end_cleanly, is_at_mark, reset_on_drop, wake_at},
 };
 use self::{destinations::Destinations, kubelet::Kubelet, programs::Programs};
@@ -173,6 +175,8 @@ pub(crate) struct Capture {
     kubelet: Kubelet,
     /// The pods (UIDs) of which everything is captured.
     captures_everything: HashSet<Arc<str>>,
+    /// The pods (UIDs) whose DNS is captured.
+    captures_dns: HashSet<Arc<str>>,
 }
 
 impl Capture {
@@ -191,6 +195,7 @@ impl Capture {
             taking_over: false,
             kubelet,
             captures_everything: HashSet::new(),
+            captures_dns: HashSet::new(),
         })
     }
 
@@ -220,7 +225,25 @@ impl Capture {
             if let Some(programs) = &self.programs
                 && pod.set_captures_everything(self.captures_everything.contains(uid))
             {
-                programs.maps().add_pod(pod)?;
+                programs.add_pod(pod)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has DNS of these pods (UIDs) captured from now on, be they enrolled yet or not, and of no others. Must run inside a tokio
+    /// runtime.
+    pub(crate) fn capture_dns_of(&mut self, pods: HashSet<Arc<str>>) -> Result<(), CaptureError> {
+        self.captures_dns = pods;
+        for (uid, pod) in &self.pods {
+            let dns = self.captures_dns.contains(uid);
+            if let Some(programs) = &mut self.programs
+                && pod.set_captures_dns(dns)?
+            {
+                if dns {
+                    programs.attach_dns()?;
+                }
+                programs.add_pod(pod)?;
             }
         }
         Ok(())
@@ -290,6 +313,7 @@ impl Capture {
             _ => PodNet::open(spec, programs.maps().clone()).await?,
         };
         pod.set_captures_everything(self.captures_everything.contains(&spec.uid));
+        pod.set_captures_dns(self.captures_dns.contains(&spec.uid))?;
         programs.admit(&pod)?;
         let pod = Arc::new(pod);
         if let Some(old) = self.pods.insert(spec.uid.clone(), pod.clone()) {
@@ -327,6 +351,9 @@ impl Capture {
         }
         if !programs.is_attached() {
             programs.attach()?;
+        }
+        if self.captures_dns.is_empty() {
+            programs.detach_dns();
         }
         programs.forget_other_maps();
         Ok(())

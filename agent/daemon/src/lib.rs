@@ -15,6 +15,7 @@ mod cni;
 mod config;
 mod diagnosis;
 mod discovery;
+mod dns;
 mod error;
 mod files;
 pub mod fuzzing;

@@ -3,6 +3,7 @@
 
 mod admission;
 mod describe;
+mod dns;
 mod egress;
 mod external;
 mod inbound;
@@ -45,8 +46,9 @@ use self::{
 };
 use crate::{
     authz::Providers,
-    capture::{Accepted, Client, Dial, PodNet},
+    capture::{Accepted, Client, Dial, PodNet, QuerySocket},
     discovery::{Feed, World},
+    dns::Responder,
     http::rehearse,
     instance::{Capacity, MemoryUse},
     jwt::Tokens,
@@ -70,6 +72,7 @@ struct Shared {
     admission: Admission,
     neighbours: Arc<Neighbours<PodNet>>,
     egress: Egress,
+    dns: Responder,
     memory: watch::Sender<pressure::State>,
     /// Tunnels are not kept for further streams any more.
     draining: watch::Sender<bool>,
@@ -100,6 +103,7 @@ impl Proxy {
         join: bool,
     ) -> Self {
         let Judges { providers, tokens, trusted_proxies } = judges;
+        let dns = Responder::new(feed.clone(), telemetry.clone(), capacity.files);
         Self(Arc::new(Shared {
             feed,
             wallet,
@@ -112,6 +116,7 @@ impl Proxy {
             admission: Admission::new(capacity),
             neighbours: Neighbours::new(join),
             egress: Egress::default(),
+            dns,
             memory: watch::Sender::default(),
             draining: watch::Sender::new(false),
             active: AtomicUsize::new(0),
@@ -161,6 +166,11 @@ impl Proxy {
                 tokio::task::yield_now().await;
             }
         }
+    }
+
+    /// Serves what the pod `uid` sends to one resolver, for ever.
+    pub(crate) async fn serve_dns(&self, uid: Arc<str>, socket: QuerySocket) {
+        self.0.dns.serve(uid, socket).await;
     }
 
     /// Closes idle connections between agents that are too old, or of pods that are not `local` any more.

@@ -5,6 +5,7 @@
 
 mod access;
 mod checks;
+mod dns;
 mod expiring;
 mod grpc;
 mod live;
@@ -36,6 +37,7 @@ use ambit_core::{
 };
 
 pub(crate) use checks::CheckResult;
+pub(crate) use dns::DnsResult;
 pub(crate) use grpc::GrpcMessages;
 pub(crate) use logging::{LogFormat, LoggingError, init_logging, parse_filter};
 pub(crate) use metrics::{IssuerKeys, OpenTunnel};
@@ -303,6 +305,11 @@ impl Telemetry {
     /// Counts a tunnel that rested and led nowhere when it was wanted again.
     pub(crate) fn tunnel_given_up(&self) {
         self.0.metrics.tunnels_given_up.inc();
+    }
+
+    /// Counts a query by DNS, or what came as an answer.
+    pub(crate) fn dns(&self, result: DnsResult) {
+        self.0.metrics.dns.count(result);
     }
 
     /// Counts a live connection that was judged again because its pod's policy changed.

@@ -82,13 +82,13 @@ pub struct Pod {
     pub v4_port: u16,
     /// The agent's port on the IPv6 address; 0 = none.
     pub v6_port: u16,
-    /// [`CAPTURE_EVERYTHING`] if all that this pod dials is captured, else 0.
+    /// Bits: [`CAPTURE_EVERYTHING`] if all that this pod dials is captured, [`CAPTURE_DNS`] if its DNS is.
     pub captures: u32,
 }
 
 /// The version of everything in this file. Maps of another version cannot be adopted: whoever changes the layout of a key
 /// or value raises it.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 
 /// [`Socket::kind`]: nothing is known of the socket.
 pub const SOCKET_NONE: u32 = 0;
@@ -100,6 +100,8 @@ pub const SOCKET_TUNNEL: u32 = 2;
 pub const SOCKET_DELIVERY: u32 = 3;
 /// [`Socket::kind`]: the kubelet's, on its way to a port that an enrolled pod declares as a probe.
 pub const SOCKET_PROBE: u32 = 4;
+/// [`Socket::kind`]: the agent's own, to which queries by DNS are pointed.
+pub const SOCKET_QUERIES: u32 = 5;
 
 /// What is known of one socket; lives and dies with it (`BPF_MAP_TYPE_SK_STORAGE`).
 #[repr(C)]
@@ -139,6 +141,26 @@ pub const ANY_NODE: Addr = [0; 16];
 /// In `SETTINGS`: `DESTINATIONS` lacks what should be in it, so everything that enrolled pods dial is captured. In [`Pod::captures`]:
 /// the same for one pod, whose connections to outside are the agent's affair too.
 pub const CAPTURE_EVERYTHING: u32 = 1;
+/// In [`Pod::captures`]: what the pod sends to port 53 is the agent's affair, while the agent is there.
+pub const CAPTURE_DNS: u32 = 2;
+
+/// Where DNS is asked for.
+pub const DNS_PORT: u16 = 53;
+/// How many resolvers of one family a pod can have at a time whose answers pass through the agent.
+pub const RESOLVER_SLOTS: u32 = 4;
+
+/// One of the agent's sockets for queries in a pod. A resolver has a socket for itself, by whose port the programs know which one it
+/// is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ResolverKey {
+    /// Cookie of the pod's network namespace.
+    pub netns: u64,
+    /// [`FAMILY_V4`] or [`FAMILY_V6`].
+    pub family: u32,
+    /// Below [`RESOLVER_SLOTS`].
+    pub slot: u32,
+}
 
 /// A port that an enrolled pod of this node declares as a probe. The value is the cookie of the pod's network namespace.
 #[repr(C)]
@@ -290,6 +312,7 @@ const _: () = {
     assert!(size_of::<Flow>() == 48);
     assert!(size_of::<ListenerKey>() == 16);
     assert!(size_of::<Patience>() == 20);
+    assert!(size_of::<ResolverKey>() == 16);
     assert!(size_of::<Counters>() == 48);
 };
 
@@ -299,7 +322,7 @@ mod user {
 
     use super::{
         Addr, Counters, DestinationKey, Flow, Knock, ListenerKey, Origin, OriginKey, Patience, Pod, ProbeKey,
-        Socket,
+        ResolverKey, Socket,
     };
 
     macro_rules! plain {
@@ -312,7 +335,7 @@ mod user {
         };
     }
 
-    plain!(Pod Socket DestinationKey ProbeKey OriginKey Origin Flow Knock ListenerKey Patience Counters);
+    plain!(Pod Socket DestinationKey ProbeKey OriginKey Origin Flow Knock ListenerKey Patience Counters ResolverKey);
 
     /// The 16-byte form of an address.
     pub fn addr(ip: IpAddr) -> Addr {

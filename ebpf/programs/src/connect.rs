@@ -21,6 +21,7 @@ use aya_log_ebpf::debug;
 
 use crate::{
     context::{read_v6, write_v6},
+    dns,
     maps::{COUNTERS, DESTINATIONS, KUBELETS, LISTENERS, PODS, PROBES, SETTINGS, SOCKETS},
 };
 
@@ -62,6 +63,8 @@ pub fn ambit_getpeername4(ctx: SockAddrContext) -> i32 {
     if let Some(socket) = captured(&ctx) {
         set_user_v4(&ctx, tail(&socket.addr));
         set_user_port(&ctx, socket.port as u16);
+    } else {
+        dns::peer(&ctx, true);
     }
     ALLOW
 }
@@ -72,6 +75,8 @@ pub fn ambit_getpeername6(ctx: SockAddrContext) -> i32 {
     if let Some(socket) = captured(&ctx) {
         set_user_v6(&ctx, &socket.addr);
         set_user_port(&ctx, socket.port as u16);
+    } else {
+        dns::peer(&ctx, false);
     }
     ALLOW
 }
@@ -102,6 +107,7 @@ fn connect(ctx: &SockAddrContext, dst: Addr, redirect: impl FnOnce(&Pod, u16)) -
     // SAFETY: the context is valid for the program's run; the verifier checks the access.
     let protocol = unsafe { (*ctx.sock_addr).protocol };
     if protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP {
+        dns::connect(ctx, &dst, redirect);
         return ALLOW;
     }
     // SAFETY: the context is this program's own.
@@ -132,17 +138,23 @@ fn connect(ctx: &SockAddrContext, dst: Addr, redirect: impl FnOnce(&Pod, u16)) -
         // A socket that connects once more, elsewhere.
         socket.kind = SOCKET_NONE;
     }
-    if dst == pod.v4 || dst == pod.v6 || !is_captured(pod, &dst, u32::from(user_port(ctx))) {
-        count(netns, |counters| counters.passed += 1);
-        return ALLOW;
-    }
     let (own, listens, family) = if is_mapped(&dst) {
         (&pod.v4, pod.v4_port != 0, FAMILY_V4)
     } else {
         (&pod.v6, pod.v6_port != 0, FAMILY_V6)
     };
-    let port = free_port(ctx, own, redirect_port(&dst, u32::from(user_port(ctx))));
-    if protocol == IPPROTO_MPTCP || !listens || !agent_listens(netns, family) || !remember(ctx, dst, port) {
+    let port = u32::from(user_port(ctx));
+    let is_itself = dst == pod.v4 || dst == pod.v6;
+    let captured = !is_itself && is_captured(pod, &dst, port);
+    // Names are to be had without the agent, too.
+    let offered = !is_itself && !captured && protocol == IPPROTO_TCP && dns::is_dns(pod, &dst, port);
+    let served = (captured || offered) && listens && agent_listens(netns, family);
+    if !(captured || (offered && served)) {
+        count(netns, |counters| counters.passed += 1);
+        return ALLOW;
+    }
+    let port = free_port(ctx, own, redirect_port(&dst, port));
+    if protocol == IPPROTO_MPTCP || !served || !remember(ctx, dst, port) {
         count(netns, |counters| counters.refused += 1);
         debug!(ctx, "connect refused in pod netns {}: protocol {}", netns, protocol);
         // SAFETY: no pointers are passed.
@@ -187,7 +199,7 @@ fn free_port(ctx: &SockAddrContext, own: &Addr, first: u16) -> u16 {
 
 /// The address and port that the socket is bound to.
 #[inline(always)]
-fn bound(ctx: &SockAddrContext, v4: bool) -> (Addr, u16) {
+pub fn bound(ctx: &SockAddrContext, v4: bool) -> (Addr, u16) {
     // SAFETY: the context is valid for the program's run; the verifier checks the accesses.
     unsafe {
         let sk = (*ctx.sock_addr).__bindgen_anon_1.sk;
@@ -264,13 +276,13 @@ fn is_captured(pod: &Pod, addr: &Addr, port: u32) -> bool {
     known(*addr, EVERY_PORT)
         || known(*addr, port)
         || (known(ANY_NODE, port) && known(*addr, NODE))
-        || ((pod.captures == CAPTURE_EVERYTHING || SETTINGS.get(0) == Some(&CAPTURE_EVERYTHING))
+        || ((pod.captures & CAPTURE_EVERYTHING != 0 || SETTINGS.get(0) == Some(&CAPTURE_EVERYTHING))
             && !is_here(addr))
 }
 
 /// Whether a connection to `addr` cannot leave the pod, whatever the pod is; an unspecified address means loopback.
 #[inline(always)]
-fn is_here(addr: &Addr) -> bool {
+pub fn is_here(addr: &Addr) -> bool {
     *addr == [0; 16] || *addr == mapped([0; 4]) || is_loopback(addr)
 }
 
@@ -327,12 +339,12 @@ pub fn count(netns: u64, change: impl FnOnce(&mut Counters)) {
 }
 
 #[inline(always)]
-fn tail(addr: &Addr) -> u32 {
+pub fn tail(addr: &Addr) -> u32 {
     u32::from_ne_bytes([addr[12], addr[13], addr[14], addr[15]])
 }
 
 #[inline(always)]
-fn words(addr: &Addr) -> [u32; 4] {
+pub fn words(addr: &Addr) -> [u32; 4] {
     // SAFETY: both are 16 bytes of integers.
     unsafe { core::mem::transmute::<Addr, [u32; 4]>(*addr) }
 }
@@ -340,37 +352,37 @@ fn words(addr: &Addr) -> [u32; 4] {
 // The verifier wants each field of the context read and written by itself, in its own width.
 
 #[inline(always)]
-fn user_v4(ctx: &SockAddrContext) -> u32 {
+pub fn user_v4(ctx: &SockAddrContext) -> u32 {
     // SAFETY: as above.
     unsafe { core::ptr::read_volatile(&raw const (*ctx.sock_addr).user_ip4) }
 }
 
 #[inline(always)]
-fn set_user_v4(ctx: &SockAddrContext, v4: u32) {
+pub fn set_user_v4(ctx: &SockAddrContext, v4: u32) {
     // SAFETY: as above.
     unsafe { core::ptr::write_volatile(&raw mut (*ctx.sock_addr).user_ip4, v4) }
 }
 
 #[inline(always)]
-fn user_port(ctx: &SockAddrContext) -> u16 {
+pub fn user_port(ctx: &SockAddrContext) -> u16 {
     // SAFETY: as above.
     u16::from_be(unsafe { core::ptr::read_volatile(&raw const (*ctx.sock_addr).user_port) } as u16)
 }
 
 #[inline(always)]
-fn set_user_port(ctx: &SockAddrContext, port: u16) {
+pub fn set_user_port(ctx: &SockAddrContext, port: u16) {
     // SAFETY: as above.
     unsafe { core::ptr::write_volatile(&raw mut (*ctx.sock_addr).user_port, u32::from(port.to_be())) }
 }
 
 #[inline(always)]
-fn user_v6(ctx: &SockAddrContext) -> Addr {
+pub fn user_v6(ctx: &SockAddrContext) -> Addr {
     // SAFETY: as above.
     unsafe { read_v6(&raw const (*ctx.sock_addr).user_ip6) }
 }
 
 #[inline(always)]
-fn set_user_v6(ctx: &SockAddrContext, addr: &Addr) {
+pub fn set_user_v6(ctx: &SockAddrContext, addr: &Addr) {
     // SAFETY: as above.
     unsafe { write_v6(&raw mut (*ctx.sock_addr).user_ip6, addr) }
 }

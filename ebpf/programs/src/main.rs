@@ -10,6 +10,7 @@
 
 mod connect;
 mod context;
+mod dns;
 mod inbound;
 mod maps;
 mod pacing;

@@ -1,7 +1,8 @@
 //! The maps that the programs and the agent share. The agent pins them, so they outlive it.
 
 use ambit_ebpf_common::{
-    Counters, DestinationKey, Flow, ListenerKey, Origin, OriginKey, Patience, Pod, ProbeKey, Socket,
+    Addr, Counters, DestinationKey, Flow, ListenerKey, Origin, OriginKey, Patience, Pod, ProbeKey,
+    ResolverKey, Socket,
 };
 use aya_ebpf::{
     btf_maps::SkStorage,
@@ -49,6 +50,16 @@ pub static PATIENCE: LruHashMap<Flow, Patience> = LruHashMap::with_max_entries(3
 /// The agent's listeners. A listener that dies leaves the map by itself.
 #[map]
 pub static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(8192, 0);
+
+/// Which resolver each of the agent's sockets for queries stands for; free ones have no entry.
+#[map]
+pub static RESOLVERS: HashMap<ResolverKey, Addr> =
+    HashMap::with_max_entries(32_768, 1 /* BPF_F_NO_PREALLOC */);
+
+/// The ports of the agent's sockets for queries.
+#[map]
+pub static QUERIES: HashMap<ResolverKey, u32> =
+    HashMap::with_max_entries(32_768, 1 /* BPF_F_NO_PREALLOC */);
 
 /// What happened, per pod.
 #[map]

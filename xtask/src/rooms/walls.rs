@@ -161,6 +161,7 @@ pub(super) const HOUSES: [House; 2] = [
                 "jwt",
                 &["crate::proxy", "crate::capture", "crate::discovery", "crate::identity", "crate::tunnel"],
             ),
+            ("dns", &["crate::proxy", "crate::tunnel", "crate::identity", "ambit_core::policy"]),
             ("authz", &["crate::proxy", "crate::capture", "crate::discovery", "crate::identity"]),
             ("http", &["crate::capture", "crate::discovery", "crate::identity"]),
             ("admin", &["crate::proxy", "crate::tunnel", "crate::capture", "ambit_core::policy"]),

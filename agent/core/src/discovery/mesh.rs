@@ -4,6 +4,7 @@
 //! the cluster. A service for which no endpoint slice speaks may cost the pods of its own namespace.
 
 mod capture;
+mod dns;
 mod entries;
 mod listing;
 mod outside;
@@ -85,7 +86,8 @@ struct ServiceRecord {
 impl Mesh {
     /// A mesh without objects.
     pub fn new(settings: Settings) -> Self {
-        Self { settings: Arc::new(settings), ..Self::default() }
+        let entries = Entries::new(settings.vip_ranges);
+        Self { settings: Arc::new(settings), entries, ..Self::default() }
     }
 
     /// Takes in one change, and says what it made different. An object replaces the one of the same kind and name; removing
@@ -96,8 +98,10 @@ impl Mesh {
             Change::Namespace(namespace) => {
                 let name = Arc::clone(&namespace.name);
                 let before = self.captures_everything_of(&name);
+                let captures_dns = self.namespace_captures_dns(Some(&namespace));
+                let captured_dns = self.namespace_captures_dns(self.namespaces.get(&name));
                 self.namespaces.insert_mut(Arc::clone(&name), namespace);
-                if before != self.captures_everything_of(&name) {
+                if before != self.captures_everything_of(&name) || captures_dns != captured_dns {
                     delta.reconsider_pods();
                 }
                 self.reconsider_namespace(&name, &mut delta);

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 use super::{
     destination_rule::{DestinationRule, TlsSecret},
     service_entry::{ServiceEntry, WorkloadEntry},
+    vips::VipRanges,
 };
 use crate::model::{DATAPLANE_LABEL, Labels, ObjectName, PathNormalization, SpiffeId, TrustDomain};
 
@@ -39,6 +40,10 @@ pub struct Settings {
     pub outbound_policy: OutboundPolicy,
     /// Connections to outside are captured, so that they are counted and logged as others; no.
     pub observe_outbound: bool,
+    /// DNS of pods is captured where neither they nor their namespaces say anything; no.
+    pub dns_capture: bool,
+    /// Where addresses for hosts of ServiceEntries without any come from.
+    pub vip_ranges: VipRanges,
 }
 
 impl Default for Settings {
@@ -57,6 +62,8 @@ impl Default for Settings {
             http_telemetry: false,
             outbound_policy: OutboundPolicy::default(),
             observe_outbound: false,
+            dns_capture: false,
+            vip_ranges: VipRanges::default(),
         }
     }
 }
@@ -133,6 +140,9 @@ pub enum OutboundPolicy {
 
 /// The label of a namespace that states the outbound policy of its pods.
 pub const OUTBOUND_POLICY_LABEL: &str = "ambit.dev/outbound-policy";
+
+/// The label of a namespace or pod that has DNS of its pods captured (`enabled`) or not (`disabled`).
+pub const DNS_CAPTURE_LABEL: &str = "ambit.dev/dns-capture";
 
 /// A namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]

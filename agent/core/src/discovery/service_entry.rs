@@ -20,6 +20,8 @@ pub struct ServiceEntry {
     pub wildcards: Vec<Arc<str>>,
     /// The addresses that clients dial.
     pub addresses: Vec<Prefix>,
+    /// Its hosts want none allocated, if it states none.
+    pub no_vips: bool,
     /// Its ports.
     pub ports: Vec<EntryPort>,
     /// How an endpoint is found.
@@ -32,6 +34,13 @@ pub struct ServiceEntry {
     pub exported_to: ExportTo,
     /// Names that servers' certificates may have, where a DestinationRule with TLS says none.
     pub subject_alt_names: Vec<Arc<str>>,
+}
+
+impl ServiceEntry {
+    /// Whether addresses are to be allocated for its hosts.
+    pub fn wants_vips(&self) -> bool {
+        self.addresses.is_empty() && self.resolution != Resolution::None && !self.no_vips
+    }
 }
 
 /// How the endpoint of a ServiceEntry is found.
@@ -126,6 +135,17 @@ impl Prefix {
     /// One address.
     pub fn single(address: IpAddr) -> Self {
         Self { address, len: width(address) }
+    }
+
+    /// Its first address.
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// How many leading bits its addresses have in common.
+    #[expect(clippy::len_without_is_empty, reason = "the length of a prefix, not of a collection")]
+    pub fn len(&self) -> u8 {
+        self.len
     }
 
     /// The address, if it is only one.

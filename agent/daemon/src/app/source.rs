@@ -1,8 +1,8 @@
 //! Where the objects come from, and what is told there in return.
 
-use std::time::SystemTime;
+use std::{net::IpAddr, time::SystemTime};
 
-use ambit_core::discovery::{OutboundPolicy, Settings};
+use ambit_core::discovery::{OutboundPolicy, Prefix, Settings, VipRanges};
 use anyhow::Context as _;
 use kube::Client;
 
@@ -51,7 +51,16 @@ pub(super) fn mesh_settings(config: &AgentConfig) -> Settings {
             config::OutboundPolicy::RegistryOnly => OutboundPolicy::RegistryOnly,
         },
         observe_outbound: config.observe_outbound,
+        dns_capture: config.dns_capture,
+        vip_ranges: vip_ranges(&config.vip_ranges.0),
     }
+}
+
+/// The configuration has networks with room, one of a family.
+fn vip_ranges(networks: &[(IpAddr, u8)]) -> VipRanges {
+    let prefixes: Option<Vec<Prefix>> =
+        networks.iter().map(|(address, len)| Prefix::new(*address, *len)).collect();
+    prefixes.and_then(|prefixes| VipRanges::new(&prefixes)).unwrap_or_default()
 }
 
 /// Tells the API for ever how the node's pods stand and what became of policies. `known` says whether `pods` is what was

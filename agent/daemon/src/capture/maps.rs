@@ -6,8 +6,8 @@ mod held;
 use std::{collections::BTreeMap, fmt, io, os::fd::AsRawFd, path::Path};
 
 use ambit_ebpf_common::{
-    CAPTURE_EVERYTHING, Counters, DestinationKey, FAMILY_V4, FAMILY_V6, FLOW_DELIVERY, Flow, ListenerKey,
-    Origin, OriginKey, Patience, Pod, ProbeKey, Socket,
+    Addr, CAPTURE_EVERYTHING, Counters, DestinationKey, FAMILY_V4, FAMILY_V6, FLOW_DELIVERY, Flow,
+    ListenerKey, Origin, OriginKey, Patience, Pod, ProbeKey, RESOLVER_SLOTS, ResolverKey, Socket,
 };
 use aya::{
     Ebpf,
@@ -20,7 +20,7 @@ use super::{CaptureError, pod::PodNet};
 use held::{Held, Locked, Operations};
 
 /// The maps by name that all programs of a node share; each is pinned.
-pub(super) const NAMES: [&str; 11] = [
+pub(super) const NAMES: [&str; 13] = [
     "PODS",
     "DESTINATIONS",
     "SETTINGS",
@@ -32,6 +32,8 @@ pub(super) const NAMES: [&str; 11] = [
     "KUBELETS",
     "PROBES",
     "PATIENCE",
+    "RESOLVERS",
+    "QUERIES",
 ];
 
 /// An insertion fails where there is an entry (bpf(2)).
@@ -63,6 +65,8 @@ pub(super) struct Maps {
     probes: Locked<Held<ProbeKey, u64>>,
     patience: HashMap<MapData, Flow, Patience>,
     patience_read: Operations,
+    resolvers: Locked<HashMap<MapData, ResolverKey, Addr>>,
+    queries: Locked<HashMap<MapData, ResolverKey, u32>>,
 }
 
 impl fmt::Debug for Maps {
@@ -95,6 +99,8 @@ impl Maps {
             probes: Locked::new(Held::new(map(ebpf, "PROBES")?)),
             patience: map(ebpf, "PATIENCE")?,
             patience_read: Operations::default(),
+            resolvers: Locked::new(map(ebpf, "RESOLVERS")?),
+            queries: Locked::new(map(ebpf, "QUERIES")?),
         })
     }
 
@@ -112,6 +118,8 @@ impl Maps {
             ("KUBELETS", self.kubelets.operations()),
             ("PROBES", self.probes.operations()),
             ("PATIENCE", self.patience_read.count()),
+            ("RESOLVERS", self.resolvers.operations()),
+            ("QUERIES", self.queries.operations()),
         ]
     }
 
@@ -258,6 +266,21 @@ impl Maps {
             .map_err(failed("COUNTERS"))
     }
 
+    /// The resolver that one of the agent's sockets for queries stands for.
+    pub(super) fn resolver(&self, key: &ResolverKey) -> Option<Addr> {
+        self.resolvers.once(|resolvers| resolvers.get(key, 0).ok())
+    }
+
+    /// It stands for none any more.
+    pub(super) fn free_resolver(&self, key: &ResolverKey) {
+        let _: Result<(), MapError> = self.resolvers.once(|resolvers| resolvers.remove(key));
+    }
+
+    /// Tells the programs the port of one of the agent's sockets for queries.
+    pub(super) fn set_query_port(&self, key: ResolverKey, port: u16) -> Result<(), CaptureError> {
+        self.queries.once(|queries| queries.insert(key, u32::from(port), 0)).map_err(failed("QUERIES"))
+    }
+
     /// Has the pod's connects captured.
     pub(super) fn add_pod(&self, pod: &PodNet) -> Result<(), CaptureError> {
         self.pods.once(|pods| pods.insert(pod.cookie(), pod.entry(), 0)).map_err(failed("PODS"))
@@ -278,6 +301,10 @@ impl Maps {
     pub(super) fn remove_pod(&self, cookie: u64) {
         let _: Result<(), MapError> = self.pods.once(|pods| pods.remove(&cookie));
         let _: Result<(), MapError> = self.counters.once(|counters| counters.remove(&cookie));
+        for key in resolver_keys(cookie) {
+            self.free_resolver(&key);
+            let _: Result<(), MapError> = self.queries.once(|queries| queries.remove(&key));
+        }
     }
 
     /// Removes the listeners that [`Self::add_listeners`] added.
@@ -330,6 +357,22 @@ pub(super) fn remove_pinned_pod(dir: &Path, cookie: u64) {
     {
         let _: Result<(), MapError> = counters.remove(&cookie);
     }
+    if let Ok(map) = pinned("RESOLVERS")
+        && let Ok(mut resolvers) = HashMap::<_, ResolverKey, Addr>::try_from(Map::HashMap(map))
+    {
+        resolver_keys(cookie).for_each(|key| drop(resolvers.remove(&key)));
+    }
+    if let Ok(map) = pinned("QUERIES")
+        && let Ok(mut queries) = HashMap::<_, ResolverKey, u32>::try_from(Map::HashMap(map))
+    {
+        resolver_keys(cookie).for_each(|key| drop(queries.remove(&key)));
+    }
+}
+
+/// What a pod may have in the maps of resolvers.
+fn resolver_keys(netns: u64) -> impl Iterator<Item = ResolverKey> {
+    let of = move |family| (0..RESOLVER_SLOTS).map(move |slot| ResolverKey { netns, family, slot });
+    of(FAMILY_V4).chain(of(FAMILY_V6))
 }
 
 /// How many entries a hash map has room for. An earlier agent may have made it.

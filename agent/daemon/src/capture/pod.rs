@@ -1,7 +1,7 @@
 //! One enrolled pod: its namespace, the agent's listeners in it, and dials from inside it.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd as _, AsRawFd, BorrowedFd},
@@ -15,7 +15,8 @@ use std::{
 
 use ambit_core::model::{ClientAddr, OriginalDst, PodAddr};
 use ambit_ebpf_common::{
-    CAPTURE_EVERYTHING, Flow, OriginKey, Pod, SOCKET_DELIVERY, SOCKET_TUNNEL, Socket as SocketState, addr, ip,
+    CAPTURE_DNS, CAPTURE_EVERYTHING, Flow, OriginKey, Pod, ResolverKey, SOCKET_DELIVERY, SOCKET_TUNNEL,
+    Socket as SocketState, addr, ip,
 };
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
@@ -30,6 +31,7 @@ use super::{
     maps::Maps,
     netns::Netns,
     parking::{self, Client, Parking},
+    queries::{Queries, QuerySocket},
     routing, socket,
 };
 
@@ -99,6 +101,11 @@ pub(crate) trait Dial: Send + Sync + 'static {
     /// One failed, or ended badly.
     fn unanswered(&self, destination: SocketAddr);
 
+    /// Whether DNS of the pod is the agent's affair.
+    fn captures_dns(&self) -> bool {
+        false
+    }
+
     /// How long the application at the other end of `stream` has its kernel wait, if it has said so.
     fn patience(&self, _stream: &TcpStream) -> Option<Patience> {
         None
@@ -123,6 +130,8 @@ pub(crate) struct PodNet {
     released: watch::Sender<bool>,
     /// All that it dials is captured.
     captures_everything: AtomicBool,
+    /// Where its DNS goes, if that is captured.
+    queries: Mutex<Option<Queries>>,
 }
 
 impl PodNet {
@@ -145,9 +154,20 @@ impl PodNet {
         }
         let (dials, released) = (Semaphore::new(DIALS), watch::Sender::new(false));
         let (parking, others) = (OnceLock::new(), Mutex::default());
-        let captures_everything = AtomicBool::new(false);
+        let (captures_everything, queries) = (AtomicBool::new(false), Mutex::new(None));
         let uid = spec.uid.clone();
-        Ok(Self { uid, netns, maps, listeners, parking, dials, others, released, captures_everything })
+        Ok(Self {
+            uid,
+            netns,
+            maps,
+            listeners,
+            parking,
+            dials,
+            others,
+            released,
+            captures_everything,
+            queries,
+        })
     }
 
     /// The pod's UID.
@@ -158,6 +178,43 @@ impl PodNet {
     /// Whether all that it dials is to be captured; whether that is another answer than before.
     pub(super) fn set_captures_everything(&self, everything: bool) -> bool {
         self.captures_everything.swap(everything, Ordering::Relaxed) != everything
+    }
+
+    /// Whether its DNS is to be captured; whether that is another answer than before. Nothing leads to the agent before the programs
+    /// know of it.
+    pub(super) fn set_captures_dns(&self, dns: bool) -> Result<bool, CaptureError> {
+        let mut queries = self.queries.lock().unwrap_or_else(PoisonError::into_inner);
+        if queries.is_some() == dns {
+            return Ok(false);
+        }
+        *queries = if dns {
+            let opened = Queries::open(&self.netns, &self.maps, self.ips());
+            Some(opened.map_err(|source| CaptureError::Netns {
+                netns: self.netns.path().to_owned(),
+                step: "open sockets for DNS".into(),
+                source,
+            })?)
+        } else {
+            None
+        };
+        Ok(true)
+    }
+
+    /// Whether its DNS is captured.
+    pub(crate) fn captures_dns(&self) -> bool {
+        self.queries.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// The sockets for its DNS, once: whoever has them serves them.
+    pub(crate) fn take_queries(&self) -> Vec<QuerySocket> {
+        let mut queries = self.queries.lock().unwrap_or_else(PoisonError::into_inner);
+        queries.as_mut().map(Queries::take).unwrap_or_default()
+    }
+
+    /// The ports of those.
+    pub(super) fn query_ports(&self) -> BTreeMap<ResolverKey, u16> {
+        let queries = self.queries.lock().unwrap_or_else(PoisonError::into_inner);
+        queries.as_ref().map(Queries::ports).unwrap_or_default()
     }
 
     pub(super) fn retire(&self) {
@@ -286,7 +343,10 @@ impl PodNet {
     pub(super) fn entry(&self) -> Pod {
         let mut entry = Pod::default();
         if self.captures_everything.load(Ordering::Relaxed) {
-            entry.captures = CAPTURE_EVERYTHING;
+            entry.captures |= CAPTURE_EVERYTHING;
+        }
+        if self.captures_dns() {
+            entry.captures |= CAPTURE_DNS;
         }
         for (own, _) in &self.listeners {
             let (ip, port) = match own {
@@ -393,6 +453,10 @@ impl Dial for PodNet {
         if let Some(parking) = self.parking.get() {
             parking.answered().no(destination);
         }
+    }
+
+    fn captures_dns(&self) -> bool {
+        Self::captures_dns(self)
     }
 
     fn patience(&self, stream: &TcpStream) -> Option<Patience> {

@@ -31,11 +31,29 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/am
 
 const ADDRESS_HOOKS: [&str; 4] =
     ["ambit_connect4", "ambit_connect6", "ambit_getpeername4", "ambit_getpeername6"];
+/// Those that only pods need whose DNS is captured.
+const DNS_HOOKS: [&str; 4] = ["ambit_sendmsg4", "ambit_sendmsg6", "ambit_recvmsg4", "ambit_recvmsg6"];
 const SOCK_CREATE: &str = "ambit_sock_create";
 const SOCK_OPS: &str = "ambit_sock_ops";
 const SETSOCKOPT: &str = "ambit_setsockopt";
 const INBOUND: &str = "ambit_inbound";
 const PARK: &str = "ambit_park";
+
+// Each kind of program has a type of its own, and all the same methods.
+macro_rules! attach {
+    ($ebpf:expr, $cgroup:expr, $node_dir:expr, $kind:ty, $name:expr) => {{
+        let program: &mut $kind = program($ebpf, $name)?;
+        if program.fd().is_err() {
+            program.load().map_err(at($name))?;
+        }
+        let link = program
+            .attach(&*$cgroup, CgroupAttachMode::default())
+            .and_then(|id| program.take_link(id))
+            .map_err(at($name))?;
+        let path = pins::link_path($node_dir, $name);
+        pins::pin(FdLink::try_from(link).map_err(|error| pins::error(&path, &error))?, &path)?;
+    }};
+}
 
 /// The programs of one node.
 pub(super) struct Programs {
@@ -48,6 +66,8 @@ pub(super) struct Programs {
     maps: Arc<Maps>,
     /// Whether the hooks of the host's cgroup are this process's own.
     attached: bool,
+    /// The same of those for DNS.
+    attached_dns: bool,
     /// Drains the programs' log.
     logger: Option<tokio::task::JoinHandle<()>>,
 }
@@ -85,7 +105,17 @@ impl Programs {
         let mut ebpf = loader.load(OBJECT)?;
         let logger = log(&mut ebpf);
         let maps = Arc::new(Maps::take(&mut ebpf)?);
-        Ok(Self { node_dir, maps_dir, cgroup, loader, ebpf, maps, attached: false, logger })
+        Ok(Self {
+            node_dir,
+            maps_dir,
+            cgroup,
+            loader,
+            ebpf,
+            maps,
+            attached: false,
+            attached_dns: false,
+            logger,
+        })
     }
 
     /// Puts the programs on the host's cgroup, in the place of the pinned links without a gap. Pods of an agent with other
@@ -95,26 +125,11 @@ impl Programs {
             self.maps.close_unknown_pod(pin.cookie)?;
         }
         let Self { node_dir, cgroup, ebpf, .. } = self;
-        // Each kind of program has a type of its own, and all the same methods.
-        macro_rules! attach {
-            ($kind:ty, $name:expr) => {{
-                let program: &mut $kind = program(ebpf, $name)?;
-                if program.fd().is_err() {
-                    program.load().map_err(at($name))?;
-                }
-                let link = program
-                    .attach(&*cgroup, CgroupAttachMode::default())
-                    .and_then(|id| program.take_link(id))
-                    .map_err(at($name))?;
-                let path = pins::link_path(node_dir, $name);
-                pins::pin(FdLink::try_from(link).map_err(|error| pins::error(&path, &error))?, &path)?;
-            }};
-        }
         for name in ADDRESS_HOOKS {
-            attach!(CgroupSockAddr, name);
+            attach!(ebpf, cgroup, node_dir, CgroupSockAddr, name);
         }
-        attach!(CgroupSock, SOCK_CREATE);
-        attach!(SockOps, SOCK_OPS);
+        attach!(ebpf, cgroup, node_dir, CgroupSock, SOCK_CREATE);
+        attach!(ebpf, cgroup, node_dir, SockOps, SOCK_OPS);
         // It only takes notes for this process, and goes with it.
         let notes: &mut CgroupSockopt = program(ebpf, SETSOCKOPT)?;
         notes
@@ -122,7 +137,28 @@ impl Programs {
             .and_then(|()| notes.attach(&*cgroup, CgroupAttachMode::default()))
             .map_err(at(SETSOCKOPT))?;
         self.attached = true;
+        if std::mem::take(&mut self.attached_dns) {
+            self.attach_dns()?;
+        }
         Ok(())
+    }
+
+    /// Puts the programs for DNS there as well. No other pods pay for them.
+    pub(super) fn attach_dns(&mut self) -> Result<(), CaptureError> {
+        if !self.attached_dns {
+            let Self { node_dir, cgroup, ebpf, .. } = self;
+            for name in DNS_HOOKS {
+                attach!(ebpf, cgroup, node_dir, CgroupSockAddr, name);
+            }
+            self.attached_dns = true;
+        }
+        Ok(())
+    }
+
+    /// Takes off those that an earlier agent left, of whose pods none has its DNS captured any more.
+    pub(super) fn detach_dns(&mut self) {
+        self.attached_dns = false;
+        DNS_HOOKS.iter().for_each(|name| pins::unpin(&pins::link_path(&self.node_dir, name)));
     }
 
     /// Removes everything if no pod is enrolled.
@@ -167,6 +203,17 @@ impl Programs {
             .map_err(at(INBOUND))?;
         pins::pin(FdLink::from(link), &pins::pod_path(&self.node_dir, pod.uid(), pod.cookie()))?;
         self.forget_older(pod);
+        if pod.captures_dns() {
+            self.attach_dns()?;
+        }
+        self.add_pod(pod)
+    }
+
+    /// Has the programs know what of the pod is captured.
+    pub(super) fn add_pod(&self, pod: &PodNet) -> Result<(), CaptureError> {
+        for (key, port) in pod.query_ports() {
+            self.maps.set_query_port(key, port)?;
+        }
         self.maps.add_pod(pod)
     }
 
@@ -226,7 +273,7 @@ pub(super) type Rehearsed = (&'static str, Result<(), CaptureError>);
 pub(super) fn rehearse(cgroup: &File, netns: BorrowedFd<'_>) -> Result<Vec<Rehearsed>, CaptureError> {
     let mut ebpf = loader(None)?.load(OBJECT)?;
     let mut done = Vec::new();
-    macro_rules! attach {
+    macro_rules! rehearse {
         ($kind:ty, $name:expr, $($to:expr),+) => {
             let attached = program::<$kind>(&mut ebpf, $name).and_then(|program| {
                 program.load().and_then(|()| program.attach($($to),+)).map(drop).map_err(at($name))
@@ -234,13 +281,13 @@ pub(super) fn rehearse(cgroup: &File, netns: BorrowedFd<'_>) -> Result<Vec<Rehea
             done.push(($name, attached));
         };
     }
-    for name in ADDRESS_HOOKS {
-        attach!(CgroupSockAddr, name, cgroup, CgroupAttachMode::default());
+    for name in ADDRESS_HOOKS.into_iter().chain(DNS_HOOKS) {
+        rehearse!(CgroupSockAddr, name, cgroup, CgroupAttachMode::default());
     }
-    attach!(CgroupSock, SOCK_CREATE, cgroup, CgroupAttachMode::default());
-    attach!(SockOps, SOCK_OPS, cgroup, CgroupAttachMode::default());
-    attach!(CgroupSockopt, SETSOCKOPT, cgroup, CgroupAttachMode::default());
-    attach!(SkLookup, INBOUND, netns);
+    rehearse!(CgroupSock, SOCK_CREATE, cgroup, CgroupAttachMode::default());
+    rehearse!(SockOps, SOCK_OPS, cgroup, CgroupAttachMode::default());
+    rehearse!(CgroupSockopt, SETSOCKOPT, cgroup, CgroupAttachMode::default());
+    rehearse!(SkLookup, INBOUND, netns);
     let loaded = program::<SocketFilter>(&mut ebpf, PARK).and_then(|filter| filter.load().map_err(at(PARK)));
     done.push((PARK, loaded));
     Ok(done)

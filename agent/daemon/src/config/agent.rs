@@ -18,7 +18,7 @@ use super::{
     settings::read,
     values::{
         CaTrust, DataplaneLabel, HttpTelemetry, IssuerKind, LocalTraffic, Location, MapEntries, MetricsAuth,
-        Observe, OutboundPolicy, PostQuantum, Sampling, VaultPath,
+        OutboundPolicy, PostQuantum, Sampling, Switch, VaultPath,
     },
 };
 use crate::{
@@ -91,6 +91,10 @@ pub(crate) struct AgentConfig {
     pub(crate) outbound_policy: OutboundPolicy,
     /// Connections to outside the mesh are counted and logged.
     pub(crate) observe_outbound: bool,
+    /// DNS of pods is captured where neither they nor their namespaces say anything of it.
+    pub(crate) dns_capture: bool,
+    /// Where addresses for hosts of ServiceEntries come from.
+    pub(crate) vip_ranges: VipNetworks,
     /// Where files are that DestinationRules name, by namespace; nowhere if `None`.
     pub(crate) egress_files: Option<PathBuf>,
     /// Where cgroup v2 is mounted; to be found in /proc/mounts if `None`.
@@ -255,7 +259,9 @@ impl AgentConfig {
             policy_hold: settings.policy_hold.map_or(DEFAULT_POLICY_HOLD, |hold| hold.0),
             dataplane_label: settings.dataplane_label.unwrap_or_default(),
             outbound_policy: settings.outbound_policy.unwrap_or_default(),
-            observe_outbound: settings.observe_outbound.unwrap_or_default() == Observe::On,
+            observe_outbound: settings.observe_outbound.unwrap_or_default() == Switch::On,
+            dns_capture: settings.dns_capture.unwrap_or_default() == Switch::On,
+            vip_ranges: settings.vip_ranges.unwrap_or_default(),
             egress_files: settings.egress_files.map(|path| path.0),
             cgroup_root: settings.cgroup_root.map(|path| path.0),
             kubelet_cgroup: settings.kubelet_cgroup.map(|path| path.0),

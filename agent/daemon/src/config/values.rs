@@ -23,7 +23,7 @@ pub(crate) use names::{
     Accounts, ClusterId, ConfigMapKey, DnsName, Namespace, ObjectName, ServerName, ServerNames, VaultPath,
 };
 pub(crate) use observing::{CollectorUrl, HttpTelemetry, Sampling};
-pub(crate) use outbound::{Observe, OutboundPolicy};
+pub(crate) use outbound::{OutboundPolicy, Switch, VipNetworks};
 pub(crate) use providers::ExtensionProviders;
 pub(crate) use trust::{
     CaTrust, IssuerKind, LocalTraffic, MetricsAuth, PostQuantum, TrustBundles, TrustDomains,

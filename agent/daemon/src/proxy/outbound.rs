@@ -140,6 +140,9 @@ pub(super) async fn carry<D: Dial>(
         *routed = Box::pin(egress::resolve(shared, pod, &mut placed.client, *routed)).await;
     }
     let call = Call { shared, pod, routed: &routed };
+    if call.asks_for_names() {
+        return Box::pin(call.names(placed)).await;
+    }
     if let Way::Tunnel(client, endpoint, order) = &routed.way
         && endpoint.rule.is_none()
         && !is_itself(client, &endpoint.workload)
@@ -168,12 +171,12 @@ pub(super) struct Call<'a, D> {
 }
 
 /// A connection that the other end has taken, or may still refuse where nobody waits to know.
-struct Opened {
-    app: TcpStream,
-    place: Place,
-    stream: Stream,
-    peer: Arc<PeerIdentity>,
-    connection: Connection,
+pub(super) struct Opened {
+    pub(super) app: TcpStream,
+    pub(super) place: Place,
+    pub(super) stream: Stream,
+    pub(super) peer: Arc<PeerIdentity>,
+    pub(super) connection: Connection,
 }
 
 impl<D: Dial> Call<'_, D> {
@@ -243,7 +246,7 @@ impl<D: Dial> Call<'_, D> {
     }
 
     /// Both ends connected; `None` if that has come to nothing, of which all are told.
-    async fn opened(
+    pub(super) async fn opened(
         &self,
         placed: Placed,
         client: &Workload,

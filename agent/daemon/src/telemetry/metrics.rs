@@ -15,8 +15,8 @@ use prometheus_client::{
 pub(crate) use self::tokens::IssuerKeys;
 use self::{certificates::Certificates, tokens::Tokens};
 use super::{
-    Direction, Meta, checks::Checks, policy_metrics::PolicyMetrics, process::Process, requests::Requests,
-    traces::SpanCounts, traffic::Traffic,
+    Direction, Meta, checks::Checks, dns::DnsCounts, policy_metrics::PolicyMetrics, process::Process,
+    requests::Requests, traces::SpanCounts, traffic::Traffic,
 };
 
 #[derive(Debug)]
@@ -36,6 +36,7 @@ pub(super) struct Metrics {
     tunnels_open: Gauge,
     pub(super) tunnel_reuse: Counter,
     pub(super) tunnels_given_up: Counter,
+    pub(super) dns: DnsCounts,
     pub(super) policy_wakes: Counter,
     pub(super) enrolled_pods: Gauge,
     pub(super) pods_kept_out: Gauge,
@@ -118,6 +119,7 @@ impl Metrics {
         let spans = SpanCounts::register(&mut registry);
         let policy = PolicyMetrics::register(&mut registry);
         let checks = Checks::register(&mut registry);
+        let dns = DnsCounts::register(&mut registry);
 
         let build = Family::<BuildLabels, Gauge>::default();
         build.get_or_create(&BuildLabels { component: "ambit", tag: env!("CARGO_PKG_VERSION") }).set(1);
@@ -143,6 +145,7 @@ impl Metrics {
             tunnels_open: Gauge::default(),
             tunnel_reuse: Counter::default(),
             tunnels_given_up: Counter::default(),
+            dns,
             policy_wakes: Counter::default(),
             enrolled_pods: Gauge::default(),
             pods_kept_out: Gauge::default(),

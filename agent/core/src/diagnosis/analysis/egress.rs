@@ -44,7 +44,7 @@ fn host(report: &mut Report<'_>, subject: &Subject, rule: &DestinationRule) {
 /// Hosts that clients can dial by an address.
 fn hosts(mesh: &Mesh) -> impl Iterator<Item = String> + '_ {
     let services = mesh.services().map(|service| mesh.host_of_service(&service.name).to_string());
-    let dialled = mesh.service_entries().filter(|entry| !entry.addresses.is_empty());
+    let dialled = mesh.service_entries().filter(|entry| !entry.addresses.is_empty() || entry.wants_vips());
     services.chain(dialled.flat_map(|entry| entry.hosts.iter().map(ToString::to_string)))
 }
 

@@ -261,6 +261,7 @@ fn entry(name: &str, address: &str, (number, target): (u16, u16), protocol: Entr
         hosts: vec!["api.example.com".into()],
         wildcards: vec![],
         addresses: vec![Prefix::single(address.parse().unwrap())],
+        no_vips: false,
         ports: vec![EntryPort { number, name: "p".into(), target, protocol }],
         resolution: Resolution::None,
         endpoints: vec![],

@@ -16,6 +16,7 @@ use crate::{
         Delta, Destination,
         destination_rule::{DestinationRule, HostPattern, TlsSecret},
         service_entry::{EntryPort, EntryProtocol, Prefix, Resolution, ServiceEntry, WorkloadEntry},
+        vips::{VipRanges, Vips},
     },
     model::ObjectName,
 };
@@ -30,10 +31,18 @@ pub(super) struct Entries {
     /// Those that state networks.
     ranges: RedBlackTreeMapSync<(Prefix, ObjectName), Arc<ServiceEntry>>,
     /// Those that state a host, oldest first.
-    by_host: HashTrieMapSync<Arc<str>, Vec<Arc<ServiceEntry>>>,
+    pub(super) by_host: HashTrieMapSync<Arc<str>, Vec<Arc<ServiceEntry>>>,
+    /// Addresses of hosts whose entries state none.
+    pub(super) vips: Vips,
     /// An entry with a network has to be captured, which takes capturing everything.
     pub(super) captures_a_range: bool,
     pub(super) secrets: HashTrieMapSync<ObjectName, Arc<TlsSecret>>,
+}
+
+impl Entries {
+    pub(super) fn new(ranges: VipRanges) -> Self {
+        Self { vips: Vips::new(ranges), ..Self::default() }
+    }
 }
 
 impl Mesh {
@@ -154,12 +163,16 @@ impl Mesh {
                 affected.extend(self.entries_behind(host));
             }
         }
-        if let Some(before) = before {
-            self.unlink_entry(&before);
+        if let Some(before) = &before {
+            self.unlink_entry(before);
         }
+        let mut hosts: BTreeSet<Arc<str>> =
+            before.iter().flat_map(|entry| entry.hosts.iter().cloned()).collect();
         if let Some(entry) = entry {
             self.link_entry(&entry);
+            hosts.extend(entry.hosts.iter().cloned());
         }
+        affected.extend(hosts.iter().flat_map(|host| self.allocate(&name.namespace, host)));
         self.follow_capture(affected, delta);
         self.follow_ranges(delta);
     }
@@ -253,7 +266,7 @@ impl Mesh {
     }
 }
 
-fn age(entry: &ServiceEntry) -> (i64, ObjectName) {
+pub(super) fn age(entry: &ServiceEntry) -> (i64, ObjectName) {
     (entry.created.unwrap_or(i64::MAX), entry.name.clone())
 }
 

@@ -45,6 +45,9 @@ impl Mesh {
     /// The way to a destination that is none of the cluster's.
     pub(super) fn route_outside(&self, client: &Workload, dst: SocketAddr, random: u64) -> Route {
         let namespace = &*client.name.namespace;
+        if let Some(allocated) = self.route_to_vip(client, dst, random) {
+            return allocated;
+        }
         let found = self.entry_at(dst, namespace).and_then(|(entry, host)| {
             Some((entry, host, entry.ports.iter().find(|port| port.number == dst.port())?))
         });
@@ -90,7 +93,7 @@ impl Mesh {
         self.rules.settings(client, target, &self.settings.root_namespace)
     }
 
-    fn route_to_entry(
+    pub(super) fn route_to_entry(
         &self,
         client: &Workload,
         entry: &Arc<ServiceEntry>,

@@ -63,6 +63,7 @@ impl Mesh {
     /// The pod of that name becomes this, or goes.
     pub(super) fn put_pod(&mut self, name: &ObjectName, pod: Option<Arc<Pod>>, delta: &mut Delta) {
         let before = self.pods.get(name).cloned();
+        let captured_dns = self.captures_dns_of(name);
         let uids =
             [before.as_ref().map(|before| &before.pod), pod.as_ref()].map(|pod| Some(Arc::clone(&pod?.uid)));
         self.claim_uid(name, uids[0].as_ref(), uids[1].as_ref());
@@ -103,6 +104,9 @@ impl Mesh {
             }
         }
         self.follow_capture(affected, delta);
+        if captured_dns != self.captures_dns_of(name) {
+            delta.reconsider_pods();
+        }
         let workload = |record: &Arc<PodRecord>| Arc::clone(&record.workload);
         let pod = PodDelta { before: before.as_ref().map(workload), after: after.as_ref().map(workload) };
         delta.pod(name.clone(), pod);

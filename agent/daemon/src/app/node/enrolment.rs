@@ -30,6 +30,7 @@ const PROGRAMS: (usize, &str) = (
     "the eBPF programs cannot be attached, so pods that are not captured yet cannot be; tried again every second",
 );
 const OUTBOUND: (usize, &str) = (2, "connections of pods to outside cannot be captured");
+const DNS: (usize, &str) = (3, "DNS of pods cannot be captured, and goes past the agent");
 const DESTINATIONS: (usize, &str) = (1, "neither the meshed destinations nor everything can be captured");
 
 /// What is captured on this node, and who serves it.
@@ -42,8 +43,8 @@ pub(super) struct Enrolment {
     kept_out: HashSet<Arc<str>>,
     readiness: Readiness,
     /// Held while the programs, or what they look into, are not as they should be: for the programs, for destinations, and for pods
-    /// whose connections to outside are captured.
-    amiss: [Option<Gate>; 3],
+    /// whose connections to outside, or whose DNS, are captured.
+    amiss: [Option<Gate>; 4],
     serving: JoinSet<()>,
 }
 
@@ -52,9 +53,15 @@ struct Enrolled {
     spec: PodSpec,
     net: Arc<PodNet>,
     tasks: Vec<AbortHandle>,
+    /// Those that serve its DNS.
+    dns: Vec<AbortHandle>,
 }
 
 impl Enrolled {
+    fn abort(&self) {
+        self.tasks.iter().chain(&self.dns).for_each(AbortHandle::abort);
+    }
+
     /// A network namespace is one pod's: two would speak with each other's identities.
     fn is_in_the_way_of(&self, spec: &PodSpec) -> bool {
         self.spec.uid != spec.uid && self.spec.netns == spec.netns
@@ -63,7 +70,7 @@ impl Enrolled {
 
 impl Enrolment {
     pub(super) fn new(capture: Capture, proxy: Proxy, feed: Feed, readiness: Readiness) -> Self {
-        let (pods, kept_out, amiss) = (HashMap::new(), HashSet::new(), [None, None, None]);
+        let (pods, kept_out, amiss) = (HashMap::new(), HashSet::new(), [const { None }; 4]);
         Self { capture, proxy, feed, pods, kept_out, readiness, amiss, serving: JoinSet::new() }
     }
 
@@ -128,10 +135,24 @@ impl Enrolment {
             found_by = location.found_by.as_str(),
             "pod enrolled"
         );
-        if let Some(old) = self.pods.insert(spec.uid.clone(), Enrolled { spec, net, tasks }) {
-            old.tasks.iter().for_each(AbortHandle::abort);
+        let uid = spec.uid.clone();
+        if let Some(old) = self.pods.insert(uid.clone(), Enrolled { spec, net, tasks, dns: Vec::new() }) {
+            old.abort();
         }
+        self.serve_dns(&uid);
         Ok(())
+    }
+
+    /// Serves the pod's DNS, if that is captured and nobody does yet, or no longer.
+    fn serve_dns(&mut self, uid: &Arc<str>) {
+        let Some(pod) = self.pods.get_mut(uid) else { return };
+        if !pod.net.captures_dns() {
+            pod.dns.drain(..).for_each(|task| task.abort());
+        }
+        for socket in pod.net.take_queries() {
+            let (proxy, uid) = (self.proxy.clone(), uid.clone());
+            pod.dns.push(self.serving.spawn(async move { proxy.serve_dns(uid, socket).await }));
+        }
     }
 
     /// Releases the pods that are not desired; whether there was one.
@@ -147,7 +168,7 @@ impl Enrolment {
     fn release(&mut self, uid: &str) {
         if let Some(enrolled) = self.pods.remove(uid) {
             self.capture.release(uid);
-            enrolled.tasks.iter().for_each(AbortHandle::abort);
+            enrolled.abort();
             tracing::info!(%uid, netns = %enrolled.spec.netns.path().display(), "pod released");
         }
     }
@@ -164,13 +185,18 @@ impl Enrolment {
         self.take_note(DESTINATIONS, &done);
     }
 
-    /// Has all captured that the pods dial whose connections to outside are the agent's affair.
+    /// Has all captured that the pods dial whose connections to outside are the agent's affair, and DNS of those that opt in.
     pub(super) fn capture_everything(&mut self, desired: &DesiredPods, world: &World) {
         let mesh = &world.mesh;
         let watched =
             desired.iter().filter(|(_, pod)| mesh.captures_everything_of(&pod.workload.name.namespace));
         let done = self.capture.capture_everything_of(watched.map(|(uid, _)| uid.clone()).collect());
         self.take_note(OUTBOUND, &done);
+        let asking = desired.iter().filter(|(_, pod)| mesh.captures_dns_of(&pod.workload.name));
+        let done = self.capture.capture_dns_of(asking.map(|(uid, _)| uid.clone()).collect());
+        self.take_note(DNS, &done);
+        let enrolled: Vec<Arc<str>> = self.pods.keys().cloned().collect();
+        enrolled.iter().for_each(|uid| self.serve_dns(uid));
     }
 
     /// Why all that enrolled pods dial is captured, if it is.

@@ -9,8 +9,8 @@ use crate::{
             CaTrust, ClusterId, CollectorUrl, ConfigMapKey, DataplaneLabel, DnsName, Drain,
             ExtensionProviders, Hold, HttpTelemetry, IpBlocks, IssuerKind, KeyRefresh, ListenAddr,
             LocalTraffic, Location, Locations, LogFilter, LoopbackAddr, MapEntries, MetricsAuth, Namespace,
-            ObjectName, Observe, OutboundPolicy, PostQuantum, Sampling, ServerName, ServiceAddr,
-            TrustBundles, TrustDomains, TrustedProxies, Ttl, Url, VaultPath, Workers,
+            ObjectName, OutboundPolicy, PostQuantum, Sampling, ServerName, ServiceAddr, Switch, TrustBundles,
+            TrustDomains, TrustedProxies, Ttl, Url, VaultPath, Workers,
         },
     },
     telemetry::LogFormat,
@@ -88,7 +88,11 @@ settings! {
     /// Where pods may connect to whose namespace has no label ambit.dev/outbound-policy: ALLOW_ANY, or REGISTRY_ONLY (the cluster, and what a ServiceEntry names) [default: ALLOW_ANY]
     outbound_policy: OutboundPolicy, "AMBIT_OUTBOUND_POLICY", "POLICY";
     /// Whether connections to outside the mesh are counted and logged as others, for which they pass through the agent: off or on [default: off]
-    observe_outbound: Observe, "AMBIT_OBSERVE_OUTBOUND", "WHETHER";
+    observe_outbound: Switch, "AMBIT_OBSERVE_OUTBOUND", "WHETHER";
+    /// Whether DNS of pods is captured that neither have a label ambit.dev/dns-capture nor have a namespace with one: off or on [default: off]
+    dns_capture: Switch, "AMBIT_DNS_CAPTURE", "WHETHER";
+    /// Where addresses come from for hosts of ServiceEntries that state none: a network of each family at most, or none; the same on all nodes [default: 240.240.0.0/16,2001:2::/48]
+    vip_ranges: VipNetworks, "AMBIT_VIP_RANGES", "CIDR[,CIDR]";
     /// The folder with a folder for each namespace, in which the files are that DestinationRules name for its pods
     egress_files: Location, "AMBIT_EGRESS_FILES", "DIR";
     /// Where cgroup v2 is mounted [default: found in /proc/mounts]

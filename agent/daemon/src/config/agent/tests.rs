@@ -55,6 +55,8 @@ fn defaults_are_those_of_the_help() {
             dataplane_label: "ambit.dev/dataplane=enabled,disabled".parse().unwrap(),
             outbound_policy: Default::default(),
             observe_outbound: false,
+            dns_capture: false,
+            vip_ranges: "240.240.0.0/16,2001:2::/48".parse().unwrap(),
             egress_files: None,
             kubelet_cgroup: None,
             cgroup_root: None,

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use ambit_core::{
     discovery::{
         Change as MeshChange, EntryAddress, EntryEndpoint, EntryPort, EntryProtocol, Prefix, Resolution,
-        ServiceEntry, Settings, WorkloadEntry,
+        ServiceEntry, Settings, VipRanges, WorkloadEntry,
     },
     model::ObjectName,
 };
@@ -18,6 +18,8 @@ use super::{
     wire::{self, Metadata, Pairs},
 };
 
+/// The label by which an entry wants no addresses allocated, as Istio has it.
+const AUTO_ALLOCATE_LABEL: &str = "networking.istio.io/enable-autoallocate-ip";
 /// Hosts of an entry, as in Istio's schema.
 const MAX_HOSTS: usize = 256;
 
@@ -60,7 +62,7 @@ wire::objects! {
     }
 }
 
-pub(super) fn read(name: ObjectName, object: &Value, _: &Settings) -> Result<Valid, FieldError> {
+pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Result<Valid, FieldError> {
     let Object { metadata, spec } = wire::typed(object)?;
     let spec = spec.unwrap_or_default();
     let mut ignored = Vec::new();
@@ -99,18 +101,23 @@ pub(super) fn read(name: ObjectName, object: &Value, _: &Settings) -> Result<Val
                 .to_owned(),
         );
     }
-    if addresses.is_empty() {
+    let metadata = metadata.unwrap_or_default();
+    let allocated = labels(metadata.labels).remove(AUTO_ALLOCATE_LABEL);
+    let no_vips = allocated.is_some_and(|value| value.eq_ignore_ascii_case("false"))
+        || settings.vip_ranges == VipRanges::NONE;
+    if addresses.is_empty() && (no_vips || resolution == Resolution::None) {
         ignored.push(
-            "spec.addresses is empty: connections to its hosts are told from others only by the name in TLS, and only where \
-             the outbound policy is REGISTRY_ONLY; DestinationRules for them have no effect"
+            "spec.addresses is empty, and none are allocated: connections to its hosts are told from others only by the name in TLS, \
+             and only where the outbound policy is REGISTRY_ONLY; DestinationRules for them have no effect"
                 .to_owned(),
         );
     }
     let entry = ServiceEntry {
-        created: timestamp(metadata.unwrap_or_default().creation_timestamp)?,
+        created: timestamp(metadata.creation_timestamp)?,
         hosts,
         wildcards,
         addresses,
+        no_vips,
         ports: ports(spec.ports.unwrap_or_default())?,
         resolution,
         endpoints,

@@ -92,6 +92,10 @@ seLinuxOptions:
   value: {{ .Values.egress.outboundPolicy }}
 - name: AMBIT_OBSERVE_OUTBOUND
   value: {{ ternary "on" "off" .Values.egress.observe | quote }}
+- name: AMBIT_DNS_CAPTURE
+  value: {{ ternary "on" "off" .Values.egress.dnsCapture | quote }}
+- name: AMBIT_VIP_RANGES
+  value: {{ .Values.egress.vipRanges | quote }}
 - name: AMBIT_DRAIN
   value: {{ .Values.drainSeconds }}s
 - name: AMBIT_LOG

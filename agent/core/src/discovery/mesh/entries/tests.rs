@@ -36,6 +36,7 @@ fn entry(
         hosts: vec![host.into()],
         wildcards: vec![],
         addresses: addresses.iter().map(|text| prefix(text)).collect(),
+        no_vips: false,
         ports: vec![EntryPort {
             number: 80,
             name: "http".into(),

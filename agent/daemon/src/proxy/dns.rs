@@ -1,0 +1,108 @@
+//! DNS over TCP of pods that opt in: the same ways as any connection's, but for messages that the agent answers itself.
+
+use std::net::SocketAddr;
+
+use ambit_core::{discovery::Endpoint, model::Workload};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    select,
+};
+
+use super::{
+    Cut, Placed, describe, distrusted,
+    outbound::{CONNECT, Call, Opened, Way, is_itself},
+    unconnected, within,
+};
+use crate::{
+    capture::{Dial, bound_buffers, end_cleanly},
+    dns::{Transport, splice},
+    telemetry::{Connection, Ending},
+    tunnel::Order,
+};
+
+/// Where DNS is asked for.
+const PORT: u16 = 53;
+
+impl<D: Dial> Call<'_, D> {
+    /// Whether it is such a connection, on a way on which messages can be told apart.
+    pub(super) fn asks_for_names(&self) -> bool {
+        let can = match &self.routed.way {
+            Way::Tunnel(client, endpoint, _) => {
+                endpoint.rule.is_none() && !is_itself(client, &endpoint.workload)
+            }
+            Way::Plain(endpoint) => endpoint.rule.is_none(),
+            Way::Passthrough | Way::Observed => true,
+            Way::Resolve(_) | Way::ByName(_) | Way::Refused(_) => false,
+        };
+        can && self.routed.original_dst.0.port() == PORT && self.pod.pod.captures_dns()
+    }
+
+    pub(super) async fn names(&self, placed: Box<Placed>) {
+        match &self.routed.way {
+            Way::Tunnel(client, endpoint, order) => {
+                Box::pin(self.names_by_tunnel(placed, client, endpoint, *order)).await;
+            }
+            Way::Plain(endpoint) => self.names_from(placed, endpoint.addr.0).await,
+            _ => self.names_from(placed, self.routed.original_dst.0).await,
+        }
+    }
+
+    async fn names_by_tunnel(
+        &self,
+        placed: Box<Placed>,
+        client: &Workload,
+        endpoint: &Endpoint,
+        order: Order,
+    ) {
+        let opened = Box::pin(self.opened(*placed, client, endpoint, order)).await;
+        let Some(Opened { app, place: _place, mut stream, peer, connection }) = opened else { return };
+        let ended = select! {
+            ended = self.exchanged(app, &mut stream, connection) => ended,
+            refused = self.shared.wallet.until_distrusted(&client.identity, &peer) => {
+                let tell = Cut::here(distrusted(refused)).refusal;
+                return drop(tokio::spawn(stream.close(tell)));
+            }
+        };
+        if ended {
+            self.pod.pod.answered(self.routed.original_dst.0);
+        } else {
+            self.pod.pod.unanswered(self.routed.original_dst.0);
+        }
+        tokio::spawn(stream.close(None));
+    }
+
+    async fn names_from(&self, placed: Box<Placed>, resolver: SocketAddr) {
+        let Placed { client: app, mut place } = *placed;
+        let dial = async {
+            let dial = self.pod.pod.dial_plain(self.routed.source.ip(), resolver);
+            within(CONNECT, dial).await.map_err(|error| unconnected("the resolver", resolver, &error))
+        };
+        let Some((app, mut server)) = self.reached(app, &mut place, dial).await else { return };
+        bound_buffers(&server, place.buffers());
+        let connection = self.shared.telemetry.open(describe::outbound(self.routed, None));
+        if self.exchanged(app, &mut server, connection).await {
+            end_cleanly(&server);
+        }
+    }
+
+    /// Carries messages until both ends have ended; whether they have, or one was cut.
+    async fn exchanged(
+        &self,
+        mut app: TcpStream,
+        server: impl AsyncRead + AsyncWrite + Unpin,
+        connection: Connection,
+    ) -> bool {
+        let answer = |query: &[u8]| self.shared.dns.answer(self.pod.pod.uid(), query, Transport::Tcp);
+        let moved = |sent: usize, got: usize| {
+            connection.client_to_server(sent as u64);
+            connection.server_to_client(got as u64);
+        };
+        let ended = splice(&mut app, server, answer, moved).await.is_ok();
+        if ended {
+            end_cleanly(&app);
+        }
+        connection.finish(if ended { &Ending::Closed } else { &Ending::Reset });
+        ended
+    }
+}
