@@ -11,6 +11,7 @@ mod connect;
 mod control;
 mod custom;
 mod denials;
+mod dns;
 mod egress;
 mod evasion;
 mod explain;
@@ -74,13 +75,14 @@ pub const SOAK: &str = "soak::";
 
 /// Tests beside which nothing else may run: they measure, they load, or they look at the whole machine. The shared world is one
 /// more that nobody runs beside.
-const ALONE: [&str; 6] = [
+const ALONE: [&str; 7] = [
     SOAK,
     "failure::",
     "upgrade::",
     "attacks::floods::",
     "identities::sixty_renew_under_load",
     "cni::the_installation_is_kept",
+    "dns::load_is_carried_without_loss",
 ];
 
 /// Every test, in the order in which they run.
@@ -93,6 +95,7 @@ pub fn tests() -> Vec<Test> {
         connect::TESTS,
         routing::TESTS,
         egress::TESTS,
+        dns::TESTS,
         other_addresses::TESTS,
         transparency::TESTS,
         policy::TESTS,

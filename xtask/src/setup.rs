@@ -40,10 +40,14 @@ const PROGRAMS: &[(&str, &str)] = &[
 
 /// Users' applications, clients and servers, which the end-to-end tests run beside them.
 const APPLICATIONS: &[(&str, &str)] = &[
+    ("dig", "bind9-dnsutils"),
+    ("dnsperf", "dnsperf"),
     ("go", "golang-go"),
     ("h2load", "nghttp2-client"),
     // Python's modules have no programs: they come with one that is used beside them.
     ("nginx", "nginx-light python3-grpcio python3-websockets"),
+    ("musl-gcc", "musl-tools"),
+    ("named", "bind9"),
     ("node", "nodejs"),
     ("pg_createcluster", "postgresql"),
     ("python3", "python3"),

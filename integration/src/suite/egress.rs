@@ -8,6 +8,7 @@ use std::{fs, net::Ipv4Addr, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 
+pub(super) use self::outside::hold_to_registry;
 use self::outside::{Listener, Outside, VIP, certificate, entry, rule};
 use super::{Test, own};
 use crate::{

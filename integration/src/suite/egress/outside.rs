@@ -210,7 +210,7 @@ pub(super) fn rule(tls: &str) -> String {
 }
 
 /// Holds the pods in the mesh to what is registered.
-pub(super) fn hold_to_registry(world: &World) -> Result<()> {
+pub(in crate::suite) fn hold_to_registry(world: &World) -> Result<()> {
     let text = format!(
         "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {MESHED}\n  labels: {{ambit.dev/dataplane: enabled, \
          ambit.dev/outbound-policy: REGISTRY_ONLY}}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: {UNMESHED}}}\n"

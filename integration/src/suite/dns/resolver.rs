@@ -1,0 +1,116 @@
+//! A resolver: BIND in a pod that no manifest tells of, with zones that hold answers of all kinds.
+
+use std::{fmt::Write as _, fs, net::Ipv4Addr, net::Ipv6Addr, path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{
+    process::{self, Process, eventually},
+    world::World,
+};
+
+/// The pod that is no pod.
+const POD: &str = "x";
+/// Until it answers.
+const UP: Duration = Duration::from_secs(20);
+
+pub(super) struct Resolver {
+    pub(super) v4: Ipv4Addr,
+    pub(super) v6: Ipv6Addr,
+    process: Process,
+}
+
+impl Resolver {
+    pub(super) fn start(world: &mut World) -> Result<Self> {
+        world.topology.add(POD, "nowhere", 1)?;
+        let folder = world.folder.join("named");
+        fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        let write =
+            |name: &str, text: &str| fs::write(folder.join(name), text).with_context(|| name.to_owned());
+        write("named.conf", &configuration(&folder))?;
+        write("example", &example())?;
+        write("cluster", HEAD)?;
+        write("broken", "this is no zone\n")?;
+        let pod = world.pod(POD);
+        let mut command = pod.netns.command("named");
+        command.args(["-g", "-n", "1", "-c"]).arg(folder.join("named.conf"));
+        let process = Process::start(&mut command, &folder.join("named.log"))?;
+        let (v4, v6) = (pod.v4, pod.v6);
+        let resolver = Self { v4, v6, process };
+        eventually(UP, || {
+            let mut dig = pod.netns.command("dig");
+            let at = format!("@{v4}");
+            let answer = process::must(dig.args([&at, "+short", "+tries=1", "+time=1", "h0.example.test"]))?;
+            ensure!(answer.trim() == "192.0.2.0", "named answers {answer:?}");
+            Ok(())
+        })
+        .with_context(|| resolver.process.output())?;
+        Ok(resolver)
+    }
+
+    /// `/etc/resolv.conf` of a pod that asks it, as Kubernetes writes it.
+    pub(super) fn configuration(&self, world: &World) -> Result<PathBuf> {
+        let path = world.folder.join("resolv.conf");
+        let text = format!(
+            "nameserver {}\nsearch shop.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5 timeout:2\n",
+            self.v4
+        );
+        fs::write(&path, text).with_context(|| path.display().to_string())?;
+        Ok(path)
+    }
+}
+
+impl Drop for Resolver {
+    fn drop(&mut self) {
+        self.process.kill();
+    }
+}
+
+const HEAD: &str =
+    "$TTL 60\n@ IN SOA ns.example.test. root.example.test. 1 60 60 60 60\n@ IN NS ns.example.test.\n";
+
+fn configuration(folder: &std::path::Path) -> String {
+    let folder = folder.display();
+    let zone =
+        |name: &str, file: &str| format!("zone \"{name}\" {{ type master; file \"{folder}/{file}\"; }};\n");
+    format!(
+        "options {{ directory \"{folder}\"; pid-file none; session-keyfile none; recursion no; dnssec-validation no; \
+         listen-on {{ any; }}; listen-on-v6 {{ any; }}; allow-query {{ any; }}; rrset-order {{ order none; }}; \
+         answer-cookie no; tcp-clients 500; }};\ncontrols {{ }};\n{}{}{}",
+        zone("example.test", "example"),
+        zone("cluster.local", "cluster"),
+        zone("broken.test", "broken")
+    )
+}
+
+/// Names `h0` to `h999`, of ten kinds by their last digit.
+fn example() -> String {
+    let mut zone = format!("{HEAD}ns IN A 192.0.2.53\n");
+    for number in 0..1_000 {
+        let (high, low) = (number / 250, number % 250);
+        let _ = match number % 10 {
+            0 | 1 | 9 => writeln!(zone, "h{number} IN A 192.0.{}.{low}", high + 2),
+            2 => writeln!(zone, "h{number} IN AAAA 2001:db8::{number}"),
+            3 => (1..5).try_for_each(|step| {
+                let from = if step == 1 { format!("h{number}") } else { format!("c{step}.h{number}") };
+                match step {
+                    4 => writeln!(zone, "{from} IN A 192.0.2.4"),
+                    _ => writeln!(zone, "{from} IN CNAME c{}.h{number}", step + 1),
+                }
+            }),
+            // 4 does not exist, and 5 is asked for in the broken zone.
+            6 => (0..60).try_for_each(|last| writeln!(zone, "h{number} IN A 192.0.2.{last}")),
+            7 => {
+                let text = format!("\"{}\" ", "x".repeat(200)).repeat(20);
+                writeln!(zone, "h{number} IN TXT ( {text} )")
+            }
+            8 => writeln!(
+                zone,
+                "h{number} IN MX 10 mail{low}\nh{number} IN SRV 1 2 {} target{low}",
+                1_000 + number
+            ),
+            _ => Ok(()),
+        };
+    }
+    zone
+}
