@@ -17,6 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use socket2::SockRef;
 use tokio::{select, time::MissedTickBehavior};
 
 pub(crate) use stream::splice;
@@ -112,7 +113,7 @@ impl Responder {
             };
             match self.answer(uid, buffer, Transport::Udp) {
                 // It can only fail where the client has gone, or does not read.
-                Some(answer) => drop(socket.socket().try_send_to(&answer, client)),
+                Some(answer) => drop(SockRef::from(&**socket.socket()).send_to(&answer, &client.into())),
                 None => transit.pass(self, socket, client, buffer),
             }
         }

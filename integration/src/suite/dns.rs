@@ -141,6 +141,8 @@ fn hosts(world: &mut World) -> Result<()> {
         ensure!(told(world, "a", resolver.v4, HOST, "A")? == format!("0 {vip}"));
         Ok(())
     })?;
+    let status = world.agents[0].status_text()?;
+    ensure!(status.contains("DNS captured"), "{status}");
     // A label goes before the flag.
     let namespaces = format!(
         "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {MESHED}\n  labels: {{ambit.dev/dataplane: enabled, ambit.dev/dns-capture: \

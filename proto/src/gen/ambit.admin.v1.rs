@@ -110,6 +110,9 @@ pub struct Pod {
     /// What keeps it from talking, by the reason of the event that says so: EnrolmentFailed or NoCertificate; empty if nothing does.
     #[prost(string, tag = "11")]
     pub hindrance: ::prost::alloc::string::String,
+    /// Whether its DNS passes through the agent.
+    #[prost(bool, tag = "12")]
+    pub dns_captured: bool,
 }
 /// Verdicts of the capture programs for one pod, in connections.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -152,7 +152,13 @@ mod tests {
             netns: None,
             http_telemetry: false,
         };
-        PodStatus { workload: Arc::new(workload), state, found_by: None, counters: Counters::default() }
+        PodStatus {
+            workload: Arc::new(workload),
+            state,
+            found_by: None,
+            counters: Counters::default(),
+            captures_dns: false,
+        }
     }
 
     fn identity(name: &str, state: IdentityState, error: Option<&str>) -> IdentityStatus {

@@ -136,6 +136,7 @@ fn pod(pod: &PodStatus, hindrance: Option<&Hindrance>) -> proto::Pod {
         state: state.into(),
         error,
         found_by: pod.found_by.map(FoundBy::as_str).unwrap_or_default().to_owned(),
+        dns_captured: pod.captures_dns,
         hindrance: hindrance.map(Hindrance::reason).unwrap_or_default().to_owned(),
         counters: Some(proto::CaptureCounters {
             captured: pod.counters.captured,

@@ -8,8 +8,7 @@ use domain::{
     base::{
         Message, MessageBuilder, Question, Rtype, Serial, StaticCompressor, Ttl,
         iana::{Class, Opcode, Rcode},
-        name::{Label, ParsedName, ToName as _},
-        wire::Composer,
+        name::{Label, ParsedName, ToLabelIter as _, ToName as _},
     },
     rdata::{A, Aaaa, Soa},
 };

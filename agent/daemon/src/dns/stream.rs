@@ -20,10 +20,11 @@ pub(crate) async fn splice(
     answer: impl Fn(&[u8]) -> Option<Vec<u8>>,
     moved: impl Fn(usize, usize),
 ) -> io::Result<()> {
+    let moved = &moved;
     let (mut from_client, mut to_client) = tokio::io::split(client);
     let (mut from_server, mut to_server) = tokio::io::split(server);
     let (own, mut answers) = mpsc::channel::<Vec<u8>>(WAITING);
-    let asking = async {
+    let asking = async move {
         let mut message = Vec::new();
         while read(&mut from_client, &mut message).await? {
             moved(message.len(), 0);
@@ -50,7 +51,8 @@ pub(crate) async fn splice(
         }
         Ok(())
     };
-    let answering = async {
+    // With its end nobody waits any more for the agent's own answers to be taken.
+    let answering = async move {
         loop {
             let message = select! {
                 Some(message) = answers.recv() => message,

@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use socket2::SockRef;
 use tokio::{net::UdpSocket, time::timeout};
 
 use super::{
@@ -63,7 +64,8 @@ impl Transit {
     ) {
         let sent = self.flow(responder, socket, client, query).and_then(|flow| {
             // What is reported first is that an earlier one was not taken.
-            let sent = flow.upstream.try_send(query).or_else(|_| flow.upstream.try_send(query));
+            let upstream = SockRef::from(&flow.upstream);
+            let sent = upstream.send(query).or_else(|_| upstream.send(query));
             sent.map_err(|error| format!("the resolver cannot be asked: {error}"))
         });
         match sent {
@@ -175,7 +177,7 @@ impl Back {
             return self.responder.refused(&self.uid, DnsResult::Dropped, why);
         }
         // It can only fail where the client has gone, or does not read.
-        let _: io::Result<usize> = self.clients.try_send_to(answer, self.client);
+        let _: io::Result<usize> = SockRef::from(&*self.clients).send_to(answer, &self.client.into());
     }
 
     /// Whether the client waits for nothing any more; then a query that comes next finds no flow. One that asks often is given time

@@ -58,18 +58,23 @@ impl<D: Dial> Call<'_, D> {
         let opened = Box::pin(self.opened(*placed, client, endpoint, order)).await;
         let Some(Opened { app, place: _place, mut stream, peer, connection }) = opened else { return };
         let ended = select! {
-            ended = self.exchanged(app, &mut stream, connection) => ended,
+            ended = self.exchanged(app, &mut stream, &connection) => ended,
             refused = self.shared.wallet.until_distrusted(&client.identity, &peer) => {
-                let tell = Cut::here(distrusted(refused)).refusal;
+                let tell = Cut::here(distrusted(refused)).report(connection);
                 return drop(tokio::spawn(stream.close(tell)));
             }
         };
-        if ended {
-            self.pod.pod.answered(self.routed.original_dst.0);
-        } else {
-            self.pod.pod.unanswered(self.routed.original_dst.0);
+        connection.finish(&ended);
+        match ended {
+            Ending::Closed => {
+                self.pod.pod.answered(self.routed.original_dst.0);
+                tokio::spawn(stream.into_session().close(None));
+            }
+            _ => {
+                self.pod.pod.unanswered(self.routed.original_dst.0);
+                tokio::spawn(stream.close(None));
+            }
         }
-        tokio::spawn(stream.close(None));
     }
 
     async fn names_from(&self, placed: Box<Placed>, resolver: SocketAddr) {
@@ -81,28 +86,31 @@ impl<D: Dial> Call<'_, D> {
         let Some((app, mut server)) = self.reached(app, &mut place, dial).await else { return };
         bound_buffers(&server, place.buffers());
         let connection = self.shared.telemetry.open(describe::outbound(self.routed, None));
-        if self.exchanged(app, &mut server, connection).await {
+        let ended = self.exchanged(app, &mut server, &connection).await;
+        if matches!(ended, Ending::Closed) {
             end_cleanly(&server);
         }
+        connection.finish(&ended);
     }
 
-    /// Carries messages until both ends have ended; whether they have, or one was cut.
+    /// Carries messages until both ends have ended, or one was cut.
     async fn exchanged(
         &self,
         mut app: TcpStream,
         server: impl AsyncRead + AsyncWrite + Unpin,
-        connection: Connection,
-    ) -> bool {
+        connection: &Connection,
+    ) -> Ending {
         let answer = |query: &[u8]| self.shared.dns.answer(self.pod.pod.uid(), query, Transport::Tcp);
         let moved = |sent: usize, got: usize| {
             connection.client_to_server(sent as u64);
             connection.server_to_client(got as u64);
         };
-        let ended = splice(&mut app, server, answer, moved).await.is_ok();
-        if ended {
-            end_cleanly(&app);
+        match splice(&mut app, server, answer, moved).await {
+            Ok(()) => {
+                end_cleanly(&app);
+                Ending::Closed
+            }
+            Err(_) => Ending::Reset,
         }
-        connection.finish(if ended { &Ending::Closed } else { &Ending::Reset });
-        ended
     }
 }

@@ -79,6 +79,11 @@ impl Enrolment {
         self.pods.get(uid).map(|pod| pod.net.cookie())
     }
 
+    /// Whether the pod's DNS is captured.
+    pub(super) fn captures_dns(&self, uid: &str) -> bool {
+        self.pods.get(uid).is_some_and(|pod| pod.net.captures_dns())
+    }
+
     /// Opens what a pod will need, beside an agent that still serves it.
     pub(super) async fn stage(&mut self, pod: &Desired) -> Result<(), String> {
         let location = pod.location.as_ref().map_err(Clone::clone)?;

@@ -22,6 +22,7 @@ pub(in crate::app) struct PodStatus {
     /// How its network namespace was found, once it is.
     pub(in crate::app) found_by: Option<FoundBy>,
     pub(in crate::app) counters: Counters,
+    pub(in crate::app) captures_dns: bool,
 }
 
 /// The pods of this node as of the last look; read without a lock.
@@ -73,12 +74,14 @@ impl Publication {
                 state: Err(failure.clone()),
                 found_by: None,
                 counters: Counters::default(),
+                captures_dns: false,
             },
             None => PodStatus {
                 workload,
                 state: Ok(enrolment.cookie(uid)?),
                 found_by: pod.location.as_ref().ok().map(|location| location.found_by),
                 counters: self.counters.get(uid).copied().unwrap_or_default(),
+                captures_dns: enrolment.captures_dns(uid),
             },
         })
     }

@@ -111,6 +111,7 @@ fn pods_table(pods: &[PodView]) -> Table {
     for pod in pods {
         let state = match (&*pod.error, &*pod.hindrance) {
             ("", "NoCertificate") => format!("{}, no certificate", pod.state),
+            ("", _) if pod.dns_captured => format!("{}, DNS captured", pod.state),
             ("", _) => pod.state.to_owned(),
             (error, _) => format!("{}: {error}", pod.state),
         };

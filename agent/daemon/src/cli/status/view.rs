@@ -46,6 +46,7 @@ pub(super) struct PodView {
     pub(super) error: String,
     pub(super) hindrance: String,
     found_by: String,
+    pub(super) dns_captured: bool,
     pub(super) counters: CountersView,
 }
 
@@ -156,6 +157,7 @@ impl From<proto::Pod> for PodView {
             error: pod.error,
             hindrance: pod.hindrance,
             found_by: pod.found_by,
+            dns_captured: pod.dns_captured,
             counters: CountersView {
                 captured: counters.captured,
                 passed: counters.passed,

@@ -1,4 +1,4 @@
-use domain::base::{Name, name::ToName};
+use domain::base::Name;
 
 use super::*;
 
@@ -33,7 +33,7 @@ fn answered(query: &[u8]) -> Option<Message<Vec<u8>>> {
 
 fn addresses(answer: &Message<Vec<u8>>) -> Vec<String> {
     let records = answer.answer().unwrap();
-    let text = |record: Result<domain::base::record::ParsedRecord<'_, Vec<u8>>, _>| {
+    let text = |record: Result<domain::base::ParsedRecord<'_, Vec<u8>>, _>| {
         let record = record.unwrap();
         if let Ok(Some(a)) = record.to_record::<A>() {
             return a.data().addr().to_string();
