@@ -90,3 +90,48 @@ fn framed(message: &[u8]) -> Vec<u8> {
     let length = u16::try_from(message.len()).unwrap_or(u16::MAX).to_be_bytes();
     length.iter().chain(message).copied().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::duplex;
+
+    use super::*;
+
+    async fn next(from: &mut (impl AsyncRead + Unpin)) -> Option<Vec<u8>> {
+        let mut message = Vec::new();
+        read(from, &mut message).await.unwrap().then(|| message[PREFIX..].to_vec())
+    }
+
+    #[tokio::test]
+    async fn what_is_answered_here_does_not_go_on_and_the_rest_does_as_it_is() {
+        let ((mut app, client), (server, mut resolver)) = (duplex(1 << 20), duplex(1 << 20));
+        let answer = |query: &[u8]| query.starts_with(b"ours").then(|| b"answered".to_vec());
+        let carried = tokio::spawn(async move { splice(client, server, answer, |_, _| {}).await });
+        let long = vec![b'x'; 65_535];
+        for query in [b"theirs 1".as_slice(), b"ours", &long] {
+            app.write_all(&framed(query)).await.unwrap();
+        }
+        assert_eq!(next(&mut app).await.unwrap(), b"answered");
+        assert_eq!(next(&mut resolver).await.unwrap(), b"theirs 1");
+        assert_eq!(next(&mut resolver).await.unwrap(), long);
+        resolver.write_all(&framed(b"from there")).await.unwrap();
+        assert_eq!(next(&mut app).await.unwrap(), b"from there");
+        // The client's end goes on, and so does the resolver's, with what it says last.
+        app.shutdown().await.unwrap();
+        assert_eq!(next(&mut resolver).await, None);
+        resolver.write_all(&framed(b"late")).await.unwrap();
+        resolver.shutdown().await.unwrap();
+        assert_eq!(next(&mut app).await.unwrap(), b"late");
+        assert_eq!(next(&mut app).await, None);
+        carried.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_message_that_ends_in_its_middle_is_an_error() {
+        let ((mut app, client), (server, _resolver)) = (duplex(64), duplex(64));
+        app.write_all(&[0, 9, 1]).await.unwrap();
+        app.shutdown().await.unwrap();
+        let error = splice(client, server, |_| None, |_, _| {}).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+}
