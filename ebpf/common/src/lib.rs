@@ -152,7 +152,7 @@ pub const RESOLVER_SLOTS: u32 = 4;
 /// One of the agent's sockets for queries in a pod. A resolver has a socket for itself, by whose port the programs know which one it
 /// is.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ResolverKey {
     /// Cookie of the pod's network namespace.
     pub netns: u64,

@@ -18,7 +18,7 @@ use super::{
     settings::read,
     values::{
         CaTrust, DataplaneLabel, HttpTelemetry, IssuerKind, LocalTraffic, Location, MapEntries, MetricsAuth,
-        OutboundPolicy, PostQuantum, Sampling, Switch, VaultPath,
+        OutboundPolicy, PostQuantum, Sampling, Switch, VaultPath, VipNetworks,
     },
 };
 use crate::{

@@ -10,7 +10,7 @@ use crate::{
             ExtensionProviders, Hold, HttpTelemetry, IpBlocks, IssuerKind, KeyRefresh, ListenAddr,
             LocalTraffic, Location, Locations, LogFilter, LoopbackAddr, MapEntries, MetricsAuth, Namespace,
             ObjectName, OutboundPolicy, PostQuantum, Sampling, ServerName, ServiceAddr, Switch, TrustBundles,
-            TrustDomains, TrustedProxies, Ttl, Url, VaultPath, Workers,
+            TrustDomains, TrustedProxies, Ttl, Url, VaultPath, VipNetworks, Workers,
         },
     },
     telemetry::LogFormat,
