@@ -410,7 +410,7 @@ fn registry_only(world: &mut World) -> Result<()> {
     };
     reach(world)?;
     let usual = fs::read_to_string(world.manifests.folder().join("namespaces.yaml"))?;
-    outside::hold_to_registry(world)?;
+    hold_to_registry(world)?;
     let mark = world.agents[0].mark();
     eventually(IN_FORCE, || {
         let attempt = world.connect("a", (outside.v4, 9090), &["--send", "hello"])?;
