@@ -48,7 +48,7 @@ fn each_host_has_an_address_that_leads_to_it_alone() {
     assert_ne!(a, b);
     assert_eq!(way(&mesh, &client(), &format!("{a}:443"), 0), "plain 198.18.9.1:8443");
     // All of its ports are the host's: nothing else is there.
-    assert_eq!(way(&mesh, &client(), &format!("{a}:80"), 0), "unknown port");
+    assert_eq!(way(&mesh, &client(), &format!("{a}:80"), 0), "no port");
     assert!(captured(&mesh).contains(&a.to_string()), "{:?}", captured(&mesh));
     assert_eq!(captured(&mesh).len(), 4, "two hosts, two families");
     for unknown in ["c.example.com", "a.example.com.shop.svc.cluster.local", "example.com", ""] {
