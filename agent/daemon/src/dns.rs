@@ -81,7 +81,7 @@ impl Responder {
                 ready = socket.socket().readable() => match ready {
                     Ok(()) => {
                         asked = Instant::now();
-                        self.take(&uid, &socket, &mut transit, &mut buffer);
+                        self.take(&uid, &mut socket, &mut transit, &mut buffer);
                         tokio::task::yield_now().await;
                     }
                     Err(error) => {
@@ -102,7 +102,7 @@ impl Responder {
     }
 
     /// Takes what is there, up to a turn.
-    fn take(&self, uid: &str, socket: &QuerySocket, transit: &mut Transit, buffer: &mut Vec<u8>) {
+    fn take(&self, uid: &str, socket: &mut QuerySocket, transit: &mut Transit, buffer: &mut Vec<u8>) {
         for _ in 0..TURN {
             buffer.clear();
             let client = match socket.socket().try_recv_buf_from(buffer) {
@@ -111,6 +111,10 @@ impl Responder {
                 // An answer that nobody waited for any more comes back as an error.
                 Err(_) => continue,
             };
+            if !socket.is_inside(client.ip()) {
+                self.refused(uid, DnsResult::Dropped, "a query has come from outside the pod");
+                continue;
+            }
             match self.answer(uid, buffer, Transport::Udp) {
                 // It can only fail where the client has gone, or does not read.
                 Some(answer) => drop(SockRef::from(&**socket.socket()).send_to(&answer, &client.into())),

@@ -12,7 +12,7 @@ use super::{SECOND, Test, own};
 use crate::{
     agent::IN_FORCE,
     load::ports,
-    process::{Process, eventually, run},
+    process::{self, Process, eventually, run},
     topology::{MESHED, UNMESHED},
     world::World,
 };
@@ -141,6 +141,7 @@ fn hosts(world: &mut World) -> Result<()> {
         ensure!(told(world, "a", resolver.v4, HOST, "A")? == format!("0 {vip}"));
         Ok(())
     })?;
+    strangers(world)?;
     let status = world.agents[0].status_text()?;
     ensure!(status.contains("DNS captured"), "{status}");
     // A label goes before the flag.
@@ -158,6 +159,20 @@ fn hosts(world: &mut World) -> Result<()> {
         ensure!(told(world, "a", resolver.v4, HOST, "A")? == format!("0 {vip}"), "DNS is not captured again");
         Ok(())
     })
+}
+
+/// The agent's sockets in a pod are the pod's alone.
+fn strangers(world: &World) -> Result<()> {
+    let a = world.pod("a");
+    let listening = process::must(a.netns.command("ss").args(["-Hlun4"]))?;
+    let own = format!("{}:", a.v4);
+    let ports: Vec<&str> = listening.split_whitespace().filter_map(|word| word.strip_prefix(&own)).collect();
+    ensure!(ports.len() == 4, "the agent's sockets are at {ports:?}");
+    let told = ask(world, "c", &["stranger", &a.v4.to_string(), &ports.join(","), HOST])?;
+    ensure!(told.trim() == "silence", "another pod is {told}");
+    let dropped = world.agents[0].metrics()?.sum("ambit_dns_messages_total", &["result=\"dropped\""]);
+    ensure!(dropped >= 4.0, "{dropped} were dropped");
+    Ok(())
 }
 
 /// What a command says in pod `a` with the resolver's configuration in the place of the machine's.

@@ -3,17 +3,18 @@
 //! The programs give each resolver that the pod asks a socket; what is said to it is left to others.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     io,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ambit_ebpf_common::{
     DNS_PORT, FAMILY_V4, FAMILY_V6, RESOLVER_SLOTS, ResolverKey, SOCKET_QUERIES, SOCKET_TUNNEL,
     Socket as SocketState, ip,
 };
+use nix::ifaddrs::getifaddrs;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
 
@@ -23,6 +24,9 @@ use super::{maps::Maps, netns::Netns};
 const QUEUE: usize = 1 << 20;
 /// How long a resolver that is not asked keeps its socket where others want one.
 pub(crate) const RESTED: Duration = Duration::from_secs(60);
+
+/// How often the addresses of a pod's interfaces are looked at, at the most.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The ports of a pod's sockets, by the programs' keys.
 type Ports = Arc<Mutex<BTreeMap<ResolverKey, u16>>>;
@@ -50,7 +54,8 @@ impl Queries {
                 let key = ResolverKey { netns: netns.cookie(), family, slot };
                 let socket = Arc::new(listen(netns, maps, own)?);
                 let (netns, maps, ports) = (netns.clone(), maps.clone(), ports.clone());
-                let opened = QuerySocket { key, own, netns, maps, ports, socket };
+                let interfaces = (HashSet::new(), None);
+                let opened = QuerySocket { key, own, netns, maps, ports, socket, interfaces };
                 opened.note()?;
                 waiting.push(opened);
             }
@@ -77,12 +82,30 @@ pub(crate) struct QuerySocket {
     maps: Arc<Maps>,
     ports: Ports,
     socket: Arc<UdpSocket>,
+    /// Addresses of the pod's interfaces, and when they were looked at.
+    interfaces: (HashSet<IpAddr>, Option<Instant>),
 }
 
 impl QuerySocket {
     /// Where queries come from, and answers go to.
     pub(crate) fn socket(&self) -> &Arc<UdpSocket> {
         &self.socket
+    }
+
+    /// Whether what comes from there comes from inside the pod: other pods reach the socket, too. What says from outside that it has an
+    /// address of the pod is dropped as martian, or has its answer go to the pod.
+    pub(crate) fn is_inside(&mut self, source: IpAddr) -> bool {
+        let (known, looked) = &mut self.interfaces;
+        if source == self.own || source.is_loopback() || known.contains(&source) {
+            return true;
+        }
+        if looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
+            *looked = Some(Instant::now());
+            if let Ok(found) = self.netns.run(interfaces) {
+                *known = found;
+            }
+        }
+        known.contains(&source)
     }
 
     /// The resolver that it stands for; `None` if it does for none yet.
@@ -133,6 +156,15 @@ fn listen(netns: &Netns, maps: &Maps, own: IpAddr) -> io::Result<UdpSocket> {
         Ok(socket)
     })?;
     UdpSocket::from_std(socket.into())
+}
+
+/// The addresses of the namespace that the thread is in.
+fn interfaces() -> io::Result<HashSet<IpAddr>> {
+    let ip = |address: nix::sys::socket::SockaddrStorage| {
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())))
+    };
+    Ok(getifaddrs()?.filter_map(|interface| interface.address.and_then(ip)).collect())
 }
 
 fn udp(v6: bool) -> io::Result<Socket> {

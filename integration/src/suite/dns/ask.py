@@ -157,5 +157,17 @@ def both(first, second, name):
         print(*sorted(asking.recvfrom(65535)[1][0] for _ in range(2)))
 
 
-{"thousand": thousand, "host": host, "mapped": mapped, "both": both,
+def stranger(address, ports, name):
+    """Asks the agent's own sockets in another pod."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        asking.settimeout(1)
+        for port in ports.split(","):
+            asking.sendto(query(1, name, "A"), (address, int(port)))
+        try:
+            print("answered", asking.recvfrom(65535))
+        except TimeoutError:
+            print("silence")
+
+
+{"thousand": thousand, "stranger": stranger, "host": host, "mapped": mapped, "both": both,
  "steady": lambda address, name, seconds: steady(address, name, float(seconds))}[sys.argv[1]](*sys.argv[2:])
