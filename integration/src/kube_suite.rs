@@ -8,6 +8,7 @@ mod authorization;
 mod birth;
 mod chart;
 mod control;
+mod custom;
 mod enrolment;
 mod guide;
 mod identities;
@@ -68,6 +69,7 @@ pub fn tests() -> Vec<Test> {
         authorization::TESTS,
         tokens::TESTS,
         guide::TESTS,
+        custom::TESTS,
         probes::TESTS,
         &attacks::tests(),
         birth::TESTS,

@@ -104,6 +104,7 @@ pub fn tests() -> Vec<Test> {
         denials::TESTS,
         rehearsal::TESTS,
         requests::TESTS,
+        requests::HOSTILE,
         explain::TESTS,
         probes::TESTS,
         operations::TESTS,

@@ -7,6 +7,7 @@
 mod analysis;
 mod check;
 mod connection;
+mod layer7;
 mod reference;
 mod request;
 
@@ -15,6 +16,7 @@ use crate::{discovery::Mesh, policy::PolicySet};
 pub use analysis::{CODES, Finding, Level, Subject, analyze};
 pub use check::{Checked, PortMode, check};
 pub use connection::{Answer, Case, Client, Outcome, Question, explain};
+pub use layer7::{Layer7, ReadPort, layer7};
 pub use reference::{Reference, Role, Unanswerable, destination};
 pub use request::{Asked, JudgedRequest, Token};
 

@@ -34,7 +34,7 @@ pub use self::{
     path::PathNormalization,
     reach::Reach,
     request::{Claims, Headers, Request},
-    request_authentication::{ClaimHeader, JwtRule, Keys, RequestAuthentication, TokenPlace},
+    request_authentication::{ClaimHeader, JwtRule, Keys, RequestAuthentication, TokenPlace, may_be_output},
 };
 use crate::model::{Labels, ObjectName, Workload};
 

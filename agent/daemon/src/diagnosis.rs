@@ -137,14 +137,10 @@ pub(crate) fn analyze(
         place: problem.origin.to_string(),
     });
     let found = diagnosis::analyze(cluster).into_iter().map(|finding| {
-        let object = finding.subject.to_string();
+        let told = answer::finding(finding);
         proto::Finding {
-            code: finding.code.to_owned(),
-            level: finding.level.as_str().to_owned(),
-            place: by_name.get(&object).map(ToString::to_string).unwrap_or_default(),
-            object,
-            field: finding.field.unwrap_or_default(),
-            message: finding.message,
+            place: by_name.get(&told.object).map(ToString::to_string).unwrap_or_default(),
+            ..told
         }
     });
     let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);

@@ -18,26 +18,32 @@ mod window;
 
 use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
+use ::http::StatusCode;
 use tokio::{
     io::ReadBuf,
     net::TcpStream,
     time::{sleep, timeout},
 };
 
+use self::{
+    body::Malformed,
+    http1::Http1,
+    way::{Client, Sink as _},
+    window::Window,
+};
 pub(crate) use self::{
     gate::{Ask, Asking, Gate, rehearse},
     sniff::Carries,
     way::Stuck,
 };
-use self::{
-    http1::Http1,
-    way::{Client, Sink as _},
-    window::Window,
-};
 use crate::tunnel::{Leg, LegError, Share};
 
 /// How long the word that a connection stands is kept for the first bytes of an answer.
 const ANSWER: Duration = Duration::from_millis(5);
+/// How long a client may take for a head it has begun, and for as much of a body as has to be seen before the verdict.
+const HEAD: Duration = Duration::from_secs(60);
+const LATE_BODY: Malformed =
+    Malformed::answered(StatusCode::REQUEST_TIMEOUT, "the beginning of the body did not come within 60 s");
 /// How long a line may take from its first byte on for it to be seen whether it is a request.
 const FIRST_LINE: Duration = Duration::from_secs(10);
 
@@ -153,7 +159,7 @@ pub(crate) async fn carry<L: Leg>(
 ) -> Result<bool, LegError> {
     let Begun { carries, first } = begun;
     if carries == Carries::Http2 {
-        return http2::run(leg, app, gate, stuck, first).await;
+        return http2::run(leg, app, gate, share, stuck, first).await;
     }
     Http1::new(leg, app, gate, share, stuck, first).run().await
 }

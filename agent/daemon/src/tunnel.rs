@@ -23,7 +23,7 @@ use ambit_core::{
 };
 
 pub(crate) use self::{
-    buffer::{Budget, Buffer, Share, Waiting},
+    buffer::{Budget, Buffer, Hold, Share, Waiting},
     credentials::Wallet,
     detect::{First, first_bytes, judge, server_name},
     joined::{Count, Joined},

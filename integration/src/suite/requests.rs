@@ -1,6 +1,8 @@
 //! Requests that policy judges one by one, between real clients and servers: nginx, curl, h2load, gRPC, WebSocket, TLS of the
 //! applications' own; through the tunnel, and in plaintext.
 
+mod hostile;
+
 use std::{
     fs,
     io::Write as _,
@@ -18,6 +20,8 @@ use crate::{
     topology::MESHED,
     world::World,
 };
+
+pub(super) use self::hostile::TESTS as HOSTILE;
 
 pub(super) const TESTS: &[Test] = &[
     own(
@@ -79,9 +83,9 @@ fn nginx(world: &World, pod: &str) -> Result<Process> {
                   location /moved { return 301 /a.txt; } location /nothing { return 204; }";
     let config = format!(
         "daemon off; worker_processes 1; user root; pid {at}/pid; error_log {at}/error.log;\n\
-         events {{ worker_connections 512; }}\n\
+         events {{ worker_connections 4096; }}\n\
          http {{ access_log off; root {at}/files; client_body_temp_path {at}/body; proxy_temp_path {at}/p; fastcgi_temp_path {at}/f;\n\
-         uwsgi_temp_path {at}/u; scgi_temp_path {at}/s; keepalive_requests 1000000; add_header X-Case Kept always;\n\
+         uwsgi_temp_path {at}/u; scgi_temp_path {at}/s; keepalive_requests 1000000; client_header_timeout 600s; add_header X-Case Kept always;\n\
          server {{ listen {ip}:8090; {server} }} server {{ listen {ip}:8091 http2; {server} }} }}\n"
     );
     let file = folder.join("nginx.conf");
@@ -214,6 +218,7 @@ fn judged(world: &mut World) -> Result<()> {
         }
     }
     world.agents[1].wait_log(mark, &["access", "policy_denied", "/echo", "GET"])?;
+    told_where(world)?;
     // One connection under policies that change.
     let mut client = world.pod("a").netns.command(PYTHON);
     client.arg(clients(world)?).args(["keep-alive", &world.pod("b").v4.to_string()]);
@@ -240,6 +245,22 @@ fn judged(world: &mut World) -> Result<()> {
     ensure!(is(&saw, 200), "{saw}");
     drop(input);
     client.wait()?;
+    Ok(())
+}
+
+/// Operators are told on which ports requests are read, and for whom.
+fn told_where(world: &World) -> Result<()> {
+    let read = |told: &Value, ports: &str, reader: &str| {
+        let ports = told[ports].as_array().into_iter().flatten();
+        let readers: Vec<&str> = ports.filter_map(|port| port[reader].as_str()).collect();
+        readers.iter().any(|reader| reader.starts_with(&format!("AuthorizationPolicy {MESHED}/requests-")))
+    };
+    let told = world.agents[1].ask(&["readiness", "--namespace", MESHED])?;
+    let mut workloads = told["destinations"].as_array().into_iter().flatten();
+    let b = workloads.find(|workload| workload["workload"] == "b").context("readiness has no b")?;
+    ensure!(read(b, "ports", "readFor"), "readiness: {b:#}");
+    let told = world.agents[1].ask(&["check", &format!("{MESHED}/b")])?;
+    ensure!(read(&told["groups"][0], "protocols", "readFor"), "check: {told:#}");
     Ok(())
 }
 

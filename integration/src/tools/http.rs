@@ -53,6 +53,8 @@ struct Client {
 const BYTES: &str = "get /bytes/";
 /// The body of a PUT to this goes nowhere.
 const NOWHERE: &str = "put /nowhere";
+/// What an authorization provider says no to; it is asked below `/check`.
+const DENIED: &str = "get /check/denied ";
 
 fn event_loop(listener: &TcpListener) -> Result<()> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
@@ -169,6 +171,13 @@ impl Client {
                 self.answer.extend_from_slice(b"HTTP/1.1 204 No Content\r\n\r\n");
             }
             return Some(end + here);
+        }
+        if head.starts_with(DENIED) {
+            let body = "denied by the provider\n";
+            let head = format!("HTTP/1.1 403 Forbidden\r\nContent-Length: {}\r\n\r\n", body.len());
+            self.answer.extend_from_slice(head.as_bytes());
+            self.answer.extend_from_slice(body.as_bytes());
+            return Some(end);
         }
         let used = end.saturating_add(length);
         let body = self.request.get(end..used)?;

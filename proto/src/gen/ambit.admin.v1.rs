@@ -405,6 +405,25 @@ pub struct ObservedDestination {
     /// Who came.
     #[prost(message, repeated, tag = "8")]
     pub sources: ::prost::alloc::vec::Vec<ObservedSource>,
+    /// The ports of which anything speaks, and whether requests are read there.
+    #[prost(message, repeated, tag = "9")]
+    pub ports: ::prost::alloc::vec::Vec<ReadPort>,
+    /// Likely mistakes in its policies about requests, tokens and providers: each in a sentence that begins with the object.
+    #[prost(string, repeated, tag = "10")]
+    pub layer7_findings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// What is read of connections to a port.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadPort {
+    /// The port of the pod.
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
+    /// What is spoken there: http, tcp, or sniffed.
+    #[prost(string, tag = "2")]
+    pub reading: ::prost::alloc::string::String,
+    /// For whom requests are read: an object, as AuthorizationPolicy shop/web, or telemetry; empty where bytes pass unread.
+    #[prost(string, tag = "3")]
+    pub read_for: ::prost::alloc::string::String,
 }
 /// Connections of one source to one port of a workload.
 #[derive(Clone, PartialEq, ::prost::Message)]

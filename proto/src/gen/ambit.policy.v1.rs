@@ -300,6 +300,9 @@ pub struct CheckedPods {
     /// The issuers whose tokens count.
     #[prost(string, repeated, tag = "10")]
     pub issuers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Likely mistakes in their policies about requests, tokens and providers.
+    #[prost(message, repeated, tag = "11")]
+    pub findings: ::prost::alloc::vec::Vec<Finding>,
 }
 /// What is spoken on one port.
 #[derive(serde::Serialize)]
@@ -310,6 +313,9 @@ pub struct CheckedPort {
     pub port: u32,
     #[prost(message, optional, tag = "2")]
     pub protocol: ::core::option::Option<PortProtocol>,
+    /// For whom requests are read there: an object, as AuthorizationPolicy shop/web, or telemetry; empty where bytes pass unread.
+    #[prost(string, tag = "3")]
+    pub read_for: ::prost::alloc::string::String,
 }
 /// The mode of mutual TLS of one port.
 #[derive(serde::Serialize)]

@@ -18,9 +18,9 @@ use std::{
 
 use super::Cluster;
 use crate::{
-    discovery::ServicePort,
+    discovery::{Service, ServicePort},
     model::{ObjectName, Workload},
-    policy::{AuthorizationPolicy, Target},
+    policy::{AuthorizationPolicy, RequestAuthentication, Target},
 };
 
 /// Findings that are told; of more the first count.
@@ -95,7 +95,12 @@ pub const CODES: &[(&str, &str)] = &[
 
 /// Looks for mistakes in all policies; by object, the worst of each first.
 pub fn analyze(cluster: Cluster<'_>) -> Vec<Finding> {
-    let mut report = Report { cluster, called: called(cluster), findings: Vec::new() };
+    let mut report = Report {
+        cluster,
+        only: None,
+        called: called(cluster, cluster.mesh.services()),
+        findings: Vec::new(),
+    };
     targets::look(&mut report);
     modes::look(&mut report);
     rules::look(&mut report);
@@ -113,8 +118,24 @@ pub fn analyze(cluster: Cluster<'_>) -> Vec<Finding> {
     findings
 }
 
+/// Looks for mistakes about requests, tokens and providers in the policies for one pod.
+pub(super) fn layer7(cluster: Cluster<'_>, pod: &Workload) -> Vec<Finding> {
+    let Some(pod) = cluster.mesh.pod(&pod.name) else { return Vec::new() };
+    let called = called(cluster, cluster.mesh.services_of(&pod.name));
+    let mut report = Report { cluster, only: Some(pod), called, findings: Vec::new() };
+    targets::layer7(&mut report);
+    requests::look(&mut report);
+    providers::look(&mut report);
+    let mut findings = report.findings;
+    findings.sort_by(|one, other| other.level.cmp(&one.level).then_with(|| one.subject.cmp(&other.subject)));
+    findings.dedup();
+    findings
+}
+
 struct Report<'a> {
     cluster: Cluster<'a>,
+    /// The only pod that is looked at.
+    only: Option<&'a Arc<Workload>>,
     /// By which ports of services each pod is called, looked up once for all policies.
     called: HashMap<&'a ObjectName, Vec<Called<'a>>>,
     findings: Vec<Finding>,
@@ -128,9 +149,12 @@ struct Called<'a> {
     target: u16,
 }
 
-fn called(cluster: Cluster<'_>) -> HashMap<&ObjectName, Vec<Called<'_>>> {
+fn called<'a>(
+    cluster: Cluster<'a>,
+    services: impl IntoIterator<Item = &'a Arc<Service>>,
+) -> HashMap<&'a ObjectName, Vec<Called<'a>>> {
     let mut called: HashMap<&ObjectName, Vec<Called<'_>>> = HashMap::new();
-    for service in cluster.mesh.services() {
+    for service in services {
         for port in &service.ports {
             for (pod, target) in cluster.mesh.behind(service, port.port) {
                 if let Some(pod) = cluster.mesh.pod(&pod.name) {
@@ -163,6 +187,9 @@ impl<'a> Report<'a> {
 
     /// The pods that an object of that name and target is for.
     fn pods(&self, name: &ObjectName, target: &Target) -> Vec<&'a Arc<Workload>> {
+        if let Some(pod) = self.only {
+            return if self.cluster.is_for(name, target, pod) { vec![pod] } else { Vec::new() };
+        }
         let mesh = self.cluster.mesh;
         let everywhere = name.namespace == *self.cluster.policies.root_namespace();
         let near: Box<dyn Iterator<Item = &'a Arc<Workload>>> = match everywhere {
@@ -174,7 +201,27 @@ impl<'a> Report<'a> {
 
     /// The AuthorizationPolicies that can be read.
     fn readable(&self) -> Vec<&'a Arc<AuthorizationPolicy>> {
-        self.cluster.policies.authorizations().filter(|policy| policy.doubt.is_none()).collect()
+        let policies = self.cluster.policies;
+        let readable = |policy: &&'a Arc<AuthorizationPolicy>| policy.doubt.is_none();
+        match self.only {
+            Some(pod) => {
+                policies.authorizations_for(&pod.name.namespace, &pod.labels).filter(readable).collect()
+            }
+            None => policies.authorizations().filter(readable).collect(),
+        }
+    }
+
+    /// The RequestAuthentications that can be read.
+    fn readable_requests(&self) -> Vec<&'a Arc<RequestAuthentication>> {
+        let policies = self.cluster.policies;
+        let readable = |request: &&'a Arc<RequestAuthentication>| request.doubt.is_none();
+        match self.only {
+            Some(pod) => policies
+                .request_authentications_for(&pod.name.namespace, &pod.labels)
+                .filter(readable)
+                .collect(),
+            None => policies.request_authentications().filter(readable).collect(),
+        }
     }
 }
 
@@ -195,6 +242,18 @@ impl Subject {
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.kind, self.name)
+    }
+}
+
+/// `warning no-issuer: AuthorizationPolicy shop/web, spec.rules[0]: what is wrong`.
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { code, level, subject, field, message } = self;
+        write!(f, "{} {code}: {subject}", level.as_str())?;
+        if let Some(field) = field {
+            write!(f, ", {field}")?;
+        }
+        write!(f, ": {message}")
     }
 }
 

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{Cluster, Reference, Role, Unanswerable, connection::parties::known_ports};
+use super::{
+    Cluster, Layer7, Reference, Role, Unanswerable,
+    layer7::{layer7, read_ports},
+};
 use crate::{
-    discovery::PortProtocol,
     model::{ObjectName, SpiffeId, Workload},
     policy::{AuthorizationPolicy, MtlsOrigin, RequestAuthentication, Target, WorkloadPolicy},
 };
@@ -31,8 +33,8 @@ pub struct Checked {
     pub policies: Vec<Arc<AuthorizationPolicy>>,
     /// The RequestAuthentications for them.
     pub requests: Vec<Arc<RequestAuthentication>>,
-    /// What is spoken on the ports of which anything speaks.
-    pub protocols: Vec<(u16, PortProtocol)>,
+    /// What is read as HTTP on the ports of which anything speaks.
+    pub layer7: Layer7,
     /// The issuers whose tokens count.
     pub issuers: Vec<Box<str>>,
 }
@@ -76,7 +78,7 @@ pub fn check(
                 && checked.identity == pod.identity
                 && checked.in_mesh == in_mesh
                 && checked.probe_ports == pod.probe_ports
-                && checked.protocols == protocols(cluster, &pod)
+                && checked.layer7.ports == read_ports(cluster, &pod)
         };
         if let Some((_, checked)) = groups.iter_mut().find(alike) {
             checked.pods.push(pod.name.clone());
@@ -87,8 +89,8 @@ pub fn check(
     Ok(groups.into_iter().map(|(_, checked)| checked).collect())
 }
 
-fn checked(cluster: Cluster<'_>, pod: &Workload, in_mesh: bool) -> Checked {
-    let Workload { name, labels, .. } = pod;
+fn checked(cluster: Cluster<'_>, pod: &Arc<Workload>, in_mesh: bool) -> Checked {
+    let Workload { name, labels, .. } = &**pod;
     let origin = |port| cluster.policies.mtls_origin(&name.namespace, labels, port);
     let ports = cluster.policies.mtls_ports(&name.namespace, labels);
     let requests = cluster
@@ -104,14 +106,9 @@ fn checked(cluster: Cluster<'_>, pod: &Workload, in_mesh: bool) -> Checked {
         ports: ports.into_iter().map(|port| PortMode { port, mtls: origin(Some(port)) }).collect(),
         policies: cluster.policies.authorizations_for(&name.namespace, labels).cloned().collect(),
         requests: requests.cloned().collect(),
-        protocols: protocols(cluster, pod),
+        layer7: layer7(cluster, pod),
         issuers: cluster.policies.compile(pod).tokens().iter().map(|rule| rule.issuer.clone()).collect(),
     }
-}
-
-fn protocols(cluster: Cluster<'_>, pod: &Workload) -> Vec<(u16, PortProtocol)> {
-    let protocol = |port| (port, cluster.mesh.port_protocol(pod, port));
-    known_ports(cluster, pod).into_iter().map(protocol).collect()
 }
 
 impl Cluster<'_> {

@@ -19,6 +19,27 @@ pub struct RequestAuthentication {
     pub doubt: Option<Doubt>,
 }
 
+/// Fields that say where a message goes, what form it has or where it ends.
+const FRAMING: [&str; 12] = [
+    "connection",
+    "content-encoding",
+    "content-length",
+    "expect",
+    "host",
+    "http2-settings",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// Whether a header of this name, in any case, may say what tokens say: not where the message would be another by it.
+pub fn may_be_output(name: &str) -> bool {
+    !FRAMING.iter().any(|framing| framing.eq_ignore_ascii_case(name))
+}
+
 /// What tokens are to one workload.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tokens {

@@ -6,7 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use ambit_core::model::Workload;
+use ambit_core::{
+    diagnosis::{self, Cluster, Layer7},
+    model::Workload,
+};
 use ambit_proto::admin::v1 as proto;
 
 use super::{node::PodStatus, status::Status};
@@ -128,6 +131,7 @@ fn destinations(world: &World, pods: &[PodStatus], flows: &[Flow]) -> Vec<proto:
         let present = world.mesh.pod(&workload.name).filter(|present| present.uid == workload.uid);
         let policy = world.policies.compile(present.map_or(workload, |present| &**present));
         let (label, value) = workload.canonical_label().unwrap_or_default();
+        let layer7 = present.map(|present| layer7(world, present)).unwrap_or_default();
         let destination = proto::ObservedDestination {
             namespace: workload.name.namespace.to_string(),
             workload: workload.workload_name().to_owned(),
@@ -135,6 +139,8 @@ fn destinations(world: &World, pods: &[PodStatus], flows: &[Flow]) -> Vec<proto:
             strict: policy.is_strict(0),
             label: label.to_owned(),
             label_value: value.to_owned(),
+            ports: layer7.0,
+            layer7_findings: layer7.1,
             ..proto::ObservedDestination::default()
         };
         (policy, destination)
@@ -157,6 +163,18 @@ fn destinations(world: &World, pods: &[PodStatus], flows: &[Flow]) -> Vec<proto:
         destination
     };
     found.into_values().map(sorted).collect()
+}
+
+/// What is read of a pod's connections, and likely mistakes in policies about that.
+fn layer7(world: &World, pod: &Arc<Workload>) -> (Vec<proto::ReadPort>, Vec<String>) {
+    let cluster = Cluster { mesh: &world.mesh, policies: &world.policies };
+    let Layer7 { ports, findings } = diagnosis::layer7(cluster, pod);
+    let port = |port: diagnosis::ReadPort| proto::ReadPort {
+        port: port.port.into(),
+        reading: port.protocol.reading().to_owned(),
+        read_for: port.read_for.unwrap_or_default(),
+    };
+    (ports.into_iter().map(port).collect(), findings.iter().map(ToString::to_string).collect())
 }
 
 fn operation((method, paths): (&str, Vec<&str>)) -> proto::ObservedOperation {

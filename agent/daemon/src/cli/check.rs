@@ -1,6 +1,8 @@
 //! `ambit check`: all that is for a pod.
 
-use ambit_proto::policy::v1::{AppliedPolicy, CheckRequest, CheckResponse, CheckedPods};
+use ambit_proto::policy::v1::{
+    AppliedPolicy, CheckRequest, CheckResponse, CheckedPods, CheckedPort, Finding,
+};
 use clap::{Args, ValueEnum};
 
 use super::{
@@ -88,7 +90,7 @@ fn draw(out: &mut String, group: &CheckedPods) {
         out.push_str("\n  PROTOCOLS\n");
         for port in &group.protocols {
             let told = port.protocol.as_ref().map(protocol).unwrap_or_default();
-            line(out, &format!("  port {}: {told}", port.port));
+            line(out, &format!("  port {}: {told}; {}", port.port, read(port)));
         }
     }
     out.push_str("\n  POLICIES\n");
@@ -107,11 +109,28 @@ fn draw(out: &mut String, group: &CheckedPods) {
     if group.policies.iter().all(|policy| policy.action != "ALLOW" || policy.state == "dry_run") {
         line(out, "  no ALLOW policy is in force: whatever is not refused is let in");
     }
+    if !group.findings.is_empty() {
+        out.push_str("\n  LIKELY MISTAKES\n");
+        for Finding { code, level, object, field, message, .. } in &group.findings {
+            let field = if field.is_empty() { String::new() } else { format!(", {field}") };
+            line(out, &format!("  {level} {code}: {object}{field}: {message}"));
+        }
+    }
+}
+
+/// Whether requests are read on a port, as the end of a sentence.
+fn read(port: &CheckedPort) -> String {
+    let is_known = port.protocol.as_ref().is_some_and(|protocol| protocol.reading == "http");
+    match &*port.read_for {
+        "" => "bytes pass unread".to_owned(),
+        reader if is_known => format!("requests are read for {reader}"),
+        reader => format!("requests, if it carries any, are read for {reader}"),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use ambit_proto::policy::v1::{Mtls, PortMtls};
+    use ambit_proto::policy::v1::{Mtls, PortMtls, PortProtocol};
 
     use super::*;
 
@@ -132,6 +151,22 @@ mod tests {
             mtls: mtls("STRICT", "namespace"),
             ports: vec![PortMtls { port: 81, mtls: mtls("PERMISSIVE", "port") }],
             probe_ports: vec![9000],
+            protocols: vec![CheckedPort {
+                port: 80,
+                protocol: Some(PortProtocol {
+                    name: "http".to_owned(),
+                    origin: "appProtocol of port 80 of Service shop/x".to_owned(),
+                    reading: "http".to_owned(),
+                }),
+                read_for: "AuthorizationPolicy shop/q".to_owned(),
+            }],
+            findings: vec![Finding {
+                code: "unknown-provider".to_owned(),
+                level: "error".to_owned(),
+                object: "AuthorizationPolicy shop/q".to_owned(),
+                message: "there is none".to_owned(),
+                ..Finding::default()
+            }],
             policies: vec![AppliedPolicy {
                 policy: "shop/q".to_owned(),
                 action: "DENY".to_owned(),
@@ -151,10 +186,16 @@ PODS  shop/a, shop/b
   other ports: STRICT by PeerAuthentication shop/p (namespace)
   the kubelet's probes go past all of this on port 9000
 
+  PROTOCOLS
+  port 80: HTTP: http, by appProtocol of port 80 of Service shop/x; requests are read for AuthorizationPolicy shop/q
+
   POLICIES
   POLICY  ACTION  STATE     FOR       RULES
   shop/q  DENY    in force  selector  everything
   no ALLOW policy is in force: whatever is not refused is let in
+
+  LIKELY MISTAKES
+  error unknown-provider: AuthorizationPolicy shop/q: there is none
 ";
         assert_eq!(render(&CheckResponse { groups: vec![group] }), expected);
     }

@@ -1,4 +1,4 @@
-//! `ambit readiness`: whether mutual TLS can be made STRICT, workload by workload, and who would be shut out.
+//! `ambit readiness`: whether mutual TLS can be made STRICT, workload by workload, and who would be shut out; where requests are read.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,7 +29,8 @@ Examples:
   ambit readiness -o json | jq '.destinations[] | select(.ready | not) | .sources'
 
 A workload is ready if nobody has come to it in plaintext within the window who would still do so: clients that are in the mesh by
-now do not count, once they have closed their old connections. An agent knows what it has seen since it started. See docs/policy.md")]
+now do not count, once they have closed their old connections. An agent knows what it has seen since it started. Below it stands on
+which ports requests are read, and for which policy, and what in policies about requests is likely a mistake. See docs/policy.md")]
 pub(super) struct ReadinessArgs {
     /// Sources that have not been seen for so long do not count
     #[arg(long, value_name = "TIME", default_value = "24h")]
@@ -63,6 +64,10 @@ struct DestinationView {
     why: String,
     /// Sources that come in plaintext, or did.
     sources: Vec<SourceView>,
+    /// What is read of connections, port by port.
+    ports: Vec<PortView>,
+    /// Likely mistakes in policies about requests, tokens and providers.
+    layer7_findings: Vec<String>,
     #[serde(skip)]
     incomplete: bool,
     /// Connections of any kind.
@@ -82,6 +87,16 @@ struct SourceView {
     state: &'static str,
     /// It would be shut out.
     blocks: bool,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PortView {
+    port: u32,
+    /// What is spoken there: http, tcp, or sniffed.
+    reading: String,
+    /// For whom requests are read; empty where bytes pass unread.
+    read_for: String,
 }
 
 pub(super) fn run(args: &ReadinessArgs) -> anyhow::Result<ExitCode> {
@@ -159,7 +174,37 @@ impl View {
         }
         out.push_str("\nIN PLAINTEXT\n");
         sources.draw(&mut out);
+        self.layer7(&mut out);
         out
+    }
+
+    /// What is read as HTTP, and what does not go with that.
+    fn layer7(&self, out: &mut String) {
+        let mut ports = Table::new(["WORKLOAD", "PORT", "PROTOCOL", "REQUESTS ARE READ"]);
+        for view in &self.destinations {
+            for port in &view.ports {
+                let protocol = match &*port.reading {
+                    "http" => "HTTP",
+                    "tcp" => "no HTTP",
+                    _ => "no service says it: told by its first bytes",
+                };
+                let read = match &*port.read_for {
+                    "" => "no".to_owned(),
+                    reader => format!("for {reader}"),
+                };
+                ports.row([view.name(), port.port.to_string(), protocol.to_owned(), read]);
+            }
+        }
+        out.push_str("\nREQUESTS\n");
+        ports.draw(out);
+        let findings: BTreeSet<&String> =
+            self.destinations.iter().flat_map(|view| &view.layer7_findings).collect();
+        if !findings.is_empty() {
+            out.push_str("\nLIKELY MISTAKES\n");
+        }
+        for finding in findings {
+            line(out, finding);
+        }
     }
 }
 
@@ -178,6 +223,8 @@ impl DestinationView {
             ready: false,
             why: String::new(),
             sources: Vec::new(),
+            ports: destination.ports.iter().map(PortView::from).collect(),
+            layer7_findings: destination.layer7_findings.clone(),
             incomplete: false,
             connections: 0,
         }
@@ -212,6 +259,13 @@ impl DestinationView {
             1 => "1 source comes in plaintext".to_owned(),
             many => format!("{many} sources come in plaintext"),
         };
+    }
+}
+
+impl From<&proto::ReadPort> for PortView {
+    fn from(port: &proto::ReadPort) -> Self {
+        let proto::ReadPort { port, reading, read_for } = port.clone();
+        Self { port, reading, read_for }
     }
 }
 
@@ -348,6 +402,41 @@ mod tests {
         assert_eq!(view.destinations[0].why, "2 sources come in plaintext");
         let text = view.table(ago(0));
         assert!(text.contains("shop/cart") && text.contains("old/d (10.0.0.9)"), "{text}");
+    }
+
+    #[test]
+    fn where_requests_are_read_and_what_does_not_go_with_it_is_told() {
+        let mut view = view(vec![vec![]]);
+        let port = |port, reading: &str, read_for: &str| PortView {
+            port,
+            reading: reading.to_owned(),
+            read_for: read_for.to_owned(),
+        };
+        view.destinations[0].ports = vec![
+            port(80, "http", "AuthorizationPolicy shop/web"),
+            port(81, "sniffed", "AuthorizationPolicy shop/web"),
+            port(82, "tcp", ""),
+        ];
+        view.destinations[0].layer7_findings =
+            vec!["error unknown-provider: AuthorizationPolicy shop/web: x".to_owned()];
+        let text = view.table(ago(0));
+        let rows: Vec<Vec<&str>> = text
+            .lines()
+            .map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect())
+            .collect();
+        for row in [
+            &["shop/cart", "80", "HTTP", "for AuthorizationPolicy shop/web"][..],
+            &[
+                "shop/cart",
+                "81",
+                "no service says it: told by its first bytes",
+                "for AuthorizationPolicy shop/web",
+            ],
+            &["shop/cart", "82", "no HTTP", "no"],
+            &["error unknown-provider: AuthorizationPolicy shop/web: x"],
+        ] {
+            assert!(rows.iter().any(|own| own == row), "{row:?} in {text}");
+        }
     }
 
     #[test]

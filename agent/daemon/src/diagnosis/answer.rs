@@ -1,7 +1,7 @@
 //! From what the core answers to the messages that show it.
 
 use ambit_core::{
-    diagnosis::{Answer, Case, Checked, Client, Outcome},
+    diagnosis::{Answer, Case, Checked, Client, Finding, Outcome},
     discovery::PortProtocol,
     policy::{
         Action, AuthorizationPolicy, Decision, Explanation, Mode, MtlsMode, MtlsOrigin, PolicyVerdict,
@@ -86,10 +86,9 @@ fn per_request(told: proto::Case) -> proto::Case {
 
 /// What is spoken on a port, and what says so.
 fn protocol(protocol: &PortProtocol) -> proto::PortProtocol {
-    let (reading, said) = match protocol {
-        PortProtocol::Http(origin) => ("http", Some(origin)),
-        PortProtocol::Other(origin) => ("tcp", Some(origin)),
-        PortProtocol::Unknown => ("sniffed", None),
+    let said = match protocol {
+        PortProtocol::Http(origin) | PortProtocol::Other(origin) => Some(origin),
+        PortProtocol::Unknown => None,
     };
     let origin = said.map(|origin| {
         let by = if origin.by_app_protocol { "appProtocol" } else { "the name or number" };
@@ -98,7 +97,7 @@ fn protocol(protocol: &PortProtocol) -> proto::PortProtocol {
     proto::PortProtocol {
         name: said.map(|origin| origin.application.clone()).unwrap_or_default(),
         origin: origin.unwrap_or_default(),
-        reading: reading.to_owned(),
+        reading: protocol.reading().to_owned(),
     }
 }
 
@@ -213,6 +212,18 @@ fn state(policy: &AuthorizationPolicy) -> &'static str {
     }
 }
 
+/// A likely mistake, without where the object stands.
+pub(super) fn finding(finding: Finding) -> proto::Finding {
+    proto::Finding {
+        code: finding.code.to_owned(),
+        level: finding.level.as_str().to_owned(),
+        object: finding.subject.to_string(),
+        field: finding.field.unwrap_or_default(),
+        message: finding.message,
+        place: String::new(),
+    }
+}
+
 pub(super) fn checked(world: &World, checked: Checked) -> proto::CheckedPods {
     let ports = checked
         .ports
@@ -235,14 +246,17 @@ pub(super) fn checked(world: &World, checked: Checked) -> proto::CheckedPods {
         policies: policies.collect(),
         request_authentications: checked.requests.iter().map(|request| request.name.to_string()).collect(),
         protocols: checked
-            .protocols
+            .layer7
+            .ports
             .iter()
-            .map(|(port, spoken)| proto::CheckedPort {
-                port: (*port).into(),
-                protocol: Some(protocol(spoken)),
+            .map(|port| proto::CheckedPort {
+                port: port.port.into(),
+                protocol: Some(protocol(&port.protocol)),
+                read_for: port.read_for.clone().unwrap_or_default(),
             })
             .collect(),
         issuers: checked.issuers.iter().map(ToString::to_string).collect(),
+        findings: checked.layer7.findings.into_iter().map(finding).collect(),
     }
 }
 

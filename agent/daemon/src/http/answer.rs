@@ -26,9 +26,9 @@ pub(super) struct Answer {
 
 impl Answer {
     /// Plain text.
-    pub(super) fn text(status: StatusCode, text: &'static str) -> Self {
+    pub(super) fn text(status: StatusCode, text: impl Into<Bytes>) -> Self {
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("text/plain"))]);
-        Self { status, headers, body: Bytes::from_static(text.as_bytes()) }
+        Self { status, headers, body: text.into() }
     }
 
     /// Policy refuses the request with this head.

@@ -3,6 +3,8 @@
 
 use std::borrow::Cow;
 
+use http::StatusCode;
+
 /// The longest line with the size of a chunk, its extensions included.
 const SIZE_LINE: usize = 256;
 /// Digits of a chunk's size: as many as cannot overflow.
@@ -12,14 +14,25 @@ const TRAILERS: usize = 8 * 1024;
 /// The most fields of it.
 const TRAILER_FIELDS: usize = 32;
 
-/// A message that could be read in several ways, or in none: why.
+/// A message that could be read in several ways, or in none, or that takes more than it may: why, and how it is answered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct Malformed(pub(crate) Cow<'static, str>);
+#[error("{why}")]
+pub(crate) struct Malformed {
+    pub(super) status: StatusCode,
+    why: Cow<'static, str>,
+}
 
 impl Malformed {
     pub(super) const fn new(why: &'static str) -> Self {
-        Self(Cow::Borrowed(why))
+        Self::answered(StatusCode::BAD_REQUEST, why)
+    }
+
+    pub(super) const fn answered(status: StatusCode, why: &'static str) -> Self {
+        Self { status, why: Cow::Borrowed(why) }
+    }
+
+    pub(super) fn told(why: String) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, why: why.into() }
     }
 }
 
@@ -220,7 +233,7 @@ fn trailers(bytes: &[u8]) -> Result<Option<usize>, Malformed> {
     ];
     let decides = |name: &str| DECIDING.iter().any(|deciding| name.eq_ignore_ascii_case(deciding));
     if let Some(field) = fields.iter().find(|field| decides(field.name)) {
-        return Err(Malformed(format!("the field {} may not be in a trailer section", field.name).into()));
+        return Err(Malformed::told(format!("the field {} may not be in a trailer section", field.name)));
     }
     Ok(Some(whole.len()))
 }

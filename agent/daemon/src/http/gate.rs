@@ -166,7 +166,8 @@ impl Gate<'_> {
     pub(super) fn malformed(&self, malformed: &Malformed) -> Answer {
         let text = format!("the request is malformed: {malformed}");
         self.connection.malformed(&Refusal::new(Reason::MalformedRequest, text));
-        Answer::text(StatusCode::BAD_REQUEST, "Bad Request")
+        let status = malformed.status;
+        Answer::text(status, format!("{}: {malformed}", status.canonical_reason().unwrap_or_default()))
     }
 
     fn with_facts<T>(
@@ -217,7 +218,7 @@ fn refused(told: Request, refusal: &Refusal, head: &Parts) -> Box<Answer> {
 fn normalise(policy: &WorkloadPolicy, head: &mut Parts) -> Result<bool, Malformed> {
     let Some(sent) = head.uri.path_and_query() else { return Ok(false) };
     let target = path::normalize(policy.paths(), sent.as_str());
-    let target = target.map_err(|error| Malformed(error.to_string().into()))?;
+    let target = target.map_err(|error| Malformed::told(error.to_string()))?;
     if target.path == sent.path() {
         return Ok(false);
     }

@@ -55,8 +55,11 @@ pub(super) fn request(head: &[u8]) -> Result<Request, Malformed> {
     match parsed.parse_with_uninit_headers(&shared, &mut fields) {
         Ok(httparse::Status::Complete(len)) if len == head.len() => {}
         Ok(_) => return Err(Malformed::new("the head is not one message's")),
-        Err(httparse::Error::TooManyHeaders) => return Err(Malformed::new("the head has too many fields")),
-        Err(error) => return Err(Malformed(format!("the head cannot be read: {error}").into())),
+        Err(httparse::Error::TooManyHeaders) => {
+            let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+            return Err(Malformed::answered(status, "the head has more than 128 fields"));
+        }
+        Err(error) => return Err(Malformed::told(format!("the head cannot be read: {error}"))),
     }
     let (Some(method), Some(target), Some(minor)) = (parsed.method, parsed.path, parsed.version) else {
         return Err(Malformed::new("the request line is not whole"));

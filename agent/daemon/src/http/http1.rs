@@ -20,21 +20,25 @@ use tokio::{
 };
 
 use super::{
-    ANSWER, Stuck,
+    ANSWER, HEAD, LATE_BODY, Stuck,
     answer::Answer,
     body::{Body, Malformed},
     exchange::{Exchange, Exchanged},
     gate::Gate,
     head::{self, Request},
     way::{App, Client, Fault, Way, leg_error},
-    window::Window,
+    window::{LONGEST, Window},
 };
 use crate::tunnel::{Leg, LegError, Share, shut};
 
-/// How long a client may take for a head it has begun.
-const HEAD: Duration = Duration::from_secs(60);
 /// How much of the body of a refused request is read over, so that the connection can live on.
 const READ_OVER: u64 = 256 * 1024;
+const LATE_HEAD: Malformed =
+    Malformed::answered(StatusCode::REQUEST_TIMEOUT, "the head was not whole within 60 s");
+const LONG_HEAD: Malformed = Malformed::answered(
+    StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+    "the head is longer than 64 KiB with its request line",
+);
 /// How long a client has to take the last answer and end its side.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -68,7 +72,7 @@ enum Next {
     /// The application says something unasked.
     Unasked,
     /// It is no request.
-    Malformed(StatusCode, Malformed),
+    Malformed(Malformed),
 }
 
 impl<'a, L: Leg> Http1<'a, L> {
@@ -90,7 +94,7 @@ impl<'a, L: Leg> Http1<'a, L> {
     pub(super) async fn run(mut self) -> Result<bool, LegError> {
         loop {
             let next = match self.next().await {
-                Err(Fault::Malformed(malformed)) => Next::Malformed(StatusCode::BAD_REQUEST, malformed),
+                Err(Fault::Malformed(malformed)) => Next::Malformed(malformed),
                 next => next.map_err(fatal)?,
             };
             let goes_on = match next {
@@ -102,9 +106,8 @@ impl<'a, L: Leg> Http1<'a, L> {
                 }
                 Next::AppEnded => false,
                 Next::Unasked => self.rest().await?,
-                Next::Malformed(status, malformed) => {
-                    let mut answer = self.gate.malformed(&malformed);
-                    answer.status = status;
+                Next::Malformed(malformed) => {
+                    let answer = self.gate.malformed(&malformed);
                     self.say(&answer, false, true).await?;
                     false
                 }
@@ -123,8 +126,7 @@ impl<'a, L: Leg> Http1<'a, L> {
             if next.is_pending() && !self.up.window.is_empty() {
                 let deadline = deadline.get_or_insert_with(|| Box::pin(sleep(HEAD)));
                 if deadline.as_mut().poll(cx).is_ready() {
-                    let late = Malformed::new("its head is not whole in time");
-                    return Poll::Ready(Ok(Next::Malformed(StatusCode::REQUEST_TIMEOUT, late)));
+                    return Poll::Ready(Ok(Next::Malformed(LATE_HEAD)));
                 }
             }
             next
@@ -144,13 +146,14 @@ impl<'a, L: Leg> Http1<'a, L> {
             }
             if let Some(len) = head::end(self.up.window.bytes(), &mut self.seen)? {
                 self.seen = 0;
+                if len > LONGEST {
+                    return Poll::Ready(Ok(Next::Malformed(LONG_HEAD)));
+                }
                 let request = head::request(&self.up.window.bytes()[..len])?;
                 return Poll::Ready(Ok(Next::Request(Box::new(request))));
             }
             if self.up.window.is_full() {
-                let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-                let long = Malformed::new("its head is too long");
-                return Poll::Ready(Ok(Next::Malformed(status, long)));
+                return Poll::Ready(Ok(Next::Malformed(LONG_HEAD)));
             }
             if self.client_ended {
                 return Poll::Ready(Ok(Next::ClientEnded));
@@ -323,8 +326,7 @@ impl<'a, L: Leg> Http1<'a, L> {
             }
         });
         let whole = timeout(HEAD, whole).await;
-        let late = || Err(Malformed::new("its body does not come in time").into());
-        Ok((mem::take(&mut read), whole.unwrap_or_else(|_| late())?))
+        Ok((mem::take(&mut read), whole.unwrap_or_else(|_| Err(LATE_BODY.into()))?))
     }
 
     /// Sends an answer of our own.

@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use crate::tunnel::{Buffer, LegError, Share, Waiting};
+use crate::tunnel::{Buffer, Hold, LegError, Share, Waiting};
 
 /// The longest head of a message.
 pub(super) const LONGEST: usize = 64 * 1024;
@@ -35,7 +35,10 @@ enum Room {
     None,
     Lent(Buffer),
     /// For what is longer than a lent one.
-    Long(Vec<u8>),
+    Long {
+        bytes: Vec<u8>,
+        _counts: Hold,
+    },
 }
 
 impl Room {
@@ -43,7 +46,7 @@ impl Room {
         match self {
             Self::None => &[],
             Self::Lent(buffer) => buffer,
-            Self::Long(bytes) => bytes,
+            Self::Long { bytes, .. } => bytes,
         }
     }
 
@@ -51,7 +54,7 @@ impl Room {
         match self {
             Self::None => &mut [],
             Self::Lent(buffer) => buffer,
-            Self::Long(bytes) => bytes,
+            Self::Long { bytes, .. } => bytes,
         }
     }
 }
@@ -80,11 +83,11 @@ impl Window {
     }
 
     /// Makes room for as much as may be in a head.
-    fn lengthen(&mut self) {
+    fn lengthen(&mut self, share: &Arc<Share>) {
         let mut bytes = vec![0; LONGEST];
         let len = self.range.len();
         bytes[..len].copy_from_slice(self.bytes());
-        self.room = Room::Long(bytes);
+        self.room = Room::Long { bytes, _counts: share.hold(LONGEST) };
         self.range = 0..len;
     }
 
@@ -114,7 +117,7 @@ impl Window {
                 self.room.bytes_mut().copy_within(self.range.clone(), 0);
                 self.range = 0..len;
             } else {
-                self.lengthen();
+                self.lengthen(share);
             }
         }
         let read = ready!(source.poll_read(cx, &mut self.room.bytes_mut()[self.range.end..]))?;

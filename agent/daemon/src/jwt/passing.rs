@@ -1,6 +1,6 @@
 //! What goes on to the application of a token that was found good, what never does, and what a client is told instead.
 
-use ambit_core::policy::JwtRule;
+use ambit_core::policy::{JwtRule, may_be_output};
 use http::{
     HeaderMap, HeaderName, HeaderValue, header,
     request::Parts,
@@ -12,17 +12,6 @@ use super::{places, verified::Good};
 
 /// No longer address is told to a client.
 const MAX_REALM: usize = 256;
-/// Fields that say where a message goes and ends: never the output of a rule.
-const FRAMING: [HeaderName; 7] = [
-    header::CONNECTION,
-    header::CONTENT_LENGTH,
-    header::HOST,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-];
-
 /// Takes out the headers that `rule` has set from tokens: what a client says in them is not what a token says.
 pub(super) fn strip(rule: &JwtRule, headers: &mut HeaderMap) {
     let claims = rule.claim_headers.iter().map(|output| &output.header);
@@ -75,7 +64,7 @@ pub(super) fn challenge(head: &Parts) -> HeaderValue {
 
 /// The header of a rule's output, unless it could not be set without harm to the message.
 fn output(name: &str) -> Option<HeaderName> {
-    HeaderName::from_bytes(name.as_bytes()).ok().filter(|name| !FRAMING.contains(name))
+    HeaderName::from_bytes(name.as_bytes()).ok().filter(|name| may_be_output(name.as_str()))
 }
 
 /// A claim by its name, in which dots lead into claims within claims.

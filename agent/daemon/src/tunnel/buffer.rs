@@ -169,13 +169,25 @@ impl Share {
 
     /// What a full buffer counts, for who holds as much elsewhere; nothing where the pod would get a small one.
     pub(super) fn try_hold_full(self: &Arc<Self>) -> Option<Hold> {
+        self.try_hold(FULL)
+    }
+
+    /// Counts `len` bytes that are held elsewhere, as long as the pod would get a full buffer.
+    pub(crate) fn try_hold(self: &Arc<Self>, len: usize) -> Option<Hold> {
         let Limits { agent, full, .. } = self.limits;
-        let has_room = self.agent.used.load(Ordering::SeqCst) + FULL <= agent / 2;
-        if !has_room || !add_within(&self.used, FULL, full) {
+        let has_room = self.agent.used.load(Ordering::SeqCst) + len <= agent / 2;
+        if !has_room || !add_within(&self.used, len, full) {
             return None;
         }
-        self.count(FULL);
-        Some(Hold(self.clone()))
+        self.agent.used.fetch_add(len, Ordering::SeqCst);
+        Some(Hold { share: self.clone(), len })
+    }
+
+    /// Counts `len` bytes that are held elsewhere, whatever the limits are.
+    pub(crate) fn hold(self: &Arc<Self>, len: usize) -> Hold {
+        self.used.fetch_add(len, Ordering::SeqCst);
+        self.agent.used.fetch_add(len, Ordering::SeqCst);
+        Hold { share: self.clone(), len }
     }
 
     /// A small buffer beyond the limits, for bytes that have been read already.
@@ -276,13 +288,16 @@ impl Drop for Buffer {
     }
 }
 
-/// Counts as a full buffer until it is dropped.
+/// Bytes that are held elsewhere. They count until it is dropped.
 #[derive(Debug)]
-pub(super) struct Hold(Arc<Share>);
+pub(crate) struct Hold {
+    share: Arc<Share>,
+    len: usize,
+}
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.0.give_back(FULL);
+        self.share.give_back(self.len);
     }
 }
 

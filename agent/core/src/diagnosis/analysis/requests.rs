@@ -29,8 +29,7 @@ pub(super) fn look(report: &mut Report<'_>) {
             }
         }
     }
-    let readable = |request: &&Arc<RequestAuthentication>| request.doubt.is_none();
-    for request in report.cluster.policies.request_authentications().filter(readable) {
+    for request in report.readable_requests() {
         not_demanded(report, request);
     }
 }

@@ -47,6 +47,14 @@ pub(super) fn look(report: &mut Report<'_>) {
     }
 }
 
+/// Only whether rules that need HTTP are for ports where it is spoken.
+pub(super) fn layer7(report: &mut Report<'_>) {
+    for policy in report.readable() {
+        let pods = report.pods(&policy.name, &policy.target);
+        http(report, &Subject::authorization(policy), policy, &pods);
+    }
+}
+
 /// Whether anybody is selected, and anybody who is in the mesh.
 fn selection(report: &mut Report<'_>, subject: &Subject, target: &Target, pods: &[&Arc<Workload>]) {
     let field = match target {

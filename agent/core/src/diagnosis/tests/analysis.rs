@@ -402,3 +402,31 @@ fn providers_that_are_not_there_or_would_be_asked_about_themselves_are_told() {
     assert_eq!(found(&scene), ["provider-asked-about-itself AuthorizationPolicy stock/ask"]);
     assert!(message(&scene, "provider-asked-about-itself").contains("pod stock/opa of the provider good"));
 }
+
+#[test]
+fn where_requests_of_a_pod_are_read_and_for_whom() {
+    let get = |ports: &[&str]| {
+        let fields = [
+            field("to[0].operation.methods", Attribute::Method, &["GET"]),
+            field("to[0].operation.ports", Attribute::Port, ports),
+        ];
+        Rule::new(vec![], vec![fields.into_iter().collect()], vec![])
+    };
+    let scene = shop()
+        .service("shop/raw", "cart", "10.96.0.9", ("tcp", 81, 8081))
+        .policy("shop/get", Some("cart"), Action::Allow, vec![get(&["8080", "8081", "8082"])])
+        .policy("shop/web-only", Some("web"), Action::Allow, vec![get(&["8080"])]);
+    let pod = scene.mesh.pod(&named("shop/cart-0")).unwrap();
+    let Layer7 { ports, findings } = layer7(scene.cluster(), pod);
+    let told: Vec<_> = ports
+        .iter()
+        .map(|port| (port.port, port.protocol.reading(), port.read_for.as_deref().unwrap_or_default()))
+        .collect();
+    let reader = "AuthorizationPolicy shop/get";
+    assert_eq!(told, [(8080, "http", reader), (8081, "tcp", ""), (8082, "sniffed", reader)]);
+    let codes: Vec<_> = findings.iter().map(|finding| finding.code).collect();
+    assert_eq!(codes, ["http-rule-on-other-port"], "{findings:?}");
+    let unread = scene.policy("shop/get", Some("cart"), Action::Allow, vec![super::ports(&["8080"])]);
+    let Layer7 { ports, .. } = layer7(unread.cluster(), unread.mesh.pod(&named("shop/cart-0")).unwrap());
+    assert!(ports.iter().all(|port| port.read_for.is_none()), "{ports:?}");
+}

@@ -30,6 +30,17 @@ pub struct ProtocolOrigin {
     pub by_app_protocol: bool,
 }
 
+impl PortProtocol {
+    /// How connections are read where policies need requests, in one word: `http`, `tcp`, or `sniffed`.
+    pub fn reading(&self) -> &'static str {
+        match self {
+            Self::Http(_) => "http",
+            Self::Other(_) => "tcp",
+            Self::Unknown => "sniffed",
+        }
+    }
+}
+
 impl Mesh {
     /// What is spoken on a pod's own `port`. Services that contradict each other say nothing.
     pub fn port_protocol(&self, pod: &Workload, port: u16) -> PortProtocol {

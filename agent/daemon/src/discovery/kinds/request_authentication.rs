@@ -155,7 +155,7 @@ fn jwt_rule(rule: &Value, path: &str) -> Result<JwtRule, FieldError> {
         audiences: texts(read.audiences, &within("audiences"))?,
         keys,
         places,
-        payload_header: present(read.output_payload_to_header).map(String::into_boxed_str),
+        payload_header: output(present(read.output_payload_to_header), &within("outputPayloadToHeader"))?,
         claim_headers: claim_headers(read.output_claim_to_headers, path)?,
         forward: read.forward_original_token.unwrap_or(false),
         timeout_ms: timeout(present(read.timeout), &within("timeout"))?,
@@ -196,14 +196,27 @@ fn claim_headers(
 ) -> Result<Vec<policy::ClaimHeader>, FieldError> {
     let read = |(at, ClaimHeader { header, claim }): (usize, ClaimHeader)| {
         let path = format!("{path}.outputClaimToHeaders[{at}]");
-        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
-        let header = present(header).filter(|header| header.chars().all(legal)).ok_or_else(|| {
-            FieldError::new(format!("{path}.header"), "is not a name of letters, digits, '-' and '_'")
-        })?;
-        let claim = present(claim).ok_or_else(|| FieldError::new(format!("{path}.claim"), "is missing"))?;
-        Ok(policy::ClaimHeader { header: header.into(), claim: claim.into() })
+        let missing = |field: &str| FieldError::new(format!("{path}.{field}"), "is missing");
+        let header = output(present(header), &format!("{path}.header"))?.ok_or_else(|| missing("header"))?;
+        let claim = present(claim).ok_or_else(|| missing("claim"))?;
+        Ok(policy::ClaimHeader { header, claim: claim.into() })
     };
     written.into_iter().flatten().enumerate().map(read).collect()
+}
+
+/// The name of a header that is set from tokens.
+fn output(name: Option<String>, path: &str) -> Result<Option<Box<str>>, FieldError> {
+    let Some(name) = name else { return Ok(None) };
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    if !name.chars().all(legal) {
+        return Err(FieldError::new(path, "is not a name of letters, digits, '-' and '_'"));
+    }
+    if !policy::may_be_output(&name) {
+        let message =
+            format_args!("{name:?} says where a message goes or ends: use another, such as x-jwt-{name}");
+        return Err(FieldError::new(path, message));
+    }
+    Ok(Some(name.into()))
 }
 
 /// A list of texts, none of them empty.

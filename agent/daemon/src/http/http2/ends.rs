@@ -11,8 +11,9 @@ use tokio::{
     net::TcpStream,
 };
 
+use super::pace::Pace;
 use crate::{
-    http::{Stuck, window::Window},
+    http::window::Window,
     telemetry::Connection,
     tunnel::{self, Leg, shut},
 };
@@ -24,7 +25,9 @@ pub(super) struct FromClient<'a, L> {
     /// It has ended its side.
     pub(super) ended: bool,
     pub(super) connection: &'a Connection,
-    pub(super) stuck: &'a Stuck,
+    pub(super) pace: Pace,
+    /// A frame of it was not whole in time.
+    pub(super) late: bool,
 }
 
 impl<L: Leg> AsyncRead for FromClient<'_, L> {
@@ -35,7 +38,11 @@ impl<L: Leg> AsyncRead for FromClient<'_, L> {
     ) -> Poll<io::Result<()>> {
         let before = room.filled().len();
         if self.first.is_empty() {
-            ready!(Pin::new(&mut *self.leg).poll_read(cx, room))?;
+            if Pin::new(&mut *self.leg).poll_read(cx, room)?.is_pending() {
+                ready!(self.pace.poll_late(cx));
+                self.late = true;
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
         } else {
             let len = self.first.bytes().len().min(room.remaining());
             room.put_slice(&self.first.bytes()[..len]);
@@ -47,6 +54,7 @@ impl<L: Leg> AsyncRead for FromClient<'_, L> {
         }
         let read = room.filled().len() - before;
         self.ended |= read == 0 && room.remaining() > 0;
+        self.pace.see(&room.filled()[before..]);
         self.connection.client_to_server(read as u64);
         Poll::Ready(Ok(()))
     }
@@ -55,7 +63,6 @@ impl<L: Leg> AsyncRead for FromClient<'_, L> {
 impl<L: Leg> AsyncWrite for FromClient<'_, L> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut *self.leg).poll_write(cx, bytes);
-        self.stuck.set(written.is_pending());
         if let Poll::Ready(Ok(written)) = written {
             self.connection.server_to_client(written as u64);
         }
@@ -73,14 +80,11 @@ impl<L: Leg> AsyncWrite for FromClient<'_, L> {
 
 /// The application's end.
 #[derive(Clone, Copy)]
-pub(super) struct ToApp<'a> {
-    pub(super) app: &'a TcpStream,
-    pub(super) stuck: &'a Stuck,
-}
+pub(super) struct ToApp<'a>(pub(super) &'a TcpStream);
 
 impl AsyncRead for ToApp<'_> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let read = ready!(tunnel::poll_read(cx, self.app, room.initialize_unfilled()))?;
+        let read = ready!(tunnel::poll_read(cx, self.0, room.initialize_unfilled()))?;
         room.advance(read);
         Poll::Ready(Ok(()))
     }
@@ -88,9 +92,7 @@ impl AsyncRead for ToApp<'_> {
 
 impl AsyncWrite for ToApp<'_> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = tunnel::poll_write(cx, self.app, bytes);
-        self.stuck.set(written.is_pending());
-        written
+        tunnel::poll_write(cx, self.0, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -98,6 +100,6 @@ impl AsyncWrite for ToApp<'_> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(shut(self.app))
+        Poll::Ready(shut(self.0))
     }
 }

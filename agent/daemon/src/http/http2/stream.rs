@@ -1,6 +1,6 @@
 //! One stream: judged, passed on, and answered, with both bodies under way at once.
 
-use std::{future::poll_fn, pin::Pin, task::Poll};
+use std::{future::poll_fn, pin::Pin, sync::Arc, task::Poll};
 
 use bytes::Bytes;
 use h2::{
@@ -14,11 +14,15 @@ use http::{
     request::Parts,
     uri::{Authority, Scheme},
 };
-use tokio::join;
+use tokio::{join, time::timeout};
 
-use super::WINDOW;
+use super::{
+    Head, WINDOW,
+    flow::{Flow, Piece},
+};
 use crate::{
     http::{
+        HEAD, LATE_BODY,
         answer::Answer,
         body::Malformed,
         gate::{Admitted, Gate, Judged},
@@ -26,12 +30,14 @@ use crate::{
     telemetry::{GrpcMessages, RequestEnd, ResponseFlag},
 };
 
-/// Carries one stream.
+/// Carries one stream, whose bodies are of these flows, up and down, and whose head counts.
 pub(super) async fn stream(
     gate: &Gate<'_>,
     request: Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
-    to_app: SendRequest<Bytes>,
+    mut respond: SendResponse<Piece>,
+    to_app: SendRequest<Piece>,
+    [up_flow, down_flow]: [Arc<Flow>; 2],
+    counted_head: Head<'_>,
 ) {
     let (mut head, mut body) = request.into_parts();
     let mut begun = Vec::new();
@@ -57,11 +63,12 @@ pub(super) async fn stream(
             return told.finish(&end);
         }
     };
+    drop(counted_head);
     let mut sent = Counted::default();
     let mut got = Counted::default();
     let upload = async {
         if !is_whole {
-            pass(body, &mut up, begun, &mut sent).await;
+            pass(body, &mut up, begun, &up_flow, &mut sent).await;
         }
         // The answer tells of what goes wrong from here on.
         up
@@ -87,7 +94,7 @@ pub(super) async fn stream(
         let is_whole = body.is_end_stream();
         let Ok(mut down) = respond.send_response(Response::from_parts(head, ()), is_whole) else { return };
         if !is_whole {
-            end.flag = pass(body, &mut down, Vec::new(), &mut got).await;
+            end.flag = pass(body, &mut down, Vec::new(), &down_flow, &mut got).await;
         }
     };
     let (mut up, ()) = join_until_answered(upload, download).await;
@@ -108,9 +115,9 @@ pub(super) async fn stream(
 
 /// Both at once. An answer that ends early does not end the other direction, but what goes wrong with it does.
 async fn join_until_answered(
-    upload: impl Future<Output = SendStream<Bytes>>,
+    upload: impl Future<Output = SendStream<Piece>>,
     download: impl Future<Output = ()>,
-) -> (Option<SendStream<Bytes>>, ()) {
+) -> (Option<SendStream<Piece>>, ()) {
     let (up, down) = join!(upload, download);
     (Some(up), down)
 }
@@ -142,10 +149,15 @@ async fn judge(gate: &Gate<'_>, head: &mut Parts, body: &mut RecvStream, begun: 
     }
     let mut read = Vec::new();
     // Never more than a client may send before any of it is passed on.
-    while read.len() < wanted.min(WINDOW as usize) && !body.is_end_stream() {
-        let Some(Ok(piece)) = body.data().await else { break };
-        read.extend_from_slice(&piece);
-        begun.push(piece);
+    let wanted_in_time = async {
+        while read.len() < wanted.min(WINDOW as usize) && !body.is_end_stream() {
+            let Some(Ok(piece)) = body.data().await else { break };
+            read.extend_from_slice(&piece);
+            begun.push(piece);
+        }
+    };
+    if timeout(HEAD, wanted_in_time).await.is_err() {
+        return Err(Box::new(gate.malformed(&LATE_BODY)));
     }
     let whole = body.is_end_stream() && read.len() <= wanted;
     read.truncate(wanted);
@@ -197,7 +209,7 @@ fn settle_authority(head: &mut Parts) -> Result<(), Malformed> {
 }
 
 /// Sends an answer of our own.
-fn say(answer: &Answer, is_head: bool, respond: &mut SendResponse<Bytes>) {
+fn say(answer: &Answer, is_head: bool, respond: &mut SendResponse<Piece>) {
     let mut response = Response::new(());
     *response.status_mut() = answer.status;
     response.headers_mut().clone_from(&answer.headers);
@@ -209,14 +221,14 @@ fn say(answer: &Answer, is_head: bool, respond: &mut SendResponse<Bytes>) {
     if let Ok(mut body) = respond.send_response(response, is_whole)
         && !is_whole
     {
-        let _ = body.send_data(answer.body.clone(), true);
+        let _ = body.send_data(answer.body.clone().into(), true);
     }
 }
 
 /// Waits for the answer while the client does; interim ones are passed on.
 async fn answered(
     mut answer: ResponseFuture,
-    respond: &mut SendResponse<Bytes>,
+    respond: &mut SendResponse<Piece>,
 ) -> Result<Response<RecvStream>, Failed> {
     poll_fn(|cx| {
         while let Poll::Ready(Some(interim)) = answer.poll_informational(cx) {
@@ -241,15 +253,16 @@ fn code(error: &h2::Error) -> Code {
 /// Passes a body on, behind what of it has been read, with its trailers. Answers what has gone wrong.
 async fn pass(
     mut from: RecvStream,
-    to: &mut SendStream<Bytes>,
+    to: &mut SendStream<Piece>,
     begun: Vec<Bytes>,
+    flow: &Arc<Flow>,
     counted: &mut Counted,
 ) -> ResponseFlag {
     let mut begun = begun.into_iter();
     loop {
         let piece = match begun.next() {
             Some(piece) => Some(Ok(piece)),
-            None => match data_or_reset(&mut from, to).await {
+            None => match data_or_reset(&mut from, to, flow).await {
                 Ok(piece) => piece,
                 Err(()) => return ResponseFlag::DownstreamClosed,
             },
@@ -260,7 +273,7 @@ async fn pass(
                 counted.bytes += len as u64;
                 counted.messages.see(&piece);
                 let is_last = begun.len() == 0 && from.is_end_stream();
-                if send(to, piece, is_last).await.is_err() {
+                if send(to, piece, is_last, flow).await.is_err() {
                     return ResponseFlag::DownstreamClosed;
                 }
                 // It fails where there is nothing to release any more.
@@ -282,7 +295,7 @@ async fn pass(
             let _ = to.send_trailers(trailers);
         }
         Ok(None) => {
-            let _ = to.send_data(Bytes::new(), true);
+            let _ = to.send_data(Bytes::new().into(), true);
         }
         Err(error) => {
             to.send_reset(code(&error));
@@ -292,35 +305,46 @@ async fn pass(
     ResponseFlag::None
 }
 
-/// The next piece of a body, unless its receiver wants no more.
+/// The next piece of a body, once there is room for it and unless its receiver wants no more.
 async fn data_or_reset(
     from: &mut RecvStream,
-    to: &mut SendStream<Bytes>,
+    to: &mut SendStream<Piece>,
+    flow: &Flow,
 ) -> Result<Option<Result<Bytes, h2::Error>>, ()> {
-    poll_fn(|cx| match from.poll_data(cx) {
-        Poll::Ready(piece) => Poll::Ready(Ok(piece)),
-        Poll::Pending => to.poll_reset(cx).map(|_| Err(())),
+    poll_fn(|cx| {
+        if flow.poll_room(cx).is_ready()
+            && let Poll::Ready(piece) = from.poll_data(cx)
+        {
+            return Poll::Ready(Ok(piece));
+        }
+        to.poll_reset(cx).map(|_| Err(()))
     })
     .await
 }
 
 /// Sends one piece as the receiver has room for it.
-async fn send(to: &mut SendStream<Bytes>, mut piece: Bytes, is_last: bool) -> Result<(), h2::Error> {
+async fn send(
+    to: &mut SendStream<Piece>,
+    mut piece: Bytes,
+    is_last: bool,
+    flow: &Arc<Flow>,
+) -> Result<(), h2::Error> {
     while !piece.is_empty() {
         to.reserve_capacity(piece.len());
         let mut room = to.capacity();
         if room == 0 {
+            let _waits = flow.waits();
             let more = poll_fn(|cx| to.poll_capacity(cx)).await;
             room = more.unwrap_or_else(|| Err(Code::CANCEL.into()))?;
         }
         let part = piece.split_to(room.min(piece.len()));
         let ends = is_last && piece.is_empty();
-        to.send_data(part, ends)?;
+        to.send_data(flow.piece(part), ends)?;
         if ends {
             return Ok(());
         }
     }
-    if is_last { to.send_data(piece, true) } else { Ok(()) }
+    if is_last { to.send_data(piece.into(), true) } else { Ok(()) }
 }
 
 fn grpc_status(headers: &http::HeaderMap) -> Option<i64> {

@@ -210,6 +210,27 @@ async fn the_body_of_a_refused_request_is_read_over() {
 }
 
 #[tokio::test]
+async fn heads_that_take_too_much_are_refused_with_a_reason() {
+    let many: String = (0..200).map(|at| format!("x-{at}: y\r\n")).collect();
+    for (fields, why) in [
+        (format!("x: {}\r\n", "y".repeat(70_000)), "the head is longer than 64 KiB with its request line"),
+        (many, "the head has more than 128 fields"),
+    ] {
+        let Pair { mut client, server, .. } = pair_under(no_admin()).await;
+        say(&mut client, &format!("GET / HTTP/1.1\r\nHost: cart\r\n{fields}\r\n")).await;
+        let body = format!("Request Header Fields Too Large: {why}");
+        let head = format!(
+            "HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+            body.len()
+        );
+        expect(&mut client, &(head + &body)).await;
+        is_ended(&mut client).await;
+        let (mut app, _) = server.accept().await.unwrap();
+        assert_eq!(app.read(&mut [0; 8]).await.unwrap_or(0), 0, "nothing of it came");
+    }
+}
+
+#[tokio::test]
 async fn an_upgrade_that_is_let_in_carries_anything() {
     let Pair { mut client, server, .. } = pair_under(no_admin()).await;
     let request = "GET /chat HTTP/1.1\r\nHost: cart\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";

@@ -101,6 +101,19 @@ fn bad_request_authentications() {
             format!("{at}.outputClaimToHeaders[0].header"),
         ),
         (
+            rule("outputClaimToHeaders: [{claim: a}]"),
+            format!("{at}.outputClaimToHeaders[0].header: is missing"),
+        ),
+        (
+            rule("outputClaimToHeaders: [{header: Transfer-Encoding, claim: a}]"),
+            format!(
+                "{at}.outputClaimToHeaders[0].header: \"Transfer-Encoding\" says where a message goes or ends"
+            ),
+        ),
+        (rule("outputPayloadToHeader: HOST"), format!("{at}.outputPayloadToHeader: \"HOST\" says where")),
+        (rule("outputPayloadToHeader: content-length"), format!("{at}.outputPayloadToHeader: \"content-l")),
+        (rule("outputPayloadToHeader: ':path'"), format!("{at}.outputPayloadToHeader: is not a name of")),
+        (
             rule("outputClaimToHeaders: [{header: a}]"),
             format!("{at}.outputClaimToHeaders[0].claim: is missing"),
         ),

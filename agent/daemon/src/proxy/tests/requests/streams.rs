@@ -117,6 +117,53 @@ async fn a_stream_that_its_client_resets_is_reset() {
     assert_eq!(timeout(SOON, reset).await.expect("in time"), Code::CANCEL);
 }
 
+/// An application with endless answers, and a client that gives them room and reads nothing.
+#[tokio::test]
+async fn what_a_client_does_not_read_is_bounded_and_counted() {
+    let Pair { mut client, server, node, .. } = pair_under(no_admin()).await;
+    let served = tokio::spawn(async move {
+        let (socket, _) = server.accept().await.unwrap();
+        let mut connection = server::handshake::<_>(socket).await.unwrap();
+        let mut down = Vec::new();
+        while let Some(Ok((_, mut respond))) = connection.accept().await {
+            let mut body = respond.send_response(Response::new(()), false).unwrap();
+            let _ = body.send_data(Bytes::from(vec![b'x'; 1_000_000]), false);
+            down.push((respond, body));
+        }
+    });
+    let get = block(&[(":method", "GET"), (":scheme", "http"), (":authority", "cart"), (":path", "/a")]);
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    // Room for two gigabytes on each stream and on all of them.
+    bytes.extend(frame(4, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]));
+    bytes.extend(frame(8, 0, 0, &[0x7f, 0, 0, 0]));
+    for stream in 0..100 {
+        bytes.extend(frame(1, 0x5, 2 * stream + 1, &get));
+    }
+    client.write_all(&bytes).await.unwrap();
+    let share = node.proxy.0.budget.share(&"cart".into());
+    let mut most = 0;
+    let full = async {
+        while share.used() == 0 {
+            sleep(Duration::from_millis(10)).await;
+        }
+        // Until nothing more comes.
+        for _ in 0..50 {
+            most = most.max(share.used());
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(SOON, full).await.expect("what is not read is counted");
+    assert!(most <= 1024 * 1024, "{most} bytes for one connection");
+    drop(client);
+    let none = async {
+        while share.used() > 0 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(SOON, none).await.expect("all of it is given back");
+    served.abort();
+}
+
 /// A frame (RFC 9113, section 4.1).
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
