@@ -113,7 +113,7 @@ settings! {
     workers: Workers, "AMBIT_WORKERS", "N";
     /// Whether tunnels use the hybrid key exchange X25519MLKEM768: off, offer, prefer or require [default: offer]
     post_quantum: PostQuantum, "AMBIT_POST_QUANTUM", "WHEN";
-    /// How pods of one node talk with each other: join (their connections are joined in the agent, and nothing leaves the node) or encrypt (over a tunnel, as between nodes) [default: encrypt]
+    /// How pods of one node talk with each other: join (their connections are joined in the agent, and nothing leaves the node) or encrypt (over a tunnel, as between nodes) [default: join]
     local_traffic: LocalTraffic, "AMBIT_LOCAL_TRAFFIC", "HOW";
     /// A file of certificate revocation lists, PEM or DER; watched
     crl_file: Location, "AMBIT_CRL_FILE", "FILE";

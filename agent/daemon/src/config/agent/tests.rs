@@ -69,7 +69,7 @@ fn defaults_are_those_of_the_help() {
             trusted_proxies: 0,
             path_normalization: PathNormalization::Base,
             post_quantum: PostQuantum::Offer,
-            local_traffic: LocalTraffic::Encrypt,
+            local_traffic: LocalTraffic::Join,
             crl_file: None,
             trust_domain_aliases: vec![],
             trust_bundles: vec![],

@@ -127,9 +127,9 @@ impl fmt::Display for PostQuantum {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum LocalTraffic {
     /// Without a tunnel, under the same identities and policies.
+    #[default]
     Join,
     /// As with pods of other nodes.
-    #[default]
     Encrypt,
 }
 

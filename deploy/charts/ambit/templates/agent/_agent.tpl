@@ -87,7 +87,7 @@ seLinuxOptions:
 - name: AMBIT_POST_QUANTUM
   value: {{ .Values.postQuantum | quote }}
 - name: AMBIT_LOCAL_TRAFFIC
-  value: {{ .Values.localTraffic | default "encrypt" }}
+  value: {{ .Values.localTraffic | default "join" }}
 - name: AMBIT_OUTBOUND_POLICY
   value: {{ .Values.egress.outboundPolicy }}
 - name: AMBIT_OBSERVE_OUTBOUND
