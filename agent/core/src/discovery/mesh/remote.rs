@@ -28,11 +28,13 @@ impl Mesh {
         })
     }
 
-    /// The services that slices of other clusters speak for and that this cluster does not have: no address leads there.
-    pub fn services_elsewhere(&self) -> impl Iterator<Item = &ObjectName> {
-        let missing =
-            |service: &&ObjectName| !self.services.contains_key(*service) && !self.is_spoken_for(service);
-        self.slices.keys().filter(missing)
+    /// The services that slices of other clusters speak for and that this cluster does not have, so that no address leads there;
+    /// each with one of those clusters.
+    pub fn services_elsewhere(&self) -> impl Iterator<Item = (&Arc<str>, &ObjectName)> {
+        let missing = self.slices.iter().filter(|(service, _)| !self.services.contains_key(*service));
+        missing.filter_map(|(service, slices)| {
+            Some((slices.keys().find_map(|slice| slice.cluster.as_ref())?, service))
+        })
     }
 
     /// Whether enough is known of the pod to tell if it is in the mesh: of another cluster its namespace may come later.

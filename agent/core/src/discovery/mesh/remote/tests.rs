@@ -127,6 +127,7 @@ fn a_node_elsewhere_is_none_of_ours() {
     assert_eq!(ways(&mesh), ["no endpoint"], "only endpoints of the client's node");
     assert_eq!(mesh.services_elsewhere().count(), 0);
     mesh.apply(Change::ServiceGone(name("shop/web")));
-    let without: Vec<String> = mesh.services_elsewhere().map(ToString::to_string).collect();
-    assert_eq!((without, ways(&mesh)), (vec!["shop/web".to_owned()], vec!["pass".to_owned()]));
+    let without: Vec<String> =
+        mesh.services_elsewhere().map(|(cluster, name)| format!("{cluster} {name}")).collect();
+    assert_eq!((without, ways(&mesh)), (vec!["west shop/web".to_owned()], vec!["pass".to_owned()]));
 }
