@@ -17,6 +17,8 @@ pub(super) const TESTS: &[Test] = &[installed(
     two_clusters,
 )];
 
+/// Where the Secrets are that name other clusters.
+const SECRETS: &str = "ambit-clusters";
 /// What the clusters are called.
 const EAST: &str = "east";
 const WEST: &str = "west";
@@ -32,6 +34,7 @@ fn two_clusters(east: &mut Site) -> Result<()> {
     west.down()?;
     // The next test has one cluster again.
     east.upgrade(&["multicluster.enabled=false"])?;
+    east.cluster.api.kubectl(&["delete", "namespace", SECRETS, "--ignore-not-found"])?;
     done.with_context(|| format!("{:?}", kept))
 }
 
@@ -229,7 +232,7 @@ fn secrets_as_they_change(east: &Site, west: &Site, pods: &Pods) -> Result<()> {
         "contexts": [{"name": WEST, "context": {"cluster": WEST, "user": WEST}}],
     });
     let change = json!({"stringData": {WEST: kubeconfig.to_string()}}).to_string();
-    east.cluster.api.kubectl(&["patch", "secret", &name, "-n", SYSTEM, "--type=merge", "-p", &change])?;
+    east.cluster.api.kubectl(&["patch", "secret", &name, "-n", SECRETS, "--type=merge", "-p", &change])?;
     eventually(10 * SECOND, || {
         let cluster = cluster_of(east)?;
         let error = cluster["error"].as_str().unwrap_or_default();
@@ -237,7 +240,7 @@ fn secrets_as_they_change(east: &Site, west: &Site, pods: &Pods) -> Result<()> {
         Ok(())
     })?;
     must_answer(east, &pods.client, pods.service).context("with a kubeconfig that is not taken")?;
-    east.cluster.api.kubectl(&["delete", "secret", &name, "-n", SYSTEM])?;
+    east.cluster.api.kubectl(&["delete", "secret", &name, "-n", SECRETS])?;
     eventually(10 * SECOND, || must_be_refused(east, &pods.client, pods.service))
         .context("without the Secret")?;
     ensure!(cluster_of(east)?.is_null(), "the cluster is still there");

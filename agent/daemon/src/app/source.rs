@@ -36,7 +36,7 @@ pub(super) async fn open(config: &AgentConfig) -> anyhow::Result<(Feed, Option<C
 fn remotes(config: &AgentConfig) -> Option<RemoteClusters> {
     let namespace = config.remote_clusters.clone()?;
     let mut local = ClusterLocal {
-        // Istio's own exceptions, and the control plane of either cluster.
+        // As Istio has it; and the control plane of either cluster.
         namespaces: vec!["kube-system".to_owned(), namespace.clone(), config.root_namespace.clone()],
         services: vec![("default".to_owned(), "kubernetes".to_owned())],
     };

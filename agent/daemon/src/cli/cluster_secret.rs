@@ -51,7 +51,7 @@ pub(super) struct ClusterSecretArgs {
     /// The trust domain of its identities, if it is another than that of the agents that read it
     #[arg(long, value_name = "DOMAIN")]
     trust_domain: Option<ambit_core::model::TrustDomain>,
-    /// The namespace that ambit is installed in, in both
+    /// The namespace that ambit is installed in, in the other cluster
     #[arg(
         long,
         env = "AMBIT_NAMESPACE",
@@ -60,6 +60,9 @@ pub(super) struct ClusterSecretArgs {
         default_value = "ambit-system"
     )]
     agent_namespace: Namespace,
+    /// The namespace of the Secret that is printed: --remote-clusters of the agents that read it (in the chart: multicluster.namespace)
+    #[arg(long, value_name = "NAME", default_value = "ambit-clusters")]
+    secret_namespace: Namespace,
     /// The Secret of the other cluster with the token
     #[arg(long, value_name = "NAME", default_value = READER)]
     token_secret: DnsName,
@@ -133,7 +136,7 @@ fn secret(args: &ClusterSecretArgs, name: &str, server: &str, token: &Token) -> 
         "kind": "Secret",
         "metadata": {
             "name": format!("ambit-remote-secret-{}", name.to_ascii_lowercase().replace('_', "-")),
-            "namespace": args.agent_namespace.0,
+            "namespace": args.secret_namespace.0,
             "labels": {"istio/multiCluster": "true"},
             "annotations": annotations,
         },

@@ -44,7 +44,7 @@ settings! {
     ca_server_name: ServerName, "AMBIT_CA_SERVER_NAME", "NAME";
     /// This cluster's name, for the certificate service, in metrics and logs, and among several clusters [default: Kubernetes]
     cluster_id: ClusterId, "AMBIT_CLUSTER_ID", "NAME";
-    /// The namespace whose Secrets labelled istio/multiCluster=true hold kubeconfigs of other clusters, whose pods and endpoints are then read beside those of this one; without it there are no others
+    /// The namespace whose Secrets labelled istio/multiCluster=true hold kubeconfigs of other clusters, whose pods and endpoints are then read beside those of this one; for nothing else, since agents read all Secrets there [default: no other clusters]
     remote_clusters: Namespace, "AMBIT_REMOTE_CLUSTERS", "NAMESPACE";
     /// Services that each cluster has for itself, all of a namespace or one by one, beside those of kube-system and of the root namespace and default/kubernetes
     cluster_local: ClusterLocalServices, "AMBIT_CLUSTER_LOCAL", "NAMESPACE[/NAME][,..]";

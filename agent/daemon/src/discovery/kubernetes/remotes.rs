@@ -1,4 +1,4 @@
-//! Other clusters, by the kubeconfigs in labelled Secrets of the agent's own namespace, as Istio has them.
+//! Other clusters, by the kubeconfigs in the labelled Secrets of one namespace, as Istio has them.
 //!
 //! Promises that a Secret that changes takes nothing away before its cluster has been read anew, that one that cannot be used changes
 //! nothing, and that no cluster is waited for without end. What is read of a cluster is who runs where and what leads there: never

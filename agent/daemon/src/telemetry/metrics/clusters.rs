@@ -50,7 +50,7 @@ impl Clusters {
         );
         registry.register(
             "ambit_remote_cluster_errors",
-            "Requests to another cluster's API that have failed since its Secret was there",
+            "Requests to another cluster's API that have failed since its Secret was first seen",
             self.errors.clone(),
         );
         registry.register(

@@ -76,11 +76,9 @@ seLinuxOptions:
   value: {{ .Values.clusterName | default .Values.issuer.istio.clusterID | quote }}
 {{- if .Values.multicluster.enabled }}
 - name: AMBIT_REMOTE_CLUSTERS
-  value: {{ .Release.Namespace }}
-{{- with .Values.multicluster.clusterLocal }}
+  value: {{ .Values.multicluster.namespace }}
 - name: AMBIT_CLUSTER_LOCAL
-  value: {{ join "," . | quote }}
-{{- end }}
+  value: {{ prepend .Values.multicluster.clusterLocal .Release.Namespace | join "," | quote }}
 {{- end }}
 - name: AMBIT_ROOT_NAMESPACE
   value: {{ include "ambit.rootNamespace" . }}
