@@ -6,6 +6,7 @@
 mod access;
 mod api_server;
 mod bulk;
+mod ground;
 mod image;
 mod node;
 mod pki;
@@ -25,6 +26,7 @@ pub use self::{
     access::Access,
     api_server::{ADDRESS, ApiServer},
     bulk::Request,
+    ground::Ground,
     image::POD_IMAGE,
 };
 use crate::{
@@ -60,7 +62,7 @@ impl Programs {
     }
 }
 
-/// Two nodes, `a` and `b`, under a control plane; dropping it kills everything.
+/// Two nodes, `a` and `b`, or one, under a control plane; dropping it kills everything.
 #[derive(Debug)]
 pub struct Cluster {
     /// The API server, and kubectl.
@@ -74,7 +76,24 @@ pub struct Cluster {
 impl Cluster {
     /// Brings a cluster up; returns when both nodes are ready and the image [`POD_IMAGE`] is on them.
     pub fn up(sandbox: &Sandbox, programs: &Programs, name: &str) -> Result<Self> {
-        let api = ApiServer::start(sandbox, programs, name)?;
+        Self::up_on(Ground::FIRST, NODES.len(), sandbox, programs, name)
+    }
+
+    /// Brings another one up, of one node, whose pods and this one's reach each other by their own addresses.
+    pub fn beside(&self, sandbox: &Sandbox, programs: &Programs, name: &str) -> Result<Self> {
+        let other = Self::up_on(Ground::SECOND, 1, sandbox, programs, name)?;
+        ground::join((self.api.netns(), self.api.ground()), (other.api.netns(), other.api.ground()))?;
+        Ok(other)
+    }
+
+    fn up_on(
+        ground: Ground,
+        nodes: usize,
+        sandbox: &Sandbox,
+        programs: &Programs,
+        name: &str,
+    ) -> Result<Self> {
+        let api = ApiServer::start_on(ground, sandbox, programs, name)?;
         let place = format!("{}-{name}", sandbox.prefix());
         let pod_image = image::pods(programs, api.folder()).context("the image of pods")?;
         let control_plane = control_plane(&api, programs)?;
@@ -83,7 +102,7 @@ impl Cluster {
                 let (api, place, image) = (&api, &place, &pod_image);
                 scope.spawn(move || Node::start(api, programs, place, index, image))
             };
-            let starting: Vec<_> = (0..NODES.len()).map(start).collect();
+            let starting: Vec<_> = (0..nodes).map(start).collect();
             starting.into_iter().map(|node| node.join().unwrap_or_else(|_| bail!("panicked"))).collect()
         });
         let nodes = started.context("starting a node")?;
@@ -100,9 +119,14 @@ impl Cluster {
         &self.access
     }
 
-    /// Brings an image, as a docker-archive, to both nodes.
+    /// Brings an image, as a docker-archive, to every node.
     pub fn import(&self, image: &Path) -> Result<()> {
-        NODES.iter().try_for_each(|node| self.access.import(node, image))
+        self.nodes().try_for_each(|node| self.access.import(node, image))
+    }
+
+    /// The names of its nodes.
+    pub fn nodes(&self) -> impl Iterator<Item = &'static str> {
+        self.nodes.iter().map(|node| node.name)
     }
 
     /// Ends the kubelet of a node; what it has started goes on.
@@ -147,7 +171,7 @@ impl Cluster {
             };
             let ready =
                 nodes["items"].as_array().map_or(0, |nodes| nodes.iter().filter(|n| ready(n)).count());
-            ensure!(ready == NODES.len(), "{ready} of {} nodes are ready", NODES.len());
+            ensure!(ready == self.nodes.len(), "{ready} of {} nodes are ready", self.nodes.len());
             // A pod is refused until its namespace's service account is there.
             self.api.kubectl(&["get", "serviceaccount", "default"]).map(drop)
         })
@@ -171,7 +195,8 @@ fn control_plane(api: &ApiServer, programs: &Programs) -> Result<Vec<Process>> {
 
     let corefile = api.folder().join("Corefile");
     let zone = format!("kubernetes cluster.local {{\n kubeconfig {}\n}}", api.admin().display());
-    std::fs::write(&corefile, format!(".:53 {{\n bind {ADDRESS}\n {zone}\n cache 2\n}}\n"))?;
+    let bind = api.ground().control_plane();
+    std::fs::write(&corefile, format!(".:53 {{\n bind {bind}\n {zone}\n cache 2\n}}\n"))?;
     let mut dns = command("coredns");
     dns.arg("-conf").arg(&corefile);
 

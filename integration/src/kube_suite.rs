@@ -7,6 +7,7 @@ mod attacks;
 mod authorization;
 mod birth;
 mod chart;
+mod clusters;
 mod control;
 mod custom;
 mod enrolment;
@@ -74,6 +75,7 @@ pub fn tests() -> Vec<Test> {
         &attacks::tests(),
         birth::TESTS,
         outage::TESTS,
+        clusters::TESTS,
         restart::TESTS,
         privilege::TESTS,
         removal::TESTS,

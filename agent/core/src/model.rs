@@ -153,24 +153,36 @@ pub struct PodAddr(pub SocketAddr);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClientAddr(pub SocketAddr);
 
-/// `namespace/name` of a namespaced Kubernetes object.
+/// `namespace/name` of a namespaced Kubernetes object, of this cluster or another. Displays as that, after `<cluster>:` if it is
+/// another's.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectName {
     /// The namespace.
     pub namespace: Arc<str>,
     /// The name within it.
     pub name: Arc<str>,
+    /// The other cluster that it is of; `None` for this one.
+    pub cluster: Option<Arc<str>>,
 }
 
 impl ObjectName {
-    /// Names an object.
+    /// Names an object of this cluster.
     pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+        Self { namespace: namespace.into(), name: name.into(), cluster: None }
+    }
+
+    /// The object of that name in another cluster.
+    #[must_use]
+    pub fn in_cluster(self, cluster: &Arc<str>) -> Self {
+        Self { cluster: Some(Arc::clone(cluster)), ..self }
     }
 }
 
 impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(cluster) = &self.cluster {
+            write!(f, "{cluster}:")?;
+        }
         write!(f, "{}/{}", self.namespace, self.name)
     }
 }

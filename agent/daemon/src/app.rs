@@ -2,6 +2,7 @@
 
 mod attachment;
 mod ca;
+mod clusters;
 mod control_plane;
 mod federation;
 mod footprint;

@@ -10,6 +10,7 @@ mod ca;
 mod certs;
 mod check;
 mod check_node;
+mod cluster_secret;
 mod denials;
 mod explain;
 mod moment;
@@ -79,6 +80,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Look for mistakes in policies, of the mesh or of a folder
     Analyze(analyze::AnalyzeArgs),
+    /// Print the Secret by which agents of one cluster read another
+    ClusterSecret(cluster_secret::ClusterSecretArgs),
     /// Say what this node lacks for an agent
     CheckNode(check_node::CheckNodeArgs),
     /// Take everything off this node that agents left on it: in the kernel, the CNI plugin, the run directory
@@ -123,6 +126,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Explain(args) => explain::run(&args),
         Command::Check(args) => check::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Analyze(args) => analyze::run(&args),
+        Command::ClusterSecret(args) => cluster_secret::run(&args).map(|()| ExitCode::SUCCESS),
         Command::CheckNode(args) => check_node::run(&args),
         Command::Uninstall(args) => uninstall::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Cni => Ok(cni::run()),
@@ -158,6 +162,7 @@ mod tests {
             "certs",
             "check",
             "check-node",
+            "cluster-secret",
             "denials",
             "explain",
             "readiness",
@@ -201,7 +206,10 @@ mod tests {
             ("ambit ca --rate 0", "1 to 100000"),
             ("ambit agent --run-dir= --node a", "empty"),
             ("ambit status -o xml", "possible values: table, json, yaml"),
-            ("ambit status nodes", "possible values: pods, certs, issuers, connections, denials, problems"),
+            (
+                "ambit status nodes",
+                "possible values: pods, certs, issuers, clusters, connections, denials, problems",
+            ),
             ("ambit denials --since yesterday", "--since"),
             ("ambit readiness --window 91d", "at most 90d"),
             ("ambit suggest -o table", "possible values: yaml, json"),

@@ -3,6 +3,7 @@
 //! Promises that the server is verified and that no wait on it is endless. What is asked of it is left to others.
 
 mod authorizer;
+mod remote;
 
 use std::{
     env,
@@ -16,6 +17,7 @@ use kube::{
 };
 
 pub(crate) use authorizer::{Access, Authorizer};
+pub(crate) use remote::config as remote_config;
 
 use crate::{error::with_causes, files};
 

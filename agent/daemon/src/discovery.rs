@@ -4,6 +4,7 @@
 //! source that fails never ends the feed. What to do with the state is left to others.
 
 mod changes;
+mod clusters;
 mod folder;
 mod followers;
 mod judged;
@@ -32,13 +33,15 @@ use kube::Client;
 use tokio::{sync::watch, task::JoinSet};
 
 pub(crate) use changes::Changes;
+pub(crate) use clusters::{ClusterStatus, RemoteClusters};
 pub(crate) use judged::judge_policies;
-pub(crate) use kinds::Key;
+pub(crate) use kinds::{ClusterLocal, Key};
 pub(crate) use offline::{Reading, read_manifests};
 pub(crate) use origin::Origin;
 pub(crate) use wanted::{ACCEPTED_CONDITION, PolicyStatus, WantedStatuses};
 
 use changes::Readers;
+use clusters::Clusters;
 pub(crate) use folder::documents::Syntax;
 use folder::{documents, manifest};
 use followers::Followers;
@@ -146,6 +149,8 @@ struct Shared {
     /// Locked while a world is published: who begins to follow misses none.
     audience: Mutex<Audience>,
     revision: watch::Sender<u64>,
+    /// The other clusters that are read.
+    clusters: watch::Sender<Clusters>,
     /// Ended with the last handle.
     tasks: Mutex<JoinSet<()>>,
 }
@@ -198,6 +203,21 @@ impl Feed {
         while !self.world().synced && revisions.changed().await.is_ok() {}
     }
 
+    /// How the other clusters stand that are read, by name.
+    pub(crate) fn clusters(&self) -> Vec<ClusterStatus> {
+        let mut all: Vec<ClusterStatus> = self.shared.clusters.borrow().statuses().collect();
+        // Neither lock within the other.
+        let ledger = self.shared.ledger();
+        all.iter_mut().for_each(|cluster| cluster.objects = ledger.objects_of(&cluster.name));
+        all
+    }
+
+    /// Returns when some other cluster stands otherwise than when this was called.
+    pub(crate) async fn clusters_changed(&self) {
+        // The sender lives as long as this handle.
+        let _ = self.shared.clusters.subscribe().changed().await;
+    }
+
     fn new(settings: Settings) -> Self {
         let ledger = Ledger::new(settings);
         let world = ArcSwap::from_pointee(ledger.world());
@@ -207,6 +227,7 @@ impl Feed {
             wanted: Mutex::default(),
             audience: Mutex::default(),
             revision: watch::Sender::new(1),
+            clusters: watch::Sender::default(),
             tasks: Mutex::default(),
         };
         Self { shared: Arc::new(shared) }
@@ -264,7 +285,13 @@ pub(crate) fn watch_folder(dir: &Path, settings: Settings) -> Result<Feed, Disco
 
 /// Watches the objects of the cluster that `client` leads to. Returns at once; the feed is not synced before everything has
 /// been read. Changes are in force well within a second, and what is known stays in force while the API is away, of policies
-/// also without their definition, for as long as `hold` says. Must be called in a tokio runtime.
-pub(crate) fn watch_cluster(client: &Client, settings: Settings, hold: PolicyHold) -> Feed {
-    kubernetes::watch(client, settings, hold)
+/// also without their definition, for as long as `hold` says. The pods and endpoints of other clusters are read beside them where
+/// `remotes` says. Must be called in a tokio runtime.
+pub(crate) fn watch_cluster(
+    client: &Client,
+    settings: Settings,
+    hold: PolicyHold,
+    remotes: Option<RemoteClusters>,
+) -> Feed {
+    kubernetes::watch(client, settings, hold, remotes)
 }

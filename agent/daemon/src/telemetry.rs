@@ -40,7 +40,7 @@ pub(crate) use checks::CheckResult;
 pub(crate) use dns::DnsResult;
 pub(crate) use grpc::GrpcMessages;
 pub(crate) use logging::{LogFormat, LoggingError, init_logging, parse_filter};
-pub(crate) use metrics::{IssuerKeys, OpenTunnel};
+pub(crate) use metrics::{IssuerKeys, OpenTunnel, RemoteCluster};
 pub(crate) use observed::{
     DenialDetail, DenialKey, Flow, FlowSource, Observations, Operations, Outcome, OutsideKey, Place,
     RehearsalDetail, RehearsalKey, Sighting, Who,
@@ -59,6 +59,19 @@ use traffic::{Flag, TrafficLabels};
 
 /// The cluster name in metrics and the access log: Istio's default, without which Kiali drops the series.
 pub(crate) const CLUSTER: &str = "Kubernetes";
+
+/// What this cluster is called, once that is known.
+static OWN_CLUSTER: OnceLock<Box<str>> = OnceLock::new();
+
+/// This cluster has that name from now on, in this process; has an effect once.
+pub(crate) fn name_cluster(name: &str) {
+    OWN_CLUSTER.get_or_init(|| name.into());
+}
+
+/// The cluster of a pod.
+fn cluster_of(pod: &ObjectName) -> &str {
+    pod.cluster.as_deref().unwrap_or_else(|| OWN_CLUSTER.get().map_or(CLUSTER, |name| name))
+}
 
 /// On which side of a connection the pod of this node is; the `reporter` label follows from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -417,6 +430,11 @@ impl Telemetry {
     /// Sets how the keys of all issuers are that are followed.
     pub(crate) fn issuers<'a>(&self, all: impl Iterator<Item = IssuerKeys<'a>>) {
         self.0.metrics.tokens.issuers(all);
+    }
+
+    /// Sets how other clusters are.
+    pub(crate) fn remote_clusters<'a>(&self, all: impl Iterator<Item = RemoteCluster<'a>>, now: SystemTime) {
+        self.0.metrics.clusters.set(all, now);
     }
 
     /// The connections that are open, oldest first.

@@ -10,23 +10,19 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use super::{Programs, pki::Pki};
+use super::{Ground, Programs, pki::Pki};
 use crate::{
     netns::Netns,
     process::{self, Finished, Process},
     sandbox::Sandbox,
 };
 
-/// The control plane's address in its namespace: of the API server, of the cluster's DNS, and the next hop of nodes.
+/// The control plane's address of a cluster alone.
 pub const ADDRESS: &str = "198.18.0.1";
 /// The API server's port.
-const PORT: u16 = 6443;
-/// The bridge that bears [`ADDRESS`], and that nodes are wired to.
+pub(super) const PORT: u16 = 6443;
+/// The bridge that bears the control plane's address, and that nodes are wired to.
 pub(super) const BRIDGE: &str = "nodes";
-/// Cluster addresses of services.
-const SERVICES: &str = "198.18.128.0/20";
-/// The first of them, which the API server itself has.
-const FIRST_SERVICE: &str = "198.18.128.1";
 
 const START_LIMIT: Duration = Duration::from_secs(60);
 
@@ -34,6 +30,7 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct ApiServer {
     programs: Programs,
+    ground: Ground,
     netns: Netns,
     folder: PathBuf,
     pki: Pki,
@@ -45,15 +42,27 @@ impl ApiServer {
     /// Makes the namespace `<run>-<name>` and starts both in it; returns when the API is ready. Files and logs go to the
     /// folder `name` of the run.
     pub fn start(sandbox: &Sandbox, programs: &Programs, name: &str) -> Result<Self> {
+        Self::start_on(Ground::FIRST, sandbox, programs, name)
+    }
+
+    /// The same at other addresses.
+    pub(super) fn start_on(
+        ground: Ground,
+        sandbox: &Sandbox,
+        programs: &Programs,
+        name: &str,
+    ) -> Result<Self> {
+        let address = ground.control_plane();
         let folder = sandbox.folder().join(name);
         let pki = Pki::create(&folder.join("pki"))?;
-        let serves = format!("IP:{ADDRESS},IP:{FIRST_SERVICE},DNS:kubernetes.default.svc");
+        let serves = format!("IP:{address},IP:{},DNS:kubernetes.default.svc", ground.first_service());
         pki.issue("apiserver", "kube-apiserver", "kubernetes", &serves)?;
         let netns = Netns::create(&format!("{}-{name}", sandbox.prefix()))?;
         netns.ip(&["link", "add", BRIDGE, "type", "bridge"])?;
-        netns.ip(&["address", "add", &format!("{ADDRESS}/24"), "dev", BRIDGE])?;
+        netns.ip(&["address", "add", &format!("{address}/24"), "dev", BRIDGE])?;
         netns.ip(&["link", "set", BRIDGE, "up"])?;
-        let mut api = Self { programs: programs.clone(), netns, folder, pki, etcd: None, server: None };
+        let mut api =
+            Self { programs: programs.clone(), ground, netns, folder, pki, etcd: None, server: None };
         api.user("admin", "admin", "system:masters")?;
         api.resume()?;
         Ok(api)
@@ -147,15 +156,20 @@ impl ApiServer {
             let kind = if method == "PATCH" { "merge-patch+json" } else { "json" };
             curl.args(["-H", &format!("content-type: application/{kind}"), "-d", &body.to_string()]);
         }
-        let text = process::run(curl.arg(format!("{}{path}", Self::url())), Duration::from_secs(30))?.ok()?;
+        let text = process::run(curl.arg(format!("{}{path}", self.url())), Duration::from_secs(30))?.ok()?;
         let (answer, code) = text.trim_end().rsplit_once('\n').context("curl told no status")?;
         // Answers of exec and their like are no JSON.
         Ok((code.parse()?, serde_json::from_str(answer).unwrap_or_default()))
     }
 
     /// The URL of the API, good in the namespace and on the nodes.
-    pub fn url() -> String {
-        format!("https://{ADDRESS}:{PORT}")
+    pub fn url(&self) -> String {
+        self.ground.api()
+    }
+
+    /// The addresses of the cluster.
+    pub fn ground(&self) -> Ground {
+        self.ground
     }
 
     /// The namespace it runs in.
@@ -175,7 +189,7 @@ impl ApiServer {
 
     /// Issues a client certificate for `user` of `group`; returns the path of its kubeconfig, `<name>.conf`.
     pub fn user(&self, name: &str, user: &str, group: &str) -> Result<PathBuf> {
-        self.pki.user(name, user, group, &Self::url())
+        self.pki.user(name, user, group, &self.url())
     }
 
     /// Starts a process of the control plane that writes `<name>.log`.
@@ -196,8 +210,18 @@ impl ApiServer {
     fn server_command(&self) -> Command {
         let (pki, admin) = (&self.pki, "admin");
         let mut server = self.netns.command(self.programs.path("kube-apiserver"));
-        server.args(["--etcd-servers", "http://127.0.0.1:2379", "--bind-address", ADDRESS]);
-        server.args(["--secure-port", &PORT.to_string(), "--service-cluster-ip-range", SERVICES]);
+        server.args([
+            "--etcd-servers",
+            "http://127.0.0.1:2379",
+            "--bind-address",
+            &self.ground.control_plane(),
+        ]);
+        server.args([
+            "--secure-port",
+            &PORT.to_string(),
+            "--service-cluster-ip-range",
+            &self.ground.services(),
+        ]);
         server.arg("--tls-cert-file").arg(pki.certificate("apiserver"));
         server.arg("--tls-private-key-file").arg(pki.key("apiserver"));
         server.arg("--client-ca-file").arg(pki.ca());

@@ -37,7 +37,7 @@ impl Request {
     fn section(&self, api: &ApiServer) -> Result<String> {
         let quoted = |text: &str| serde_json::to_string(text);
         let pki = api.pki();
-        let (path, admin) = (format!("{}{}", ApiServer::url(), self.path), "admin");
+        let (path, admin) = (format!("{}{}", api.url(), self.path), "admin");
         let mut text = format!("request = {}\nurl = {}\n", quoted(self.method)?, quoted(&path)?);
         for (option, file) in
             [("cacert", pki.ca()), ("cert", pki.certificate(admin)), ("key", pki.key(admin))]

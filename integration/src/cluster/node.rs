@@ -17,7 +17,7 @@ use serde_json::json;
 use super::{
     Programs,
     access::enter,
-    api_server::{self, ADDRESS, ApiServer, BRIDGE},
+    api_server::{self, ApiServer, BRIDGE},
     image::POD_IMAGE,
 };
 use crate::{
@@ -168,11 +168,11 @@ struct Plan<'a> {
 
 impl Plan<'_> {
     fn address(&self) -> String {
-        format!("198.18.0.{}", self.octet)
+        self.api.ground().node(self.octet)
     }
 
-    fn pods(octet: u8) -> String {
-        format!("198.18.{octet}.0/24")
+    fn pods(&self, octet: u8) -> String {
+        self.api.ground().pods(octet)
     }
 
     fn folder(&self) -> PathBuf {
@@ -196,11 +196,12 @@ impl Plan<'_> {
         outside.ip(&["link", "set", &wire, "master", BRIDGE, "up"])?;
         netns.ip(&["address", "add", &format!("{}/24", self.address()), "dev", "eth0"])?;
         netns.ip(&["link", "set", "eth0", "up"])?;
-        netns.ip(&["route", "add", "default", "via", ADDRESS])?;
+        netns.ip(&["route", "add", "default", "via", &self.api.ground().control_plane()])?;
         netns.sysctl(&["net.ipv4.ip_forward=1"])?;
-        outside.ip(&["route", "add", &Self::pods(self.octet), "via", &self.address()])?;
+        outside.ip(&["route", "add", &self.pods(self.octet), "via", &self.address()])?;
         for other in (11..).take(super::NODES.len()).filter(|octet| *octet != self.octet) {
-            netns.ip(&["route", "add", &Self::pods(other), "via", &format!("198.18.0.{other}")])?;
+            let via = self.api.ground().node(other);
+            netns.ip(&["route", "add", &self.pods(other), "via", &via])?;
         }
         Ok(netns)
     }
@@ -211,7 +212,7 @@ impl Plan<'_> {
         let kubelet = format!("kubelet-{}", self.name);
         let serves = format!("IP:{},DNS:{}", self.address(), self.name);
         pki.issue(&kubelet, &format!("system:node:{}", self.name), "system:nodes", &serves)?;
-        pki.kubeconfig(&kubelet, &ApiServer::url())?;
+        pki.kubeconfig(&kubelet, &self.api.url())?;
         let folder = self.folder();
         let (net, bin) =
             (tools::node_layer(&folder, "/etc/cni/net.d"), tools::node_layer(&folder, "/opt/cni/bin"));
@@ -237,7 +238,7 @@ impl Plan<'_> {
                 "ipMasq": false,
                 "ipam": {
                     "type": "host-local",
-                    "ranges": [[{ "subnet": Self::pods(self.octet) }]],
+                    "ranges": [[{ "subnet": self.pods(self.octet) }]],
                     "routes": [{ "dst": "0.0.0.0/0" }],
                 },
             }],
@@ -253,7 +254,7 @@ impl Plan<'_> {
             "authentication": { "anonymous": { "enabled": false }, "x509": { "clientCAFile": pki.ca() } },
             "cgroupDriver": "cgroupfs",
             "cgroupRoot": format!("/{}", self.place),
-            "clusterDNS": [ADDRESS],
+            "clusterDNS": [self.api.ground().control_plane()],
             "clusterDomain": "cluster.local",
             "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
             "failCgroupV1": false,

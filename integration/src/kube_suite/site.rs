@@ -20,7 +20,7 @@ pub(super) use self::network::Load;
 use super::{Plan, Pod};
 use crate::{
     cgroups,
-    cluster::{Cluster, NODES, Programs},
+    cluster::{Cluster, Programs},
     process::{self, Finished, eventually},
     sandbox::Sandbox,
 };
@@ -89,6 +89,7 @@ pub struct Site {
     pub cluster: Cluster,
     /// What is being tested.
     pub kit: Kit,
+    sandbox: Sandbox,
     installed: bool,
     imported: bool,
     namespaces: Vec<String>,
@@ -99,17 +100,26 @@ pub struct Site {
 impl Site {
     /// Brings a cluster up, without ambit.
     pub fn up(sandbox: &Sandbox, kit: &Kit, name: &str) -> Result<Self> {
-        let cluster = Cluster::up(sandbox, &kit.programs, name)?;
-        let kit = kit.clone();
-        Ok(Self {
+        Ok(Self::of(Cluster::up(sandbox, &kit.programs, name)?, sandbox, kit))
+    }
+
+    /// Brings another cluster up, of one node, whose pods reach those of this one by their own addresses.
+    pub(super) fn beside(&self, name: &str) -> Result<Self> {
+        let other = self.cluster.beside(&self.sandbox, &self.kit.programs, name)?;
+        Ok(Self::of(other, &self.sandbox, &self.kit))
+    }
+
+    fn of(cluster: Cluster, sandbox: &Sandbox, kit: &Kit) -> Self {
+        Self {
             cluster,
-            kit,
+            kit: kit.clone(),
+            sandbox: sandbox.clone(),
             installed: false,
             imported: false,
             namespaces: Vec::new(),
             named: 0,
             notes: Vec::new(),
-        })
+        }
     }
 
     /// Installs ambit by Helm where it is not; returns when agents and CA are ready.
@@ -302,9 +312,9 @@ impl Site {
         self.cluster.api.try_kubectl(&[exec.as_slice(), arguments].concat(), "")
     }
 
-    /// What the agents of both nodes have logged since they started.
+    /// What the agents of all nodes have logged since they started.
     pub fn agents_log(&self) -> Result<String> {
-        let logs = NODES.iter().map(|node| {
+        let logs = self.cluster.nodes().map(|node| {
             let agent = self.agent(node)?;
             self.cluster.api.kubectl(&["logs", "-n", SYSTEM, &agent.name])
         });
@@ -338,11 +348,11 @@ impl Site {
         Ok(())
     }
 
-    /// Gives the image another tag on both nodes; returns it.
+    /// Gives the image another tag on every node; returns it.
     pub fn tag_image(&self, tag: &str) -> Result<String> {
         let reference = reference(&self.kit.image)?;
         let (repository, _) = reference.rsplit_once(':').context("the image's name has no tag")?;
-        for node in NODES {
+        for node in self.cluster.nodes() {
             let mut ctr = self.cluster.access().on_node(node, self.kit.programs.path("ctr"))?;
             let other = format!("{repository}:{tag}");
             process::must(ctr.args(["-n", "k8s.io", "images", "tag", "--force", &reference, &other]))?;

@@ -48,6 +48,17 @@ const CASES: &[Case] = &[
         firing: 6,
     },
     Case {
+        alert: "AmbitRemoteClusterAway",
+        series: &[(
+            "ambit_remote_cluster_lag_seconds{cluster=\"west\",instance=\"node1\"}",
+            "0 120 601 661 721 781x20",
+        )],
+        labels: &[NODE, ("cluster", "west")],
+        value: "661",
+        quiet: 2,
+        firing: 3,
+    },
+    Case {
         alert: "AmbitAgentMissing",
         series: &[(
             "kube_daemonset_status_number_unavailable{daemonset=\"ambit\",instance=\"node1\"}",
@@ -241,6 +252,7 @@ fn metrics(stage: &Stage<'_>, world: &mut World) -> Result<()> {
         "ambit_not_ready",
         "ambit_plaintext_refused_total",
         "ambit_refusals_total",
+        "ambit_remote_cluster_lag_seconds",
     ];
     for rule in each(&rules(&stage.kit.alerts)?) {
         let expression = rule["expr"].as_str().context("an alert without an expression")?;

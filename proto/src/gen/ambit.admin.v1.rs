@@ -54,6 +54,43 @@ pub struct StatusResponse {
     /// The issuers of end users' tokens that policies of the node's pods name.
     #[prost(message, repeated, tag = "18")]
     pub issuers: ::prost::alloc::vec::Vec<Issuer>,
+    /// The other clusters whose objects the agent reads.
+    #[prost(message, repeated, tag = "30")]
+    pub clusters: ::prost::alloc::vec::Vec<Cluster>,
+}
+/// Another cluster whose pods and endpoints are read beside those of the agent's own.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Cluster {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// The Secret with its kubeconfig, as namespace/name.
+    #[prost(string, tag = "2")]
+    pub secret: ::prost::alloc::string::String,
+    /// Where its API is; empty while that is not known.
+    #[prost(string, tag = "3")]
+    pub server: ::prost::alloc::string::String,
+    /// The trust domain of its identities.
+    #[prost(string, tag = "4")]
+    pub trust_domain: ::prost::alloc::string::String,
+    /// When all of it had been read for the first time; absent while it has not.
+    #[prost(message, optional, tag = "5")]
+    pub synced: ::core::option::Option<::prost_types::Timestamp>,
+    /// How many of its objects are known.
+    #[prost(uint64, tag = "6")]
+    pub objects: u64,
+    /// Since when something of it cannot be read; absent while all can. What was known before stays.
+    #[prost(message, optional, tag = "7")]
+    pub away: ::core::option::Option<::prost_types::Timestamp>,
+    /// Why that is so, or why its kubeconfig cannot be used.
+    #[prost(string, tag = "8")]
+    pub error: ::prost::alloc::string::String,
+    /// Requests to its API that failed.
+    #[prost(uint64, tag = "9")]
+    pub errors: u64,
+    /// Services of it without one of the same name here, so that no address leads to them.
+    #[prost(uint32, tag = "10")]
+    pub services_without_stub: u32,
 }
 /// An issuer of end users' tokens, and its keys.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

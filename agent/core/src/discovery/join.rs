@@ -44,7 +44,7 @@ pub(super) fn wants_requests(settings: &Settings, namespace: Option<&Namespace>,
 
 /// The service's name, and its host name in the cluster's DNS.
 pub(super) fn service_name(settings: &Settings, service: &ObjectName) -> ServiceName {
-    let ObjectName { namespace, name } = service;
+    let ObjectName { namespace, name, .. } = service;
     let host = format!("{name}.{namespace}.svc.{}", settings.cluster_domain);
     ServiceName { name: service.clone(), host: host.into() }
 }
@@ -64,9 +64,10 @@ pub(super) fn endpoint_addresses<'a>(
     endpoints.iter().flat_map(|endpoint| endpoint.addresses.iter().copied())
 }
 
-/// Whether the service has a selector, and the pod its labels.
+/// Whether the service has a selector, and the pod its labels. What another cluster's pods are behind, its slices say.
 pub(super) fn selects(service: &Service, pod: &Pod) -> bool {
-    !service.selector.is_empty()
+    pod.name.cluster.is_none()
+        && !service.selector.is_empty()
         && !pod.terminal
         && service.selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value))
 }

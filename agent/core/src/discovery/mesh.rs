@@ -10,6 +10,7 @@ mod listing;
 mod outside;
 mod pods;
 mod protocol;
+mod remote;
 mod routing;
 mod services;
 mod uids;
@@ -60,6 +61,10 @@ pub struct Mesh {
     by_uid: HashTrieMapSync<Arc<str>, Names>,
     /// The UIDs that more than one pod bears.
     shared_uids: RedBlackTreeSetSync<Arc<str>>,
+    /// Namespaces of other clusters, by cluster and name.
+    remote_namespaces: HashTrieMapSync<Arc<str>, HashTrieMapSync<Arc<str>, Arc<Namespace>>>,
+    /// Addresses that pods of more than one cluster claim.
+    disputed: RedBlackTreeSetSync<IpAddr>,
     /// The pods that claim an address; the first one has it.
     by_ip: HashTrieMapSync<IpAddr, Vec<Arc<PodRecord>>>,
     by_node: HashTrieMapSync<Arc<str>, ByName<Workload>>,
@@ -104,14 +109,20 @@ impl Mesh {
                 if before != self.captures_everything_of(&name) || captures_dns != captured_dns {
                     delta.reconsider_pods();
                 }
-                self.reconsider_namespace(&name, &mut delta);
+                self.reconsider_namespace(&name, None, &mut delta);
             }
             Change::NamespaceGone(name) => {
                 if self.namespaces.contains_key(&name) {
                     self.namespaces.remove_mut(&name);
                     delta.reconsider_pods();
-                    self.reconsider_namespace(&name, &mut delta);
+                    self.reconsider_namespace(&name, None, &mut delta);
                 }
+            }
+            Change::RemoteNamespace { cluster, namespace } => {
+                self.put_remote_namespace(&cluster, &namespace.name, Some(&namespace), &mut delta);
+            }
+            Change::RemoteNamespaceGone { cluster, name } => {
+                self.put_remote_namespace(&cluster, &name, None, &mut delta);
             }
             Change::Pod(pod) => self.put_pod(&pod.name.clone(), Some(pod), &mut delta),
             Change::PodGone(name) => self.put_pod(&name, None, &mut delta),
@@ -137,9 +148,13 @@ impl Mesh {
     ///
     /// Where several pods claim one address (it was reused before the old pod was removed) one that is not being deleted
     /// has it before one that is, then the newest; a pod without timestamp counts as newer than any with one, and of
-    /// equals an enrolled one goes first, then the name.
+    /// equals an enrolled one goes first, then the name. Before all that, a pod of this cluster has it before one of another, as has
+    /// a node.
     pub fn workload_by_ip(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
-        Some(&self.by_ip.get(&ip.to_canonical())?.first()?.workload)
+        let ip = ip.to_canonical();
+        let owner = self.by_ip.get(&ip)?.first()?;
+        let foreign = owner.pod.name.cluster.is_some() && self.node_ips.contains_key(&ip);
+        (!foreign).then_some(&owner.workload)
     }
 
     /// The pod with that UID at `ip`: an address that it states, or one of which no pod is known, as that of a second interface.
@@ -197,7 +212,11 @@ impl Mesh {
     }
 
     fn namespace_of(&self, pod: &Pod) -> Option<&Namespace> {
-        self.namespaces.get(&pod.name.namespace).map(|namespace| &**namespace)
+        let namespaces = match &pod.name.cluster {
+            Some(cluster) => self.remote_namespaces.get(cluster)?,
+            None => &self.namespaces,
+        };
+        namespaces.get(&pod.name.namespace).map(|namespace| &**namespace)
     }
 
     fn pods_in<'a>(&'a self, namespace: &str) -> impl Iterator<Item = &'a Arc<PodRecord>> + use<'a> {

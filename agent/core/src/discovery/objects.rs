@@ -98,6 +98,20 @@ pub enum Change {
     Namespace(Arc<Namespace>),
     /// A namespace is gone.
     NamespaceGone(Arc<str>),
+    /// A namespace of another cluster as it is now.
+    RemoteNamespace {
+        /// That cluster.
+        cluster: Arc<str>,
+        /// The namespace.
+        namespace: Arc<Namespace>,
+    },
+    /// A namespace of another cluster is gone.
+    RemoteNamespaceGone {
+        /// That cluster.
+        cluster: Arc<str>,
+        /// The namespace's name.
+        name: Arc<str>,
+    },
     /// A pod as it is now.
     Pod(Arc<Pod>),
     /// A pod is gone.

@@ -149,7 +149,7 @@ fn services<T: Attached>(object: &T) -> impl Iterator<Item = ObjectName> + use<'
         Target::Pods(_) => &[],
     };
     let namespace = &object.name().namespace;
-    names.iter().map(|name| ObjectName { namespace: Arc::clone(namespace), name: Arc::clone(name) })
+    names.iter().map(|name| ObjectName::new(Arc::clone(namespace), Arc::clone(name)))
 }
 
 /// The parts that two kinds have alike.

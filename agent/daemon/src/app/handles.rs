@@ -7,6 +7,7 @@ use tokio::{sync::watch, task::JoinSet};
 
 use super::{
     attachment::Attaching,
+    clusters,
     control_plane::issuing_service,
     footprint::keep_small,
     installation,
@@ -28,7 +29,7 @@ use crate::{
     instance::{Capacity, Gate, MemoryUse, Readiness, Signals},
     jwt::Tokens,
     proxy::{Judges, Proxy},
-    telemetry::Telemetry,
+    telemetry::{self, Telemetry},
     tunnel::Wallet,
 };
 
@@ -56,6 +57,7 @@ impl Handles {
         background: &mut JoinSet<()>,
     ) -> anyhow::Result<Self> {
         let (started, telemetry) = (SystemTime::now(), Telemetry::new());
+        telemetry::name_cluster(&config.cluster_name);
         if let Some(traces) = &config.traces {
             telemetry.export_traces(traces.clone());
         }
@@ -98,6 +100,9 @@ impl Handles {
         if let Some(memory) = MemoryUse::of_this_process() {
             let proxy = self.proxy.clone();
             background.spawn(async move { proxy.follow_memory(memory).await });
+        }
+        if config.remote_clusters.is_some() {
+            background.spawn(clusters::measure(self.feed.clone(), self.telemetry.clone()));
         }
         background.spawn(keep_small(self.readiness.clone(), self.proxy.clone()));
         background.spawn(tokens::follow(self.feed.clone(), config.node.clone(), self.tokens.clone()));

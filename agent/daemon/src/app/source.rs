@@ -11,7 +11,7 @@ use crate::{
     authz::ProviderSettings,
     cluster,
     config::{self, AgentConfig, HttpTelemetry, SourceConfig},
-    discovery::{self, Feed, PolicyHold},
+    discovery::{self, ClusterLocal, Feed, PolicyHold, RemoteClusters},
     identity::KeyStore,
     reports::{self, PodReport},
 };
@@ -27,9 +27,26 @@ pub(super) async fn open(config: &AgentConfig) -> anyhow::Result<(Feed, Option<C
             let hint = "cannot watch a cluster; for a folder of manifests pass --manifests DIR";
             let client = connected().await.context(hint)?;
             let hold = PolicyHold { time: config.policy_hold, folder: Some(config.run_dir.clone()) };
-            Ok((discovery::watch_cluster(&client, settings, hold), Some(client)))
+            Ok((discovery::watch_cluster(&client, settings, hold, remotes(config)), Some(client)))
         }
     }
+}
+
+/// Where other clusters are named, if that is asked for.
+fn remotes(config: &AgentConfig) -> Option<RemoteClusters> {
+    let namespace = config.remote_clusters.clone()?;
+    let mut local = ClusterLocal {
+        // As Istio has it; and the control plane of either cluster.
+        namespaces: vec!["kube-system".to_owned(), namespace.clone(), config.root_namespace.clone()],
+        services: vec![("default".to_owned(), "kubernetes".to_owned())],
+    };
+    for (namespace, name) in config.cluster_local.iter().cloned() {
+        match name {
+            Some(name) => local.services.push((namespace, name)),
+            None => local.namespaces.push(namespace),
+        }
+    }
+    Some(RemoteClusters { namespace, own_name: config.cluster_name.clone(), local })
 }
 
 /// What decides which objects are whose.

@@ -6,7 +6,7 @@ use ambit_core::model::ObjectName;
 use ambit_proto::admin::v1 as proto;
 
 use super::{
-    control_plane, health,
+    clusters, control_plane, health,
     locations::FoundBy,
     node::{PodStatus, Pods},
     observations,
@@ -86,6 +86,7 @@ impl StatusProvider for Status {
             connections,
             problems,
             issuers: self.tokens.issuers().iter().map(tokens::issuer).collect(),
+            clusters: clusters::clusters(&self.feed),
             policies: u32::try_from(world.policies.len()).unwrap_or(u32::MAX),
             denials: self
                 .telemetry

@@ -35,6 +35,7 @@ Examples:
   ambit status connections
   ambit status certs problems
   ambit status issuers
+  ambit status clusters
   ambit status --ready
   ambit status --ready --wait 1m
   ambit status --kubeconfig ~/.kube/config
@@ -81,6 +82,8 @@ enum Section {
     Certs,
     /// Issuers of end users' tokens, and their keys
     Issuers,
+    /// Other clusters whose objects are read
+    Clusters,
     Connections,
     Denials,
     Problems,

@@ -55,6 +55,12 @@ pub(crate) struct AgentConfig {
     pub(crate) node: String,
     /// Where the Kubernetes objects come from.
     pub(crate) source: SourceConfig,
+    /// What this cluster is called.
+    pub(crate) cluster_name: String,
+    /// The namespace whose Secrets name other clusters; there are none if `None`.
+    pub(crate) remote_clusters: Option<String>,
+    /// Services that each cluster has for itself: a namespace, and one of it or all.
+    pub(crate) cluster_local: Vec<(String, Option<String>)>,
     /// The folder of the status socket and the lock; it exists and only this user can write to it.
     pub(crate) run_dir: PathBuf,
     /// Where metrics and health are served over HTTP; nowhere if `None`.
@@ -224,6 +230,9 @@ impl AgentConfig {
         if metrics_guarded && settings.manifests.is_some() {
             return Err(ConfigError::Both { first: "manifests", second: "metrics-auth token" });
         }
+        if settings.remote_clusters.is_some() && settings.manifests.is_some() {
+            return Err(ConfigError::Both { first: "manifests", second: "remote-clusters" });
+        }
         let own = |domain: &TrustDomain| *domain == trust_domain || trust_domain_aliases.contains(domain);
         if let Some((domain, _)) = trust_bundles.iter().find(|(domain, _)| own(domain)) {
             return Err(ConfigError::OwnTrustDomain(domain.clone()));
@@ -238,6 +247,9 @@ impl AgentConfig {
                 (Some(folder), None) => SourceConfig::Folder(folder.0),
                 (None, kubeconfig) => SourceConfig::Cluster { kubeconfig: kubeconfig.map(|file| file.0) },
             },
+            cluster_name: settings.cluster_id.map_or_else(|| CLUSTER.to_owned(), |name| name.0),
+            remote_clusters: settings.remote_clusters.map(|namespace| namespace.0),
+            cluster_local: settings.cluster_local.map_or_else(Vec::new, |services| services.0),
             run_dir: settings.run_dir.map_or_else(|| DEFAULT_RUN_DIR.into(), |path| path.0),
             metrics_addr: settings.metrics_addr.map(|addr| addr.0),
             drain: settings.drain.map_or(DEFAULT_DRAIN, |drain| drain.0),

@@ -20,7 +20,8 @@ pub(crate) use amounts::{
 };
 pub(crate) use label::DataplaneLabel;
 pub(crate) use names::{
-    Accounts, ClusterId, ConfigMapKey, DnsName, Namespace, ObjectName, ServerName, ServerNames, VaultPath,
+    Accounts, ClusterId, ClusterLocalServices, ConfigMapKey, DnsName, Namespace, ObjectName, ServerName,
+    ServerNames, VaultPath,
 };
 pub(crate) use observing::{CollectorUrl, HttpTelemetry, Sampling};
 pub(crate) use outbound::{OutboundPolicy, Switch, VipNetworks};

@@ -12,6 +12,7 @@ mod fields;
 mod namespace;
 mod peer_authentication;
 mod pod;
+mod remote;
 mod request_authentication;
 mod root;
 mod secret;
@@ -30,6 +31,7 @@ use ambit_core::{
 use serde_json::Value;
 
 pub(super) use fields::FieldError;
+pub(crate) use remote::ClusterLocal;
 pub(crate) use table::Kind;
 pub(super) use table::{Origins, Report, Row, SECURITY_GROUP, Unreadable};
 

@@ -8,6 +8,7 @@ mod health;
 mod last_known;
 mod object;
 mod policy_status;
+mod remotes;
 mod resource_watch;
 mod secrets;
 
@@ -19,14 +20,15 @@ use std::{
     time::Duration,
 };
 
-use ambit_core::discovery::Settings;
+use ambit_core::{discovery::Settings, model::ObjectName};
 use kube::Client;
+use serde_json::Value;
 use tokio::{sync::Notify, task::JoinSet, time::sleep};
 use tracing::info;
 
 use super::{
-    Feed, PolicyHold, Shared,
-    kinds::{Kind, Origins, Row},
+    ClusterLocal, Feed, PolicyHold, RemoteClusters, Shared,
+    kinds::{Entry, FieldError, Kind, Origins, Row},
     ledger::Ledger,
     wanted::WantedStatuses,
 };
@@ -37,22 +39,32 @@ use resource_watch::ResourceWatch;
 const GATHER: Duration = Duration::from_millis(50);
 
 /// Starts to watch; returns at once, with a feed that is not synced yet. Must be called in a tokio runtime.
-pub(super) fn watch(client: &Client, settings: Settings, hold: PolicyHold) -> Feed {
+pub(super) fn watch(
+    client: &Client,
+    settings: Settings,
+    hold: PolicyHold,
+    remotes: Option<RemoteClusters>,
+) -> Feed {
     let feed = Feed::new(settings.clone());
     let hub = Arc::new(Hub {
         shared: Arc::downgrade(&feed.shared),
         settings,
         hold,
-        unread: AtomicUsize::new(watched().count()),
-        changed: Notify::new(),
+        unread: AtomicUsize::new(watched().count() + usize::from(remotes.is_some())),
+        changed: Arc::new(Notify::new()),
         health: Health::default(),
+        member: None,
     });
     let mut tasks = JoinSet::new();
     for row in watched() {
         tasks.spawn(ResourceWatch::new(row, client.clone(), hub.clone()).run());
     }
     tasks.spawn(publish(hub.clone()));
-    tasks.spawn(secrets::follow(client.clone(), hub));
+    tasks.spawn(secrets::follow(client.clone(), hub.clone()));
+    if let Some(remotes) = remotes {
+        tasks.spawn(remotes::wait_a_while(hub.clone()));
+        tasks.spawn(remotes::follow(client.clone(), hub, remotes));
+    }
     feed.shared.keep(tasks);
     feed
 }
@@ -73,15 +85,23 @@ async fn publish(hub: Arc<Hub>) {
     }
 }
 
-/// What the watches share.
+/// What the watches of one cluster share.
 struct Hub {
     shared: Weak<Shared>,
     settings: Settings,
     hold: PolicyHold,
     /// Resources that have not been read to their end yet.
     unread: AtomicUsize,
-    changed: Notify,
+    changed: Arc<Notify>,
     health: Health,
+    /// The cluster that is read, if it is not our own.
+    member: Option<Member>,
+}
+
+/// Another cluster.
+struct Member {
+    cluster: Arc<str>,
+    local: ClusterLocal,
 }
 
 impl Hub {
@@ -100,11 +120,38 @@ impl Hub {
         }
     }
 
+    fn cluster(&self) -> Option<&Arc<str>> {
+        self.member.as_ref().map(|member| &member.cluster)
+    }
+
+    /// The name under which an object of this cluster is kept.
+    fn name(&self, name: ObjectName) -> ObjectName {
+        match self.cluster() {
+            Some(cluster) => name.in_cluster(cluster),
+            None => name,
+        }
+    }
+
+    /// What an object of this cluster says.
+    fn read(&self, kind: Kind, object: &Value) -> Result<Entry, FieldError> {
+        let entry = Entry::read(kind, object, &self.settings)?;
+        Ok(match &self.member {
+            Some(Member { cluster, local }) => entry.in_cluster(cluster, local),
+            None => entry,
+        })
+    }
+
     /// One more resource has been read to its end.
     fn read_one(&self) {
         if self.unread.fetch_sub(1, Ordering::AcqRel) == 1
             && let Some(shared) = self.shared.upgrade()
         {
+            if let Some(cluster) = self.cluster() {
+                info!(%cluster, "the objects of another cluster have been read");
+                // Its objects are in force before anybody relies on it.
+                shared.update(|_| ());
+                return shared.clusters.send_modify(|clusters| clusters.read(cluster));
+            }
             shared.update(Ledger::complete);
             info!(problems = shared.world.load().problems.len(), "the cluster's objects have been read");
         }

@@ -36,6 +36,10 @@ pub(super) struct Ledger {
     source_problems: BTreeMap<Origin, String>,
     origins: BTreeMap<Origin, Content>,
     objects: usize,
+    /// How many objects there are of other clusters: what these have takes no room from what this one has.
+    elsewhere: BTreeMap<Arc<str>, usize>,
+    /// Clusters that have had more objects than are kept.
+    crowded: BTreeSet<Arc<str>>,
     /// Every claim to every name, in the order of precedence.
     claims: HashMap<Key, Vec<Claim>>,
     in_force: HashMap<Key, InForce>,
@@ -103,6 +107,8 @@ impl Ledger {
             source_problems: BTreeMap::new(),
             origins: BTreeMap::new(),
             objects: 0,
+            elsewhere: BTreeMap::new(),
+            crowded: BTreeSet::new(),
             claims: HashMap::new(),
             in_force: HashMap::new(),
             cni_addresses: CniAddresses::default(),
@@ -158,12 +164,17 @@ impl Ledger {
         if held.is_some_and(|held| held.objects == content.objects && held.problems == content.problems) {
             return;
         }
-        let objects = self.objects - held.map_or(0, |held| held.objects.len()) + content.objects.len();
-        if objects > MAX_OBJECTS {
+        let (held, coming) = (held.map_or(0, |held| held.objects.len()), content.objects.len());
+        let cluster = origin.cluster();
+        let all: usize = if cluster.is_some() { self.elsewhere.values().sum() } else { self.objects };
+        if all - held + coming > MAX_OBJECTS {
             return self.refuse_beyond_bounds(origin);
         }
         self.forget(origin);
-        self.objects = objects;
+        match cluster {
+            Some(cluster) => *self.elsewhere.entry(Arc::clone(cluster)).or_default() += coming,
+            None => self.objects += coming,
+        }
         for (at, (key, _)) in content.objects.iter().enumerate() {
             let claims = self.claims.entry(key.clone()).or_insert_with(|| Vec::with_capacity(1));
             let claim = (origin.clone(), at);
@@ -179,8 +190,11 @@ impl Ledger {
     /// Takes note of an origin whose objects are too many. Of the API the kind alone is remembered: a list of what is not kept
     /// would have no bound either.
     fn refuse_beyond_bounds(&mut self, origin: &Origin) {
-        match origin {
-            Origin::Object(key) if !self.origins.contains_key(origin) => {
+        match (origin, origin.cluster()) {
+            (_, Some(cluster)) => {
+                self.crowded.insert(Arc::clone(cluster));
+            }
+            (Origin::Object(key), None) if !self.origins.contains_key(origin) => {
                 self.beyond_bounds.insert(key.kind);
             }
             _ => self.refuse(origin, &format!("makes more than {MAX_OBJECTS} objects")),
@@ -223,7 +237,14 @@ impl Ledger {
         self.doubtful.remove(origin);
         let Some(content) = self.origins.remove(origin) else { return };
         self.with_problems.remove(origin);
-        self.objects -= content.objects.len();
+        match origin.cluster() {
+            Some(cluster) => {
+                if let Some(objects) = self.elsewhere.get_mut(cluster) {
+                    *objects -= content.objects.len();
+                }
+            }
+            None => self.objects -= content.objects.len(),
+        }
         for (key, _) in content.objects {
             if let Some(claims) = self.claims.get_mut(&key) {
                 claims.retain(|(other, _)| other != origin);
@@ -235,12 +256,28 @@ impl Ledger {
         }
     }
 
-    /// Forgets every object of this kind in the API that is not among those `present`.
-    pub(super) fn retain(&mut self, kind: Kind, present: &HashSet<ObjectName>) {
+    /// How many objects of another cluster are known.
+    pub(super) fn objects_of(&self, cluster: &str) -> usize {
+        self.elsewhere.get(cluster).copied().unwrap_or_default()
+    }
+
+    /// Another cluster is none of ours any more: its objects go.
+    pub(super) fn forget_cluster(&mut self, cluster: &Arc<str>) {
+        let of_cluster = |origin: &&Origin| origin.cluster() == Some(cluster);
+        let gone: Vec<Origin> = self.origins.keys().filter(of_cluster).cloned().collect();
+        gone.iter().for_each(|origin| self.forget(origin));
+        self.elsewhere.remove(cluster);
+        self.crowded.remove(cluster);
+    }
+
+    /// Forgets every object of this kind in the API of this cluster, or of another one if that is named, that is not among those
+    /// `present`.
+    pub(super) fn retain(&mut self, kind: Kind, cluster: Option<&Arc<str>>, present: &HashSet<ObjectName>) {
         let start = Origin::Object(Key { kind, name: ObjectName::new("", "") });
         let origins = self.origins.range(start..).map(|(origin, _)| origin);
         let gone: Vec<Origin> = origins
             .take_while(|origin| matches!(origin, Origin::Object(key) if key.kind == kind))
+            .filter(|origin| origin.cluster() == cluster)
             .filter(|origin| !matches!(origin, Origin::Object(key) if present.contains(&key.name)))
             .cloned()
             .collect();

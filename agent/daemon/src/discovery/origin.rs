@@ -15,8 +15,10 @@ pub(crate) enum Origin {
     Resource(Kind),
     /// The definition of a kind in the Kubernetes API.
     Definition(Kind),
-    /// An object in the Kubernetes API.
+    /// An object in the Kubernetes API, of this cluster or another.
     Object(Key),
+    /// Another cluster.
+    Cluster(Arc<str>),
 }
 
 impl Origin {
@@ -24,9 +26,17 @@ impl Origin {
     pub(crate) fn file(path: &Path) -> Self {
         Self::File(path.into())
     }
+
+    /// The other cluster that an object is of.
+    pub(super) fn cluster(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Object(key) => key.name.cluster.as_ref(),
+            _ => None,
+        }
+    }
 }
 
-/// A path, or `kubernetes` with the resource where no object is named.
+/// A path, or `kubernetes` with the resource where no object is named, or another cluster.
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -37,7 +47,11 @@ impl fmt::Display for Origin {
                 let row = kind.row();
                 write!(f, "kubernetes CustomResourceDefinition {}.{}", row.plural, row.group)
             }
-            Self::Object(_) => f.write_str("kubernetes"),
+            Self::Object(_) => match self.cluster() {
+                Some(cluster) => write!(f, "cluster {cluster}"),
+                None => f.write_str("kubernetes"),
+            },
+            Self::Cluster(cluster) => write!(f, "cluster {cluster}"),
         }
     }
 }

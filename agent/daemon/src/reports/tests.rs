@@ -23,7 +23,7 @@ impl Bench {
     /// Reports on `pods`; `resource` has these objects.
     async fn new(resource: &'static str, objects: &[Value], pods: Vec<PodReport>) -> Self {
         let (client, mut calls) = scripted(resource);
-        let feed = watch_cluster(&client, Settings::default(), PolicyHold::default());
+        let feed = watch_cluster(&client, Settings::default(), PolicyHold::default(), None);
         let watch = calls.recv().await.unwrap().stream();
         objects.iter().for_each(|object| watch.send("ADDED", object));
         watch.end_of_list("9");

@@ -10,7 +10,9 @@ use ambit_core::reason::{Reason, Refusal};
 use http::StatusCode;
 use tracing::{Level, enabled, event};
 
-use super::{CLUSTER, Direction, Ending, Meta, Party, RequestEnd, ResponseFlag, live::Live, request::Head};
+use super::{
+    Direction, Ending, Meta, Party, RequestEnd, ResponseFlag, cluster_of, live::Live, request::Head,
+};
 
 const TARGET: &str = "access";
 const REQUEST: &str = "access::request";
@@ -259,7 +261,7 @@ impl<'a> Outcome<'a> {
 struct PartyFields<'a> {
     workload: Option<&'a str>,
     namespace: Option<&'a str>,
-    cluster: Option<&'static str>,
+    cluster: Option<&'a str>,
     identity: Option<String>,
 }
 
@@ -270,7 +272,7 @@ impl<'a> PartyFields<'a> {
         Self {
             workload: name.map(|name| &*name.name),
             namespace: name.map(|name| &*name.namespace),
-            cluster: name.map(|_| CLUSTER),
+            cluster: name.map(cluster_of),
             identity: party.identity.as_ref().filter(|_| proven).map(ToString::to_string),
         }
     }

@@ -1,6 +1,7 @@
 //! The registry: Istio's TCP metrics, ambit's own, and the process's.
 
 mod certificates;
+mod clusters;
 mod tokens;
 
 use std::sync::{Arc, atomic::Ordering};
@@ -12,8 +13,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
-pub(crate) use self::tokens::IssuerKeys;
-use self::{certificates::Certificates, tokens::Tokens};
+use self::{certificates::Certificates, clusters::Clusters, tokens::Tokens};
+pub(crate) use self::{clusters::RemoteCluster, tokens::IssuerKeys};
 use super::{
     Direction, Meta, checks::Checks, dns::DnsCounts, policy_metrics::PolicyMetrics, process::Process,
     requests::Requests, traces::SpanCounts, traffic::Traffic,
@@ -45,6 +46,7 @@ pub(super) struct Metrics {
     map_operations: Family<MapLabels, Counter>,
     pub(super) certificates: Certificates,
     pub(super) tokens: Tokens,
+    pub(super) clusters: Clusters,
     cni_requests: Family<CniRequestLabels, Counter>,
     cni_repairs: Family<CniRepairLabels, Counter>,
     /// Without labels: a family, so that it is absent until it is set.
@@ -154,6 +156,7 @@ impl Metrics {
             map_operations: Family::default(),
             certificates: Certificates::default(),
             tokens: Tokens::default(),
+            clusters: Clusters::default(),
             cni_requests: Family::default(),
             cni_repairs: Family::default(),
             cni_installed: Family::default(),
@@ -245,6 +248,7 @@ impl Metrics {
         );
         self.certificates.register(registry);
         self.tokens.register(registry);
+        self.clusters.register(registry);
         self
     }
 

@@ -23,7 +23,7 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter},
 };
 
-use super::{CLUSTER, Direction, Meta, Party};
+use super::{Direction, Meta, Party, cluster_of};
 
 /// The most label sets kept. One takes about 1 KB here and 5 KB of a scrape.
 pub(super) const MAX_SERIES: usize = 4_000;
@@ -121,6 +121,7 @@ struct WorkloadLabels {
     namespace: Arc<str>,
     canonical_service: Box<str>,
     canonical_revision: Box<str>,
+    cluster: Box<str>,
 }
 
 impl TrafficLabels {
@@ -152,6 +153,7 @@ impl PartyLabels {
             namespace: workload.name.namespace.clone(),
             canonical_service: workload.canonical_name().into(),
             canonical_revision: workload.canonical_revision().into(),
+            cluster: cluster_of(&workload.name).into(),
         });
         Self { workload, principal: party.identity.clone() }
     }
@@ -387,7 +389,8 @@ fn encode_party(
             namespace,
             canonical_service: service,
             canonical_revision: revision,
-        }) => [&**name, &**namespace, principal, service, revision, service, revision, CLUSTER],
+            cluster,
+        }) => [&**name, &**namespace, principal, service, revision, service, revision, cluster],
         None => [UNKNOWN, UNKNOWN, principal, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN],
     };
     keys.into_iter().zip(values).try_for_each(|(key, value)| put(key, value))

@@ -8,8 +8,10 @@ use crate::policy::{Attribute, Field};
 
 pub(super) fn look(report: &mut Report<'_>) {
     let mesh = report.cluster.mesh;
+    // Of other clusters too: they are whom policies of this one let in.
+    let pods = mesh.pods().chain(mesh.remote_pods());
     let accounts: BTreeSet<(&str, &str)> =
-        mesh.pods().map(|pod| (pod.identity.namespace(), pod.identity.service_account())).collect();
+        pods.map(|pod| (pod.identity.namespace(), pod.identity.service_account())).collect();
     if accounts.is_empty() {
         return;
     }

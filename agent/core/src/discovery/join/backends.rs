@@ -80,6 +80,15 @@ impl Backends {
         backends.finish()
     }
 
+    /// Has these endpoints too.
+    pub(in crate::discovery) fn join(&mut self, others: Self) {
+        for (port, tiers) in others.0 {
+            let own = self.0.entry(port).or_default();
+            own.iter_mut().zip(tiers).for_each(|(own, others)| own.extend(others));
+        }
+        *self = std::mem::take(self).finish();
+    }
+
     /// Those behind a port of the service, of one address family: the ready ones, and those to turn to where none is.
     pub(in crate::discovery) fn tiers(&self, port: u16, ipv6: bool) -> impl Iterator<Item = &[Backend]> {
         self.0.get(&(port, ipv6)).into_iter().flatten().map(Vec::as_slice)

@@ -75,15 +75,13 @@ impl Mesh {
     /// Ends at the first such endpoint: in a mesh most are.
     fn has_enrolled_endpoint(&self, service: &ObjectName) -> bool {
         let Some(record) = self.services.get(service) else { return false };
-        match self.slices.get(service) {
-            Some(slices) => slices
-                .values()
-                .flat_map(|slice| join::endpoint_addresses(&record.service, slice))
-                .any(|ip| self.is_enrolled(ip)),
-            None => self.pods_in(&service.namespace).any(|pod| {
-                join::is_endpoint(&record.service, &pod.pod) && self.is_enrolled_endpoint(&pod.pod)
-            }),
-        }
+        let mut stated =
+            self.slices_of(service).flat_map(|slice| join::endpoint_addresses(&record.service, slice));
+        stated.any(|ip| self.is_enrolled(ip))
+            || (!self.is_spoken_for(service)
+                && self.pods_in(&service.namespace).any(|pod| {
+                    join::is_endpoint(&record.service, &pod.pod) && self.is_enrolled_endpoint(&pod.pod)
+                }))
     }
 
     /// Whether the pod is in the mesh as an endpoint. One on the host network is at an address that no pod has.

@@ -10,14 +10,14 @@ use crate::{
 };
 
 impl Mesh {
-    /// All pods, by name.
+    /// All pods of this cluster, by name.
     pub fn pods(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.pods.values().map(|record| &record.workload)
+        self.pods.values().map(|record| &record.workload).filter(|pod| pod.name.cluster.is_none())
     }
 
-    /// The pods of a namespace, by name.
+    /// The pods of a namespace of this cluster, by name.
     pub fn pods_of<'a>(&'a self, namespace: &str) -> impl Iterator<Item = &'a Arc<Workload>> + use<'a> {
-        self.pods_in(namespace).map(|record| &record.workload)
+        self.pods_in(namespace).map(|record| &record.workload).filter(|pod| pod.name.cluster.is_none())
     }
 
     /// The TCP ports that a pod's containers state.
@@ -86,14 +86,14 @@ impl Mesh {
     /// endpoint slices state, as for connections; where none speaks for the service, those that it selects.
     pub fn behind(&self, service: &Service, port: u16) -> Vec<(Arc<Workload>, u16)> {
         let Some(port) = join::tcp_ports(service).find(|own| own.port == port) else { return Vec::new() };
-        let Some(slices) = self.slices.get(&service.name) else {
-            let pods = self.pods_in(&service.name.namespace).filter(|pod| join::selects(service, &pod.pod));
-            let with_port =
-                pods.filter_map(|pod| Some((Arc::clone(&pod.workload), join::target(port, &pod.pod)?)));
-            return with_port.collect();
-        };
         let mut pods = Vec::new();
-        for slice in slices.values() {
+        if !self.is_spoken_for(&service.name) {
+            let own = self.pods_in(&service.name.namespace).filter(|pod| join::selects(service, &pod.pod));
+            pods.extend(
+                own.filter_map(|pod| Some((Arc::clone(&pod.workload), join::target(port, &pod.pod)?))),
+            );
+        }
+        for slice in self.slices_of(&service.name) {
             let Some(target) = join::slice_target(port, slice) else { continue };
             let addresses = slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
             let workloads = addresses.filter_map(|ip| self.workload_by_ip(*ip));
@@ -112,14 +112,14 @@ impl Mesh {
             .services
             .range((Bound::Included(start), Bound::Unbounded))
             .take_while(|(name, _)| name.namespace == namespace);
-        let slices: Vec<_> =
-            record.pod.ips.iter().filter_map(|ip| self.by_endpoint.get(ip)).flat_map(Names::iter).collect();
+        let slices = record.pod.ips.iter().filter_map(|ip| self.by_endpoint.get(ip)).flat_map(Names::iter);
+        let slices: Vec<_> = slices.filter(|slice| slice.cluster == pod.cluster).collect();
         let stated =
             |service: &ObjectName| slices.iter().any(|slice| self.slice_owners.get(*slice) == Some(service));
         near.map(|(_, own)| &own.service)
-            .filter(|service| match self.slices.contains_key(&service.name) {
-                true => stated(&service.name),
-                false => join::selects(service, &record.pod),
+            .filter(|service| {
+                let spoken_for = self.is_spoken_for(&service.name);
+                stated(&service.name) || (!spoken_for && join::selects(service, &record.pod))
             })
             .collect()
     }

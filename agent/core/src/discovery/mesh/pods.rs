@@ -23,17 +23,20 @@ pub(super) struct PodRecord {
 
 impl PodRecord {
     /// Orders the pods that claim one address, the rightful one first.
-    fn claim(&self) -> (bool, Reverse<i64>, Reverse<bool>, &ObjectName) {
+    fn claim(&self) -> (&Option<Arc<str>>, bool, Reverse<i64>, Reverse<bool>, &ObjectName) {
         let created = self.pod.created.unwrap_or(i64::MAX);
-        (self.pod.deleting, Reverse(created), Reverse(self.workload.enrolled), &self.pod.name)
+        let Pod { name, deleting, .. } = &*self.pod;
+        (&name.cluster, *deleting, Reverse(created), Reverse(self.workload.enrolled), name)
     }
 
-    /// Whether the address is in doubt that the first of these has: another pod that is to stay claims it, and is in the mesh.
+    /// Whether the address is in doubt that the first of these has: another pod that is to stay claims it, and is in the mesh. What
+    /// is of this cluster no other one puts in doubt.
     pub(super) fn is_contested(claimants: &[Arc<Self>]) -> bool {
         claimants.split_first().is_some_and(|(owner, others)| {
             !owner.workload.enrolled
                 && others
                     .iter()
+                    .filter(|other| owner.pod.name.cluster.is_some() || other.pod.name.cluster.is_none())
                     .any(|other| other.workload.enrolled && other.pod.deleting == owner.pod.deleting)
         })
     }
@@ -43,9 +46,11 @@ impl PodRecord {
         if self.pod.host_network || self.pod.terminal { &[] } else { &self.pod.ips }
     }
 
-    /// The addresses of its node that it states: a node may be gone when a pod that has ended there is not.
+    /// The addresses of its node that it states: a node may be gone when a pod that has ended there is not. Node ports of another
+    /// cluster's nodes lead to that one's services, of which nothing is known here.
     fn host_ips(&self) -> &[IpAddr] {
-        if self.pod.terminal || self.pod.node.is_empty() { &[] } else { &self.pod.host_ips }
+        let of_no_node = self.pod.terminal || self.pod.node.is_empty() || self.pod.name.cluster.is_some();
+        if of_no_node { &[] } else { &self.pod.host_ips }
     }
 
     /// The ports of its node that it claims, each with its own port.
@@ -121,12 +126,18 @@ impl Mesh {
     }
 
     /// The namespace's labels may have changed.
-    pub(super) fn reconsider_namespace(&mut self, namespace: &str, delta: &mut Delta) {
+    pub(super) fn reconsider_namespace(
+        &mut self,
+        namespace: &str,
+        cluster: Option<&Arc<str>>,
+        delta: &mut Delta,
+    ) {
         let enrolled =
             |pod: &Pod| join::opts_in(&self.settings, self.namespace_of(pod), pod) && !pod.ips.is_empty();
         let watched = |pod: &Pod| join::wants_requests(&self.settings, self.namespace_of(pod), pod);
         let pods: Vec<_> = self
             .pods_in(namespace)
+            .filter(|record| record.pod.name.cluster.as_ref() == cluster)
             .filter(|record| {
                 enrolled(&record.pod) != record.workload.enrolled
                     || watched(&record.pod) != record.workload.http_telemetry
@@ -155,6 +166,7 @@ impl Mesh {
                 let at = claimants.partition_point(|other| other.claim() < record.claim());
                 claimants.insert(at, Arc::clone(record));
             });
+            self.note_dispute(ip);
         }
         for (at, target) in record.host_ports() {
             change(&mut self.host_ports, &at, |claimants| {
@@ -181,6 +193,7 @@ impl Mesh {
             withdraw(&mut self.by_ip, ip, Vec::is_empty, |claimants| {
                 claimants.retain(|other| other.pod.name != *name);
             });
+            self.note_dispute(ip);
         }
         for (at, _) in record.host_ports() {
             withdraw(&mut self.host_ports, &at, Vec::is_empty, |claimants| {

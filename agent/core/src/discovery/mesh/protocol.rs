@@ -1,8 +1,10 @@
 //! What is spoken on a pod's port, by the services that lead to it.
 
+use std::sync::Arc;
+
 use super::Mesh;
 use crate::{
-    discovery::join,
+    discovery::{EndpointSlice, join},
     model::{ObjectName, Workload},
 };
 
@@ -48,9 +50,13 @@ impl Mesh {
         let mut said: Option<(bool, ProtocolOrigin)> = None;
         for service in self.services_of(&pod.name) {
             for own in join::tcp_ports(service) {
-                let leads = match self.slices.get(&service.name) {
-                    Some(slices) => slices.values().any(|slice| join::slice_target(own, slice) == Some(port)),
-                    None => join::target(own, &record.pod) == Some(port),
+                let near = |slice: &&Arc<EndpointSlice>| slice.name.cluster == record.pod.name.cluster;
+                let leads = match self.is_spoken_for(&service.name) {
+                    true => self
+                        .slices_of(&service.name)
+                        .filter(near)
+                        .any(|slice| join::slice_target(own, slice) == Some(port)),
+                    false => join::target(own, &record.pod) == Some(port),
                 };
                 let Some(application) = own.application().filter(|_| leads) else { continue };
                 let http = !own.is_not_http();
@@ -79,8 +85,6 @@ impl Mesh {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::discovery::{
         Change, TargetPort,

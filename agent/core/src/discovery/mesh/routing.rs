@@ -232,12 +232,15 @@ impl Mesh {
     }
 
     /// Whether an endpoint is what it says. One that names a known pod must be at an address of that pod: the pod may
-    /// be in the mesh, and its slice out of date.
+    /// be in the mesh, and its slice out of date. A pod of another cluster must be known, for its slice may be known before.
     fn stands(&self, backend: &Backend) -> bool {
         let ip = backend.addr.ip();
-        match backend.pod.as_ref().and_then(|name| self.pods.get(name)) {
-            Some(record) => !record.pod.terminal && record.pod.ips.contains(&ip),
-            None => true,
+        let Some(name) = &backend.pod else { return true };
+        match self.pods.get(name) {
+            Some(record) => {
+                !record.pod.terminal && record.pod.ips.contains(&ip) && self.is_judged(&record.pod)
+            }
+            None => name.cluster.is_none(),
         }
     }
 

@@ -78,13 +78,25 @@ impl Mesh {
     }
 
     pub(super) fn backends<'a>(&'a self, record: &'a ServiceRecord) -> &'a Backends {
-        record.backends.get_or_init(|| match self.slices.get(&record.service.name) {
-            Some(slices) => Backends::from_slices(&record.service, slices.values()),
-            None => Backends::from_pods(
-                &record.service,
-                self.pods_in(&record.service.name.namespace).map(|pod| &*pod.pod),
-            ),
+        record.backends.get_or_init(|| {
+            let name = &record.service.name;
+            let mut backends = Backends::from_slices(&record.service, self.slices_of(name));
+            if !self.is_spoken_for(name) {
+                let pods = self.pods_in(&name.namespace).map(|pod| &*pod.pod);
+                backends.join(Backends::from_pods(&record.service, pods));
+            }
+            backends
         })
+    }
+
+    /// The slices for a service, of all clusters.
+    pub(super) fn slices_of(&self, service: &ObjectName) -> impl Iterator<Item = &Arc<EndpointSlice>> {
+        self.slices.get(service).into_iter().flat_map(ByName::values)
+    }
+
+    /// Whether slices of this cluster say which endpoints it has of a service.
+    pub(super) fn is_spoken_for(&self, service: &ObjectName) -> bool {
+        self.slices.get(service).is_some_and(|slices| slices.keys().any(|slice| slice.cluster.is_none()))
     }
 
     /// Drops what was worked out of a service's endpoints.
@@ -104,7 +116,7 @@ impl Mesh {
     /// Takes note of whether a service has to look for its pods itself.
     fn note_selecting(&mut self, name: &ObjectName) {
         let selects = self.services.get(name).is_some_and(|record| !record.service.selector.is_empty());
-        if selects && !self.slices.contains_key(name) {
+        if selects && !self.is_spoken_for(name) {
             self.selecting.insert_mut(name.clone());
         } else {
             self.selecting.remove_mut(name);

@@ -241,7 +241,8 @@ impl Ordered {
             })
         });
         let rules = rules.collect();
-        let name = |ObjectName { namespace, name }: &ObjectName| [&**namespace, "/", name].concat().into();
+        let name =
+            |ObjectName { namespace, name, .. }: &ObjectName| [&**namespace, "/", name].concat().into();
         let named = policies.into_iter().map(|policy| Named { name: name(&policy.name), policy });
         Self { rules, policies: named.collect() }
     }

@@ -2,7 +2,9 @@
 
 use std::{fmt::Write, time::SystemTime};
 
-use super::view::{CertificateView, ConnectionView, IssuerView, PodView, ProblemView, StatusView};
+use super::view::{
+    CertificateView, ClusterView, ConnectionView, IssuerView, PodView, ProblemView, StatusView,
+};
 use crate::cli::{
     denials,
     moment::{age, until},
@@ -25,6 +27,9 @@ pub(super) fn render(view: &StatusView, now: SystemTime) -> String {
     // Few meshes have any.
     if let Some(issuers) = view.issuers.as_deref().filter(|issuers| !issuers.is_empty()) {
         section(&mut out, "ISSUERS", &issuers_table(issuers, now));
+    }
+    if let Some(clusters) = view.clusters.as_deref().filter(|clusters| !clusters.is_empty()) {
+        section(&mut out, "CLUSTERS", &clusters_table(clusters, now));
     }
     if let Some(connections) = &view.connections {
         let listed = connections.len() as u64;
@@ -65,6 +70,7 @@ pub(super) fn sections(views: &[&StatusView], now: SystemTime) -> Vec<(&'static 
         ("PODS", of(&|view| view.pods.as_deref().map(pods_table))),
         ("CERTIFICATES", of(&|view| view.certificates.as_deref().map(|list| certificates_table(list, now)))),
         ("ISSUERS", of(&|view| view.issuers.as_deref().map(|list| issuers_table(list, now)))),
+        ("CLUSTERS", of(&|view| view.clusters.as_deref().map(|list| clusters_table(list, now)))),
         ("CONNECTIONS", of(&|view| view.connections.as_deref().map(|list| connections_table(list, now)))),
         ("DENIALS", of(&|view| view.denials.as_deref().map(|list| denials::table(list, false, now)))),
         ("PROBLEMS", of(&|view| view.problems.as_deref().map(problems_table))),
@@ -155,6 +161,36 @@ fn issuers_table(issuers: &[IssuerView], now: SystemTime) -> Table {
             issuer.fetched.map(|fetched| age(fetched, now)).unwrap_or_default(),
             url.to_owned(),
             issuer.error.clone(),
+        ]);
+    }
+    table
+}
+
+fn clusters_table(clusters: &[ClusterView], now: SystemTime) -> Table {
+    let mut table = Table::new([
+        "CLUSTER",
+        "SECRET",
+        "API",
+        "TRUST DOMAIN",
+        "SYNCED",
+        "OBJECTS",
+        "LAG",
+        "ERRORS",
+        "WITHOUT STUB",
+        "LAST ERROR",
+    ]);
+    for cluster in clusters {
+        table.row([
+            cluster.name.clone(),
+            cluster.secret.clone(),
+            cluster.server.clone(),
+            cluster.trust_domain.clone(),
+            cluster.synced.map_or_else(|| "no".to_owned(), |synced| age(synced, now)),
+            cluster.objects.to_string(),
+            cluster.away.map(|away| age(away, now)).unwrap_or_default(),
+            cluster.errors.to_string(),
+            cluster.services_without_stub.to_string(),
+            cluster.error.clone(),
         ]);
     }
     table

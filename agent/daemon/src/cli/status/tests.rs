@@ -71,6 +71,7 @@ fn status() -> StatusResponse {
         policies: 2,
         roots: vec![],
         issuers: vec![],
+        clusters: vec![],
         denials: vec![Denial {
             direction: Direction::Inbound.into(),
             source: Some(Party {

@@ -24,6 +24,8 @@ pub(super) struct StatusView {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) issuers: Option<Vec<IssuerView>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) clusters: Option<Vec<ClusterView>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) connections: Option<Vec<ConnectionView>>,
     pub(super) connections_total: u64,
     /// Those seen last; `ambit denials` has all.
@@ -84,6 +86,21 @@ pub(super) struct IssuerView {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
+pub(super) struct ClusterView {
+    pub(super) name: String,
+    pub(super) secret: String,
+    pub(super) server: String,
+    pub(super) trust_domain: String,
+    pub(super) synced: Option<Moment>,
+    pub(super) objects: u64,
+    pub(super) away: Option<Moment>,
+    pub(super) error: String,
+    pub(super) errors: u64,
+    pub(super) services_without_stub: u32,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct ConnectionView {
     pub(super) direction: &'static str,
     pub(super) source_addr: String,
@@ -126,6 +143,8 @@ impl StatusView {
                 .then(|| status.certificates.into_iter().map(CertificateView::from).collect()),
             issuers: wanted(Section::Issuers)
                 .then(|| status.issuers.into_iter().map(IssuerView::from).collect()),
+            clusters: wanted(Section::Clusters)
+                .then(|| status.clusters.into_iter().map(ClusterView::from).collect()),
             connections: wanted(Section::Connections)
                 .then(|| status.connections.into_iter().map(ConnectionView::from).collect()),
             connections_total: status.connections_total,
@@ -198,6 +217,23 @@ impl From<proto::Issuer> for IssuerView {
             keys: issuer.keys,
             fetched: Moment::of(issuer.fetched),
             error: issuer.error,
+        }
+    }
+}
+
+impl From<proto::Cluster> for ClusterView {
+    fn from(cluster: proto::Cluster) -> Self {
+        Self {
+            name: cluster.name,
+            secret: cluster.secret,
+            server: cluster.server,
+            trust_domain: cluster.trust_domain,
+            synced: Moment::of(cluster.synced),
+            objects: cluster.objects,
+            away: Moment::of(cluster.away),
+            error: cluster.error,
+            errors: cluster.errors,
+            services_without_stub: cluster.services_without_stub,
         }
     }
 }

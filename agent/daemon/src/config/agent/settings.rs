@@ -6,8 +6,8 @@ use crate::{
     config::{
         settings::settings,
         values::{
-            CaTrust, ClusterId, CollectorUrl, ConfigMapKey, DataplaneLabel, DnsName, Drain,
-            ExtensionProviders, Hold, HttpTelemetry, IpBlocks, IssuerKind, KeyRefresh, ListenAddr,
+            CaTrust, ClusterId, ClusterLocalServices, CollectorUrl, ConfigMapKey, DataplaneLabel, DnsName,
+            Drain, ExtensionProviders, Hold, HttpTelemetry, IpBlocks, IssuerKind, KeyRefresh, ListenAddr,
             LocalTraffic, Location, Locations, LogFilter, LoopbackAddr, MapEntries, MetricsAuth, Namespace,
             ObjectName, OutboundPolicy, PostQuantum, Sampling, ServerName, ServiceAddr, Switch, TrustBundles,
             TrustDomains, TrustedProxies, Ttl, Url, VaultPath, VipNetworks, Workers,
@@ -42,8 +42,12 @@ settings! {
     ca_token_file: Location, "AMBIT_CA_TOKEN_FILE", "FILE";
     /// The name in the certificate service's certificate [default: the host of --ca-address]
     ca_server_name: ServerName, "AMBIT_CA_SERVER_NAME", "NAME";
-    /// The cluster's name for the certificate service [default: Kubernetes]
+    /// This cluster's name, for the certificate service, in metrics and logs, and among several clusters [default: Kubernetes]
     cluster_id: ClusterId, "AMBIT_CLUSTER_ID", "NAME";
+    /// The namespace whose Secrets labelled istio/multiCluster=true hold kubeconfigs of other clusters, whose pods and endpoints are then read beside those of this one; for nothing else, since agents read all Secrets there [default: no other clusters]
+    remote_clusters: Namespace, "AMBIT_REMOTE_CLUSTERS", "NAMESPACE";
+    /// Services that each cluster has for itself, all of a namespace or one by one, beside those of kube-system and of the root namespace and default/kubernetes
+    cluster_local: ClusterLocalServices, "AMBIT_CLUSTER_LOCAL", "NAMESPACE[/NAME][,..]";
     /// The folder for the status socket and the lock of this agent [default: /run/ambit]
     run_dir: Location, "AMBIT_RUN_DIR", "DIR";
     /// Where to serve /metrics and /healthz over HTTP; without it nothing is served

@@ -37,6 +37,9 @@ fn defaults_are_those_of_the_help() {
         AgentConfig {
             node: "n1".to_owned(),
             source: SourceConfig::Folder("/m".into()),
+            cluster_name: "Kubernetes".to_owned(),
+            remote_clusters: None,
+            cluster_local: vec![],
             run_dir: "/run/ambit".into(),
             metrics_addr: None,
             drain: Duration::from_secs(25),

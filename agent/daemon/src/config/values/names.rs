@@ -112,6 +112,23 @@ impl FromStr for ObjectName {
     }
 }
 
+/// Services: of whole namespaces, or one by one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ClusterLocalServices(pub(crate) Vec<(String, Option<String>)>);
+
+impl FromStr for ClusterLocalServices {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let one = |text: &str| match namespaced(text) {
+            Some((namespace, name)) => Some((namespace, Some(name))),
+            None => text.parse::<Namespace>().ok().map(|namespace| (namespace.0, None)),
+        };
+        let all = text.split(',').map(|part| one(part.trim())).collect::<Option<_>>();
+        all.map(Self).ok_or_else(|| "use NAMESPACE or NAMESPACE/NAME, with commas between several".to_owned())
+    }
+}
+
 /// A key of a ConfigMap's data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ConfigMapKey(pub(crate) String);

@@ -103,7 +103,12 @@ static TABLE: [Row; 11] = [
         name_is_shared: false,
         read: namespace::read,
         unreadable: Unreadable::InPart(namespace::in_place_of),
-        gone: |name| Change::Mesh(MeshChange::NamespaceGone(name.name)),
+        gone: |ObjectName { name, cluster, .. }| {
+            Change::Mesh(match cluster {
+                Some(cluster) => MeshChange::RemoteNamespaceGone { cluster, name },
+                None => MeshChange::NamespaceGone(name),
+            })
+        },
         report: Report::Nothing,
         origins: Origins::All,
     },

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use super::Hub;
@@ -38,6 +38,9 @@ impl Health {
 impl Hub {
     /// Whether a resource can be read now.
     pub(super) fn set_health(&self, kind: Kind, failure: Option<Failure>) {
+        if let Some(cluster) = self.cluster() {
+            return self.set_health_of(cluster, kind, failure);
+        }
         let (unavailable, refused) = match failure {
             Some(Failure::Unavailable(reason)) => (Some(reason), None),
             Some(Failure::Refused(reason)) => (None, Some(reason)),
@@ -62,6 +65,28 @@ impl Hub {
             ledger.set_source_problem(&Origin::Api, of_api);
             let of_resource = refused.map(|reason| format!("{reason}{stays}"));
             ledger.set_source_problem(&Origin::Resource(kind), of_resource);
+        });
+    }
+
+    /// One more request to the API has failed.
+    pub(super) fn count_error(&self) {
+        if let (Some(cluster), Some(shared)) = (self.cluster(), self.shared.upgrade()) {
+            shared.clusters.send_modify(|clusters| clusters.count_error(cluster));
+        }
+    }
+
+    /// The same of another cluster.
+    fn set_health_of(&self, cluster: &Arc<str>, kind: Kind, failure: Option<Failure>) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let reason = failure.map(|failure| match failure {
+            Failure::Unavailable(reason) => reason,
+            Failure::Refused(reason) => format!("{} {reason}", kind.row().plural),
+        });
+        let mut why = None;
+        shared.clusters.send_modify(|clusters| why = clusters.set_failure(cluster, kind, reason));
+        self.write(|ledger| {
+            let text = why.map(|why| format!("cannot be read: {why}; what was known before stays in force"));
+            ledger.set_source_problem(&Origin::Cluster(Arc::clone(cluster)), text);
         });
     }
 }

@@ -23,7 +23,7 @@ use crate::{
     cluster::sentence,
     discovery::{
         Origin, Problem,
-        kinds::{Entry, Key, Report, Row},
+        kinds::{Key, Report, Row},
     },
 };
 
@@ -31,6 +31,8 @@ use crate::{
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 /// The longest wait between attempts.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// The same for another cluster's API, which all agents of several clusters come back to.
+const LONGEST_WAIT_ELSEWHERE: Duration = Duration::from_secs(15);
 /// The longest wait for a resource that the cluster does not have.
 const ABSENT_WAIT: Duration = Duration::from_secs(15);
 /// Failures in a row before they are reported: a server that restarts cuts every watch once.
@@ -113,7 +115,7 @@ impl ResourceWatch {
                 ..Default::default()
             };
             match self.follow(pin!(watcher(api.clone(), config))).await {
-                Over::Again => self.pause(LONGEST_WAIT).await,
+                Over::Again => self.pause(self.longest_wait()).await,
                 Over::Absent => self.pause(ABSENT_WAIT).await,
             }
         }
@@ -137,7 +139,7 @@ impl ResourceWatch {
                     if let Some(over) = self.failed(&error) {
                         return over;
                     }
-                    self.pause(LONGEST_WAIT).await;
+                    self.pause(self.longest_wait()).await;
                     self.stands_at = Some(Instant::now() + STANDS);
                 }
                 // A watcher's stream has no end.
@@ -175,7 +177,7 @@ impl ResourceWatch {
             Event::Init => return self.listing = Some(HashSet::new()),
             Event::InitApply(object) => {
                 if let Some(listing) = &mut self.listing {
-                    listing.insert(object.name());
+                    listing.insert(self.hub.name(object.name()));
                 }
                 self.write(&object);
             }
@@ -185,7 +187,7 @@ impl ResourceWatch {
                     last.unstated(&object.name());
                     self.ask(GATHER);
                 }
-                None => self.remove(&[object.name()]),
+                None => self.remove(&[self.hub.name(object.name())]),
             },
             Event::InitDone => {
                 let present = self.listing.take().unwrap_or_default();
@@ -227,7 +229,7 @@ impl ResourceWatch {
 
     /// The API has this object.
     fn write(&mut self, object: &ApiObject) {
-        let name = object.name();
+        let name = self.hub.name(object.name());
         if let Some(last) = &mut self.last {
             let mut kept = object.value.clone();
             if let Value::Object(fields) = &mut kept {
@@ -242,7 +244,7 @@ impl ResourceWatch {
     fn enforce(&self, name: ObjectName, object: &Value) {
         let key = Key { kind: self.row.kind, name };
         let status = (self.row.report == Report::AcceptedCondition).then(|| CurrentStatus::of(object));
-        let read = Entry::read(self.row.kind, object, &self.hub.settings);
+        let read = self.hub.read(self.row.kind, object);
         let wanted = status.and_then(|status| status.wanted(read.as_ref().ok()?));
         self.hub.observe(|statuses| statuses.set(&key, wanted));
         let origin = Origin::Object(key);
@@ -270,7 +272,7 @@ impl ResourceWatch {
             self.ask(Duration::ZERO);
         }
         self.hub.observe(|statuses| statuses.retain(self.row.kind, &present));
-        self.hub.write(|ledger| ledger.retain(self.row.kind, &present));
+        self.hub.write(|ledger| ledger.retain(self.row.kind, self.hub.cluster(), &present));
         self.first_read();
     }
 
@@ -293,6 +295,7 @@ impl ResourceWatch {
     fn failed(&mut self, error: &watcher::Error) -> Option<Over> {
         use watcher::Error;
         self.failures += 1;
+        self.hub.count_error();
         let (code, reason) = match error {
             Error::InitialListFailed(error) | Error::WatchStartFailed(error) | Error::WatchFailed(error) => {
                 let code = if let kube::Error::Api(status) = error { status.code } else { 0 };
@@ -353,7 +356,7 @@ impl ResourceWatch {
             }
             None => {
                 self.hub.observe(|statuses| statuses.retain(self.row.kind, &HashSet::new()));
-                self.hub.write(|ledger| ledger.retain(self.row.kind, &HashSet::new()));
+                self.hub.write(|ledger| ledger.retain(self.row.kind, self.hub.cluster(), &HashSet::new()));
             }
         }
         if !self.read
@@ -368,10 +371,18 @@ impl ResourceWatch {
 
     /// The rule that the agent's account lacks where it may not watch.
     fn missing_rule(&self) -> String {
+        let whose = match self.hub.cluster() {
+            Some(_) => "the account in its kubeconfig",
+            None => "the agent's account",
+        };
         format!(
-            "the agent's account needs the verbs list and watch on {} (apiGroup {:?}) in a ClusterRole",
+            "{whose} needs the verbs list and watch on {} (apiGroup {:?}) in a ClusterRole",
             self.row.plural, self.row.group
         )
+    }
+
+    fn longest_wait(&self) -> Duration {
+        if self.hub.cluster().is_some() { LONGEST_WAIT_ELSEWHERE } else { LONGEST_WAIT }
     }
 
     async fn pause(&self, longest: Duration) {

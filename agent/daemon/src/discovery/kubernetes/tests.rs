@@ -8,6 +8,7 @@ use tokio::{sync::mpsc::UnboundedReceiver, time::timeout};
 
 mod authorization;
 mod definition;
+mod remotes;
 
 use super::*;
 use crate::{
@@ -31,7 +32,7 @@ impl Bench {
 
     fn holding(resource: &'static str, definition: Definition, hold: PolicyHold) -> Self {
         let (client, calls) = scripted_under(resource, definition.clone());
-        Self { feed: watch(&client, Settings::default(), hold), calls, definition }
+        Self { feed: watch(&client, Settings::default(), hold, None), calls, definition }
     }
 
     async fn call(&mut self) -> Call {

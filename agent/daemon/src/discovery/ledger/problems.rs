@@ -2,9 +2,11 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    net::IpAddr,
     sync::Arc,
 };
 
+use ambit_core::model::ObjectName;
 use tracing::{info, warn};
 
 use super::{InForce, Key, Ledger, MAX_OBJECTS};
@@ -17,6 +19,8 @@ use crate::discovery::{
 pub(super) const MAX_ORIGIN_PROBLEMS: usize = 100;
 /// Pods of one UID that are named in a problem.
 const MAX_NAMED_PODS: usize = 3;
+/// Addresses that two clusters claim and that are named.
+const MAX_NAMED_ADDRESSES: usize = 10;
 /// Problems of one source that are named; the rest are counted.
 const MAX_SOURCE_PROBLEMS: usize = 2_000;
 
@@ -43,6 +47,7 @@ impl Ledger {
             Origin::Definition(kind) | Origin::Resource(kind) | Origin::Object(Key { kind, .. }) => {
                 kind.closes()
             }
+            Origin::Cluster(_) => false,
             Origin::File(_) | Origin::Api => self.doubtful_from_start.contains(origin),
         }
     }
@@ -61,6 +66,13 @@ impl Ledger {
                 .chain(doubtful)
                 .map(|(origin, text)| Problem::new(&origin, None, FieldError::new("", text))),
         );
+        problems.extend(self.crowded.iter().map(|cluster| {
+            let text = format!(
+                "other clusters have more than {MAX_OBJECTS} objects together: of this one some are not known"
+            );
+            Problem::new(&Origin::Cluster(Arc::clone(cluster)), None, FieldError::new("", text))
+        }));
+        problems.extend(self.mesh.disputed_addresses().take(MAX_NAMED_ADDRESSES).map(disputed));
         let mut duplicates: BTreeMap<&Origin, BTreeMap<usize, Problem>> =
             self.with_problems.iter().map(|origin| (origin, BTreeMap::new())).collect();
         for key in &self.contested {
@@ -106,6 +118,18 @@ impl Problem {
     pub(in crate::discovery) fn new(origin: &Origin, object: Option<String>, error: FieldError) -> Self {
         Self { origin: origin.clone(), object, field: error.field, message: error.message, notice: false }
     }
+}
+
+fn disputed((ip, owner, other): (IpAddr, &ObjectName, &ObjectName)) -> Problem {
+    let key = Key { kind: Kind::Pod, name: other.clone() };
+    let message = format!(
+        "{ip} is the address of Pod {owner} too, which keeps it: pods of clusters that are read must have addresses that differ"
+    );
+    Problem::new(
+        &Origin::Object(key.clone()),
+        Some(key.to_string()),
+        FieldError::new("status.podIPs", message),
+    )
 }
 
 fn shared_uid(origin: &Origin, key: &Key, uid: &str, others: &str) -> Problem {

@@ -72,6 +72,14 @@ seLinuxOptions:
 {{- end }}
 - name: AMBIT_CLUSTER_DOMAIN
   value: {{ .Values.clusterDomain }}
+- name: AMBIT_CLUSTER_ID
+  value: {{ .Values.clusterName | default .Values.issuer.istio.clusterID | quote }}
+{{- if .Values.multicluster.enabled }}
+- name: AMBIT_REMOTE_CLUSTERS
+  value: {{ .Values.multicluster.namespace }}
+- name: AMBIT_CLUSTER_LOCAL
+  value: {{ prepend .Values.multicluster.clusterLocal .Release.Namespace | join "," | quote }}
+{{- end }}
 - name: AMBIT_ROOT_NAMESPACE
   value: {{ include "ambit.rootNamespace" . }}
 - name: AMBIT_POLICY_HOLD
@@ -170,8 +178,6 @@ seLinuxOptions:
 - name: AMBIT_CA_TOKEN_FILE
   value: /var/run/ambit/issuer/token
 {{- if eq $issuer.kind "istio" }}
-- name: AMBIT_CLUSTER_ID
-  value: {{ $issuer.istio.clusterID }}
 {{- with $issuer.istio.serverName }}
 - name: AMBIT_CA_SERVER_NAME
   value: {{ . }}

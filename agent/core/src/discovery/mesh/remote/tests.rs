@@ -1,0 +1,133 @@
+use super::*;
+use crate::{
+    discovery::{
+        Change, EndpointSlice, Service, TargetPort,
+        mesh::tests::{client, mesh, name, namespace, pairs, pod, service, slice, way},
+    },
+    model::DATAPLANE_LABEL,
+};
+
+const VIP: &str = "10.96.0.1:80";
+
+fn west() -> Arc<str> {
+    "west".into()
+}
+
+/// The pod as the other cluster has it.
+fn elsewhere(id: &str, ip: &str) -> Pod {
+    let pod = pod(id, &[ip]);
+    Pod { name: pod.name.in_cluster(&west()), node: "west/n1".into(), ..pod }
+}
+
+fn slice_elsewhere(pod: &str) -> EndpointSlice {
+    let mut slice = slice("shop/web-a", "shop/web", &[("p80", 8080)], &[("10.1.0.1", true, pod)]);
+    slice.name = slice.name.in_cluster(&west());
+    for endpoint in &mut slice.endpoints {
+        endpoint.node = Some("west/n1".into());
+        endpoint.pod = endpoint.pod.take().map(|pod| pod.in_cluster(&west()));
+    }
+    slice
+}
+
+fn namespace_elsewhere(name: &str, enrolled: bool) -> Change {
+    let labels = if enrolled { pairs(&[(DATAPLANE_LABEL, "enabled")]) } else { pairs(&[]) };
+    let namespace = Namespace { name: name.into(), labels, http_telemetry: None };
+    Change::RemoteNamespace { cluster: west(), namespace: Arc::new(namespace) }
+}
+
+fn web() -> Service {
+    service("shop/web", &["10.96.0.1"], &[(80, TargetPort::Number(8080))])
+}
+
+fn apply(mesh: &mut Mesh, pod: Pod, slice: EndpointSlice) {
+    mesh.apply(Change::Pod(Arc::new(pod)));
+    mesh.apply(Change::EndpointSlice(Arc::new(slice)));
+}
+
+/// The ways that connections to the service take.
+fn ways(mesh: &Mesh) -> Vec<String> {
+    let mut ways: Vec<String> = (0..8).map(|random| way(mesh, &client(), VIP, random)).collect();
+    ways.sort();
+    ways.dedup();
+    ways
+}
+
+#[test]
+fn services_of_one_name_are_one() {
+    let mut mesh = mesh([]);
+    mesh.apply(Change::Service(Arc::new(web())));
+    let own = slice("shop/web-a", "shop/web", &[("p80", 8080)], &[("10.0.0.1", true, "shop/web-1")]);
+    apply(&mut mesh, pod("shop/web-1", &["10.0.0.1"]), own);
+    mesh.apply(namespace_elsewhere("shop", true));
+    // Of the same names as ours.
+    apply(&mut mesh, elsewhere("shop/web-1", "10.1.0.1"), slice_elsewhere("shop/web-1"));
+    assert_eq!(ways(&mesh), ["tunnel 10.0.0.1:8080", "tunnel 10.1.0.1:8080"]);
+    assert_eq!(way(&mesh, &client(), "10.1.0.1:99", 0), "tunnel 10.1.0.1:99");
+
+    mesh.apply(Change::EndpointSliceGone(name("shop/web-a")));
+    assert_eq!(
+        ways(&mesh),
+        ["tunnel 10.0.0.1:8080", "tunnel 10.1.0.1:8080"],
+        "no slice of ours: its selector"
+    );
+    mesh.apply(Change::PodGone(name("shop/web-1")));
+    assert_eq!(ways(&mesh), ["tunnel 10.1.0.1:8080"]);
+    mesh.apply(Change::EndpointSliceGone(name("shop/web-a").in_cluster(&west())));
+    assert_eq!(ways(&mesh), ["no endpoint"]);
+}
+
+#[test]
+fn a_pod_elsewhere_is_never_taken_for_one_outside_the_mesh() {
+    let mut mesh = mesh([]);
+    mesh.apply(Change::Service(Arc::new(web())));
+    // Whatever comes first.
+    mesh.apply(Change::EndpointSlice(Arc::new(slice_elsewhere("shop/web-1"))));
+    assert_eq!(ways(&mesh), ["no endpoint"]);
+    mesh.apply(Change::Pod(Arc::new(elsewhere("shop/web-1", "10.1.0.1"))));
+    assert_eq!(ways(&mesh), ["no endpoint"], "its namespace is not known, though ours of that name is");
+    mesh.apply(namespace_elsewhere("shop", true));
+    assert_eq!(ways(&mesh), ["tunnel 10.1.0.1:8080"]);
+    mesh.apply(namespace_elsewhere("shop", false));
+    assert_eq!(ways(&mesh), ["plain 10.1.0.1:8080"], "that cluster's namespace says it, not ours");
+    mesh.apply(namespace("shop", None));
+    mesh.apply(namespace_elsewhere("shop", true));
+    assert_eq!(ways(&mesh), ["tunnel 10.1.0.1:8080"]);
+    mesh.apply(Change::RemoteNamespaceGone { cluster: west(), name: "shop".into() });
+    assert_eq!(ways(&mesh), ["no endpoint"]);
+}
+
+#[test]
+fn what_is_ours_stays_ours() {
+    let mut mesh = mesh([Pod { created: Some(1), ..pod("plain/a", &["10.0.0.1"]) }]);
+    mesh.apply(namespace_elsewhere("shop", true));
+    let delta =
+        mesh.apply(Change::Pod(Arc::new(Pod { created: Some(9), ..elsewhere("shop/a", "10.0.0.1") })));
+    assert_eq!(delta.begun().count(), 0);
+    assert_eq!(way(&mesh, &client(), "10.0.0.1:80", 0), "plain 10.0.0.1:80");
+    let disputed: Vec<String> =
+        mesh.disputed_addresses().map(|(ip, owner, other)| format!("{ip} {owner} {other}")).collect();
+    assert_eq!(disputed, ["10.0.0.1 plain/a west:shop/a"]);
+    assert_eq!((mesh.pods().count(), mesh.remote_pods().count(), mesh.pods_on("n1").count()), (1, 1, 1));
+    mesh.apply(Change::PodGone(name("plain/a")));
+    assert_eq!(way(&mesh, &client(), "10.0.0.1:80", 0), "tunnel 10.0.0.1:80");
+    assert_eq!(mesh.disputed_addresses().count(), 0);
+    // The address of a node.
+    let ip = "10.0.0.1".parse().unwrap();
+    let on_host = Pod { host_ips: vec![ip], host_network: true, ..pod("plain/b", &["10.0.0.1"]) };
+    mesh.apply(Change::Pod(Arc::new(on_host)));
+    assert_eq!(way(&mesh, &client(), "10.0.0.1:80", 0), "pass");
+}
+
+#[test]
+fn a_node_elsewhere_is_none_of_ours() {
+    let mut mesh = mesh([]);
+    mesh.apply(Change::Service(Arc::new(Service { local_only: true, ..web() })));
+    mesh.apply(namespace_elsewhere("shop", true));
+    apply(&mut mesh, elsewhere("shop/web-1", "10.1.0.1"), slice_elsewhere("shop/web-1"));
+    assert_eq!(ways(&mesh), ["no endpoint"], "only endpoints of the client's node");
+    assert_eq!(mesh.services_elsewhere().count(), 0);
+    mesh.apply(Change::ServiceGone(name("shop/web")));
+    let without: Vec<String> =
+        mesh.services_elsewhere().map(|(cluster, name)| format!("{cluster} {name}")).collect();
+    assert_eq!((without, ways(&mesh)), (vec!["west shop/web".to_owned()], vec!["pass".to_owned()]));
+}

@@ -1,0 +1,297 @@
+//! Other clusters, by the kubeconfigs in the labelled Secrets of one namespace, as Istio has them.
+//!
+//! Promises that a Secret that changes takes nothing away before its cluster has been read anew, that one that cannot be used changes
+//! nothing, and that no cluster is waited for without end. What is read of a cluster is who runs where and what leads there: never
+//! policies, which are those of the cluster of the pod that they protect.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    pin::pin,
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
+
+use ambit_core::{
+    discovery::Settings,
+    model::{ObjectName, TrustDomain},
+};
+use data_encoding::BASE64;
+use kube::{
+    Api, Client, Config,
+    runtime::watcher::{self, Event, watcher},
+};
+use serde_json::Value;
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tokio_stream::StreamExt;
+use tracing::info;
+
+use super::{Health, Hub, Member, object::ApiObject, resource_watch::ResourceWatch};
+use crate::{
+    cluster::{self, sentence},
+    discovery::{
+        Origin, RemoteClusters,
+        kinds::{Kind, Row},
+    },
+    error::with_causes,
+};
+
+/// The label of such Secrets.
+const SELECTOR: &str = "istio/multiCluster=true";
+/// The annotation of the Secret that says in which trust domain the identities of its clusters are; else they are in our own.
+const TRUST_DOMAIN: &str = "ambit.dev/trust-domain";
+/// What is read of another cluster.
+const KINDS: [Kind; 3] = [Kind::Namespace, Kind::Pod, Kind::EndpointSlice];
+/// Clusters that are read.
+const MAX_CLUSTERS: usize = 32;
+/// The longest kubeconfig, in bytes.
+const MAX_KUBECONFIG: usize = 256 * 1024;
+/// How long the first complete state waits for other clusters.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a watch of the Secrets that has failed waits before the next.
+const WAIT: Duration = Duration::from_secs(5);
+/// How long the server keeps a watch, seconds.
+const WATCH_SECONDS: u32 = 120;
+
+/// The rows of what is read of another cluster.
+pub(super) fn watched() -> impl Iterator<Item = &'static Row> {
+    KINDS.into_iter().map(Kind::row)
+}
+
+/// Lets the first complete state come about once other clusters have been read too, or have had their time.
+pub(super) async fn wait_a_while(hub: Arc<Hub>) {
+    let Some(mut clusters) = hub.shared.upgrade().map(|shared| shared.clusters.subscribe()) else { return };
+    // One that takes longer joins later.
+    let _ = timeout(PATIENCE, clusters.wait_for(|clusters| clusters.are_read())).await;
+    drop(clusters);
+    hub.read_one();
+}
+
+/// Follows the Secrets and the clusters that they name, for ever.
+pub(super) async fn follow(client: Client, hub: Arc<Hub>, sought: RemoteClusters) {
+    let api: Api<ApiObject> = Api::namespaced_with(client, &sought.namespace, &Kind::Secret.api_resource());
+    let config = watcher::Config {
+        label_selector: Some(SELECTOR.to_owned()),
+        timeout: Some(WATCH_SECONDS),
+        initial_list_strategy: watcher::InitialListStrategy::default(),
+        ..Default::default()
+    };
+    let mut events = pin!(watcher(api, config));
+    let mut secrets: BTreeMap<ObjectName, Value> = BTreeMap::new();
+    let mut met: Option<HashSet<ObjectName>> = None;
+    let mut remotes = Remotes { hub: hub.clone(), sought, running: HashMap::new() };
+    let origin = Origin::Resource(Kind::Secret);
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(Event::Init) => met = Some(HashSet::new()),
+            Ok(Event::InitApply(secret)) => {
+                met.get_or_insert_default().insert(secret.name());
+                secrets.insert(secret.name(), secret.value);
+            }
+            Ok(Event::Apply(secret)) => {
+                secrets.insert(secret.name(), secret.value);
+            }
+            Ok(Event::Delete(secret)) => {
+                secrets.remove(&secret.name());
+            }
+            Ok(Event::InitDone) => {
+                let met = met.take().unwrap_or_default();
+                secrets.retain(|name, _| met.contains(name));
+            }
+            Err(error) => {
+                let why = match &error {
+                    watcher::Error::InitialListFailed(error)
+                    | watcher::Error::WatchStartFailed(error)
+                    | watcher::Error::WatchFailed(error) => sentence(error),
+                    other => other.to_string(),
+                };
+                let text = format!(
+                    "those of other clusters cannot be read: {why}; the agent's account needs get, list and watch on secrets in namespace {} \
+                     (in the chart: multicluster.enabled). What was known before stays",
+                    remotes.sought.namespace
+                );
+                hub.write(|ledger| ledger.set_source_problem(&origin, Some(text)));
+                sleep(WAIT.mul_f64(rand::random_range(0.5..1.0))).await;
+                continue;
+            }
+        }
+        if met.is_none() {
+            hub.write(|ledger| ledger.set_source_problem(&origin, None));
+            remotes.bring_up_to_date(&secrets).await;
+        }
+    }
+}
+
+/// The clusters that are read.
+struct Remotes {
+    hub: Arc<Hub>,
+    sought: RemoteClusters,
+    running: HashMap<Arc<str>, Running>,
+}
+
+struct Running {
+    by: Wanted,
+    /// Ended with this.
+    watches: JoinSet<()>,
+}
+
+/// What a Secret says of one cluster.
+#[derive(Clone, PartialEq, Eq)]
+struct Wanted {
+    secret: String,
+    kubeconfig: Result<String, String>,
+    trust_domain: TrustDomain,
+}
+
+impl Remotes {
+    async fn bring_up_to_date(&mut self, secrets: &BTreeMap<ObjectName, Value>) {
+        let (wanted, twice) = wanted(secrets, &self.sought.own_name, &self.hub.settings.trust_domain);
+        let gone: Vec<Arc<str>> =
+            self.known().into_iter().filter(|name| !wanted.contains_key(name)).collect();
+        for name in gone {
+            info!(cluster = %name, "its Secret is gone, and so are its objects");
+            self.stop(&name).await;
+            self.update(|clusters| clusters.remove(&name));
+            self.hub.write(|ledger| {
+                ledger.set_source_problem(&Origin::Cluster(Arc::clone(&name)), None);
+                ledger.forget_cluster(&name);
+            });
+        }
+        for (name, by) in wanted {
+            if self.running.get(&name).is_none_or(|running| running.by != by) {
+                self.read(&name, by).await;
+                continue;
+            }
+            let mut was_refused = false;
+            self.update(|clusters| was_refused = clusters.accept(&name));
+            if was_refused {
+                self.hub.write(|ledger| ledger.set_source_problem(&Origin::Cluster(name), None));
+            }
+        }
+        let several = (!twice.is_empty()).then(|| twice.join("; "));
+        let origin = Origin::Resource(Kind::Secret);
+        self.hub.write(|ledger| ledger.set_source_problem(&origin, several));
+        self.update(|clusters| clusters.listed = true);
+    }
+
+    /// Reads a cluster as its Secret says, from now on. If that cannot be used, all stays as it was.
+    async fn read(&mut self, name: &Arc<str>, by: Wanted) {
+        let config = match &by.kubeconfig {
+            Ok(text) => cluster::remote_config(text).await.map_err(|error| with_causes(&error)),
+            Err(problem) => Err(problem.clone()),
+        };
+        let client = config.and_then(|config: Config| {
+            let server = config.cluster_url.to_string();
+            let client = cluster::client(config).map_err(|error| with_causes(&error))?;
+            Ok((client, server))
+        });
+        let origin = Origin::Cluster(Arc::clone(name));
+        let (client, server) = match client {
+            Ok(ready) => ready,
+            Err(problem) => {
+                let text = format!(
+                    "Secret {}: its kubeconfig cannot be used: {problem}; what was known of the cluster before stays",
+                    by.secret
+                );
+                self.update(|clusters| clusters.refuse(name, &by.secret, &by.trust_domain, text.clone()));
+                return self.hub.write(|ledger| ledger.set_source_problem(&origin, Some(text)));
+            }
+        };
+        self.stop(name).await;
+        info!(cluster = %name, secret = by.secret, server, "reading another cluster");
+        self.update(|clusters| clusters.begin(name, &by.secret, server, by.trust_domain.clone()));
+        self.hub.write(|ledger| ledger.set_source_problem(&origin, None));
+        let hub = Arc::new(Hub {
+            shared: self.hub.shared.clone(),
+            settings: Settings { trust_domain: by.trust_domain.clone(), ..self.hub.settings.clone() },
+            hold: self.hub.hold.clone(),
+            unread: AtomicUsize::new(KINDS.len()),
+            changed: Arc::clone(&self.hub.changed),
+            health: Health::default(),
+            member: Some(Member { cluster: Arc::clone(name), local: self.sought.local.clone() }),
+        });
+        let mut watches = JoinSet::new();
+        for row in watched() {
+            watches.spawn(ResourceWatch::new(row, client.clone(), hub.clone()).run());
+        }
+        self.running.insert(Arc::clone(name), Running { by, watches });
+    }
+
+    /// Ends the watches of a cluster, so that they write nothing more.
+    async fn stop(&mut self, name: &str) {
+        if let Some(mut running) = self.running.remove(name) {
+            running.watches.shutdown().await;
+        }
+    }
+
+    /// Those that are read, and those that cannot be.
+    fn known(&self) -> Vec<Arc<str>> {
+        let Some(shared) = self.hub.shared.upgrade() else { return Vec::new() };
+        let clusters = shared.clusters.borrow();
+        clusters.statuses().map(|status| status.name).collect()
+    }
+
+    fn update(&self, change: impl FnOnce(&mut crate::discovery::clusters::Clusters)) {
+        if let Some(shared) = self.hub.shared.upgrade() {
+            shared.clusters.send_modify(change);
+        }
+    }
+}
+
+/// The clusters that Secrets name, and what is wrong with those names. Of two Secrets that name one, the first by name counts, and so
+/// for every agent.
+fn wanted(
+    secrets: &BTreeMap<ObjectName, Value>,
+    own: &str,
+    own_trust_domain: &TrustDomain,
+) -> (BTreeMap<Arc<str>, Wanted>, Vec<String>) {
+    let (mut all, mut problems) = (BTreeMap::<Arc<str>, Wanted>::new(), Vec::new());
+    for (secret, object) in secrets {
+        let data = object.get("data").and_then(Value::as_object);
+        // A Secret that names every cluster of the mesh may be applied to them all.
+        for (name, value) in data.into_iter().flatten().filter(|(name, _)| *name != own) {
+            if let Some(other) = all.get(&**name) {
+                problems.push(format!(
+                    "Secret {secret} names cluster {name}, as {} does, which counts",
+                    other.secret
+                ));
+            } else if all.len() >= MAX_CLUSTERS {
+                problems
+                    .push(format!("Secret {secret}: more than {MAX_CLUSTERS} clusters; {name} is not read"));
+            } else {
+                let by = wanted_of(secret, object, value, own_trust_domain);
+                all.insert(name.as_str().into(), by);
+            }
+        }
+    }
+    (all, problems)
+}
+
+fn wanted_of(secret: &ObjectName, object: &Value, value: &Value, own: &TrustDomain) -> Wanted {
+    let stated = object.pointer("/metadata/annotations").and_then(|all| all.get(TRUST_DOMAIN)?.as_str());
+    let trust_domain = stated.map_or_else(|| Ok(own.clone()), |text| text.trim().parse::<TrustDomain>());
+    let kubeconfig = match &trust_domain {
+        Ok(_) => kubeconfig(value),
+        Err(error) => Err(format!("the annotation {TRUST_DOMAIN}: {error}")),
+    };
+    Wanted {
+        secret: secret.to_string(),
+        kubeconfig,
+        trust_domain: trust_domain.unwrap_or_else(|_| own.clone()),
+    }
+}
+
+/// No word of it is ever said in a message.
+fn kubeconfig(value: &Value) -> Result<String, String> {
+    let bytes = value.as_str().and_then(|text| BASE64.decode(text.as_bytes()).ok());
+    let bytes = bytes.ok_or("it is not base64")?;
+    if bytes.len() > MAX_KUBECONFIG {
+        return Err(format!("it is longer than {MAX_KUBECONFIG} bytes"));
+    }
+    String::from_utf8(bytes).map_err(|_| "it is not text".to_owned())
+}
+
+#[cfg(test)]
+mod tests;

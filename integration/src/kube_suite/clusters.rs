@@ -1,0 +1,248 @@
+//! Two clusters with one root, on one flat network: pods of either reach services of both.
+
+use std::{net::Ipv4Addr, thread, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use super::{
+    Plan, Pod, Site, Test, installed,
+    site::{IN_FORCE, SECOND, SYSTEM},
+};
+use crate::{capture::is_tls, load::ports, process::eventually, tools::Attempt};
+
+pub(super) const TESTS: &[Test] = &[installed(
+    "clusters::two_of_them_are_one_mesh",
+    "services of one name, STRICT at both ends, a remote identity's policy, one API away for a minute",
+    two_clusters,
+)];
+
+/// Where the Secrets are that name other clusters.
+const SECRETS: &str = "ambit-clusters";
+/// What the clusters are called.
+const EAST: &str = "east";
+const WEST: &str = "west";
+/// The namespace of the test, of one name in both.
+const SHOP: &str = "shop";
+const SETTINGS: [&str; 2] = ["multicluster.enabled=true", "multicluster.reader=true"];
+
+fn two_clusters(east: &mut Site) -> Result<()> {
+    let mut west = east.beside("west")?;
+    let done = settle(east, &mut west).and_then(|()| with_both(east, &mut west));
+    let kept =
+        if done.is_err() { west.keep_logs(&std::env::temp_dir().join("ambit-west")).ok() } else { None };
+    west.down()?;
+    // The next test has one cluster again.
+    east.upgrade(&["multicluster.enabled=false"])?;
+    east.cluster.api.kubectl(&["delete", "namespace", SECRETS, "--ignore-not-found"])?;
+    done.with_context(|| format!("{:?}", kept))
+}
+
+/// Installs ambit in the other cluster under the root of this one, and has each read the other.
+fn settle(east: &Site, west: &mut Site) -> Result<()> {
+    let root = east.cluster.api.json(&["get", "secret", "ambit-ca", "-n", SYSTEM])?;
+    west.cluster.api.kubectl(&["create", "namespace", SYSTEM])?;
+    west.apply(&json!({
+        "apiVersion": "v1", "kind": "Secret", "type": root["type"], "data": root["data"],
+        "metadata": {"name": "ambit-ca", "namespace": SYSTEM},
+    }))?;
+    let name = format!("clusterName={WEST}");
+    west.install(&[SETTINGS.as_slice(), &[&name, "ca.replicas=1"]].concat())?;
+    let name = format!("clusterName={EAST}");
+    east.upgrade(&[SETTINGS.as_slice(), &[&name]].concat())?;
+    let west = &*west;
+    for (reader, other, name) in [(east, west, WEST), (west, east, EAST)] {
+        // The token comes a moment after its account.
+        let secret = eventually(20 * SECOND, || cluster_secret(other, name))?;
+        reader.cluster.api.apply(&secret)?;
+    }
+    Ok(())
+}
+
+/// What `ambit cluster-secret` prints for a cluster.
+fn cluster_secret(of: &Site, name: &str) -> Result<String> {
+    let binary = of.kit.binary(of.cluster.folder())?;
+    let mut command = of.cluster.access().outside().command(&binary);
+    command.arg("cluster-secret").arg("--kubeconfig").arg(of.cluster.api.admin()).args(["--name", name]);
+    let printed = crate::process::run(&mut command, Duration::from_secs(30))?.ok()?;
+    ensure!(printed.contains("istio/multiCluster"), "{printed}");
+    Ok(printed)
+}
+
+/// The pods of the test.
+struct Pods {
+    /// The client, in the east.
+    client: Pod,
+    /// Another client there, of another service account.
+    other: Pod,
+    /// The server, in the west.
+    web: Pod,
+    /// The address of the service, in the east.
+    service: Ipv4Addr,
+}
+
+fn with_both(east: &mut Site, west: &mut Site) -> Result<()> {
+    for site in [&mut *east, &mut *west] {
+        site.own_namespace(SHOP)?;
+        site.opt_in(SHOP)?;
+        site.peer_authentication(SHOP, "STRICT")?;
+        for account in ["buyer", "other", "web"] {
+            site.apply(&json!({
+                "apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": account, "namespace": SHOP},
+            }))?;
+        }
+        site.apply(&service("web"))?;
+    }
+    let plans =
+        [Plan::client("client").on("a").account("buyer"), Plan::client("other").on("a").account("other")];
+    let [client, other] = east.pods(SHOP, &plans)?;
+    let [web] = west.pods(SHOP, &[Plan::server("web").account("web")])?;
+    let told = east.cluster.api.json(&["get", "service", "web", "-n", SHOP])?;
+    let address = told["spec"]["clusterIP"].as_str().context("a cluster IP")?.parse()?;
+    let pods = Pods { client, other, web, service: address };
+
+    across(east, &pods)?;
+    by_policy(east, west, &pods)?;
+    told_by_agents(east, &pods)?;
+    a_minute_away(east, west, &pods)?;
+    secrets_as_they_change(east, west, &pods)
+}
+
+fn service(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": SHOP},
+        "spec": {"selector": {"app": name}, "ports": [
+            {"name": "whoami", "port": ports::WHOAMI}, {"name": "echo", "port": ports::ECHO},
+        ]},
+    })
+}
+
+fn ask(site: &Site, from: &Pod, to: Ipv4Addr) -> Result<Attempt> {
+    site.connect(from, (to, ports::WHOAMI), &["--send", "hello"])
+}
+
+/// The server must answer, and see the client's own address.
+fn must_answer(site: &Site, from: &Pod, to: Ipv4Addr) -> Result<()> {
+    let attempt = ask(site, from, to)?;
+    ensure!(attempt.received.starts_with(&format!("peer {}:", from.ip)), "{to} does not answer: {attempt:?}");
+    Ok(())
+}
+
+fn must_be_refused(site: &Site, from: &Pod, to: Ipv4Addr) -> Result<()> {
+    let attempt = ask(site, from, to)?;
+    ensure!(attempt.received.is_empty() && attempt.error.is_some(), "{to} answers: {attempt:?}");
+    Ok(())
+}
+
+/// By the pod's own address and by the service, under mutual TLS from pod to pod.
+fn across(east: &Site, pods: &Pods) -> Result<()> {
+    eventually(30 * SECOND, || must_answer(east, &pods.client, pods.web.ip)).context("pod to pod")?;
+    let capture = east.capture("a", "clusters")?;
+    eventually(10 * SECOND, || must_answer(east, &pods.client, pods.service)).context("pod to service")?;
+    must_answer(east, &pods.client, pods.web.ip)?;
+    let seen = capture.stop()?;
+    ensure!(!seen.contains("peer "), "plaintext went from cluster to cluster");
+    let openings = seen.openings((pods.web.ip.into(), ports::WHOAMI));
+    ensure!(!openings.is_empty() && openings.iter().all(|bytes| is_tls(bytes)), "{openings:02x?}");
+    Ok(())
+}
+
+/// The west decides by its own policies who may come, by the identities of the east.
+fn by_policy(east: &Site, west: &Site, pods: &Pods) -> Result<()> {
+    west.apply(&json!({
+        "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+        "metadata": {"name": "buyers", "namespace": SHOP},
+        "spec": {"action": "ALLOW", "rules": [{"from": [{"source": {
+            "principals": [format!("cluster.local/ns/{SHOP}/sa/buyer")],
+        }}]}]},
+    }))?;
+    eventually(IN_FORCE, || must_be_refused(east, &pods.other, pods.service)).context("another account")?;
+    must_answer(east, &pods.client, pods.service).context("the account that may")?;
+    // A policy of the east is none of the west's.
+    east.apply(&json!({
+        "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+        "metadata": {"name": "nobody", "namespace": SHOP}, "spec": {},
+    }))?;
+    thread::sleep(IN_FORCE);
+    must_answer(east, &pods.client, pods.service)?;
+    east.cluster.api.kubectl(&["delete", "authorizationpolicy", "nobody", "-n", SHOP]).map(drop)
+}
+
+/// What an agent of the east says of the west.
+fn cluster_of(east: &Site) -> Result<Value> {
+    let status = east.ambit("a", &["status", "clusters", "-o", "json"])?.ok()?;
+    let status: Value = serde_json::from_str(&status)?;
+    Ok(status["clusters"][0].clone())
+}
+
+fn told_by_agents(east: &Site, pods: &Pods) -> Result<()> {
+    let cluster = cluster_of(east)?;
+    ensure!(cluster["name"] == WEST && cluster["error"] == "" && !cluster["synced"].is_null(), "{cluster:#}");
+    ensure!(cluster["objects"].as_u64().is_some_and(|objects| objects > 5), "{cluster:#}");
+    let log = east.agents_log()?;
+    let line = log.lines().find(|line| line.contains(&format!("dst.addr={}:", pods.web.ip)));
+    let line = line.context("no connection to the west is in the log")?;
+    for part in ["src.cluster=\"east\"", "dst.cluster=\"west\"", "dst.workload=\"web\""] {
+        ensure!(line.contains(part), "{part}: {line}");
+    }
+    Ok(())
+}
+
+/// The API of the west goes away: nothing breaks. What changes there arrives when it is back.
+fn a_minute_away(east: &mut Site, west: &mut Site, pods: &Pods) -> Result<()> {
+    west.cluster.api.kill();
+    let lived = while_away(east, pods);
+    west.cluster.api.resume().context("the API of the west does not come back")?;
+    east.note(format!("a minute without the other API: {} connections, none failed", lived?));
+    let [next] = west.pods(SHOP, &[Plan::server("next").account("web").label("app", "web")])?;
+    west.cluster.api.kubectl(&["delete", "pod", "web", "-n", SHOP])?;
+    eventually(60 * SECOND, || must_answer(east, &pods.client, next.ip)).context("a pod after the return")?;
+    eventually(30 * SECOND, || must_answer(east, &pods.client, pods.service))
+        .context("the service after it")?;
+    let cluster = cluster_of(east)?;
+    ensure!(cluster["away"].is_null() && cluster["error"] == "", "{cluster:#}");
+    Ok(())
+}
+
+/// A minute of load; returns how many connections there were.
+fn while_away(east: &Site, pods: &Pods) -> Result<usize> {
+    let to = format!("{}:{}", pods.service, ports::ECHO);
+    let load = ["churn", "--to", &to, "--count", "10000000", "--for-ms", "60000", "--rest-ms", "10"];
+    let load = east.start_tool(&pods.client, "away", &load)?;
+    eventually(50 * SECOND, || {
+        let cluster = cluster_of(east)?;
+        ensure!(!cluster["away"].is_null() && cluster["error"] != "", "{cluster:#}");
+        Ok(())
+    })?;
+    // An agent that starts meanwhile does not wait for it.
+    east.kill_agent("b")?;
+    eventually(30 * SECOND, || east.ambit("b", &["status", "--ready"])?.ok())?;
+    let tally = load.tally(Duration::from_secs(90))?;
+    ensure!(tally.failed == 0 && tally.good > 1_000, "{tally:?}");
+    Ok(tally.good)
+}
+
+/// A kubeconfig that cannot be used is told and changes nothing; without the Secret the cluster is gone.
+fn secrets_as_they_change(east: &Site, west: &Site, pods: &Pods) -> Result<()> {
+    let name = format!("ambit-remote-secret-{WEST}");
+    let kubeconfig = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": WEST,
+        "clusters": [{"name": WEST, "cluster": {"server": west.cluster.api.url()}}],
+        "users": [{"name": WEST, "user": {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "id"}}}],
+        "contexts": [{"name": WEST, "context": {"cluster": WEST, "user": WEST}}],
+    });
+    let change = json!({"stringData": {WEST: kubeconfig.to_string()}}).to_string();
+    east.cluster.api.kubectl(&["patch", "secret", &name, "-n", SECRETS, "--type=merge", "-p", &change])?;
+    eventually(10 * SECOND, || {
+        let cluster = cluster_of(east)?;
+        let error = cluster["error"].as_str().unwrap_or_default();
+        ensure!(error.contains("exec is not taken") && error.contains(&name), "{cluster:#}");
+        Ok(())
+    })?;
+    must_answer(east, &pods.client, pods.service).context("with a kubeconfig that is not taken")?;
+    east.cluster.api.kubectl(&["delete", "secret", &name, "-n", SECRETS])?;
+    eventually(10 * SECOND, || must_be_refused(east, &pods.client, pods.service))
+        .context("without the Secret")?;
+    ensure!(cluster_of(east)?.is_null(), "the cluster is still there");
+    Ok(())
+}
