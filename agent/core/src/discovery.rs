@@ -20,10 +20,13 @@ pub use destination_rule::{
     ClientCertificate, ClientSettings, ClientTls, ConnectionPool, DestinationRule, ExportTo, HostPattern,
     Keepalive, Origination, Roots, TlsSecret, TrafficPolicy,
 };
-pub use mesh::{ClientRule, Endpoint, Mesh, Named, PortProtocol, ProtocolOrigin, Route, RouteError};
+pub use mesh::{
+    ClientRule, Endpoint, Mesh, Named, PortProtocol, Preferences, ProtocolOrigin, Route, RouteError,
+};
 pub use objects::{
-    Change, EndpointSlice, ForeignProbe, HostPort, Namespace, OUTBOUND_POLICY_LABEL, OutboundPolicy, Pod,
-    Protocol, ProviderPlace, Service, ServicePort, Settings, SliceEndpoint, SlicePort, TargetPort,
+    Change, Distribution, EndpointSlice, ForeignProbe, Hints, HostPort, Namespace, Node,
+    OUTBOUND_POLICY_LABEL, OutboundPolicy, Pod, Protocol, ProviderPlace, Service, ServicePort, Settings,
+    SliceEndpoint, SlicePort, TargetPort,
 };
 pub use service_entry::{
     EntryAddress, EntryEndpoint, EntryPort, EntryProtocol, Prefix, Resolution, ServiceEntry, WorkloadEntry,

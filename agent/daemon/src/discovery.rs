@@ -268,3 +268,9 @@ pub(crate) fn watch_folder(dir: &Path, settings: Settings) -> Result<Feed, Disco
 pub(crate) fn watch_cluster(client: &Client, settings: Settings, hold: PolicyHold) -> Feed {
     kubernetes::watch(client, settings, hold)
 }
+
+/// Has `feed` know the zone of `node`, the agent's own, for as long as it lives. Must be called in a tokio runtime.
+pub(crate) fn follow_node(feed: &Feed, client: &Client, node: &str) {
+    let task = kubernetes::follow_node(client.clone(), Arc::downgrade(&feed.shared), node.to_owned());
+    feed.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(task);
+}

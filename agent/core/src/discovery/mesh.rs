@@ -4,7 +4,9 @@
 //! the cluster. A service for which no endpoint slice speaks may cost the pods of its own namespace.
 
 mod capture;
+mod choice;
 mod entries;
+mod headless;
 mod listing;
 mod outside;
 mod pods;
@@ -20,6 +22,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+pub use choice::Preferences;
 pub use protocol::{PortProtocol, ProtocolOrigin};
 pub use routing::{ClientRule, Endpoint, Named, Route, RouteError};
 
@@ -68,6 +71,8 @@ pub struct Mesh {
     node_ips: HashTrieMapSync<IpAddr, RedBlackTreeMapSync<Arc<str>, usize>>,
     /// The pods that claim a port of their node, with their own port; the first one has it.
     host_ports: HashTrieMapSync<SocketAddr, Vec<(Arc<PodRecord>, u16)>>,
+    /// The zones of nodes, as far as they are known.
+    zones: HashTrieMapSync<Arc<str>, Arc<str>>,
     /// What enrolled pods must have captured.
     captured: HashTrieSetSync<Destination>,
     rules: Rules,
@@ -109,6 +114,8 @@ impl Mesh {
                     self.reconsider_namespace(&name, &mut delta);
                 }
             }
+            Change::Node(node) => self.put_node(&node.name, node.zone.as_ref()),
+            Change::NodeGone(name) => self.put_node(&name, None),
             Change::Pod(pod) => self.put_pod(&pod.name.clone(), Some(pod), &mut delta),
             Change::PodGone(name) => self.put_pod(&name, None, &mut delta),
             Change::Service(service) => self.put_service(&service.name.clone(), Some(service), &mut delta),

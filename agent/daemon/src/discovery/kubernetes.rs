@@ -7,6 +7,7 @@ mod definition;
 mod health;
 mod last_known;
 mod object;
+mod own_node;
 mod policy_status;
 mod resource_watch;
 mod secrets;
@@ -30,6 +31,8 @@ use super::{
     ledger::Ledger,
     wanted::WantedStatuses,
 };
+pub(super) use own_node::follow as follow_node;
+
 use health::Health;
 use resource_watch::ResourceWatch;
 

@@ -49,7 +49,7 @@ impl Mesh {
     pub(super) fn is_to_be_captured(&self, destination: Destination) -> bool {
         match destination {
             Destination::Node(ip) => self.node_ips.contains_key(&ip),
-            Destination::Address(ip) if self.is_enrolled(ip) => true,
+            Destination::Address(ip) if self.is_enrolled(ip) || self.is_ruled_by_pod_ip(ip) => true,
             Destination::Port(at) if self.host_port(at).is_some_and(|(pod, _)| pod.workload.enrolled) => true,
             Destination::Port(at) if self.entry_captures(at) => true,
             _ => {
