@@ -37,7 +37,20 @@ pub const EXPIRED: (&str, &str) = ("20240101000000Z", "20240201000000Z");
 
 /// Issues a leaf certificate from the CA in `ca` (`ca-cert.pem`, `ca-key.pem`); the files go to `folder`.
 pub fn issue(ca: &Path, folder: &Path, recipe: &Recipe<'_>) -> Result<Certificate> {
-    let file = |suffix: &str| folder.join(format!("{}.{suffix}", recipe.name));
+    let sans: Vec<String> = recipe.uris.iter().map(|uri| format!("URI:{uri}")).collect();
+    issue_for(ca, folder, recipe.name, &sans, recipe.validity, "4711")
+}
+
+/// The same for any subject alternative names, such as `DNS:api.example.com`, under this serial number, hexadecimal.
+pub fn issue_for(
+    ca: &Path,
+    folder: &Path,
+    name: &str,
+    sans: &[String],
+    validity: (&str, &str),
+    serial: &str,
+) -> Result<Certificate> {
+    let file = |suffix: &str| folder.join(format!("{name}.{suffix}"));
     let (key, request, certificate) = (file("key"), file("csr"), file("crt"));
     let mut command = Command::new("openssl");
     command.args([
@@ -53,17 +66,33 @@ pub fn issue(ca: &Path, folder: &Path, recipe: &Recipe<'_>) -> Result<Certificat
     ]);
     process::must(command.arg("-keyout").arg(&key).arg("-out").arg(&request))?;
     fs::write(file("index"), "")?;
-    fs::write(file("serial"), "4711\n")?;
-    fs::write(file("cnf"), authority(&file("index"), &file("serial"), folder))
+    fs::write(file("serial"), format!("{serial}\n"))?;
+    fs::write(file("number"), "01\n")?;
+    fs::write(file("cnf"), authority(&file("index"), &file("serial"), &file("number"), folder))
         .context("openssl's configuration")?;
-    fs::write(file("ext"), extensions(recipe.uris)).context("openssl's extensions")?;
+    fs::write(file("ext"), extensions(sans)).context("openssl's extensions")?;
     let mut command = Command::new("openssl");
     command.args(["ca", "-batch", "-notext", "-md", "sha256"]);
-    command.args(["-startdate", recipe.validity.0, "-enddate", recipe.validity.1]);
+    command.args(["-startdate", validity.0, "-enddate", validity.1]);
     command.arg("-config").arg(file("cnf")).arg("-extfile").arg(file("ext"));
     command.arg("-cert").arg(ca.join("ca-cert.pem")).arg("-keyfile").arg(ca.join("ca-key.pem"));
     process::must(command.arg("-in").arg(&request).arg("-out").arg(&certificate))?;
     Ok(Certificate { certificate, key })
+}
+
+/// The CA's list of revoked certificates, with this one that it issued by [`issue_for`] on it.
+pub fn revoke(ca: &Path, folder: &Path, name: &str) -> Result<PathBuf> {
+    let file = |suffix: &str| folder.join(format!("{name}.{suffix}"));
+    let list = file("crl");
+    let command = || {
+        let mut command = Command::new("openssl");
+        command.args(["ca", "-config"]).arg(file("cnf")).arg("-cert").arg(ca.join("ca-cert.pem"));
+        command.arg("-keyfile").arg(ca.join("ca-key.pem"));
+        command
+    };
+    process::must(command().arg("-revoke").arg(file("crt")))?;
+    process::must(command().args(["-gencrl", "-crldays", "30", "-out"]).arg(&list))?;
+    Ok(list)
 }
 
 /// Makes a key and a request with these subject alternative names (`URI:…`, `DNS:…`) and an empty subject; the request is
@@ -143,26 +172,25 @@ pub fn strange_authority(folder: &Path) -> Result<()> {
         "30",
     ]);
     command.args(["-subj", "/CN=strange", "-addext", "basicConstraints=critical,CA:TRUE"]);
-    command.args(["-addext", "keyUsage=critical,keyCertSign"]);
+    command.args(["-addext", "keyUsage=critical,keyCertSign,cRLSign"]);
     command.arg("-keyout").arg(folder.join("ca-key.pem")).arg("-out").arg(folder.join("ca-cert.pem"));
     process::must(&mut command)?;
     Ok(())
 }
 
-fn authority(index: &Path, serial: &Path, folder: &Path) -> String {
+fn authority(index: &Path, serial: &Path, number: &Path, folder: &Path) -> String {
     format!(
-        "[ca]\ndefault_ca = one\n[one]\ndatabase = {}\nserial = {}\nnew_certs_dir = {}\ndefault_md = sha256\npolicy = any\n\
+        "[ca]\ndefault_ca = one\n[one]\ndatabase = {}\nserial = {}\ncrlnumber = {}\nnew_certs_dir = {}\ndefault_md = sha256\npolicy = any\n\
          unique_subject = no\n[any]\ncommonName = optional\n",
         index.display(),
         serial.display(),
+        number.display(),
         folder.display()
     )
 }
 
-fn extensions(uris: &[&str]) -> String {
-    let names: Vec<String> = uris.iter().map(|uri| format!("URI:{uri}")).collect();
-    let san =
-        if names.is_empty() { String::new() } else { format!("subjectAltName = {}\n", names.join(",")) };
+fn extensions(sans: &[String]) -> String {
+    let san = if sans.is_empty() { String::new() } else { format!("subjectAltName = {}\n", sans.join(",")) };
     format!(
         "basicConstraints = critical,CA:FALSE\nkeyUsage = critical,digitalSignature\n\
          extendedKeyUsage = serverAuth,clientAuth\n{san}"

@@ -21,11 +21,13 @@ pub use destination_rule::{
     ClientCertificate, ClientSettings, ClientTls, ConnectionPool, DestinationRule, ExportTo, HostPattern,
     Keepalive, Origination, Roots, TlsSecret, TrafficPolicy,
 };
-pub use mesh::{ClientRule, Endpoint, Mesh, Named, PortProtocol, ProtocolOrigin, Route, RouteError};
+pub use mesh::{
+    ClientRule, Endpoint, Mesh, Named, PortProtocol, Preferences, ProtocolOrigin, Route, RouteError,
+};
 pub use objects::{
-    Change, DNS_CAPTURE_LABEL, EndpointSlice, ForeignProbe, HostPort, Namespace, OUTBOUND_POLICY_LABEL,
-    OutboundPolicy, Pod, Protocol, ProviderPlace, Service, ServicePort, Settings, SliceEndpoint, SlicePort,
-    TargetPort,
+    Change, DNS_CAPTURE_LABEL, Distribution, EndpointSlice, ForeignProbe, Hints, HostPort, Namespace, Node,
+    OUTBOUND_POLICY_LABEL, OutboundPolicy, Pod, Protocol, ProviderPlace, Service, ServicePort, Settings,
+    SliceEndpoint, SlicePort, TargetPort,
 };
 pub use service_entry::{
     EntryAddress, EntryEndpoint, EntryPort, EntryProtocol, Prefix, Resolution, ServiceEntry, WorkloadEntry,

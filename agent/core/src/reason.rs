@@ -85,6 +85,8 @@ reasons! {
     Unreachable = 32, "unreachable";
     /// The application refused the connection: nothing listens on that port.
     ConnectionRefused = 33, "connection_refused";
+    /// The load balancer's address is for other clients, by its service.
+    SourceRange = 34, "source_range";
     /// A bound of the agent is reached.
     Overloaded = 40, "overloaded";
     /// The agent has not yet seen its first complete state.
@@ -147,6 +149,7 @@ impl Reason {
             | Self::IdentityUnavailable
             | Self::Overloaded
             | Self::EgressDenied
+            | Self::SourceRange
             | Self::RuleUnusable
             | Self::MtlsUnavailable
             | Self::CredentialsUnavailable

@@ -295,3 +295,9 @@ pub(crate) fn watch_cluster(
 ) -> Feed {
     kubernetes::watch(client, settings, hold, remotes)
 }
+
+/// Has `feed` know the zone of `node`, the agent's own, for as long as it lives. Must be called in a tokio runtime.
+pub(crate) fn follow_node(feed: &Feed, client: &Client, node: &str) {
+    let task = kubernetes::follow_node(client.clone(), Arc::downgrade(&feed.shared), node.to_owned());
+    feed.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(task);
+}

@@ -2,6 +2,8 @@
 //! the tunnel for a session; knows no dialect, no TLS library and no maps.
 
 mod admission;
+mod attempts;
+mod choices;
 mod describe;
 mod dns;
 mod egress;
@@ -15,6 +17,7 @@ mod outbound;
 mod pressure;
 mod relay;
 mod requests;
+mod sessions;
 mod waiting;
 
 use std::{
@@ -29,7 +32,6 @@ use std::{
 };
 
 use ambit_core::{
-    discovery::Affinity,
     model::{PodAddr, SpiffeId},
     policy::{self, Decision, Facts, Outlook, WorkloadPolicy},
     reason::{Reason, Refusal},
@@ -38,6 +40,7 @@ use tokio::sync::watch;
 
 use self::{
     admission::{Admission, Lane, Place},
+    choices::Choices,
     egress::Egress,
     inbound::Arrival,
     neighbours::{Neighbour, Neighbours},
@@ -219,7 +222,7 @@ impl Proxy {
                     pod.pod.uid(),
                     source,
                     original_dst,
-                    &mut serving.kept,
+                    &serving.pod.choices,
                     &mut serving.outbound,
                 );
                 let place = match place {
@@ -267,11 +270,17 @@ struct Pod<D> {
     policy: watch::Receiver<Arc<WorkloadPolicy>>,
     /// Its part of the buffers.
     share: Arc<Share>,
+    choices: Choices,
 }
 
 impl<D> Clone for Pod<D> {
     fn clone(&self) -> Self {
-        Self { pod: self.pod.clone(), policy: self.policy.clone(), share: self.share.clone() }
+        Self {
+            pod: self.pod.clone(),
+            policy: self.policy.clone(),
+            share: self.share.clone(),
+            choices: self.choices.clone(),
+        }
     }
 }
 
@@ -354,8 +363,6 @@ struct Serving<D> {
     neighbours: Arc<Neighbours<D>>,
     /// Itself among them.
     _entered: Arc<Neighbour<D>>,
-    /// Endpoints of services with session affinity.
-    kept: Affinity,
     outbound: Numbers<PodAddr>,
     inbound: Numbers<(IpAddr, u16)>,
 }
@@ -370,15 +377,16 @@ impl<D: Dial> Serving<D> {
         let share = shared.budget.share(pod.uid());
         let lanes = [Direction::Outbound, Direction::Inbound]
             .map(|direction| shared.admission.lane(pod.uid(), direction));
-        let pod = Pod { pod, policy, share };
+        let mut pod = Pod { pod, policy, share, choices: Choices::default() };
         let entered = neighbours.enter(&pod, &lanes[Direction::Inbound as usize]);
+        // All listeners of a pod go by the same experience.
+        pod.choices = entered.pod.choices.clone();
         Self {
             pod,
             lanes,
             arrivals: Arc::default(),
             neighbours: neighbours.clone(),
             _entered: entered,
-            kept: Affinity::default(),
             outbound: Numbers::new(),
             inbound: Numbers::new(),
         }

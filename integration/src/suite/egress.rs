@@ -13,6 +13,7 @@ use self::outside::{Listener, Outside, VIP, certificate, entry, rule};
 use super::{Test, own};
 use crate::{
     agent::IN_FORCE,
+    certs,
     load::ports,
     process::eventually,
     topology::{MESHED, UNMESHED},
@@ -55,6 +56,24 @@ pub(super) const TESTS: &[Test] = &[
         "nor does any mode of an enrolled target; ISTIO_MUTUAL to one that is not is refused",
         &[],
         modes,
+    ),
+    own(
+        "egress::a_revoked_certificate_is_not_believed",
+        "caCrl: a list of the server's CA, first without the server and then with it",
+        &[],
+        revoked,
+    ),
+    own(
+        "egress::tls_of_a_rule_goes_through_the_tunnel",
+        "SIMPLE for a server in the mesh that speaks TLS itself: the page comes, by mutual TLS on the wire",
+        &[],
+        within_the_tunnel,
+    ),
+    own(
+        "egress::a_rule_holds_where_a_pod_is_dialled",
+        "of a headless service: ISTIO_MUTUAL refuses, SIMPLE is spoken, other ports are left alone",
+        &[],
+        headless,
     ),
     own(
         "egress::connections_are_held_to_their_bounds",
@@ -175,7 +194,7 @@ fn simple(world: &mut World) -> Result<()> {
     served(world)?;
 
     drop(server);
-    let expired = certificate(&outside, "expired", &[HOST], crate::certs::EXPIRED)?;
+    let expired = certificate(&outside, "expired", &[HOST], certs::EXPIRED)?;
     let server = outside.serve(world, 8443, &expired, &[])?;
     refused(world, "certificate_expired", &[])?;
     drop(server);
@@ -189,7 +208,7 @@ fn simple(world: &mut World) -> Result<()> {
 fn shown(world: &World) -> Result<()> {
     eventually(IN_FORCE * 2, || {
         let page = fetch(world)?;
-        ensure!(page.contains("SUCCESS CN=x"), "nginx says {page}");
+        ensure!(page.contains("SUCCESS CN=test"), "nginx says {page}");
         Ok(())
     })
 }
@@ -238,6 +257,86 @@ fn mutual(world: &mut World) -> Result<()> {
     refused(world, "credentials_unavailable", &["shop/api"])?;
     world.manifests.remove("secret.yaml")?;
     refused(world, "credentials_unavailable", &["Secret shop/api does not exist"])
+}
+
+fn revoked(world: &mut World) -> Result<()> {
+    let outside = Outside::build(world)?;
+    let good = certificate(&outside, "good", &[HOST], outside::NOW)?;
+    let other = certificate(&outside, "other", &["other.example.com"], outside::NOW)?;
+    let own = outside.files.join(MESHED);
+    let ca = outside.folder.join("ca");
+    let _server = outside.serve(world, 8443, &good, &[])?;
+    world.manifests.write("entry.yaml", &entry(&outside, 8443))?;
+    let with = |list: &str| rule(&format!("{{mode: SIMPLE, caCertificates: /ca.pem, caCrl: /{list}}}"));
+    fs::copy(certs::revoke(&ca, &outside.folder, "other")?, own.join("others.crl"))?;
+    fs::copy(certs::revoke(&ca, &outside.folder, "good")?, own.join("good.crl"))?;
+    ensure!(other.certificate.exists(), "no certificate beside the server's");
+    world.manifests.write("rule.yaml", &with("others.crl"))?;
+    served(world)?;
+    world.manifests.write("rule.yaml", &with("good.crl"))?;
+    refused(world, "certificate_revoked", &[HOST])?;
+    fs::write(own.join("bad.crl"), "no list")?;
+    world.manifests.write("rule.yaml", &with("bad.crl"))?;
+    refused(world, "credentials_unavailable", &[])?;
+    world.manifests.write("rule.yaml", &with("others.crl"))?;
+    served(world)
+}
+
+fn within_the_tunnel(world: &mut World) -> Result<()> {
+    let outside = Outside::build(world)?;
+    let host = format!("near.{MESHED}.svc.cluster.local");
+    let good = certificate(&outside, "near", &[&host], outside::NOW)?;
+    let _server = outside.serve_in(world, "b", 8443, &good, &[])?;
+    let near = Ipv4Addr::new(198, 19, 100, 61);
+    service(world, "near", MESHED, near, ("b", 8443))?;
+    world.manifests.write("rule.yaml", &of_service("near", "{mode: SIMPLE, caCertificates: /ca.pem}"))?;
+    let url = format!("http://{near}/");
+    let fetch = |world: &World| -> Result<()> {
+        let page = world.curl("a", &["--connect-timeout", "2", "-m", "4", &url])?.ok()?;
+        ensure!(page.contains("s_server"), "the page is {page:?}");
+        Ok(())
+    };
+    eventually(IN_FORCE * 2, || fetch(world))?;
+    let mark = world.agents[0].mark();
+    fetch(world)?;
+    let line = world.agents[0].wait_log(mark, &["access", "connection complete", "near.shop.svc"])?;
+    ensure!(line.contains("mutual_tls"), "{line}");
+    world
+        .manifests
+        .write("rule.yaml", &of_service("near", "{mode: SIMPLE, caCertificates: /strange.pem}"))?;
+    eventually(IN_FORCE * 2, || {
+        let attempt = world.connect("a", (near, 80), &["--send", "GET / HTTP/1.0\r\n\r\n"])?;
+        ensure!(attempt.error.as_deref() == Some("ConnectionRefused"), "{attempt:?}");
+        told_of(world, mark, &["access", "certificate_untrusted", "near"])
+    })
+}
+
+fn headless(world: &mut World) -> Result<()> {
+    let outside = Outside::build(world)?;
+    let host = format!("far.{UNMESHED}.svc.cluster.local");
+    let good = certificate(&outside, "far", &[&host], outside::NOW)?;
+    let _server = outside.serve_in(world, "d", 8443, &good, &[])?;
+    let d = world.pod("d").v4;
+    let text = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: far, namespace: {UNMESHED}}}\nspec:\n  clusterIP: None\n  \
+         selector: {{app: d}}\n  ports: [{{name: web, port: 443, targetPort: 8443}}]\n"
+    );
+    world.manifests.write("far.yaml", &text)?;
+    world.manifests.write("rule.yaml", &of_service(&host, "{mode: SIMPLE, caCertificates: /ca.pem}"))?;
+    let url = format!("http://{d}:8443/");
+    eventually(IN_FORCE * 2, || {
+        let page = world.curl("a", &["--connect-timeout", "2", "-m", "4", &url])?.ok()?;
+        ensure!(page.contains("s_server"), "the page is {page:?}");
+        Ok(())
+    })?;
+    let mark = world.agents[0].mark();
+    world.manifests.write("rule.yaml", &of_service(&host, "{mode: ISTIO_MUTUAL}"))?;
+    eventually(IN_FORCE * 2, || {
+        let attempt = world.connect("a", (d, 8443), &["--send", "hello"])?;
+        ensure!(attempt.error.as_deref() == Some("ConnectionRefused"), "{attempt:?}");
+        told_of(world, mark, &["access", "mtls_unavailable", "ISTIO_MUTUAL"])
+    })?;
+    world.must_reach("a", "d")
 }
 
 /// A service over one pod that its slice names.

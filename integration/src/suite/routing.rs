@@ -1,5 +1,7 @@
 //! Where connections go, and how their ends are told.
 
+mod endpoints;
+
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
@@ -26,11 +28,7 @@ pub(super) const TESTS: &[Test] = &[
         "a number, a name, another name; IPv4 and IPv6",
         service_ports,
     ),
-    shared(
-        "routing::a_service_spreads_over_its_endpoints",
-        "two endpoints on two nodes, both used",
-        endpoints,
-    ),
+    shared("routing::a_service_spreads_over_its_endpoints", "two endpoints on two nodes, both used", spread),
     shared(
         "routing::who_leaves_serves_where_none_is_ready",
         "an endpoint that terminates and serves; not one that does not",
@@ -40,6 +38,26 @@ pub(super) const TESTS: &[Test] = &[
         "routing::a_client_keeps_to_its_endpoint",
         "sessionAffinity: ClientIP, while others join, for timeoutSeconds",
         affinity,
+    ),
+    shared(
+        "routing::near_endpoints_go_first",
+        "hints of endpoint slices by zone and by node, and a zone without endpoints",
+        endpoints::near,
+    ),
+    shared(
+        "routing::one_that_refuses_is_passed_over",
+        "another endpoint takes the connection; where all refuse, so does the service",
+        endpoints::refusing,
+    ),
+    shared(
+        "routing::one_that_is_silent_is_passed_over",
+        "another endpoint takes the connection after a while, and later ones go there at once",
+        endpoints::silent,
+    ),
+    shared(
+        "routing::a_policys_no_is_final",
+        "one endpoint of two denies: its connections are refused, not led to the other",
+        endpoints::denying,
     ),
     shared("routing::a_service_without_a_way_refuses", "no endpoint, and a port it does not have", no_way),
     shared(
@@ -75,7 +93,7 @@ fn service_ports(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-fn endpoints(world: &mut World) -> Result<()> {
+fn spread(world: &mut World) -> Result<()> {
     let vip: Ipv4Addr = WEB_V4.parse()?;
     let mut seen = BTreeSet::new();
     for _ in 0..40 {

@@ -89,6 +89,12 @@ pub const CODES: &[(&str, &str)] = &[
     ("tls-to-plaintext-port", "a DestinationRule has agents speak TLS to a port that speaks in the clear"),
     ("tls-in-tls", "a DestinationRule has agents speak TLS around the application's own"),
     ("overlapping-address", "an address of a ServiceEntry is the cluster's, or another entry's"),
+    ("rule-without-effect", "a DestinationRule that changes no connection"),
+    (
+        "hidden-host",
+        "a ServiceEntry states the host of a service, or of an older entry, and does not count for it",
+    ),
+    ("unselected-workload", "a WorkloadEntry that no ServiceEntry selects"),
     ("provider-not-there", "an external provider is at a service, or a port of one, that is not there"),
     ("provider-asked-about-itself", "a CUSTOM policy is for the pods of a provider, and nobody can ask it"),
 ];

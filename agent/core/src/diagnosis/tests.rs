@@ -78,6 +78,9 @@ impl Scene {
             local_only: false,
             external_local: false,
             publish_not_ready: false,
+            distribution: None,
+            source_ranges: Vec::new(),
+            balancer_ips: Vec::new(),
         };
         self.mesh.apply(Change::Service(Arc::new(service)));
         self

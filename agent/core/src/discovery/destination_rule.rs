@@ -95,7 +95,7 @@ impl TrafficPolicy {
     }
 
     /// Whether any of it makes a connection another one than it would be.
-    pub(super) fn acts(&self) -> bool {
+    pub fn acts(&self) -> bool {
         self.default.acts() || self.ports.values().any(|settings| settings.acts())
     }
 }

@@ -6,7 +6,7 @@ mod backends;
 
 use std::{net::IpAddr, sync::Arc};
 
-pub(super) use backends::{Backend, Backends};
+pub(super) use backends::{Backend, Backends, Tier};
 
 use super::{EndpointSlice, Namespace, Pod, Protocol, Service, ServicePort, Settings, TargetPort};
 use crate::model::{ObjectName, ServiceName, Workload};

@@ -4,8 +4,10 @@
 //! the cluster. A service for which no endpoint slice speaks may cost the pods of its own namespace.
 
 mod capture;
+mod choice;
 mod dns;
 mod entries;
+mod headless;
 mod listing;
 mod outside;
 mod pods;
@@ -22,6 +24,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+pub use choice::Preferences;
 pub use protocol::{PortProtocol, ProtocolOrigin};
 pub use routing::{ClientRule, Endpoint, Named, Route, RouteError};
 
@@ -74,6 +77,8 @@ pub struct Mesh {
     node_ips: HashTrieMapSync<IpAddr, RedBlackTreeMapSync<Arc<str>, usize>>,
     /// The pods that claim a port of their node, with their own port; the first one has it.
     host_ports: HashTrieMapSync<SocketAddr, Vec<(Arc<PodRecord>, u16)>>,
+    /// The zones of nodes, as far as they are known.
+    zones: HashTrieMapSync<Arc<str>, Arc<str>>,
     /// What enrolled pods must have captured.
     captured: HashTrieSetSync<Destination>,
     rules: Rules,
@@ -124,6 +129,8 @@ impl Mesh {
             Change::RemoteNamespaceGone { cluster, name } => {
                 self.put_remote_namespace(&cluster, &name, None, &mut delta);
             }
+            Change::Node(node) => self.put_node(&node.name, node.zone.as_ref()),
+            Change::NodeGone(name) => self.put_node(&name, None),
             Change::Pod(pod) => self.put_pod(&pod.name.clone(), Some(pod), &mut delta),
             Change::PodGone(name) => self.put_pod(&name, None, &mut delta),
             Change::Service(service) => self.put_service(&service.name.clone(), Some(service), &mut delta),

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use super::{
     destination_rule::{DestinationRule, TlsSecret},
-    service_entry::{ServiceEntry, WorkloadEntry},
+    service_entry::{Prefix, ServiceEntry, WorkloadEntry},
     vips::VipRanges,
 };
 use crate::model::{DATAPLANE_LABEL, Labels, ObjectName, PathNormalization, SpiffeId, TrustDomain};
@@ -112,6 +112,10 @@ pub enum Change {
         /// The namespace's name.
         name: Arc<str>,
     },
+    /// A node as it is now.
+    Node(Arc<Node>),
+    /// A node is gone.
+    NodeGone(Arc<str>),
     /// A pod as it is now.
     Pod(Arc<Pod>),
     /// A pod is gone.
@@ -274,6 +278,21 @@ pub struct Service {
     pub external_local: bool,
     /// `publishNotReadyAddresses`.
     pub publish_not_ready: bool,
+    /// `trafficDistribution`: which endpoints clients go to first, where no endpoint slice says so.
+    pub distribution: Option<Distribution>,
+    /// `loadBalancerSourceRanges`: the clients that its load balancer's addresses are for; empty for all.
+    pub source_ranges: Vec<Prefix>,
+    /// Those of `external_ips` that are its load balancer's alone.
+    pub balancer_ips: Vec<IpAddr>,
+}
+
+/// Which endpoints clients go to first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Distribution {
+    /// Those of the client's zone.
+    SameZone,
+    /// Those on the client's node, then those of its zone.
+    SameNode,
 }
 
 /// A port of a service.
@@ -374,4 +393,24 @@ pub struct SliceEndpoint {
     pub pod: Option<ObjectName>,
     /// The node it is on.
     pub node: Option<Arc<str>>,
+    /// Whose clients it is meant for, if that is stated.
+    pub hints: Option<Arc<Hints>>,
+}
+
+/// Which clients an endpoint is meant for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// Those on these nodes.
+    pub nodes: Vec<Arc<str>>,
+    /// Those in these zones.
+    pub zones: Vec<Arc<str>>,
+}
+
+/// What discovery needs of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its label `topology.kubernetes.io/zone`.
+    pub zone: Option<Arc<str>>,
 }

@@ -64,9 +64,14 @@ impl Rules {
         self.by_name.values()
     }
 
+    /// Whether no rule makes any connection another one than without rules.
+    pub(super) fn are_idle(&self) -> bool {
+        self.acting.is_empty()
+    }
+
     /// Whether connections to `host` may be other ones for some client than without rules.
     pub(super) fn act_on(&self, host: &str) -> bool {
-        !self.acting.is_empty() && patterns(host).any(|pattern| self.acting.contains_key(&pattern))
+        !self.are_idle() && patterns(host).any(|pattern| self.acting.contains_key(&pattern))
     }
 
     /// What holds for a connection of `client`.

@@ -88,6 +88,9 @@ mod tests {
             local_only: false,
             external_local: false,
             publish_not_ready: false,
+            distribution: None,
+            source_ranges: Vec::new(),
+            balancer_ips: Vec::new(),
         })));
         for (at, (name, own)) in [
             ("istiod-1", &[("app", "istiod")][..]),

@@ -27,7 +27,9 @@ pub(super) async fn open(config: &AgentConfig) -> anyhow::Result<(Feed, Option<C
             let hint = "cannot watch a cluster; for a folder of manifests pass --manifests DIR";
             let client = connected().await.context(hint)?;
             let hold = PolicyHold { time: config.policy_hold, folder: Some(config.run_dir.clone()) };
-            Ok((discovery::watch_cluster(&client, settings, hold, remotes(config)), Some(client)))
+            let feed = discovery::watch_cluster(&client, settings, hold, remotes(config));
+            discovery::follow_node(&feed, &client, &config.node);
+            Ok((feed, Some(client)))
         }
     }
 }

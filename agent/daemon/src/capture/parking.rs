@@ -75,8 +75,16 @@ impl Client {
     pub(crate) async fn until_given_up(&mut self) {
         match self {
             Self::Connected(_) => std::future::pending().await,
-            Self::Waiting(parked) => parked.until_given_up().await,
+            Self::Waiting(parked) => {
+                parked.until_given_up().await;
+                parked.given_up = true;
+            }
         }
+    }
+
+    /// Whether it does not wait any more, as far as that was noticed.
+    pub(crate) fn has_given_up(&self) -> bool {
+        matches!(self, Self::Waiting(parked) if parked.given_up)
     }
 
     /// The connection.
@@ -111,6 +119,8 @@ pub(crate) struct Parked {
     accepted: oneshot::Receiver<TcpStream>,
     /// It came in by itself, while its destination answered others.
     stream: Option<TcpStream>,
+    /// It does not wait any more.
+    given_up: bool,
 }
 
 impl Parked {
@@ -317,7 +327,14 @@ pub(super) async fn next(pod: &Arc<PodNet>, parking: &OnceLock<Parking>) -> Acce
         let (syn, origin) = parking.next().await;
         let Some((serial, accepted)) = parking.enter(&syn) else { continue };
         let (source, destination) = (syn.remote, syn.local);
-        let client = Client::Waiting(Parked { pod: pod.clone(), syn, serial, accepted, stream: None });
+        let client = Client::Waiting(Parked {
+            pod: pod.clone(),
+            syn,
+            serial,
+            accepted,
+            stream: None,
+            given_up: false,
+        });
         let Some(origin) = origin else {
             return Accepted::Inbound {
                 client,

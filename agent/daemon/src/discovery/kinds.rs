@@ -10,6 +10,7 @@ mod doubt;
 mod endpoint_slice;
 mod fields;
 mod namespace;
+mod node;
 mod peer_authentication;
 mod pod;
 mod remote;

@@ -7,6 +7,7 @@ mod definition;
 mod health;
 mod last_known;
 mod object;
+mod own_node;
 mod policy_status;
 mod remotes;
 mod resource_watch;
@@ -32,6 +33,8 @@ use super::{
     ledger::Ledger,
     wanted::WantedStatuses,
 };
+pub(super) use own_node::follow as follow_node;
+
 use health::Health;
 use resource_watch::ResourceWatch;
 

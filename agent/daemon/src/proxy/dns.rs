@@ -10,8 +10,11 @@ use tokio::{
 };
 
 use super::{
-    Cut, Placed, describe, distrusted,
-    outbound::{CONNECT, Call, Opened, Way, is_itself},
+    Cut, Placed,
+    attempts::Carried,
+    describe, distrusted,
+    outbound::{CONNECT, Call, Way, is_itself},
+    sessions::Opened,
     unconnected, within,
 };
 use crate::{
@@ -38,10 +41,10 @@ impl<D: Dial> Call<'_, D> {
         can && self.routed.original_dst.0.port() == PORT && self.pod.pod.captures_dns()
     }
 
-    pub(super) async fn names(&self, placed: Box<Placed>) {
+    pub(super) async fn names(&self, placed: Box<Placed>) -> Carried {
         match &self.routed.way {
             Way::Tunnel(client, endpoint, order) => {
-                Box::pin(self.names_by_tunnel(placed, client, endpoint, *order)).await;
+                Box::pin(self.names_by_tunnel(placed, client, endpoint, *order)).await
             }
             Way::Plain(endpoint) => self.names_from(placed, endpoint.addr.0).await,
             _ => self.names_from(placed, self.routed.original_dst.0).await,
@@ -54,14 +57,15 @@ impl<D: Dial> Call<'_, D> {
         client: &Workload,
         endpoint: &Endpoint,
         order: Order,
-    ) {
-        let opened = Box::pin(self.opened(*placed, client, endpoint, order)).await;
-        let Some(Opened { app, place: _place, mut stream, peer, connection }) = opened else { return };
+    ) -> Carried {
+        let opened = Box::pin(self.opened(*placed, client, endpoint, order)).await?;
+        let Some(Opened { app, place: _place, mut stream, peer, connection }) = opened else { return Ok(()) };
         let ended = select! {
             ended = self.exchanged(app, &mut stream, &connection) => ended,
             refused = self.shared.wallet.until_distrusted(&client.identity, &peer) => {
                 let tell = Cut::here(distrusted(refused)).report(connection);
-                return drop(tokio::spawn(stream.close(tell)));
+                tokio::spawn(stream.close(tell));
+                return Ok(());
             }
         };
         connection.finish(&ended);
@@ -75,15 +79,15 @@ impl<D: Dial> Call<'_, D> {
                 tokio::spawn(stream.close(None));
             }
         }
+        Ok(())
     }
 
-    async fn names_from(&self, placed: Box<Placed>, resolver: SocketAddr) {
-        let Placed { client: app, mut place } = *placed;
+    async fn names_from(&self, placed: Box<Placed>, resolver: SocketAddr) -> Carried {
         let dial = async {
             let dial = self.pod.pod.dial_plain(self.routed.source.ip(), resolver);
             within(CONNECT, dial).await.map_err(|error| unconnected("the resolver", resolver, &error))
         };
-        let Some((app, mut server)) = self.reached(app, &mut place, dial).await else { return };
+        let Some((app, place, mut server)) = self.reached(*placed, dial).await? else { return Ok(()) };
         bound_buffers(&server, place.buffers());
         let connection = self.shared.telemetry.open(describe::outbound(self.routed, None));
         let ended = self.exchanged(app, &mut server, &connection).await;
@@ -91,6 +95,7 @@ impl<D: Dial> Call<'_, D> {
             end_cleanly(&server);
         }
         connection.finish(&ended);
+        Ok(())
     }
 
     /// Carries messages until both ends have ended, or one was cut.

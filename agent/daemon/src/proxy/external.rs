@@ -17,7 +17,8 @@ use tokio::{net::lookup_host, select, time::timeout};
 use super::{
     Cut, Pod, Shared,
     order::Numbers,
-    outbound::{CONNECT, is_itself, new_session, unroutable},
+    outbound::{CONNECT, is_itself, unroutable},
+    sessions::new_session,
     unconnected, within,
 };
 use crate::{
@@ -179,7 +180,7 @@ impl<D: Dial> AsPod<'_, D> {
         let route = match route {
             Route::Resolve(named) => {
                 let found =
-                    self.shared.egress.names.resolve(&named, self.called.ip(), rand::random()).await?;
+                    self.shared.egress.names.resolve(&named, self.called.ip(), rand::random(), &[]).await?;
                 self.shared.feed.world().mesh.route_named(self.workload, &named, found, rand::random())
             }
             route => route,

@@ -16,6 +16,7 @@ use tokio::{net::TcpStream, select};
 use super::{
     Cut, Placed,
     admission::Place,
+    attempts::{Carried, Missed},
     describe, distrusted, inbound,
     inbound::Called,
     neighbours::Neighbour,
@@ -62,7 +63,7 @@ pub(super) async fn carry<D: Dial>(
     endpoint: &Endpoint,
     order: Order,
     neighbour: &Neighbour<D>,
-) {
+) -> Carried {
     let (shared, source) = (near.shared, near.routed.source);
     let (called, place) = {
         let world = shared.feed.world();
@@ -75,7 +76,7 @@ pub(super) async fn carry<D: Dial>(
         let text = "the called pod is not known at the address that was called";
         let refusal = place.err().unwrap_or_else(|| Refusal::new(Reason::NotReady, text));
         shared.telemetry.refuse(&describe::inbound(&called, None, None), &refusal);
-        return near.refused_there(app, refusal);
+        return Err(refused_there(near, Placed { client: app, place: near_place }, refusal));
     };
     let far = inbound::Call {
         shared,
@@ -88,12 +89,19 @@ pub(super) async fn carry<D: Dial>(
     let incoming =
         Incoming { original_dst: near.routed.original_dst.0, service: None, trace: None, order, waits: true };
     let ends = Ends { near, far, incoming };
-    let Ok(far_place) = place else { return };
+    let Ok(far_place) = place else { return Ok(()) };
     let near_placed = Placed { client: app, place: near_place };
     // On the heap while it lasts: a connection lives long.
-    if let Some(met) = Box::pin(ends.meet(near_placed, client, endpoint, far_place)).await {
+    if let Some(met) = Box::pin(ends.meet(near_placed, client, endpoint, far_place)).await? {
         ends.carry(met, client).await;
     }
+    Ok(())
+}
+
+/// The called pod of this node has refused it.
+fn refused_there<D>(near: &outbound::Call<'_, D>, placed: Placed, refusal: Refusal) -> Box<Missed> {
+    let met = (describe::joined_outbound(near.routed), Cut::told(refusal.clone(), true));
+    Box::new(Missed { placed, refusal, met: Some(met) })
 }
 
 impl<D: Dial> Ends<'_, D> {
@@ -104,25 +112,22 @@ impl<D: Dial> Ends<'_, D> {
         client: &Workload,
         endpoint: &Endpoint,
         far_place: Place,
-    ) -> Option<Met> {
+    ) -> Result<Option<Met>, Box<Missed>> {
         let Placed { client: mut app, mut place } = placed;
-        let taken = unless_given_up(&mut app, self.answer(client, endpoint, far_place));
+        let answer = self.near.patiently(self.answer(client, endpoint, far_place));
+        let taken = unless_given_up(&mut app, answer);
         let taken = match place.begin(taken).await {
             Ok(Ok(taken)) => taken,
             Ok(Err(refusal)) => {
-                self.near.refused_there(app, refusal);
-                return None;
+                return Err(refused_there(self.near, Placed { client: app, place }, refusal));
             }
-            Err(refusal) => {
-                self.near.refuse(app, &refusal);
-                return None;
-            }
+            Err(refusal) => return Err(Missed::before(Placed { client: app, place }, refusal)),
         };
         let Taken { app: server_app, place: far_place, client, server } = taken;
         match admit(app).await {
             Ok(client_app) => {
                 bound_buffers(&client_app, place.buffers());
-                Some(Met { client_app, server_app, client, server, _places: [place, far_place] })
+                Ok(Some(Met { client_app, server_app, client, server, _places: [place, far_place] }))
             }
             Err(refusal) => {
                 // What the called pod's agent would be told of a client that has gone.
@@ -130,7 +135,7 @@ impl<D: Dial> Ends<'_, D> {
                 let meta = describe::joined_inbound(self.far.called, &client.id, &self.incoming);
                 let connection = self.near.shared.telemetry.open(meta);
                 let _: Option<Refusal> = Cut::by_leg(LegError::Reset(refusal)).report(connection);
-                None
+                Ok(None)
             }
         }
     }

@@ -53,12 +53,13 @@ impl Default for Names {
 }
 
 impl Names {
-    /// An address and port of the destination, of the family of `source`.
+    /// An address and port of the destination, of the family of `source`, and none of those that were `tried`.
     pub(super) async fn resolve(
         &self,
         named: &Named,
         source: IpAddr,
         random: u64,
+        tried: &[SocketAddr],
     ) -> Result<SocketAddr, Refusal> {
         let mut found = Vec::new();
         let mut failed = None;
@@ -69,8 +70,11 @@ impl Names {
             }
         }
         found.retain(|at| at.is_ipv4() == source.is_ipv4());
-        let at =
-            if named.first_only { 0 } else { random.checked_rem(found.len() as u64).unwrap_or(0) as usize };
+        if named.first_only {
+            found.truncate(1);
+        }
+        found.retain(|at| !tried.contains(at));
+        let at = random.checked_rem(found.len() as u64).unwrap_or(0) as usize;
         found.get(at).copied().ok_or_else(|| {
             let text = match failed {
                 Some((name, why)) => format!("{name} cannot be resolved: {why}"),
@@ -156,8 +160,8 @@ mod tests {
     async fn an_address_of_the_clients_family_is_found() {
         let (names, v4) = (Names::default(), IpAddr::from([198, 18, 0, 1]));
         let both = named(&[("fd00:198::7", 443), ("198.18.0.7", 8443)], false);
-        assert_eq!(names.resolve(&both, v4, 7).await.unwrap(), "198.18.0.7:8443".parse().unwrap());
-        let refused = names.resolve(&named(&[("127.0.0.1", 443)], true), v4, 0).await.unwrap_err();
+        assert_eq!(names.resolve(&both, v4, 7, &[]).await.unwrap(), "198.18.0.7:8443".parse().unwrap());
+        let refused = names.resolve(&named(&[("127.0.0.1", 443)], true), v4, 0, &[]).await.unwrap_err();
         assert_eq!(refused.reason, Reason::NameUnresolved);
     }
 

@@ -1,23 +1,21 @@
 //! From an application in a pod to wherever it wants to go: route, then a tunnel to a meshed pod or a plain connection.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use ambit_core::{
-    discovery::{Affinity, Endpoint, Named, Route, RouteError},
+    discovery::{Endpoint, Named, Route, RouteError},
     model::{OriginalDst, PodAddr, Workload},
     policy::Facts,
     reason::{Reason, Refusal},
 };
-use tokio::{net::TcpStream, select, time::timeout};
+use tokio::net::TcpStream;
 
 use super::{
-    Cut, Placed, Pod, Shared,
+    Placed, Pod, Shared,
     admission::Place,
-    describe, distrusted, egress, facts, join,
+    attempts::{Carried, Missed, Tried, another},
+    choices::Choices,
+    describe, egress, facts, join,
     neighbours::Neighbours,
     order::Numbers,
     pressure::Broken,
@@ -29,17 +27,12 @@ use super::{
 use crate::{
     capture::{Client, Dial, bound_buffers},
     discovery::World,
-    telemetry::{Connection, Direction, Ending},
-    tunnel::{
-        ANSWERED_WITHIN, Incoming, LegError, Order, Plain, PoolKey, Session, Stream, tls::PeerIdentity,
-    },
+    telemetry::{Connection, Ending},
+    tunnel::{LegError, Order, Plain},
 };
 
 /// How long a connect to another pod may take.
 pub(super) const CONNECT: Duration = Duration::from_secs(10);
-/// How long a tunnel that rests is believed to lead to its peer. After that nothing of the application's is said on it before
-/// the peer has answered, so that it can still go another way.
-const PROVEN: Duration = Duration::from_secs(1);
 
 /// What was found out about one connection before anything is dialled.
 #[derive(Debug)]
@@ -76,12 +69,12 @@ pub(super) fn route(
     uid: &str,
     source: SocketAddr,
     original_dst: OriginalDst,
-    kept: &mut Affinity,
+    choices: &Choices,
     numbers: &mut Numbers<PodAddr>,
 ) -> Routed {
     let client = world.mesh.workload_at(source.ip(), uid);
     let way = match client {
-        Some(client) => match chosen(world, client, original_dst, kept) {
+        Some(client) => match choices.route(world, client, original_dst, &[]) {
             Route::Tunnel(endpoint) => {
                 let order = numbers.next(endpoint.addr);
                 Way::Tunnel(client.clone(), endpoint, order)
@@ -108,6 +101,7 @@ pub(super) fn unroutable(error: &RouteError) -> Refusal {
         RouteError::UnknownPort { .. } => Reason::UnknownPort,
         RouteError::NoEndpoint { .. } | RouteError::Contested { .. } => Reason::NoEndpoint,
         RouteError::NotRegistered { .. } => Reason::EgressDenied,
+        RouteError::SourceRange { .. } => Reason::SourceRange,
     };
     Refusal::new(reason, error.to_string())
 }
@@ -116,19 +110,7 @@ pub(super) fn unknown_client() -> Refusal {
     Refusal::new(Reason::NotReady, "the calling pod is not known at the address that it calls from")
 }
 
-/// Where it goes; to which endpoint of its service is noted, where the client is to keep to it.
-fn chosen(world: &World, client: &Workload, original_dst: OriginalDst, kept: &mut Affinity) -> Route {
-    let now = Instant::now();
-    let route = world.mesh.route(client, original_dst, rand::random(), |service| kept.endpoint(service, now));
-    if let Route::Tunnel(endpoint) | Route::Plain(endpoint) = &route
-        && let (Some(service), Some(timeout)) = (&endpoint.service, endpoint.kept_for)
-    {
-        kept.keep(&service.name, endpoint.addr.0.ip(), timeout, now);
-    }
-    route
-}
-
-/// Carries one connection to its end; to one of the `neighbours` without a tunnel, if the way leads there.
+/// Carries one connection to its end, by one of the endpoints that it may go to.
 pub(super) async fn carry<D: Dial>(
     shared: &Shared,
     pod: &Pod<D>,
@@ -137,26 +119,19 @@ pub(super) async fn carry<D: Dial>(
     neighbours: &Neighbours<D>,
 ) {
     if matches!(routed.way, Way::Resolve(_)) {
-        *routed = Box::pin(egress::resolve(shared, pod, &mut placed.client, *routed)).await;
+        *routed = Box::pin(egress::resolve(shared, pod, &mut placed.client, *routed, &[])).await;
     }
-    let call = Call { shared, pod, routed: &routed };
-    if call.asks_for_names() {
-        return Box::pin(call.names(placed)).await;
+    let mut tried = Tried::nothing();
+    loop {
+        let call = Call { shared, pod, routed: &routed, tried: &tried };
+        let Err(mut missed) = Box::pin(call.attempt(placed, neighbours)).await else { return };
+        let next = Box::pin(another(shared, pod, &routed, &mut tried, &mut missed)).await;
+        match next {
+            Some(next) => *routed = next,
+            None => return Call { shared, pod, routed: &routed, tried: &tried }.give_up(*missed),
+        }
+        placed = Box::new(missed.placed);
     }
-    if let Way::Tunnel(client, endpoint, order) = &routed.way
-        && endpoint.rule.is_none()
-        && !is_itself(client, &endpoint.workload)
-    {
-        // An agent that is about to end leaves joining to the one that serves its pods by now.
-        let neighbour = neighbours.find(&endpoint.workload.uid).filter(|_| !shared.is_draining());
-        return match neighbour {
-            Some(neighbour) => {
-                Box::pin(join::carry(&call, placed, client, endpoint, *order, &neighbour)).await;
-            }
-            None => Box::pin(call.tunnel(placed, client, endpoint, *order)).await,
-        };
-    }
-    Box::pin(call.elsewhere(*placed)).await;
 }
 
 /// Whether a pod dials itself: namespace, name and UID together tell pods apart.
@@ -168,230 +143,89 @@ pub(super) struct Call<'a, D> {
     pub(super) shared: &'a Shared,
     pub(super) pod: &'a Pod<D>,
     pub(super) routed: &'a Routed,
-}
-
-/// A connection that the other end has taken, or may still refuse where nobody waits to know.
-pub(super) struct Opened {
-    pub(super) app: TcpStream,
-    pub(super) place: Place,
-    pub(super) stream: Stream,
-    pub(super) peer: Arc<PeerIdentity>,
-    pub(super) connection: Connection,
+    pub(super) tried: &'a Tried,
 }
 
 impl<D: Dial> Call<'_, D> {
+    /// One attempt; to one of the `neighbours` without a tunnel, if the way leads there.
+    async fn attempt(&self, placed: Box<Placed>, neighbours: &Neighbours<D>) -> Carried {
+        if self.asks_for_names() {
+            return Box::pin(self.names(placed)).await;
+        }
+        if let Way::Tunnel(client, endpoint, order) = &self.routed.way
+            && endpoint.rule.is_none()
+            && !is_itself(client, &endpoint.workload)
+        {
+            // An agent that is about to end leaves joining to the one that serves its pods by now.
+            let neighbour = neighbours.find(&endpoint.workload.uid).filter(|_| !self.shared.is_draining());
+            return match neighbour {
+                Some(neighbour) => {
+                    Box::pin(join::carry(self, placed, client, endpoint, *order, &neighbour)).await
+                }
+                None => Box::pin(self.tunnel(placed, client, endpoint, *order)).await,
+            };
+        }
+        Box::pin(self.elsewhere(placed)).await
+    }
+
     /// All ways but that of most connections in the mesh.
-    async fn elsewhere(&self, placed: Placed) {
-        let Placed { client: app, place } = placed;
+    async fn elsewhere(&self, placed: Box<Placed>) -> Carried {
         let routed = self.routed;
         match &routed.way {
             Way::Tunnel(client, endpoint, order) if let Some(rule) = &endpoint.rule => {
-                self.tunnel_by_rule(app, client, endpoint, *order, rule, place).await;
+                return self.tunnel_by_rule(placed, client, endpoint, *order, rule).await;
             }
             Way::Tunnel(client, endpoint, _) if is_itself(client, &endpoint.workload) => {
-                self.to_itself(app, client, endpoint, place).await;
+                return self.to_itself(*placed, client, endpoint).await;
             }
             Way::Tunnel(client, endpoint, order) => {
-                self.tunnel(Box::new(Placed { client: app, place }), client, endpoint, *order).await;
+                return self.tunnel(placed, client, endpoint, *order).await;
             }
             Way::Plain(endpoint) if let Some(rule) = &endpoint.rule => {
-                Box::pin(self.governed(app, endpoint, rule, place)).await;
+                return Box::pin(self.governed(*placed, endpoint, rule)).await;
             }
-            Way::Plain(endpoint) => self.plain(app, "the destination", endpoint.addr.0, place, None).await,
+            Way::Plain(endpoint) => {
+                return self.plain(*placed, "the destination", endpoint.addr.0, None).await;
+            }
             Way::Passthrough => {
-                self.plain(app, "the destination", routed.original_dst.0, place, None).await;
+                return self.plain(*placed, "the destination", routed.original_dst.0, None).await;
             }
-            Way::Observed => Box::pin(self.observed(app, place)).await,
-            Way::ByName(refusal) => Box::pin(self.by_name(app, refusal, place)).await,
-            Way::Resolve(_) => self.refuse(app, &unknown_client()),
-            Way::Refused(refusal) => self.refuse(app, refusal),
+            Way::Observed => return Box::pin(self.observed(*placed)).await,
+            Way::ByName(refusal) => {
+                let Placed { client, place } = *placed;
+                Box::pin(self.by_name(client, refusal, place)).await;
+            }
+            Way::Resolve(_) => self.refuse(placed.client, &unknown_client()),
+            Way::Refused(refusal) => self.refuse(placed.client, refusal),
         }
+        Ok(())
     }
 
-    pub(super) async fn tunnel(
-        &self,
-        placed: Box<Placed>,
-        client: &Workload,
-        endpoint: &Endpoint,
-        order: Order,
-    ) {
-        // On the heap while it lasts: a connection lives long, and dialling and the handshake are big.
-        let opened = Box::pin(self.opened(*placed, client, endpoint, order)).await;
-        let Some(Opened { app, place: _place, stream, peer, connection }) = opened else { return };
-        let mut relay = Relay::new(app, stream);
-        let meter = Outbound(&connection);
-        let ended = select! {
-            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter) => ended.map_err(Cut::by_relay),
-            refused = self.shared.wallet.until_distrusted(&client.identity, &peer) => {
-                Err(Cut::here(distrusted(refused)))
-            }
-        };
-        match ended {
-            Ok(()) => {
-                connection.finish(&Ending::Closed);
-                self.pod.pod.answered(self.routed.original_dst.0);
-                let session = relay.into_leg().into_session();
-                if self.shared.is_draining() {
-                    tokio::spawn(session.close(None));
-                } else {
-                    self.shared.pool.put(self.key(client, endpoint), session);
-                }
-            }
-            Err(cut) => {
-                self.pod.pod.unanswered(self.routed.original_dst.0);
-                let tell = cut.report(connection);
-                tokio::spawn(relay.into_leg().close(tell));
-            }
-        }
-    }
-
-    /// Both ends connected; `None` if that has come to nothing, of which all are told.
-    pub(super) async fn opened(
-        &self,
-        placed: Placed,
-        client: &Workload,
-        endpoint: &Endpoint,
-        order: Order,
-    ) -> Option<Opened> {
-        let Placed { client: mut app, mut place } = placed;
-        let (connection, peer, stream) = loop {
-            let begun = unless_given_up(&mut app, self.session(client, endpoint, place.buffers()));
-            let (session, rested) = match place.begin(begun).await {
-                Ok(found) => found,
-                Err(refusal) => {
-                    self.refuse(app, &refusal);
-                    return None;
-                }
-            };
-            let reused = rested.is_some();
-            let waits = app.is_waiting() || rested.is_some_and(|rested| rested >= PROVEN);
-            let facts = session.facts().clone();
-            let mut stream = session.open(Incoming {
-                original_dst: self.routed.original_dst.0,
-                service: endpoint.service.as_ref().map(|service| service.host.to_string()),
-                trace: None,
-                order,
-                waits,
-            });
-            let confirmed = if waits { self.confirmed(&mut app, &mut stream, reused).await } else { Ok(()) };
-            // One that has rested may have ended, and its end was on the way, or it leads nowhere any more. Then those that have
-            // rested longer do not either.
-            if reused && matches!(confirmed, Err(LegError::Tunnel(_))) {
-                self.shared.telemetry.tunnel_given_up();
-                self.shared.pool.forget(&self.key(client, endpoint));
-                stream.abort();
-                continue;
-            }
-            let meta = describe::outbound(self.routed, Some((&facts, reused)));
-            let connection = self.shared.telemetry.open(meta);
-            if let Err(error) = confirmed {
-                self.unconfirmed(app, stream, connection, Cut::by_leg(error));
-                return None;
-            }
-            break (connection, facts.peer, stream);
-        };
-        let app = match admit(app).await {
-            Ok(app) => app,
-            Err(refusal) => {
-                let tell = Cut::here(refusal).report(connection);
-                tokio::spawn(stream.close(tell));
-                return None;
-            }
-        };
-        bound_buffers(&app, place.buffers());
-        Some(Opened { app, place, stream, peer, connection })
-    }
-
-    /// Waits until the other end has taken the stream.
-    async fn confirmed(&self, app: &mut Client, stream: &mut Stream, reused: bool) -> Result<(), LegError> {
-        let answer = async {
-            let late = || {
-                Refusal::new(Reason::Timeout, "the other agent does not say whether its application answers")
-            };
-            timeout(ANSWERED_WITHIN, stream.confirmed(reused))
-                .await
-                .unwrap_or_else(|_| Err(LegError::Here(late())))
-        };
-        unless_given_up(app, answer).await
-    }
-
-    /// The other end has not taken it.
-    fn unconfirmed(&self, app: Client, stream: Stream, connection: Connection, cut: Cut) {
+    /// No endpoint has answered, or none may be tried any more: everybody is told.
+    fn give_up(&self, missed: Missed) {
+        let Missed { placed, refusal, met } = missed;
         self.pod.pod.unanswered(self.routed.original_dst.0);
-        if let Some(refusal) = &cut.refusal {
-            refuse(app, refusal);
-        }
-        let tell = cut.report(connection);
-        tokio::spawn(stream.close(tell));
-    }
-
-    /// A session that has waited in the pool, and for how long, or a new one. One from before our certificate was renewed serves
-    /// only where no new one can be made.
-    async fn session(
-        &self,
-        client: &Workload,
-        endpoint: &Endpoint,
-        buffers: Option<usize>,
-    ) -> Result<(Session, Option<Duration>), Refusal> {
-        let key = self.key(client, endpoint);
-        let Shared { wallet, telemetry, pool, .. } = self.shared;
-        let mut outdated = None;
-        while let Some((session, rested)) = pool.take(&key) {
-            if wallet.recheck(&client.identity, &session.facts().peer).is_err() {
-                continue;
+        match met {
+            Some((meta, cut)) => {
+                refuse(placed.client, &refusal);
+                let _: Option<Refusal> = cut.report(self.shared.telemetry.open(meta));
             }
-            if !wallet.renewed_since(&client.identity, session.since()) {
-                telemetry.tunnel_reused();
-                return Ok((session, Some(rested)));
-            }
-            outdated = Some((session, rested));
+            None => self.refuse(placed.client, &refusal),
         }
-        match (self.dialled(client, endpoint, buffers).await, outdated) {
-            (Ok(session), outdated) => {
-                outdated.map(|(outdated, _)| tokio::spawn(outdated.close(None)));
-                Ok((session, None))
-            }
-            (Err(_), Some((outdated, rested))) => {
-                telemetry.tunnel_reused();
-                Ok((outdated, Some(rested)))
-            }
-            (Err(refusal), None) => Err(refusal),
-        }
-    }
-
-    /// What sessions for it have in common.
-    fn key(&self, client: &Workload, endpoint: &Endpoint) -> PoolKey {
-        PoolKey {
-            pod: client.uid.clone(),
-            source: self.routed.source.ip(),
-            destination: endpoint.addr,
-            peer: endpoint.workload.uid.clone(),
-            own: client.identity.clone(),
-            expected: endpoint.workload.identity.clone(),
-        }
-    }
-
-    /// A new session.
-    pub(super) async fn dialled(
-        &self,
-        client: &Workload,
-        endpoint: &Endpoint,
-        buffers: Option<usize>,
-    ) -> Result<Session, Refusal> {
-        new_session(self.shared, self.pod, self.routed.source.ip(), client, endpoint, buffers).await
     }
 
     /// A pod that calls its own service does not pass its own inbound side: its policy applies here, with itself as the
     /// source.
-    pub(super) async fn to_itself(&self, app: Client, client: &Workload, endpoint: &Endpoint, place: Place) {
+    pub(super) async fn to_itself(&self, placed: Placed, client: &Workload, endpoint: &Endpoint) -> Carried {
         let addr = endpoint.addr;
         let facts = facts(addr, addr.0.ip(), Some(&client.identity));
         match self.pod.prospect(&facts) {
-            Ok(()) => self.plain(app, "the application at", addr.0, place, Some((facts, client))).await,
+            Ok(()) => self.plain(placed, "the application at", addr.0, Some((facts, client))).await,
             Err(refusal) => {
                 let meta = describe::outbound(self.routed, None);
                 self.pod.rehearse_refused(&refusal, &facts, &meta, &self.shared.telemetry);
-                self.refuse(app, &refusal);
+                self.refuse(placed.client, &refusal);
+                Ok(())
             }
         }
     }
@@ -400,17 +234,16 @@ impl<D: Dial> Call<'_, D> {
     /// whenever the pod's policy changes.
     async fn plain(
         &self,
-        app: Client,
+        placed: Placed,
         what: &str,
         destination: SocketAddr,
-        mut place: Place,
         judged: Option<(Facts<'_>, &Workload)>,
-    ) {
+    ) -> Carried {
         let dial = async {
             let dial = self.pod.pod.dial_plain(self.routed.source.ip(), destination);
             within(CONNECT, dial).await.map_err(|error| unconnected(what, destination, &error))
         };
-        let Some((app, server)) = self.reached(app, &mut place, dial).await else { return };
+        let Some((app, place, server)) = self.reached(placed, dial).await? else { return Ok(()) };
         bound_buffers(&server, place.buffers());
         let connection = self.shared.telemetry.open(describe::outbound(self.routed, None));
         if let Some((facts, workload)) = judged {
@@ -430,7 +263,7 @@ impl<D: Dial> Call<'_, D> {
                 Ok(()) => connection.finish(&Ending::Closed),
                 Err(cut) => drop(cut.report(connection)),
             }
-            return;
+            return Ok(());
         }
         let mut relay = Relay::new(app, Plain::new(server, self.pod.share.clone()));
         let ended = self.shared.relay(&*self.pod.pod, &mut relay, &Outbound(&connection)).await;
@@ -440,34 +273,31 @@ impl<D: Dial> Call<'_, D> {
             Err(Broken::GivenUp(refusal)) => Ending::Refused { refusal, by_peer: false },
         };
         connection.finish(&ending);
+        Ok(())
     }
 
-    /// The application and what `way` leads to, once that is there and the application still wants it. Where not, everybody has
-    /// been told.
+    /// The application, its place and what `way` leads to, once that is there and the application still wants it; `None` if it does
+    /// not, of which everybody has been told.
     pub(super) async fn reached<T>(
         &self,
-        mut app: Client,
-        place: &mut Place,
+        placed: Placed,
         way: impl Future<Output = Result<T, Refusal>>,
-    ) -> Option<(TcpStream, T)> {
-        let way = Box::pin(unless_given_up(&mut app, way));
+    ) -> Result<Option<(TcpStream, Place, T)>, Box<Missed>> {
+        let Placed { client: mut app, mut place } = placed;
+        let way = Box::pin(unless_given_up(&mut app, self.patiently(way)));
         let reached = match place.begin(way).await {
             Ok(reached) => reached,
-            Err(refusal) => {
-                self.pod.pod.unanswered(self.routed.original_dst.0);
-                self.refuse(app, &refusal);
-                return None;
-            }
+            Err(refusal) => return Err(Missed::before(Placed { client: app, place }, refusal)),
         };
         match admit(app).await {
             Ok(app) => {
                 self.pod.pod.answered(self.routed.original_dst.0);
                 bound_buffers(&app, place.buffers());
-                Some((app, reached))
+                Ok(Some((app, place, reached)))
             }
             Err(refusal) => {
                 self.refused(&refusal);
-                None
+                Ok(None)
             }
         }
     }
@@ -477,48 +307,9 @@ impl<D: Dial> Call<'_, D> {
         refuse(app, refusal);
     }
 
-    /// The called pod of this node has refused it.
-    pub(super) fn refused_there(&self, app: Client, refusal: Refusal) {
-        self.pod.pod.unanswered(self.routed.original_dst.0);
-        refuse(app, &refusal);
-        let connection = self.shared.telemetry.open(describe::joined_outbound(self.routed));
-        let _: Option<Refusal> = Cut::told(refusal, true).report(connection);
-    }
-
     pub(super) fn refused(&self, refusal: &Refusal) {
         self.shared.telemetry.refuse(&describe::outbound(self.routed, None), refusal);
     }
-}
-
-/// A new session from `source`, an address of the pod `client`.
-pub(super) async fn new_session<D: Dial>(
-    shared: &Shared,
-    pod: &Pod<D>,
-    source: IpAddr,
-    client: &Workload,
-    endpoint: &Endpoint,
-    buffers: Option<usize>,
-) -> Result<Session, Refusal> {
-    let expected = &endpoint.workload.identity;
-    let Shared { wallet, telemetry, .. } = shared;
-    let credentials = wallet.credentials(&client.identity).await?;
-    let destination = endpoint.addr;
-    let limit = endpoint.rule.as_ref().and_then(|rule| rule.settings.pool.connect_timeout);
-    let tcp = within(limit.unwrap_or(CONNECT), pod.pod.dial_tunnel(source, destination))
-        .await
-        .map_err(|error| unconnected("the peer's agent at", destination.0, &error))?;
-    bound_buffers(&tcp, buffers);
-    // Tickets are kept by address: the agents of two nodes cannot read each other's.
-    let (config, _) = credentials.client_config(expected);
-    let name = destination.0.ip().into();
-    let session = Session::connect(tcp, config, name, &pod.share, |certificates| {
-        wallet.peer(&credentials, certificates, Some(expected))
-    })
-    .await
-    .inspect_err(|error| telemetry.tls_failure(Direction::Outbound, error.reason()))?;
-    wallet.recheck(&client.identity, &session.facts().peer).map_err(distrusted)?;
-    telemetry.handshake(Direction::Outbound, session.facts().resumed);
-    Ok(session)
 }
 
 /// The application is the client.

@@ -144,6 +144,8 @@ fn lists(site: &mut Site) -> Result<()> {
     let agent_here: &[&str] = &[
         "list namespaces, pods, services",
         "watch namespaces, pods, services",
+        "list nodes",
+        "watch nodes",
         "list endpointslices.discovery.k8s.io",
         "watch endpointslices.discovery.k8s.io",
         "list authorizationpolicies.security.istio.io, peerauthentications.security.istio.io",
@@ -155,6 +157,9 @@ fn lists(site: &mut Site) -> Result<()> {
         "get customresourcedefinitions.apiextensions.k8s.io authorizationpolicies.security.istio.io",
         "get customresourcedefinitions.apiextensions.k8s.io peerauthentications.security.istio.io",
         "get customresourcedefinitions.apiextensions.k8s.io requestauthentications.security.istio.io",
+        "get customresourcedefinitions.apiextensions.k8s.io destinationrules.networking.istio.io",
+        "get customresourcedefinitions.apiextensions.k8s.io serviceentries.networking.istio.io",
+        "get customresourcedefinitions.apiextensions.k8s.io workloadentries.networking.istio.io",
         "list destinationrules.networking.istio.io, serviceentries.networking.istio.io, workloadentries.networking.istio.io",
         "watch destinationrules.networking.istio.io, serviceentries.networking.istio.io, workloadentries.networking.istio.io",
         "patch destinationrules/status.networking.istio.io, serviceentries/status.networking.istio.io, workloadentries/status.networking.istio.io",

@@ -70,7 +70,19 @@ impl Outside {
         certificate: &Certificate,
         flags: &[&str],
     ) -> Result<Listener> {
-        let netns = &world.pod(POD).netns;
+        self.serve_in(world, POD, port, certificate, flags)
+    }
+
+    /// The same in another pod.
+    pub(super) fn serve_in(
+        &self,
+        world: &World,
+        pod: &str,
+        port: u16,
+        certificate: &Certificate,
+        flags: &[&str],
+    ) -> Result<Listener> {
+        let netns = &world.pod(pod).netns;
         let mut command = netns.command("openssl");
         command.args(["s_server", "-www", "-accept", &port.to_string()]);
         command.arg("-cert").arg(&certificate.certificate).arg("-key").arg(&certificate.key).args(flags);
@@ -142,53 +154,10 @@ pub(super) fn certificate(
     names: &[&str],
     validity: (&str, &str),
 ) -> Result<Certificate> {
-    let (folder, ca) = (&outside.folder, outside.folder.join("ca"));
-    let file = |suffix: &str| folder.join(format!("{name}.{suffix}"));
-    let (key, request, certificate) = (file("key"), file("csr"), file("crt"));
-    let mut command = Command::new("openssl");
-    command.args([
-        "req",
-        "-new",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-subj",
-        "/CN=x",
-    ]);
-    process::must(command.arg("-keyout").arg(&key).arg("-out").arg(&request))?;
     let sans: Vec<String> = names.iter().map(|name| format!("DNS:{name}")).collect();
-    fs::write(
-        file("ext"),
-        format!("subjectAltName={}\nextendedKeyUsage=serverAuth,clientAuth\n", sans.join(",")),
-    )?;
-    fs::write(file("index"), "")?;
-    fs::write(file("serial"), "4712\n")?;
-    let authority = format!(
-        "[ca]\ndefault_ca = one\n[one]\ndatabase = {}\nserial = {}\nnew_certs_dir = {}\npolicy = any\n[any]\ncommonName = \
-         optional\n",
-        file("index").display(),
-        file("serial").display(),
-        folder.display()
-    );
-    fs::write(file("cnf"), authority)?;
-    let mut command = Command::new("openssl");
-    command.args([
-        "ca",
-        "-batch",
-        "-notext",
-        "-md",
-        "sha256",
-        "-startdate",
-        validity.0,
-        "-enddate",
-        validity.1,
-    ]);
-    command.arg("-config").arg(file("cnf")).arg("-extfile").arg(file("ext"));
-    command.arg("-cert").arg(ca.join("ca-cert.pem")).arg("-keyfile").arg(ca.join("ca-key.pem"));
-    process::must(command.arg("-in").arg(&request).arg("-out").arg(&certificate))?;
-    Ok(Certificate { certificate, key })
+    // Lists of revoked certificates tell them apart by it.
+    let serial = format!("{:08X}", 0x4712 + name.bytes().map(u32::from).sum::<u32>());
+    certs::issue_for(&outside.folder.join("ca"), &outside.folder, name, &sans, validity, &serial)
 }
 
 /// A ServiceEntry that leads from the virtual address's port 80 to a port of the host.

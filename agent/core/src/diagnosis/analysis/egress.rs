@@ -6,6 +6,7 @@ use super::{Level, Report, Subject};
 use crate::{
     discovery::{
         ClientSettings, ClientTls, DestinationRule, EntryProtocol, HostPattern, Mesh, Prefix, ServiceEntry,
+        TrafficPolicy,
     },
     model::ObjectName,
 };
@@ -20,8 +21,76 @@ pub(super) fn look(report: &mut Report<'_>) {
         host(report, &subject, rule);
         of_services(report, &subject, rule);
         of_entries(report, &subject, rule);
+        effect(report, &subject, rule);
     }
     addresses(report);
+    hidden_hosts(report);
+    workloads(report);
+}
+
+/// Whether the rule says anything that agents act upon. One that says nothing may be there to take what a wider one says away.
+fn effect(report: &mut Report<'_>, subject: &Subject, rule: &DestinationRule) {
+    let mesh = report.cluster.mesh;
+    let acts = rule.policy.as_ref().is_some_and(TrafficPolicy::acts);
+    let wider = || {
+        let same = |other: &HostPattern| match (&rule.host, other) {
+            (HostPattern::Exact(host), other) => other.matches(host),
+            (own, other) => own == other,
+        };
+        mesh.destination_rules().any(|other| other.name != rule.name && same(&other.host))
+    };
+    if !acts && !wider() {
+        let message = "agents act upon trafficPolicy.tls (other than DISABLE) and connectionPool.tcp, of which the rule says nothing, \
+                       and there is no other rule for its host";
+        report.add("rule-without-effect", Level::Info, subject, "spec.trafficPolicy", message.to_owned());
+    }
+}
+
+/// Hosts of entries for which something else counts.
+fn hidden_hosts(report: &mut Report<'_>) {
+    let mesh = report.cluster.mesh;
+    let mut first: BTreeMap<(&str, &str), &ServiceEntry> = BTreeMap::new();
+    let mut entries: Vec<_> = mesh.service_entries().collect();
+    entries.sort_by_key(|entry| (entry.created.unwrap_or(i64::MAX), entry.name.clone()));
+    for entry in entries {
+        let subject = Subject { kind: "ServiceEntry", name: entry.name.clone() };
+        for host in &entry.hosts {
+            let older = *first.entry((&entry.name.namespace, host)).or_insert(entry);
+            let message = match mesh.service_by_host(host) {
+                Ok(Some(service)) => format!(
+                    "{host} is the host of service {service}, which goes before the entry: choose another host, or remove the entry"
+                ),
+                _ if older.name != entry.name => format!(
+                    "{host} is the host of ServiceEntry {} of the same namespace too, which is older and counts for it",
+                    older.name
+                ),
+                _ => continue,
+            };
+            report.add("hidden-host", Level::Warning, &subject, "spec.hosts", message);
+        }
+    }
+}
+
+/// WorkloadEntries that are nobody's endpoint.
+fn workloads(report: &mut Report<'_>) {
+    let mesh = report.cluster.mesh;
+    for workload in mesh.workload_entries() {
+        let selects = |entry: &ServiceEntry| {
+            let selector = entry.selector.as_ref().filter(|selector| !selector.is_empty());
+            entry.name.namespace == workload.name.namespace
+                && selector.is_some_and(|selector| {
+                    selector.iter().all(|(key, value)| workload.labels.get(key) == Some(value))
+                })
+        };
+        if !mesh.service_entries().any(|entry| selects(entry)) {
+            let subject = Subject { kind: "WorkloadEntry", name: workload.name.clone() };
+            let message = format!(
+                "no ServiceEntry of namespace {} selects it (spec.workloadSelector), and nothing leads to it",
+                workload.name.namespace
+            );
+            report.add("unselected-workload", Level::Warning, &subject, "spec.labels", message);
+        }
+    }
 }
 
 /// Whether there is anything that the rule speaks of.

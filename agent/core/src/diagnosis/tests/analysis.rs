@@ -1,7 +1,8 @@
 use super::*;
 use crate::discovery::{
-    ClientSettings, ClientTls, ConnectionPool, DestinationRule, EntryPort, EntryProtocol, ExportTo,
-    HostPattern, Origination, Prefix, Resolution, Roots, ServiceEntry, TrafficPolicy,
+    ClientSettings, ClientTls, ConnectionPool, DestinationRule, EntryAddress, EntryEndpoint, EntryPort,
+    EntryProtocol, ExportTo, HostPattern, Origination, Prefix, Resolution, Roots, ServiceEntry,
+    TrafficPolicy, WorkloadEntry,
 };
 
 /// The findings of a scene, each as its code, object and field.
@@ -299,7 +300,10 @@ fn rules_for_what_is_outside_are_looked_at() {
             ruled(api((80, 443), EntryProtocol::Http), "*.example.com", ClientTls::IstioMutual),
             rule("mtls-outside-mesh", "trafficPolicy.tls.mode"),
         ),
-        (ruled(api((80, 443), EntryProtocol::Http), "*.example.com", ClientTls::Disable), vec![]),
+        (
+            ruled(api((80, 443), EntryProtocol::Http), "*.example.com", ClientTls::Disable),
+            rule("rule-without-effect", "trafficPolicy"),
+        ),
     ] {
         assert_eq!(found(&scene), expected);
     }
@@ -309,10 +313,74 @@ fn rules_for_what_is_outside_are_looked_at() {
 fn addresses_of_entries_that_are_somebody_elses_are_told() {
     let at = |name: &str, address: &str| entry(name, address, (80, 80), EntryProtocol::Tcp);
     let scene = changed(changed(shop(), at("shop/x", "192.0.2.1")), at("shop/y", "192.0.2.1"));
-    assert_eq!(found(&scene), ["overlapping-address ServiceEntry shop/y spec.addresses"]);
+    let of_the_younger = [
+        "overlapping-address ServiceEntry shop/y spec.addresses",
+        "hidden-host ServiceEntry shop/y spec.hosts",
+    ];
+    assert_eq!(found(&scene), of_the_younger);
     let service = shop().mesh.services().next().unwrap().cluster_ips[0].to_string();
     let scene = changed(shop(), at("shop/x", &service));
     assert_eq!(found(&scene), ["overlapping-address ServiceEntry shop/x spec.addresses"]);
+}
+
+#[test]
+fn a_rule_that_takes_away_what_a_wider_one_says_has_an_effect() {
+    let scene = changed(shop(), entry("shop/api", "192.0.2.1", (80, 443), EntryProtocol::Http));
+    let wider = DestinationRule {
+        name: named("shop/wider"),
+        created: None,
+        host: HostPattern::new("*.example.com"),
+        exported_to: ExportTo::All,
+        selector: None,
+        policy: Some(TrafficPolicy {
+            default: Arc::new(ClientSettings {
+                rule: named("shop/wider"),
+                tls: simple(),
+                pool: ConnectionPool::default(),
+            }),
+            ports: BTreeMap::new(),
+        }),
+    };
+    let scene = changed(scene, Change::DestinationRule(Arc::new(wider)));
+    assert_eq!(found(&ruled(scene, "api.example.com", ClientTls::Disable)), [""; 0]);
+}
+
+#[test]
+fn entries_that_something_else_goes_before_are_told() {
+    let at = |name: &str, address: &str| entry(name, address, (80, 80), EntryProtocol::Tcp);
+    let scene = changed(changed(shop(), at("shop/x", "192.0.2.1")), at("shop/y", "192.0.2.2"));
+    assert_eq!(found(&scene), ["hidden-host ServiceEntry shop/y spec.hosts"]);
+    let scene = changed(changed(shop(), at("shop/x", "192.0.2.1")), at("stock/y", "192.0.2.2"));
+    assert_eq!(found(&scene), [""; 0], "each namespace has its own");
+    let host = shop().mesh.host_of_service(&shop().mesh.services().next().unwrap().name);
+    let Change::ServiceEntry(own) = at("shop/x", "192.0.2.1") else { panic!("no entry") };
+    let own = ServiceEntry { hosts: vec![host], ..ServiceEntry::clone(&own) };
+    let scene = changed(shop(), Change::ServiceEntry(Arc::new(own)));
+    assert_eq!(found(&scene), ["hidden-host ServiceEntry shop/x spec.hosts"]);
+}
+
+#[test]
+fn a_workload_that_nothing_selects_is_told() {
+    let workload = |name: &str| {
+        let address = EntryAddress::Ip("192.0.2.9".parse().unwrap());
+        let endpoint = EntryEndpoint { address, ports: BTreeMap::new() };
+        let labels = labels(&[("app", "vm")]);
+        Change::WorkloadEntry(Arc::new(WorkloadEntry { name: named(name), labels, endpoint }))
+    };
+    let Change::ServiceEntry(own) = entry("shop/x", "192.0.2.1", (80, 80), EntryProtocol::Tcp) else {
+        panic!("no entry")
+    };
+    let selecting = ServiceEntry {
+        selector: Some(labels(&[("app", "vm")])),
+        resolution: Resolution::Static,
+        ..ServiceEntry::clone(&own)
+    };
+    let scene = changed(shop(), workload("shop/vm"));
+    assert_eq!(found(&scene), ["unselected-workload WorkloadEntry shop/vm spec.labels"]);
+    let scene = changed(scene, Change::ServiceEntry(Arc::new(selecting)));
+    assert_eq!(found(&scene), [""; 0]);
+    let scene = changed(scene, workload("stock/vm"));
+    assert_eq!(found(&scene), ["unselected-workload WorkloadEntry stock/vm spec.labels"]);
 }
 
 #[test]

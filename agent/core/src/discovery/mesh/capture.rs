@@ -49,7 +49,11 @@ impl Mesh {
     pub(super) fn is_to_be_captured(&self, destination: Destination) -> bool {
         match destination {
             Destination::Node(ip) => self.node_ips.contains_key(&ip),
-            Destination::Address(ip) if self.is_enrolled(ip) || self.entries.vips.holder(ip).is_some() => {
+            Destination::Address(ip)
+                if self.is_enrolled(ip)
+                    || self.is_ruled_by_pod_ip(ip)
+                    || self.entries.vips.holder(ip).is_some() =>
+            {
                 true
             }
             Destination::Port(at) if self.host_port(at).is_some_and(|(pod, _)| pod.workload.enrolled) => true,

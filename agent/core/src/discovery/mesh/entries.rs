@@ -51,6 +51,11 @@ impl Mesh {
         self.entries.by_name.values()
     }
 
+    /// All WorkloadEntries, by name.
+    pub fn workload_entries(&self) -> impl Iterator<Item = &Arc<WorkloadEntry>> {
+        self.entries.workloads.values()
+    }
+
     /// All DestinationRules, by name.
     pub fn destination_rules(&self) -> impl Iterator<Item = &Arc<DestinationRule>> {
         self.rules.iter()
@@ -130,14 +135,18 @@ impl Mesh {
         for host in &hosts {
             match host {
                 HostPattern::Exact(exact) => {
-                    affected.extend(
-                        self.service_of_host(exact).iter().flat_map(|name| self.destinations_of(name)),
-                    );
+                    if let Some(name) = self.service_of_host(exact) {
+                        affected.extend(self.destinations_of(&name));
+                        affected.extend(self.endpoints_if_headless(&name));
+                    }
                     affected.extend(self.entries_behind(exact));
                 }
                 HostPattern::Suffix(_) => {
                     let services = self.services.values().filter(|record| host.matches(&record.name.host));
-                    affected.extend(services.flat_map(|record| self.destinations_of(&record.service.name)));
+                    for record in services {
+                        affected.extend(self.destinations_of(&record.service.name));
+                        affected.extend(self.endpoints_if_headless(&record.service.name));
+                    }
                     let entries = self.service_entries();
                     let named = entries.filter(|entry| entry.hosts.iter().any(|own| host.matches(own)));
                     affected.extend(named.flat_map(|entry| destinations(entry)));

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Mesh,
+    Mesh, Preferences,
     routing::{ClientRule, Endpoint, Named, Route, RouteError},
 };
 use crate::{
@@ -43,7 +43,12 @@ impl Mesh {
     }
 
     /// The way to a destination that is none of the cluster's.
-    pub(super) fn route_outside(&self, client: &Workload, dst: SocketAddr, random: u64) -> Route {
+    pub(super) fn route_outside(
+        &self,
+        client: &Workload,
+        dst: SocketAddr,
+        preferences: &Preferences<'_>,
+    ) -> Route {
         let namespace = &*client.name.namespace;
         if let Some(allocated) = self.route_to_vip(client, dst, random) {
             return allocated;
@@ -52,7 +57,7 @@ impl Mesh {
             Some((entry, host, entry.ports.iter().find(|port| port.number == dst.port())?))
         });
         match found {
-            Some((entry, host, port)) => self.route_to_entry(client, entry, host, port, dst, random),
+            Some((entry, host, port)) => self.route_to_entry(client, entry, host, port, dst, preferences),
             None if self.outbound_policy(namespace) == OutboundPolicy::AllowAny || self.is_near(dst) => {
                 Route::Passthrough
             }
@@ -65,7 +70,7 @@ impl Mesh {
     /// The way to an address that a name has led to.
     pub fn route_named(&self, client: &Workload, named: &Named, to: SocketAddr, random: u64) -> Route {
         let to = SocketAddr::new(to.ip().to_canonical(), to.port());
-        let within = self.cluster_route(client, to, random, &|_| None);
+        let within = self.cluster_route(client, to, &Preferences::random(random));
         let route = within.unwrap_or_else(|| match self.unknown(&named.service, to) {
             Some(endpoint) => Route::Plain(endpoint),
             None => Route::Passthrough,
@@ -100,7 +105,7 @@ impl Mesh {
         host: &Arc<str>,
         port: &EntryPort,
         dst: SocketAddr,
-        random: u64,
+        preferences: &Preferences<'_>,
     ) -> Route {
         let service = ServiceName { name: entry.name.clone(), host: Arc::clone(host) };
         let rule = self.client_settings(client, &service, port.number).map(|settings| {
@@ -111,7 +116,6 @@ impl Mesh {
                 http2: port.protocol == EntryProtocol::Http2,
             })
         });
-        let pick = |count: usize| random.checked_rem(count as u64).unwrap_or(0) as usize;
         let named = |names: Vec<(Arc<str>, u16)>| {
             let first_only = entry.resolution == Resolution::DnsRoundRobin;
             Route::Resolve(Named { names, first_only, service: service.clone(), rule: rule.clone() })
@@ -134,11 +138,12 @@ impl Mesh {
                     EntryAddress::Name(_) => true,
                 };
                 let near: Vec<_> = endpoints.iter().filter(same).collect();
-                let near = if near.is_empty() { endpoints.iter().collect() } else { near };
-                match near.get(pick(near.len())) {
+                let near: Vec<_> = if near.is_empty() { endpoints.iter().collect() } else { near };
+                let failing = |at: SocketAddr| (preferences.failing)(at);
+                match preferred(&near, preferences.tried, &failing, |count| preferences.one_of(count)) {
                     Some((EntryAddress::Ip(ip), port)) => {
                         let to = Named { names: Vec::new(), first_only: false, service, rule };
-                        self.route_named(client, &to, SocketAddr::new(*ip, *port), random)
+                        self.route_named(client, &to, SocketAddr::new(*ip, *port), preferences.random)
                     }
                     Some((EntryAddress::Name(name), port)) => named(vec![(Arc::clone(name), *port)]),
                     None => Route::Refuse(RouteError::NoEndpoint {
@@ -193,4 +198,22 @@ impl Mesh {
         };
         self.node_ips.contains_key(&dst.ip()) || dst.ip().is_loopback() || (link_local && dst.port() == DNS)
     }
+}
+
+/// One of the endpoints: none that was tried, and one that failed lately only where all have.
+fn preferred<'a>(
+    endpoints: &[&'a (EntryAddress, u16)],
+    tried: &[SocketAddr],
+    failing: &dyn Fn(SocketAddr) -> bool,
+    one_of: impl Fn(usize) -> usize,
+) -> Option<&'a (EntryAddress, u16)> {
+    let at = |(address, port): &(EntryAddress, u16)| match address {
+        EntryAddress::Ip(ip) => Some(SocketAddr::new(*ip, *port)),
+        EntryAddress::Name(_) => None,
+    };
+    let untried = endpoints.iter().copied().filter(|own| at(own).is_none_or(|at| !tried.contains(&at)));
+    let untried: Vec<_> = untried.collect();
+    let fresh: Vec<_> = untried.iter().copied().filter(|own| at(own).is_none_or(|at| !failing(at))).collect();
+    let best = if fresh.is_empty() { untried } else { fresh };
+    best.get(one_of(best.len())).copied()
 }

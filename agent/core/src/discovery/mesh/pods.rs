@@ -95,6 +95,11 @@ impl Mesh {
         let enrolled = after.as_ref().is_some_and(|after| self.is_enrolled_endpoint(&after.pod));
         for service in were.union(&are) {
             self.reset_backends(service);
+            if self.is_ruled_headless(service) {
+                affected.extend(
+                    records().flat_map(|record| record.claimed()).map(|ip| Destination::Address(*ip)),
+                );
+            }
             let destinations = self.destinations_of(service);
             // No look at the service's other pods where this one is enough.
             if enrolled && are.contains(service) {

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Mesh, ServiceRecord};
+use super::{Mesh, Preferences, ServiceRecord};
 use crate::discovery::{
     Destination, Protocol, Service,
     destination_rule::ClientSettings,
@@ -93,6 +93,18 @@ pub enum RouteError {
         /// The port that was dialled.
         port: u16,
     },
+    /// The address is for certain clients only.
+    #[error(
+        "service {service} takes at {address} only clients of its loadBalancerSourceRanges, and {client} is in none of them"
+    )]
+    SourceRange {
+        /// `namespace/name`.
+        service: String,
+        /// The load balancer's address.
+        address: IpAddr,
+        /// The client's.
+        client: IpAddr,
+    },
     /// The client's namespace may connect to nothing outside that no ServiceEntry names.
     #[error(
         "{destination} is outside, no ServiceEntry that namespace {namespace} sees has that address and port, and its outbound policy is REGISTRY_ONLY"
@@ -121,9 +133,19 @@ impl Mesh {
         random: u64,
         kept: impl Fn(&ObjectName) -> Option<IpAddr>,
     ) -> Route {
+        self.route_preferring(client, dst, &Preferences { kept: &kept, ..Preferences::random(random) })
+    }
+
+    /// The same, with all that the client knows of endpoints.
+    pub fn route_preferring(
+        &self,
+        client: &Workload,
+        dst: OriginalDst,
+        preferences: &Preferences<'_>,
+    ) -> Route {
         let dst = SocketAddr::new(dst.0.ip().to_canonical(), dst.0.port());
-        let within = self.cluster_route(client, dst, random, &kept);
-        within.unwrap_or_else(|| self.route_outside(client, dst, random))
+        let within = self.cluster_route(client, dst, preferences);
+        within.unwrap_or_else(|| self.route_outside(client, dst, preferences))
     }
 
     /// The way to a pod, a service or a node, if it is one of those.
@@ -131,14 +153,12 @@ impl Mesh {
         &self,
         client: &Workload,
         dst: SocketAddr,
-        random: u64,
-        kept: &dyn Fn(&ObjectName) -> Option<IpAddr>,
+        preferences: &Preferences<'_>,
     ) -> Option<Route> {
-        let pick = Pick { client, random, kept };
         let namespace = &*client.name.namespace;
         if let Some(service) = self.service_at(Destination::Address(dst.ip()), namespace) {
             let on = service.service.local_only.then_some(&client.node);
-            return Some(self.route_to_service(service, dst, on, &pick));
+            return Some(self.route_to_service(client, service, dst, on, preferences));
         }
         if let Some(workload) = self.workload_by_ip(dst.ip()) {
             return Some(self.route_to(Endpoint {
@@ -146,12 +166,25 @@ impl Mesh {
                 workload: Arc::clone(workload),
                 service: None,
                 kept_for: None,
-                rule: None,
+                rule: self.headless_rule(client, dst),
+            }));
+        }
+        if let Some(rule) = self.headless_rule(client, dst) {
+            let workload = self.unknown_workload(&client.name.namespace, dst.ip(), None)?;
+            return Some(Route::Plain(Endpoint {
+                addr: PodAddr(dst),
+                workload: Arc::new(workload),
+                service: None,
+                kept_for: None,
+                rule: Some(rule),
             }));
         }
         // Last: who may write a service can claim any address by it.
         if let Some(service) = self.service_at(Destination::Port(dst), namespace) {
-            return Some(self.route_to_service(service, dst, None, &pick));
+            return Some(match source_range(client, &service.service, dst.ip()) {
+                Ok(()) => self.route_to_service(client, service, dst, None, preferences),
+                Err(error) => Route::Refuse(error),
+            });
         }
         if let Some((pod, target)) = self.host_port(dst) {
             return pod.pod.ips.iter().find(|ip| ip.is_ipv4() == dst.is_ipv4()).map(|ip| {
@@ -163,7 +196,7 @@ impl Mesh {
         let (service, port, node) = self.service_at_node(dst, namespace)?;
         let on = (service.service.external_local && *node != client.node).then_some(node);
         let dst = SocketAddr::new(dst.ip(), port);
-        Some(self.route_to_service(service, dst, on, &pick))
+        Some(self.route_to_service(client, service, dst, on, preferences))
     }
 
     /// The same to a port of a service that is called by its name, whatever addresses it has: first by endpoints of the family that
@@ -176,10 +209,10 @@ impl Mesh {
         random: u64,
     ) -> Option<Route> {
         let record = self.services.get(service)?;
-        let pick = Pick { client, random, kept: &|_| None };
+        let preferences = Preferences::random(random);
         let mut routes = client.ips.iter().map(|ip| {
             let any = if ip.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
-            self.route_to_service(record, SocketAddr::new(any, port), None, &pick)
+            self.route_to_service(client, record, SocketAddr::new(any, port), None, &preferences)
         });
         let refused = |route: &Route| matches!(route, Route::Refuse(_));
         let first = routes.next()?;
@@ -205,26 +238,20 @@ impl Mesh {
     /// given.
     fn route_to_service(
         &self,
+        client: &Workload,
         record: &ServiceRecord,
         dst: SocketAddr,
         on: Option<&Arc<str>>,
-        pick: &Pick<'_>,
+        preferences: &Preferences<'_>,
     ) -> Route {
-        let Service { name, ports, session_affinity, .. } = &*record.service;
+        let Service { name, ports, .. } = &*record.service;
         if !ports.iter().any(|port| port.port == dst.port() && port.protocol == Protocol::Tcp) {
             return Route::Refuse(RouteError::UnknownPort { service: name.to_string(), port: dst.port() });
         }
-        let usable = |backend: &&Backend| {
-            on.is_none_or(|node| backend.node.as_ref() == Some(node)) && self.stands(backend)
-        };
-        let mut tiers = self.backends(record).tiers(dst.port(), dst.is_ipv6());
-        let chosen = match session_affinity {
-            Some(_) => tiers.find_map(|tier| pick.kept(name, tier.iter().filter(usable))),
-            None => tiers.find_map(|tier| pick.random(tier).find(usable)),
-        };
+        let chosen = self.choose(client, record, dst, on, preferences);
         match chosen.and_then(|backend| self.endpoint(record, backend)) {
             Some(endpoint) => {
-                let rule = self.rule_for(pick.client, record, dst.port());
+                let rule = self.rule_for(client, record, dst.port());
                 self.route_to(Endpoint { rule, ..endpoint })
             }
             None => Route::Refuse(RouteError::NoEndpoint { service: name.to_string(), port: dst.port() }),
@@ -233,7 +260,7 @@ impl Mesh {
 
     /// Whether an endpoint is what it says. One that names a known pod must be at an address of that pod: the pod may
     /// be in the mesh, and its slice out of date. A pod of another cluster must be known, for its slice may be known before.
-    fn stands(&self, backend: &Backend) -> bool {
+    pub(super) fn stands(&self, backend: &Backend) -> bool {
         let ip = backend.addr.ip();
         let Some(name) = &backend.pod else { return true };
         match self.pods.get(name) {
@@ -264,7 +291,12 @@ impl Mesh {
         })
     }
 
-    fn rule_for(&self, client: &Workload, record: &ServiceRecord, port: u16) -> Option<Box<ClientRule>> {
+    pub(super) fn rule_for(
+        &self,
+        client: &Workload,
+        record: &ServiceRecord,
+        port: u16,
+    ) -> Option<Box<ClientRule>> {
         let settings = self.client_settings(client, &record.name, port)?;
         let spoken = join::tcp_ports(&record.service).find(|own| own.port == port)?.application();
         let http2 = spoken.is_some_and(|name| ["http2", "grpc", "kubernetes.io/h2c"].contains(&&*name));
@@ -303,55 +335,17 @@ impl Mesh {
     }
 }
 
-/// What decides among the endpoints of a service.
-struct Pick<'a> {
-    client: &'a Workload,
-    random: u64,
-    kept: &'a dyn Fn(&ObjectName) -> Option<IpAddr>,
-}
-
-impl Pick<'_> {
-    /// From a random place on, round the list once: no copy of the list where, as ever, nearly all are usable.
-    fn random<'a>(&self, backends: &'a [Backend]) -> impl Iterator<Item = &'a Backend> + use<'a> {
-        let start = self.random.checked_rem(backends.len() as u64).unwrap_or(0) as usize;
-        backends[start..].iter().chain(&backends[..start])
+/// Whether the client may use the address of the service, which may be its load balancer's.
+fn source_range(client: &Workload, service: &Service, address: IpAddr) -> Result<(), RouteError> {
+    let Some(own) = client.ips.iter().find(|ip| ip.is_ipv4() == address.is_ipv4()) else { return Ok(()) };
+    let mut ranges = service.source_ranges.iter();
+    if !service.balancer_ips.contains(&address)
+        || service.source_ranges.is_empty()
+        || ranges.any(|range| range.contains(*own))
+    {
+        return Ok(());
     }
-
-    /// The endpoint that the client has kept to, else the one that its address gives it.
-    fn kept<'a>(
-        &self,
-        service: &ObjectName,
-        backends: impl Iterator<Item = &'a Backend>,
-    ) -> Option<&'a Backend> {
-        let kept = (self.kept)(service);
-        backends.max_by_key(|backend| (kept == Some(backend.addr.ip()), affinity(self.client, backend.addr)))
-    }
-}
-
-/// Which endpoint a client goes to first: the one with the highest weight, so that few clients move when endpoints come and
-/// go. FNV-1a, because agents of all versions must agree.
-fn affinity(client: &Workload, endpoint: SocketAddr) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    let mut feed = |ip: IpAddr| {
-        let (v4, v6);
-        let octets: &[u8] = match ip {
-            IpAddr::V4(ip) => {
-                v4 = ip.octets();
-                &v4
-            }
-            IpAddr::V6(ip) => {
-                v6 = ip.octets();
-                &v6
-            }
-        };
-        for octet in octets {
-            hash = (hash ^ u64::from(*octet)).wrapping_mul(0x0100_0000_01b3);
-        }
-    };
-    client.ips.first().copied().into_iter().for_each(&mut feed);
-    feed(endpoint.ip());
-    // The last octets alone would hardly reach the high bits that decide.
-    (hash ^ (hash >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    Err(RouteError::SourceRange { service: service.name.to_string(), address, client: *own })
 }
 
 #[cfg(test)]

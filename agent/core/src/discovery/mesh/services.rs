@@ -24,13 +24,30 @@ impl Mesh {
         delta: &mut Delta,
     ) {
         let mut affected = self.destinations_of(name);
+        affected.extend(self.headless_endpoints(name));
         affected.extend(self.entries_behind(&join::service_name(&self.settings, name).host));
         self.unlink_service(name);
         if let Some(service) = service {
             self.link_service(service);
             affected.extend(self.destinations_of(name));
+            affected.extend(self.headless_endpoints(name));
         }
         self.follow_capture(affected, delta);
+    }
+
+    /// The zone of a node becomes this one, or is not known any more.
+    pub(super) fn put_node(&mut self, name: &Arc<str>, zone: Option<&Arc<str>>) {
+        if self.zones.get(name) == zone {
+            return;
+        }
+        match zone {
+            Some(zone) => self.zones.insert_mut(Arc::clone(name), Arc::clone(zone)),
+            None => {
+                self.zones.remove_mut(name);
+            }
+        }
+        let selecting: Vec<ObjectName> = self.selecting.iter().cloned().collect();
+        selecting.iter().for_each(|service| self.reset_backends(service));
     }
 
     /// The slice of that name becomes this, or goes.
@@ -41,6 +58,8 @@ impl Mesh {
         delta: &mut Delta,
     ) {
         let owners = [self.slice_owners.get(name).cloned(), slice.as_ref().and_then(|s| s.service.clone())];
+        let mut affected: Vec<Destination> =
+            owners.iter().flatten().flat_map(|owner| self.headless_endpoints(owner)).collect();
         if let Some(owner) = &owners[0] {
             self.unlink_slice(name, owner);
         }
@@ -50,8 +69,10 @@ impl Mesh {
         for owner in owners.into_iter().flatten() {
             self.reset_backends(&owner);
             self.note_selecting(&owner);
-            self.follow_capture(self.destinations_of(&owner), delta);
+            affected.extend(self.destinations_of(&owner));
+            affected.extend(self.headless_endpoints(&owner));
         }
+        self.follow_capture(affected, delta);
     }
 
     /// The services for which no slice speaks and of which the pod is an endpoint.
@@ -83,7 +104,7 @@ impl Mesh {
             let mut backends = Backends::from_slices(&record.service, self.slices_of(name));
             if !self.is_spoken_for(name) {
                 let pods = self.pods_in(&name.namespace).map(|pod| &*pod.pod);
-                backends.join(Backends::from_pods(&record.service, pods));
+                backends.join(Backends::from_pods(&record.service, pods, |node| self.zones.get(node).cloned()));
             }
             backends
         })

@@ -68,6 +68,9 @@ pub(super) fn service(id: &str, vips: &[&str], ports: &[(u16, TargetPort)]) -> S
         local_only: false,
         external_local: false,
         publish_not_ready: false,
+        distribution: None,
+        source_ranges: Vec::new(),
+        balancer_ips: Vec::new(),
         name: id,
     }
 }
@@ -93,6 +96,7 @@ pub(super) fn slice(
                 leaving: false,
                 pod: (!pod.is_empty()).then(|| name(pod)),
                 node: Some("n1".into()),
+                hints: None,
             })
             .collect(),
     }
@@ -128,6 +132,7 @@ pub(super) fn way(mesh: &Mesh, client: &Workload, dst: &str, random: u64) -> Str
         Route::Refuse(RouteError::NoEndpoint { .. }) => "no endpoint".into(),
         Route::Refuse(RouteError::Contested { .. }) => "contested".into(),
         Route::Refuse(RouteError::NotRegistered { .. }) => "not registered".into(),
+        Route::Refuse(RouteError::SourceRange { .. }) => "out of range".into(),
         Route::Resolve(named) => {
             let names: Vec<String> =
                 named.names.iter().map(|(name, port)| format!("{name}:{port}")).collect();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ambit_core::{
-    discovery::{Change, EndpointSlice, Settings, SliceEndpoint, SlicePort},
+    discovery::{Change, EndpointSlice, Hints, Settings, SliceEndpoint, SlicePort},
     model::ObjectName,
 };
 use serde_json::Value;
@@ -30,6 +30,16 @@ wire::objects! {
         conditions: Option<Conditions>,
         target_ref: Option<ObjectReference>,
         node_name: Option<String>,
+        hints: Option<WireHints>,
+    }
+
+    WireHints {
+        for_zones: Option<Vec<Named>>,
+        for_nodes: Option<Vec<Named>>,
+    }
+
+    Named {
+        name: Option<String>,
     }
 
     Conditions {
@@ -93,8 +103,19 @@ pub(super) fn read(name: ObjectName, object: &Value, _: &Settings) -> Result<Val
                 Some(ObjectName::new(namespace, present(target.name)?))
             }),
             node: present(endpoint.node_name).map(Arc::from),
+            hints: hints(endpoint.hints),
         });
     }
     let slice = EndpointSlice { name, service, ports, endpoints };
     Ok(Change::EndpointSlice(Arc::new(slice)).into())
+}
+
+/// Whose clients an endpoint is meant for, if anything is said of it.
+fn hints(hints: Option<WireHints>) -> Option<Arc<Hints>> {
+    let WireHints { for_zones, for_nodes } = hints?;
+    let names = |list: Option<Vec<Named>>| {
+        list.into_iter().flatten().filter_map(|named| present(named.name)).map(Arc::from).collect()
+    };
+    let hints = Hints { nodes: names(for_nodes), zones: names(for_zones) };
+    (hints != Hints::default()).then(|| Arc::new(hints))
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use ambit_core::{
-    discovery::Protocol,
+    discovery::{Prefix, Protocol},
     model::{Labels, ObjectName},
 };
 use serde_json::{Map, Value};
@@ -123,6 +123,14 @@ pub(super) fn address(field: &str, text: &str) -> Result<IpAddr, FieldError> {
         return Err(FieldError::new(field, format_args!("{ip} cannot be the address of a pod or service")));
     }
     Ok(ip)
+}
+
+/// An address, or a network in CIDR notation.
+pub(super) fn network(field: &str, text: &str) -> Result<Prefix, FieldError> {
+    let Some((ip, len)) = text.split_once('/') else { return Ok(Prefix::single(address(field, text)?)) };
+    let bad = || FieldError::new(field, format_args!("{:?} is no network", cut(text)));
+    let ip: IpAddr = ip.parse().map_err(|_| bad())?;
+    Prefix::new(ip, len.parse().map_err(|_| bad())?).ok_or_else(bad)
 }
 
 pub(super) fn dedup(ips: &mut Vec<IpAddr>) {

@@ -3,14 +3,14 @@
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use ambit_core::{
-    discovery::{Change, Service, ServicePort, Settings, TargetPort},
+    discovery::{Change, Distribution, Prefix, Service, ServicePort, Settings, TargetPort},
     model::ObjectName,
 };
 use serde_json::Value;
 
 use super::{
     FieldError, Valid,
-    fields::{address, choice, dedup, labels, port_number, present, protocol, timestamp},
+    fields::{address, choice, cut, dedup, labels, network, port_number, present, protocol, timestamp},
     wire::{self, IntOrString, Metadata, Pairs},
 };
 
@@ -38,6 +38,7 @@ wire::objects! {
         external_traffic_policy: Option<String>,
         publish_not_ready_addresses: Option<bool>,
         traffic_distribution: Option<String>,
+        load_balancer_source_ranges: Option<Vec<String>>,
     }
 
     AffinityConfig {
@@ -81,13 +82,19 @@ pub(super) fn read(name: ObjectName, object: &Value, _: &Settings) -> Result<Val
     let Object { metadata, spec, status } = wire::typed(object)?;
     let metadata = metadata.unwrap_or_default();
     let spec = spec.unwrap_or_default();
-    let notice = near_wanted(metadata.annotations.as_ref(), spec.traffic_distribution.as_deref());
     let cluster_ips = if spec.kind.as_deref() == Some("ExternalName") {
         Vec::new()
     } else {
         cluster_ips(spec.cluster_ip.as_deref(), spec.cluster_ips.as_deref())?
     };
-    let external_ips = external_ips(spec.external_ips, status.and_then(|status| status.load_balancer));
+    let (distribution, notice) = distribution(spec.traffic_distribution.as_deref());
+    let mut external_ips = usable(spec.external_ips.into_iter().flatten());
+    let mut balancer_ips = usable(direct(status.and_then(|status| status.load_balancer)));
+    balancer_ips.retain(|ip| !external_ips.contains(ip));
+    external_ips.extend(&balancer_ips);
+    let source_ranges = spec.load_balancer_source_ranges.into_iter().flatten().enumerate();
+    let source_ranges = source_ranges
+        .map(|(at, range)| network(&format!("spec.loadBalancerSourceRanges[{at}]"), range.trim()));
     let ports = spec.ports.into_iter().flatten().enumerate();
     let ports = ports.map(|(at, port)| service_port(port, &format!("spec.ports[{at}]")));
     let service = Service {
@@ -106,20 +113,25 @@ pub(super) fn read(name: ObjectName, object: &Value, _: &Settings) -> Result<Val
             ["Cluster", "Local"],
         )? == 1,
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
+        distribution,
+        source_ranges: source_ranges.collect::<Result<Vec<Prefix>, _>>()?,
+        balancer_ips,
     };
     Ok(Valid { notice, ..Change::Service(Arc::new(service)).into() })
 }
 
-/// What is to be said of a wish for endpoints that are near.
-fn near_wanted(annotations: Option<&Pairs>, distribution: Option<&str>) -> Option<FieldError> {
-    const MODE: &str = "service.kubernetes.io/topology-mode";
-    const IGNORED: &str = "is not taken into account for connections of pods in the mesh: their endpoints are chosen from all zones and nodes";
-    if distribution.is_some_and(|wish| !wish.is_empty()) {
-        return Some(FieldError::new("spec.trafficDistribution", IGNORED));
+/// Which endpoints are wanted first, and what is to be said of a wish that is not known.
+fn distribution(wish: Option<&str>) -> (Option<Distribution>, Option<FieldError>) {
+    match wish {
+        None | Some("") => (None, None),
+        Some("PreferClose" | "PreferSameZone") => (Some(Distribution::SameZone), None),
+        Some("PreferSameNode") => (Some(Distribution::SameNode), None),
+        Some(other) => {
+            let message =
+                format!("{:?} is not known; only the hints of its endpoint slices count", cut(other));
+            (None, Some(FieldError::new("spec.trafficDistribution", message)))
+        }
     }
-    let mode = annotations?.get(MODE)?.as_deref()?;
-    mode.eq_ignore_ascii_case("auto")
-        .then(|| FieldError::new(format!("metadata.annotations.{MODE}"), IGNORED))
 }
 
 /// For how long a client keeps to an endpoint, where it does.
@@ -150,12 +162,15 @@ fn cluster_ips(single: Option<&str>, list: Option<&[String]>) -> Result<Vec<IpAd
     Ok(ips)
 }
 
-/// Those of `spec.externalIPs`, and the load balancer's unless traffic has to pass it: it may end TLS, or be no door to the
-/// cluster at all. Others write them: one that is of no use is no reason to pass the service over.
-fn external_ips(list: Option<Vec<String>>, balancer: Option<LoadBalancer>) -> Vec<IpAddr> {
+/// The load balancer's addresses, unless traffic has to pass it: it may end TLS, or be no door to the cluster at all.
+fn direct(balancer: Option<LoadBalancer>) -> impl Iterator<Item = String> {
     let ingress = balancer.and_then(|balancer| balancer.ingress).into_iter().flatten();
     let direct = ingress.filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
-    let stated = list.into_iter().flatten().chain(direct.filter_map(|ingress| ingress.ip));
+    direct.filter_map(|ingress| ingress.ip)
+}
+
+/// The addresses among them. Others write them: one that is of no use is no reason to pass the service over.
+fn usable(stated: impl Iterator<Item = String>) -> Vec<IpAddr> {
     let mut ips: Vec<IpAddr> = stated.filter_map(|ip| address("", &ip).ok()).collect();
     dedup(&mut ips);
     ips

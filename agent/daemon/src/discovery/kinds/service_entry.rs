@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::{
     Change, FieldError, Valid,
     destination_rule::{entry_selector, exported_to},
-    fields::{address, choice, cut, labels, port_number, present, timestamp},
+    fields::{address, choice, cut, labels, network, port_number, present, timestamp},
     wire::{self, Metadata, Pairs},
 };
 
@@ -82,7 +82,7 @@ pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Res
     let (hosts, wildcards) = hosts(&spec.hosts.unwrap_or_default())?;
     let addresses = spec.addresses.unwrap_or_default().into_iter().enumerate();
     let addresses: Vec<Prefix> = addresses
-        .map(|(at, text)| prefix(&format!("spec.addresses[{at}]"), &text))
+        .map(|(at, text)| network(&format!("spec.addresses[{at}]"), &text))
         .collect::<Result<_, _>>()?;
     if addresses.iter().any(|prefix| prefix.as_single().is_none())
         && !matches!(resolution, Resolution::None | Resolution::Static)
@@ -263,11 +263,4 @@ fn entry_address(field: &str, text: Option<String>) -> Result<Option<EntryAddres
         ));
     }
     Ok(Some(EntryAddress::Name(text.to_ascii_lowercase().into())))
-}
-
-fn prefix(field: &str, text: &str) -> Result<Prefix, FieldError> {
-    let Some((ip, len)) = text.split_once('/') else { return Ok(Prefix::single(address(field, text)?)) };
-    let bad = || FieldError::new(field, format_args!("{:?} is no network", cut(text)));
-    let ip: std::net::IpAddr = ip.parse().map_err(|_| bad())?;
-    Prefix::new(ip, len.parse().map_err(|_| bad())?).ok_or_else(bad)
 }

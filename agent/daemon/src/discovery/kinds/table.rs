@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{
     Change, Valid, authorization_policy, destination_rule, endpoint_slice, fields::FieldError, namespace,
-    peer_authentication, pod, request_authentication, secret, service, service_entry,
+    node, peer_authentication, pod, request_authentication, secret, service, service_entry,
 };
 
 /// The group of Istio's security API.
@@ -22,6 +22,7 @@ const NETWORKING_GROUP: &str = "networking.istio.io";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Kind {
     Namespace,
+    Node,
     Pod,
     Service,
     EndpointSlice,
@@ -68,7 +69,7 @@ pub(in crate::discovery) struct Row {
 pub(in crate::discovery) enum Origins {
     /// All.
     All,
-    /// Those that a DestinationRule names, one by one.
+    /// Some, one by one: Secrets that a DestinationRule names, and the agent's own node.
     Named,
 }
 
@@ -91,7 +92,7 @@ pub(in crate::discovery) enum Report {
     AcceptedCondition,
 }
 
-static TABLE: [Row; 11] = [
+static TABLE: [Row; 12] = [
     Row {
         kind: Kind::Namespace,
         name: "Namespace",
@@ -111,6 +112,22 @@ static TABLE: [Row; 11] = [
         },
         report: Report::Nothing,
         origins: Origins::All,
+    },
+    Row {
+        kind: Kind::Node,
+        name: "Node",
+        plural: "nodes",
+        group: "",
+        versions: &["v1"],
+        namespaced: false,
+        optional: false,
+        // Longhorn's.
+        name_is_shared: true,
+        read: node::read,
+        unreadable: Unreadable::InPart(|_, _| Value::Null),
+        gone: |name| Change::Mesh(MeshChange::NodeGone(name.name)),
+        report: Report::Nothing,
+        origins: Origins::Named,
     },
     Row {
         kind: Kind::Pod,
@@ -306,7 +323,7 @@ impl Kind {
 
     /// Whether a cluster may well be without its definition, so that nobody waits for one that was never seen.
     pub(in crate::discovery) fn may_be_undefined(self) -> bool {
-        self == Self::RequestAuthentication
+        !matches!(self, Self::PeerAuthentication | Self::AuthorizationPolicy)
     }
 
     /// What counts while objects of this kind may be there that are not known, as a part of a sentence.

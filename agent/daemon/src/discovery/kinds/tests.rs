@@ -185,17 +185,11 @@ fn what_is_silently_nothing_is_pointed_out() {
         }
     }
     let service = |rest: &str| object("Service", &format!("metadata: {{name: a, namespace: shop{rest}"));
-    for (rest, field) in [
-        ("}\nspec: {trafficDistribution: PreferSameZone}", "spec.trafficDistribution"),
-        (
-            ", annotations: {service.kubernetes.io/topology-mode: Auto}}",
-            "metadata.annotations.service.kubernetes.io/topology-mode",
-        ),
-    ] {
-        let told = complaint(&service(rest));
-        assert!(told.contains(&format!("{field}: is not taken into account")), "{told}");
+    let told = complaint(&service("}\nspec: {trafficDistribution: PreferFar}"));
+    assert!(told.contains("spec.trafficDistribution: \"PreferFar\" is not known"), "{told}");
+    for wish in ["PreferClose", "PreferSameZone", "PreferSameNode"] {
+        one(&service(&format!("}}\nspec: {{trafficDistribution: {wish}}}")));
     }
-    one(&service(", annotations: {service.kubernetes.io/topology-mode: Disabled}}"));
 }
 
 #[test]

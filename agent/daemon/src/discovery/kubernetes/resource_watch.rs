@@ -87,8 +87,7 @@ enum Over {
 
 impl ResourceWatch {
     pub(super) fn new(row: &'static Row, client: Client, hub: Arc<Hub>) -> Self {
-        let held = row.optional && row.kind.restricts();
-        let last = held.then(|| LastKnown::load(row, &hub.hold, Instant::now()));
+        let last = row.optional.then(|| LastKnown::load(row, &hub.hold, Instant::now()));
         Self {
             row,
             client,
@@ -318,7 +317,7 @@ impl ResourceWatch {
             }
             404 if self.row.optional => {
                 // A server that starts may not know its custom resources for a moment.
-                if self.failures > TO_BE_ABSENT || !self.row.kind.restricts() {
+                if self.failures > TO_BE_ABSENT || self.last.is_none() {
                     self.absent();
                 }
                 return Some(Over::Absent);

@@ -1,6 +1,7 @@
 //! Connections that a DestinationRule speaks of, and those whose destination has only a name, from the dial to the end.
 
 use std::{
+    net::SocketAddr,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -17,7 +18,7 @@ use crate::{
     capture::{Client, Dial, bound_buffers, keep_alive},
     proxy::{
         Cut, Placed, Pod, Shared,
-        admission::Place,
+        attempts::{Carried, Missed},
         describe,
         outbound::{CONNECT, Call, Outbound, Routed, Way, is_itself, unknown_client, unroutable},
         relay::{Meter, Relay},
@@ -38,17 +39,18 @@ enum Server {
     Tls(Box<Originated<Plain>>),
 }
 
-/// Finds out where a name leads, and what then becomes of the connection.
+/// Finds out where a name leads, beside what was `tried`, and what then becomes of the connection.
 pub(in crate::proxy) async fn resolve<D: Dial>(
     shared: &Shared,
     pod: &Pod<D>,
     app: &mut Client,
     routed: Routed,
+    tried: &[SocketAddr],
 ) -> Routed {
     let Routed { client: Some(client), way: Way::Resolve(named), source, original_dst } = routed else {
         return routed;
     };
-    let find = shared.egress.names.resolve(&named, source.ip(), rand::random());
+    let find = shared.egress.names.resolve(&named, source.ip(), rand::random(), tried);
     let way = match unless_given_up(app, find).await {
         Err(refusal) => {
             pod.pod.unanswered(original_dst.0);
@@ -75,13 +77,12 @@ impl<D: Dial> Call<'_, D> {
     /// To an endpoint outside the mesh, as a rule wants it.
     pub(in crate::proxy) async fn governed(
         &self,
-        app: Client,
+        placed: Placed,
         endpoint: &Endpoint,
         rule: &ClientRule,
-        mut place: Place,
-    ) {
+    ) -> Carried {
         let begun = self.begin(endpoint, rule);
-        let Some((app, (server, slot))) = self.reached(app, &mut place, begun).await else { return };
+        let Some((app, _place, (server, slot))) = self.reached(placed, begun).await? else { return Ok(()) };
         let meta = describe::outbound(self.routed, None);
         match server {
             Server::Plain(leg) => {
@@ -93,18 +94,18 @@ impl<D: Dial> Call<'_, D> {
                 self.carried(Relay::new(app, *leg), connection, rule, slot).await;
             }
         }
+        Ok(())
     }
 
     /// To an endpoint in the mesh, of which a rule speaks too: mutual TLS of the mesh in any case, and the rule's TLS inside it.
     pub(in crate::proxy) async fn tunnel_by_rule(
         &self,
-        app: Client,
+        placed: Box<Placed>,
         client: &Workload,
         endpoint: &Endpoint,
         order: Order,
         rule: &ClientRule,
-        place: Place,
-    ) {
+    ) -> Carried {
         let egress = &self.shared.egress;
         let world = self.shared.feed.world();
         let permitted = async {
@@ -114,35 +115,33 @@ impl<D: Dial> Call<'_, D> {
         };
         match permitted.await {
             Ok((None, _slot)) if is_itself(client, &endpoint.workload) => {
-                self.to_itself(app, client, endpoint, place).await;
+                self.to_itself(*placed, client, endpoint).await
             }
-            Ok((None, _slot)) => {
-                self.tunnel(Box::new(Placed { client: app, place }), client, endpoint, order).await;
-            }
+            Ok((None, _slot)) => self.tunnel(placed, client, endpoint, order).await,
             Ok((Some(outside), _slot)) => {
-                Box::pin(self.governed_tunnel(app, client, endpoint, &outside, place)).await;
+                Box::pin(self.governed_tunnel(*placed, client, endpoint, &outside)).await
             }
-            Err(refusal) => self.refuse(app, &refusal),
+            Err(refusal) => {
+                self.refuse(placed.client, &refusal);
+                Ok(())
+            }
         }
     }
 
     /// To an endpoint in the mesh with TLS of its own inside the tunnel.
     async fn governed_tunnel(
         &self,
-        mut app: Client,
+        placed: Placed,
         client: &Workload,
         endpoint: &Endpoint,
         outside: &Outside,
-        mut place: Place,
-    ) {
+    ) -> Carried {
+        let Placed { client: mut app, mut place } = placed;
         let session = self.begin_tunnel(client, endpoint, outside, place.buffers());
-        let begun = Box::pin(unless_given_up(&mut app, session));
+        let begun = Box::pin(unless_given_up(&mut app, self.patiently(session)));
         let (leg, facts) = match place.begin(begun).await {
             Ok(begun) => begun,
-            Err(refusal) => {
-                self.pod.pod.unanswered(self.routed.original_dst.0);
-                return self.refuse(app, &refusal);
-            }
+            Err(refusal) => return Err(Missed::before(Placed { client: app, place }, refusal)),
         };
         let meta = describe::outbound(self.routed, Some((&facts, false)));
         let connection = self.shared.telemetry.open(meta);
@@ -150,7 +149,8 @@ impl<D: Dial> Call<'_, D> {
             Ok(app) => app,
             Err(refusal) => {
                 let tell = Cut::here(refusal).report(connection);
-                return drop(tokio::spawn(leg.into_inner().close(tell)));
+                tokio::spawn(leg.into_inner().close(tell));
+                return Ok(());
             }
         };
         bound_buffers(&app, place.buffers());
@@ -174,6 +174,7 @@ impl<D: Dial> Call<'_, D> {
             }
         };
         tokio::spawn(relay.into_leg().into_inner().close(tell));
+        Ok(())
     }
 
     async fn begin(&self, endpoint: &Endpoint, rule: &ClientRule) -> Result<(Server, Option<Slot>), Refusal> {

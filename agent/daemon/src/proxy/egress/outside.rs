@@ -13,8 +13,9 @@ use tokio::{net::TcpStream, select, time::timeout};
 use crate::{
     capture::{Client, Dial, bound_buffers},
     proxy::{
-        Cut,
+        Cut, Placed,
         admission::Place,
+        attempts::Carried,
         describe,
         outbound::{CONNECT, Call, Outbound},
         relay::Relay,
@@ -35,14 +36,15 @@ const LONGEST: usize = 4_096;
 
 impl<D: Dial> Call<'_, D> {
     /// To where it was dialled, told of under the name that the application's TLS has.
-    pub(in crate::proxy) async fn observed(&self, app: Client, mut place: Place) {
+    pub(in crate::proxy) async fn observed(&self, placed: Placed) -> Carried {
         let dial = self.outside_dial(self.routed.original_dst.0);
-        let Some((app, server)) = self.reached(app, &mut place, dial).await else { return };
+        let Some((app, place, server)) = self.reached(placed, dial).await? else { return Ok(()) };
         let name = select! {
             name = timeout(GLIMPSE, name_of(&app)) => name.ok().flatten(),
             _ = server.readable() => None,
         };
         self.relayed(app, server, name.as_deref(), &place).await;
+        Ok(())
     }
 
     /// To the ServiceEntry of the name in the application's TLS. It is connected before that is known.
@@ -87,7 +89,7 @@ impl<D: Dial> Call<'_, D> {
             service: ServiceName { name: entry.name.clone(), host: name.into() },
             rule: None,
         };
-        let found = self.shared.egress.names.resolve(&named, self.routed.source.ip(), rand::random());
+        let found = self.shared.egress.names.resolve(&named, self.routed.source.ip(), rand::random(), &[]);
         found.await.map_err(Some)
     }
 

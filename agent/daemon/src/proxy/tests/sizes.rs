@@ -25,12 +25,13 @@ async fn tasks_of_connections_stay_small() {
         "web",
         source,
         OriginalDst(cart),
-        &mut web.kept,
+        &web.pod.choices,
         &mut web.outbound,
     );
     let pod = web.pod.clone();
     let outbound::Way::Tunnel(client, endpoint, order) = &routed.way else { panic!("{routed:?}") };
-    let call = outbound::Call { shared, pod: &pod, routed: &routed };
+    let tried = attempts::Tried::nothing();
+    let call = outbound::Call { shared, pod: &pod, routed: &routed, tried: &tried };
     let tunnel = call.tunnel(placed, client, endpoint, *order);
     let (_app, stream) = pair().await;
     let arrival = Box::new(Arrival {

@@ -185,3 +185,42 @@ async fn policies_outlive_their_definition_and_the_agent() {
     let _events = bench.list(&[], "80").await;
     bench.until("gone", |world| world.synced && world.policies.is_empty()).await;
 }
+
+/// A rule that wants TLS is no less a restriction than a policy.
+#[tokio::test(start_paused = true)]
+async fn rules_for_the_way_out_outlive_their_definition() {
+    let object = |name: &str| {
+        json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
+            "metadata": {"name": name, "namespace": "shop", "resourceVersion": "5"},
+            "spec": {"host": "api.example.com", "trafficPolicy": {"tls": {"mode": "SIMPLE"}}}})
+    };
+    let rules = |world: &World| world.mesh.destination_rules().count();
+    let mut bench = Bench::new("destinationrules");
+    let events = bench.list(&[object("kept")], "6").await;
+    bench.until("in force", |world| world.synced && rules(world) == 1).await;
+    bench.definition.ends("first");
+    events.send("DELETED", &object("kept"));
+    let world = bench.until("told", |world| !world.problems.is_empty()).await;
+    assert_eq!(rules(&world), 1, "gone with the definition");
+    assert!(told(&world).contains("was removed: 1 destinationrules"), "{}", told(&world));
+    bench.definition.is_gone();
+    drop(events);
+    is_absent(&mut bench).await;
+    assert_eq!(rules(&*bench.later().await), 1, "gone after so many answers");
+    // One that is removed while its definition stands is gone.
+    bench.definition.stands("second");
+    let events = bench.list(&[object("kept")], "20").await;
+    events.send("DELETED", &object("kept"));
+    bench.until("removed", |world| rules(world) == 0 && world.problems.is_empty()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cluster_without_kinds_for_the_way_out_is_no_trouble() {
+    for resource in ["destinationrules", "serviceentries", "workloadentries"] {
+        let mut bench = Bench::new(resource);
+        bench.definition.is_gone();
+        is_absent(&mut bench).await;
+        let world = bench.until("synced", |world| world.synced).await;
+        assert!(world.problems.is_empty(), "{resource}: {:?}", problems(&world));
+    }
+}
