@@ -138,7 +138,7 @@ impl Backends {
     pub(in crate::discovery) fn join(&mut self, others: Self) {
         for (port, tiers) in others.0 {
             let own = self.0.entry(port).or_default();
-            own.iter_mut().zip(tiers).for_each(|(own, others)| own.extend(others));
+            own.iter_mut().zip(tiers).for_each(|(own, others)| own.all.extend(others.all));
         }
         *self = std::mem::take(self).finish();
     }

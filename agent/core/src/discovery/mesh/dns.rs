@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     Mesh,
+    choice::Preferences,
     entries::age,
     routing::{Route, RouteError},
 };
@@ -68,7 +69,12 @@ impl Mesh {
     }
 
     /// The way to a host by an address that was allocated for it; `None` for any other address. All of its ports are the host's.
-    pub(super) fn route_to_vip(&self, client: &Workload, dst: SocketAddr, random: u64) -> Option<Route> {
+    pub(super) fn route_to_vip(
+        &self,
+        client: &Workload,
+        dst: SocketAddr,
+        preferences: &Preferences<'_>,
+    ) -> Option<Route> {
         let VipHost { namespace: own, host } = self.entries.vips.holder(dst.ip())?;
         let entry = self.host_owner(own, host)?;
         let (namespace, port) = (&client.name.namespace, dst.port());
@@ -78,7 +84,7 @@ impl Mesh {
             return Some(Route::Refuse(RouteError::NoEndpoint { service, port }));
         }
         Some(match entry.ports.iter().find(|known| known.number == port) {
-            Some(known) => self.route_to_entry(client, entry, host, known, dst, random),
+            Some(known) => self.route_to_entry(client, entry, host, known, dst, preferences),
             None => Route::Refuse(RouteError::UnknownPort { service: service(""), port }),
         })
     }

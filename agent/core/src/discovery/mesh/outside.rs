@@ -50,7 +50,7 @@ impl Mesh {
         preferences: &Preferences<'_>,
     ) -> Route {
         let namespace = &*client.name.namespace;
-        if let Some(allocated) = self.route_to_vip(client, dst, random) {
+        if let Some(allocated) = self.route_to_vip(client, dst, preferences) {
             return allocated;
         }
         let found = self.entry_at(dst, namespace).and_then(|(entry, host)| {
