@@ -1,5 +1,5 @@
-//! What `test --peers` tries ambit against: SPIRE, istiod, Open Policy Agent and an OpenID provider out of their published Go
-//! modules, promtool out of Debian's package, in caches that outlive the workspace.
+//! What `test --peers` tries ambit against: SPIRE, istiod, Open Policy Agent, an OpenID provider and Jaeger out of their published
+//! Go modules, promtool out of Debian's package, in caches that outlive the workspace.
 //!
 //! Versions are fixed here and are part of the cache folder's name; promtool's is the one that apt knows.
 
@@ -24,6 +24,7 @@ const SPIRE: &str = "1.13.3";
 const ISTIO: &str = "0.0.0-20260827124520-eed52ebb66ad";
 const OPA: &str = "1.22.3";
 const OPENID: &str = "3.52.0";
+const JAEGER: &str = "1.76.0";
 const PROMTOOL: &str = "promtool";
 
 /// What the tests put to the test, and what they try it with.
@@ -35,6 +36,8 @@ pub(crate) struct Kit {
     opa: PathBuf,
     /// The folder of `openid-issuer`.
     openid: PathBuf,
+    /// The folder of Jaeger's `all-in-one`.
+    jaeger: PathBuf,
     /// The folder of Kubernetes' programs.
     kube: PathBuf,
     /// The alert rules, as they are deployed.
@@ -46,6 +49,7 @@ impl Kit {
     pub(crate) fn call(&self, call: Call) -> Call {
         let call = call.value("--binary", &self.daemon).value("--programs", &self.programs);
         let call = call.value("--opa-programs", &self.opa).value("--openid-programs", &self.openid);
+        let call = call.value("--jaeger-programs", &self.jaeger);
         call.value("--kube-programs", &self.kube).value("--alerts", &self.alerts)
     }
 }
@@ -63,10 +67,11 @@ pub(crate) fn programs() -> Result<PathBuf> {
 
 /// The kit for `binary`, or for the finished daemon.
 pub(crate) fn kit(binary: Option<&Path>) -> Result<Kit> {
-    let (programs, opa, openid, kube) = (programs()?, opa()?, openid()?, kube::programs()?);
+    let (programs, opa, openid) = (programs()?, opa()?, openid()?);
+    let (jaeger, kube) = (jaeger()?, kube::programs()?);
     let alerts = workspace::root().join("deploy/alerts/ambit.yaml");
     let alerts = alerts.canonicalize().with_context(|| alerts.display().to_string())?;
-    Ok(Kit { daemon: build::daemon_or(binary)?, programs, opa, openid, kube, alerts })
+    Ok(Kit { daemon: build::daemon_or(binary)?, programs, opa, openid, jaeger, kube, alerts })
 }
 
 /// Makes sure of Open Policy Agent, by itself and behind Envoy's API; returns their folder.
@@ -100,6 +105,20 @@ fn openid() -> Result<PathBuf> {
         ..Source::default()
     };
     golang::programs(&cache, &[provider], "Building an OpenID provider (once, half a minute)")?;
+    Ok(cache)
+}
+
+/// Makes sure of Jaeger, which holds traces in memory; returns its folder.
+fn jaeger() -> Result<PathBuf> {
+    setup::peer_programs()?;
+    let cache = setup::cache()?.join(format!("jaeger-{JAEGER}"));
+    let program = Source {
+        module: "github.com/jaegertracing/jaeger",
+        version: JAEGER,
+        packages: &["cmd/all-in-one"],
+        ..Source::default()
+    };
+    golang::programs(&cache, &[program], "Building Jaeger (once, some minutes)")?;
     Ok(cache)
 }
 

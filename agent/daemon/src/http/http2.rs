@@ -71,7 +71,7 @@ pub(super) async fn run<L: Leg>(
 ) -> Result<bool, LegError> {
     let (connection, pace) = (gate.connection, Pace::new());
     let mut client = FromClient { leg, first, ended: false, connection, pace, late: false };
-    let carried = carry(&mut client, &ToApp(app), gate, share, stuck).await;
+    let carried = carry(&mut client, ToApp::new(app), gate, share, stuck).await;
     // It fails where the application has gone.
     let _ = shut(app);
     if client.late {
@@ -94,7 +94,7 @@ pub(super) async fn run<L: Leg>(
 
 async fn carry<L: Leg>(
     client: &mut FromClient<'_, L>,
-    app: &ToApp<'_>,
+    app: ToApp<'_>,
     gate: &Gate<'_>,
     share: &Arc<Share>,
     stuck: &Stuck,
@@ -104,7 +104,7 @@ async fn carry<L: Leg>(
         .max_header_list_size(HEAD)
         .max_send_buffer_size(SEND_BUFFER)
         .enable_push(false)
-        .handshake::<_, Piece>(*app)
+        .handshake::<_, Piece>(app)
         .await
         .map_err(|error| broken(error, LegError::App))?;
     let from_client = server::Builder::new()

@@ -186,16 +186,29 @@ fn floods(world: &mut World) -> Result<()> {
     is_served(world)
 }
 
+/// The agent's memory, once it has given back what it needed for a moment.
+fn settled_kib(world: &World) -> Result<u64> {
+    let mut seen: Vec<u64> = Vec::new();
+    eventually(40 * SECOND, || {
+        seen.push(world.agents[1].resident_kib()?);
+        let last = &seen[seen.len().saturating_sub(150)..];
+        let (least, most) = (last.iter().min().copied(), last.iter().max().copied());
+        ensure!(last.len() == 150 && most <= least.map(|least| least + 256), "memory has not settled");
+        Ok(())
+    })?;
+    seen.last().copied().context("no memory was seen")
+}
+
 fn crowds(world: &mut World) -> Result<()> {
     let _server = judged(world)?;
     is_served(world)?;
     for what in ["http1", "busy", "http2"] {
-        let before = world.agents[1].resident_kib()?;
+        let before = settled_kib(world)?;
         let mut client = Attacker::start(world, "a", what)?;
         let said = client.says()?;
         let connections =
             said["connections"].as_u64().filter(|count| *count > 0).context("no connections")?;
-        let each = world.agents[1].resident_kib()?.saturating_sub(before) / connections;
+        let each = settled_kib(world)?.saturating_sub(before) / connections;
         world.notes.push(format!("{what}: {each} KiB each"));
         ensure!(each <= EACH, "{what}: {each} KiB for each connection");
         client.end()?;

@@ -78,21 +78,40 @@ impl<L: Leg> AsyncWrite for FromClient<'_, L> {
     }
 }
 
+/// Bytes of the least and of the largest read. The room for one is cleared before it, and stays in memory.
+const READS: [usize; 2] = [2 * 1024, 64 * 1024];
+
 /// The application's end.
-#[derive(Clone, Copy)]
-pub(super) struct ToApp<'a>(pub(super) &'a TcpStream);
+pub(super) struct ToApp<'a> {
+    app: &'a TcpStream,
+    /// How much is read at once: more while reads are filled.
+    at_once: usize,
+}
+
+impl<'a> ToApp<'a> {
+    pub(super) fn new(app: &'a TcpStream) -> Self {
+        Self { app, at_once: READS[0] }
+    }
+}
 
 impl AsyncRead for ToApp<'_> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let read = ready!(tunnel::poll_read(cx, self.0, room.initialize_unfilled()))?;
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        room: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        ready!(self.app.poll_read_ready(cx))?;
+        let wanted = self.at_once.min(room.remaining());
+        let read = ready!(tunnel::poll_read(cx, self.app, room.initialize_unfilled_to(wanted)))?;
         room.advance(read);
+        self.at_once = if read == wanted { (2 * wanted).min(READS[1]) } else { READS[0].max(read) };
         Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for ToApp<'_> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        tunnel::poll_write(cx, self.0, bytes)
+        tunnel::poll_write(cx, self.app, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -100,6 +119,6 @@ impl AsyncWrite for ToApp<'_> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(shut(self.0))
+        Poll::Ready(shut(self.app))
     }
 }
