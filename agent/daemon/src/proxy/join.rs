@@ -106,8 +106,8 @@ impl<D: Dial> Ends<'_, D> {
         far_place: Place,
     ) -> Option<Met> {
         let Placed { client: mut app, mut place } = placed;
-        let taken = unless_given_up(&mut app, self.answer(client, endpoint, far_place));
-        let taken = match place.begin(taken).await {
+        let taken = Box::pin(self.answer(client, endpoint, far_place));
+        let taken = match place.begin(unless_given_up(&mut app, taken)).await {
             Ok(Ok(taken)) => taken,
             Ok(Err(refusal)) => {
                 self.near.refused_there(app, refusal);

@@ -252,8 +252,9 @@ impl<D: Dial> Call<'_, D> {
     ) -> Option<Opened> {
         let Placed { client: mut app, mut place } = placed;
         let (connection, peer, stream) = loop {
-            let begun = unless_given_up(&mut app, self.session(client, endpoint, place.buffers()));
-            let (session, rested) = match place.begin(begun).await {
+            // On the heap by itself: everyone who passes on a future has room for it twice.
+            let session = Box::pin(self.session(client, endpoint, place.buffers()));
+            let (session, rested) = match place.begin(unless_given_up(&mut app, session)).await {
                 Ok(found) => found,
                 Err(refusal) => {
                     self.refuse(app, &refusal);
@@ -447,8 +448,8 @@ impl<D: Dial> Call<'_, D> {
         place: &mut Place,
         way: impl Future<Output = Result<T, Refusal>>,
     ) -> Option<(TcpStream, T)> {
-        let way = Box::pin(unless_given_up(&mut app, way));
-        let reached = match place.begin(way).await {
+        let way = Box::pin(way);
+        let reached = match place.begin(unless_given_up(&mut app, way)).await {
             Ok(reached) => reached,
             Err(refusal) => {
                 self.pod.pod.unanswered(self.routed.original_dst.0);
