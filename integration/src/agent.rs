@@ -270,6 +270,11 @@ impl Agent {
         process::resident_kib(self.pid()?.cast_signed())
     }
 
+    /// The same without code and constants, in KiB.
+    pub fn own_kib(&self) -> Result<u64> {
+        process::own_kib(self.pid()?.cast_signed())
+    }
+
     /// The node it serves.
     pub fn node(&self) -> &Node {
         &self.node

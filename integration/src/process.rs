@@ -191,8 +191,18 @@ impl Drop for Process {
 
 /// Resident memory of a process, in KiB.
 pub fn resident_kib(pid: i32) -> Result<u64> {
+    status_kib(pid, "VmRSS:")
+}
+
+/// The same without what it shares with the kernel's cache of files: code and constants.
+pub fn own_kib(pid: i32) -> Result<u64> {
+    status_kib(pid, "RssAnon:")
+}
+
+fn status_kib(pid: i32, field: &str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let line =
+        status.lines().find_map(|line| line.strip_prefix(field)).with_context(|| format!("no {field}"))?;
     Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 

@@ -34,6 +34,7 @@ mod requests;
 mod reuse;
 mod revocation;
 mod routing;
+mod transfers;
 mod transparency;
 mod trust;
 mod upgrade;
@@ -91,6 +92,7 @@ pub fn tests() -> Vec<Test> {
         control::TESTS,
         wire::TESTS,
         one_node::TESTS,
+        transfers::TESTS,
         addresses::TESTS,
         connect::TESTS,
         routing::TESTS,

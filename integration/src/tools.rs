@@ -15,6 +15,7 @@ mod servers;
 mod silence;
 mod spans;
 mod steps;
+mod transfers;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -77,6 +78,10 @@ pub enum Tool {
     IssueLoad(certificates::IssueLoad),
     /// Connects to servers, many times over, and says nothing.
     Silence(silence::Silence),
+    /// Takes transfers of which every byte is looked at.
+    TransferServer(Listen),
+    /// Makes them, with half-closes and resets.
+    Transfers(transfers::Transfers),
     /// Is one end of a connection, and does what it is told.
     Steps(steps::Steps),
     /// The first process of a cluster's node.
@@ -239,6 +244,8 @@ pub fn run(tool: &Tool) -> Result<()> {
         Tool::CreateCertificate(how) => print(&certificates::create(how)?),
         Tool::IssueLoad(how) => print(&certificates::load(how)?),
         Tool::Silence(how) => print(&silence::keep(how)?),
+        Tool::TransferServer(listen) => transfers::server(listen.listen),
+        Tool::Transfers(how) => print(&transfers::run(how)?),
         Tool::Steps(how) => print(&steps::take(how)?),
         Tool::NodeInit(how) => node_init::run(how),
     }

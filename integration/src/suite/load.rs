@@ -4,8 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::{SECOND, Test, shared};
-use crate::{load::ports, process::eventually, world::World};
+use super::{SECOND, Test, own, shared};
+use crate::{
+    load::{self, ports},
+    process::{Process, eventually},
+    world::World,
+};
 
 pub(super) const TESTS: &[Test] = &[
     shared("load::iperf3_runs_clean_every_way", "-P 8, -R, --bidir", iperf_ways),
@@ -15,6 +19,12 @@ pub(super) const TESTS: &[Test] = &[
         "load::connections_that_servers_end_leave_their_ports",
         "more of them within a minute than the agent has ports for its dials to applications",
         ended_by_servers,
+    ),
+    own(
+        "load::idle_connections_take_little_memory",
+        "2,000 at a time, each agent by itself, and it is given back when they have gone",
+        &[],
+        idle,
     ),
 ];
 
@@ -73,6 +83,50 @@ fn churn(world: &mut World) -> Result<()> {
         }
         Ok(())
     })
+}
+
+const IDLE: u64 = 2_000;
+/// Bytes of an agent's own memory for each of them.
+const EACH: u64 = 10 * 1024;
+/// What threads and the C library keep for the next ones, in KiB.
+const KEPT: u64 = 7 * 1024;
+
+fn idle(world: &mut World) -> Result<()> {
+    world.must_reach("a", "b")?;
+    // What the start needed has gone by then.
+    std::thread::sleep(3 * SECOND);
+    let own =
+        |world: &World| Ok::<_, anyhow::Error>([world.agents[0].own_kib()?, world.agents[1].own_kib()?]);
+    let before = own(world)?;
+    let mut command = load::tool(&world.pod("a").netns)?;
+    let to = format!("{}:{}", world.pod("b").v4, ports::ECHO);
+    command.args(["many", "--to", &to, "--connections", &IDLE.to_string(), "--rounds", "1", "--hold"]);
+    let mut many = Process::start(&mut command, &world.folder.join("idle.log"))?;
+    many.wait_for("holding", 60 * SECOND)?;
+    let held = eventually(15 * SECOND, || {
+        let held = own(world)?;
+        for (node, (held, before)) in held.into_iter().zip(before).enumerate() {
+            let each = held.saturating_sub(before) * 1024 / IDLE;
+            ensure!(each <= EACH, "node{}: {each} bytes for each connection", node + 1);
+        }
+        Ok(held)
+    })?;
+    many.close_input();
+    ensure!(many.wait(30 * SECOND)?.success(), "{}", many.output());
+    eventually(20 * SECOND, || {
+        for (node, (after, before)) in own(world)?.into_iter().zip(before).enumerate() {
+            let kept = after.saturating_sub(before);
+            ensure!(kept <= KEPT, "node{}: {kept} KiB are kept", node + 1);
+        }
+        Ok(())
+    })?;
+    let each = |node: usize| (held[node] - before[node]) * 1024 / IDLE;
+    world.notes.push(format!(
+        "{} bytes for each at the client's agent, {} at the server's",
+        each(0),
+        each(1)
+    ));
+    Ok(())
 }
 
 /// What is left of such a connection stays with the server for a minute (TIME_WAIT).

@@ -1,7 +1,7 @@
 //! Two pods of one node: joined in the agent, and with a tunnel between them where that is asked for. Both ways the same is
 //! promised as between nodes; what tells them apart is what is on the wire, and what it is called.
 
-use std::{fs, net::IpAddr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -14,7 +14,7 @@ use crate::{
     agent::IN_FORCE,
     capture::Capture,
     load::{self, ports},
-    process::{self, Process, eventually},
+    process::{Process, eventually},
     topology::MESHED,
     world::World,
 };
@@ -46,8 +46,6 @@ pub(super) const TESTS: &[Test] = &[
         JOIN,
         revoked,
     ),
-    own("one_node::bytes_that_are_joined_arrive", BYTES, JOIN, bytes),
-    own("one_node::bytes_that_are_encrypted_arrive", BYTES, ENCRYPT, bytes),
     unstarted("one_node::programs_notice_nothing_joined", PROGRAMS, JOIN, |world| {
         super::transparency::on_one_node(world, true)
     }),
@@ -59,13 +57,9 @@ pub(super) const TESTS: &[Test] = &[
 const JOIN: &[&str] = &["--local-traffic", "join"];
 const ENCRYPT: &[&str] = &["--local-traffic", "encrypt"];
 const POLICIES: &str = "refused at both ends with the policy's name, cut while it runs, STRICT is met";
-const BYTES: &str = "in pieces of random lengths, by checksum, over both families";
 const PROGRAMS: &str = "connects, endings, data, events and options as between two nodes outside the mesh";
 
 const FILE: &str = "one-node.yaml";
-/// The seed of the lengths: the same each time, so that what fails does so again.
-const SEED: u32 = 20;
-const MEGABYTES: u32 = 192;
 
 /// An AuthorizationPolicy for pod e.
 fn for_e(name: &str, spec: &str) -> String {
@@ -208,17 +202,4 @@ fn revoked(world: &mut World) -> Result<()> {
     world.must_reach("b", "e")?;
     revoke(world, &world.ca, &[])?;
     eventually(4 * SECOND, || world.must_reach("a", "e"))
-}
-
-fn bytes(world: &mut World) -> Result<()> {
-    let program = world.folder.join("chunks.py");
-    fs::write(&program, include_str!("one_node/chunks.py"))?;
-    for v6 in [false, true] {
-        let mut python = world.pod("a").netns.command("python3");
-        python.arg(&program).arg(world.pod("e").ip(v6).to_string());
-        python.args([ports::ECHO.to_string(), MEGABYTES.to_string(), SEED.to_string()]);
-        process::run(&mut python, 100 * SECOND)?.ok()?;
-    }
-    world.notes.push(format!("2 × {MEGABYTES} MiB there and back"));
-    Ok(())
 }

@@ -71,7 +71,7 @@ pub(super) fn listen_on(address: SocketAddr) -> Result<TcpListener> {
     Ok(socket.into())
 }
 
-fn serve(
+pub(super) fn serve(
     listen: SocketAddr,
     handle: impl Fn(TcpStream) -> std::io::Result<()> + Send + Clone + 'static,
 ) -> Result<()> {

@@ -1,5 +1,5 @@
-//! Keeps the agent small: what only its start needed goes once it serves, and what a crowd of connections has taken goes
-//! back soon after the crowd has gone. Costs nothing while connections come and go one by one.
+//! Keeps the agent small: what only its start needed goes once it serves, what a crowd of connections needed to come goes back
+//! once it is there, and the rest soon after it has gone. Costs nothing while connections come and go one by one.
 
 use std::time::Duration;
 
@@ -30,10 +30,11 @@ pub(super) async fn keep_small(readiness: Readiness, proxy: Proxy) {
     }
     tick.tick().await;
     give_back().await;
-    let mut gone = Gone::default();
+    let (mut come, mut gone) = (Come::default(), Gone::default());
     loop {
         tick.tick().await;
-        if gone.is_over(proxy.active()) {
+        let active = proxy.active();
+        if come.is_over(active) | gone.is_over(active) {
             give_back().await;
         }
     }
@@ -46,6 +47,27 @@ async fn give_back() {
     });
     if let Ok(Err(error)) = done.await {
         tracing::debug!(%error, "code that is not needed any more stays in memory");
+    }
+}
+
+/// Notices crowds that have come: handshakes take several times what is left of them.
+#[derive(Debug, Default)]
+struct Come {
+    least: usize,
+    before: usize,
+}
+
+impl Come {
+    /// Whether many have come and no more do, another tick later, with so many connections there.
+    fn is_over(&mut self, active: usize) -> bool {
+        let still = active <= self.before + self.before / 16;
+        self.before = active;
+        self.least = self.least.min(active);
+        let over = still && active - self.least >= CROWD.max(self.least / 2);
+        if over {
+            self.least = active;
+        }
+        over
     }
 }
 
@@ -77,6 +99,19 @@ impl Gone {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_crowd_needed_to_come_is_given_back_once() {
+        let mut come = Come::default();
+        let due = |come: &mut Come, ticks: &[usize]| -> Vec<bool> {
+            ticks.iter().map(|active| come.is_over(*active)).collect()
+        };
+        assert_eq!(due(&mut come, &[0, 40, 63, 20, 60, 63]), [false; 6]);
+        assert_eq!(due(&mut come, &[900, 2000, 2010, 2000, 2010]), [false, false, true, false, false]);
+        // A few more are nothing to such a crowd; as many again are, and so is another one after it has gone.
+        assert_eq!(due(&mut come, &[2500, 2500, 3300, 3300]), [false, false, false, true]);
+        assert_eq!(due(&mut come, &[100, 100, 200, 200]), [false, false, false, true]);
+    }
 
     #[test]
     fn memory_is_given_back_after_crowds_and_not_otherwise() {

@@ -1,6 +1,8 @@
 //! From a client to an application in a pod: tunnel or plaintext, verdict, and the way to the application in the
 //! client's name.
 
+mod tunnel;
+
 use std::{io, sync::Arc, time::Duration};
 
 use ambit_core::{
@@ -11,7 +13,7 @@ use ambit_core::{
 use tokio::{net::TcpStream, select};
 
 use super::{
-    Cut, Pod, Shared,
+    Pod, Shared,
     admission::Place,
     describe, distrusted, facts,
     order::{Arrivals, Turn},
@@ -23,7 +25,7 @@ use crate::{
     capture::{Client, Dial, bound_buffers, end_cleanly, tune_tunnel},
     discovery::World,
     telemetry::{Connection, Direction, Ending, Meta},
-    tunnel::{First, Incoming, Leg as _, Order, Plain, Session, first_bytes, tls::PeerIdentity},
+    tunnel::{First, Incoming, Order, Plain, Session, first_bytes, tls::PeerIdentity},
 };
 
 /// How long a client that may only come through a tunnel may keep silent.
@@ -34,10 +36,6 @@ const STRICT_PATIENCE: Duration = Duration::from_secs(1);
 const BOTH_SILENT: Duration = Duration::from_secs(1);
 /// How long the greeting of a server that speaks first is kept from a client whose address nobody knows.
 const NEWBORN: Duration = Duration::from_millis(50);
-/// How long a tunnel may rest. Longer than clients keep theirs, so that none is closed under their hands.
-const TUNNEL_IDLE: Duration = Duration::from_secs(90);
-/// How long a client may take to begin a stream that has crossed our word that there be no other.
-const LAST_OPEN: Duration = Duration::from_secs(1);
 /// How long the application may take to accept.
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -213,67 +211,6 @@ impl<D: Dial> Call<'_, D> {
         }
     }
 
-    /// All streams of one tunnel.
-    async fn tunnel(&self, mut session: Session, place: &Place) {
-        let _open = self.shared.telemetry.tunnel();
-        let mut reused = false;
-        let mut patience = TUNNEL_IDLE;
-        let tell = loop {
-            let peer = session.facts().peer.clone();
-            // What the client begins after this has it on our present certificate.
-            let outdated = self.shared.wallet.renewed_since(&self.workload.identity, session.since());
-            if outdated && patience == TUNNEL_IDLE {
-                patience = LAST_OPEN;
-                if session.go_away().await.is_err() {
-                    break None;
-                }
-            }
-            let next = select! {
-                biased;
-                () = self.pod.pod.until_released() => break None,
-                refused = self.until_distrusted(&peer) => break Some(distrusted(refused)),
-                next = session.next(patience) => next,
-                () = self.shared.until_draining(), if patience == TUNNEL_IDLE => {
-                    patience = LAST_OPEN;
-                    match session.go_away().await {
-                        Ok(()) => continue,
-                        Err(_) => break None,
-                    }
-                }
-            };
-            match next {
-                Ok(Some(incoming)) => {
-                    let called = self.called_by(&peer);
-                    let workload = called.workload.as_ref().unwrap_or(self.workload);
-                    let call = Call { called: &called, workload, ..*self };
-                    match call.stream(session, &incoming, reused, place).await {
-                        Some(back) => session = back,
-                        None => return,
-                    }
-                }
-                Ok(None) => break None,
-                Err(error) => {
-                    let refusal = Refusal::from(error);
-                    let meta = describe::inbound(self.called, Some((session.facts(), reused)), None);
-                    self.shared.telemetry.refuse(&meta, &refusal);
-                    break Some(refusal);
-                }
-            }
-            reused = true;
-        };
-        session.close(tell).await;
-    }
-
-    /// The same by what is known at present: a tunnel outlasts labels, annotations, and that nobody had heard of its client.
-    fn called_by(&self, peer: &PeerIdentity) -> Called {
-        let Called { source, destination, workload, caller } = self.called;
-        let mut known = Called::known(&self.shared.feed.world(), *source, *destination, self.pod.pod.uid());
-        known.workload = known.workload.or_else(|| workload.clone());
-        // Another pod may have the address by now.
-        known.caller = known.caller.filter(|caller| caller.identity == peer.id).or_else(|| caller.clone());
-        known
-    }
-
     async fn handshake(&self, client: TcpStream) -> Result<Session, Refusal> {
         // Frames and alerts say how a tunnel ends; a RST could overtake them.
         end_cleanly(&client);
@@ -291,46 +228,6 @@ impl<D: Dial> Call<'_, D> {
         wallet.recheck(&self.workload.identity, &session.facts().peer).map_err(distrusted)?;
         telemetry.handshake(Direction::Inbound, session.facts().resumed);
         Ok(session)
-    }
-
-    /// One stream of a tunnel. The session is back if another may follow.
-    async fn stream(
-        &self,
-        session: Session,
-        incoming: &Incoming,
-        reused: bool,
-        place: &Place,
-    ) -> Option<Session> {
-        let meta = Box::new(describe::inbound(self.called, Some((session.facts(), reused)), Some(incoming)));
-        let peer = session.facts().peer.clone();
-        let app = match place.begin_stream(Box::pin(self.admit(&peer, incoming))).await {
-            Ok(app) => app,
-            Err(refusal) => {
-                self.refuse_as(&refusal, &meta, Some(&peer));
-                session.refuse_stream(refusal).await;
-                return None;
-            }
-        };
-        let connection = self.shared.telemetry.open(*meta);
-        let mut stream = session.accept_stream();
-        if incoming.waits
-            && let Err(error) = stream.answer()
-        {
-            stream.close(Cut::by_leg(error).report(connection)).await;
-            return None;
-        }
-        let (ended, stream) = Box::pin(self.carried(Some(&peer), &connection).carry(app, stream)).await;
-        match ended {
-            Ok(()) => {
-                connection.finish(&Ending::Closed);
-                Some(stream.into_session())
-            }
-            Err(cut) => {
-                let tell = cut.report(connection);
-                stream.close(tell).await;
-                None
-            }
-        }
     }
 
     /// What is carried to the application once both ends stand.

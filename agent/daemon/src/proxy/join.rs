@@ -114,9 +114,8 @@ impl<D: Dial> Ends<'_, D> {
         far_place: Place,
     ) -> Result<Option<Met>, Box<Missed>> {
         let Placed { client: mut app, mut place } = placed;
-        let answer = self.near.patiently(self.answer(client, endpoint, far_place));
-        let taken = unless_given_up(&mut app, answer);
-        let taken = match place.begin(taken).await {
+        let taken = Box::pin(self.near.patiently(self.answer(client, endpoint, far_place)));
+        let taken = match place.begin(unless_given_up(&mut app, taken)).await {
             Ok(Ok(taken)) => taken,
             Ok(Err(refusal)) => {
                 return Err(refused_there(self.near, Placed { client: app, place }, refusal));

@@ -284,8 +284,8 @@ impl<D: Dial> Call<'_, D> {
         way: impl Future<Output = Result<T, Refusal>>,
     ) -> Result<Option<(TcpStream, Place, T)>, Box<Missed>> {
         let Placed { client: mut app, mut place } = placed;
-        let way = Box::pin(unless_given_up(&mut app, self.patiently(way)));
-        let reached = match place.begin(way).await {
+        let way = Box::pin(self.patiently(way));
+        let reached = match place.begin(unless_given_up(&mut app, way)).await {
             Ok(reached) => reached,
             Err(refusal) => return Err(Missed::before(Placed { client: app, place }, refusal)),
         };

@@ -123,7 +123,9 @@ impl Shared {
                 _ = memory.changed() => {}
                 () = Box::pin(sleep_until(looks.next)) => {
                     relay.adopt_patience(pod);
-                    looks.looked(relay.moved());
+                    if looks.looked(relay.moved()) {
+                        relay.rest();
+                    }
                     continue;
                 }
             }
@@ -199,16 +201,25 @@ impl Looks {
         Self { next: now + FIRST_LOOK, pause: PAUSES[0], moved: 0 }
     }
 
-    fn looked(&mut self, moved: u64) {
-        self.pause = if moved == self.moved { (self.pause * 2).min(PAUSES[1]) } else { PAUSES[0] };
+    /// Answers whether nothing has passed since the look before.
+    fn looked(&mut self, moved: u64) -> bool {
+        let rests = moved == self.moved;
+        self.pause = if rests { (self.pause * 2).min(PAUSES[1]) } else { PAUSES[0] };
         self.moved = moved;
         self.next += self.pause;
+        rests
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nothing_passes_through_rests() {
+        let mut looks = Looks::new(Instant::now());
+        assert_eq!([5, 5, 5, 6, 6].map(|moved| looks.looked(moved)), [false, true, true, false, true]);
+    }
 
     #[test]
     fn it_does_not_flap() {

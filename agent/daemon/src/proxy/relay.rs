@@ -136,6 +136,11 @@ impl<L: Leg> Relay<L> {
         self.leg.bound_buffers(bytes);
     }
 
+    /// Keeps no more than it needs while nothing passes.
+    pub(super) fn rest(&mut self) {
+        self.leg.rest();
+    }
+
     /// Whether it holds bytes that their receiver has not taken.
     pub(super) fn is_stuck(&self) -> bool {
         self.leg.is_sending() || self.leg.is_delivering()

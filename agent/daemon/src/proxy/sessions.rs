@@ -88,9 +88,9 @@ impl<D: Dial> Call<'_, D> {
     ) -> Result<Option<Opened>, Box<Missed>> {
         let Placed { client: mut app, mut place } = placed;
         let (connection, peer, stream) = loop {
-            let session = self.patiently(self.session(client, endpoint, place.buffers()));
-            let begun = unless_given_up(&mut app, session);
-            let (session, rested) = match place.begin(begun).await {
+            // On the heap by itself: everyone who passes on a future has room for it twice.
+            let session = Box::pin(self.patiently(self.session(client, endpoint, place.buffers())));
+            let (session, rested) = match place.begin(unless_given_up(&mut app, session)).await {
                 Ok(found) => found,
                 Err(refusal) => return Err(Missed::before(Placed { client: app, place }, refusal)),
             };

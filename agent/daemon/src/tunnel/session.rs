@@ -168,6 +168,9 @@ pub(crate) trait Leg: AsyncRead + AsyncWrite + Unpin {
         let _: io::Result<()> = patience.set_on(&self.socket());
     }
 
+    /// Nothing passes for the moment: keeps no more than it needs to go on.
+    fn rest(&mut self) {}
+
     /// Cuts the buffers of its socket.
     fn bound_buffers(&self, bytes: usize);
 
@@ -365,6 +368,11 @@ impl Leg for Stream {
     fn holds_answer(&mut self) -> bool {
         let Self::Ambit1(stream) = self;
         stream.holds_answer()
+    }
+
+    fn rest(&mut self) {
+        let Self::Ambit1(stream) = self;
+        stream.rest();
     }
 
     fn bound_buffers(&self, bytes: usize) {

@@ -63,7 +63,7 @@ pub(in crate::tunnel) async fn connect(
     let side = {
         // It makes the key shares.
         let _turn = share.turn(party).await;
-        UnbufferedClientConnection::new(config, name)?
+        Box::new(UnbufferedClientConnection::new(config, name)?)
     };
     run(tcp, party, side, share, verify).await
 }
@@ -76,7 +76,7 @@ pub(in crate::tunnel) async fn accept(
     verify: impl Verify,
 ) -> Result<Box<Link>, TunnelError> {
     let party = party(&tcp);
-    run(tcp, party, UnbufferedServerConnection::new(config)?, share, verify).await
+    run(tcp, party, Box::new(UnbufferedServerConnection::new(config)?), share, verify).await
 }
 
 /// Whose handshake it is, for fairness; those who are gone already have one line for all.
@@ -87,7 +87,7 @@ fn party(tcp: &TcpStream) -> IpAddr {
 async fn run<S: Side>(
     tcp: TcpStream,
     party: IpAddr,
-    side: S,
+    side: Box<S>,
     share: &Arc<Share>,
     verify: impl Verify,
 ) -> Result<Box<Link>, TunnelError> {
@@ -128,7 +128,7 @@ impl Side for UnbufferedClientConnection {
     fn keys(self) -> Result<(Sealer, Opener, Kernel), TunnelError> {
         let (secrets, kernel) = self.dangerous_into_kernel_connection()?;
         let (tx, rx) = (secrets.tx, secrets.rx);
-        Ok((Sealer::new(tx.0, &tx.1)?, Opener::new(rx.0, &rx.1)?, Kernel::Client(Box::new(kernel))))
+        Ok((Sealer::new(tx.0, tx.1)?, Opener::new(rx.0, rx.1)?, Kernel::Client(Box::new(kernel))))
     }
 }
 
@@ -146,13 +146,13 @@ impl Side for UnbufferedServerConnection {
     fn keys(self) -> Result<(Sealer, Opener, Kernel), TunnelError> {
         let (secrets, kernel) = self.dangerous_into_kernel_connection()?;
         let (tx, rx) = (secrets.tx, secrets.rx);
-        Ok((Sealer::new(tx.0, &tx.1)?, Opener::new(rx.0, &rx.1)?, Kernel::Server(Box::new(kernel))))
+        Ok((Sealer::new(tx.0, tx.1)?, Opener::new(rx.0, rx.1)?, Kernel::Server(Box::new(kernel))))
     }
 }
 
 struct Driver<S> {
     tcp: TcpStream,
-    side: S,
+    side: Box<S>,
     input: Vec<u8>,
     filled: usize,
     /// How much of the input rustls is shown: whole records only, and one more each time it asks.

@@ -206,6 +206,12 @@ impl Link {
         bound_buffers(&*self.tcp, Some(bytes));
     }
 
+    /// Keeps no more than it needs while nothing passes.
+    pub(super) fn rest(&mut self) {
+        self.sender.sealer.rest();
+        self.receiver.rest();
+    }
+
     pub(super) fn is_sending(&self) -> bool {
         self.sender.is_stuck()
     }
@@ -284,7 +290,7 @@ impl Keys {
             Kernel::Client(kernel) => kernel.update_tx_secret()?,
             Kernel::Server(kernel) => kernel.update_tx_secret()?,
         };
-        sender.sealer = Sealer::new(sequence, &secrets)?;
+        sender.sealer = Sealer::new(sequence, secrets)?;
         Ok(true)
     }
 
@@ -304,7 +310,7 @@ impl Keys {
                         Kernel::Client(kernel) => kernel.update_rx_secret()?,
                         Kernel::Server(kernel) => kernel.update_rx_secret()?,
                     };
-                    opener = Some(Opener::new(sequence, &secrets)?);
+                    opener = Some(Opener::new(sequence, secrets)?);
                     self.asked |= *requested == 1;
                 }
                 _ => return Err(TunnelError::Unexpected("TLS handshake")),

@@ -252,6 +252,11 @@ impl Receiver {
         }
     }
 
+    /// Keeps no more than it needs while nothing comes.
+    pub(super) fn rest(&mut self) {
+        self.opener.rest();
+    }
+
     /// Whether it has bytes for a stream, or has no room for what has come.
     pub(super) fn is_stuck(&self) -> bool {
         !self.pieces.is_empty() || self.waiting.is_some()

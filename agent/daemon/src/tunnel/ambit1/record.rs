@@ -1,10 +1,10 @@
 //! TLS 1.3 records (RFC 8446 §5), sealed and opened in place with the traffic keys that rustls negotiated.
 
-use std::io::IoSliceMut;
+use std::{fmt, io::IoSliceMut};
 
 use ambit_core::frame::{self, FrameType};
 use aws_lc_rs::aead::{
-    AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey,
+    AES_128_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey,
 };
 use rustls::ConnectionTrafficSecrets;
 
@@ -38,44 +38,62 @@ pub(super) enum ContentType {
 }
 
 /// One direction's key and sequence number.
-#[derive(Debug)]
 struct Keys {
-    key: LessSafeKey,
-    iv: [u8; NONCE_LEN],
+    secrets: ConnectionTrafficSecrets,
+    /// The same with all that is computed from it, ten times as long: made for the next record where it is missing.
+    expanded: Option<LessSafeKey>,
     sequence: u64,
 }
 
 impl Keys {
-    fn new(sequence: u64, secrets: &ConnectionTrafficSecrets) -> Result<Self, TunnelError> {
-        let (algorithm, key, iv) = match secrets {
-            ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
-            ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
-            ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => (&CHACHA20_POLY1305, key, iv),
-            _ => return Err(rustls::Error::General("a cipher suite without known keys".into()).into()),
-        };
-        let key = UnboundKey::new(algorithm, key.as_ref()).map_err(|_| TunnelError::Record)?;
-        let iv = iv.as_ref().try_into().map_err(|_| TunnelError::Record)?;
-        Ok(Self { key: LessSafeKey::new(key), iv, sequence })
+    fn new(sequence: u64, secrets: ConnectionTrafficSecrets) -> Result<Self, TunnelError> {
+        let (algorithm, key, _) = parts(&secrets)?;
+        let expanded = Some(expanded(algorithm, key)?);
+        Ok(Self { secrets, expanded, sequence })
     }
 
-    /// The nonce of the next record (RFC 8446 §5.3).
-    fn next_nonce(&mut self) -> Nonce {
-        let mut nonce = self.iv;
+    /// The key, and the nonce of the next record (RFC 8446 §5.3).
+    fn next(&mut self) -> Result<(&LessSafeKey, Nonce), TunnelError> {
+        let (algorithm, key, iv) = parts(&self.secrets)?;
+        let mut nonce: [u8; NONCE_LEN] = iv.try_into().map_err(|_| TunnelError::Record)?;
         for (byte, mask) in nonce[4..].iter_mut().zip(self.sequence.to_be_bytes()) {
             *byte ^= mask;
         }
         self.sequence += 1;
-        Nonce::assume_unique_for_key(nonce)
+        let key = match &mut self.expanded {
+            Some(key) => key,
+            slot @ None => slot.insert(expanded(algorithm, key)?),
+        };
+        Ok((key, Nonce::assume_unique_for_key(nonce)))
     }
 }
 
+fn parts(secrets: &ConnectionTrafficSecrets) -> Result<(&'static Algorithm, &[u8], &[u8]), TunnelError> {
+    Ok(match secrets {
+        ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&AES_128_GCM, key.as_ref(), iv.as_ref()),
+        ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (&AES_256_GCM, key.as_ref(), iv.as_ref()),
+        ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => {
+            (&CHACHA20_POLY1305, key.as_ref(), iv.as_ref())
+        }
+        _ => return Err(rustls::Error::General("a cipher suite without known keys".into()).into()),
+    })
+}
+
+fn expanded(algorithm: &'static Algorithm, key: &[u8]) -> Result<LessSafeKey, TunnelError> {
+    UnboundKey::new(algorithm, key).map(LessSafeKey::new).map_err(|_| TunnelError::Record)
+}
+
 /// Seals what is sent.
-#[derive(Debug)]
 pub(super) struct Sealer(Keys);
 
 impl Sealer {
-    pub(super) fn new(sequence: u64, secrets: &ConnectionTrafficSecrets) -> Result<Self, TunnelError> {
+    pub(super) fn new(sequence: u64, secrets: ConnectionTrafficSecrets) -> Result<Self, TunnelError> {
         Keys::new(sequence, secrets).map(Self)
+    }
+
+    /// Keeps no more than it needs while nothing is sent.
+    pub(super) fn rest(&mut self) {
+        self.0.expanded = None;
     }
 
     /// Whether the peer has to be told new keys before more is sealed.
@@ -96,10 +114,8 @@ impl Sealer {
         header.copy_from_slice(&record_header(len + TRAILER_LEN));
         let (plaintext, tag_room) = body.split_at_mut(len + 1);
         plaintext[len] = content as u8;
-        let nonce = self.0.next_nonce();
-        let tag = self
-            .0
-            .key
+        let (key, nonce) = self.0.next()?;
+        let tag = key
             .seal_in_place_separate_tag(nonce, Aad::from(&*header), plaintext)
             .map_err(|_| TunnelError::Record)?;
         tag_room.copy_from_slice(tag.as_ref());
@@ -108,21 +124,30 @@ impl Sealer {
 }
 
 /// Opens what is received.
-#[derive(Debug)]
 pub(super) struct Opener(Keys);
 
+impl fmt::Debug for Sealer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sealer").field("sequence", &self.0.sequence).finish_non_exhaustive()
+    }
+}
+
 impl Opener {
-    pub(super) fn new(sequence: u64, secrets: &ConnectionTrafficSecrets) -> Result<Self, TunnelError> {
+    pub(super) fn new(sequence: u64, secrets: ConnectionTrafficSecrets) -> Result<Self, TunnelError> {
         Keys::new(sequence, secrets).map(Self)
+    }
+
+    /// Keeps no more than it needs while nothing comes.
+    pub(super) fn rest(&mut self) {
+        self.0.expanded = None;
     }
 
     /// Opens one whole record in place; returns its content type and the length of its plaintext, which stands right
     /// behind the header.
     pub(super) fn open(&mut self, record: &mut [u8]) -> Result<(ContentType, usize), TunnelError> {
         let (header, body) = record.split_at_mut(HEADER_LEN);
-        let nonce = self.0.next_nonce();
-        let inner =
-            self.0.key.open_in_place(nonce, Aad::from(&*header), body).map_err(|_| TunnelError::Record)?;
+        let (key, nonce) = self.0.next()?;
+        let inner = key.open_in_place(nonce, Aad::from(&*header), body).map_err(|_| TunnelError::Record)?;
         // Zeros behind the content type are padding.
         let end = inner.iter().rposition(|byte| *byte != 0).ok_or(TunnelError::Record)?;
         let content = match inner[end] {
@@ -211,4 +236,34 @@ pub(super) fn seal_batch(buffer: &mut [u8], sealer: &mut Sealer, len: usize) -> 
 fn record_header(len: usize) -> [u8; HEADER_LEN] {
     let [high, low] = (len as u16).to_be_bytes();
     [ContentType::Data as u8, 3, 3, high, low]
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::crypto::cipher::{AeadKey, Iv};
+
+    use super::*;
+
+    fn secrets() -> ConnectionTrafficSecrets {
+        ConnectionTrafficSecrets::Aes256Gcm { key: AeadKey::from([7; 32]), iv: Iv::copy(&[9; NONCE_LEN]) }
+    }
+
+    #[test]
+    fn who_rests_keeps_little_and_goes_on_with_the_same_key() {
+        let (mut sealer, mut opener) =
+            (Sealer::new(3, secrets()).unwrap(), Opener::new(3, secrets()).unwrap());
+        for number in 0..6_u8 {
+            let mut record = [0; HEADER_LEN + 1 + TRAILER_LEN];
+            record[HEADER_LEN] = number;
+            sealer.seal(&mut record, 1, ContentType::Data).unwrap();
+            assert_eq!(opener.open(&mut record).unwrap(), (ContentType::Data, 1));
+            assert_eq!(record[HEADER_LEN], number);
+            assert!(sealer.0.expanded.is_some() && opener.0.expanded.is_some());
+            if number % 2 == 0 {
+                sealer.rest();
+                opener.rest();
+                assert!(sealer.0.expanded.is_none() && opener.0.expanded.is_none());
+            }
+        }
+    }
 }

@@ -112,6 +112,10 @@ impl Stream {
         self.link.bound_buffers(bytes);
     }
 
+    pub(in crate::tunnel) fn rest(&mut self) {
+        self.link.rest();
+    }
+
     pub(in crate::tunnel) fn is_sending(&self) -> bool {
         self.link.is_sending()
     }
