@@ -5,6 +5,8 @@
 
 use std::{net::IpAddr, sync::Arc};
 
+use rpds::HashTrieMapSync;
+
 use super::{Mesh, change, withdraw};
 use crate::{
     discovery::{Delta, Namespace, Pod},
@@ -53,14 +55,9 @@ impl Mesh {
             Some(namespace) => change(&mut self.remote_namespaces, cluster, |namespaces| {
                 namespaces.insert_mut(Arc::clone(name), Arc::clone(namespace));
             }),
-            None => withdraw(
-                &mut self.remote_namespaces,
-                cluster,
-                |namespaces| namespaces.is_empty(),
-                |namespaces| {
-                    namespaces.remove_mut(name);
-                },
-            ),
+            None => withdraw(&mut self.remote_namespaces, cluster, HashTrieMapSync::is_empty, |namespaces| {
+                namespaces.remove_mut(name);
+            }),
         }
         self.reconsider_namespace(name, Some(cluster), delta);
     }

@@ -7,7 +7,7 @@ use std::{
 
 use ambit_core::{model::ObjectName, reason::Reason};
 
-use crate::telemetry::{Direction, Telemetry, tests::web_to_cart};
+use crate::telemetry::{Direction, RemoteCluster, Telemetry, tests::web_to_cart};
 
 const ALERTS: &str = include_str!("../../../../../deploy/alerts/ambit.yaml");
 const DASHBOARD: &str = include_str!("../../../../../deploy/charts/ambit/files/dashboard.json");
@@ -29,6 +29,8 @@ fn everything() -> Telemetry {
     telemetry.certificate(&"spiffe://td1/ns/shop/sa/web".parse().unwrap(), Some(end));
     telemetry.root("ab", Some((SystemTime::now()..end, 1)));
     telemetry.revocation_lists(&[("CN=ca".to_owned(), Some(end))]);
+    let west = RemoteCluster { name: "west", synced: true, objects: 7, errors: 3, away: None };
+    telemetry.remote_clusters([west].into_iter(), SystemTime::now());
     telemetry.probes([(&ObjectName::new("shop", "web"), 1)].into_iter());
     telemetry
 }
