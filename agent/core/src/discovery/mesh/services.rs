@@ -104,7 +104,8 @@ impl Mesh {
             let mut backends = Backends::from_slices(&record.service, self.slices_of(name));
             if !self.is_spoken_for(name) {
                 let pods = self.pods_in(&name.namespace).map(|pod| &*pod.pod);
-                backends.join(Backends::from_pods(&record.service, pods, |node| self.zones.get(node).cloned()));
+                backends
+                    .join(Backends::from_pods(&record.service, pods, |node| self.zones.get(node).cloned()));
             }
             backends
         })
