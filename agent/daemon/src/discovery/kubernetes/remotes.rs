@@ -33,6 +33,7 @@ use crate::{
     cluster::{self, sentence},
     discovery::{
         Origin, RemoteClusters,
+        clusters::Clusters,
         kinds::{Kind, Row},
     },
     error::with_causes,
@@ -64,7 +65,7 @@ pub(super) fn watched() -> impl Iterator<Item = &'static Row> {
 pub(super) async fn wait_a_while(hub: Arc<Hub>) {
     let Some(mut clusters) = hub.shared.upgrade().map(|shared| shared.clusters.subscribe()) else { return };
     // One that takes longer joins later.
-    let _ = timeout(PATIENCE, clusters.wait_for(|clusters| clusters.are_read())).await;
+    let _ = timeout(PATIENCE, clusters.wait_for(Clusters::are_read)).await;
     drop(clusters);
     hub.read_one();
 }
@@ -233,7 +234,7 @@ impl Remotes {
         clusters.statuses().map(|status| status.name).collect()
     }
 
-    fn update(&self, change: impl FnOnce(&mut crate::discovery::clusters::Clusters)) {
+    fn update(&self, change: impl FnOnce(&mut Clusters)) {
         if let Some(shared) = self.hub.shared.upgrade() {
             shared.clusters.send_modify(change);
         }
