@@ -38,6 +38,17 @@ fn write(world: &World, spec: &str, endpoints: &[Endpoint<'_>], beside: &str) ->
     world.manifests.write("own.yaml", &text)
 }
 
+/// Waits until one endpoint takes all connections.
+fn always(world: &World, expected: &str) -> Result<()> {
+    process::eventually(IN_FORCE, || {
+        for _ in 0..20 {
+            let server = taken_by(world)?;
+            ensure!(server == expected, "{server} was reached, not {expected}");
+        }
+        Ok(())
+    })
+}
+
 pub(super) fn near(world: &mut World) -> Result<()> {
     let node = |pod: &str| world.topology.nodes[world.pod(pod).node].name.clone();
     let own = node("a");
@@ -50,15 +61,6 @@ pub(super) fn near(world: &mut World) -> Result<()> {
     };
     let (east, west) = (zone("east"), zone("west"));
     let hinted = [("b", ports::WHOAMI, &*east), ("e", ports::WHOAMI, &*west)];
-    let always = |world: &World, expected: &str| {
-        process::eventually(IN_FORCE, || {
-            for _ in 0..12 {
-                let server = taken_by(world)?;
-                ensure!(server == expected, "{server} was reached, not {expected}");
-            }
-            Ok(())
-        })
-    };
     write(world, "  trafficDistribution: PreferSameZone\n", &hinted, &zones("east", "west"))?;
     always(world, "b")?;
     write(world, "  trafficDistribution: PreferSameZone\n", &hinted, &zones("west", "east"))?;
@@ -85,11 +87,7 @@ pub(super) fn near(world: &mut World) -> Result<()> {
 pub(super) fn refusing(world: &mut World) -> Result<()> {
     let mark = world.agents[0].mark();
     write(world, "", &[("b", CLOSED, ""), ("e", ports::WHOAMI, "")], "")?;
-    process::eventually(IN_FORCE, || taken_by(world).map(drop))?;
-    for _ in 0..20 {
-        let server = taken_by(world)?;
-        ensure!(server == "e", "{server}");
-    }
+    always(world, "e")?;
     world.agents[0].wait_log(mark, &["another is tried", "connection_refused"])?;
     // Affinity moves to the one that answers, and stays there.
     write(world, "  sessionAffinity: ClientIP\n", &[("b", CLOSED, ""), ("e", ports::WHOAMI, "")], "")?;
