@@ -1,6 +1,6 @@
 //! Two clusters with one root, on one flat network: pods of either reach services of both.
 
-use std::{net::Ipv4Addr, thread, time::Duration};
+use std::{fs, io, net::Ipv4Addr, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -31,7 +31,10 @@ fn two_clusters(east: &mut Site) -> Result<()> {
     let done = settle(east, &mut west).and_then(|()| with_both(east, &mut west));
     let kept =
         if done.is_err() { west.keep_logs(&std::env::temp_dir().join("ambit-west")).ok() } else { None };
+    let folder = west.cluster.folder().to_owned();
     west.down()?;
+    // A second attempt begins anew.
+    let _: io::Result<()> = fs::remove_dir_all(folder);
     // The next test has one cluster again.
     east.upgrade(&["multicluster.enabled=false"])?;
     east.cluster.api.kubectl(&["delete", "namespace", SECRETS, "--ignore-not-found"])?;
@@ -239,7 +242,9 @@ fn secrets_as_they_change(east: &Site, west: &Site, pods: &Pods) -> Result<()> {
         ensure!(error.contains("exec is not taken") && error.contains(&name), "{cluster:#}");
         Ok(())
     })?;
-    must_answer(east, &pods.client, pods.service).context("with a kubeconfig that is not taken")?;
+    // The pod that was deleted may still be among the endpoints.
+    eventually(30 * SECOND, || must_answer(east, &pods.client, pods.service))
+        .context("with a kubeconfig that is not taken")?;
     east.cluster.api.kubectl(&["delete", "secret", &name, "-n", SECRETS])?;
     eventually(10 * SECOND, || must_be_refused(east, &pods.client, pods.service))
         .context("without the Secret")?;
