@@ -9,6 +9,12 @@ use anyhow::{Context as _, Result};
 
 use crate::topology::{MESHED, Pod, Topology, UNMESHED};
 
+/// The namespaces, with requests to pods of the one in the mesh read and counted, whatever policies say.
+pub const WATCHED: &str = "apiVersion: v1\nkind: List\nitems:\n\
+    - {apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {ambit.dev/dataplane: enabled}, \
+       annotations: {ambit.dev/http-telemetry: enabled}}}\n\
+    - {apiVersion: v1, kind: Namespace, metadata: {name: legacy}}\n";
+
 /// The cluster IP of service `web`, over pods b and e (80 → named port `http`, 8080; 81 → named port `admin`, 8081; 9000
 /// and 9001 as they are).
 pub const WEB_V4: &str = "198.19.100.1";

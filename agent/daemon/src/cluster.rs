@@ -14,6 +14,7 @@ use std::{
 use kube::{
     Client, Config,
     config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
+    runtime::watcher,
 };
 
 pub(crate) use authorizer::{Access, Authorizer};
@@ -109,6 +110,16 @@ fn check_token(path: &Path) -> Result<(), ClusterError> {
     match !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()) {
         true => Ok(()),
         false => Err(bad("it must hold the token and nothing else, no line end either".into())),
+    }
+}
+
+/// Why what is watched cannot be read, in one line.
+pub(crate) fn watch_sentence(error: &watcher::Error) -> String {
+    match error {
+        watcher::Error::InitialListFailed(error)
+        | watcher::Error::WatchStartFailed(error)
+        | watcher::Error::WatchFailed(error) => sentence(error),
+        other => other.to_string(),
     }
 }
 

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{Stage, Test};
 use crate::{
     agent::IN_FORCE,
+    manifests::WATCHED,
     mirror,
     process::{self, Process, eventually},
     topology::MESHED,
@@ -24,12 +25,6 @@ const SECOND: std::time::Duration = std::time::Duration::from_secs(1);
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CLIENT: &str = "00f067aa0ba902b7";
 const SERVER: &str = "b7ad6b7169203331";
-
-/// Requests to pods of the namespace are read, whatever policies say.
-const WATCHED: &str = "apiVersion: v1\nkind: List\nitems:\n\
-    - {apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {ambit.dev/dataplane: enabled}, \
-       annotations: {ambit.dev/http-telemetry: enabled}}}\n\
-    - {apiVersion: v1, kind: Namespace, metadata: {name: legacy}}\n";
 
 /// Jaeger on the server's node, where its agent sends to.
 fn jaeger(stage: &Stage<'_>, world: &World) -> Result<Process> {

@@ -8,6 +8,7 @@ use super::{SECOND, Test, own};
 use crate::{
     agent::IN_FORCE,
     load::{self, ports},
+    manifests::WATCHED,
     process::{Process, eventually},
     topology::MESHED,
     world::World,
@@ -37,12 +38,6 @@ pub(super) const TESTS: &[Test] = &[
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
 const FILE: &str = "observing.yaml";
-
-/// The namespaces, with requests to pods of the one in the mesh counted.
-const WATCHED: &str = "apiVersion: v1\nkind: List\nitems:\n\
-    - {apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {ambit.dev/dataplane: enabled}, \
-       annotations: {ambit.dev/http-telemetry: enabled}}}\n\
-    - {apiVersion: v1, kind: Namespace, metadata: {name: legacy}}\n";
 
 /// What a request of pod `from` to pod b is answered with.
 fn request(world: &World, from: &str, method: &str, path: &str, fields: &str) -> Result<String> {

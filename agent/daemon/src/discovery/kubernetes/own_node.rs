@@ -14,7 +14,7 @@ use tokio_stream::StreamExt;
 
 use super::object::ApiObject;
 use crate::{
-    cluster::sentence,
+    cluster::watch_sentence,
     discovery::{
         Origin, Shared,
         kinds::{Entry, Key, Kind},
@@ -52,12 +52,7 @@ pub(in crate::discovery) async fn follow(client: Client, shared: Weak<Shared>, n
             Ok(Event::Delete(_)) => shared.ledger().forget(&origin),
             Ok(Event::Init | Event::InitDone) => continue,
             Err(error) => {
-                let why = match &error {
-                    watcher::Error::InitialListFailed(error)
-                    | watcher::Error::WatchStartFailed(error)
-                    | watcher::Error::WatchFailed(error) => sentence(error),
-                    other => other.to_string(),
-                };
+                let why = watch_sentence(&error);
                 let text = format!(
                     "Node {node}, on which this agent runs, cannot be read: {why}; its zone is not known, and endpoints are chosen \
                      from all zones. The agent's account needs list and watch on nodes in a ClusterRole"

@@ -30,7 +30,7 @@ use tracing::info;
 
 use super::{Health, Hub, Member, object::ApiObject, resource_watch::ResourceWatch};
 use crate::{
-    cluster::{self, sentence},
+    cluster::{self, watch_sentence},
     discovery::{
         Origin, RemoteClusters,
         clusters::Clusters,
@@ -102,12 +102,7 @@ pub(super) async fn follow(client: Client, hub: Arc<Hub>, sought: RemoteClusters
                 secrets.retain(|name, _| met.contains(name));
             }
             Err(error) => {
-                let why = match &error {
-                    watcher::Error::InitialListFailed(error)
-                    | watcher::Error::WatchStartFailed(error)
-                    | watcher::Error::WatchFailed(error) => sentence(error),
-                    other => other.to_string(),
-                };
+                let why = watch_sentence(&error);
                 let text = format!(
                     "those of other clusters cannot be read: {why}; the agent's account needs get, list and watch on secrets in namespace {} \
                      (in the chart: multicluster.enabled). What was known before stays",

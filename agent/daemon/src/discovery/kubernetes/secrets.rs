@@ -25,7 +25,7 @@ use tokio_stream::StreamExt;
 
 use super::{Hub, object::ApiObject};
 use crate::{
-    cluster::sentence,
+    cluster::watch_sentence,
     discovery::{
         Origin, World,
         kinds::{Entry, Key, Kind},
@@ -123,12 +123,7 @@ async fn follow_one(client: Client, hub: Arc<Hub>, name: ObjectName) {
                 Some(missing())
             }
             Err(error) => {
-                let why = match &error {
-                    watcher::Error::InitialListFailed(error)
-                    | watcher::Error::WatchStartFailed(error)
-                    | watcher::Error::WatchFailed(error) => sentence(error),
-                    other => other.to_string(),
-                };
+                let why = watch_sentence(&error);
                 hub.write(|ledger| {
                     let text = format!(
                         "Secret {name}, which a DestinationRule names, cannot be read: {why}; the agent's account needs get, list and \
