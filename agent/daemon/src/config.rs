@@ -12,6 +12,7 @@ mod values;
 
 pub(crate) use agent::{
     AgentConfig, AgentSettings, DEFAULT_BPF_ROOT, DEFAULT_RUN_DIR, IssuerConfig, Publication, SourceConfig,
+    USUAL_STATE_DIR,
 };
 pub(crate) use ca::{CaConfig, CaServiceSettings};
 pub(crate) use error::ConfigError;

@@ -46,6 +46,7 @@ pub(super) fn clusters(feed: &Feed) -> Vec<proto::Cluster> {
         trust_domain: cluster.trust_domain.to_string(),
         synced: cluster.synced.map(Into::into),
         objects: cluster.objects as u64,
+        remembered: cluster.remembered.map(Into::into),
         away: cluster.away.map(Into::into),
         error: cluster.error.clone().unwrap_or_default(),
         errors: cluster.errors,

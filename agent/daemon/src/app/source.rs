@@ -48,7 +48,12 @@ fn remotes(config: &AgentConfig) -> Option<RemoteClusters> {
             None => local.namespaces.push(namespace),
         }
     }
-    Some(RemoteClusters { namespace, own_name: config.cluster_name.clone(), local })
+    Some(RemoteClusters {
+        namespace,
+        own_name: config.cluster_name.clone(),
+        local,
+        folder: config.state_dir.clone(),
+    })
 }
 
 /// What decides which objects are whose.

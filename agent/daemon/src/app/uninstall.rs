@@ -73,7 +73,8 @@ pub(super) async fn take_off(config: &AgentConfig) -> anyhow::Result<()> {
         node: Some(&config.node),
         bpf_root: &config.bpf_root,
         run_dir: &config.run_dir,
-        run_dir_in_use: false,
+        state_dir: &config.state_dir,
+        in_use: false,
         cni: config.cni.as_ref().map(|dirs| (&*dirs.bin, &*dirs.conf)),
     };
     let removed = left.take_off().await?;
@@ -94,15 +95,17 @@ pub(crate) struct Left<'a> {
     pub(crate) bpf_root: &'a Path,
     /// The run directory.
     pub(crate) run_dir: &'a Path,
-    /// Whether an agent serves the run directory, which then stays.
-    pub(crate) run_dir_in_use: bool,
+    /// Where what outlives an agent is kept.
+    pub(crate) state_dir: &'a Path,
+    /// Whether an agent serves the run directory: it and what is kept then stay.
+    pub(crate) in_use: bool,
     /// Where the CNI plugin is, and its network configuration; looked for if `None`.
     pub(crate) cni: Option<(&'a Path, &'a Path)>,
 }
 
 impl Left<'_> {
     /// Takes it off: the CNI plugin first, which without an agent would keep new pods waiting, then what is in the kernel, then
-    /// the run directory. Says what that was. What cannot be taken off keeps nothing else there.
+    /// the folders. Says what that was. What cannot be taken off keeps nothing else there.
     pub(crate) async fn take_off(&self) -> anyhow::Result<Vec<String>> {
         let plugin = match self.cni {
             Some((bin, conf)) => cni::uninstall(bin, conf),
@@ -113,21 +116,23 @@ impl Left<'_> {
         removed.extend(
             in_the_kernel.with_context(|| format!("cannot look through {}", self.bpf_root.display()))?,
         );
-        if !self.run_dir_in_use {
-            remove_run_dir(self.run_dir);
+        if !self.in_use {
+            remove_folder(self.run_dir);
+            // Others may have a folder of their own in it.
+            if self.state_dir != self.run_dir
+                && fs::read_dir(self.state_dir).is_ok_and(|all| all.flatten().all(|file| is_ours(&file)))
+            {
+                remove_folder(self.state_dir);
+            }
         }
         Ok(removed)
     }
 }
 
-/// Removes the run directory, if nothing is in it but what agents put there.
-fn remove_run_dir(path: &Path) {
-    // A file that is being replaced begins with a dot until it is whole.
-    let ours = |name: &str| name.trim_start_matches('.').starts_with("ambit") || name == "cni.sock";
-    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-        if entry.file_name().to_str().is_some_and(ours) {
-            let _: io::Result<()> = fs::remove_file(entry.path());
-        }
+/// Removes a folder of agents, if nothing is in it but what they put there.
+fn remove_folder(path: &Path) {
+    for entry in fs::read_dir(path).into_iter().flatten().flatten().filter(is_ours) {
+        let _: io::Result<()> = fs::remove_file(entry.path());
     }
     let removed = fs::remove_dir(path).or_else(|error| match error.kind() {
         // In a container it is a mount point, and what it is mounted on may be read-only. As the host sees it, neither is so.
@@ -139,8 +144,14 @@ fn remove_run_dir(path: &Path) {
     if let Err(error) = removed
         && error.kind() != io::ErrorKind::NotFound
     {
-        tracing::warn!(%error, path = %path.display(), "the run directory could not be removed");
+        tracing::warn!(%error, path = %path.display(), "the folder could not be removed");
     }
+}
+
+/// Whether agents made a file. One that is being replaced begins with a dot until it is whole.
+fn is_ours(file: &fs::DirEntry) -> bool {
+    let ours = |name: &str| name.trim_start_matches('.').starts_with("ambit") || name == "cni.sock";
+    file.file_type().is_ok_and(|kind| !kind.is_dir()) && file.file_name().to_str().is_some_and(ours)
 }
 
 async fn follow(
@@ -239,11 +250,11 @@ mod tests {
         for name in ["ambit.lock", ".ambit.last.json.ambit-7", "cni.sock", "theirs"] {
             fs::write(run_dir.join(name), "").unwrap();
         }
-        remove_run_dir(&run_dir);
+        remove_folder(&run_dir);
         let left: Vec<_> = fs::read_dir(&run_dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["theirs"]);
         fs::remove_file(run_dir.join("theirs")).unwrap();
-        remove_run_dir(&run_dir);
+        remove_folder(&run_dir);
         assert!(!run_dir.exists());
     }
 

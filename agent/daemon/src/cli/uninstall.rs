@@ -8,7 +8,7 @@ use clap::Args;
 use super::output;
 use crate::{
     app,
-    config::{CniDirs, DEFAULT_BPF_ROOT, DEFAULT_RUN_DIR, DnsName, Location},
+    config::{CniDirs, DEFAULT_BPF_ROOT, DEFAULT_RUN_DIR, DnsName, Location, USUAL_STATE_DIR},
     instance::{InstanceError, RunDir},
 };
 
@@ -34,6 +34,9 @@ pub(super) struct UninstallArgs {
     /// The folder of the agent's status socket and lock
     #[arg(long, env = "AMBIT_RUN_DIR", hide_env_values = true, value_name = "DIR", default_value = DEFAULT_RUN_DIR)]
     run_dir: Location,
+    /// The folder of what agents keep of other clusters
+    #[arg(long, env = "AMBIT_STATE_DIR", hide_env_values = true, value_name = "DIR", default_value = USUAL_STATE_DIR)]
+    state_dir: Location,
     /// Where the CNI plugin was installed, if it is not found; with --cni-conf-dir only
     #[arg(long, env = "AMBIT_CNI_BIN_DIR", hide_env_values = true, value_name = "DIR")]
     cni_bin_dir: Option<Location>,
@@ -64,7 +67,8 @@ pub(super) fn run(args: &UninstallArgs) -> anyhow::Result<()> {
         node: args.which.node.as_ref().map(|name| name.0.as_str()),
         bpf_root: &args.bpf_root.0,
         run_dir: &args.run_dir.0,
-        run_dir_in_use: claim.is_none(),
+        state_dir: &args.state_dir.0,
+        in_use: claim.is_none(),
         cni: cni.as_ref().map(|dirs| (&*dirs.bin, &*dirs.conf)),
     };
     output::emit(&report(&app::uninstall(&left)?))

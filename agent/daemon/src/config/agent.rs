@@ -30,6 +30,8 @@ use crate::{
 pub(crate) use settings::AgentSettings;
 
 pub(crate) const DEFAULT_RUN_DIR: &str = "/run/ambit";
+/// Where the chart has what outlives an agent.
+pub(crate) const USUAL_STATE_DIR: &str = "/var/lib/ambit";
 pub(crate) const DEFAULT_BPF_ROOT: &str = "/sys/fs/bpf";
 /// Where Istio's charts mount them in a pod that asks istiod.
 const DEFAULT_CA_ROOT: &str = "/var/run/secrets/istio/root-cert.pem";
@@ -63,6 +65,8 @@ pub(crate) struct AgentConfig {
     pub(crate) cluster_local: Vec<(String, Option<String>)>,
     /// The folder of the status socket and the lock; it exists and only this user can write to it.
     pub(crate) run_dir: PathBuf,
+    /// The folder of what outlives the agent, as it should the node's restart; it exists and only this user can write to it.
+    pub(crate) state_dir: PathBuf,
     /// Where metrics and health are served over HTTP; nowhere if `None`.
     pub(crate) metrics_addr: Option<SocketAddr>,
     /// How long established connections may go on once the agent is to end.
@@ -237,6 +241,7 @@ impl AgentConfig {
         if let Some((domain, _)) = trust_bundles.iter().find(|(domain, _)| own(domain)) {
             return Err(ConfigError::OwnTrustDomain(domain.clone()));
         }
+        let run_dir = settings.run_dir.map_or_else(|| DEFAULT_RUN_DIR.into(), |path| path.0);
         let node = settings.node.ok_or_else(missing("node", "AMBIT_NODE"))?.0;
         Ok(Self {
             node: node.clone(),
@@ -250,7 +255,8 @@ impl AgentConfig {
             cluster_name: settings.cluster_id.map_or_else(|| CLUSTER.to_owned(), |name| name.0),
             remote_clusters: settings.remote_clusters.map(|namespace| namespace.0),
             cluster_local: settings.cluster_local.map_or_else(Vec::new, |services| services.0),
-            run_dir: settings.run_dir.map_or_else(|| DEFAULT_RUN_DIR.into(), |path| path.0),
+            state_dir: settings.state_dir.map_or_else(|| run_dir.clone(), |path| path.0),
+            run_dir,
             metrics_addr: settings.metrics_addr.map(|addr| addr.0),
             drain: settings.drain.map_or(DEFAULT_DRAIN, |drain| drain.0),
             admin_addr: settings.admin_addr.map(|addr| addr.0),
@@ -309,7 +315,8 @@ impl AgentConfig {
         if let IssuerConfig::Builtin { ca_dir } = &self.issuer {
             private_folder("ca-dir", ca_dir)?;
         }
-        private_folder("run-dir", &self.run_dir)
+        private_folder("run-dir", &self.run_dir)?;
+        private_folder("state-dir", &self.state_dir)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Promises nothing of traffic: a cluster that is away keeps what was last known of it. Reading them is left to the Kubernetes feed.
 
-use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::SystemTime};
 
 use ambit_core::model::TrustDomain;
 
@@ -17,6 +17,8 @@ pub(crate) struct RemoteClusters {
     pub(crate) own_name: String,
     /// What each cluster has for itself.
     pub(crate) local: super::ClusterLocal,
+    /// Where what is known of them is kept over a restart of the agent; a folder that only this user can write to.
+    pub(crate) folder: PathBuf,
 }
 
 /// How one of them stands.
@@ -32,6 +34,8 @@ pub(crate) struct ClusterStatus {
     pub(crate) trust_domain: TrustDomain,
     /// When its objects had been read to their end for the first time.
     pub(crate) synced: Option<SystemTime>,
+    /// When what is in force of it was written down, by an earlier agent, while it has not been read.
+    pub(crate) remembered: Option<SystemTime>,
     /// Since when something of it cannot be read.
     pub(crate) away: Option<SystemTime>,
     /// Why that is so, or why its kubeconfig cannot be used.
@@ -57,13 +61,35 @@ struct Standing {
     failing: BTreeMap<Kind, String>,
     /// Why the Secret as it is now is not used.
     unusable: Option<String>,
+    /// Its API has answered since it is read.
+    answers: bool,
+}
+
+impl Standing {
+    /// It has been read to its end, or cannot be.
+    fn is_done(&self) -> bool {
+        self.status.synced.is_some() || self.unusable.is_some()
+    }
 }
 
 impl Clusters {
     /// Whether each that is named has been read to its end, or cannot be.
     pub(super) fn are_read(&self) -> bool {
-        let read = |standing: &Standing| standing.status.synced.is_some() || standing.unusable.is_some();
-        self.listed && self.by_name.values().all(read)
+        self.listed && self.by_name.values().all(Standing::is_done)
+    }
+
+    /// Whether none is being read: those that are not read to their end do not answer.
+    pub(super) fn are_read_or_silent(&self) -> bool {
+        self.by_name
+            .values()
+            .all(|standing| standing.is_done() || !standing.answers || standing.status.away.is_some())
+    }
+
+    /// Its API has answered.
+    pub(super) fn answered(&mut self, name: &str) {
+        if let Some(standing) = self.by_name.get_mut(name) {
+            standing.answers = true;
+        }
     }
 
     /// How they stand, by name; without what they hold.
@@ -79,6 +105,7 @@ impl Clusters {
         let standing = self.standing(name, secret, &trust_domain);
         standing.failing.clear();
         standing.unusable = None;
+        standing.answers = false;
         let status = &mut standing.status;
         (status.server, status.trust_domain, status.away) = (server, trust_domain, None);
         secret.clone_into(&mut status.secret);
@@ -86,7 +113,9 @@ impl Clusters {
 
     /// The Secret as it is now cannot be used; what was known before stays.
     pub(super) fn refuse(&mut self, name: &Arc<str>, secret: &str, trust_domain: &TrustDomain, why: String) {
-        self.standing(name, secret, trust_domain).unusable = Some(why);
+        let standing = self.standing(name, secret, trust_domain);
+        secret.clone_into(&mut standing.status.secret);
+        standing.unusable = Some(why);
     }
 
     /// The Secret is again as the cluster is read by; whether it was refused in between.
@@ -102,7 +131,19 @@ impl Clusters {
     pub(super) fn read(&mut self, name: &str) {
         if let Some(standing) = self.by_name.get_mut(name) {
             standing.status.synced.get_or_insert_with(SystemTime::now);
+            standing.status.remembered = None;
         }
+    }
+
+    /// This is in force of it that was written down then.
+    pub(super) fn remember(&mut self, name: &Arc<str>, trust_domain: &TrustDomain, written: SystemTime) {
+        self.standing(name, "", trust_domain).status.remembered = Some(written);
+    }
+
+    /// Those that have been read to their end, with their trust domains.
+    pub(super) fn read_ones(&self) -> impl Iterator<Item = (Arc<str>, TrustDomain)> {
+        let read = self.by_name.values().filter(|standing| standing.status.synced.is_some());
+        read.map(|Standing { status, .. }| (Arc::clone(&status.name), status.trust_domain.clone()))
     }
 
     /// Whether objects of this kind can be read there; returns why the cluster counts as away, if it does.
@@ -134,6 +175,7 @@ impl Clusters {
                 server: String::new(),
                 trust_domain: trust_domain.clone(),
                 synced: None,
+                remembered: None,
                 away: None,
                 error: None,
                 errors: 0,
@@ -141,6 +183,7 @@ impl Clusters {
             },
             failing: BTreeMap::new(),
             unusable: None,
+            answers: false,
         })
     }
 }

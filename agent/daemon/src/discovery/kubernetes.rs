@@ -6,6 +6,7 @@
 mod definition;
 mod health;
 mod last_known;
+mod memory;
 mod object;
 mod own_node;
 mod policy_status;
@@ -66,6 +67,7 @@ pub(super) fn watch(
     tasks.spawn(secrets::follow(client.clone(), hub.clone()));
     if let Some(remotes) = remotes {
         tasks.spawn(remotes::wait_a_while(hub.clone()));
+        tasks.spawn(memory::keep(hub.shared.clone(), memory::Memory::new(remotes.folder.clone())));
         tasks.spawn(remotes::follow(client.clone(), hub, remotes));
     }
     feed.shared.keep(tasks);
@@ -142,6 +144,13 @@ impl Hub {
             Some(Member { cluster, local }) => entry.in_cluster(cluster, local),
             None => entry,
         })
+    }
+
+    /// The API of another cluster has answered.
+    fn answered(&self) {
+        if let (Some(cluster), Some(shared)) = (self.cluster(), self.shared.upgrade()) {
+            shared.clusters.send_modify(|clusters| clusters.answered(cluster));
+        }
     }
 
     /// One more resource has been read to its end.

@@ -38,6 +38,8 @@ pub(super) struct Ledger {
     objects: usize,
     /// How many objects there are of other clusters: what these have takes no room from what this one has.
     elsewhere: BTreeMap<Arc<str>, usize>,
+    /// How often something of another cluster has changed.
+    changes_elsewhere: BTreeMap<Arc<str>, u64>,
     /// Clusters that have had more objects than are kept.
     crowded: BTreeSet<Arc<str>>,
     /// Every claim to every name, in the order of precedence.
@@ -108,6 +110,7 @@ impl Ledger {
             origins: BTreeMap::new(),
             objects: 0,
             elsewhere: BTreeMap::new(),
+            changes_elsewhere: BTreeMap::new(),
             crowded: BTreeSet::new(),
             claims: HashMap::new(),
             in_force: HashMap::new(),
@@ -172,7 +175,10 @@ impl Ledger {
         }
         self.forget(origin);
         match cluster {
-            Some(cluster) => *self.elsewhere.entry(Arc::clone(cluster)).or_default() += coming,
+            Some(cluster) => {
+                *self.elsewhere.entry(Arc::clone(cluster)).or_default() += coming;
+                self.count_change(cluster);
+            }
             None => self.objects += coming,
         }
         for (at, (key, _)) in content.objects.iter().enumerate() {
@@ -242,6 +248,7 @@ impl Ledger {
                 if let Some(objects) = self.elsewhere.get_mut(cluster) {
                     *objects -= content.objects.len();
                 }
+                self.count_change(cluster);
             }
             None => self.objects -= content.objects.len(),
         }
@@ -259,6 +266,15 @@ impl Ledger {
     /// How many objects of another cluster are known.
     pub(super) fn objects_of(&self, cluster: &str) -> usize {
         self.elsewhere.get(cluster).copied().unwrap_or_default()
+    }
+
+    /// A number that is another one whenever something of another cluster has changed.
+    pub(super) fn changes_of(&self, cluster: &str) -> u64 {
+        self.changes_elsewhere.get(cluster).copied().unwrap_or_default()
+    }
+
+    fn count_change(&mut self, cluster: &Arc<str>) {
+        *self.changes_elsewhere.entry(Arc::clone(cluster)).or_default() += 1;
     }
 
     /// Another cluster is none of ours any more: its objects go.

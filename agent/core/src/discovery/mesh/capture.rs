@@ -36,7 +36,9 @@ impl Mesh {
 
     /// Whether the owner of an address is in the mesh, or may be.
     pub(super) fn is_enrolled(&self, ip: IpAddr) -> bool {
-        self.workload_by_ip(ip).is_some_and(|workload| workload.enrolled) || self.is_contested(ip)
+        self.workload_by_ip(ip).is_some_and(|workload| workload.enrolled)
+            || self.is_contested(ip)
+            || self.is_unjudged(ip)
     }
 
     /// Whether it is in doubt which pod an address is of, and that pod may be in the mesh.

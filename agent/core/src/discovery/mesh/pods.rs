@@ -42,7 +42,7 @@ impl PodRecord {
     }
 
     /// The addresses that it claims: that of the host is no pod's, and one of a pod that has ended may be another's.
-    fn claimed(&self) -> &[IpAddr] {
+    pub(super) fn claimed(&self) -> &[IpAddr] {
         if self.pod.host_network || self.pod.terminal { &[] } else { &self.pod.ips }
     }
 

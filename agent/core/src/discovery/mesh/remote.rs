@@ -9,7 +9,7 @@ use rpds::HashTrieMapSync;
 
 use super::{Mesh, change, withdraw};
 use crate::{
-    discovery::{Delta, Namespace, Pod},
+    discovery::{Change, Delta, Destination, Namespace, Pod},
     model::{ObjectName, Workload},
 };
 
@@ -39,9 +39,32 @@ impl Mesh {
         })
     }
 
+    /// What is known of another cluster, as changes that bring about the same in a mesh that knows nothing: namespaces first, as
+    /// nothing else counts without them, then pods.
+    pub fn known_of(&self, cluster: &Arc<str>) -> impl Iterator<Item = Change> {
+        let of_cluster = move |name: &ObjectName| name.cluster.as_ref() == Some(cluster);
+        let namespaces = self.remote_namespaces.get(cluster).into_iter().flat_map(HashTrieMapSync::values);
+        let namespaces = namespaces.map(move |namespace| Change::RemoteNamespace {
+            cluster: Arc::clone(cluster),
+            namespace: Arc::clone(namespace),
+        });
+        let pods = self.pods.values().filter(move |record| of_cluster(&record.pod.name));
+        let slices = self.slices.values().flat_map(|slices| slices.values());
+        let slices = slices.filter(move |slice| of_cluster(&slice.name));
+        namespaces
+            .chain(pods.map(|record| Change::Pod(Arc::clone(&record.pod))))
+            .chain(slices.map(|slice| Change::EndpointSlice(Arc::clone(slice))))
+    }
+
     /// Whether enough is known of the pod to tell if it is in the mesh: of another cluster its namespace may come later.
     pub(super) fn is_judged(&self, pod: &Pod) -> bool {
         pod.name.cluster.is_none() || self.namespace_of(pod).is_some()
+    }
+
+    /// Whether the pod that has an address may be in the mesh, as the namespace that says it is not known.
+    pub(super) fn is_unjudged(&self, ip: IpAddr) -> bool {
+        let owner = self.by_ip.get(&ip).and_then(|claimants| claimants.first());
+        owner.is_some_and(|owner| !self.is_judged(&owner.pod) && !self.node_ips.contains_key(&ip))
     }
 
     pub(super) fn put_remote_namespace(
@@ -51,6 +74,7 @@ impl Mesh {
         namespace: Option<&Arc<Namespace>>,
         delta: &mut Delta,
     ) {
+        let known = self.remote_namespaces.get(cluster).is_some_and(|all| all.contains_key(name));
         match namespace {
             Some(namespace) => change(&mut self.remote_namespaces, cluster, |namespaces| {
                 namespaces.insert_mut(Arc::clone(name), Arc::clone(namespace));
@@ -60,6 +84,19 @@ impl Mesh {
             }),
         }
         self.reconsider_namespace(name, Some(cluster), delta);
+        if known != namespace.is_some() {
+            self.follow_judgement(name, cluster, delta);
+        }
+    }
+
+    /// Pods of that namespace may be in the mesh as long as it is not known, and are or are not once it is.
+    fn follow_judgement(&mut self, namespace: &str, cluster: &Arc<str>, delta: &mut Delta) {
+        let pods = self.pods_in(namespace).filter(|record| record.pod.name.cluster.as_ref() == Some(cluster));
+        let addresses: Vec<IpAddr> = pods.flat_map(|record| record.claimed().iter().copied()).collect();
+        for ip in addresses {
+            let ways = self.ways_to(ip);
+            self.follow_capture(ways.into_iter().chain([Destination::Address(ip)]), delta);
+        }
     }
 
     /// The pods that claim an address are others than before.

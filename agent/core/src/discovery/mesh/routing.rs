@@ -121,6 +121,12 @@ pub enum RouteError {
         /// The address.
         address: IpAddr,
     },
+    /// Whether a pod of another cluster is in the mesh is not known yet: plaintext might reach one that is.
+    #[error("{address} is a pod of another cluster, of which it is not known yet whether it is in the mesh")]
+    Unjudged {
+        /// The address.
+        address: IpAddr,
+    },
 }
 
 impl Mesh {
@@ -308,6 +314,7 @@ impl Mesh {
         match endpoint.workload.enrolled {
             true => Route::Tunnel(endpoint),
             false if self.is_contested(address) => Route::Refuse(RouteError::Contested { address }),
+            false if self.is_unjudged(address) => Route::Refuse(RouteError::Unjudged { address }),
             false => Route::Plain(endpoint),
         }
     }

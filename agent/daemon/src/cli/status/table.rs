@@ -185,7 +185,7 @@ fn clusters_table(clusters: &[ClusterView], now: SystemTime) -> Table {
             cluster.secret.clone(),
             cluster.server.clone(),
             cluster.trust_domain.clone(),
-            cluster.synced.map_or_else(|| "no".to_owned(), |synced| age(synced, now)),
+            synced(cluster, now),
             cluster.objects.to_string(),
             cluster.away.map(|away| age(away, now)).unwrap_or_default(),
             cluster.errors.to_string(),
@@ -194,6 +194,15 @@ fn clusters_table(clusters: &[ClusterView], now: SystemTime) -> Table {
         ]);
     }
     table
+}
+
+/// Since when; of one that has not been read, as of when it is known.
+fn synced(cluster: &ClusterView, now: SystemTime) -> String {
+    match (cluster.synced, cluster.remembered) {
+        (Some(synced), _) => age(synced, now),
+        (None, Some(remembered)) => format!("no, as of {} ago", age(remembered, now)),
+        (None, None) => "no".to_owned(),
+    }
 }
 
 fn connections_table(connections: &[ConnectionView], now: SystemTime) -> Table {

@@ -50,6 +50,8 @@ settings! {
     cluster_local: ClusterLocalServices, "AMBIT_CLUSTER_LOCAL", "NAMESPACE[/NAME][,..]";
     /// The folder for the status socket and the lock of this agent [default: /run/ambit]
     run_dir: Location, "AMBIT_RUN_DIR", "DIR";
+    /// The folder for what is known of other clusters, by which an agent that starts goes until it has read them; best one that outlives a restart of the node [default: --run-dir]
+    state_dir: Location, "AMBIT_STATE_DIR", "DIR";
     /// Where to serve /metrics and /healthz over HTTP; without it nothing is served
     metrics_addr: ListenAddr, "AMBIT_METRICS_ADDR", "ADDR";
     /// Who may read /metrics: everybody (none), or over TLS who bears a token that RBAC allows get on it (token) [default: none]

@@ -41,6 +41,7 @@ fn defaults_are_those_of_the_help() {
             remote_clusters: None,
             cluster_local: vec![],
             run_dir: "/run/ambit".into(),
+            state_dir: "/run/ambit".into(),
             metrics_addr: None,
             drain: Duration::from_secs(25),
             admin_addr: None,

@@ -22,13 +22,18 @@ use kube::{
 };
 use serde_json::Value;
 use tokio::{
-    task::JoinSet,
+    task::{JoinSet, spawn_blocking},
     time::{sleep, timeout},
 };
 use tokio_stream::StreamExt;
 use tracing::info;
 
-use super::{Health, Hub, Member, object::ApiObject, resource_watch::ResourceWatch};
+use super::{
+    Health, Hub, Member,
+    memory::{Memory, Remembered},
+    object::ApiObject,
+    resource_watch::ResourceWatch,
+};
 use crate::{
     cluster::{self, watch_sentence},
     discovery::{
@@ -46,11 +51,13 @@ const TRUST_DOMAIN: &str = "ambit.dev/trust-domain";
 /// What is read of another cluster.
 const KINDS: [Kind; 3] = [Kind::Namespace, Kind::Pod, Kind::EndpointSlice];
 /// Clusters that are read.
-const MAX_CLUSTERS: usize = 32;
+pub(super) const MAX_CLUSTERS: usize = 32;
 /// The longest kubeconfig, in bytes.
 const MAX_KUBECONFIG: usize = 256 * 1024;
 /// How long the first complete state waits for other clusters.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The same for those that have answered, and are being read.
+const PATIENCE_WHILE_READING: Duration = Duration::from_secs(60);
 /// How long a watch of the Secrets that has failed waits before the next.
 const WAIT: Duration = Duration::from_secs(5);
 /// How long the server keeps a watch, seconds.
@@ -65,7 +72,10 @@ pub(super) fn watched() -> impl Iterator<Item = &'static Row> {
 pub(super) async fn wait_a_while(hub: Arc<Hub>) {
     let Some(mut clusters) = hub.shared.upgrade().map(|shared| shared.clusters.subscribe()) else { return };
     // One that takes longer joins later.
-    let _ = timeout(PATIENCE, clusters.wait_for(Clusters::are_read)).await;
+    if timeout(PATIENCE, clusters.wait_for(Clusters::are_read)).await.is_err() {
+        let left = PATIENCE_WHILE_READING - PATIENCE;
+        let _ = timeout(left, clusters.wait_for(Clusters::are_read_or_silent)).await;
+    }
     drop(clusters);
     hub.read_one();
 }
@@ -82,7 +92,8 @@ pub(super) async fn follow(client: Client, hub: Arc<Hub>, sought: RemoteClusters
     let mut events = pin!(watcher(api, config));
     let mut secrets: BTreeMap<ObjectName, Value> = BTreeMap::new();
     let mut met: Option<HashSet<ObjectName>> = None;
-    let mut remotes = Remotes { hub: hub.clone(), sought, running: HashMap::new() };
+    let mut remotes = Remotes::new(hub.clone(), sought);
+    remotes.recall().await;
     let origin = Origin::Resource(Kind::Secret);
     while let Some(event) = events.next().await {
         match event {
@@ -124,6 +135,7 @@ pub(super) async fn follow(client: Client, hub: Arc<Hub>, sought: RemoteClusters
 struct Remotes {
     hub: Arc<Hub>,
     sought: RemoteClusters,
+    memory: Memory,
     running: HashMap<Arc<str>, Running>,
 }
 
@@ -142,6 +154,35 @@ struct Wanted {
 }
 
 impl Remotes {
+    fn new(hub: Arc<Hub>, sought: RemoteClusters) -> Self {
+        let memory = Memory::new(sought.folder.clone());
+        Self { hub, sought, memory, running: HashMap::new() }
+    }
+
+    /// Brings into force what an earlier agent knew of clusters, until they have been read. Which of them are named still, the Secrets
+    /// will say.
+    async fn recall(&self) {
+        let (memory, settings, local) =
+            (self.memory.clone(), self.hub.settings.clone(), self.sought.local.clone());
+        let recalled = spawn_blocking(move || memory.recall(&settings, &local)).await;
+        // The pool refuses only while the runtime ends.
+        let Ok((all, problems)) = recalled else { return };
+        for Remembered { cluster, trust_domain, written, entries } in all {
+            info!(%cluster, objects = entries.len(), "what was last known of another cluster is in force until it has been read");
+            self.hub.write(|ledger| {
+                for entry in entries {
+                    ledger.take(&Origin::Object(entry.key.clone()), vec![entry], Vec::new());
+                }
+            });
+            self.update(|clusters| clusters.remember(&cluster, &trust_domain, written));
+        }
+        self.hub.write(|ledger| {
+            for (origin, problem) in problems {
+                ledger.set_source_problem(&origin, Some(problem));
+            }
+        });
+    }
+
     async fn bring_up_to_date(&mut self, secrets: &BTreeMap<ObjectName, Value>) {
         let (wanted, twice) = wanted(secrets, &self.sought.own_name, &self.hub.settings.trust_domain);
         let gone: Vec<Arc<str>> =
@@ -155,6 +196,14 @@ impl Remotes {
                 ledger.forget_cluster(&name);
             });
         }
+        let (memory, named) = (self.memory.clone(), wanted.keys().cloned().collect::<HashSet<_>>());
+        // The pool refuses only while the runtime ends.
+        let forgotten = spawn_blocking(move || memory.retain(|name| named.contains(name))).await;
+        self.hub.write(|ledger| {
+            for name in forgotten.iter().flatten() {
+                ledger.set_source_problem(&self.memory.origin(name), None);
+            }
+        });
         for (name, by) in wanted {
             if self.running.get(&name).is_none_or(|running| running.by != by) {
                 self.read(&name, by).await;

@@ -176,6 +176,9 @@ impl ResourceWatch {
             Event::Init => return self.listing = Some(HashSet::new()),
             Event::InitApply(object) => {
                 if let Some(listing) = &mut self.listing {
+                    if listing.is_empty() {
+                        self.hub.answered();
+                    }
                     listing.insert(self.hub.name(object.name()));
                 }
                 self.write(&object);

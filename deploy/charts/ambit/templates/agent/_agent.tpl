@@ -77,6 +77,8 @@ seLinuxOptions:
 {{- if .Values.multicluster.enabled }}
 - name: AMBIT_REMOTE_CLUSTERS
   value: {{ .Values.multicluster.namespace }}
+- name: AMBIT_STATE_DIR
+  value: {{ .Values.stateDir }}
 - name: AMBIT_CLUSTER_LOCAL
   value: {{ prepend .Values.multicluster.clusterLocal .Release.Namespace | join "," | quote }}
 {{- end }}

@@ -97,6 +97,41 @@ fn a_pod_elsewhere_is_never_taken_for_one_outside_the_mesh() {
 }
 
 #[test]
+fn a_pod_elsewhere_is_captured_until_its_namespace_is_known() {
+    let address = Destination::Address("10.1.0.1".parse().unwrap());
+    let captured = |mesh: &Mesh| mesh.captured_destinations().any(|captured| captured == address);
+    let dialled = |mesh: &Mesh| way(mesh, &client(), "10.1.0.1:80", 0);
+    let mut mesh = mesh([]);
+    let pod = || Change::Pod(Arc::new(elsewhere("shop/web-1", "10.1.0.1")));
+    let delta = mesh.apply(pod());
+    assert!(delta.begun().eq([address]) && captured(&mesh));
+    assert_eq!(dialled(&mesh), "unjudged");
+    let delta = mesh.apply(namespace_elsewhere("shop", false));
+    assert!(delta.ended().eq([address]) && !captured(&mesh), "it is not in the mesh");
+    assert_eq!(dialled(&mesh), "plain 10.1.0.1:80");
+    mesh.apply(Change::RemoteNamespaceGone { cluster: west(), name: "shop".into() });
+    assert!(captured(&mesh), "it may be again");
+    mesh.apply(namespace_elsewhere("shop", true));
+    assert!(captured(&mesh));
+    assert_eq!(dialled(&mesh), "tunnel 10.1.0.1:80");
+}
+
+#[test]
+fn what_is_known_of_a_cluster_brings_about_the_same() {
+    let mut mesh = mesh([pod("shop/ours", &["10.0.0.1"])]);
+    mesh.apply(Change::Service(Arc::new(web())));
+    mesh.apply(namespace_elsewhere("shop", true));
+    apply(&mut mesh, elsewhere("shop/web-1", "10.1.0.1"), slice_elsewhere("shop/web-1"));
+    let known: Vec<Change> = mesh.known_of(&west()).collect();
+    assert!(matches!(known[..], [Change::RemoteNamespace { .. }, Change::Pod(_), Change::EndpointSlice(_)]));
+    let mut other = self::mesh([]);
+    other.apply(Change::Service(Arc::new(web())));
+    known.into_iter().for_each(|change| drop(other.apply(change)));
+    assert_eq!(ways(&other), ["tunnel 10.1.0.1:8080"]);
+    assert_eq!(other.known_of(&"north".into()).count(), 0);
+}
+
+#[test]
 fn what_is_ours_stays_ours() {
     let mut mesh = mesh([Pod { created: Some(1), ..pod("plain/a", &["10.0.0.1"]) }]);
     mesh.apply(namespace_elsewhere("shop", true));

@@ -1,14 +1,22 @@
 //! Secrets that name other clusters, from the API of this one.
 
+use std::path::Path;
+
 use super::*;
 use crate::{cluster::testing::scripted, discovery::ClusterStatus};
 
+/// With nothing that an earlier agent knew.
 fn bench() -> Bench {
+    bench_in(Path::new("/nonexistent"))
+}
+
+fn bench_in(folder: &Path) -> Bench {
     let (client, calls) = scripted("secrets");
     let remotes = RemoteClusters {
         namespace: "ambit-system".to_owned(),
         own_name: "east".to_owned(),
         local: ClusterLocal::default(),
+        folder: folder.to_owned(),
     };
     let feed = watch(&client, Settings::default(), PolicyHold::default(), Some(remotes));
     Bench { feed, calls, definition: Definition::default() }
@@ -91,4 +99,76 @@ async fn a_missing_right_is_named_and_keeps_nobody() {
     let world = bench.until("told", |world| !world.problems.is_empty()).await;
     assert!(problems(&world)[0].contains("multicluster.enabled"), "{:?}", problems(&world));
     bench.until("synced", |world| world.synced).await;
+}
+
+/// What an earlier agent wrote down of cluster west: a pod in the mesh.
+fn remembered(folder: &Path) {
+    let lines = [
+        json!({"version": 1, "cluster": "west", "trustDomain": "td2", "written": 1_790_000_000}),
+        json!({"kind": "Namespace", "metadata": {"name": "shop", "labels": {"ambit.dev/dataplane": "enabled"}}}),
+        json!({"kind": "Pod", "metadata": {"name": "web", "namespace": "shop"}, "status": {"podIPs": [{"ip": "10.1.0.1"}]}}),
+        json!({"objects": 2}),
+    ];
+    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    std::fs::write(folder.join("ambit.cluster-west.jsonl"), text).unwrap();
+}
+
+fn is_in_the_mesh(world: &World, ip: &str) -> bool {
+    world.mesh.workload_by_ip(ip.parse().unwrap()).is_some_and(|pod| pod.enrolled)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_known_of_a_cluster_is_in_force_from_the_first_state_on() {
+    let dir = tempfile::tempdir().unwrap();
+    remembered(dir.path());
+    let mut bench = bench_in(dir.path());
+    let unanswered = bench.call().await;
+    // Not even the Secrets can be read.
+    let world = bench.until("synced", |world| world.synced).await;
+    assert!(is_in_the_mesh(&world, "10.1.0.1"));
+    let all = status(&bench, "remembered", |all| all.len() == 1).await;
+    assert_eq!((&*all[0].name, all[0].trust_domain.as_str(), all[0].objects), ("west", "td2", 2));
+    assert!(all[0].synced.is_none() && all[0].remembered.is_some());
+    // Its kubeconfig cannot be used: what was known of it before stays.
+    let list = json!({"apiVersion": "v1", "kind": "SecretList", "metadata": {"resourceVersion": "6"},
+        "items": [secret("s", "west", "{kind: Config, current-context: none}")]});
+    unanswered.answer(200, &list);
+    let events = bench.call().await.stream();
+    let all = status(&bench, "refused", |all| all[0].error.is_some()).await;
+    assert_eq!(all[0].secret, "ambit-system/s");
+    assert!(is_in_the_mesh(&bench.later().await, "10.1.0.1"));
+    assert!(dir.path().join("ambit.cluster-west.jsonl").exists());
+    events.send("DELETED", &secret("s", "west", ""));
+    bench.until("gone", |world| !is_in_the_mesh(world, "10.1.0.1")).await;
+    status(&bench, "gone", <[ClusterStatus]>::is_empty).await;
+    assert!(!dir.path().join("ambit.cluster-west.jsonl").exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_known_of_a_cluster_that_nobody_names_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    remembered(dir.path());
+    let mut bench = bench_in(dir.path());
+    let _events = listed(&mut bench, &[]).await;
+    let world = bench.until("synced", |world| world.synced).await;
+    status(&bench, "gone", <[ClusterStatus]>::is_empty).await;
+    assert!(!is_in_the_mesh(&world, "10.1.0.1"));
+    assert!(!dir.path().join("ambit.cluster-west.jsonl").exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_cannot_be_read_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("ambit.cluster-west.jsonl"), "half a li").unwrap();
+    let mut bench = bench_in(dir.path());
+    let call = bench.call().await;
+    let world = bench.until("told", |world| !world.problems.is_empty()).await;
+    assert!(problems(&world)[0].contains("what was last known of cluster west cannot be read"));
+    // It is told no more once nobody names the cluster.
+    call.answer(
+        200,
+        &json!({"apiVersion": "v1", "kind": "SecretList", "metadata": {"resourceVersion": "6"}, "items": []}),
+    );
+    let _events = bench.call().await.stream();
+    bench.until("no longer told", |world| world.problems.is_empty()).await;
 }
