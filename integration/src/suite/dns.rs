@@ -1,6 +1,7 @@
 //! Names: hosts of ServiceEntries that pods ask for, and everything else, which goes on as if no agent were there. The resolver is
 //! BIND, the clients are sockets, glibc's getaddrinfo, musl's, Go's, dig and dnsperf.
 
+mod load;
 mod resolver;
 
 use std::{fs, net::IpAddr};
@@ -50,9 +51,9 @@ pub(super) const TESTS: &[Test] = &[
     ),
     own(
         "dns::load_is_carried_without_loss",
-        "dnsperf: thousands of questions a second, all answered",
+        "dnsperf: thousands of questions a second through an agent on one processor, all answered",
         &["--dns-capture", "on"],
-        load,
+        load::carried,
     ),
     own(
         "dns::resolvers_come_and_go",
@@ -328,46 +329,6 @@ fn without_the_agent(world: &mut World) -> Result<()> {
     let lost: f64 = output.rsplit_once("lost ").context("lost")?.1.trim().parse()?;
     ensure!(lost <= 2.5, "names were not to be had for {lost} s: {output}");
     Ok(())
-}
-
-fn load(world: &mut World) -> Result<()> {
-    let resolver = Resolver::start(world)?;
-    entry(world, "")?;
-    allocated(world, &resolver)?;
-    let questions = world.folder.join("questions");
-    let mixed: String = (0..1_000)
-        .map(|number| {
-            if number % 10 == 5 {
-                format!("{HOST} A\n")
-            } else {
-                format!("h{}.example.test A\n", number / 10 * 10)
-            }
-        })
-        .collect();
-    fs::write(&questions, mixed)?;
-    let asked = rate();
-    for (what, clients) in [("one client", "1"), ("many", "50")] {
-        let mut command = world.pod("a").netns.command("dnsperf");
-        command.args(["-s", &resolver.v4.to_string(), "-d"]).arg(&questions);
-        // Not more at a time than the kernel keeps for a resolver that a busy machine holds up.
-        command.args(["-l", "5", "-Q", &asked, "-c", clients, "-q", "50", "-t", "5"]);
-        let told = run(&mut command, 30 * SECOND)?.ok()?;
-        ensure!(told.contains("Queries lost:         0 (0.00%)"), "{what}: {told}");
-        let rate = told.lines().find_map(|line| line.trim().strip_prefix("Queries per second:"));
-        let rate: f64 = rate.context("no rate is told")?.trim().parse()?;
-        ensure!(rate > 0.5 * asked.parse::<f64>()?, "{what}: {rate} a second");
-    }
-    let metrics = world.agents[0].metrics()?;
-    for result in ["refused", "dropped"] {
-        let count = metrics.sum("ambit_dns_messages_total", &[&format!("result=\"{result}\"")]);
-        ensure!(count == 0.0, "{count} {result}");
-    }
-    Ok(())
-}
-
-/// Questions a second: what an agent without optimisation can bear beside everything else on two cores, or what `AMBIT_DNS_RATE` says.
-fn rate() -> String {
-    std::env::var("AMBIT_DNS_RATE").unwrap_or_else(|_| "2000".to_owned())
 }
 
 fn resolvers(world: &mut World) -> Result<()> {

@@ -17,7 +17,7 @@ const UP: Duration = Duration::from_secs(20);
 pub(super) struct Resolver {
     pub(super) v4: Ipv4Addr,
     pub(super) v6: Ipv6Addr,
-    process: Process,
+    pub(super) process: Process,
 }
 
 impl Resolver {

@@ -88,7 +88,8 @@ impl FromStr for VipNetworks {
         if text == "none" {
             return Ok(Self(Vec::new()));
         }
-        let IpBlocks(networks) = text.parse()?;
+        let networks: Result<IpBlocks, String> = text.parse();
+        let IpBlocks(networks) = networks.map_err(|error| format!("{error}, or none"))?;
         let of = |v4: bool| networks.iter().filter(move |(address, _)| address.is_ipv4() == v4);
         let fits = |(address, len): &(IpAddr, u8)| *len <= if address.is_ipv4() { 30 } else { 126 };
         if of(true).count() > 1 || of(false).count() > 1 || !networks.iter().all(fits) {
@@ -125,7 +126,8 @@ mod tests {
             assert_eq!(text.parse::<VipNetworks>().unwrap().to_string(), text);
         }
         for bad in ["", "10.0.0.0/8,11.0.0.0/8", "10.0.0.0/31", "fd00::/127", "10.0.0.1", "x"] {
-            assert!(bad.parse::<VipNetworks>().is_err(), "{bad}");
+            let error = bad.parse::<VipNetworks>().unwrap_err();
+            assert!(error.ends_with(", or none"), "{bad}: {error}");
         }
     }
 }
