@@ -37,7 +37,7 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 /// Beside the defaults.
-const VARIANTS: [&[&str]; 11] = [
+const VARIANTS: [&[&str]; 12] = [
     &[],
     &["label=istio.io/dataplane-mode=ambient\\,none"],
     &[
@@ -47,6 +47,13 @@ const VARIANTS: [&[&str]; 11] = [
         "issuer.alsoTrust[0].key=root-cert.pem",
     ],
     &["issuer.kind=istio"],
+    &[
+        "multicluster.enabled=true",
+        "multicluster.reader=true",
+        "trustBundles[0].trustDomain=west.example",
+        "trustBundles[0].configMap=roots-of-west",
+        "trustBundles[0].key=root-cert.pem",
+    ],
     &["issuer.kind=vault", "issuer.vault.address=https://vault:8200", "issuer.vault.caConfigMap=vault-ca"],
     &["issuer.kind=spire"],
     &["ca.cacertsSecret=cacerts", "networkPolicy.nodeCIDRs={10.0.0.0/8}", "image.pullSecrets={registry}"],
@@ -101,6 +108,8 @@ fn nonsense(site: &mut Site) -> Result<()> {
         ("svidTTL=1d1h", "svidTTL (1d1h) is longer than ca.maxTTL (24h)"),
         ("ca.podLabels.ambit\\.dev/dataplane=enabled", "the CA's pods stay out of the mesh"),
         ("issuer.alsoTrust[0].name=roots", "/issuer/alsoTrust/0"),
+        ("trustBundles[0].trustDomain=west.example", "/trustBundles/0"),
+        ("stateDir=var/lib", "/stateDir"),
         ("issuer.kind=vault", "issuer.vault.address is needed"),
         ("issuer.vault.address=http://vault:8200", "/issuer/vault/address"),
         ("issuer.kind=vault,issuer.vault.address=https://vault", "issuer.vault.caConfigMap is needed"),

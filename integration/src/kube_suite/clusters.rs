@@ -1,4 +1,6 @@
-//! Two clusters with one root, on one flat network: pods of either reach services of both.
+//! Two clusters on one flat network: pods of either reach services of both.
+
+mod federation;
 
 use std::{fs, io, net::Ipv4Addr, thread, time::Duration};
 
@@ -11,11 +13,18 @@ use super::{
 };
 use crate::{capture::is_tls, load::ports, process::eventually, tools::Attempt};
 
-pub(super) const TESTS: &[Test] = &[installed(
-    "clusters::two_of_them_are_one_mesh",
-    "services of one name, STRICT at both ends, a remote identity's policy, one API away for a minute",
-    two_clusters,
-)];
+pub(super) const TESTS: &[Test] = &[
+    installed(
+        "clusters::two_of_them_are_one_mesh",
+        "services of one name, STRICT at both ends, a remote identity's policy, one API away for a minute, agents that start meanwhile",
+        two_clusters,
+    ),
+    installed(
+        "clusters::trust_domains_are_federated",
+        "each cluster with roots and a trust domain of its own: STRICT at both ends, policies by the other's principals, aliases",
+        federation::two_trust_domains,
+    ),
+];
 
 /// Where the Secrets are that name other clusters.
 const SECRETS: &str = "ambit-clusters";
@@ -27,8 +36,16 @@ const SHOP: &str = "shop";
 const SETTINGS: [&str; 2] = ["multicluster.enabled=true", "multicluster.reader=true"];
 
 fn two_clusters(east: &mut Site) -> Result<()> {
+    beside(east, |east, west| {
+        settle(east, west)?;
+        with_both(east, west)
+    })
+}
+
+/// Does something with this cluster and another one, which is gone afterwards.
+fn beside(east: &mut Site, work: impl FnOnce(&mut Site, &mut Site) -> Result<()>) -> Result<()> {
     let mut west = east.beside("west")?;
-    let done = settle(east, &mut west).and_then(|()| with_both(east, &mut west));
+    let done = work(east, &mut west);
     let kept =
         if done.is_err() { west.keep_logs(&std::env::temp_dir().join("ambit-west")).ok() } else { None };
     let folder = west.cluster.folder().to_owned();
@@ -54,19 +71,27 @@ fn settle(east: &Site, west: &mut Site) -> Result<()> {
     let name = format!("clusterName={EAST}");
     east.upgrade(&[SETTINGS.as_slice(), &[&name]].concat())?;
     let west = &*west;
-    for (reader, other, name) in [(east, west, WEST), (west, east, EAST)] {
-        // The token comes a moment after its account.
-        let secret = eventually(20 * SECOND, || cluster_secret(other, name))?;
-        reader.cluster.api.apply(&secret)?;
-    }
-    Ok(())
+    read_by(east, west, WEST, &[])?;
+    read_by(west, east, EAST, &[])
+}
+
+/// Has the agents of a cluster read another one.
+fn read_by(reader: &Site, other: &Site, name: &str, flags: &[&str]) -> Result<()> {
+    // The token comes a moment after its account.
+    let secret = eventually(20 * SECOND, || cluster_secret(other, name, flags))?;
+    reader.cluster.api.apply(&secret)
 }
 
 /// What `ambit cluster-secret` prints for a cluster.
-fn cluster_secret(of: &Site, name: &str) -> Result<String> {
+fn cluster_secret(of: &Site, name: &str, flags: &[&str]) -> Result<String> {
     let binary = of.kit.binary(of.cluster.folder())?;
     let mut command = of.cluster.access().outside().command(&binary);
-    command.arg("cluster-secret").arg("--kubeconfig").arg(of.cluster.api.admin()).args(["--name", name]);
+    command
+        .arg("cluster-secret")
+        .arg("--kubeconfig")
+        .arg(of.cluster.api.admin())
+        .args(["--name", name])
+        .args(flags);
     let printed = crate::process::run(&mut command, Duration::from_secs(30))?.ok()?;
     ensure!(printed.contains("istio/multiCluster"), "{printed}");
     Ok(printed)
@@ -84,7 +109,8 @@ struct Pods {
     service: Ipv4Addr,
 }
 
-fn with_both(east: &mut Site, west: &mut Site) -> Result<()> {
+/// The namespace in both clusters, STRICT, with the service, its server in the west and its clients in the east.
+fn pods(east: &mut Site, west: &mut Site) -> Result<Pods> {
     for site in [&mut *east, &mut *west] {
         site.own_namespace(SHOP)?;
         site.opt_in(SHOP)?;
@@ -102,8 +128,11 @@ fn with_both(east: &mut Site, west: &mut Site) -> Result<()> {
     let [web] = west.pods(SHOP, &[Plan::server("web").account("web")])?;
     let told = east.cluster.api.json(&["get", "service", "web", "-n", SHOP])?;
     let address = told["spec"]["clusterIP"].as_str().context("a cluster IP")?.parse()?;
-    let pods = Pods { client, other, web, service: address };
+    Ok(Pods { client, other, web, service: address })
+}
 
+fn with_both(east: &mut Site, west: &mut Site) -> Result<()> {
+    let pods = pods(east, west)?;
     across(east, &pods)?;
     by_policy(east, west, &pods)?;
     told_by_agents(east, &pods)?;
@@ -127,8 +156,20 @@ fn ask(site: &Site, from: &Pod, to: Ipv4Addr) -> Result<Attempt> {
 /// The server must answer, and see the client's own address.
 fn must_answer(site: &Site, from: &Pod, to: Ipv4Addr) -> Result<()> {
     let attempt = ask(site, from, to)?;
-    ensure!(attempt.received.starts_with(&format!("peer {}:", from.ip)), "{to} does not answer: {attempt:?}");
+    let answers = attempt.received.starts_with(&format!("peer {}:", from.ip));
+    ensure!(answers, "{to} does not answer: {attempt:?}; {}", why_not(site, from, to));
     Ok(())
+}
+
+/// What the client's agent says of its last connection there, and which endpoints there are.
+fn why_not(site: &Site, from: &Pod, to: Ipv4Addr) -> String {
+    let log = site.agents_log().unwrap_or_default();
+    let of_pair = |line: &&str| line.contains(&from.ip.to_string()) && line.contains(&format!("{to}:"));
+    let last = log.lines().rfind(of_pair).unwrap_or("its agent's log has nothing of it");
+    let port = format!("{to}:{}", ports::WHOAMI);
+    let explained = site.ambit(&from.node, &["explain", &format!("{}/{}", from.namespace, from.name), &port]);
+    let explained = explained.map_or_else(|error| format!("{error:#}"), |done| done.told());
+    format!("{last}\n{explained}")
 }
 
 fn must_be_refused(site: &Site, from: &Pod, to: Ipv4Addr) -> Result<()> {
@@ -140,6 +181,11 @@ fn must_be_refused(site: &Site, from: &Pod, to: Ipv4Addr) -> Result<()> {
 /// By the pod's own address and by the service, under mutual TLS from pod to pod.
 fn across(east: &Site, pods: &Pods) -> Result<()> {
     eventually(30 * SECOND, || must_answer(east, &pods.client, pods.web.ip)).context("pod to pod")?;
+    encrypted(east, pods)
+}
+
+/// The same, of which not one is seen in plaintext.
+fn encrypted(east: &Site, pods: &Pods) -> Result<()> {
     let capture = east.capture("a", "clusters")?;
     eventually(10 * SECOND, || must_answer(east, &pods.client, pods.service)).context("pod to service")?;
     must_answer(east, &pods.client, pods.web.ip)?;
@@ -152,13 +198,7 @@ fn across(east: &Site, pods: &Pods) -> Result<()> {
 
 /// The west decides by its own policies who may come, by the identities of the east.
 fn by_policy(east: &Site, west: &Site, pods: &Pods) -> Result<()> {
-    west.apply(&json!({
-        "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
-        "metadata": {"name": "buyers", "namespace": SHOP},
-        "spec": {"action": "ALLOW", "rules": [{"from": [{"source": {
-            "principals": [format!("cluster.local/ns/{SHOP}/sa/buyer")],
-        }}]}]},
-    }))?;
+    admit(west, &[&format!("cluster.local/ns/{SHOP}/sa/buyer")])?;
     eventually(IN_FORCE, || must_be_refused(east, &pods.other, pods.service)).context("another account")?;
     must_answer(east, &pods.client, pods.service).context("the account that may")?;
     // A policy of the east is none of the west's.
@@ -169,6 +209,15 @@ fn by_policy(east: &Site, west: &Site, pods: &Pods) -> Result<()> {
     thread::sleep(IN_FORCE);
     must_answer(east, &pods.client, pods.service)?;
     east.cluster.api.kubectl(&["delete", "authorizationpolicy", "nobody", "-n", SHOP]).map(drop)
+}
+
+/// Lets those and nobody else into the namespace.
+fn admit(site: &Site, principals: &[&str]) -> Result<()> {
+    site.apply(&json!({
+        "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+        "metadata": {"name": "buyers", "namespace": SHOP},
+        "spec": {"action": "ALLOW", "rules": [{"from": [{"source": {"principals": principals}}]}]},
+    }))
 }
 
 /// What an agent of the east says of the west.
@@ -222,7 +271,21 @@ fn while_away(east: &Site, pods: &Pods) -> Result<usize> {
     eventually(30 * SECOND, || east.ambit("b", &["status", "--ready"])?.ok())?;
     let tally = load.tally(Duration::from_secs(90))?;
     ensure!(tally.failed == 0 && tally.good > 1_000, "{tally:?}");
+    east.kill_agent("a")?;
+    remembered(east, pods).context("what an agent knows that starts while the API of the west is away")?;
     Ok(tally.good)
+}
+
+/// An agent that has never read the west goes by what the one before it knew.
+fn remembered(east: &Site, pods: &Pods) -> Result<()> {
+    let cluster = eventually(30 * SECOND, || {
+        let cluster = cluster_of(east)?;
+        ensure!(cluster["synced"].is_null() && !cluster["remembered"].is_null(), "{cluster:#}");
+        Ok(cluster)
+    })?;
+    ensure!(cluster["objects"].as_u64().is_some_and(|objects| objects > 5), "{cluster:#}");
+    eventually(30 * SECOND, || must_answer(east, &pods.client, pods.web.ip))?;
+    encrypted(east, pods)
 }
 
 /// A kubeconfig that cannot be used is told and changes nothing; without the Secret the cluster is gone.

@@ -70,6 +70,14 @@ seLinuxOptions:
 - name: AMBIT_TRUST_DOMAIN_ALIASES
   value: {{ join "," . }}
 {{- end }}
+{{- with .Values.trustBundles }}
+{{- $bundles := list }}
+{{- range $at, $bundle := . }}
+{{- $bundles = append $bundles (printf "%s=/var/run/ambit/trust-bundles/%d.pem" $bundle.trustDomain $at) }}
+{{- end }}
+- name: AMBIT_TRUST_BUNDLE
+  value: {{ join "," $bundles }}
+{{- end }}
 - name: AMBIT_CLUSTER_DOMAIN
   value: {{ .Values.clusterDomain }}
 - name: AMBIT_CLUSTER_ID
