@@ -166,10 +166,9 @@ fn why_not(site: &Site, from: &Pod, to: Ipv4Addr) -> String {
     let log = site.agents_log().unwrap_or_default();
     let of_pair = |line: &&str| line.contains(&from.ip.to_string()) && line.contains(&format!("{to}:"));
     let last = log.lines().rfind(of_pair).unwrap_or("its agent's log has nothing of it");
-    let port = format!("{to}:{}", ports::WHOAMI);
-    let explained = site.ambit(&from.node, &["explain", &format!("{}/{}", from.namespace, from.name), &port]);
-    let explained = explained.map_or_else(|error| format!("{error:#}"), |done| done.told());
-    format!("{last}\n{explained}")
+    let asked = ["get", "endpointslices", "-n", &from.namespace, "-o", "wide"];
+    let endpoints = site.cluster.api.kubectl(&asked).unwrap_or_else(|error| format!("{error:#}"));
+    format!("{last}\n{endpoints}")
 }
 
 fn must_be_refused(site: &Site, from: &Pod, to: Ipv4Addr) -> Result<()> {

@@ -3,7 +3,10 @@
 
 use super::*;
 use crate::{
-    discovery::{PortProtocol, Route, RouteError},
+    discovery::{
+        ClientSettings, ClientTls, ConnectionPool, DestinationRule, ExportTo, HostPattern, PortProtocol,
+        Route, RouteError, TrafficPolicy,
+    },
     model::{OriginalDst, Workload},
     reason::Reason,
 };
@@ -95,17 +98,24 @@ fn case_48_a_pod_that_opts_out_is_reached_in_plaintext_and_unjudged() {
 }
 
 #[test]
-#[ignore = "waits for DestinationRule"]
 fn case_49_tls_that_is_disabled_leaves_the_tunnel() {
-    panic!("no DestinationRule is read yet: DISABLE for an enrolled destination keeps the tunnel");
-}
-
-#[test]
-#[ignore = "waits for DestinationRule"]
-fn case_50_a_port_without_tls_inherits_none() {
-    panic!(
-        "no DestinationRule is read yet: portLevelSettings without tls are unset, not the SIMPLE above them"
-    );
+    for tls in [ClientTls::Disable, ClientTls::Unset, ClientTls::IstioMutual] {
+        let mut scene = strict(shop());
+        let name = named("shop/cart");
+        let settings = ClientSettings { rule: name.clone(), tls, pool: ConnectionPool::default() };
+        scene.mesh.apply(Change::DestinationRule(Arc::new(DestinationRule {
+            name,
+            created: None,
+            host: HostPattern::new("cart.shop.svc.cluster.local"),
+            exported_to: ExportTo::All,
+            selector: None,
+            policy: Some(TrafficPolicy { default: Arc::new(settings), ports: BTreeMap::new() }),
+        })));
+        let way = route(&scene, "shop/web-5d4f7c9-x7k2p", "10.96.0.1:80");
+        let Route::Tunnel(endpoint) = way else { panic!("{way:?}") };
+        assert!(endpoint.rule.is_some(), "the rule holds, and takes no tunnel away");
+        assert_eq!(refused(&scene, "shop/web-5d4f7c9-x7k2p", "10.96.0.1:80"), None);
+    }
 }
 
 /// Method, path and token are judged as on the way; a connection of which nothing is said depends on them.

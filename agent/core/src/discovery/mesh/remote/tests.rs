@@ -131,6 +131,27 @@ fn what_is_known_of_a_cluster_brings_about_the_same() {
     assert_eq!(other.known_of(&"north".into()).count(), 0);
 }
 
+/// Pods and slices are read by watches of their own, either of which may be behind.
+#[test]
+fn an_endpoint_whose_pod_has_gone_is_left_for_another() {
+    let mut mesh = mesh([]);
+    mesh.apply(Change::Service(Arc::new(web())));
+    mesh.apply(namespace_elsewhere("shop", true));
+    let both = |mut slice: EndpointSlice| {
+        let mut next = slice.endpoints[0].clone();
+        next.addresses = vec!["10.1.0.2".parse().unwrap()];
+        next.pod = Some(name("shop/next").in_cluster(&west()));
+        slice.endpoints.push(next);
+        slice
+    };
+    apply(&mut mesh, elsewhere("shop/web-1", "10.1.0.1"), both(slice_elsewhere("shop/web-1")));
+    assert_eq!(ways(&mesh), ["tunnel 10.1.0.1:8080"], "the other one's pod is not known yet");
+    mesh.apply(Change::Pod(Arc::new(elsewhere("shop/next", "10.1.0.2"))));
+    assert_eq!(ways(&mesh), ["tunnel 10.1.0.1:8080", "tunnel 10.1.0.2:8080"]);
+    mesh.apply(Change::PodGone(name("shop/web-1").in_cluster(&west())));
+    assert_eq!(ways(&mesh), ["tunnel 10.1.0.2:8080"], "its slice is behind");
+}
+
 #[test]
 fn what_is_ours_stays_ours() {
     let mut mesh = mesh([Pod { created: Some(1), ..pod("plain/a", &["10.0.0.1"]) }]);

@@ -1,3 +1,5 @@
+mod rows;
+
 use super::*;
 use crate::discovery::{
     Change, HostPort, Pod, TargetPort,
