@@ -84,7 +84,7 @@ impl Agent {
 
     /// Waits until it says that it is ready.
     pub fn wait_ready(&mut self) -> Result<()> {
-        let deadline = Instant::now() + START_LIMIT;
+        let deadline = process::deadline(START_LIMIT);
         loop {
             if !self.runs() {
                 bail!("the agent of {} has ended: {}", self.node.name, process::tail(&self.log()));

@@ -6,6 +6,7 @@ use std::{
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::LazyLock,
     thread,
     time::{Duration, Instant},
 };
@@ -17,6 +18,17 @@ use nix::{
 };
 
 const POLL: Duration = Duration::from_millis(5);
+
+/// How many times as long every limit is as it says: more than once where a machine is emulated.
+pub const PATIENCE: &str = "AMBIT_TEST_PATIENCE";
+
+/// The end of a wait that has this limit, on this machine.
+pub fn deadline(limit: Duration) -> Instant {
+    static TIMES: LazyLock<u32> = LazyLock::new(|| {
+        std::env::var(PATIENCE).ok().and_then(|times| times.parse().ok()).unwrap_or(1).max(1)
+    });
+    Instant::now() + limit * *TIMES
+}
 
 /// What a finished command left.
 #[derive(Debug)]
@@ -74,7 +86,7 @@ pub fn run_with_input(command: &mut Command, input: &str, limit: Duration) -> Re
             let _ = std::io::Write::write_all(&mut stdin, input.as_bytes());
         });
     }
-    let status = match wait_until(&mut child, Instant::now() + limit)? {
+    let status = match wait_until(&mut child, deadline(limit))? {
         Some(status) => status,
         None => {
             child.kill()?;
@@ -129,7 +141,7 @@ impl Process {
 
     /// Waits until its output contains `text`.
     pub fn wait_for(&mut self, text: &str, limit: Duration) -> Result<()> {
-        let deadline = Instant::now() + limit;
+        let deadline = deadline(limit);
         loop {
             let output = self.output();
             if output.contains(text) {
@@ -164,7 +176,7 @@ impl Process {
 
     /// Waits for its end.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
-        wait_until(&mut self.child, Instant::now() + limit)?
+        wait_until(&mut self.child, deadline(limit))?
             .with_context(|| format!("{} has not ended within {limit:?}", self.command))
     }
 
@@ -250,7 +262,7 @@ pub fn tail(text: &str) -> String {
 
 /// Tries `probe` until it yields a value; after `limit` its last error is the error.
 pub fn eventually<T>(limit: Duration, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
-    let deadline = Instant::now() + limit;
+    let deadline = deadline(limit);
     loop {
         match probe() {
             Ok(value) => return Ok(value),

@@ -38,6 +38,8 @@ const MEMORY: &str = "5G";
 const MOST_PROCESSORS: usize = 8;
 const BOOT_LIMIT: Duration = Duration::from_mins(5);
 const LIMIT: Duration = Duration::from_hours(2);
+/// How many times as long the tests wait there: everything is emulated, and the machine may have other work.
+const SLOWER: u32 = 8;
 const POLL: Duration = Duration::from_millis(100);
 
 /// The guest's first program, after a line that sets SHARE and SHARED: puts the root file system together and goes on in
@@ -178,6 +180,7 @@ fn guest(args: &Args) -> Result<String> {
         .filter(|(name, _)| wanted(name))
         .collect();
     environment.push(("TMPDIR".to_owned(), "/run/tmp".to_owned()));
+    environment.push((process::PATIENCE.to_owned(), SLOWER.to_string()));
     let exports: String =
         environment.iter().map(|(name, value)| format!("export {name}={}\n", quoted(value))).collect();
     let arguments: String = args.test.iter().map(|argument| format!(" {}", quoted(argument))).collect();
