@@ -91,6 +91,9 @@ pub struct Cluster {
     /// Services of it without one of the same name here, so that no address leads to them.
     #[prost(uint32, tag = "10")]
     pub services_without_stub: u32,
+    /// When what is in force of it was written down, by an earlier agent; absent once all of it has been read.
+    #[prost(message, optional, tag = "11")]
+    pub remembered: ::core::option::Option<::prost_types::Timestamp>,
 }
 /// An issuer of end users' tokens, and its keys.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

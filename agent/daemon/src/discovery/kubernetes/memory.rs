@@ -10,7 +10,7 @@ use std::{
     collections::HashMap,
     fs,
     io::{self, BufWriter, Write as _},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Weak},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };

@@ -136,10 +136,11 @@ async fn what_was_known_of_a_cluster_is_in_force_from_the_first_state_on() {
     let events = bench.call().await.stream();
     let all = status(&bench, "refused", |all| all[0].error.is_some()).await;
     assert_eq!(all[0].secret, "ambit-system/s");
-    assert!(is_in_the_mesh(&bench.later().await, "10.1.0.1"));
+    let world = bench.later().await;
+    assert!(is_in_the_mesh(&world, "10.1.0.1"));
     assert!(dir.path().join("ambit.cluster-west.jsonl").exists());
     events.send("DELETED", &secret("s", "west", ""));
-    bench.until("gone", |world| !is_in_the_mesh(world, "10.1.0.1")).await;
+    bench.until("gone", |world: &World| !is_in_the_mesh(world, "10.1.0.1")).await;
     status(&bench, "gone", <[ClusterStatus]>::is_empty).await;
     assert!(!dir.path().join("ambit.cluster-west.jsonl").exists());
 }
