@@ -117,7 +117,7 @@ fn what_is_bad_in_a_file_loses_nothing_that_is_good() {
     let (all, problems) = recall(&memory);
     assert_eq!(all[0].entries.len(), 4, "all but the pod");
     let [problem] = &problems[..] else { panic!("{problems:?}") };
-    for part in ["ambit.cluster-west.jsonl", "cluster west", "not all of it", "line 4", "status.podIPs[0].ip"]
+    for part in ["ambit.cluster-west.jsonl", "cluster west", "not all of it", "line 5", "status.podIPs[0].ip"]
     {
         assert!(problem.contains(part), "{part}: {problem}");
     }
