@@ -187,3 +187,31 @@ impl Clusters {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_being_read_is_told_from_who_is_silent() {
+        let (mut all, west) = (Clusters::default(), Arc::<str>::from("west"));
+        all.listed = true;
+        assert!(all.are_read() && all.are_read_or_silent(), "there is none");
+        all.begin(&west, "ns/s", String::new(), TrustDomain::default());
+        assert!(!all.are_read() && all.are_read_or_silent(), "it has not answered");
+        all.answered("west");
+        assert!(!all.are_read_or_silent(), "it is being read");
+        all.set_failure("west", Kind::Pod, Some("gone".to_owned()));
+        assert!(all.are_read_or_silent(), "it has stopped in the middle");
+        all.set_failure("west", Kind::Pod, None);
+        assert!(!all.are_read_or_silent());
+        all.remember(&west, &TrustDomain::default(), SystemTime::UNIX_EPOCH);
+        assert!(!all.are_read_or_silent(), "what was known is no reason not to wait for what is");
+        all.read("west");
+        assert!(all.are_read() && all.are_read_or_silent());
+        assert!(all.statuses().all(|status| status.remembered.is_none()));
+        // By another Secret: it has been read once, and that stays.
+        all.begin(&west, "ns/t", String::new(), TrustDomain::default());
+        assert!(all.are_read() && all.are_read_or_silent());
+    }
+}
