@@ -113,19 +113,21 @@ fn idle(world: &mut World) -> Result<()> {
     })?;
     many.close_input();
     ensure!(many.wait(30 * SECOND)?.success(), "{}", many.output());
-    eventually(20 * SECOND, || {
-        for (node, (after, before)) in own(world)?.into_iter().zip(before).enumerate() {
+    let after = eventually(20 * SECOND, || {
+        let after = own(world)?;
+        for (node, (after, before)) in after.into_iter().zip(before).enumerate() {
             let kept = after.saturating_sub(before);
             ensure!(kept <= KEPT, "node{}: {kept} KiB are kept", node + 1);
         }
-        Ok(())
+        Ok(after)
     })?;
-    let each = |node: usize| (held[node] - before[node]) * 1024 / IDLE;
-    world.notes.push(format!(
-        "{} bytes for each at the client's agent, {} at the server's",
-        each(0),
-        each(1)
-    ));
+    for (node, name) in ["client's", "server's"].into_iter().enumerate() {
+        let (taken, kept) = (held[node] - before[node], after[node].saturating_sub(before[node]));
+        world.notes.push(format!(
+            "the {name} agent took {} bytes for each, and kept {kept} KiB of {taken}",
+            taken * 1024 / IDLE
+        ));
+    }
     Ok(())
 }
 
