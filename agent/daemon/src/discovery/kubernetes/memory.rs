@@ -42,6 +42,8 @@ const EVERY: Duration = Duration::from_secs(2);
 /// What was just written takes this many times as long until it is written again, but no longer than that.
 const REST: u32 = 100;
 const LONGEST_REST: Duration = Duration::from_secs(10 * 60);
+/// Until what could not be written is tried again.
+const AFTER_FAILURE: Duration = Duration::from_secs(30);
 /// The longest name of a cluster that is in a file's name.
 const MAX_NAME: usize = 200;
 const VERSION: u32 = 1;
@@ -193,7 +195,8 @@ pub(super) async fn keep(shared: Weak<Shared>, memory: Memory) {
         for (cluster, trust_domain) in read {
             let changes = shared.ledger().changes_of(&cluster);
             let now = Instant::now();
-            if kept.get(&cluster).is_some_and(|kept| kept.changes == changes || now < kept.again_at) {
+            let is_done = |kept: &Kept| kept.changes == Some(changes) || now < kept.again_at;
+            if kept.get(&cluster).is_some_and(is_done) {
                 continue;
             }
             // What has changed is in the world after this.
@@ -204,19 +207,23 @@ pub(super) async fn keep(shared: Weak<Shared>, memory: Memory) {
             let written = spawn_blocking(move || memory.write(&name, &trust_domain, &world.mesh)).await;
             // The pool refuses only while the runtime ends.
             let Ok(written) = written else { return };
+            // What has failed is tried again whether or not something changes.
+            let changes = written.is_ok().then_some(changes);
+            let rest =
+                if changes.is_some() { (now.elapsed() * REST).min(LONGEST_REST) } else { AFTER_FAILURE };
             let problem = written.err().map(|error| {
                 format!("what is known of cluster {cluster} is not kept over a restart of the agent: {error}")
             });
             shared.update(|ledger| ledger.set_source_problem(&origin, problem));
-            let again_at = Instant::now() + (now.elapsed() * REST).min(LONGEST_REST);
-            kept.insert(cluster, Kept { changes, again_at });
+            kept.insert(cluster, Kept { changes, again_at: Instant::now() + rest });
         }
     }
 }
 
 /// How a cluster's file stands.
 struct Kept {
-    changes: u64,
+    /// What was written; `None` if that failed.
+    changes: Option<u64>,
     again_at: Instant,
 }
 
