@@ -2,8 +2,13 @@
 
 use std::path::Path;
 
+use ambit_core::model::TrustDomain;
+
 use super::*;
-use crate::{cluster::testing::scripted, discovery::ClusterStatus};
+use crate::{
+    cluster::testing::scripted,
+    discovery::{ClusterStatus, Origin},
+};
 
 /// With nothing that an earlier agent knew.
 fn bench() -> Bench {
@@ -171,5 +176,69 @@ async fn a_file_that_cannot_be_read_is_told() {
         &json!({"apiVersion": "v1", "kind": "SecretList", "metadata": {"resourceVersion": "6"}, "items": []}),
     );
     let _events = bench.call().await.stream();
+    bench.until("no longer told", |world| world.problems.is_empty()).await;
+}
+
+/// Has the cluster say that it has this pod.
+fn say(bench: &Bench, ip: &str) {
+    let west = Arc::from("west");
+    let read = |kind, object: Value| {
+        Entry::read(kind, &object, &Settings::default()).unwrap().in_cluster(&west, &ClusterLocal::default())
+    };
+    let entries = [
+        read(
+            Kind::Namespace,
+            json!({"metadata": {"name": "shop", "labels": {"ambit.dev/dataplane": "enabled"}}}),
+        ),
+        read(Kind::Pod, pod("web", ip, "5")),
+    ];
+    bench.feed.shared.update(|ledger| {
+        for entry in entries {
+            ledger.take(&Origin::Object(entry.key.clone()), vec![entry], Vec::new());
+        }
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_known_is_written_down_and_what_cannot_be_is_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("state");
+    let mut bench = bench_in(&folder);
+    let _events = listed(&mut bench, &[]).await;
+    bench.until("synced", |world| world.synced).await;
+    let west = Arc::from("west");
+    bench
+        .feed
+        .shared
+        .clusters
+        .send_modify(|all| all.begin(&west, "ns/s", String::new(), TrustDomain::default()));
+    say(&bench, "10.1.0.1");
+    std::fs::create_dir(&folder).unwrap();
+    let file = folder.join("ambit.cluster-west.jsonl");
+    bench.later().await;
+    assert!(!file.exists(), "it has not been read to its end");
+    bench.feed.shared.clusters.send_modify(|all| all.read("west"));
+    let written = async |part: &str| {
+        for _ in 0..100 {
+            if std::fs::read_to_string(&file).is_ok_and(|text| text.contains(part)) {
+                return;
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+        panic!("{part} has not been written");
+    };
+    written("10.1.0.1").await;
+    say(&bench, "10.1.0.2");
+    written("10.1.0.2").await;
+    std::fs::remove_dir_all(&folder).unwrap();
+    say(&bench, "10.1.0.3");
+    let world = bench.until("told", |world| !world.problems.is_empty()).await;
+    assert!(
+        problems(&world)[0].contains("cluster west is not kept over a restart"),
+        "{:?}",
+        problems(&world)
+    );
+    std::fs::create_dir(&folder).unwrap();
+    written("10.1.0.3").await;
     bench.until("no longer told", |world| world.problems.is_empty()).await;
 }
