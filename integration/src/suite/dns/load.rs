@@ -113,7 +113,8 @@ impl Dropped {
 fn dropped(netns: &Netns) -> Result<f64> {
     let all = process::must(netns.command("nstat").args(["-asz", "UdpRcvbufErrors", "Udp6RcvbufErrors"]))?;
     let counts = all.lines().filter(|line| line.contains("RcvbufErrors"));
-    let numbers = counts.map(|line| line.split_whitespace().nth(1).and_then(|number| number.parse().ok()));
+    let numbers =
+        counts.map(|line| line.split_whitespace().nth(1).and_then(|number| number.parse::<f64>().ok()));
     numbers.sum::<Option<f64>>().with_context(|| all.clone())
 }
 
