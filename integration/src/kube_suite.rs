@@ -5,6 +5,7 @@
 
 mod attacks;
 mod authorization;
+mod balancing;
 mod birth;
 mod chart;
 mod clusters;
@@ -66,6 +67,7 @@ pub fn tests() -> Vec<Test> {
         identities::TESTS,
         enrolment::TESTS,
         traffic::TESTS,
+        balancing::TESTS,
         policy::TESTS,
         authorization::TESTS,
         tokens::TESTS,
