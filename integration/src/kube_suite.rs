@@ -11,6 +11,8 @@ mod chart;
 mod clusters;
 mod control;
 mod custom;
+mod dns;
+mod egress;
 mod enrolment;
 mod guide;
 mod identities;
@@ -68,6 +70,8 @@ pub fn tests() -> Vec<Test> {
         enrolment::TESTS,
         traffic::TESTS,
         balancing::TESTS,
+        dns::TESTS,
+        egress::TESTS,
         policy::TESTS,
         authorization::TESTS,
         tokens::TESTS,
