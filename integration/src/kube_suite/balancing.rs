@@ -47,6 +47,10 @@ const SETTLED: Duration = Duration::from_secs(40);
 const EXTERNAL: &str = "198.19.200.7";
 const BALANCER: &str = "198.19.200.8";
 const LOCAL_BALANCER: &str = "198.19.200.9";
+const GUARDED_BALANCER: &str = "198.19.200.10";
+
+/// Whom the last of them takes.
+const PODS_OF_A: &str = "198.18.11.0/24";
 
 /// A pod in the mesh and one outside it, on the same node.
 struct Pair {
@@ -231,6 +235,8 @@ fn services(site: &Site, namespace: &str) -> Result<Vec<Expected>> {
     let balanced = |policy: &str| {
         json!({"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false, "externalTrafficPolicy": policy})
     };
+    let mut guarded = balanced("Cluster");
+    guarded["loadBalancerSourceRanges"] = json!([PODS_OF_A]);
     let items = [
         make("all", "web", json!({})),
         make("local", "web", json!({"internalTrafficPolicy": "Local"})),
@@ -241,6 +247,7 @@ fn services(site: &Site, namespace: &str) -> Result<Vec<Expected>> {
         make("external", "web", json!({"externalIPs": [EXTERNAL]})),
         make("balancer", "web", balanced("Cluster")),
         make("local-balancer", "web", balanced("Local")),
+        make("guarded-balancer", "web", guarded),
         make("late", "late", json!({})),
         make("late-all", "late", json!({"publishNotReadyAddresses": true})),
         make("late-local", "late", json!({"internalTrafficPolicy": "Local"})),
@@ -248,7 +255,12 @@ fn services(site: &Site, namespace: &str) -> Result<Vec<Expected>> {
         make("gone", "gone", json!({})),
     ];
     site.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}))?;
-    for (name, ip) in [("balancer", BALANCER), ("local-balancer", LOCAL_BALANCER)] {
+    let balancers = [
+        ("balancer", BALANCER),
+        ("local-balancer", LOCAL_BALANCER),
+        ("guarded-balancer", GUARDED_BALANCER),
+    ];
+    for (name, ip) in balancers {
         let status = json!({"status": {"loadBalancer": {"ingress": [{"ip": ip}]}}}).to_string();
         let patch = ["patch", "service", name, "-n", namespace, "--subresource=status", "--type=merge", "-p", &status];
         site.cluster.api.kubectl(&patch)?;
@@ -274,6 +286,7 @@ fn services(site: &Site, namespace: &str) -> Result<Vec<Expected>> {
         Expected::new("an external IP", format!("{EXTERNAL}:80"), &web, &web),
         Expected::new("a load balancer's IP", format!("{BALANCER}:80"), &web, &web),
         Expected::new("a load balancer's IP, Local", format!("{LOCAL_BALANCER}:80"), &web, &web),
+        Expected::new("loadBalancerSourceRanges", format!("{GUARDED_BALANCER}:80"), &web, &[]),
         Expected::new("one that is not ready", by("late")?, &["late-1"], &["late-1"]),
         Expected::new("publishNotReadyAddresses", by("late-all")?, &["late-1", "late-2"], &["late-1", "late-2"]),
         Expected::new("none on the node", by("late-local")?, &["late-1"], &[]),
