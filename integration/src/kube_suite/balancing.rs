@@ -232,9 +232,7 @@ const LINGER: u32 = 60;
 /// Makes services of all kinds, and tells what is to be reached by each.
 fn services(site: &Site, namespace: &str) -> Result<Vec<Expected>> {
     let make = |name: &str, app: &str, spec: Value| service(namespace, name, app, spec);
-    let balanced = |policy: &str| {
-        json!({"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false, "externalTrafficPolicy": policy})
-    };
+    let balanced = |policy: &str| json!({"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false, "externalTrafficPolicy": policy});
     let mut guarded = balanced("Cluster");
     guarded["loadBalancerSourceRanges"] = json!([PODS_OF_A]);
     let items = [
@@ -255,14 +253,21 @@ fn services(site: &Site, namespace: &str) -> Result<Vec<Expected>> {
         make("gone", "gone", json!({})),
     ];
     site.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}))?;
-    let balancers = [
-        ("balancer", BALANCER),
-        ("local-balancer", LOCAL_BALANCER),
-        ("guarded-balancer", GUARDED_BALANCER),
-    ];
+    let balancers =
+        [("balancer", BALANCER), ("local-balancer", LOCAL_BALANCER), ("guarded-balancer", GUARDED_BALANCER)];
     for (name, ip) in balancers {
         let status = json!({"status": {"loadBalancer": {"ingress": [{"ip": ip}]}}}).to_string();
-        let patch = ["patch", "service", name, "-n", namespace, "--subresource=status", "--type=merge", "-p", &status];
+        let patch = [
+            "patch",
+            "service",
+            name,
+            "-n",
+            namespace,
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            &status,
+        ];
         site.cluster.api.kubectl(&patch)?;
     }
     let access = site.cluster.access();
@@ -288,7 +293,12 @@ fn services(site: &Site, namespace: &str) -> Result<Vec<Expected>> {
         Expected::new("a load balancer's IP, Local", format!("{LOCAL_BALANCER}:80"), &web, &web),
         Expected::new("loadBalancerSourceRanges", format!("{GUARDED_BALANCER}:80"), &web, &[]),
         Expected::new("one that is not ready", by("late")?, &["late-1"], &["late-1"]),
-        Expected::new("publishNotReadyAddresses", by("late-all")?, &["late-1", "late-2"], &["late-1", "late-2"]),
+        Expected::new(
+            "publishNotReadyAddresses",
+            by("late-all")?,
+            &["late-1", "late-2"],
+            &["late-1", "late-2"],
+        ),
         Expected::new("none on the node", by("late-local")?, &["late-1"], &[]),
     ])
 }

@@ -68,9 +68,7 @@ impl Scene<'_> {
         let namespace = &self.namespace;
         let port = json!([{"name": "http", "port": 80, "targetPort": ports::HTTP}]);
         let dns = json!([{"name": "udp", "port": 53, "protocol": "UDP"}, {"name": "tcp", "port": 53}]);
-        let service = |name: &str, spec| {
-            json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": namespace}, "spec": spec})
-        };
+        let service = |name: &str, spec| json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": namespace}, "spec": spec});
         let items = json!([
             service("web", json!({"selector": {"app": "web"}, "ports": port})),
             service("headless", json!({"clusterIP": "None", "selector": {"app": "web"}, "ports": port})),
@@ -113,7 +111,15 @@ impl Scene<'_> {
     /// By curl, glibc and the pod's own resolv.conf.
     fn as_applications_ask(&self, web: &Pod) -> Result<()> {
         let (site, namespace) = (self.site, &self.namespace);
-        let conf = site.cluster.api.kubectl(&["exec", "-n", namespace, "within", "--", "cat", "/etc/resolv.conf"])?;
+        let conf = site.cluster.api.kubectl(&[
+            "exec",
+            "-n",
+            namespace,
+            "within",
+            "--",
+            "cat",
+            "/etc/resolv.conf",
+        ])?;
         let search = format!("search {namespace}.svc.cluster.local svc.cluster.local cluster.local");
         ensure!(conf.contains(&search) && conf.contains("ndots:5"), "{conf}");
         let page = |pod: &Pod, url: &str| -> Result<()> {
@@ -149,7 +155,9 @@ impl Scene<'_> {
         // The address leads to the pod that the entry selects, by the tunnel.
         let log = site.agents_log()?;
         let line = log.lines().find(|line| {
-            ["connection complete", HOST, "mutual_tls", &web.ip.to_string()].iter().all(|word| line.contains(word))
+            ["connection complete", HOST, "mutual_tls", &web.ip.to_string()]
+                .iter()
+                .all(|word| line.contains(word))
         });
         line.with_context(|| format!("no connection to {HOST} by mutual TLS is in the log")).map(drop)
     }
@@ -199,7 +207,9 @@ impl Scene<'_> {
         let address: Ipv4Addr = service["spec"]["clusterIP"].as_str().context("a cluster IP")?.parse()?;
         let address = address.to_string();
         let before = self.passed()?;
-        for (pod, host) in [(&self.within, format!("0 {}", self.vip)), (&self.outside, NO_SUCH_NAME.to_owned())] {
+        for (pod, host) in
+            [(&self.within, format!("0 {}", self.vip)), (&self.outside, NO_SUCH_NAME.to_owned())]
+        {
             let outside = eventually(10 * SECOND, || self.told(pod, &address, "outside.example.test", "A"))?;
             ensure!(outside == "0 198.18.0.1", "{}: {outside}", pod.name);
             let told = self.told(pod, &address, HOST, "A")?;

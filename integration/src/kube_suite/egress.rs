@@ -94,7 +94,8 @@ impl Scene {
         let mut nginx = site.in_pod(host, "nginx")?;
         let nginx = Process::start(nginx.arg("-c").arg(&conf), &self.folder.join("nginx.log"))?;
         eventually(10 * SECOND, || {
-            let listening = process::must(site.in_pod(host, "ss")?.args(["-Hltn", &format!("sport = :{PORT}")]))?;
+            let listening =
+                process::must(site.in_pod(host, "ss")?.args(["-Hltn", &format!("sport = :{PORT}")]))?;
             ensure!(!listening.trim().is_empty(), "nginx does not listen: {}", nginx.output());
             Ok(())
         })?;
@@ -171,7 +172,10 @@ impl Scene {
             let denials: Value = serde_json::from_str(&denials).with_context(|| denials.clone())?;
             let latest = denials.as_array().into_iter().flatten().find(|denial| {
                 let denial = denial.to_string();
-                ["credentials_unavailable", &client.name].iter().chain(words).all(|word| denial.contains(word))
+                ["credentials_unavailable", &client.name]
+                    .iter()
+                    .chain(words)
+                    .all(|word| denial.contains(word))
             });
             latest.with_context(|| format!("ambit denials has no line with {words:?}: {denials:#}")).map(drop)
         })
@@ -208,7 +212,8 @@ impl Scene {
             self.must_be_served(site, serial, IN_FORCE).context("a certificate that has changed")?;
         }
         self.secret(site, NAME, None)?;
-        self.must_be_refused(site, &self.buyer, &["the client certificate or its key cannot be used"]).context("a certificate that is none")?;
+        self.must_be_refused(site, &self.buyer, &["the client certificate or its key cannot be used"])
+            .context("a certificate that is none")?;
         self.secret(site, NAME, Some("2005"))?;
         self.must_be_served(site, "2005", IN_FORCE).context("a good one again")?;
         site.cluster.api.kubectl(&["delete", "secret", NAME, "-n", &self.shop])?;
@@ -234,7 +239,8 @@ impl Scene {
                 continue;
             }
             let uri = event["requestURI"].as_str().unwrap_or_default();
-            let named = uri.split(['?', '&']).any(|part| part == format!("fieldSelector=metadata.name%3D{NAME}"));
+            let named =
+                uri.split(['?', '&']).any(|part| part == format!("fieldSelector=metadata.name%3D{NAME}"));
             if !named {
                 bail!("an agent has asked for more than one Secret: {uri}");
             }

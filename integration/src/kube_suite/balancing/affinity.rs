@@ -59,8 +59,10 @@ impl Scene<'_> {
             self.site.cluster.api.kubectl(&["label", "pod", name, "-n", namespace, &label, "--overwrite"])?;
         }
         eventually(SETTLED, || {
-            let slices = ["get", "endpointslices", "-n", namespace, "-l", "kubernetes.io/service-name=sticky"];
-            let known = self.site.cluster.api.json(&slices)?["items"][0]["endpoints"].as_array().map_or(0, Vec::len);
+            let slices =
+                ["get", "endpointslices", "-n", namespace, "-l", "kubernetes.io/service-name=sticky"];
+            let known =
+                self.site.cluster.api.json(&slices)?["items"][0]["endpoints"].as_array().map_or(0, Vec::len);
             let expected = self.servers.len() - if counts { 0 } else { servers.len() };
             ensure!(known == expected, "{known} endpoints of {expected}");
             Ok(())
@@ -75,7 +77,10 @@ impl Scene<'_> {
         self.count(namespace, &left, false)?;
         let next = eventually(SETTLED, || {
             let next = self.keepers(4)?;
-            ensure!(next.iter().all(|next| !left.contains(next)), "still {next:?}, of which {left:?} have gone");
+            ensure!(
+                next.iter().all(|next| !left.contains(next)),
+                "still {next:?}, of which {left:?} have gone"
+            );
             Ok(next)
         })?;
         self.count(namespace, &left, true)?;

@@ -116,7 +116,8 @@ impl Site {
         let access = self.cluster.access();
         let url = format!("http://{}:15020/metrics", access.address(node)?);
         let mut curl = access.outside().command("curl");
-        let text = process::run(curl.args(["-sSf", "-m", "10", "--noproxy", "*", &url]), Duration::from_secs(15))?;
+        let text =
+            process::run(curl.args(["-sSf", "-m", "10", "--noproxy", "*", &url]), Duration::from_secs(15))?;
         Ok(Metrics::of(text.ok()?))
     }
 

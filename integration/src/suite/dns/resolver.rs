@@ -48,7 +48,9 @@ impl Resolver {
         let zone = |name: &str, file: &str| {
             format!("{name}:53 {{\n file {} {{\n  reload 1h\n }}\n}}\n", folder.join(file).display())
         };
-        let text = zone("example.test", "example") + &zone("cluster.local", "cluster") + &zone("broken.test", "none");
+        let text = zone("example.test", "example")
+            + &zone("cluster.local", "cluster")
+            + &zone("broken.test", "none");
         fs::write(&corefile, text).context("Corefile")?;
         let mut command = world.pod(POD).netns.command(program);
         Self::answering(world, command.arg("-conf").arg(&corefile), &folder)
