@@ -305,6 +305,11 @@ pub fn scratch(world: &Path, node: usize) -> PathBuf {
 pub struct Metrics(String);
 
 impl Metrics {
+    /// What a scrape has answered.
+    pub fn of(text: String) -> Self {
+        Self(text)
+    }
+
     /// The scrape as it is.
     pub fn text(&self) -> &str {
         &self.0

@@ -6,6 +6,7 @@
 mod access;
 mod api_server;
 mod bulk;
+mod dns;
 mod ground;
 mod image;
 mod node;
@@ -26,6 +27,7 @@ pub use self::{
     access::Access,
     api_server::{ADDRESS, ApiServer},
     bulk::Request,
+    dns::MANY,
     ground::Ground,
     image::POD_IMAGE,
 };
@@ -37,6 +39,8 @@ use crate::{
 
 /// The names of the nodes.
 pub const NODES: [&str; 2] = ["a", "b"];
+/// The cluster's DNS, by the name of its program.
+pub const COREDNS: &str = "coredns-zones";
 /// How long a node may take to be ready, and a pod to run.
 const READY_LIMIT: Duration = Duration::from_secs(60);
 
@@ -193,12 +197,8 @@ fn control_plane(api: &ApiServer, programs: &Programs) -> Result<Vec<Process>> {
     let mut scheduler = command("kube-scheduler");
     scheduler.arg("--kubeconfig").arg(user("kube-scheduler")?).arg("--leader-elect=false");
 
-    let corefile = api.folder().join("Corefile");
-    let zone = format!("kubernetes cluster.local {{\n kubeconfig {}\n}}", api.admin().display());
-    let bind = api.ground().control_plane();
-    std::fs::write(&corefile, format!(".:53 {{\n bind {bind}\n {zone}\n cache 2\n}}\n"))?;
-    let mut dns = command("coredns");
-    dns.arg("-conf").arg(&corefile);
+    let mut dns = command(COREDNS);
+    dns.arg("-conf").arg(dns::configuration(api)?);
 
     user("kube-proxy")?;
     [("controller-manager", controllers), ("scheduler", scheduler), ("coredns", dns)]

@@ -5,11 +5,14 @@
 
 mod attacks;
 mod authorization;
+mod balancing;
 mod birth;
 mod chart;
 mod clusters;
 mod control;
 mod custom;
+mod dns;
+mod egress;
 mod enrolment;
 mod guide;
 mod identities;
@@ -66,6 +69,9 @@ pub fn tests() -> Vec<Test> {
         identities::TESTS,
         enrolment::TESTS,
         traffic::TESTS,
+        balancing::TESTS,
+        dns::TESTS,
+        egress::TESTS,
         policy::TESTS,
         authorization::TESTS,
         tokens::TESTS,

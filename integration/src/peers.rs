@@ -1,10 +1,11 @@
 //! The tests against what others have made: a real SPIRE, a real istiod on a real API server, Open Policy Agent, an
-//! OpenID provider, Jaeger, and promtool.
+//! OpenID provider, Jaeger, CoreDNS, and promtool.
 //!
 //! What `suite` shows with scripted servers is asked here of the programs that operators run. Each test has a scene of its
 //! own; how the programs come about is the business of `cargo xtask`.
 
 mod alerts;
+mod dns;
 mod istiod;
 mod jaeger;
 mod opa;
@@ -44,7 +45,7 @@ pub struct Kit {
     /// The folder of Jaeger's `all-in-one`.
     #[arg(long)]
     pub jaeger_programs: Programs,
-    /// The folder of an API server and what it needs, for istiod.
+    /// The folder of an API server and what it needs, for istiod, and of CoreDNS.
     #[arg(long)]
     pub kube_programs: Programs,
     /// The alert rules, as they are deployed.
@@ -72,8 +73,17 @@ struct Stage<'a> {
 
 /// Every test, in the order in which they run.
 pub fn tests() -> Vec<Test> {
-    [svids::TESTS, tokens::TESTS, troubles::TESTS, opa::TESTS, openid::TESTS, jaeger::TESTS, alerts::TESTS]
-        .concat()
+    [
+        svids::TESTS,
+        tokens::TESTS,
+        troubles::TESTS,
+        opa::TESTS,
+        openid::TESTS,
+        jaeger::TESTS,
+        dns::TESTS,
+        alerts::TESTS,
+    ]
+    .concat()
 }
 
 /// Tests that take many minutes: they run only when it is asked for by name.

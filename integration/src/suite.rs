@@ -11,7 +11,7 @@ mod connect;
 mod control;
 mod custom;
 mod denials;
-mod dns;
+pub(crate) mod dns;
 mod egress;
 mod evasion;
 mod explain;

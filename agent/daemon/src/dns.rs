@@ -133,8 +133,12 @@ impl Responder {
             addresses.retain(|ip| pod.ips.iter().any(|own| own.is_ipv4() == ip.is_ipv4()));
             Some(addresses)
         });
-        if answer.is_some() {
-            self.0.telemetry.dns(DnsResult::Answered);
+        match (&answer, transport) {
+            (Some(_), _) => self.0.telemetry.dns(DnsResult::Answered),
+            // Its connection carries it on.
+            (None, Transport::Tcp) => self.0.telemetry.dns(DnsResult::Passed),
+            // Whether it goes on is seen when it is sent.
+            (None, Transport::Udp) => {}
         }
         answer
     }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Ground, Programs, pki::Pki};
 use crate::{
@@ -23,6 +23,10 @@ pub const ADDRESS: &str = "198.18.0.1";
 pub(super) const PORT: u16 = 6443;
 /// The bridge that bears the control plane's address, and that nodes are wired to.
 pub(super) const BRIDGE: &str = "nodes";
+
+/// What of the requests is written down, and where.
+const AUDIT_POLICY: &str = "audit-policy.json";
+const AUDIT_LOG: &str = "audit.log";
 
 const START_LIMIT: Duration = Duration::from_secs(60);
 
@@ -64,6 +68,11 @@ impl ApiServer {
         let mut api =
             Self { programs: programs.clone(), ground, netns, folder, pki, etcd: None, server: None };
         api.user("admin", "admin", "system:masters")?;
+        let audited = json!({
+            "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
+            "rules": [{"level": "Metadata", "resources": [{"group": "", "resources": ["secrets"]}]}, {"level": "None"}],
+        });
+        fs::write(api.folder.join(AUDIT_POLICY), audited.to_string()).context(AUDIT_POLICY)?;
         api.resume()?;
         Ok(api)
     }
@@ -232,7 +241,15 @@ impl ApiServer {
         server.arg("--kubelet-client-key").arg(pki.key(admin));
         server.args(["--kubelet-preferred-address-types", "InternalIP", "--authorization-mode", "Node,RBAC"]);
         server.args(["--allow-privileged=true", "--cert-dir"]).arg(self.folder.join("pki"));
+        server.arg("--audit-policy-file").arg(self.folder.join(AUDIT_POLICY));
+        server.arg("--audit-log-path").arg(self.folder.join(AUDIT_LOG));
         server
+    }
+
+    /// Who has asked for Secrets so far, without what is in them: an event of the API a line.
+    pub fn asked_for_secrets(&self) -> Result<String> {
+        let path = self.folder.join(AUDIT_LOG);
+        fs::read_to_string(&path).with_context(|| path.display().to_string())
     }
 
     fn wait_ready(&mut self) -> Result<()> {

@@ -103,6 +103,8 @@ impl Node {
         node.daemon(&plan, "kube-proxy", |proxy| {
             proxy.arg("--kubeconfig").arg(plan.kubeconfig("kube-proxy"));
             proxy.args(["--hostname-override", name, "--proxy-mode", "nftables"]);
+            // Whom it takes for a pod of its node: what comes by a wire of the CNI plugin's.
+            proxy.args(["--detect-local-mode", "InterfaceNamePrefix", "--pod-interface-name-prefix", "veth"]);
             // These are the machine's, and not to be changed from a namespace.
             proxy.args(["--conntrack-max-per-core", "0", "--conntrack-tcp-timeout-established", "0"]);
             proxy.args(["--conntrack-tcp-timeout-close-wait", "0"])

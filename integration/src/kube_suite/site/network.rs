@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::{Site, Wire};
 use crate::{
+    agent::Metrics,
     capture::{Capture, is_tls},
     kube_suite::Pod,
     load::ports,
@@ -108,6 +109,16 @@ impl Site {
         let went = self.wire(from, to)?;
         ensure!(went == how, "{} to {} went as {went:?}", from.name, to.name);
         Ok(())
+    }
+
+    /// A scrape of the agent of a node.
+    pub fn metrics(&self, node: &str) -> Result<Metrics> {
+        let access = self.cluster.access();
+        let url = format!("http://{}:15020/metrics", access.address(node)?);
+        let mut curl = access.outside().command("curl");
+        let text =
+            process::run(curl.args(["-sSf", "-m", "10", "--noproxy", "*", &url]), Duration::from_secs(15))?;
+        Ok(Metrics::of(text.ok()?))
     }
 
     /// Captures TCP on the wire of a node.

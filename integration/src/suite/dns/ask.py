@@ -118,6 +118,13 @@ def host(address, name, kind):
     print(code, *known)
 
 
+def truncated(address, name):
+    """By UDP, and if that is cut short, by TCP: how many addresses there are."""
+    message = query(4712, name, "A")
+    short = udp(address, message, True)[2] & 2
+    print("truncated" if short else "whole", len(addresses(tcp(address, [message])[0])))
+
+
 def mapped(address, name):
     """An IPv6 socket that asks an IPv4 resolver, as Java's do."""
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as asking:
@@ -169,5 +176,5 @@ def stranger(address, ports, name):
             print("silence")
 
 
-{"thousand": thousand, "stranger": stranger, "host": host, "mapped": mapped, "both": both,
+{"thousand": thousand, "stranger": stranger, "host": host, "mapped": mapped, "both": both, "truncated": truncated,
  "steady": lambda address, name, seconds: steady(address, name, float(seconds))}[sys.argv[1]](*sys.argv[2:])

@@ -1,6 +1,13 @@
-//! A resolver: BIND in a pod that no manifest tells of, with zones that hold answers of all kinds.
+//! A resolver in a pod that no manifest tells of, with zones that hold answers of all kinds: BIND, or CoreDNS with the same ones.
 
-use std::{fmt::Write as _, fs, net::Ipv4Addr, net::Ipv6Addr, path::PathBuf, time::Duration};
+use std::{
+    fmt::Write as _,
+    fs,
+    net::{Ipv4Addr, Ipv6Addr},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -14,34 +21,51 @@ const POD: &str = "x";
 /// Until it answers.
 const UP: Duration = Duration::from_secs(20);
 
-pub(super) struct Resolver {
+pub(crate) struct Resolver {
     pub(super) v4: Ipv4Addr,
     pub(super) v6: Ipv6Addr,
     pub(super) process: Process,
 }
 
 impl Resolver {
+    /// BIND.
     pub(super) fn start(world: &mut World) -> Result<Self> {
-        world.topology.add(POD, "nowhere", 1)?;
-        let folder = world.folder.join("named");
-        fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        let folder = zones(world)?;
         let write =
             |name: &str, text: &str| fs::write(folder.join(name), text).with_context(|| name.to_owned());
         write("named.conf", &configuration(&folder))?;
-        write("example", &example())?;
-        write("cluster", HEAD)?;
         write("broken", "this is no zone\n")?;
-        let pod = world.pod(POD);
-        let mut command = pod.netns.command("named");
+        let mut command = world.pod(POD).netns.command("named");
         command.args(["-g", "-n", "1", "-c"]).arg(folder.join("named.conf"));
-        let process = Process::start(&mut command, &folder.join("named.log"))?;
+        Self::answering(world, &mut command, &folder)
+    }
+
+    /// CoreDNS.
+    pub(crate) fn coredns(world: &mut World, program: &Path) -> Result<Self> {
+        let folder = zones(world)?;
+        let corefile = folder.join("Corefile");
+        // There is no file of the third: all that is asked of it is answered with SERVFAIL.
+        let zone = |name: &str, file: &str| {
+            format!("{name}:53 {{\n file {} {{\n  reload 1h\n }}\n}}\n", folder.join(file).display())
+        };
+        let text = zone("example.test", "example")
+            + &zone("cluster.local", "cluster")
+            + &zone("broken.test", "none");
+        fs::write(&corefile, text).context("Corefile")?;
+        let mut command = world.pod(POD).netns.command(program);
+        Self::answering(world, command.arg("-conf").arg(&corefile), &folder)
+    }
+
+    fn answering(world: &World, command: &mut Command, folder: &Path) -> Result<Self> {
+        let pod = world.pod(POD);
+        let process = Process::start(command, &folder.join("resolver.log"))?;
         let (v4, v6) = (pod.v4, pod.v6);
         let resolver = Self { v4, v6, process };
         eventually(UP, || {
             let mut dig = pod.netns.command("dig");
             let at = format!("@{v4}");
             let answer = process::must(dig.args([&at, "+short", "+tries=1", "+time=1", "h0.example.test"]))?;
-            ensure!(answer.trim() == "192.0.2.0", "named answers {answer:?}");
+            ensure!(answer.trim() == "192.0.2.0", "it answers {answer:?}");
             Ok(())
         })
         .with_context(|| resolver.process.output())?;
@@ -66,10 +90,20 @@ impl Drop for Resolver {
     }
 }
 
+/// Makes the pod, and the zones in a folder.
+fn zones(world: &mut World) -> Result<PathBuf> {
+    world.topology.add(POD, "nowhere", 1)?;
+    let folder = world.folder.join("zones");
+    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    fs::write(folder.join("example"), example()).context("example")?;
+    fs::write(folder.join("cluster"), HEAD).context("cluster")?;
+    Ok(folder)
+}
+
 const HEAD: &str =
     "$TTL 60\n@ IN SOA ns.example.test. root.example.test. 1 60 60 60 60\n@ IN NS ns.example.test.\n";
 
-fn configuration(folder: &std::path::Path) -> String {
+fn configuration(folder: &Path) -> String {
     let folder = folder.display();
     let zone =
         |name: &str, file: &str| format!("zone \"{name}\" {{ type master; file \"{folder}/{file}\"; }};\n");

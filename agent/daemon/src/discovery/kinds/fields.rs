@@ -17,6 +17,8 @@ use super::wire::Pairs;
 
 /// Texts from an object that stand in a message are cut to this many characters.
 const MAX_QUOTE: usize = 300;
+/// Messages that are of no field, to this many: they tell at length what is to be done, at their end.
+const MAX_SENTENCE: usize = 1_500;
 
 /// What is wrong with one field of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +32,8 @@ pub(in crate::discovery) struct FieldError {
 impl FieldError {
     pub(in crate::discovery) fn new(field: impl Into<String>, message: impl Display) -> Self {
         let field = Some(field.into()).filter(|field| !field.is_empty() && field != ".");
-        Self { field: field.map(|field| cut(&field)), message: cut(&message.to_string()) }
+        let most = if field.is_some() { MAX_QUOTE } else { MAX_SENTENCE };
+        Self { field: field.map(|field| cut(&field)), message: cut_to(most, &message.to_string()) }
     }
 }
 
@@ -151,7 +154,11 @@ pub(super) fn protocol(field: &str, text: Option<String>) -> Result<Protocol, Fi
 }
 
 pub(super) fn cut(text: &str) -> String {
-    match text.char_indices().nth(MAX_QUOTE) {
+    cut_to(MAX_QUOTE, text)
+}
+
+fn cut_to(most: usize, text: &str) -> String {
+    match text.char_indices().nth(most) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
     }

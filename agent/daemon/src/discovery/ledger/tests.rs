@@ -313,3 +313,18 @@ fn an_address_of_a_new_sandbox_counts_until_the_object_follows() {
     bench.put("a", &pod(first));
     assert_eq!(bench.known([first, second]), [first], "kept over what the object states since");
 }
+
+/// What others have said stands in the middle of the agent's sentence, and what is to be done at its end.
+#[test]
+fn what_is_wrong_with_the_source_is_told_to_its_end() {
+    let mut bench = Bench::new();
+    let advice = "in the chart: egress.secretNamespaces";
+    let told = |length: usize| format!("cannot be read: {}; {advice}", "x".repeat(length));
+    bench.0.set_source_problem(&Origin::Api, Some(told(900)));
+    bench.0.settle();
+    assert!(bench.problems()[0].ends_with(advice), "{:?}", bench.problems());
+    // There is a bound all the same.
+    bench.0.set_source_problem(&Origin::Api, Some(told(100_000)));
+    bench.0.settle();
+    assert!(bench.problems()[0].len() < 2_000, "{} bytes", bench.problems()[0].len());
+}
