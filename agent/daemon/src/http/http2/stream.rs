@@ -1,6 +1,11 @@
 //! One stream: judged, passed on, and answered, with both bodies under way at once.
 
-use std::{future::poll_fn, pin::Pin, sync::Arc, task::Poll};
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::Poll,
+};
 
 use bytes::Bytes;
 use h2::{
@@ -14,7 +19,7 @@ use http::{
     request::Parts,
     uri::{Authority, Scheme},
 };
-use tokio::{join, time::timeout};
+use tokio::time::timeout;
 
 use super::{
     Head, WINDOW,
@@ -65,61 +70,87 @@ pub(super) async fn stream(
     };
     drop(counted_head);
     let mut sent = Counted::default();
-    let mut got = Counted::default();
-    let upload = async {
-        if !is_whole {
-            pass(body, &mut up, begun, &up_flow, &mut sent).await;
-        }
-        // The answer tells of what goes wrong from here on.
-        up
-    };
-    let download = async {
-        let answer = match answered(answer, &mut respond).await {
-            Ok(answer) => answer,
-            Err(Failed::Client) => {
-                end.flag = ResponseFlag::DownstreamClosed;
-                return;
+    let gone = {
+        let mut upload = pin!(async {
+            // The answer tells of what goes wrong with it.
+            if !is_whole {
+                pass(body, &mut up, begun, &up_flow, &mut sent).await;
             }
-            Err(Failed::App(code)) => {
-                end.flag = ResponseFlag::UpstreamClosed;
-                return respond.send_reset(code);
-            }
-        };
-        let (mut head, body) = answer.into_parts();
-        if let Some(changes) = changes {
-            changes.apply_to_answer(&mut head.headers);
-        }
-        end.status = Some(head.status);
-        end.grpc_status = grpc_status(&head.headers);
-        let is_whole = body.is_end_stream();
-        let Ok(mut down) = respond.send_response(Response::from_parts(head, ()), is_whole) else { return };
-        if !is_whole {
-            end.flag = pass(body, &mut down, Vec::new(), &down_flow, &mut got).await;
-        }
+        });
+        let download = pass_answer(answer, &mut respond, changes, &down_flow, &mut end);
+        let uploaded = until_answered(upload.as_mut(), download).await;
+        let left = end.flag == ResponseFlag::DownstreamClosed;
+        left || !uploaded && !unless_reset(upload, &mut respond).await
     };
-    let (mut up, ()) = join_until_answered(upload, download).await;
-    if let Some(up) = &mut up
-        && end.flag == ResponseFlag::DownstreamClosed
-    {
+    if gone {
         up.send_reset(Code::CANCEL);
     }
     end.request_bytes = sent.bytes;
     end.request_messages = sent.messages.count();
-    end.response_bytes = got.bytes;
-    end.response_messages = got.messages.count();
-    if got.status.is_some() {
-        end.grpc_status = got.status;
-    }
     told.finish(&end);
 }
 
-/// Both at once. An answer that ends early does not end the other direction, but what goes wrong with it does.
-async fn join_until_answered(
-    upload: impl Future<Output = SendStream<Piece>>,
+/// Both at once, until the answer has ended. Answers whether the request has as well.
+async fn until_answered(
+    mut upload: Pin<&mut impl Future<Output = ()>>,
     download: impl Future<Output = ()>,
-) -> (Option<SendStream<Piece>>, ()) {
-    let (up, down) = join!(upload, download);
-    (Some(up), down)
+) -> bool {
+    let (mut download, mut uploaded) = (pin!(download), false);
+    poll_fn(|cx| {
+        uploaded = uploaded || upload.as_mut().poll(cx).is_ready();
+        download.as_mut().poll(cx).map(|()| uploaded)
+    })
+    .await
+}
+
+/// The rest of a request that has been answered; `false` of one whose client gives it up. An application that does not take what came
+/// before would not hear of that otherwise.
+async fn unless_reset(
+    mut upload: Pin<&mut impl Future<Output = ()>>,
+    respond: &mut SendResponse<Piece>,
+) -> bool {
+    poll_fn(|cx| match upload.as_mut().poll(cx) {
+        Poll::Ready(()) => Poll::Ready(true),
+        Poll::Pending => respond.poll_reset(cx).map(|_| false),
+    })
+    .await
+}
+
+/// Passes the answer on once it is there, and tells of it in `end`.
+async fn pass_answer(
+    answer: ResponseFuture,
+    respond: &mut SendResponse<Piece>,
+    changes: Option<Changes>,
+    flow: &Arc<Flow>,
+    end: &mut RequestEnd,
+) {
+    let answer = match answered(answer, respond).await {
+        Ok(answer) => answer,
+        Err(Failed::Client) => {
+            end.flag = ResponseFlag::DownstreamClosed;
+            return;
+        }
+        Err(Failed::App(code)) => {
+            end.flag = ResponseFlag::UpstreamClosed;
+            return respond.send_reset(code);
+        }
+    };
+    let (mut head, body) = answer.into_parts();
+    if let Some(changes) = changes {
+        changes.apply_to_answer(&mut head.headers);
+    }
+    end.status = Some(head.status);
+    end.grpc_status = grpc_status(&head.headers);
+    let is_whole = body.is_end_stream();
+    let Ok(mut down) = respond.send_response(Response::from_parts(head, ()), is_whole) else { return };
+    if is_whole {
+        return;
+    }
+    let mut got = Counted::default();
+    end.flag = pass(body, &mut down, Vec::new(), flow, &mut got).await;
+    end.response_bytes = got.bytes;
+    end.response_messages = got.messages.count();
+    end.grpc_status = got.status.or(end.grpc_status);
 }
 
 /// What of a body has passed.
