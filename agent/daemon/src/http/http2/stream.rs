@@ -26,6 +26,7 @@ use super::{
     flow::{Flow, Piece},
 };
 use crate::{
+    authz::Changes,
     http::{
         HEAD, LATE_BODY,
         answer::Answer,
@@ -301,10 +302,11 @@ async fn pass(
         match piece {
             Some(Ok(piece)) => {
                 let len = piece.len();
+                let is_first = counted.bytes == 0;
                 counted.bytes += len as u64;
                 counted.messages.see(&piece);
                 let is_last = begun.len() == 0 && from.is_end_stream();
-                if send(to, piece, is_last, flow).await.is_err() {
+                if send(to, piece, is_first, is_last, flow).await.is_err() {
                     return ResponseFlag::DownstreamClosed;
                 }
                 // It fails where there is nothing to release any more.
@@ -357,9 +359,15 @@ async fn data_or_reset(
 async fn send(
     to: &mut SendStream<Piece>,
     mut piece: Bytes,
+    is_first: bool,
     is_last: bool,
     flow: &Arc<Flow>,
 ) -> Result<(), h2::Error> {
+    // A stream has no room before its head has been written: a request whose body is there with its head would go out in two packets,
+    // and wake the application twice. The library keeps what exceeds the room.
+    if is_first && !piece.is_empty() && flow.takes_unasked(piece.len()) {
+        return to.send_data(flow.piece(piece), is_last);
+    }
     while !piece.is_empty() {
         to.reserve_capacity(piece.len());
         let mut room = to.capacity();
