@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{
-    Reason as Code, RecvStream, SendStream,
+    Reason as Code, RecvStream,
     client::{ResponseFuture, SendRequest},
     server::SendResponse,
 };
@@ -24,6 +24,7 @@ use tokio::time::timeout;
 use super::{
     Head, WINDOW,
     flow::{Flow, Piece},
+    pass::{Counted, code, grpc_status, pass},
 };
 use crate::{
     authz::Changes,
@@ -33,7 +34,7 @@ use crate::{
         body::Malformed,
         gate::{Admitted, Gate, Judged},
     },
-    telemetry::{GrpcMessages, RequestEnd, ResponseFlag},
+    telemetry::{self, RequestEnd, ResponseFlag},
 };
 
 /// Carries one stream, whose bodies are of these flows, up and down, and whose head counts.
@@ -88,7 +89,35 @@ pub(super) async fn stream(
     }
     end.request_bytes = sent.bytes;
     end.request_messages = sent.messages.count();
-    told.finish(&end);
+    let _told = Told { told: Some(told), end };
+    others_first().await;
+}
+
+/// Is told of once it is dropped, be it with the connection.
+struct Told {
+    told: Option<telemetry::Request>,
+    end: RequestEnd,
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        if let Some(told) = self.told.take() {
+            told.finish(&self.end);
+        }
+    }
+}
+
+/// Lets what has been said go out: the client is not to wait for metrics and log.
+async fn others_first() {
+    let mut waited = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Both at once, until the answer has ended. Answers whether the request has as well.
@@ -152,15 +181,6 @@ async fn pass_answer(
     end.response_bytes = got.bytes;
     end.response_messages = got.messages.count();
     end.grpc_status = got.status.or(end.grpc_status);
-}
-
-/// What of a body has passed.
-#[derive(Debug, Default)]
-struct Counted {
-    bytes: u64,
-    messages: GrpcMessages,
-    /// `grpc-status` of the trailers.
-    status: Option<i64>,
 }
 
 /// Whose fault it is.
@@ -276,116 +296,4 @@ async fn answered(
         }
     })
     .await
-}
-
-fn code(error: &h2::Error) -> Code {
-    error.reason().unwrap_or(Code::INTERNAL_ERROR)
-}
-
-/// Passes a body on, behind what of it has been read, with its trailers. Answers what has gone wrong.
-async fn pass(
-    mut from: RecvStream,
-    to: &mut SendStream<Piece>,
-    begun: Vec<Bytes>,
-    flow: &Arc<Flow>,
-    counted: &mut Counted,
-) -> ResponseFlag {
-    let mut begun = begun.into_iter();
-    loop {
-        let piece = match begun.next() {
-            Some(piece) => Some(Ok(piece)),
-            None => match data_or_reset(&mut from, to, flow).await {
-                Ok(piece) => piece,
-                Err(()) => return ResponseFlag::DownstreamClosed,
-            },
-        };
-        match piece {
-            Some(Ok(piece)) => {
-                let len = piece.len();
-                let is_first = counted.bytes == 0;
-                counted.bytes += len as u64;
-                counted.messages.see(&piece);
-                let is_last = begun.len() == 0 && from.is_end_stream();
-                if send(to, piece, is_first, is_last, flow).await.is_err() {
-                    return ResponseFlag::DownstreamClosed;
-                }
-                // It fails where there is nothing to release any more.
-                let _ = from.flow_control().release_capacity(len);
-                if is_last {
-                    return ResponseFlag::None;
-                }
-            }
-            Some(Err(error)) => {
-                to.send_reset(code(&error));
-                return ResponseFlag::UpstreamClosed;
-            }
-            None => break,
-        }
-    }
-    match from.trailers().await {
-        Ok(Some(trailers)) => {
-            counted.status = grpc_status(&trailers);
-            let _ = to.send_trailers(trailers);
-        }
-        Ok(None) => {
-            let _ = to.send_data(Bytes::new().into(), true);
-        }
-        Err(error) => {
-            to.send_reset(code(&error));
-            return ResponseFlag::UpstreamClosed;
-        }
-    }
-    ResponseFlag::None
-}
-
-/// The next piece of a body, once there is room for it and unless its receiver wants no more.
-async fn data_or_reset(
-    from: &mut RecvStream,
-    to: &mut SendStream<Piece>,
-    flow: &Flow,
-) -> Result<Option<Result<Bytes, h2::Error>>, ()> {
-    poll_fn(|cx| {
-        if flow.poll_room(cx).is_ready()
-            && let Poll::Ready(piece) = from.poll_data(cx)
-        {
-            return Poll::Ready(Ok(piece));
-        }
-        to.poll_reset(cx).map(|_| Err(()))
-    })
-    .await
-}
-
-/// Sends one piece as the receiver has room for it.
-async fn send(
-    to: &mut SendStream<Piece>,
-    mut piece: Bytes,
-    is_first: bool,
-    is_last: bool,
-    flow: &Arc<Flow>,
-) -> Result<(), h2::Error> {
-    // A stream has no room before its head has been written: a request whose body is there with its head would go out in two packets,
-    // and wake the application twice. The library keeps what exceeds the room.
-    if is_first && !piece.is_empty() && flow.takes_unasked(piece.len()) {
-        return to.send_data(flow.piece(piece), is_last);
-    }
-    while !piece.is_empty() {
-        to.reserve_capacity(piece.len());
-        let mut room = to.capacity();
-        if room == 0 {
-            let _waits = flow.waits();
-            let more = poll_fn(|cx| to.poll_capacity(cx)).await;
-            room = more.unwrap_or_else(|| Err(Code::CANCEL.into()))?;
-        }
-        let part = piece.split_to(room.min(piece.len()));
-        let ends = is_last && piece.is_empty();
-        to.send_data(flow.piece(part), ends)?;
-        if ends {
-            return Ok(());
-        }
-    }
-    if is_last { to.send_data(piece.into(), true) } else { Ok(()) }
-}
-
-fn grpc_status(headers: &http::HeaderMap) -> Option<i64> {
-    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
 }

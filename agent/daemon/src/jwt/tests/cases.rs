@@ -4,10 +4,13 @@ use ambit_core::policy::TokenPlace;
 
 use super::{judging::FORM, *};
 
-/// The verdict, and the status of a refusal.
+/// The verdict, and the status of what the client gets.
 fn answer(rule: &JwtRule, mut head: Parts) -> (&'static str, u16) {
-    let status = judge(std::slice::from_ref(rule), &mut head).err().map_or(200, |bad| bad.status.as_u16());
-    (verdict(std::slice::from_ref(rule), &mut head), status)
+    match judge(std::slice::from_ref(rule), &mut head) {
+        Ok(Some(_)) => ("ok", 200),
+        Ok(None) => ("none", 200),
+        Err(bad) => (bad.text, bad.status.as_u16()),
+    }
 }
 
 #[test]
