@@ -216,7 +216,9 @@ pub(super) fn many(how: &Many) -> Result<Tally> {
             let work = move || {
                 let _ = enter.send(());
                 let stream = open(how.to);
-                let _ = leave.lock().map(|leave| leave.recv());
+                if let Ok(leave) = leave.lock() {
+                    let _ = leave.recv();
+                }
                 barrier.wait();
                 let mut done = stream.and_then(|mut stream| {
                     (0..how.rounds).try_for_each(|round| exchange(&mut stream, number * 31 + round))?;
