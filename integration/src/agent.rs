@@ -205,6 +205,12 @@ impl Agent {
         })
     }
 
+    /// Whether its binary is optimised.
+    pub fn is_optimised(&self) -> Result<bool> {
+        let version = process::must(Command::new(&self.paths.binary).arg("--version"))?;
+        Ok(!version.contains("not optimised"))
+    }
+
     /// `ambit status -o json`.
     pub fn status(&self) -> Result<Value> {
         let mut command = Command::new(&self.paths.binary);

@@ -37,6 +37,8 @@ pub struct Settings {
     pub binary: PathBuf,
     /// The load.
     pub load: Load,
+    /// What lies between client and server, with agents of that daemon.
+    pub path: Choice,
     /// For so many seconds.
     pub seconds: u32,
     /// Where flame graph, list and stacks go.
@@ -45,9 +47,9 @@ pub struct Settings {
 
 /// Runs the load and writes `LOAD.svg`, `LOAD.txt` and `LOAD.folded`.
 pub fn run(sandbox: &Sandbox, settings: &Settings, console: Console) -> Result<()> {
-    let Settings { binary, load, seconds, out } = settings;
+    let Settings { binary, load, path, seconds, out } = settings;
     fs::create_dir_all(out).with_context(|| out.display().to_string())?;
-    let mut loaded = Loaded::build(sandbox, binary, &Choice::named("ambit")?, console)?;
+    let mut loaded = Loaded::build(sandbox, binary, path, console)?;
     console.line(format_args!("  (warming up, then {} for {seconds} s)", load.about));
     loaded.run(load, 1)?;
     let data = sandbox.folder().join("perf.data");

@@ -176,6 +176,9 @@ pub struct Many {
     /// How many connections.
     #[arg(long, default_value_t = 1_000)]
     pub connections: usize,
+    /// How many of them are being opened at a time; all by default.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    pub opening: Option<u16>,
     /// How many messages each sends while all are open.
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,

@@ -16,6 +16,7 @@ use crate::{
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  cargo xtask profile bulk-1-up\n  cargo xtask profile http-32 --seconds 30\n  \
+    cargo xtask profile grpc-1 --path ambit-http   with requests that are judged\n  \
     cargo xtask profile conn-8 --binary BINARY   one that you have built with symbols and frame pointers\n  \
     cargo xtask bench --list                     which loads there are"
 )]
@@ -25,6 +26,9 @@ pub(crate) struct Args {
     /// For how long, in seconds.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=120))]
     seconds: u32,
+    /// What lies between client and server: `ambit`, or `ambit-http`, where each request is judged.
+    #[arg(long, default_value = "ambit", value_parser = ["ambit", "ambit-http"])]
+    path: String,
     /// Where LOAD.svg, LOAD.txt and LOAD.folded go [default: target/profile].
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
@@ -49,6 +53,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     // The harness is not what is measured: whichever is there will do.
     Call::new("profile")?
         .words([&args.load])
+        .value("--path", &args.path)
         .value("--seconds", args.seconds.to_string())
         .value("--binary", daemon)
         .value("--out", out)

@@ -36,11 +36,17 @@ use crate::{cni, config::ConfigError};
 /// What was asked for is not possible as asked: the code that clap ends with as well.
 const USAGE: u8 = 2;
 
+/// A build that is not optimised says so: what it takes in time and memory is not what a release takes.
+const VERSION: &str = match cfg!(debug_assertions) {
+    true => concat!(env!("CARGO_PKG_VERSION"), " (not optimised)"),
+    false => env!("CARGO_PKG_VERSION"),
+};
+
 /// Node-level ambient tunnel for Kubernetes: pods talk under mutual TLS and know nothing of it.
 #[derive(Debug, Parser)]
 #[command(
     name = "ambit",
-    version,
+    version = VERSION,
     arg_required_else_help = true,
     after_help = "\
 Examples:
@@ -130,9 +136,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::CheckNode(args) => check_node::run(&args),
         Command::Uninstall(args) => uninstall::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Cni => Ok(cni::run()),
-        Command::Version => {
-            output::emit(&format!("ambit {}\n", env!("CARGO_PKG_VERSION"))).map(|()| ExitCode::SUCCESS)
-        }
+        Command::Version => output::emit(&format!("ambit {VERSION}\n")).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {
         output::complain(&format!("error: {error:#}\n"));

@@ -24,6 +24,9 @@ use crate::{
     world::World,
 };
 
+/// What is waited for, and is not what a test is about, may take so long on a loaded machine.
+const LOADED: Duration = Duration::from_secs(30);
+
 pub(super) const TESTS: &[Test] = &[
     own(
         "failure::a_killed_client_agent_fails_closed",
@@ -196,30 +199,32 @@ fn let_go(world: &mut World) -> Result<()> {
     let pod = world.pod("b").clone();
     let to = format!("{}:{}", pod.v4, ports::ECHO);
     let mut long = load::tool(&world.pod("a").netns)?;
-    long.args(["ping-pong", "--to", &to, "--for-ms", "6000", "--rest-ms", "10"]);
+    long.args(["many", "--to", &to, "--connections", "1", "--hold", "--busy-every-ms", "10"]);
     let mut long = Process::start(&mut long, &world.folder.join("let-go.log"))?;
-    thread::sleep(SECOND);
+    long.wait_for("holding", LOADED)?;
     let enrolled = network_state(world, "b")?;
     world.manifests.pod(&world.topology, &pod, &[("ambit.dev/dataplane", "disabled")])?;
     let text = marker("let-go");
     let url = format!("http://{}:{}/", pod.v4, ports::HTTP);
-    eventually(IN_FORCE, || {
+    eventually(LOADED, || {
         let link = world.on_the_link("let-go", || world.curl("a", &["-d", &text, &url])?.ok().map(drop))?;
         ensure!(link.contains(&text), "new connections are still in a tunnel");
         Ok(())
     })?;
     ensure!(long.runs(), "the connection did not outlive the change: {}", long.output());
-    let ended = long.wait(20 * SECOND)?;
-    ensure!(ended.success(), "the connection broke: {}", long.output());
+    thread::sleep(SECOND);
+    long.close_input();
+    long.wait(LOADED)?;
+    ensure!(long.output().contains("\"good\":1,\"failed\":0"), "the connection broke: {}", long.output());
     let untouched = network_state(world, "c")?;
     ensure!(enrolled != untouched, "an enrolled pod looks like one that never was");
-    eventually(3 * SECOND, || {
+    eventually(LOADED, || {
         let state = network_state(world, "b")?;
         ensure!(state == untouched, "pod b is left with\n{state}\nwhere an untouched one has\n{untouched}");
         Ok(())
     })?;
     world.manifests.pod(&world.topology, &pod, &[])?;
-    eventually(IN_FORCE, || {
+    eventually(LOADED, || {
         let link = world.on_the_link("taken-up", || world.curl("a", &["-d", &text, &url])?.ok().map(drop))?;
         ensure!(!link.contains(&text), "new connections are in plaintext");
         Ok(())

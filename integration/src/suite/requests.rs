@@ -2,6 +2,7 @@
 //! applications' own; through the tunnel, and in plaintext.
 
 mod hostile;
+mod unary;
 
 use std::{
     fs,
@@ -41,6 +42,12 @@ pub(super) const TESTS: &[Test] = &[
         "unary, both ways, big; refused with its own code; h2load and wrk without an error",
         &[],
         protocols,
+    ),
+    own(
+        "requests::a_unary_call_is_one_packet_each_way",
+        "a hundred gRPC calls and more: no packet to the application beyond one for each, as without ambit",
+        &[],
+        unary::one_packet_each_way,
     ),
     own(
         "requests::what_is_not_http_is_left_alone_or_refused",

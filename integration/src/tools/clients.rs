@@ -4,8 +4,9 @@ use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpStream},
     sync::{
-        Arc, Barrier,
+        Arc, Barrier, Mutex,
         atomic::{AtomicBool, Ordering},
+        mpsc::sync_channel,
     },
     thread,
     time::{Duration, Instant},
@@ -202,6 +203,8 @@ pub(super) fn many(how: &Many) -> Result<Tally> {
     let start = Instant::now();
     let barrier = Barrier::new(how.connections);
     let exchanged = Barrier::new(how.connections + usize::from(how.hold));
+    let (enter, leave) = sync_channel(how.opening.map_or(how.connections, usize::from));
+    let leave = Mutex::new(leave);
     let ended = AtomicBool::new(false);
     let over = Barrier::new(how.connections + usize::from(how.hold));
     let mut tally = Tally::default();
@@ -209,8 +212,13 @@ pub(super) fn many(how: &Many) -> Result<Tally> {
         let mut threads = Vec::new();
         for number in 0..how.connections {
             let (barrier, exchanged, over, ended) = (&barrier, &exchanged, &over, &ended);
+            let (enter, leave) = (enter.clone(), &leave);
             let work = move || {
+                let _ = enter.send(());
                 let stream = open(how.to);
+                if let Ok(leave) = leave.lock() {
+                    let _ = leave.recv();
+                }
                 barrier.wait();
                 let mut done = stream.and_then(|mut stream| {
                     (0..how.rounds).try_for_each(|round| exchange(&mut stream, number * 31 + round))?;

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    bench::{self, Load},
+    bench::{self, Choice, Load},
     console::Console,
     profile::{self, Settings},
     sandbox,
@@ -16,6 +16,9 @@ use crate::{
 pub struct Args {
     /// The load, as `bench --list` names it.
     load: String,
+    /// What lies between client and server.
+    #[arg(long, default_value = "ambit", value_parser = ["ambit", "ambit-http"])]
+    path: String,
     /// For so many seconds.
     #[arg(long, default_value_t = 10)]
     seconds: u32,
@@ -32,6 +35,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let settings = Settings {
         binary: args.binary.clone(),
         load: load(&args.load)?,
+        path: Choice::named(&args.path)?,
         seconds: args.seconds,
         out: args.out.clone(),
     };

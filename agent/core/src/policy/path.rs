@@ -116,4 +116,6 @@ fn without_dot_segments(path: &str) -> String {
 }
 
 #[cfg(test)]
+mod slowly;
+#[cfg(test)]
 mod tests;

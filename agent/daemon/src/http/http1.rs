@@ -4,16 +4,17 @@
 //! One request is under way at a time, so that answers have their order; both directions of it pass at once, as bodies, interim
 //! answers and early ones want it. The next request is not read before the last is answered, but for what fits into the window.
 
+mod ending;
+
 use std::{
     future::poll_fn,
     mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
-use http::{Method, StatusCode, Version, header::CONNECTION};
+use http::{StatusCode, Version, header::CONNECTION};
 use tokio::{
     net::TcpStream,
     time::{Sleep, sleep, timeout},
@@ -21,26 +22,21 @@ use tokio::{
 
 use super::{
     ANSWER, HEAD, LATE_BODY, Stuck,
-    answer::Answer,
-    body::{Body, Malformed},
+    body::Malformed,
     exchange::{Exchange, Exchanged},
     gate::Gate,
     head::{self, Request},
-    way::{App, Client, Fault, Way, leg_error},
+    way::{App, Client, Fault, Way},
     window::{LONGEST, Window},
 };
 use crate::tunnel::{Leg, LegError, Share, shut};
 
-/// How much of the body of a refused request is read over, so that the connection can live on.
-const READ_OVER: u64 = 256 * 1024;
 const LATE_HEAD: Malformed =
     Malformed::answered(StatusCode::REQUEST_TIMEOUT, "the head was not whole within 60 s");
 const LONG_HEAD: Malformed = Malformed::answered(
     StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
     "the head is longer than 64 KiB with its request line",
 );
-/// How long a client has to take the last answer and end its side.
-const FAREWELL: Duration = Duration::from_secs(2);
 
 /// A connection that carries HTTP/1.
 pub(super) struct Http1<'a, L> {
@@ -248,57 +244,6 @@ impl<'a, L: Leg> Http1<'a, L> {
         }
     }
 
-    /// Answers in the application's place. Answers whether the connection can live on.
-    async fn refuse(&mut self, request: &Request, answer: &Answer) -> Result<bool, LegError> {
-        self.up.window.consume(request.len);
-        // Who waits for an interim answer may send the body or not, and nobody knows.
-        let reads_over = match request.body {
-            Body::Length(length) => length <= READ_OVER,
-            _ => true,
-        };
-        let closes = ends_connection(request) || request.expects_continue || !reads_over;
-        self.say(answer, request.parts.method == Method::HEAD, closes).await?;
-        if closes {
-            return Ok(false);
-        }
-        let mut body = request.body;
-        let mut left = READ_OVER;
-        let read_over = timeout(HEAD, poll_fn(|cx| self.poll_read_over(cx, &mut body, &mut left))).await;
-        match read_over {
-            Ok(Err(Fault::Leg(error))) => Err(error),
-            Ok(Ok(whole)) => Ok(whole),
-            Ok(Err(Fault::Malformed(_))) | Err(_) => Ok(false),
-        }
-    }
-
-    /// Reads a body that goes nowhere; `false` if it is not whole before `left` bytes have passed.
-    fn poll_read_over(
-        &mut self,
-        cx: &mut Context<'_>,
-        body: &mut Body,
-        left: &mut u64,
-    ) -> Poll<Result<bool, Fault>> {
-        loop {
-            let len = body.advance(self.up.window.bytes())?;
-            self.up.window.consume(len);
-            *left = left.saturating_sub(len as u64);
-            if body.is_done() || *left == 0 {
-                return Poll::Ready(Ok(body.is_done()));
-            }
-            if len == 0 {
-                match self.up.window.poll_fill(cx, &mut Client(self.leg), self.share) {
-                    Poll::Ready(Ok(0)) => {
-                        self.client_ended = true;
-                        return Poll::Ready(Ok(false));
-                    }
-                    Poll::Ready(Ok(_)) => {}
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
-                    Poll::Pending => return Poll::Pending,
-                }
-            }
-        }
-    }
-
     /// The beginning of a body, `wanted` bytes of it if it has so many and they fit in the window, and whether that is all. It stays in
     /// the window.
     async fn beginning(&mut self, request: &Request, wanted: usize) -> Result<(Vec<u8>, bool), Fault> {
@@ -327,54 +272,6 @@ impl<'a, L: Leg> Http1<'a, L> {
         });
         let whole = timeout(HEAD, whole).await;
         Ok((mem::take(&mut read), whole.unwrap_or_else(|_| Err(LATE_BODY.into()))?))
-    }
-
-    /// Sends an answer of our own.
-    async fn say(&mut self, answer: &Answer, is_head: bool, closes: bool) -> Result<(), LegError> {
-        self.late = None;
-        self.down.say(answer.to_http1(is_head, closes));
-        poll_fn(|cx| self.down.poll_out(cx, &mut Client(self.leg))).await?;
-        self.count();
-        Ok(())
-    }
-
-    /// Passes on what the application still says, until it ends. Never lives on.
-    async fn rest(&mut self) -> Result<bool, LegError> {
-        let mut body = Body::UntilEnd;
-        let passed = poll_fn(|cx| {
-            if let Poll::Ready(Err(error)) = self.poll_word(cx) {
-                return Poll::Ready(Err(error.into()));
-            }
-            let (source, sink) = (&mut App(self.app), &mut Client(self.leg));
-            let passed = self.down.poll_pass(cx, source, sink, self.share, &mut body);
-            self.count();
-            passed
-        });
-        passed.await.map_err(fatal)?;
-        Ok(false)
-    }
-
-    /// Tells the client that nothing follows, and waits a moment for it to say the same: what it sends meanwhile must not turn our
-    /// last words into a reset. Answers whether it has.
-    async fn farewell(mut self) -> Result<bool, LegError> {
-        poll_fn(|cx| self.down.poll_out(cx, &mut Client(self.leg))).await?;
-        poll_fn(|cx| Pin::new(&mut *self.leg).poll_shutdown(cx)).await.map_err(leg_error)?;
-        // It fails where the application has gone.
-        let _ = shut(self.app);
-        let mut everything = Body::UntilEnd;
-        let mut left = u64::MAX;
-        let ended = poll_fn(|cx| {
-            if self.client_ended {
-                Poll::Ready(Ok(false))
-            } else {
-                self.poll_read_over(cx, &mut everything, &mut left)
-            }
-        });
-        let ended = timeout(FAREWELL, ended).await;
-        match ended {
-            Ok(Err(Fault::Leg(error))) => Err(error),
-            _ => Ok(self.client_ended),
-        }
     }
 
     /// Does not keep the word that the connection stands for long.

@@ -8,6 +8,7 @@ mod bell;
 mod ends;
 mod flow;
 mod pace;
+mod pass;
 mod stream;
 
 use std::{

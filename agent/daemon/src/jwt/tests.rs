@@ -1,3 +1,4 @@
+mod cases;
 mod fetching;
 mod issuer;
 mod judging;

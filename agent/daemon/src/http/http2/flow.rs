@@ -19,6 +19,9 @@ use crate::tunnel::{Hold, Share};
 /// How much may wait to be written before streams take no more.
 const LIMIT: usize = 64 * 1024;
 
+/// How much of that may be of streams whose receivers may have no room for it: they are not to keep others from taking more.
+const UNASKED: usize = LIMIT / 2;
+
 /// One direction.
 #[derive(Debug)]
 pub(super) struct Flow {
@@ -54,6 +57,11 @@ impl Flow {
             blocked.push(cx.waker().clone());
         }
         Poll::Pending
+    }
+
+    /// Whether so many bytes may wait without having asked whether their receiver has room.
+    pub(super) fn takes_unasked(&self, len: usize) -> bool {
+        self.held.load(Ordering::Relaxed) + len <= UNASKED
     }
 
     /// Has taken `bytes`, which count until they have been written.
@@ -155,9 +163,11 @@ mod tests {
             pieces.push(flow.piece(Bytes::from_static(&[0; 1000])));
         }
         assert_eq!((pieces.len(), share.used()), (LIMIT.div_ceil(1000), pieces.len() * 1000));
-        assert!(flow.is_stuck());
+        assert!(flow.is_stuck() && !flow.takes_unasked(1));
         pieces.truncate(60);
         assert!(flow.poll_room(&cx).is_ready() && flow.is_stuck());
+        pieces.truncate(20);
+        assert!(flow.takes_unasked(UNASKED - 20_000) && !flow.takes_unasked(UNASKED - 19_999));
         pieces.clear();
         assert!(!flow.is_stuck() && share.used() == 0);
         let waits = flow.waits();

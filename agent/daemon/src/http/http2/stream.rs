@@ -1,10 +1,15 @@
 //! One stream: judged, passed on, and answered, with both bodies under way at once.
 
-use std::{future::poll_fn, pin::Pin, sync::Arc, task::Poll};
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::Poll,
+};
 
 use bytes::Bytes;
 use h2::{
-    Reason as Code, RecvStream, SendStream,
+    Reason as Code, RecvStream,
     client::{ResponseFuture, SendRequest},
     server::SendResponse,
 };
@@ -14,20 +19,22 @@ use http::{
     request::Parts,
     uri::{Authority, Scheme},
 };
-use tokio::{join, time::timeout};
+use tokio::time::timeout;
 
 use super::{
     Head, WINDOW,
     flow::{Flow, Piece},
+    pass::{Counted, code, grpc_status, pass},
 };
 use crate::{
+    authz::Changes,
     http::{
         HEAD, LATE_BODY,
         answer::Answer,
         body::Malformed,
         gate::{Admitted, Gate, Judged},
     },
-    telemetry::{GrpcMessages, RequestEnd, ResponseFlag},
+    telemetry::{self, RequestEnd, ResponseFlag},
 };
 
 /// Carries one stream, whose bodies are of these flows, up and down, and whose head counts.
@@ -65,70 +72,115 @@ pub(super) async fn stream(
     };
     drop(counted_head);
     let mut sent = Counted::default();
-    let mut got = Counted::default();
-    let upload = async {
-        if !is_whole {
-            pass(body, &mut up, begun, &up_flow, &mut sent).await;
-        }
-        // The answer tells of what goes wrong from here on.
-        up
-    };
-    let download = async {
-        let answer = match answered(answer, &mut respond).await {
-            Ok(answer) => answer,
-            Err(Failed::Client) => {
-                end.flag = ResponseFlag::DownstreamClosed;
-                return;
+    let gone = {
+        let mut upload = pin!(async {
+            // The answer tells of what goes wrong with it.
+            if !is_whole {
+                pass(body, &mut up, begun, &up_flow, &mut sent).await;
             }
-            Err(Failed::App(code)) => {
-                end.flag = ResponseFlag::UpstreamClosed;
-                return respond.send_reset(code);
-            }
-        };
-        let (mut head, body) = answer.into_parts();
-        if let Some(changes) = changes {
-            changes.apply_to_answer(&mut head.headers);
-        }
-        end.status = Some(head.status);
-        end.grpc_status = grpc_status(&head.headers);
-        let is_whole = body.is_end_stream();
-        let Ok(mut down) = respond.send_response(Response::from_parts(head, ()), is_whole) else { return };
-        if !is_whole {
-            end.flag = pass(body, &mut down, Vec::new(), &down_flow, &mut got).await;
-        }
+        });
+        let download = pass_answer(answer, &mut respond, changes, &down_flow, &mut end);
+        let uploaded = until_answered(upload.as_mut(), download).await;
+        let left = end.flag == ResponseFlag::DownstreamClosed;
+        left || !uploaded && !unless_reset(upload, &mut respond).await
     };
-    let (mut up, ()) = join_until_answered(upload, download).await;
-    if let Some(up) = &mut up
-        && end.flag == ResponseFlag::DownstreamClosed
-    {
+    if gone {
         up.send_reset(Code::CANCEL);
     }
     end.request_bytes = sent.bytes;
     end.request_messages = sent.messages.count();
+    let _told = Told { told: Some(told), end };
+    others_first().await;
+}
+
+/// Is told of once it is dropped, be it with the connection.
+struct Told {
+    told: Option<telemetry::Request>,
+    end: RequestEnd,
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        if let Some(told) = self.told.take() {
+            told.finish(&self.end);
+        }
+    }
+}
+
+/// Lets what has been said go out: the client is not to wait for metrics and log.
+async fn others_first() {
+    let mut waited = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Both at once, until the answer has ended. Answers whether the request has as well.
+async fn until_answered(
+    mut upload: Pin<&mut impl Future<Output = ()>>,
+    download: impl Future<Output = ()>,
+) -> bool {
+    let (mut download, mut uploaded) = (pin!(download), false);
+    poll_fn(|cx| {
+        uploaded = uploaded || upload.as_mut().poll(cx).is_ready();
+        download.as_mut().poll(cx).map(|()| uploaded)
+    })
+    .await
+}
+
+/// The rest of a request that has been answered; `false` of one whose client gives it up. An application that does not take what came
+/// before would not hear of that otherwise.
+async fn unless_reset(
+    mut upload: Pin<&mut impl Future<Output = ()>>,
+    respond: &mut SendResponse<Piece>,
+) -> bool {
+    poll_fn(|cx| match upload.as_mut().poll(cx) {
+        Poll::Ready(()) => Poll::Ready(true),
+        Poll::Pending => respond.poll_reset(cx).map(|_| false),
+    })
+    .await
+}
+
+/// Passes the answer on once it is there, and tells of it in `end`.
+async fn pass_answer(
+    answer: ResponseFuture,
+    respond: &mut SendResponse<Piece>,
+    changes: Option<Changes>,
+    flow: &Arc<Flow>,
+    end: &mut RequestEnd,
+) {
+    let answer = match answered(answer, respond).await {
+        Ok(answer) => answer,
+        Err(Failed::Client) => {
+            end.flag = ResponseFlag::DownstreamClosed;
+            return;
+        }
+        Err(Failed::App(code)) => {
+            end.flag = ResponseFlag::UpstreamClosed;
+            return respond.send_reset(code);
+        }
+    };
+    let (mut head, body) = answer.into_parts();
+    if let Some(changes) = changes {
+        changes.apply_to_answer(&mut head.headers);
+    }
+    end.status = Some(head.status);
+    end.grpc_status = grpc_status(&head.headers);
+    let is_whole = body.is_end_stream();
+    let Ok(mut down) = respond.send_response(Response::from_parts(head, ()), is_whole) else { return };
+    if is_whole {
+        return;
+    }
+    let mut got = Counted::default();
+    end.flag = pass(body, &mut down, Vec::new(), flow, &mut got).await;
     end.response_bytes = got.bytes;
     end.response_messages = got.messages.count();
-    if got.status.is_some() {
-        end.grpc_status = got.status;
-    }
-    told.finish(&end);
-}
-
-/// Both at once. An answer that ends early does not end the other direction, but what goes wrong with it does.
-async fn join_until_answered(
-    upload: impl Future<Output = SendStream<Piece>>,
-    download: impl Future<Output = ()>,
-) -> (Option<SendStream<Piece>>, ()) {
-    let (up, down) = join!(upload, download);
-    (Some(up), down)
-}
-
-/// What of a body has passed.
-#[derive(Debug, Default)]
-struct Counted {
-    bytes: u64,
-    messages: GrpcMessages,
-    /// `grpc-status` of the trailers.
-    status: Option<i64>,
+    end.grpc_status = got.status.or(end.grpc_status);
 }
 
 /// Whose fault it is.
@@ -244,109 +296,4 @@ async fn answered(
         }
     })
     .await
-}
-
-fn code(error: &h2::Error) -> Code {
-    error.reason().unwrap_or(Code::INTERNAL_ERROR)
-}
-
-/// Passes a body on, behind what of it has been read, with its trailers. Answers what has gone wrong.
-async fn pass(
-    mut from: RecvStream,
-    to: &mut SendStream<Piece>,
-    begun: Vec<Bytes>,
-    flow: &Arc<Flow>,
-    counted: &mut Counted,
-) -> ResponseFlag {
-    let mut begun = begun.into_iter();
-    loop {
-        let piece = match begun.next() {
-            Some(piece) => Some(Ok(piece)),
-            None => match data_or_reset(&mut from, to, flow).await {
-                Ok(piece) => piece,
-                Err(()) => return ResponseFlag::DownstreamClosed,
-            },
-        };
-        match piece {
-            Some(Ok(piece)) => {
-                let len = piece.len();
-                counted.bytes += len as u64;
-                counted.messages.see(&piece);
-                let is_last = begun.len() == 0 && from.is_end_stream();
-                if send(to, piece, is_last, flow).await.is_err() {
-                    return ResponseFlag::DownstreamClosed;
-                }
-                // It fails where there is nothing to release any more.
-                let _ = from.flow_control().release_capacity(len);
-                if is_last {
-                    return ResponseFlag::None;
-                }
-            }
-            Some(Err(error)) => {
-                to.send_reset(code(&error));
-                return ResponseFlag::UpstreamClosed;
-            }
-            None => break,
-        }
-    }
-    match from.trailers().await {
-        Ok(Some(trailers)) => {
-            counted.status = grpc_status(&trailers);
-            let _ = to.send_trailers(trailers);
-        }
-        Ok(None) => {
-            let _ = to.send_data(Bytes::new().into(), true);
-        }
-        Err(error) => {
-            to.send_reset(code(&error));
-            return ResponseFlag::UpstreamClosed;
-        }
-    }
-    ResponseFlag::None
-}
-
-/// The next piece of a body, once there is room for it and unless its receiver wants no more.
-async fn data_or_reset(
-    from: &mut RecvStream,
-    to: &mut SendStream<Piece>,
-    flow: &Flow,
-) -> Result<Option<Result<Bytes, h2::Error>>, ()> {
-    poll_fn(|cx| {
-        if flow.poll_room(cx).is_ready()
-            && let Poll::Ready(piece) = from.poll_data(cx)
-        {
-            return Poll::Ready(Ok(piece));
-        }
-        to.poll_reset(cx).map(|_| Err(()))
-    })
-    .await
-}
-
-/// Sends one piece as the receiver has room for it.
-async fn send(
-    to: &mut SendStream<Piece>,
-    mut piece: Bytes,
-    is_last: bool,
-    flow: &Arc<Flow>,
-) -> Result<(), h2::Error> {
-    while !piece.is_empty() {
-        to.reserve_capacity(piece.len());
-        let mut room = to.capacity();
-        if room == 0 {
-            let _waits = flow.waits();
-            let more = poll_fn(|cx| to.poll_capacity(cx)).await;
-            room = more.unwrap_or_else(|| Err(Code::CANCEL.into()))?;
-        }
-        let part = piece.split_to(room.min(piece.len()));
-        let ends = is_last && piece.is_empty();
-        to.send_data(flow.piece(part), ends)?;
-        if ends {
-            return Ok(());
-        }
-    }
-    if is_last { to.send_data(piece.into(), true) } else { Ok(()) }
-}
-
-fn grpc_status(headers: &http::HeaderMap) -> Option<i64> {
-    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
 }

@@ -285,6 +285,11 @@ async fn what_is_not_http_goes_by_the_rules_for_it() {
 
 /// Tokens of one issuer are judged.
 fn tokens() -> Arc<WorkloadPolicy> {
+    tokens_and([])
+}
+
+/// The same, beside other policies.
+fn tokens_and(others: impl IntoIterator<Item = AuthorizationPolicy>) -> Arc<WorkloadPolicy> {
     let mut set = PolicySet::new("ambit-system");
     let rule = JwtRule {
         issuer: "https://issuer.example".into(),
@@ -303,6 +308,9 @@ fn tokens() -> Arc<WorkloadPolicy> {
         rules: vec![Arc::new(rule)],
         doubt: None,
     })));
+    for policy in others {
+        set.apply(policy::Change::AuthorizationPolicy(Arc::new(policy)));
+    }
     Arc::new(set.compile_for(&"shop".into(), &Labels::new()))
 }
 
@@ -316,4 +324,25 @@ async fn bad_tokens_are_refused_and_fields_of_ours_cannot_be_forged() {
     expect(&mut client, OK).await;
     say(&mut client, "GET / HTTP/1.1\r\nHost: cart\r\nAuthorization: Bearer x\r\n\r\n").await;
     expect(&mut client, "HTTP/1.1 401 Unauthorized\r\ncontent-type: text/plain\r\nwww-authenticate: Bearer realm=\"http://cart/\"").await;
+}
+
+/// A preflight carries no token that counts, so that a bad one does it no harm; policies hold for it all the same.
+#[tokio::test]
+async fn case_42_a_preflight_is_judged_without_its_token() {
+    let Pair { mut client, server, .. } = pair_under(tokens_and([paths(Action::Deny, &["/admin*"])])).await;
+    let asks = |method: &str, path: &str| {
+        format!(
+            "{method} {path} HTTP/1.1\r\nHost: cart\r\nOrigin: https://shop\r\nAccess-Control-Request-Method: PUT\r\n\
+             Authorization: Bearer x\r\n\r\n"
+        )
+    };
+    say(&mut client, &asks("OPTIONS", "/a")).await;
+    let (mut app, _) = server.accept().await.unwrap();
+    expect(&mut app, &asks("OPTIONS", "/a")).await;
+    say(&mut app, OK).await;
+    expect(&mut client, OK).await;
+    say(&mut client, &asks("OPTIONS", "/admin")).await;
+    expect(&mut client, REFUSED).await;
+    say(&mut client, &asks("GET", "/a")).await;
+    expect(&mut client, "HTTP/1.1 401 Unauthorized").await;
 }

@@ -117,6 +117,38 @@ async fn a_stream_that_its_client_resets_is_reset() {
     assert_eq!(timeout(SOON, reset).await.expect("in time"), Code::CANCEL);
 }
 
+/// Also where the application takes no more of what came before, whether it has answered or not.
+#[tokio::test]
+async fn a_request_that_its_client_gives_up_is_reset_though_it_is_stuck() {
+    for answered in [None, Some(false), Some(true)] {
+        let Pair { client, server, .. } = pair_under(no_admin()).await;
+        let (mut client, connection) = client::handshake(client).await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::post("http://cart/upload").body(()).unwrap();
+        let (answer, mut up) = client.send_request(request, false).unwrap();
+        up.send_data(Bytes::from_static(&[b'x'; 30_000]), false).unwrap();
+        let (socket, _) = server.accept().await.unwrap();
+        let mut builder = server::Builder::new();
+        let mut connection = builder.initial_window_size(1_000).handshake::<_, Bytes>(socket).await.unwrap();
+        let (request, mut respond) = timeout(SOON, connection.accept()).await.unwrap().unwrap().unwrap();
+        let _down = answered.map(|ended| respond.send_response(Response::new(()), ended).unwrap());
+        let driven = tokio::spawn(async move { while connection.accept().await.is_some() {} });
+        let mut body = request.into_body();
+        let mut taken = 0;
+        while taken < 1_000 {
+            taken += timeout(SOON, body.data()).await.expect("in time").unwrap().unwrap().len();
+        }
+        let _answer = match answered {
+            None => Err(answer),
+            Some(_) => Ok(timeout(SOON, answer).await.expect("in time").unwrap()),
+        };
+        up.send_reset(Code::CANCEL);
+        let end = timeout(SOON, body.data()).await.expect("it is reset").expect("no orderly end");
+        assert_eq!(end.unwrap_err().reason(), Some(Code::CANCEL), "{answered:?}");
+        driven.abort();
+    }
+}
+
 /// An application with endless answers, and a client that gives them room and reads nothing.
 #[tokio::test]
 async fn what_a_client_does_not_read_is_bounded_and_counted() {
