@@ -37,7 +37,7 @@ use tokio::sync::watch;
 pub(crate) use self::{
     cgroup::{CgroupUid, Cgroups, Found},
     check::{Finding, Verdict, check_host},
-    footprint::{give_back_heap, let_go_of_code, share_heaps},
+    footprint::{give_back_heap, let_go_of_code},
     kubelet::KubeletGroup,
     liveness::{
         Patience, acknowledge_at_once, answered_probe, failure, fall_silent, keep_alive, path,

@@ -293,8 +293,14 @@ impl<D> Pod<D> {
         }
     }
 
-    /// Ends once the verdict on a live connection has turned to a refusal.
-    async fn until_denied(&self, facts: Facts<'_>, meta: &Meta, telemetry: &Telemetry) -> Refusal {
+    /// Ends once the verdict on a live connection has turned to a refusal, or `also` refuses it.
+    async fn until_denied(
+        &self,
+        facts: Facts<'_>,
+        meta: &Meta,
+        telemetry: &Telemetry,
+        also: impl Fn(&WorkloadPolicy) -> Result<(), Refusal>,
+    ) -> Refusal {
         let mut follow = self.policy.clone();
         let mut before: Option<Arc<WorkloadPolicy>> = None;
         loop {
@@ -302,7 +308,8 @@ impl<D> Pod<D> {
             if before.is_none_or(|before| !before.rehearses_as(&policy)) {
                 rehearse(&policy, &facts, meta, telemetry);
             }
-            if let Err(refusal) = allowed(policy::decide(&policy, &facts)) {
+            let verdict = allowed(policy::decide(&policy, &facts)).and_then(|()| also(&policy));
+            if let Err(refusal) = verdict {
                 return refusal;
             }
             before = Some(policy);

@@ -7,20 +7,6 @@ use std::{fs, io};
 
 use nix::libc;
 
-/// Heaps that threads share. Each keeps what has become free in the midst of it, so that few give back more; threads have
-/// caches of their own before it comes to these.
-#[cfg(target_env = "gnu")]
-const HEAPS: libc::c_int = 2;
-
-/// Has threads share few heaps. Call it before the first of them starts.
-pub(crate) fn share_heaps() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it takes two integers and touches nothing of ours. No for an answer leaves things as they are.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, HEAPS);
-    }
-}
-
 /// Gives free memory back to the kernel, wherever in the heap it lies. Others wait meanwhile if they need a heap: a
 /// millisecond for every ten megabytes or so.
 pub(crate) fn give_back_heap() {

@@ -8,7 +8,6 @@ use tokio::runtime::Builder;
 use super::{process, supervise};
 use crate::{
     app,
-    capture::share_heaps,
     config::{AgentConfig, AgentSettings, Location},
     telemetry,
 };
@@ -43,6 +42,7 @@ const SUPERVISE: &str = "AMBIT_SUPERVISE";
 
 /// Runs the agent until it is told to stop or cannot go on; the latter goes to the log and leaves only the exit code.
 pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
+    process::begin_with_small_heap();
     let file = args.config.as_ref().map(|file| &*file.0);
     let config = AgentConfig::resolve(args.settings, file)?;
     if args.supervise {
@@ -51,7 +51,6 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
         return supervise::run("--supervise", SUPERVISE, logging);
     }
     supervise::end_with_parent()?;
-    share_heaps();
     config.prepare_folders()?;
     let _log = telemetry::init_logging(&config.log_filter, config.log_format)?;
     let mut runtime = Builder::new_multi_thread();

@@ -1,6 +1,11 @@
 //! What every long-running command does with its process.
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    env,
+    os::unix::process::CommandExt as _,
+    process::{Command, ExitCode},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -8,6 +13,27 @@ use tokio::runtime::Builder;
 
 /// How long tasks get to end after the program is done.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
+
+/// What the C library takes from here when a process begins, and later not any more (glibc's manual, "Tunables").
+const TUNABLES: &str = "GLIBC_TUNABLES";
+/// Threads share two heaps and keep no free pieces of their own: each heap keeps what has become free in the midst of it, and
+/// each piece that a thread keeps holds a page.
+const SMALL_HEAP: &str = "glibc.malloc.arena_max=2:glibc.malloc.tcache_count=0";
+
+/// Has this process begin anew with a heap that gives back what is free, unless somebody has chosen another one. Call it before
+/// anything else is done.
+pub(super) fn begin_with_small_heap() {
+    if cfg!(target_env = "gnu")
+        && env::var_os(TUNABLES).is_none()
+        && let Ok(program) = env::current_exe()
+    {
+        let mut arguments = env::args_os();
+        let mut anew = Command::new(program);
+        anew.arg0(arguments.next().unwrap_or_default()).args(arguments).env(TUNABLES, SMALL_HEAP);
+        // It comes back only if that cannot be done: then it goes on with more than it needs.
+        let _: std::io::Error = anew.exec();
+    }
+}
 
 /// Runs `program` to its end on a runtime of its own. Why it cannot go on goes to the log, and only an exit code remains;
 /// where the log is off, it is returned.

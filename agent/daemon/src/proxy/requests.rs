@@ -149,9 +149,11 @@ impl<D: Dial> Call<'_, D> {
         let meter = ToApplication(connection);
         let ended = select! {
             biased;
-            refusal = pod.until_denied(facts, connection.meta(), &shared.telemetry) => Err(Cut::here(refusal)),
+            refusal = pod.until_denied(facts, connection.meta(), &shared.telemetry, |policy| match looked {
+                Looked::Not => self.counts_requests(policy),
+                Looked::Requests | Looked::Other { .. } => Ok(()),
+            }) => Err(Cut::here(refusal)),
             refusal = self.until_distrusted() => Err(Cut::here(refusal)),
-            refusal = self.until_requests_count(), if matches!(looked, Looked::Not) => Err(Cut::here(refusal)),
             ended = shared.relay(&*pod.pod, &mut relay, &meter) => ended.map_err(cut),
         };
         (ended, relay.into_leg())
@@ -159,10 +161,18 @@ impl<D: Dial> Call<'_, D> {
 
     /// Ends once nothing that the connection may carry is let in.
     async fn until_all_denied(&self) -> Refusal {
-        let denied = self.until(|policy| match policy::outlook(policy, &self.facts) {
-            Outlook::Same(Decision::Deny(refusal)) => Some(refusal),
-            _ => None,
-        });
+        let denied = async {
+            let mut follow = self.pod.policy.clone();
+            loop {
+                let outlook = policy::outlook(&follow.borrow_and_update(), &self.facts);
+                if let Outlook::Same(Decision::Deny(refusal)) = outlook {
+                    return refusal;
+                }
+                if follow.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
         select! {
             biased;
             refusal = denied => refusal,
@@ -180,32 +190,19 @@ impl<D: Dial> Call<'_, D> {
         }
     }
 
-    /// Ends once it matters what requests it carries.
-    async fn until_requests_count(&self) -> Refusal {
-        self.until(|policy| {
-            let text =
-                "requests are judged from now on, and this connection was open before: a new one is needed";
-            (policy::outlook(policy, &self.facts) == Outlook::PerRequest
-                && !matches!(
-                    self.shared.feed.world().mesh.port_protocol(self.workload, self.facts.port),
-                    PortProtocol::Other(_)
-                ))
-            .then(|| Refusal::new(Reason::PolicyDenied, text))
-        })
-        .await
-    }
-
-    async fn until(&self, refuses: impl Fn(&WorkloadPolicy) -> Option<Refusal>) -> Refusal {
-        let mut follow = self.pod.policy.clone();
-        loop {
-            let policy = follow.borrow_and_update().clone();
-            if let Some(refusal) = refuses(&policy) {
-                return refusal;
-            }
-            if follow.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
+    /// Refuses a connection at which nobody has looked once it matters what requests it carries.
+    fn counts_requests(&self, policy: &WorkloadPolicy) -> Result<(), Refusal> {
+        let counts = policy::outlook(policy, &self.facts) == Outlook::PerRequest
+            && !matches!(
+                self.shared.feed.world().mesh.port_protocol(self.workload, self.facts.port),
+                PortProtocol::Other(_)
+            );
+        if !counts {
+            return Ok(());
         }
+        let text =
+            "requests are judged from now on, and this connection was open before: a new one is needed";
+        Err(Refusal::new(Reason::PolicyDenied, text))
     }
 }
 
