@@ -49,6 +49,8 @@ pub(crate) struct ClusterStatus {
 /// All of them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Clusters {
+    /// What an earlier agent knew is in force.
+    pub(super) recalled: bool,
     /// The Secrets have been read once.
     pub(super) listed: bool,
     by_name: BTreeMap<Arc<str>, Standing>,

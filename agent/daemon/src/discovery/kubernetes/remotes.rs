@@ -71,6 +71,8 @@ pub(super) fn watched() -> impl Iterator<Item = &'static Row> {
 /// Lets the first complete state come about once other clusters have been read too, or have had their time.
 pub(super) async fn wait_a_while(hub: Arc<Hub>) {
     let Some(mut clusters) = hub.shared.upgrade().map(|shared| shared.clusters.subscribe()) else { return };
+    // The sender is gone only at the end.
+    let _ = clusters.wait_for(|clusters| clusters.recalled).await;
     // One that takes longer joins later.
     if timeout(PATIENCE, clusters.wait_for(Clusters::are_read)).await.is_err() {
         let left = PATIENCE_WHILE_READING - PATIENCE;
@@ -94,6 +96,7 @@ pub(super) async fn follow(client: Client, hub: Arc<Hub>, sought: RemoteClusters
     let mut met: Option<HashSet<ObjectName>> = None;
     let mut remotes = Remotes::new(hub.clone(), sought);
     remotes.recall().await;
+    remotes.update(|clusters| clusters.recalled = true);
     let origin = Origin::Resource(Kind::Secret);
     while let Some(event) = events.next().await {
         match event {
