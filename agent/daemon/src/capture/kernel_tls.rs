@@ -11,8 +11,8 @@ use std::{
 use nix::{
     cmsg_space, libc,
     sys::socket::{
-        ControlMessageOwned, MsgFlags, TlsCryptoInfo, TlsGetRecordType, recvmsg, setsockopt,
-        sockopt::{TcpTlsRx, TcpTlsTx, TcpUlp},
+        ControlMessageOwned, MsgFlags, TlsGetRecordType, recvmsg, setsockopt,
+        sockopt::{TcpTlsRx, TcpTlsTx, TcpUlp, TlsCryptoInfo},
     },
 };
 use zeroize::Zeroize as _;

@@ -8,16 +8,15 @@
 mod probe;
 
 use std::{
-    io,
+    fmt, io,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use nix::{
     libc,
-    sys::socket::{TlsCryptoInfo, TlsGetRecordType},
+    sys::socket::{TlsGetRecordType, sockopt::TlsCryptoInfo},
 };
 use rustls::ConnectionTrafficSecrets;
 use tokio::{
@@ -100,7 +99,6 @@ impl Offload {
 }
 
 /// What is sent through a socket whose records the kernel seals.
-#[derive(Debug)]
 pub(super) struct Outgoing {
     ability: Ability,
     /// What the kernel told of the first keys: which cipher it is. Its keys are wiped out.
@@ -123,6 +121,12 @@ struct Look {
     timer: Pin<Box<Sleep>>,
     pause: Duration,
     idle: u32,
+}
+
+impl fmt::Debug for Outgoing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outgoing").field("sealed", &self.sealed).finish_non_exhaustive()
+    }
 }
 
 impl Outgoing {

@@ -157,8 +157,10 @@ impl Receiver {
                     self.tidy();
                     return self.is_empty() && self.decoder.between_frames();
                 }
-                Err(error) if self.take_record(error, tcp, keys).is_err() => return false,
-                Err(_) => {}
+                Err(error) => match self.take_record(error, tcp, keys) {
+                    Ok(true) => {}
+                    Ok(false) | Err(_) => return false,
+                },
             }
             loop {
                 let Ok(more) = self.open(keys) else { return false };
