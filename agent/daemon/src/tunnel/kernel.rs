@@ -213,6 +213,11 @@ impl Outgoing {
         Ok(())
     }
 
+    /// Whether it has been found that TCP has not got all records.
+    pub(super) fn drains(&self) -> bool {
+        self.look.is_some()
+    }
+
     /// Waits until TCP has got all records.
     pub(super) fn poll_drained(&mut self, cx: &mut Context<'_>, tcp: &TcpStream) -> Poll<io::Result<()>> {
         loop {

@@ -382,6 +382,8 @@ async fn what_has_gone_out_arrives_though_its_session_is_dropped() {
     let sides = Sides::new();
     for _ in 0..20 {
         let (mut client, mut server) = sides.streams().await;
+        // What has come and is not read would have the socket reset.
+        client.confirmed(false).await.unwrap();
         let (mut app, agent) = pair().await;
         let sent = pattern(3_000_000);
         let feed = {

@@ -148,7 +148,8 @@ impl Sender {
 
     /// Whether the socket has not taken all of a batch, or none can be had.
     pub(super) fn is_stuck(&self) -> bool {
-        self.batch.is_some() || self.waiting.is_some()
+        let drains = matches!(&self.sealing, Sealing::Kernel(outgoing) if outgoing.drains());
+        self.batch.is_some() || self.waiting.is_some() || drains
     }
 
     /// Whether the socket has not taken all of a batch.
