@@ -200,7 +200,12 @@ impl Receiver {
             return Poll::Ready(Err(TunnelError::Record));
         }
         let end = buffer.len().min(self.filled.saturating_add(room));
-        match socket::poll_read(cx, tcp, &mut buffer[self.filled..end]) {
+        let room = &mut buffer[self.filled..end];
+        let read = match &self.opening {
+            Records::Here(_) => socket::poll_read(cx, tcp, room),
+            Records::Kernel(_) => socket::poll_read_records(cx, tcp, room),
+        };
+        match read {
             Poll::Ready(Ok(read)) => {
                 self.took(read);
                 Poll::Ready(Ok(read > 0))
