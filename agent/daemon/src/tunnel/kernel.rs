@@ -298,6 +298,12 @@ pub(super) fn take_record(
     tcp.try_io(Interest::READABLE, || receive_record(tcp, room)).map_err(failed)
 }
 
+/// Passes over the record that a read has stopped at; whether it says that nothing follows.
+pub(super) fn passes_end(tcp: &TcpStream) -> io::Result<bool> {
+    let (content, _) = tcp.try_io(Interest::READABLE, || receive_record(tcp, &mut [0; 4096]))?;
+    Ok(content == Some(TlsGetRecordType::Alert))
+}
+
 /// Whether a read has stopped because the next record is no data.
 pub(super) fn is_record(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EIO)

@@ -207,8 +207,9 @@ impl Link {
                 Ok(0) => return Ok(()),
                 Ok(read) => drained += read,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                // The kernel opens records: this one says that nothing follows.
-                Err(error) if kernel::is_record(&error) => return Ok(()),
+                // The kernel opens records, and this one is no data: it may say that nothing follows.
+                Err(error) if kernel::is_record(&error) && kernel::passes_end(&self.tcp)? => return Ok(()),
+                Err(error) if kernel::is_record(&error) => drained += 1,
                 Err(error) => return Err(error),
             }
         }
