@@ -20,6 +20,7 @@ mod guide;
 mod health;
 mod identities;
 mod issuers;
+mod kernel_tls;
 mod load;
 mod manifests;
 mod observing;
@@ -93,6 +94,7 @@ pub fn tests() -> Vec<Test> {
         wire::TESTS,
         one_node::TESTS,
         transfers::TESTS,
+        kernel_tls::TESTS,
         addresses::TESTS,
         connect::TESTS,
         routing::TESTS,

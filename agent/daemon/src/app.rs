@@ -10,6 +10,7 @@ mod handles;
 mod health;
 mod installation;
 mod issuer;
+mod kernel_tls;
 mod lifecycle;
 mod locations;
 mod node;

@@ -7,6 +7,7 @@ mod check;
 mod destinations;
 mod filesystem;
 mod footprint;
+mod kernel_tls;
 mod kubelet;
 mod liveness;
 mod maps;
@@ -38,6 +39,10 @@ pub(crate) use self::{
     cgroup::{CgroupUid, Cgroups, Found},
     check::{Finding, Verdict, check_host},
     footprint::{give_back_heap, let_go_of_code},
+    kernel_tls::{
+        attach_tls, next_opened, next_sealed, open_by_kernel, receive_record, seal_by_kernel, send_record,
+        taken_by_tcp, unacknowledged,
+    },
     kubelet::KubeletGroup,
     liveness::{
         Patience, acknowledge_at_once, answered_probe, failure, fall_silent, keep_alive, path,

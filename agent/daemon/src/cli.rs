@@ -202,6 +202,7 @@ mod tests {
             ("ambit agent --path-normalization merge", "none, base, merge-slashes"),
             ("ambit agent --post-quantum yes", "off, offer, prefer or require"),
             ("ambit agent --local-traffic yes", "use join or encrypt"),
+            ("ambit agent --kernel-tls yes", "use off, auto or force"),
             ("ambit agent --dataplane-label enabled", "KEY=ENABLED"),
             ("ambit agent --root-namespace a.b", "namespace"),
             ("ambit agent --issuer acme", "use builtin, ambit, istio"),

@@ -56,7 +56,7 @@ use crate::{
     instance::{Capacity, MemoryUse},
     jwt::Tokens,
     telemetry::{Connection, Direction, Ending, Meta, Telemetry},
-    tunnel::{Budget, LegError, Pool, PoolKey, Share, Wallet},
+    tunnel::{Ability, Budget, LegError, Offload, Pool, PoolKey, Share, Wallet},
 };
 
 /// Both directions for all pods of the node. Cheap to clone.
@@ -129,6 +129,11 @@ impl Proxy {
     /// The folder with a folder for each namespace, in which the files are that its pods' DestinationRules name. Set once.
     pub(crate) fn set_egress_files(&self, folder: PathBuf) {
         self.0.egress.set_files(folder);
+    }
+
+    /// Has the kernel seal and open the records of tunnels that are made from now on, of which `ability` is known. Set once.
+    pub(crate) fn hand_records_to_kernel(&self, ability: Ability) {
+        self.0.budget.offload(Offload::new(ability, self.0.telemetry.kernel_tls()));
     }
 
     /// Takes connections of `pod` on its `listener`-th listener until it is dropped, one task for each. They are judged by

@@ -8,6 +8,7 @@ mod checks;
 mod dns;
 mod expiring;
 mod grpc;
+mod kernel_tls;
 mod live;
 mod logging;
 mod metrics;
@@ -39,6 +40,7 @@ use ambit_core::{
 pub(crate) use checks::CheckResult;
 pub(crate) use dns::DnsResult;
 pub(crate) use grpc::GrpcMessages;
+pub(crate) use kernel_tls::KernelTlsCounts;
 pub(crate) use logging::{LogFormat, LoggingError, init_logging, parse_filter};
 pub(crate) use metrics::{IssuerKeys, OpenTunnel, RemoteCluster};
 pub(crate) use observed::{
@@ -318,6 +320,11 @@ impl Telemetry {
     /// Counts a tunnel that rested and led nowhere when it was wanted again.
     pub(crate) fn tunnel_given_up(&self) {
         self.0.metrics.tunnels_given_up.inc();
+    }
+
+    /// Counts of the directions of tunnels whose records the kernel has taken.
+    pub(crate) fn kernel_tls(&self) -> KernelTlsCounts {
+        self.0.metrics.kernel_tls.clone()
     }
 
     /// Counts a query by DNS, or what came as an answer.

@@ -6,6 +6,7 @@ mod buffer;
 mod credentials;
 mod detect;
 mod joined;
+mod kernel;
 mod origination;
 mod plain;
 mod pool;
@@ -27,6 +28,7 @@ pub(crate) use self::{
     credentials::Wallet,
     detect::{First, first_bytes, judge, server_name},
     joined::{Count, Joined},
+    kernel::{Ability, Offload, probe},
     origination::Originated,
     plain::Plain,
     pool::{Pool, PoolKey},
@@ -67,6 +69,9 @@ pub(crate) enum TunnelError {
     /// The peer's frame is well-formed, but not where it may be.
     #[error("the peer sent a {0} frame where none may be")]
     Unexpected(&'static str),
+    /// The kernel, which has the records, does not take new keys.
+    #[error("the kernel cannot go on with the connection under new keys: {0}")]
+    Keys(io::Error),
     /// rustls refused something after the handshake.
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
@@ -78,7 +83,7 @@ impl TunnelError {
         match self {
             Self::Handshake { reason, .. } => *reason,
             Self::Timeout(_) => Reason::Timeout,
-            Self::Io(_) | Self::Closed => Reason::Reset,
+            Self::Io(_) | Self::Closed | Self::Keys(_) => Reason::Reset,
             Self::Record | Self::Alert(_) | Self::Frame(_) | Self::Unexpected(_) | Self::Tls(_) => {
                 Reason::ProtocolError
             }

@@ -32,7 +32,8 @@ const SOME: u32 = 256;
 const MANY: u32 = 5 * 1024;
 const PORT: u16 = 9010;
 
-fn arrive(world: &mut World, to: &str, mebibytes: u32) -> Result<()> {
+/// Has connections from pod a carry so many bytes to pod `to`, over each family, and looks at each.
+pub(super) fn arrive(world: &mut World, to: &str, mebibytes: u32) -> Result<()> {
     let mut command = load::tool(&world.pod(to).netns)?;
     command.args(["transfer-server", "--listen", &format!("[::]:{PORT}")]);
     let mut server = Process::start(&mut command, &world.folder.join("transfers.log"))?;

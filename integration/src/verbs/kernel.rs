@@ -36,6 +36,8 @@ const RESULT: &str = "result";
 const MEMORY: &str = "5G";
 /// More processors than this only wait for each other under emulation.
 const MOST_PROCESSORS: usize = 8;
+/// The setting of the agent that makes sense on other kernels only: `AMBIT_KERNEL_TLS=force` for any test.
+const KERNEL_TLS: &str = "AMBIT_KERNEL_TLS";
 const BOOT_LIMIT: Duration = Duration::from_mins(5);
 const LIMIT: Duration = Duration::from_hours(2);
 /// How many times as long the tests wait there: everything is emulated, and the machine may have other work.
@@ -173,7 +175,7 @@ fn guest(args: &Args) -> Result<String> {
     let modules = word(&args.kernel.join("lib/modules"))?;
     let (binary, logs) = (word(&args.binary)?, word(&args.logs)?);
     let wanted = |name: &str| {
-        ["HOME", "PATH"].contains(&name) || name.starts_with("CARGO") || name.starts_with("RUST")
+        ["HOME", "PATH", KERNEL_TLS].contains(&name) || name.starts_with("CARGO") || name.starts_with("RUST")
     };
     let mut environment: Vec<(String, String)> = env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))

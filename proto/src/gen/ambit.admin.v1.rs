@@ -57,6 +57,9 @@ pub struct StatusResponse {
     /// The other clusters whose objects the agent reads.
     #[prost(message, repeated, tag = "30")]
     pub clusters: ::prost::alloc::vec::Vec<Cluster>,
+    /// Whether the kernel seals and opens the TLS records of tunnels: off, on, or why not; empty from agents before 0.2.
+    #[prost(string, tag = "31")]
+    pub kernel_tls: ::prost::alloc::string::String,
 }
 /// Another cluster whose pods and endpoints are read beside those of the agent's own.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -10,7 +10,7 @@ use super::{
     clusters,
     control_plane::issuing_service,
     footprint::keep_small,
-    installation,
+    installation, kernel_tls,
     lifecycle::{Addrs, Serving},
     locations::Locations,
     node::{Node, Pods, Rooms},
@@ -47,6 +47,8 @@ pub(super) struct Handles {
     providers: Providers,
     pods: Pods,
     tokens: Tokens,
+    /// Whether the kernel has the TLS records of tunnels.
+    kernel_tls: String,
 }
 
 impl Handles {
@@ -61,6 +63,8 @@ impl Handles {
         if let Some(traces) = &config.traces {
             telemetry.export_traces(traces.clone());
         }
+        // Before anything is asked of others: it may be the end.
+        let records = kernel_tls::decide(config.kernel_tls)?;
         let (feed, api) = source::open(config).await?;
         let (keys, wallet) = trust::open(config, &feed, api.as_ref(), &telemetry, background).await?;
         let capacity = Capacity::of_this_process();
@@ -77,8 +81,24 @@ impl Handles {
         if let Some(folder) = &config.egress_files {
             proxy.set_egress_files(folder.clone());
         }
-        let pods = Pods::default();
-        Ok(Self { started, readiness, telemetry, feed, api, keys, wallet, proxy, providers, pods, tokens })
+        if let Some(ability) = records.ability {
+            proxy.hand_records_to_kernel(ability);
+        }
+        let (pods, kernel_tls) = (Pods::default(), records.state);
+        Ok(Self {
+            started,
+            readiness,
+            telemetry,
+            feed,
+            api,
+            keys,
+            wallet,
+            proxy,
+            providers,
+            pods,
+            tokens,
+            kernel_tls,
+        })
     }
 
     /// Keeps the rooms in step with each other by tasks in `background`. The gate `objects` is passed once the objects are
@@ -163,6 +183,7 @@ impl Handles {
             providers: self.providers.clone(),
             tokens: self.tokens.clone(),
             issuing_service: issuing_service(&config.issuer),
+            kernel_tls: self.kernel_tls.clone(),
         })
     }
 

@@ -42,6 +42,8 @@ pub(super) struct Status {
     pub(super) tokens: Tokens,
     /// The Service that certificates are asked of, if it is one of the cluster.
     pub(super) issuing_service: Option<ObjectName>,
+    /// Whether the kernel has the TLS records of tunnels.
+    pub(super) kernel_tls: String,
 }
 
 impl StatusProvider for Status {
@@ -87,6 +89,7 @@ impl StatusProvider for Status {
             problems,
             issuers: self.tokens.issuers().iter().map(tokens::issuer).collect(),
             clusters: clusters::clusters(&self.feed),
+            kernel_tls: self.kernel_tls.clone(),
             policies: u32::try_from(world.policies.len()).unwrap_or(u32::MAX),
             denials: self
                 .telemetry

@@ -159,7 +159,7 @@ pub(crate) fn failure(stream: &impl AsFd) -> io::Error {
     told.ok().flatten().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into())
 }
 
-fn tcp_info(stream: &impl AsFd) -> io::Result<libc::tcp_info> {
+pub(super) fn tcp_info(stream: &impl AsFd) -> io::Result<libc::tcp_info> {
     // SAFETY: all of it are integers, for which zero is a value.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;

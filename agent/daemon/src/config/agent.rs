@@ -17,8 +17,8 @@ use super::{
     folders::{CniDirs, private_folder},
     settings::read,
     values::{
-        CaTrust, DataplaneLabel, HttpTelemetry, IssuerKind, LocalTraffic, Location, MapEntries, MetricsAuth,
-        OutboundPolicy, PostQuantum, Sampling, Switch, VaultPath, VipNetworks,
+        CaTrust, DataplaneLabel, HttpTelemetry, IssuerKind, KernelTls, LocalTraffic, Location, MapEntries,
+        MetricsAuth, OutboundPolicy, PostQuantum, Sampling, Switch, VaultPath, VipNetworks,
     },
 };
 use crate::{
@@ -131,6 +131,8 @@ pub(crate) struct AgentConfig {
     pub(crate) post_quantum: PostQuantum,
     /// How pods of this node talk with each other.
     pub(crate) local_traffic: LocalTraffic,
+    /// Whether the kernel seals and opens the records of tunnels.
+    pub(crate) kernel_tls: KernelTls,
     /// The file of certificate revocation lists.
     pub(crate) crl_file: Option<PathBuf>,
     /// Trust domains beside our own whose identities are accepted.
@@ -293,6 +295,7 @@ impl AgentConfig {
             path_normalization: settings.path_normalization.unwrap_or_default(),
             post_quantum: settings.post_quantum.unwrap_or_default(),
             local_traffic: settings.local_traffic.unwrap_or_default(),
+            kernel_tls: settings.kernel_tls.unwrap_or_default(),
             crl_file: settings.crl_file.map(|path| path.0),
             trust_domain_aliases,
             trust_bundles,

@@ -16,8 +16,9 @@ use prometheus_client::{
 use self::{certificates::Certificates, clusters::Clusters, tokens::Tokens};
 pub(crate) use self::{clusters::RemoteCluster, tokens::IssuerKeys};
 use super::{
-    Direction, Meta, checks::Checks, dns::DnsCounts, policy_metrics::PolicyMetrics, process::Process,
-    requests::Requests, traces::SpanCounts, traffic::Traffic,
+    Direction, Meta, checks::Checks, dns::DnsCounts, kernel_tls::KernelTlsCounts,
+    policy_metrics::PolicyMetrics, process::Process, requests::Requests, traces::SpanCounts,
+    traffic::Traffic,
 };
 
 #[derive(Debug)]
@@ -37,6 +38,7 @@ pub(super) struct Metrics {
     tunnels_open: Gauge,
     pub(super) tunnel_reuse: Counter,
     pub(super) tunnels_given_up: Counter,
+    pub(super) kernel_tls: KernelTlsCounts,
     pub(super) dns: DnsCounts,
     pub(super) policy_wakes: Counter,
     pub(super) enrolled_pods: Gauge,
@@ -122,6 +124,7 @@ impl Metrics {
         let policy = PolicyMetrics::register(&mut registry);
         let checks = Checks::register(&mut registry);
         let dns = DnsCounts::register(&mut registry);
+        let kernel_tls = KernelTlsCounts::register(&mut registry);
 
         let build = Family::<BuildLabels, Gauge>::default();
         build.get_or_create(&BuildLabels { component: "ambit", tag: env!("CARGO_PKG_VERSION") }).set(1);
@@ -147,6 +150,7 @@ impl Metrics {
             tunnels_open: Gauge::default(),
             tunnel_reuse: Counter::default(),
             tunnels_given_up: Counter::default(),
+            kernel_tls,
             dns,
             policy_wakes: Counter::default(),
             enrolled_pods: Gauge::default(),

@@ -3,6 +3,7 @@
 
 mod handshake;
 mod link;
+mod pieces;
 mod receiver;
 mod record;
 mod sender;

@@ -12,7 +12,7 @@ use std::{
     net::IpAddr,
     ops::{Deref, DerefMut},
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -22,6 +22,7 @@ pub(crate) use self::waiting::Waiting;
 use self::waiting::{Line, Pods};
 use super::{
     ambit1::{RECORD_LEN, RECORDS},
+    kernel::Offload,
     turns::{Turn, Turns},
 };
 
@@ -84,6 +85,12 @@ impl Budget {
         Self { agent: Arc::default(), limits, pods: Mutex::default() }
     }
 
+    /// Has the kernel seal and open the records of tunnels that are made from now on. Set once.
+    pub(crate) fn offload(&self, offload: Offload) {
+        // A second one changes nothing.
+        let _: Result<(), Offload> = self.agent.offload.set(offload);
+    }
+
     /// The share of the pod with this UID.
     pub(crate) fn share(&self, pod: &Arc<str>) -> Arc<Share> {
         let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
@@ -120,6 +127,7 @@ struct Agent {
     /// Pods with directions that wait for what other pods hold.
     waiting: Pods,
     turns: Arc<Turns>,
+    offload: OnceLock<Offload>,
 }
 
 /// What one pod may hold.
@@ -195,6 +203,11 @@ impl Share {
         self.used.fetch_add(SMALL, Ordering::SeqCst);
         self.agent.used.fetch_add(SMALL, Ordering::SeqCst);
         Buffer::new(self.clone(), SMALL)
+    }
+
+    /// To whom records are handed, if they are.
+    pub(super) fn offload(&self) -> Option<&Offload> {
+        self.agent.offload.get()
     }
 
     /// Whether the pod holds so much that it gets no full buffers.

@@ -29,6 +29,16 @@ pub(super) fn poll_read_urgent(
     poll_take(cx, socket, room, |raw| is_at_mark(&**raw))
 }
 
+/// The same where the kernel opens records: a read is cut short in front of one that is no data, and who does not ask again is not
+/// told of what stands behind.
+pub(super) fn poll_read_records(
+    cx: &mut Context<'_>,
+    socket: &TcpStream,
+    room: &mut [u8],
+) -> Poll<io::Result<usize>> {
+    poll_take(cx, socket, room, |_| true)
+}
+
 /// Writes what the socket takes, of which there is something.
 pub(crate) fn poll_write(cx: &mut Context<'_>, socket: &TcpStream, bytes: &[u8]) -> Poll<io::Result<usize>> {
     poll_put(cx, socket, bytes.len(), |raw| (&**raw).write(bytes))

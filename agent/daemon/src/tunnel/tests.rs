@@ -1,6 +1,6 @@
 //! Two agents' ends of one session over loopback: rustls' handshake, our records, frames and pool.
 
-use std::{future::poll_fn, sync::Arc, time::Duration};
+use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
 use ambit_core::{
     model::{PodAddr, SpiffeId},
@@ -46,7 +46,12 @@ impl Sides {
             Credentials::new(Arc::new(svid), &settings, Arc::default(), clock.clone()).unwrap()
         };
         let (client, server) = (make(CLIENT), make(SERVER));
-        Self { settings, client, server, share: Share::alone() }
+        let budget = Budget::new(1 << 30);
+        if std::env::var_os("AMBIT_KERNEL_TLS").is_some_and(|wanted| wanted == "force") {
+            // The same tests hold where records are the kernel's: for kernels that have it.
+            budget.offload(Offload::new(probe().unwrap(), crate::telemetry::KernelTlsCounts::default()));
+        }
+        Self { settings, client, server, share: budget.share(&Arc::from("u")) }
     }
 
     async fn connect(&self, expected: &str) -> (Result<Session, TunnelError>, Result<Session, TunnelError>) {
@@ -124,6 +129,41 @@ async fn drain(stream: &mut Stream) -> Result<Vec<u8>, LegError> {
     while !poll_fn(|cx| stream.poll_deliver_to(cx, &sink)).await?.end {}
     drop(sink);
     Ok(collect.await.unwrap())
+}
+
+/// Sends `bytes` while it takes what comes, until both ends have ended.
+async fn exchange(stream: &mut Stream, bytes: Vec<u8>) -> Vec<u8> {
+    let (app, agent) = pair().await;
+    let (mut reading, mut writing) = app.into_split();
+    let feed = tokio::spawn(async move {
+        writing.write_all(&bytes).await.unwrap();
+        writing.shutdown().await.unwrap();
+    });
+    let collect = tokio::spawn(async move {
+        let mut bytes = Vec::new();
+        reading.read_to_end(&mut bytes).await.unwrap();
+        bytes
+    });
+    let (mut sent, mut delivered) = (false, false);
+    poll_fn(|cx| {
+        loop {
+            let mut waits = true;
+            if !sent && let Poll::Ready(step) = stream.poll_send_from(cx, &agent) {
+                (sent, waits) = (step.unwrap().end, false);
+            }
+            if !delivered && let Poll::Ready(step) = stream.poll_deliver_to(cx, &agent) {
+                (delivered, waits) = (step.unwrap().end, false);
+            }
+            match (sent && delivered, waits) {
+                (true, _) => return Poll::Ready(()),
+                (false, true) => return Poll::Pending,
+                (false, false) => {}
+            }
+        }
+    })
+    .await;
+    feed.await.unwrap();
+    collect.await.unwrap()
 }
 
 /// Waits until it is known that the other end has ended.
@@ -335,6 +375,52 @@ async fn a_step_that_is_given_up_half_way_loses_nothing() {
     let (_, received) = tokio::join!(sending, drain(&mut server));
     assert!(received.unwrap() == sent);
     feed.await.unwrap();
+}
+
+#[tokio::test]
+async fn what_has_gone_out_arrives_though_its_session_is_dropped() {
+    let sides = Sides::new();
+    for _ in 0..20 {
+        let (mut client, mut server) = sides.streams().await;
+        // What has come and is not read would have the socket reset.
+        client.confirmed(false).await.unwrap();
+        let (mut app, agent) = pair().await;
+        let sent = pattern(3_000_000);
+        let feed = {
+            let sent = sent.clone();
+            tokio::spawn(async move {
+                app.write_all(&sent).await.unwrap();
+                app.shutdown().await.unwrap();
+            })
+        };
+        // The other end reads only when the socket is full.
+        let sending = async {
+            while !send_from(&mut client, &agent).await.unwrap().end {}
+            drop(client.into_session());
+        };
+        let draining = async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            drain(&mut server).await
+        };
+        let (_, received) = tokio::join!(sending, draining);
+        assert!(received.unwrap() == sent);
+        feed.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn keys_are_renewed_while_both_talk() {
+    let sides = Sides::new();
+    let (mut client, mut server) = sides.streams().await;
+    // Both ways at once, so that each end learns new keys between records of its own.
+    let sent = pattern(12_000_000);
+    let received = tokio::join!(exchange(&mut client, sent.clone()), exchange(&mut server, sent.clone()));
+    assert!(received.0 == sent && received.1 == sent);
+    // What follows is under the last keys.
+    let (client, mut server) = (client.into_session(), server.into_session());
+    let mut client = client.open(incoming());
+    client.flush().await.unwrap();
+    assert_eq!(server.next(SOON).await.unwrap(), Some(incoming()));
 }
 
 #[tokio::test]

@@ -95,6 +95,10 @@ fn heading(out: &mut String, view: &StatusView, now: SystemTime) {
     line(out, &format!("Node      {}", view.node));
     line(out, &format!("Agent     ambit {}, {ready}{age}", view.version));
     line(out, &format!("Policies  {} in force", view.policies));
+    // Few ask for it.
+    if !["", "off"].contains(&&*view.kernel_tls) {
+        line(out, &format!("Kernel TLS  {}", view.kernel_tls));
+    }
 }
 
 fn section(out: &mut String, title: &str, table: &Table) {

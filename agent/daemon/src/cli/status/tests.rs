@@ -72,6 +72,7 @@ fn status() -> StatusResponse {
         roots: vec![],
         issuers: vec![],
         clusters: vec![],
+        kernel_tls: String::new(),
         denials: vec![Denial {
             direction: Direction::Inbound.into(),
             source: Some(Party {

@@ -17,6 +17,7 @@ pub(super) struct StatusView {
     pub(super) ready: bool,
     pub(super) pending: Vec<String>,
     pub(super) policies: u32,
+    pub(super) kernel_tls: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) pods: Option<Vec<PodView>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -139,6 +140,7 @@ impl StatusView {
             ready: status.ready,
             pending: status.pending,
             policies: status.policies,
+            kernel_tls: status.kernel_tls,
             pods: wanted(Section::Pods).then(|| status.pods.into_iter().map(PodView::from).collect()),
             certificates: wanted(Section::Certs)
                 .then(|| status.certificates.into_iter().map(CertificateView::from).collect()),

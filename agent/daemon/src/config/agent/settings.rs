@@ -7,10 +7,10 @@ use crate::{
         settings::settings,
         values::{
             CaTrust, ClusterId, ClusterLocalServices, CollectorUrl, ConfigMapKey, DataplaneLabel, DnsName,
-            Drain, ExtensionProviders, Hold, HttpTelemetry, IpBlocks, IssuerKind, KeyRefresh, ListenAddr,
-            LocalTraffic, Location, Locations, LogFilter, LoopbackAddr, MapEntries, MetricsAuth, Namespace,
-            ObjectName, OutboundPolicy, PostQuantum, Sampling, ServerName, ServiceAddr, Switch, TrustBundles,
-            TrustDomains, TrustedProxies, Ttl, Url, VaultPath, VipNetworks, Workers,
+            Drain, ExtensionProviders, Hold, HttpTelemetry, IpBlocks, IssuerKind, KernelTls, KeyRefresh,
+            ListenAddr, LocalTraffic, Location, Locations, LogFilter, LoopbackAddr, MapEntries, MetricsAuth,
+            Namespace, ObjectName, OutboundPolicy, PostQuantum, Sampling, ServerName, ServiceAddr, Switch,
+            TrustBundles, TrustDomains, TrustedProxies, Ttl, Url, VaultPath, VipNetworks, Workers,
         },
     },
     telemetry::LogFormat,
@@ -121,6 +121,8 @@ settings! {
     post_quantum: PostQuantum, "AMBIT_POST_QUANTUM", "WHEN";
     /// How pods of one node talk with each other: join (their connections are joined in the agent, and nothing leaves the node) or encrypt (over a tunnel, as between nodes) [default: join]
     local_traffic: LocalTraffic, "AMBIT_LOCAL_TRAFFIC", "HOW";
+    /// Whether the kernel seals and opens the TLS records of tunnels, once a handshake is over: off, auto (where it can do all of it, from Linux 6.14 on) or force (also where it cannot renew keys, so that a tunnel ends with them; no start without kernel TLS) [default: off]
+    kernel_tls: KernelTls, "AMBIT_KERNEL_TLS", "WHEN";
     /// A file of certificate revocation lists, PEM or DER; watched
     crl_file: Location, "AMBIT_CRL_FILE", "FILE";
     /// Trust domains beside our own whose identities are accepted, joined by commas

@@ -74,6 +74,7 @@ fn defaults_are_those_of_the_help() {
             path_normalization: PathNormalization::Base,
             post_quantum: PostQuantum::Offer,
             local_traffic: LocalTraffic::Join,
+            kernel_tls: KernelTls::Off,
             crl_file: None,
             trust_domain_aliases: vec![],
             trust_bundles: vec![],

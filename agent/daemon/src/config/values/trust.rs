@@ -145,6 +145,31 @@ impl FromStr for LocalTraffic {
     }
 }
 
+/// Whether the kernel seals and opens the records of tunnels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum KernelTls {
+    /// The agent does.
+    #[default]
+    Off,
+    /// Where the kernel can do all that it takes.
+    Auto,
+    /// Also by a kernel that cannot renew keys; and no start where there is none.
+    Force,
+}
+
+impl FromStr for KernelTls {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self::Off),
+            "auto" => Ok(Self::Auto),
+            "force" => Ok(Self::Force),
+            _ => Err("use off, auto or force".to_owned()),
+        }
+    }
+}
+
 /// Trust domains joined by commas.
 #[derive(Clone, Debug)]
 pub(crate) struct TrustDomains(pub(crate) Vec<TrustDomain>);

@@ -11,7 +11,10 @@ use ambit_core::{
     frame::{Control, Open},
     reason::{Reason, Refusal},
 };
-use rustls::{client::ClientConnectionData, kernel::KernelConnection, server::ServerConnectionData};
+use rustls::{
+    ConnectionTrafficSecrets, client::ClientConnectionData, kernel::KernelConnection,
+    server::ServerConnectionData,
+};
 use tokio::{
     net::TcpStream,
     time::{timeout, timeout_at},
@@ -27,6 +30,7 @@ use crate::{
     tunnel::{
         TunnelError,
         buffer::Share,
+        kernel,
         session::{LegError, Moved, PeerFacts},
         socket,
     },
@@ -69,6 +73,9 @@ pub(super) enum Kernel {
     Server(Box<KernelConnection<ServerConnectionData>>),
 }
 
+/// The number of a record, and the keys that are in force from it on.
+pub(super) type NewKeys = (u64, ConnectionTrafficSecrets);
+
 /// The keys of both directions, as far as they change.
 pub(super) struct Keys {
     kernel: Kernel,
@@ -84,12 +91,18 @@ impl Link {
         early: &[u8],
         share: Arc<Share>,
     ) -> Self {
+        let offload = share.offload().filter(|offload| offload.attach(&tcp));
+        let mut sender = Sender::new(sealer);
+        if let Some(offload) = offload {
+            sender.hand_over(&tcp, offload);
+        }
+        let receiver = Receiver::new(opener, early, &share, offload.is_some());
         let now = SystemTime::now();
         let left = facts.peer.not_after.duration_since(now).unwrap_or_default();
         Self {
             tcp: Arc::new(tcp),
-            sender: Sender::new(sealer),
-            receiver: Receiver::new(opener, early, &share),
+            sender,
+            receiver,
             keys: Keys { kernel, asked: false },
             facts,
             share,
@@ -110,7 +123,12 @@ impl Link {
 
     /// See [`Session::is_valid`](crate::tunnel::Session::is_valid).
     pub(in crate::tunnel) fn is_valid(&self, now: SystemTime) -> bool {
-        now < self.facts.peer.not_after && now < self.retired && !self.last
+        now < self.facts.peer.not_after && now < self.retired && !self.last && !self.wears_out()
+    }
+
+    /// Whether no further stream should begin, as keys are half worn that cannot be renewed.
+    fn wears_out(&self) -> bool {
+        self.sender.wears_out() || self.receiver.wears_out(&self.tcp)
     }
 
     /// See [`Session::is_fresh`](crate::tunnel::Session::is_fresh).
@@ -126,6 +144,9 @@ impl Link {
     /// Waits for the client's next stream; `None` once it has closed the connection or has kept silent for `idle`.
     pub(in crate::tunnel) async fn next_open(&mut self, idle: Duration) -> Result<Option<Open>, TunnelError> {
         let deadline = tokio::time::Instant::now() + idle;
+        if self.wears_out() {
+            self.go_away().await?;
+        }
         loop {
             let received = timeout_at(deadline, std::future::poll_fn(|cx| self.poll_next(cx))).await;
             match received {
@@ -186,6 +207,9 @@ impl Link {
                 Ok(0) => return Ok(()),
                 Ok(read) => drained += read,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // The kernel opens records, and this one is no data: it may say that nothing follows.
+                Err(error) if kernel::is_record(&error) && kernel::passes_end(&self.tcp)? => return Ok(()),
+                Err(error) if kernel::is_record(&error) => drained += 1,
                 Err(error) => return Err(error),
             }
         }
@@ -208,7 +232,7 @@ impl Link {
 
     /// Keeps no more than it needs while nothing passes.
     pub(super) fn rest(&mut self) {
-        self.sender.sealer.rest();
+        self.sender.rest();
         self.receiver.rest();
     }
 
@@ -228,7 +252,7 @@ impl Link {
         &mut self.receiver
     }
 
-    /// Writes all that is sealed; answers what of a stream was in it.
+    /// Writes all that is ready; answers what of a stream was in it.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Moved>, TunnelError>> {
         self.sender.poll_flush(cx, &self.tcp)
     }
@@ -282,23 +306,23 @@ impl Keys {
     /// Tells the peer new keys and goes on with them (RFC 8446 §4.6.3), if that is due; answers whether it was.
     fn renew(&mut self, sender: &mut Sender) -> Result<bool, TunnelError> {
         const KEY_UPDATE_NOT_REQUESTED: [u8; 5] = [24, 0, 0, 1, 0];
-        if !mem::take(&mut self.asked) && !sender.sealer.is_worn() {
+        if !mem::take(&mut self.asked) && !sender.is_worn() {
             return Ok(false);
         }
-        sender.push(&KEY_UPDATE_NOT_REQUESTED, ContentType::Handshake)?;
         let (sequence, secrets) = match &mut self.kernel {
             Kernel::Client(kernel) => kernel.update_tx_secret()?,
             Kernel::Server(kernel) => kernel.update_tx_secret()?,
         };
-        sender.sealer = Sealer::new(sequence, secrets)?;
+        sender.renew(&KEY_UPDATE_NOT_REQUESTED, sequence, secrets)?;
         Ok(true)
     }
 
-    /// Tickets and key updates, the only handshake messages behind the handshake (RFC 8446 §4.6).
-    pub(super) fn handshake_message(&mut self, mut message: &[u8]) -> Result<Option<Opener>, TunnelError> {
+    /// Tickets and key updates, the only handshake messages behind the handshake (RFC 8446 §4.6). Answers with the number of the
+    /// next record and its keys, if these are new.
+    pub(super) fn handshake_message(&mut self, mut message: &[u8]) -> Result<Option<NewKeys>, TunnelError> {
         const NEW_SESSION_TICKET: u8 = 4;
         const KEY_UPDATE: u8 = 24;
-        let mut opener = None;
+        let mut new = None;
         while let Some((header, rest)) = message.split_first_chunk::<4>() {
             let len = u32::from_be_bytes([0, header[1], header[2], header[3]]) as usize;
             let (body, rest) = rest.split_at_checked(len).ok_or(TunnelError::Record)?;
@@ -306,16 +330,15 @@ impl Keys {
             match (header[0], &mut self.kernel, body) {
                 (NEW_SESSION_TICKET, Kernel::Client(kernel), _) => kernel.handle_new_session_ticket(body)?,
                 (KEY_UPDATE, kernel, [requested @ (0 | 1)]) => {
-                    let (sequence, secrets) = match kernel {
+                    new = Some(match kernel {
                         Kernel::Client(kernel) => kernel.update_rx_secret()?,
                         Kernel::Server(kernel) => kernel.update_rx_secret()?,
-                    };
-                    opener = Some(Opener::new(sequence, secrets)?);
+                    });
                     self.asked |= *requested == 1;
                 }
                 _ => return Err(TunnelError::Unexpected("TLS handshake")),
             }
         }
-        Ok(opener)
+        Ok(new)
     }
 }

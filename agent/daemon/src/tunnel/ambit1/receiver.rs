@@ -11,25 +11,27 @@ use ambit_core::{
     frame::{Control, Decoder, Event},
     reason::Reason,
 };
+use nix::sys::socket::TlsGetRecordType;
 use tokio::{io::ReadBuf, net::TcpStream};
 
 use super::{
     link::Keys,
-    record::{self, ContentType, HEADER_LEN, Opener},
+    pieces::{PIECES, Pieces},
+    record::{self, ContentType, HEADER_LEN, Opener, REKEY_AFTER},
 };
 use crate::tunnel::{
     TunnelError,
     buffer::{Buffer, FULL, Share, Waiting},
+    kernel::{self, Opening},
     socket, tls,
 };
-
-/// Pieces of stream data that one batch of records may come in.
-const PIECES: usize = 16;
 
 /// `buffer[pieces]` are bytes of the stream, `buffer[plain]` is opened and not yet decoded, and what is between `next` and
 /// `filled` are records still sealed.
 pub(super) struct Receiver {
-    opener: Opener,
+    opening: Records,
+    /// The kernel is to open them, from the first byte of one on.
+    hand_over: bool,
     decoder: Decoder,
     buffer: Option<Buffer>,
     /// End of the received bytes.
@@ -43,60 +45,23 @@ pub(super) struct Receiver {
     waiting: Waiting,
 }
 
-/// Where bytes of the stream stand that have not been delivered. They take little room: offsets in a buffer are small.
-#[derive(Default)]
-struct Pieces {
-    ranges: [(u32, u32); PIECES],
-    first: u8,
-    len: u8,
-}
-
-impl Pieces {
-    fn is_empty(&self) -> bool {
-        self.first == self.len
-    }
-
-    fn is_full(&self) -> bool {
-        usize::from(self.len) == PIECES
-    }
-
-    fn clear(&mut self) {
-        (self.first, self.len) = (0, 0);
-    }
-
-    fn push(&mut self, range: &Range<usize>) {
-        // A buffer is far shorter than 4 GiB.
-        self.ranges[usize::from(self.len)] = (range.start as u32, range.end as u32);
-        self.len += 1;
-    }
-
-    fn iter(&self) -> impl ExactSizeIterator<Item = Range<usize>> + '_ {
-        let ranges = &self.ranges[usize::from(self.first)..usize::from(self.len)];
-        ranges.iter().map(|(start, end)| *start as usize..*end as usize)
-    }
-
-    fn advance(&mut self, mut by: usize) {
-        while by > 0 && !self.is_empty() {
-            let (start, end) = &mut self.ranges[usize::from(self.first)];
-            let step = by.min((*end - *start) as usize);
-            *start += step as u32;
-            by -= step;
-            if start == end {
-                self.first += 1;
-            }
-        }
-    }
+/// Who opens records.
+enum Records {
+    Here(Opener),
+    Kernel(Opening),
 }
 
 impl Receiver {
-    pub(super) fn new(opener: Opener, early: &[u8], share: &Arc<Share>) -> Self {
+    /// `early` has been read already. With `hand_over` the kernel is to open what follows.
+    pub(super) fn new(opener: Opener, early: &[u8], share: &Arc<Share>, hand_over: bool) -> Self {
         let buffer = (!early.is_empty()).then(|| {
             let mut buffer = share.take_small();
             buffer[..early.len()].copy_from_slice(early);
             buffer
         });
         Self {
-            opener,
+            opening: Records::Here(opener),
+            hand_over,
             decoder: Decoder::default(),
             buffer,
             filled: early.len(),
@@ -132,7 +97,7 @@ impl Receiver {
             if self.closed {
                 return Poll::Ready(Ok(None));
             }
-            if !more && !ready!(self.poll_fill(cx, tcp, share))? {
+            if !more && !ready!(self.poll_fill(cx, tcp, keys, share))? {
                 return Poll::Ready(Ok(None));
             }
         }
@@ -181,15 +146,21 @@ impl Receiver {
     /// Whether nothing but pings and tickets came while the connection rested, so that another stream may run on it.
     pub(super) fn is_fresh(&mut self, tcp: &TcpStream, keys: &mut Keys, share: &Arc<Share>) -> bool {
         loop {
+            self.hand_over(tcp, share);
+            let Ok(room) = self.room() else { return false };
             let buffer = self.buffer.get_or_insert_with(|| share.take_small());
-            match tcp.try_read(&mut buffer[self.filled..]) {
+            let end = buffer.len().min(self.filled.saturating_add(room));
+            match tcp.try_read(&mut buffer[self.filled..end]) {
                 Ok(0) => return false,
-                Ok(read) => self.filled += read,
+                Ok(read) => self.took(read),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.tidy();
                     return self.is_empty() && self.decoder.between_frames();
                 }
-                Err(_) => return false,
+                Err(error) => match self.take_record(error, tcp, keys) {
+                    Ok(true) => {}
+                    Ok(false) | Err(_) => return false,
+                },
             }
             loop {
                 let Ok(more) = self.open(keys) else { return false };
@@ -213,29 +184,105 @@ impl Receiver {
         &mut self,
         cx: &mut Context<'_>,
         tcp: &TcpStream,
+        keys: &mut Keys,
         share: &Arc<Share>,
     ) -> Poll<Result<bool, TunnelError>> {
         self.tidy();
+        self.hand_over(tcp, share);
         if self.buffer.is_none() {
             ready!(tcp.poll_read_ready(cx))?;
             self.buffer = Some(ready!(share.poll_take(cx, &mut self.waiting)));
         }
+        let room = self.room()?;
         let Some(buffer) = &mut self.buffer else { return Poll::Ready(Ok(true)) };
         if self.filled == buffer.len() {
             // The rest of a record has no room: the buffer is a small one, full to the brim with an overlong record.
             return Poll::Ready(Err(TunnelError::Record));
         }
-        match socket::poll_read(cx, tcp, &mut buffer[self.filled..]) {
-            Poll::Ready(read) => {
-                let read = read?;
-                self.filled += read;
+        let end = buffer.len().min(self.filled.saturating_add(room));
+        let room = &mut buffer[self.filled..end];
+        let read = match &self.opening {
+            Records::Here(_) => socket::poll_read(cx, tcp, room),
+            Records::Kernel(_) => socket::poll_read_records(cx, tcp, room),
+        };
+        match read {
+            Poll::Ready(Ok(read)) => {
+                self.took(read);
                 Poll::Ready(Ok(read > 0))
             }
+            Poll::Ready(Err(error)) => Poll::Ready(self.take_record(error, tcp, keys)),
             Poll::Pending => {
                 self.shrink(share);
                 Poll::Pending
             }
         }
+    }
+
+    /// Has the kernel open what follows, if it shall and a record begins there.
+    fn hand_over(&mut self, tcp: &TcpStream, share: &Share) {
+        if !self.hand_over || !self.is_empty() {
+            return;
+        }
+        self.hand_over = false;
+        if let (Records::Here(opener), Some(offload)) = (&self.opening, share.offload()) {
+            let (sequence, secrets) = opener.keys();
+            if let Some(opening) = offload.receive(tcp, sequence, secrets) {
+                self.opening = Records::Kernel(opening);
+            }
+        }
+    }
+
+    /// How many bytes may be read at most: no more than belong to this record where the kernel is to open the next one.
+    fn room(&self) -> Result<usize, TunnelError> {
+        let Some(buffer) = self.buffer.as_ref().filter(|_| self.hand_over) else { return Ok(usize::MAX) };
+        let record = &buffer[self.next..self.filled];
+        let len = record::record_len(record)?.unwrap_or(HEADER_LEN);
+        Ok(len.saturating_sub(record.len()))
+    }
+
+    /// Counts what has been read.
+    fn took(&mut self, read: usize) {
+        let start = self.filled;
+        self.filled += read;
+        if let Records::Kernel(_) = self.opening {
+            debug_assert!(self.plain.is_empty() && self.next == start, "what came before is decoded");
+            self.next = self.filled;
+            self.plain = start..self.filled;
+        }
+    }
+
+    /// A read has failed: takes the record that is no data, if that is why. `false` at the end.
+    fn take_record(
+        &mut self,
+        error: io::Error,
+        tcp: &TcpStream,
+        keys: &mut Keys,
+    ) -> Result<bool, TunnelError> {
+        let (Records::Kernel(opening), Some(buffer)) = (&mut self.opening, &mut self.buffer) else {
+            return Err(error.into());
+        };
+        if !kernel::is_record(&error) {
+            return Err(kernel::failed(error));
+        }
+        let room = &mut buffer[self.filled..];
+        let (content, len) = kernel::take_record(tcp, room)?;
+        match content {
+            Some(TlsGetRecordType::Handshake) => {
+                if let Some((sequence, secrets)) = keys.handshake_message(&room[..len])? {
+                    opening.renew(tcp, sequence, &secrets)?;
+                }
+            }
+            Some(TlsGetRecordType::Alert) => self.closed = is_end(&room[..len])?,
+            Some(TlsGetRecordType::ApplicationData) => self.took(len),
+            None if len == 0 => return Ok(false),
+            _ => return Err(TunnelError::Record),
+        }
+        Ok(true)
+    }
+
+    /// Whether no further stream should begin, as keys are half worn that cannot be renewed.
+    pub(super) fn wears_out(&self, tcp: &TcpStream) -> bool {
+        matches!(&self.opening, Records::Kernel(opening) if opening.opened(tcp) >= REKEY_AFTER / 2)
     }
 
     /// While nothing more comes, a full buffer is not kept for the beginning of a record.
@@ -254,7 +301,9 @@ impl Receiver {
 
     /// Keeps no more than it needs while nothing comes.
     pub(super) fn rest(&mut self) {
-        self.opener.rest();
+        if let Records::Here(opener) = &mut self.opening {
+            opener.rest();
+        }
     }
 
     /// Whether it has bytes for a stream, or has no room for what has come.
@@ -297,24 +346,22 @@ impl Receiver {
             if self.control.is_some() || self.pieces.is_full() || self.closed {
                 break;
             }
-            let Some(buffer) = &mut self.buffer else { break };
+            let (Records::Here(opener), Some(buffer)) = (&mut self.opening, &mut self.buffer) else { break };
             let sealed = &mut buffer[self.next..self.filled];
             let Some(len) = record::record_len(sealed)?.filter(|len| sealed.len() >= *len) else { break };
-            let (content, plain) = self.opener.open(&mut sealed[..len])?;
+            let (content, plain) = opener.open(&mut sealed[..len])?;
             let start = self.next + HEADER_LEN;
             self.next += len;
             match content {
                 ContentType::Data => self.plain = start..start + plain,
                 ContentType::Handshake => {
-                    if let Some(opener) = keys.handshake_message(&buffer[start..start + plain])? {
-                        self.opener = opener;
+                    if let Some((sequence, secrets)) =
+                        keys.handshake_message(&buffer[start..start + plain])?
+                    {
+                        *opener = Opener::new(sequence, secrets)?;
                     }
                 }
-                ContentType::Alert => match buffer[start..start + plain] {
-                    [_, 0] => self.closed = true,
-                    [_, description] => return Err(alert(description)),
-                    _ => return Err(TunnelError::Record),
-                },
+                ContentType::Alert => self.closed = is_end(&buffer[start..start + plain])?,
             }
         }
         Ok((self.next, self.plain.start) != before)
@@ -349,7 +396,16 @@ pub(super) enum Received {
     Control(Control),
 }
 
-fn alert(description: u8) -> TunnelError {
+/// Whether an alert says that nothing follows; any other is an error.
+fn is_end(alert: &[u8]) -> Result<bool, TunnelError> {
+    match *alert {
+        [_, 0] => Ok(true),
+        [_, description] => Err(refused(description)),
+        _ => Err(TunnelError::Record),
+    }
+}
+
+fn refused(description: u8) -> TunnelError {
     let error = rustls::Error::AlertReceived(rustls::AlertDescription::from(description));
     let (reason, text) = tls::handshake_reason(&error);
     if reason == Reason::TlsHandshake {

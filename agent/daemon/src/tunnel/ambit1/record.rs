@@ -26,7 +26,7 @@ const PAYLOAD_LEN: usize = MAX_PLAINTEXT - frame::HEADER_LEN;
 const MAX_CIPHERTEXT: usize = MAX_PLAINTEXT + 256;
 
 /// Records under one key before a key update, well below AES-GCM's limit of 2^24.5 (RFC 8446 §5.5).
-const REKEY_AFTER: u64 = if cfg!(test) { 64 } else { 1 << 23 };
+pub(super) const REKEY_AFTER: u64 = if cfg!(test) { 64 } else { 1 << 23 };
 
 /// The content type of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,9 +96,14 @@ impl Sealer {
         self.0.expanded = None;
     }
 
-    /// Whether the peer has to be told new keys before more is sealed.
-    pub(super) fn is_worn(&self) -> bool {
-        self.0.sequence >= REKEY_AFTER
+    /// Records that have been sealed.
+    pub(super) fn sealed(&self) -> u64 {
+        self.0.sequence
+    }
+
+    /// The number of the next record, and what it is sealed with.
+    pub(super) fn keys(&self) -> (u64, &ConnectionTrafficSecrets) {
+        (self.0.sequence, &self.0.secrets)
     }
 
     /// Seals the `len` bytes of plaintext that stand behind the room for a header in `record`; returns the record's
@@ -142,6 +147,11 @@ impl Opener {
         self.0.expanded = None;
     }
 
+    /// The number of the next record, and what it is opened with.
+    pub(super) fn keys(&self) -> (u64, &ConnectionTrafficSecrets) {
+        (self.0.sequence, &self.0.secrets)
+    }
+
     /// Opens one whole record in place; returns its content type and the length of its plaintext, which stands right
     /// behind the header.
     pub(super) fn open(&mut self, record: &mut [u8]) -> Result<(ContentType, usize), TunnelError> {
@@ -175,19 +185,34 @@ pub(super) fn record_len(bytes: &[u8]) -> Result<Option<usize>, TunnelError> {
     Ok(Some(HEADER_LEN + len))
 }
 
-/// A buffer laid out as records with one DATA frame each, with gaps for all that is not payload.
+/// A buffer laid out for DATA frames.
 #[derive(Debug)]
-pub(super) struct Batch<'a>(pub(super) &'a mut [u8]);
+pub(super) enum Batch<'a> {
+    /// As records with one frame each, with gaps for all that is not payload.
+    Records(&'a mut [u8]),
+    /// As one frame, for a kernel that makes records of it; with room for FIN behind it.
+    Frame(&'a mut [u8]),
+}
 
 impl Batch<'_> {
-    /// Room for the first record's payload.
+    /// Room for the first payload.
     pub(super) fn first(&mut self) -> &mut [u8] {
-        &mut self.0[PAYLOAD_AT..PAYLOAD_AT + PAYLOAD_LEN]
+        match self {
+            Self::Records(buffer) => &mut buffer[PAYLOAD_AT..PAYLOAD_AT + PAYLOAD_LEN],
+            Self::Frame(buffer) => {
+                let end = buffer.len() - frame::HEADER_LEN;
+                &mut buffer[frame::HEADER_LEN..end]
+            }
+        }
     }
 
     /// Room for the payloads of the records behind the first; none of it in a small buffer.
     pub(super) fn rest(&mut self) -> [IoSliceMut<'_>; RECORDS - 1] {
-        let mut records = self.0[RECORD_LEN..].chunks_exact_mut(RECORD_LEN);
+        let behind = match self {
+            Self::Records(buffer) => &mut buffer[RECORD_LEN..],
+            Self::Frame(_) => &mut [],
+        };
+        let mut records = behind.chunks_exact_mut(RECORD_LEN);
         std::array::from_fn(|_| match records.next() {
             Some(record) => IoSliceMut::new(&mut record[PAYLOAD_AT..PAYLOAD_AT + PAYLOAD_LEN]),
             None => IoSliceMut::new(&mut []),
@@ -196,7 +221,7 @@ impl Batch<'_> {
 
     /// Copies the front of `bytes`, as much as there is room for; answers how many that is.
     pub(super) fn fill(&mut self, bytes: &[u8]) -> usize {
-        let len = bytes.len().min(PAYLOAD_LEN);
+        let len = bytes.len().min(self.first().len());
         let (front, mut left) = bytes.split_at(len);
         self.first()[..len].copy_from_slice(front);
         if !left.is_empty() && self.goes_on_after(len) {
@@ -211,7 +236,7 @@ impl Batch<'_> {
 
     /// Whether `len` bytes fill the first record and there is room for others.
     pub(super) fn goes_on_after(&self, len: usize) -> bool {
-        len == PAYLOAD_LEN && self.0.len() >= 2 * RECORD_LEN
+        matches!(self, Self::Records(buffer) if len == PAYLOAD_LEN && buffer.len() >= 2 * RECORD_LEN)
     }
 }
 

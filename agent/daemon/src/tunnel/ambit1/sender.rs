@@ -9,33 +9,46 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use ambit_core::frame::Control;
+use ambit_core::frame::{self, Control, FrameType};
+use rustls::ConnectionTrafficSecrets;
 use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream};
 
-use super::record::{self, Batch, ContentType, HEADER_LEN, Sealer, TRAILER_LEN};
+use super::record::{self, Batch, ContentType, HEADER_LEN, REKEY_AFTER, Sealer, TRAILER_LEN};
 use crate::tunnel::{
     TunnelError,
     buffer::{Buffer, Share, Waiting},
+    kernel::{Offload, Outgoing},
     session::{LegError, Moved},
     socket,
 };
 
-/// What is to be sent, and the key it is sealed with.
+/// What is to be sent, and who seals it.
 #[derive(Debug)]
 pub(super) struct Sender {
-    pub(super) sealer: Sealer,
+    sealing: Sealing,
     /// A frame that goes out in front of whatever is sent next.
     held: Vec<u8>,
-    /// A sealed batch, and what of it the socket has not taken.
+    /// A batch as the socket takes it, and what of it that has not taken.
     batch: Option<(Buffer, Range<usize>)>,
-    /// Sealed control records behind the batch, and how many bytes of them have gone.
+    /// Control records behind the batch, and how many bytes of them have gone.
     control: Vec<u8>,
     control_sent: usize,
+    /// Behind these, for the kernel: a record that is no data.
+    record: Option<(ContentType, Vec<u8>)>,
+    /// Nothing may follow what is sent: it has to be more than accepted.
+    last: bool,
     /// Bytes of the stream, and perhaps its end, that are in `batch`.
     moved: Option<Moved>,
     waiting: Waiting,
     source: Source,
+}
+
+/// Who seals records.
+#[derive(Debug)]
+enum Sealing {
+    Here(Sealer),
+    Kernel(Box<Outgoing>),
 }
 
 /// What is known of the application's socket beyond what can be read of it.
@@ -52,14 +65,67 @@ enum Source {
 impl Sender {
     pub(super) fn new(sealer: Sealer) -> Self {
         Self {
-            sealer,
+            sealing: Sealing::Here(sealer),
             held: Vec::new(),
             batch: None,
             control: Vec::new(),
             control_sent: 0,
+            record: None,
+            last: false,
             moved: None,
             waiting: Waiting::default(),
             source: Source::Sound,
+        }
+    }
+
+    /// Has the kernel seal what is sent, if it will. Nothing may wait to be sent.
+    pub(super) fn hand_over(&mut self, tcp: &TcpStream, offload: &Offload) {
+        if let Sealing::Here(sealer) = &self.sealing {
+            let (sequence, secrets) = sealer.keys();
+            if let Some(outgoing) = offload.send(tcp, sequence, secrets) {
+                self.sealing = Sealing::Kernel(Box::new(outgoing));
+            }
+        }
+    }
+
+    /// Records under the keys in force.
+    fn sealed(&self) -> u64 {
+        match &self.sealing {
+            Sealing::Here(sealer) => sealer.sealed(),
+            Sealing::Kernel(outgoing) => outgoing.sealed(),
+        }
+    }
+
+    /// Whether the peer has to be told new keys before more is sent.
+    pub(super) fn is_worn(&self) -> bool {
+        self.sealed() >= REKEY_AFTER
+    }
+
+    /// Whether no further stream should begin, as keys are half worn that cannot be renewed.
+    pub(super) fn wears_out(&self) -> bool {
+        matches!(&self.sealing, Sealing::Kernel(outgoing) if !outgoing.renews())
+            && self.sealed() >= REKEY_AFTER / 2
+    }
+
+    /// Tells the peer new keys by `message`, and goes on with them.
+    pub(super) fn renew(
+        &mut self,
+        message: &[u8],
+        sequence: u64,
+        secrets: ConnectionTrafficSecrets,
+    ) -> Result<(), TunnelError> {
+        self.push(message, ContentType::Handshake)?;
+        match &mut self.sealing {
+            Sealing::Here(sealer) => *sealer = Sealer::new(sequence, secrets)?,
+            Sealing::Kernel(outgoing) => outgoing.renew(sequence, secrets),
+        }
+        Ok(())
+    }
+
+    /// Keeps no more than it needs while nothing is sent.
+    pub(super) fn rest(&mut self) {
+        if let Sealing::Here(sealer) = &mut self.sealing {
+            sealer.rest();
         }
     }
 
@@ -71,6 +137,7 @@ impl Sender {
     /// Has one control frame go out in front of whatever is sent next: a record, a packet and the peer's waking less.
     pub(super) fn hold(&mut self, control: &Control) {
         debug_assert!(self.held.is_empty(), "one frame is held at a time");
+        self.last |= matches!(control, Control::Fin);
         self.held = control.encode();
     }
 
@@ -81,7 +148,8 @@ impl Sender {
 
     /// Whether the socket has not taken all of a batch, or none can be had.
     pub(super) fn is_stuck(&self) -> bool {
-        self.batch.is_some() || self.waiting.is_some()
+        let drains = matches!(&self.sealing, Sealing::Kernel(outgoing) if outgoing.drains());
+        self.batch.is_some() || self.waiting.is_some() || drains
     }
 
     /// Whether the socket has not taken all of a batch.
@@ -95,16 +163,25 @@ impl Sender {
         if held.is_empty() { Ok(()) } else { self.push(&held, ContentType::Data) }
     }
 
-    /// Seals one record behind all that waits.
+    /// Puts one record behind all that waits.
     pub(super) fn push(&mut self, plain: &[u8], content: ContentType) -> Result<(), TunnelError> {
-        let start = self.control.len();
-        self.control.resize(start + HEADER_LEN + plain.len() + TRAILER_LEN, 0);
-        let record = &mut self.control[start..];
-        record[HEADER_LEN..HEADER_LEN + plain.len()].copy_from_slice(plain);
-        self.sealer.seal(record, plain.len(), content).map(|_| ())
+        self.last |= content == ContentType::Alert;
+        match &mut self.sealing {
+            Sealing::Here(sealer) => {
+                let start = self.control.len();
+                self.control.resize(start + HEADER_LEN + plain.len() + TRAILER_LEN, 0);
+                let record = &mut self.control[start..];
+                record[HEADER_LEN..HEADER_LEN + plain.len()].copy_from_slice(plain);
+                sealer.seal(record, plain.len(), content)?;
+            }
+            Sealing::Kernel(_) if content == ContentType::Data => self.control.extend_from_slice(plain),
+            // New keys and the end come by themselves, and nothing comes behind them at once.
+            Sealing::Kernel(_) => self.record = Some((content, plain.to_vec())),
+        }
+        Ok(())
     }
 
-    /// Writes all that is sealed; answers what of a stream was in it.
+    /// Writes all that is ready; answers what of a stream was in it.
     pub(super) fn poll_flush(
         &mut self,
         cx: &mut Context<'_>,
@@ -112,21 +189,36 @@ impl Sender {
     ) -> Poll<Result<Option<Moved>, TunnelError>> {
         if let Some((buffer, range)) = &mut self.batch {
             while range.start < range.end {
-                range.start += ready!(socket::poll_write(cx, tcp, &buffer[range.clone()]))?;
+                let written = ready!(socket::poll_write(cx, tcp, &buffer[range.clone()]))?;
+                range.start += written;
+                self.sealing.wrote(written);
             }
             self.batch = None;
         }
         while self.control_sent < self.control.len() {
-            self.control_sent += ready!(socket::poll_write(cx, tcp, &self.control[self.control_sent..]))?;
+            let written = ready!(socket::poll_write(cx, tcp, &self.control[self.control_sent..]))?;
+            self.control_sent += written;
+            self.sealing.wrote(written);
         }
         // Given back: an idle connection keeps nothing.
         self.control = Vec::new();
         self.control_sent = 0;
+        if let Sealing::Kernel(outgoing) = &mut self.sealing {
+            if let Some((content, bytes)) = &self.record {
+                ready!(outgoing.poll_send_record(cx, tcp, *content as u8, bytes))?;
+                self.record = None;
+                outgoing.renewed(tcp)?;
+            }
+            if self.last {
+                ready!(outgoing.poll_drained(cx, tcp))?;
+                self.last = false;
+            }
+        }
         Poll::Ready(Ok(self.moved.take()))
     }
 
-    /// Reads what `source` has, up to a batch of records, and seals it, with FIN behind it if `source` has ended. All that
-    /// was sealed before must have been flushed.
+    /// Has ready what `source` has, up to a batch of records, with FIN behind it if `source` has ended. All that was ready before
+    /// must have been flushed.
     pub(super) fn poll_read_from(
         &mut self,
         cx: &mut Context<'_>,
@@ -142,7 +234,7 @@ impl Sender {
         ready!(source.poll_read_ready(cx)).map_err(LegError::App)?;
         let closed = is_read_closed(cx, source);
         let mut buffer = ready!(share.poll_take(cx, &mut self.waiting));
-        let mut batch = Batch(&mut buffer[self.held_len()..]);
+        let mut batch = self.batch(&mut buffer);
         let mut bytes = ready!(socket::poll_read_urgent(cx, source, batch.first())).map_err(LegError::App)?;
         let mut end = bytes == 0;
         if end && let Source::Failed = self.source {
@@ -163,7 +255,7 @@ impl Sender {
         let Some(mut buffer) = share.try_take() else {
             return self.release().map_err(LegError::Tunnel);
         };
-        let mut batch = Batch(&mut buffer[self.held_len()..]);
+        let mut batch = self.batch(&mut buffer);
         // Not by tokio: of a new socket it knows nothing before it has asked the kernel for events.
         let read = self.at_once((&*SockRef::from(source)).read(batch.first()));
         let moved = Moved { bytes: read.unwrap_or(0), end: read == Some(0) };
@@ -178,7 +270,7 @@ impl Sender {
         share: &Arc<Share>,
     ) -> Poll<Result<usize, TunnelError>> {
         let mut buffer = ready!(share.poll_take(cx, &mut self.waiting));
-        let mut batch = Batch(&mut buffer[self.held_len()..]);
+        let mut batch = self.batch(&mut buffer);
         let len = batch.fill(bytes);
         self.seal(buffer, Moved { bytes: len, end: false })?;
         Poll::Ready(Ok(len))
@@ -198,11 +290,22 @@ impl Sender {
         }
     }
 
-    /// Seals what is held, then the payload that stands behind the room for that, then FIN if it is the end.
+    /// Room in `buffer` behind what is held.
+    fn batch<'b>(&self, buffer: &'b mut [u8]) -> Batch<'b> {
+        match &self.sealing {
+            Sealing::Here(_) if self.holds() => {
+                Batch::Records(&mut buffer[HEADER_LEN + self.held.len() + TRAILER_LEN..])
+            }
+            Sealing::Here(_) => Batch::Records(buffer),
+            Sealing::Kernel(_) => Batch::Frame(&mut buffer[self.held.len()..]),
+        }
+    }
+
+    /// Has ready what is held, then the payload that stands behind the room for that, then FIN if it is the end.
     fn seal(&mut self, mut buffer: Buffer, moved: Moved) -> Result<(), TunnelError> {
         debug_assert!(self.batch.is_none() && self.control.is_empty(), "one batch at a time");
         let mut wire = self.seal_held(&mut buffer)?;
-        wire += record::seal_batch(&mut buffer[wire..], &mut self.sealer, moved.bytes)?;
+        wire += self.sealing.seal(&mut buffer[wire..], moved.bytes)?;
         if moved.end {
             self.hold(&Control::Fin);
             wire += self.seal_held(&mut buffer[wire..])?;
@@ -212,19 +315,44 @@ impl Sender {
         Ok(())
     }
 
-    /// Seals what is held, if anything is, at the front of `buffer`; returns the record's length.
+    /// Puts what is held, if anything is, at the front of `buffer`; returns how long it is there.
     fn seal_held(&mut self, buffer: &mut [u8]) -> Result<usize, TunnelError> {
         let held = mem::take(&mut self.held);
         if held.is_empty() {
             return Ok(0);
         }
-        buffer[HEADER_LEN..HEADER_LEN + held.len()].copy_from_slice(&held);
-        self.sealer.seal(buffer, held.len(), ContentType::Data)
+        match &mut self.sealing {
+            Sealing::Here(sealer) => {
+                buffer[HEADER_LEN..HEADER_LEN + held.len()].copy_from_slice(&held);
+                sealer.seal(buffer, held.len(), ContentType::Data)
+            }
+            Sealing::Kernel(_) => {
+                buffer[..held.len()].copy_from_slice(&held);
+                Ok(held.len())
+            }
+        }
+    }
+}
+
+impl Sealing {
+    /// Has `len` bytes of payload ready for the socket, which stand in `buffer` as [`Batch`] lays them out; returns how many bytes
+    /// of `buffer` that takes.
+    fn seal(&mut self, buffer: &mut [u8], len: usize) -> Result<usize, TunnelError> {
+        match self {
+            Self::Here(sealer) => record::seal_batch(buffer, sealer, len),
+            Self::Kernel(_) if len == 0 => Ok(0),
+            Self::Kernel(_) => {
+                buffer[..frame::HEADER_LEN].copy_from_slice(&frame::header(FrameType::Data, len));
+                Ok(frame::HEADER_LEN + len)
+            }
+        }
     }
 
-    /// Bytes of the record that carries what is held; none for nothing.
-    fn held_len(&self) -> usize {
-        if self.holds() { HEADER_LEN + self.held.len() + TRAILER_LEN } else { 0 }
+    /// Counts what the socket has taken in one call.
+    fn wrote(&mut self, bytes: usize) {
+        if let Self::Kernel(outgoing) = self {
+            outgoing.wrote(bytes);
+        }
     }
 }
 

@@ -106,6 +106,8 @@ seLinuxOptions:
   value: {{ .Values.postQuantum | quote }}
 - name: AMBIT_LOCAL_TRAFFIC
   value: {{ .Values.localTraffic | default "join" }}
+- name: AMBIT_KERNEL_TLS
+  value: {{ .Values.kernelTls | default "off" | quote }}
 - name: AMBIT_OUTBOUND_POLICY
   value: {{ .Values.egress.outboundPolicy }}
 - name: AMBIT_OBSERVE_OUTBOUND
