@@ -89,6 +89,8 @@ pub(super) async fn stream(
     }
     end.request_bytes = sent.bytes;
     end.request_messages = sent.messages.count();
+    // Who stops a client in the midst of its request does so together with the end of the answer.
+    drop((respond, up));
     let _told = Told { told: Some(told), end };
     others_first().await;
 }

@@ -117,6 +117,29 @@ async fn a_stream_that_its_client_resets_is_reset() {
     assert_eq!(timeout(SOON, reset).await.expect("in time"), Code::CANCEL);
 }
 
+/// It may want no more of a request that it has answered (RFC 9113, section 8.1).
+#[tokio::test]
+async fn who_answers_early_has_the_client_stop() {
+    let Pair { client, server, .. } = pair_under(no_admin()).await;
+    let (mut client, connection) = client::handshake(client).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::post("http://cart/upload").body(()).unwrap();
+    let (answer, mut up) = client.send_request(request, false).unwrap();
+    up.send_data(Bytes::from_static(&[b'x'; 200_000]), false).unwrap();
+    let (socket, _) = server.accept().await.unwrap();
+    let mut connection = server::handshake::<_>(socket).await.unwrap();
+    let (request, mut respond) = timeout(SOON, connection.accept()).await.unwrap().unwrap().unwrap();
+    let mut down = respond.send_response(Response::new(()), false).unwrap();
+    down.send_data(Bytes::from_static(b"enough"), true).unwrap();
+    // Its library tells the client to stop.
+    drop((request, respond, down));
+    tokio::spawn(async move { while connection.accept().await.is_some() {} });
+    let answer = timeout(SOON, answer).await.expect("in time").unwrap();
+    assert_eq!((answer.status(), &*text(&mut answer.into_body()).await), (StatusCode::OK, "enough"));
+    let stopped = timeout(SOON, std::future::poll_fn(|cx| up.poll_reset(cx))).await.expect("in time");
+    assert_eq!(stopped.unwrap(), Code::NO_ERROR);
+}
+
 /// Also where the application takes no more of what came before, whether it has answered or not.
 #[tokio::test]
 async fn a_request_that_its_client_gives_up_is_reset_though_it_is_stuck() {
