@@ -210,7 +210,7 @@ fn forced(world: &mut World) -> Result<()> {
     }
     world.start_agents()?;
     if kernel()? == Kernel::FirstKeysOnly {
-        world.agents[0].wait_log(0, &["WARN", "cannot renew their keys"])?;
+        world.agents[0].wait_log(0, &["warn", "cannot renew their keys"])?;
     }
     let secret = marker("kernel");
     let captured = world.capture_link("kernel")?;
