@@ -208,7 +208,7 @@ impl Outgoing {
         let mut keys = crypto_info(sequence, &secrets)?;
         let taken = seal_by_kernel(tcp, &keys);
         wipe(&mut keys);
-        taken.map_err(|error| TunnelError::Keys(error))?;
+        taken.map_err(TunnelError::Keys)?;
         (self.first, self.sealed) = (sequence, sequence);
         Ok(())
     }
