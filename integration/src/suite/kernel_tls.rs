@@ -5,6 +5,7 @@ use std::{
     fs, io,
     net::{Ipv4Addr, TcpListener, TcpStream},
     sync::OnceLock,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -74,6 +75,9 @@ const AUTO: &[&str] = &["--kernel-tls", "auto"];
 const FORCE: &[&str] = &["--kernel-tls", "force"];
 /// Mebibytes over each family: emulation is slow.
 const SOME: u32 = 48;
+
+/// How long a step may take under emulation.
+const LONG: Duration = Duration::from_mins(1);
 
 /// What the kernel can do with records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,7 +203,7 @@ fn forced(world: &mut World) -> Result<()> {
     if kernel()? == Kernel::Without {
         for agent in &mut world.agents {
             agent.spawn()?;
-            let ended = agent.take().context("it was started")?.wait(10 * SECOND)?;
+            let ended = agent.take().context("it was started")?.wait(LONG)?;
             ensure!(!ended.success(), "it ended with {ended}");
             let log = agent.log();
             for words in ["--kernel-tls force", "CONFIG_TLS", "modprobe tls", "auto or off"] {
@@ -210,7 +214,7 @@ fn forced(world: &mut World) -> Result<()> {
     }
     world.start_agents()?;
     if kernel()? == Kernel::FirstKeysOnly {
-        world.agents[0].wait_log(0, &["WARN", "cannot renew their keys"])?;
+        world.agents[0].wait_log(0, &["warn", "cannot renew their keys"])?;
     }
     let secret = marker("kernel");
     let captured = world.capture_link("kernel")?;
@@ -277,15 +281,15 @@ fn late(world: &mut World) -> Result<()> {
         assert c.recv(1) == b''\n";
     let mut server = world.pod("b").netns.command("python3");
     let mut server = Process::start(server.args(["-c", SERVER]), &world.folder.join("late.log"))?;
-    server.wait_for("ready", 10 * SECOND)?;
+    server.wait_for("ready", LONG)?;
     for round in 1..=2 {
         let mut client = world.pod("a").netns.command("python3");
         client.args(["-c", CLIENT, &world.pod("b").v4.to_string(), &LEFT.to_string()]);
-        process::run(&mut client, 60 * SECOND)?.ok()?;
+        process::run(&mut client, LONG)?.ok()?;
         if round == 2 {
             world.agents[0].stop()?;
         }
-        eventually(60 * SECOND, || {
+        eventually(LONG, || {
             let told = server.output();
             ensure!(told.matches(&format!("got {LEFT}\n")).count() == round, "{told}");
             Ok(())
@@ -298,9 +302,11 @@ fn late(world: &mut World) -> Result<()> {
 fn handover(world: &mut World) -> Result<()> {
     let to = format!("{}:{}", world.pod("b").v4, ports::ECHO);
     let mut open = crate::load::tool(&world.pod("a").netns)?;
-    open.args(["ping-pong", "--to", &to, "--for-ms", "8000", "--rest-ms", "20"]);
+    // As long as two agents take to start.
+    let while_ms = if kernel()? == Kernel::Without { "8000" } else { "45000" };
+    open.args(["ping-pong", "--to", &to, "--for-ms", while_ms, "--rest-ms", "20"]);
     let mut open = Process::start(&mut open, &world.folder.join("handover.log"))?;
-    eventually(5 * SECOND, || {
+    eventually(LONG, || {
         let status = world.agents[0].status()?;
         ensure!(status["connectionsTotal"].as_u64().unwrap_or(0) > 0, "not open yet: {}", open.output());
         Ok(())
@@ -310,12 +316,12 @@ fn handover(world: &mut World) -> Result<()> {
         let mark = agent.mark();
         let before = agent.replace(successor);
         world.retired.extend(before);
-        agent.wait_log(mark, &["taken over from the agent that served this node"])?;
+        eventually(LONG, || agent.wait_log(mark, &["taken over from the agent that served this node"]))?;
         agent.wait_ready()?;
     }
     world.must_reach("a", "b")?;
     world.must_reach("b", "e")?;
-    let ended = open.wait(30 * SECOND)?;
+    let ended = open.wait(2 * LONG)?;
     ensure!(ended.success(), "the open connection broke: {}", open.output());
     Ok(())
 }

@@ -41,9 +41,9 @@ const RECORD: usize = 1 << 14;
 /// Bytes of a record beside its plaintext: header, content type and tag, of every cipher that TLS 1.3 has here.
 const OVERHEAD: u64 = 5 + 1 + 16;
 /// How soon, and how often at most, it is looked whether TCP has taken everything.
-const LOOK: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(200)];
+const LOOK: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(20)];
 /// After as many looks that find all acknowledged that TCP had, nothing can be left that TCP has no room for.
-const IDLE_LOOKS: u32 = 8;
+const IDLE_LOOKS: u32 = 10;
 
 /// Whether records are handed to the kernel, and by how much it is known for.
 #[derive(Debug)]
@@ -208,7 +208,7 @@ impl Outgoing {
         let mut keys = crypto_info(sequence, &secrets)?;
         let taken = seal_by_kernel(tcp, &keys);
         wipe(&mut keys);
-        taken.map_err(|error| TunnelError::Keys(error))?;
+        taken.map_err(TunnelError::Keys)?;
         (self.first, self.sealed) = (sequence, sequence);
         Ok(())
     }

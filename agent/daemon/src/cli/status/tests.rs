@@ -156,6 +156,19 @@ PROBLEMS
 }
 
 #[test]
+fn who_has_the_records_is_told_where_it_was_asked_for() {
+    let heading = |kernel_tls: &str| {
+        let answer = StatusResponse { kernel_tls: kernel_tls.to_owned(), ..status() };
+        let text = table::render(&StatusView::new(answer, &[Section::Pods]), now());
+        text.lines().skip(2).take_while(|line| !line.is_empty()).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(heading("on"), ["Policies  2 in force", "Kernel TLS  on"]);
+    assert_eq!(heading("off"), ["Policies  2 in force"]);
+    // Agents before 0.2 do not say.
+    assert_eq!(heading(""), ["Policies  2 in force"]);
+}
+
+#[test]
 fn sections_narrow_it_down() {
     let empty = StatusResponse { ready: true, connections: Vec::new(), connections_total: 0, ..status() };
     let text = table::render(&StatusView::new(empty, &[Section::Connections]), now());
