@@ -228,7 +228,7 @@ impl Scene<'_> {
         steady.args(["-c", ASK, "steady", ADDRESS, "outside.example.test", "30"]);
         let mut steady = Process::start(&mut steady, &log)?;
         steady.wait_for("0 198.18.0.1", 10 * SECOND)?;
-        self.schedule(json!("nowhere"))?;
+        self.schedule(Some("nowhere"))?;
         let away = (|| {
             eventually(60 * SECOND, || {
                 let told = self.told(&self.within, ADDRESS, HOST, "A")?;
@@ -249,7 +249,7 @@ impl Scene<'_> {
             Ok(())
         })()
         .context("without agents");
-        self.schedule(json!(null))?;
+        self.schedule(None)?;
         away?;
         let status = ["rollout", "status", "daemonset/ambit", "--timeout=120s", "-n", SYSTEM];
         self.site.cluster.api.kubectl(&status)?;
@@ -267,7 +267,7 @@ impl Scene<'_> {
     }
 
     /// Has the agents' DaemonSet ask for nodes with a label that none has, or for any.
-    fn schedule(&self, label: serde_json::Value) -> Result<()> {
+    fn schedule(&self, label: Option<&str>) -> Result<()> {
         let patch = json!({"spec": {"template": {"spec": {"nodeSelector": {"ambit.dev/test": label}}}}});
         let patch = ["patch", "daemonset", "ambit", "-n", SYSTEM, "--type=merge", "-p", &patch.to_string()];
         self.site.cluster.api.kubectl(&patch).map(drop)

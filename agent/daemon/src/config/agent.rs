@@ -226,6 +226,9 @@ impl AgentConfig {
     /// Completes settings with those of the config file and with the defaults.
     pub(crate) fn resolve(settings: AgentSettings, file: Option<&Path>) -> Result<Self, ConfigError> {
         let settings = settings.over(file.map(read).transpose()?.unwrap_or_default());
+        if settings.manifests.is_some() {
+            without_a_cluster(&settings)?;
+        }
         let missing = |flag, variable| move || ConfigError::Missing { flag, variable };
         let issuer = issuer(&settings)?;
         let domain = || TrustDomain::default().as_str().to_owned();
@@ -233,12 +236,6 @@ impl AgentConfig {
         let trust_domain_aliases = settings.trust_domain_aliases.map_or_else(Vec::new, |domains| domains.0);
         let trust_bundles = settings.trust_bundle.map_or_else(Vec::new, |bundles| bundles.0);
         let metrics_guarded = settings.metrics_auth.unwrap_or_default() == MetricsAuth::Token;
-        if metrics_guarded && settings.manifests.is_some() {
-            return Err(ConfigError::Both { first: "manifests", second: "metrics-auth token" });
-        }
-        if settings.remote_clusters.is_some() && settings.manifests.is_some() {
-            return Err(ConfigError::Both { first: "manifests", second: "remote-clusters" });
-        }
         let own = |domain: &TrustDomain| *domain == trust_domain || trust_domain_aliases.contains(domain);
         if let Some((domain, _)) = trust_bundles.iter().find(|(domain, _)| own(domain)) {
             return Err(ConfigError::OwnTrustDomain(domain.clone()));
@@ -320,6 +317,16 @@ impl AgentConfig {
         }
         private_folder("run-dir", &self.run_dir)?;
         private_folder("state-dir", &self.state_dir)
+    }
+}
+
+/// An error if something is set that asks a cluster, for an agent that reads manifests.
+fn without_a_cluster(settings: &AgentSettings) -> Result<(), ConfigError> {
+    let guarded = settings.metrics_auth == Some(MetricsAuth::Token);
+    let asks = [(guarded, "metrics-auth token"), (settings.remote_clusters.is_some(), "remote-clusters")];
+    match asks.into_iter().find(|(set, _)| *set) {
+        Some((_, second)) => Err(ConfigError::Both { first: "manifests", second }),
+        None => Ok(()),
     }
 }
 
