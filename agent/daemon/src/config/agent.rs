@@ -231,14 +231,11 @@ impl AgentConfig {
         let trust_domain_aliases = settings.trust_domain_aliases.map_or_else(Vec::new, |domains| domains.0);
         let trust_bundles = settings.trust_bundle.map_or_else(Vec::new, |bundles| bundles.0);
         let metrics_guarded = settings.metrics_auth.unwrap_or_default() == MetricsAuth::Token;
-        let of_a_cluster = [
-            (metrics_guarded, "metrics-auth token"),
-            (settings.remote_clusters.is_some(), "remote-clusters"),
-        ];
-        if let Some((_, second)) =
-            of_a_cluster.into_iter().find(|(set, _)| *set && settings.manifests.is_some())
-        {
-            return Err(ConfigError::Both { first: "manifests", second });
+        if metrics_guarded && settings.manifests.is_some() {
+            return Err(ConfigError::Both { first: "manifests", second: "metrics-auth token" });
+        }
+        if settings.remote_clusters.is_some() && settings.manifests.is_some() {
+            return Err(ConfigError::Both { first: "manifests", second: "remote-clusters" });
         }
         let own = |domain: &TrustDomain| *domain == trust_domain || trust_domain_aliases.contains(domain);
         if let Some((domain, _)) = trust_bundles.iter().find(|(domain, _)| own(domain)) {
