@@ -231,11 +231,8 @@ impl AgentConfig {
         let trust_domain_aliases = settings.trust_domain_aliases.map_or_else(Vec::new, |domains| domains.0);
         let trust_bundles = settings.trust_bundle.map_or_else(Vec::new, |bundles| bundles.0);
         let metrics_guarded = settings.metrics_auth.unwrap_or_default() == MetricsAuth::Token;
-        if metrics_guarded && settings.manifests.is_some() {
-            return Err(ConfigError::Both { first: "manifests", second: "metrics-auth token" });
-        }
-        if settings.remote_clusters.is_some() && settings.manifests.is_some() {
-            return Err(ConfigError::Both { first: "manifests", second: "remote-clusters" });
+        if settings.manifests.is_some() {
+            needs_no_cluster(metrics_guarded, &settings)?;
         }
         let own = |domain: &TrustDomain| *domain == trust_domain || trust_domain_aliases.contains(domain);
         if let Some((domain, _)) = trust_bundles.iter().find(|(domain, _)| own(domain)) {
@@ -317,6 +314,16 @@ impl AgentConfig {
         }
         private_folder("run-dir", &self.run_dir)?;
         private_folder("state-dir", &self.state_dir)
+    }
+}
+
+/// What only the API of a cluster can do must not be asked for.
+fn needs_no_cluster(metrics_guarded: bool, settings: &AgentSettings) -> Result<(), ConfigError> {
+    let both = |second| Err(ConfigError::Both { first: "manifests", second });
+    match (metrics_guarded, &settings.remote_clusters) {
+        (true, _) => both("metrics-auth token"),
+        (false, Some(_)) => both("remote-clusters"),
+        (false, None) => Ok(()),
     }
 }
 
