@@ -14,7 +14,7 @@ use nix::{
     sys::socket::{setsockopt, sockopt::TcpUlp},
 };
 
-use super::{SECOND, Test, marker, own, transfers, unstarted};
+use super::{Test, marker, own, transfers, unstarted};
 use crate::{
     agent::Agent,
     load::ports,
