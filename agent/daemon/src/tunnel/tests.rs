@@ -380,7 +380,7 @@ async fn a_step_that_is_given_up_half_way_loses_nothing() {
 #[tokio::test]
 async fn what_has_gone_out_arrives_though_its_session_is_dropped() {
     let sides = Sides::new();
-    for _ in 0..20 {
+    for _ in 0..8 {
         let (mut client, mut server) = sides.streams().await;
         // What has come and is not read would have the socket reset.
         client.confirmed(false).await.unwrap();
