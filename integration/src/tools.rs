@@ -11,6 +11,7 @@ mod flood;
 mod grpc;
 mod http;
 mod node_init;
+mod relay;
 mod servers;
 mod silence;
 mod spans;
@@ -78,6 +79,8 @@ pub enum Tool {
     IssueLoad(certificates::IssueLoad),
     /// Connects to servers, many times over, and says nothing.
     Silence(silence::Silence),
+    /// Relays bytes, and does nothing else.
+    Relay(relay::Relay),
     /// Takes transfers of which every byte is looked at.
     TransferServer(Listen),
     /// Makes them, with half-closes and resets.
@@ -247,6 +250,7 @@ pub fn run(tool: &Tool) -> Result<()> {
         Tool::CreateCertificate(how) => print(&certificates::create(how)?),
         Tool::IssueLoad(how) => print(&certificates::load(how)?),
         Tool::Silence(how) => print(&silence::keep(how)?),
+        Tool::Relay(how) => relay::run(how),
         Tool::TransferServer(listen) => transfers::server(listen.listen),
         Tool::Transfers(how) => print(&transfers::run(how)?),
         Tool::Steps(how) => print(&steps::take(how)?),

@@ -1,7 +1,7 @@
 //! The proxies of one data path: a pair of processes that do for two pods what agents do, started and stopped together.
 //!
 //! They sit where agents sit: one on each node, in the pod's network namespace. The client's takes connections on loopback
-//! addresses, one for each server, at the ports that the servers have; the wire is mutual TLS.
+//! addresses, one for each server, at the ports that the servers have; the wire is mutual TLS, but for the harness's own relays.
 
 use std::{
     fs,
@@ -20,6 +20,7 @@ use super::{
     ports,
 };
 use crate::{
+    load::tool,
     netns::Netns,
     process::{self, Process, eventually},
     topology::Pod,
@@ -36,6 +37,8 @@ pub(super) enum Program {
     Envoy(PathBuf),
     /// HAProxy, the binary at this path, with its libraries beside it.
     HaProxy(PathBuf),
+    /// The harness's own relay, without TLS.
+    Relay,
     /// What a shell makes of this.
     Shell(String),
 }
@@ -96,15 +99,19 @@ impl Proxies {
         let mut plans =
             Vec::from([Plan { side: Side::Client, netns: client.netns.clone(), forwards: Vec::new() }]);
         for (at, server) in servers.into_iter().enumerate() {
+            // On one node the barest relay needs no other.
+            let alone = matches!(program, Program::Relay) && at > 0;
             let mut forwards = Vec::new();
             for (port, (service, speaks)) in (wire_port(number)..).zip(ports::ALL) {
-                let wire = SocketAddrV4::new(server.v4, port);
+                let wire = SocketAddrV4::new(server.v4, if alone { service } else { port });
                 let dialled = SocketAddrV4::new(dialled(number, at), service);
                 plans[0].forwards.push(Forward { listen: dialled, target: wire, speaks });
                 let app = SocketAddrV4::new(Ipv4Addr::LOCALHOST, service);
                 forwards.push(Forward { listen: wire, target: app, speaks });
             }
-            plans.push(Plan { side: Side::Server, netns: server.netns.clone(), forwards });
+            if !alone {
+                plans.push(Plan { side: Side::Server, netns: server.netns.clone(), forwards });
+            }
         }
         Ok(Self { program, is_http, folder: folder.to_owned(), plans, running: Vec::new() })
     }
@@ -132,6 +139,11 @@ impl Proxies {
     pub(super) fn output(&self) -> String {
         let said = self.running.iter().map(|process| process::tail(&process.output()));
         said.collect()
+    }
+
+    /// Whether they promise that nobody else is let in.
+    pub(super) fn speak_tls(&self) -> bool {
+        !matches!(self.program, Program::Relay)
     }
 
     /// What is in the way of a peer that should be refused: whether the server's proxy takes a stranger with a valid certificate.
@@ -184,6 +196,11 @@ impl Proxies {
                 command.env("LD_LIBRARY_PATH", binary.parent().unwrap_or(Path::new(".")));
                 command
             }
+            Program::Relay => {
+                let mut command = tool(&plan.netns)?;
+                command.arg("relay").args(plan.forwards.iter().map(|way| plan.relayed(way)));
+                command
+            }
             Program::Shell(words) => {
                 let mut command = plan.netns.command("sh");
                 command.args(["-c", words]);
@@ -191,6 +208,18 @@ impl Proxies {
                 command
             }
         })
+    }
+}
+
+impl Plan {
+    /// A way, as `tool relay` wants to be told of it.
+    fn relayed(&self, Forward { listen, target, .. }: &Forward) -> String {
+        let kind = match self.side {
+            Side::Server => "in",
+            Side::Client if ports::ALL.iter().any(|(service, _)| *service == target.port()) => "through",
+            Side::Client => "out",
+        };
+        format!("{kind}:{listen}={target}")
     }
 }
 

@@ -29,8 +29,9 @@ use crate::{
 const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// The data paths that have a name, and what it means.
-pub const PATHS: [(&str, &str); 7] = [
+pub const PATHS: [(&str, &str); 8] = [
     (PLAINTEXT, "the pods' own TCP, nothing between them"),
+    (RELAY, "a pair of the barest relays, without TLS: the least that any relay has to do"),
     ("ambit", "an agent of ambit on each node"),
     (RULES_PATH, "the same, and each HTTP request is judged by 20 rules"),
     ("envoy", "a pair of Envoys, TCP proxies with mutual TLS"),
@@ -43,6 +44,8 @@ pub const PATHS: [(&str, &str); 7] = [
 ];
 /// The name of another daemon's path.
 pub const OTHER: &str = "other";
+/// The name of the path of bare relays.
+const RELAY: &str = "relay";
 /// The name of the path of agents that judge requests.
 const RULES_PATH: &str = "ambit-http";
 
@@ -159,6 +162,7 @@ impl Choice {
         Ok(match self {
             Self::Named("envoy" | "envoy-http") => Some(Program::Envoy(binary("envoy")?)),
             Self::Named("haproxy" | "haproxy-http") => Some(Program::HaProxy(binary("haproxy")?)),
+            Self::Named(RELAY) => Some(Program::Relay),
             Self::Shell { command, .. } => Some(Program::Shell(command.clone())),
             Self::Named(_) | Self::Daemon(_) => None,
         })
@@ -288,7 +292,9 @@ impl Scene {
                 _ => "nothing comes through".to_owned(),
             })?;
         }
-        if let (Carrier::Proxies(proxies), Some(keys)) = (&self.paths[path].carrier, &self.keys) {
+        if let (Carrier::Proxies(proxies), Some(keys)) = (&self.paths[path].carrier, &self.keys)
+            && proxies.speak_tls()
+        {
             let refuses = proxies.refuses_strangers(keys)?;
             ensure!(
                 refuses,
@@ -406,7 +412,10 @@ mod tests {
             assert!(Choice::shell(wrong).is_err(), "{wrong}");
         }
         assert!(
-            Choice::named("nginx").unwrap_err().to_string().contains("plaintext, ambit, ambit-http, envoy")
+            Choice::named("nginx")
+                .unwrap_err()
+                .to_string()
+                .contains("plaintext, relay, ambit, ambit-http, envoy")
         );
     }
 }
