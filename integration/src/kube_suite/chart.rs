@@ -80,7 +80,11 @@ fn variants(site: &mut Site) -> Result<()> {
     let set = |values: &'static [&str]| values.iter().flat_map(|value| ["--set", value]).collect();
     let variants: Vec<Vec<&str>> =
         VARIANTS.into_iter().map(set).chain(presets.iter().map(|file| preset(file))).collect();
-    site.cluster.api.kubectl(&["create", "namespace", SYSTEM])?;
+    // A dry run makes none, and what goes into one asks for it.
+    let namespaces = [SYSTEM, "ambit-clusters"];
+    for namespace in namespaces {
+        site.cluster.api.kubectl(&["create", "namespace", namespace])?;
+    }
     let taken = variants.iter().try_for_each(|variant| {
         let common = [chart.as_str(), "--kube-version", &version];
         site.helm(&[["lint", "--strict"].as_slice(), &common, variant].concat())?;
@@ -90,7 +94,9 @@ fn variants(site: &mut Site) -> Result<()> {
         let done = site.cluster.api.try_kubectl(&apply, &objects)?;
         done.ok().map(drop).with_context(|| variant.join(" "))
     });
-    site.cluster.api.kubectl(&["delete", "namespace", SYSTEM, "--timeout=60s"])?;
+    let mut delete = vec!["delete", "namespace", "--timeout=60s"];
+    delete.extend(namespaces);
+    site.cluster.api.kubectl(&delete)?;
     taken
 }
 
