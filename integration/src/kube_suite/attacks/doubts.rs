@@ -82,7 +82,8 @@ fn while_away(site: &Site, pod: &Pod, way_out: &WayOut) -> Result<()> {
     site.kill_agent("a")?;
     eventually(60 * SECOND, || must_be_told(site)).context("after the agent's restart")?;
     plaintext(site, pod, false).context("policies went with the agent")?;
-    way_out.must_hold(site).context("went with the agent")
+    way_out.must_be_closed(site).context("went with the agent")?;
+    eventually(10 * IN_FORCE, || way_out.must_hold(site)).context("went with the agent")
 }
 
 /// The agent tells of every kind that it holds.

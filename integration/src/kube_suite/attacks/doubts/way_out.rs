@@ -94,6 +94,11 @@ impl WayOut {
     /// What is registered is reached, what a rule closes is closed, and so is all else.
     pub(super) fn must_hold(&self, site: &Site) -> Result<()> {
         self.reached(site, LISTED, 80).context("by an entry and a WorkloadEntry")?;
+        self.must_be_closed(site)
+    }
+
+    /// What a rule closes is closed, and so is what no entry has: also while an agent starts, which lets nothing through yet.
+    pub(super) fn must_be_closed(&self, site: &Site) -> Result<()> {
         self.refused(site, RULED, 80).context("a rule that wants mutual TLS")?;
         self.refused(site, UNKNOWN, 80).context("what no entry has")
     }
