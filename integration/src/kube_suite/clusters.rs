@@ -1,7 +1,5 @@
 //! Two clusters on one flat network: pods of either reach services of both.
 
-mod federation;
-
 use std::{fs, io, net::Ipv4Addr, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
@@ -13,18 +11,11 @@ use super::{
 };
 use crate::{capture::is_tls, load::ports, process::eventually, tools::Attempt};
 
-pub(super) const TESTS: &[Test] = &[
-    installed(
-        "clusters::two_of_them_are_one_mesh",
-        "services of one name, STRICT at both ends, a remote identity's policy, one API away for a minute, agents that start meanwhile",
-        two_clusters,
-    ),
-    installed(
-        "clusters::trust_domains_are_federated",
-        "each cluster with roots and a trust domain of its own: STRICT at both ends, policies by the other's principals, aliases",
-        federation::two_trust_domains,
-    ),
-];
+pub(super) const TESTS: &[Test] = &[installed(
+    "clusters::two_of_them_are_one_mesh",
+    "services of one name, STRICT at both ends, a remote identity's policy, one API away for a minute, agents that start meanwhile",
+    two_clusters,
+)];
 
 /// Where the Secrets are that name other clusters.
 const SECRETS: &str = "ambit-clusters";
