@@ -90,7 +90,7 @@ fn variants(site: &mut Site) -> Result<()> {
         site.helm(&[["lint", "--strict"].as_slice(), &common, variant].concat())?;
         let objects =
             site.helm(&[["template", RELEASE, "-n", SYSTEM].as_slice(), &common, variant].concat())?;
-        let apply = ["apply", "-n", SYSTEM, "--dry-run=server", "--validate=strict", "-f", "-"];
+        let apply = ["apply", "--dry-run=server", "--validate=strict", "-f", "-"];
         let done = site.cluster.api.try_kubectl(&apply, &objects)?;
         done.ok().map(drop).with_context(|| variant.join(" "))
     });
