@@ -89,7 +89,7 @@ const IDLE: u64 = 2_000;
 /// Bytes of an agent's own memory for each of them.
 const EACH: u64 = 10 * 1024;
 /// What threads and the C library keep for the next ones, in KiB.
-const KEPT: u64 = 3584;
+const KEPT: u64 = 4 * 1024;
 
 fn idle(world: &mut World) -> Result<()> {
     world.must_reach("a", "b")?;
