@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use super::destination_rule::ExportTo;
-use crate::model::{Labels, ObjectName};
+use crate::model::{Labels, ObjectName, SpiffeId};
 
 /// A ServiceEntry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +34,8 @@ pub struct ServiceEntry {
     pub exported_to: ExportTo,
     /// Names that servers' certificates may have, where a DestinationRule with TLS says none.
     pub subject_alt_names: Vec<Arc<str>>,
+    /// Those of them that are workloads' identities: endpoints in the mesh may have them instead of their own.
+    pub identities: Option<Arc<[SpiffeId]>>,
 }
 
 impl ServiceEntry {

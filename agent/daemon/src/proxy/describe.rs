@@ -19,11 +19,13 @@ pub(super) fn outbound(routed: &Routed, session: Option<(&PeerFacts, bool)>) -> 
         Way::Tunnel(_, endpoint, _) | Way::Plain(endpoint) => Some(endpoint),
         Way::Passthrough | Way::Observed | Way::ByName(_) | Way::Resolve(_) | Way::Refused(_) => None,
     };
-    let proven = session.is_some();
     Meta {
         direction: Direction::Outbound,
-        source: party(routed.client.as_ref(), proven),
-        destination: party(endpoint.map(|endpoint| &endpoint.workload), proven),
+        source: party(routed.client.as_ref(), session.is_some()),
+        destination: Party {
+            workload: endpoint.map(|endpoint| endpoint.workload.clone()),
+            identity: session.map(|(peer, _)| peer.peer.id.clone()),
+        },
         source_addr: routed.source,
         destination_addr: endpoint.map_or(routed.original_dst.0, |endpoint| endpoint.addr.0),
         original_dst: Some(routed.original_dst.0),

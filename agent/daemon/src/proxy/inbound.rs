@@ -219,9 +219,9 @@ impl<D: Dial> Call<'_, D> {
         let Shared { wallet, telemetry, .. } = self.shared;
         let credentials = wallet.credentials(&self.workload.identity).await?;
         // Whoever calls from a known pod's address must be that pod.
-        let expected = self.called.caller.as_ref().map(|caller| &caller.identity);
+        let expected = self.called.caller.as_ref().map(|caller| caller.identity.clone().into());
         let session = Session::accept(client, credentials.server_config(), &self.pod.share, |certificates| {
-            wallet.peer(&credentials, certificates, expected)
+            wallet.peer(&credentials, certificates, expected.as_ref())
         })
         .await
         .inspect_err(|error| telemetry.tls_failure(Direction::Inbound, error.reason()))?;

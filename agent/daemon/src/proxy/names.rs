@@ -153,6 +153,7 @@ mod tests {
             first_only,
             service: ServiceName { name: ObjectName::new("shop", "api"), host: "api.example.com".into() },
             rule: None,
+            identities: None,
         }
     }
 

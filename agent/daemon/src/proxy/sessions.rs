@@ -23,7 +23,10 @@ use super::{
 use crate::{
     capture::{Client, Dial, bound_buffers},
     telemetry::{Connection, Direction, Ending, Meta},
-    tunnel::{ANSWERED_WITHIN, Incoming, LegError, Order, PoolKey, Session, Stream, tls::PeerIdentity},
+    tunnel::{
+        ANSWERED_WITHIN, Incoming, LegError, Order, PoolKey, Session, Stream,
+        tls::{Expected, PeerIdentity},
+    },
 };
 
 /// How long a tunnel that rests is believed to lead to its peer. After that nothing of the application's is said on it before
@@ -188,7 +191,7 @@ impl<D: Dial> Call<'_, D> {
             destination: endpoint.addr,
             peer: endpoint.workload.uid.clone(),
             own: client.identity.clone(),
-            expected: endpoint.workload.identity.clone(),
+            expected: expected(endpoint),
         }
     }
 
@@ -212,6 +215,11 @@ fn unconfirmed(placed: Placed, stream: Stream, meta: Meta, error: LegError) -> B
     Box::new(Missed { placed, refusal, met: Some((meta, cut)) })
 }
 
+/// Who an endpoint's agent has to speak for.
+fn expected(endpoint: &Endpoint) -> Expected {
+    Expected { identity: endpoint.workload.identity.clone(), instead: endpoint.identities.clone() }
+}
+
 /// A new session from `source`, an address of the pod `client`.
 pub(super) async fn new_session<D: Dial>(
     shared: &Shared,
@@ -221,7 +229,7 @@ pub(super) async fn new_session<D: Dial>(
     endpoint: &Endpoint,
     buffers: Option<usize>,
 ) -> Result<Session, Refusal> {
-    let expected = &endpoint.workload.identity;
+    let expected = expected(endpoint);
     let Shared { wallet, telemetry, .. } = shared;
     let credentials = wallet.credentials(&client.identity).await?;
     let destination = endpoint.addr;
@@ -231,10 +239,10 @@ pub(super) async fn new_session<D: Dial>(
         .map_err(|error| unconnected("the peer's agent at", destination.0, &error))?;
     bound_buffers(&tcp, buffers);
     // Tickets are kept by address: the agents of two nodes cannot read each other's.
-    let (config, _) = credentials.client_config(expected);
+    let (config, _) = credentials.client_config(&expected);
     let name = destination.0.ip().into();
     let session = Session::connect(tcp, config, name, &pod.share, |certificates| {
-        wallet.peer(&credentials, certificates, Some(expected))
+        wallet.peer(&credentials, certificates, Some(&expected))
     })
     .await
     .inspect_err(|error| telemetry.tls_failure(Direction::Outbound, error.reason()))?;

@@ -21,7 +21,7 @@ use tokio::{select, sync::watch};
 use self::peers::Peers;
 use super::{
     TunnelError,
-    tls::{self, Credentials, Federation, PeerIdentity, PeerRules, Revocations, TlsSettings},
+    tls::{self, Credentials, Expected, Federation, PeerIdentity, PeerRules, Revocations, TlsSettings},
 };
 use crate::{
     error::with_causes,
@@ -132,7 +132,7 @@ impl Wallet {
         &self,
         held: &Held,
         certificates: &[CertificateDer<'_>],
-        expected: Option<&SpiffeId>,
+        expected: Option<&Expected>,
     ) -> Result<Arc<PeerIdentity>, (Reason, String)> {
         let peer =
             tls::peer_identity(certificates, expected, &self.0.settings, held.rules(), self.0.clock.now())?;
@@ -155,7 +155,8 @@ impl Wallet {
             return self.recheck(own, &known).map(|()| known);
         }
         let rules = self.0.rules.load_full();
-        let fresh = tls::peer_identity(&svid.chain, Some(peer), &self.0.settings, &rules, now)?;
+        let fresh =
+            tls::peer_identity(&svid.chain, Some(&peer.clone().into()), &self.0.settings, &rules, now)?;
         let fresh = self.0.peers.one(own, fresh);
         self.recheck(own, &fresh)?;
         self.0.peers.keep_local(own, fresh.clone());

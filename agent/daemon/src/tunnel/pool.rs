@@ -9,7 +9,10 @@ use std::{
 
 use ambit_core::model::{PodAddr, SpiffeId};
 
-use super::{Session, tls::PeerIdentity};
+use super::{
+    Session,
+    tls::{Expected, PeerIdentity},
+};
 
 /// How long a connection may wait. Servers wait longer, so that they never close under a client's hands.
 const IDLE: Duration = Duration::from_secs(60);
@@ -35,8 +38,8 @@ pub(crate) struct PoolKey {
     pub(crate) peer: Arc<str>,
     /// Our identity on the connection.
     pub(crate) own: SpiffeId,
-    /// The identity that the peer must have.
-    pub(crate) expected: SpiffeId,
+    /// Who the peer must be.
+    pub(crate) expected: Expected,
 }
 
 /// The idle connections of an agent. A pod keeps as many as there is still room for.

@@ -63,7 +63,7 @@ impl Sides {
         (client, server): (TcpStream, TcpStream),
         expected: &str,
     ) -> (Result<Session, TunnelError>, Result<Session, TunnelError>) {
-        let expected = id(expected);
+        let expected = id(expected).into();
         let now = SystemClock.now();
         let rules = tls::PeerRules::default();
         let (config, name) = self.client.client_config(&expected);
@@ -504,7 +504,7 @@ async fn a_handshake_that_comes_bit_by_bit_is_one_all_the_same() {
 async fn a_handshake_in_too_many_records_is_refused() {
     let sides = Sides::new();
     let ((mut client, near), (mut far, server)) = (pair().await, pair().await);
-    let (config, name) = sides.client.client_config(&id(SERVER));
+    let (config, name) = sides.client.client_config(&id(SERVER).into());
     let hello = Session::connect(near, config, name, &sides.share, |_| unreachable!("no answer comes"));
     let flood = async {
         let mut hello = vec![0; 4096];
@@ -530,7 +530,7 @@ fn key(own: &SpiffeId) -> PoolKey {
         destination: PodAddr("198.18.2.2:80".parse().unwrap()),
         peer: "p".into(),
         own: own.clone(),
-        expected: id(SERVER),
+        expected: id(SERVER).into(),
     }
 }
 

@@ -3,6 +3,7 @@
 //! Promises TLS 1.3 only, a verified client certificate on every connection, and exactly the expected identity on the other
 //! side. Leaves records, time-outs and the check of the negotiated ALPN to the tunnel; holds no socket.
 
+mod expected;
 mod federation;
 mod outside;
 mod reason;
@@ -36,15 +37,16 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 pub(super) use self::outside::outside_reason;
-use self::{
-    federation::Anchors,
-    verify::{ClientVerifier, Refusal, ServerVerifier},
-};
 pub(crate) use self::{
+    expected::Expected,
     federation::Federation,
     outside::{Outside, OutsideTls},
     reason::handshake_reason,
     revocation::Revocations,
+};
+use self::{
+    federation::Anchors,
+    verify::{ClientVerifier, Refusal, ServerVerifier},
 };
 use crate::identity::{Clock, Leaf, Svid, TrustBundle};
 
@@ -212,7 +214,7 @@ impl Credentials {
             own: Arc::new(SingleCertAndKey::from(certified)),
         };
         let server = Arc::new(shared.server_config(&svid)?);
-        let client = shared.client_config(&svid.id).map_err(TlsError::Library)?;
+        let client = shared.client_config(&svid.id.clone().into()).map_err(TlsError::Library)?;
         Ok(Self { svid, server, client, clients: Mutex::default(), shared })
     }
 
@@ -235,7 +237,7 @@ impl Credentials {
     /// For connections from this workload to `expected`, and the name under which rustls keeps tickets. No server name is
     /// sent. Where one identity runs on several nodes, `ServerName::from(pod_ip)` in place of the name keeps the
     /// tickets of their agents apart; verification does not depend on it.
-    pub(crate) fn client_config(&self, expected: &SpiffeId) -> (Arc<ClientConfig>, ServerName<'static>) {
+    pub(crate) fn client_config(&self, expected: &Expected) -> (Arc<ClientConfig>, ServerName<'static>) {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         let config = clients.ready.get(expected).cloned().unwrap_or_else(|| {
             let mut config = self.client.clone();
@@ -258,11 +260,11 @@ impl fmt::Debug for Credentials {
 /// Who the peer is, by the certificates of a finished handshake. To be asked after every handshake: a resumed one
 /// skips the verifiers, and a certificate may have ended, or the expectation changed, since the ticket was made.
 ///
-/// Takes exactly one URI SAN of SPIFFE form in a trust domain that is accepted, valid at `now`, and equal to `expected` where one is
-/// given. Does not verify the chain again.
+/// Takes exactly one URI SAN of SPIFFE form in a trust domain that is accepted, valid at `now`, and one that is `expected` where
+/// somebody is. Does not verify the chain again.
 pub(crate) fn peer_identity(
     certificates: &[CertificateDer<'_>],
-    expected: Option<&SpiffeId>,
+    expected: Option<&Expected>,
     settings: &TlsSettings,
     rules: &PeerRules,
     now: SystemTime,
@@ -314,7 +316,7 @@ impl Shared {
         Ok(config)
     }
 
-    fn client_config(&self, expected: &SpiffeId) -> Result<ClientConfig, rustls::Error> {
+    fn client_config(&self, expected: &Expected) -> Result<ClientConfig, rustls::Error> {
         let mut config = ClientConfig::builder_with_details(self.provider.clone(), self.clock.clone())
             .with_protocol_versions(&[&TLS13])?
             .dangerous()
@@ -328,7 +330,7 @@ impl Shared {
         Ok(config)
     }
 
-    fn server_verifier(&self, expected: &SpiffeId) -> Arc<ServerVerifier> {
+    fn server_verifier(&self, expected: &Expected) -> Arc<ServerVerifier> {
         Arc::new(ServerVerifier {
             anchors: self.anchors.clone(),
             revocations: self.rules.revocations.clone(),
@@ -341,12 +343,12 @@ impl Shared {
 /// The configurations that are ready, oldest first out when there are too many.
 #[derive(Default)]
 struct ClientConfigs {
-    ready: HashMap<SpiffeId, Arc<ClientConfig>>,
-    order: VecDeque<SpiffeId>,
+    ready: HashMap<Expected, Arc<ClientConfig>>,
+    order: VecDeque<Expected>,
 }
 
 impl ClientConfigs {
-    fn insert(&mut self, expected: SpiffeId, config: Arc<ClientConfig>) {
+    fn insert(&mut self, expected: Expected, config: Arc<ClientConfig>) {
         if self.order.len() >= MAX_CLIENT_CONFIGS
             && let Some(oldest) = self.order.pop_front()
         {

@@ -269,6 +269,7 @@ fn entry(name: &str, address: &str, (number, target): (u16, u16), protocol: Entr
         selector: None,
         exported_to: ExportTo::All,
         subject_alt_names: vec![],
+        identities: None,
     }))
 }
 

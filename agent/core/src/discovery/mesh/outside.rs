@@ -78,6 +78,7 @@ impl Mesh {
         let as_named = |endpoint: Endpoint| Endpoint {
             service: Some(named.service.clone()),
             rule: named.rule.clone().or(endpoint.rule),
+            identities: named.identities.clone(),
             ..endpoint
         };
         match route {
@@ -116,9 +117,13 @@ impl Mesh {
                 http2: port.protocol == EntryProtocol::Http2,
             })
         });
-        let named = |names: Vec<(Arc<str>, u16)>| {
-            let first_only = entry.resolution == Resolution::DnsRoundRobin;
-            Route::Resolve(Named { names, first_only, service: service.clone(), rule: rule.clone() })
+        let first_only = entry.resolution == Resolution::DnsRoundRobin;
+        let to = |names: Vec<(Arc<str>, u16)>| Named {
+            names,
+            first_only,
+            service: service.clone(),
+            rule: rule.clone(),
+            identities: entry.identities.clone(),
         };
         match entry.resolution {
             Resolution::None => match self.unknown(&service, dst) {
@@ -128,7 +133,7 @@ impl Mesh {
             Resolution::Dns | Resolution::DnsRoundRobin
                 if entry.endpoints.is_empty() && entry.selector.is_none() =>
             {
-                named(vec![(Arc::clone(host), port.target)])
+                Route::Resolve(to(vec![(Arc::clone(host), port.target)]))
             }
             Resolution::Static | Resolution::Dns | Resolution::DnsRoundRobin => {
                 let endpoints = self.endpoints_of(entry, port);
@@ -142,10 +147,12 @@ impl Mesh {
                 let failing = |at: SocketAddr| (preferences.failing)(at);
                 match preferred(&near, preferences.tried, &failing, |count| preferences.one_of(count)) {
                     Some((EntryAddress::Ip(ip), port)) => {
-                        let to = Named { names: Vec::new(), first_only: false, service, rule };
-                        self.route_named(client, &to, SocketAddr::new(*ip, *port), preferences.random)
+                        let at = SocketAddr::new(*ip, *port);
+                        self.route_named(client, &to(Vec::new()), at, preferences.random)
                     }
-                    Some((EntryAddress::Name(name), port)) => named(vec![(Arc::clone(name), *port)]),
+                    Some((EntryAddress::Name(name), port)) => {
+                        Route::Resolve(to(vec![(Arc::clone(name), *port)]))
+                    }
                     None => Route::Refuse(RouteError::NoEndpoint {
                         service: format!("{} of ServiceEntry {}", host, entry.name),
                         port: dst.port(),
@@ -185,6 +192,7 @@ impl Mesh {
             service: Some(service.clone()),
             kept_for: None,
             rule: None,
+            identities: None,
         })
     }
 

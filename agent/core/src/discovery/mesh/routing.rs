@@ -46,6 +46,8 @@ pub struct Endpoint {
     pub kept_for: Option<Duration>,
     /// What a DestinationRule says of connections to it.
     pub rule: Option<Box<ClientRule>>,
+    /// Identities that it may have instead of the pod's, where it was addressed by a ServiceEntry that says so.
+    pub identities: Option<Arc<[SpiffeId]>>,
 }
 
 /// A DestinationRule's word on the connections of a client to a port of a service or entry.
@@ -72,6 +74,8 @@ pub struct Named {
     pub service: ServiceName,
     /// What a DestinationRule says of connections to it.
     pub rule: Option<Box<ClientRule>>,
+    /// Identities that its endpoints may have instead of their own.
+    pub identities: Option<Arc<[SpiffeId]>>,
 }
 
 /// Why a destination that is known leads nowhere.
@@ -173,6 +177,7 @@ impl Mesh {
                 service: None,
                 kept_for: None,
                 rule: self.headless_rule(client, dst),
+                identities: None,
             }));
         }
         if let Some(rule) = self.headless_rule(client, dst) {
@@ -183,6 +188,7 @@ impl Mesh {
                 service: None,
                 kept_for: None,
                 rule: Some(rule),
+                identities: None,
             }));
         }
         // Last: who may write a service can claim any address by it.
@@ -196,7 +202,8 @@ impl Mesh {
             return pod.pod.ips.iter().find(|ip| ip.is_ipv4() == dst.is_ipv4()).map(|ip| {
                 let addr = PodAddr(SocketAddr::new(*ip, *target));
                 let workload = Arc::clone(&pod.workload);
-                self.route_to(Endpoint { addr, workload, service: None, kept_for: None, rule: None })
+                let (service, kept_for, rule, identities) = (None, None, None, None);
+                self.route_to(Endpoint { addr, workload, service, kept_for, rule, identities })
             });
         }
         let (service, port, node) = self.service_at_node(dst, namespace)?;
@@ -294,6 +301,7 @@ impl Mesh {
             service: Some((*record.name).clone()),
             kept_for: record.service.session_affinity,
             rule: None,
+            identities: None,
         })
     }
 

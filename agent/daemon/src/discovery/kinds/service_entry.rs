@@ -7,7 +7,7 @@ use ambit_core::{
         Change as MeshChange, EntryAddress, EntryEndpoint, EntryPort, EntryProtocol, Prefix, Resolution,
         ServiceEntry, Settings, VipRanges, WorkloadEntry,
     },
-    model::ObjectName,
+    model::{ObjectName, SpiffeId},
 };
 use serde_json::Value;
 
@@ -22,6 +22,8 @@ use super::{
 const AUTO_ALLOCATE_LABEL: &str = "networking.istio.io/enable-autoallocate-ip";
 /// Hosts of an entry, as in Istio's schema.
 const MAX_HOSTS: usize = 256;
+/// Identities that endpoints of an entry may have instead of their own.
+const MAX_IDENTITIES: usize = 64;
 
 wire::objects! {
     Object {
@@ -112,6 +114,8 @@ pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Res
                 .to_owned(),
         );
     }
+    let subject_alt_names: Names = spec.subject_alt_names.into_iter().flatten().map(Into::into).collect();
+    let identities = identities(&subject_alt_names, &mut ignored);
     let entry = ServiceEntry {
         created: timestamp(metadata.creation_timestamp)?,
         hosts,
@@ -123,7 +127,8 @@ pub(super) fn read(name: ObjectName, object: &Value, settings: &Settings) -> Res
         endpoints,
         selector,
         exported_to: exported_to(spec.export_to, &name),
-        subject_alt_names: spec.subject_alt_names.into_iter().flatten().map(Into::into).collect(),
+        subject_alt_names,
+        identities,
         name,
     };
     let unsupported = (!ignored.is_empty()).then(|| ignored.join("; "));
@@ -168,6 +173,18 @@ fn hosts(list: &[String]) -> Result<(Names, Names), FieldError> {
         }
     }
     Ok((hosts, wildcards))
+}
+
+/// The names that are identities of workloads. A SPIFFE ID of another form is nobody's in the mesh; a server outside may have it.
+fn identities(names: &Names, ignored: &mut Vec<String>) -> Option<Arc<[SpiffeId]>> {
+    let all: Vec<SpiffeId> = names.iter().filter_map(|name| name.parse().ok()).collect();
+    if all.len() > MAX_IDENTITIES {
+        ignored.push(format!(
+            "spec.subjectAltNames: of {} identities the first {MAX_IDENTITIES} count for endpoints in the mesh",
+            all.len()
+        ));
+    }
+    (!all.is_empty()).then(|| all.into_iter().take(MAX_IDENTITIES).collect())
 }
 
 fn ports(list: Vec<Port>) -> Result<Vec<EntryPort>, FieldError> {

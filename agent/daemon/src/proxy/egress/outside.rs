@@ -88,6 +88,7 @@ impl<D: Dial> Call<'_, D> {
             first_only: entry.resolution == Resolution::DnsRoundRobin,
             service: ServiceName { name: entry.name.clone(), host: name.into() },
             rule: None,
+            identities: None,
         };
         let found = self.shared.egress.names.resolve(&named, self.routed.source.ip(), rand::random(), &[]);
         found.await.map_err(Some)

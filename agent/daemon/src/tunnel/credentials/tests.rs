@@ -44,7 +44,7 @@ fn make_ca(dir: &Path) -> String {
 
 async fn dial(wallet: &Wallet, addr: std::net::SocketAddr) -> Result<Session, TunnelError> {
     let held = wallet.credentials(&id(CLIENT)).await?;
-    let expected = id(SERVER);
+    let expected = id(SERVER).into();
     let tcp = TcpStream::connect(addr).await?;
     let (config, name) = held.client_config(&expected);
     let verify = |shown: &[CertificateDer<'_>]| wallet.peer(&held, shown, Some(&expected));
@@ -100,7 +100,7 @@ async fn call(wallet: &Wallet, pool: &Pool, addr: std::net::SocketAddr) -> Resul
         destination: PodAddr(addr),
         peer: "p".into(),
         own: id(CLIENT),
-        expected: id(SERVER),
+        expected: id(SERVER).into(),
     };
     let mut found = None;
     while let Some((session, _)) = pool.take(&key) {

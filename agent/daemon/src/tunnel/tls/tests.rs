@@ -1,5 +1,6 @@
 mod chains;
 mod federation;
+mod instead;
 
 use std::sync::LazyLock;
 
@@ -49,7 +50,7 @@ enum Side {
 }
 
 fn pair(client: &Credentials, server: &Credentials, expected: &str) -> (ClientConnection, ServerConnection) {
-    let (config, name) = client.client_config(&id(expected));
+    let (config, name) = client.client_config(&id(expected).into());
     (ClientConnection::new(config, name).unwrap(), ServerConnection::new(server.server_config()).unwrap())
 }
 
@@ -132,7 +133,7 @@ fn a_good_pair_knows_each_other_and_resumes() {
         let settings = settings(PostQuantum::Offer);
         let seen = peer_identity(
             client.peer_certificates().unwrap(),
-            Some(&id(CART)),
+            Some(&id(CART).into()),
             &settings,
             &PeerRules::default(),
             *NOW,
@@ -251,7 +252,7 @@ fn the_server_must_be_the_one_expected() {
 #[test]
 fn a_client_without_certificate_is_refused() {
     let (web, cart) = (credentials(WEB), credentials(CART));
-    let (config, name) = web.client_config(&id(CART));
+    let (config, name) = web.client_config(&id(CART).into());
     let mut config = ClientConfig::clone(&config);
     config.client_auth_cert_resolver = Arc::new(NoCertificate);
     let mut client = ClientConnection::new(Arc::new(config), name).unwrap();
@@ -299,7 +300,7 @@ fn alerts_tell_the_refused_side_what_tls_can() {
 #[test]
 fn peers_with_another_protocol_are_refused() {
     let (web, cart) = (credentials(WEB), credentials(CART));
-    let (config, name) = web.client_config(&id(CART));
+    let (config, name) = web.client_config(&id(CART).into());
     let mut config = ClientConfig::clone(&config);
     config.alpn_protocols = vec![b"h2".to_vec()];
     let mut client = ClientConnection::new(Arc::new(config), name).unwrap();
@@ -343,14 +344,14 @@ fn the_post_quantum_setting_chooses_the_group() {
 #[test]
 fn client_configurations_are_reused_and_bounded() {
     let web = credentials(WEB);
-    let first = web.client_config(&id(CART)).0;
-    assert!(Arc::ptr_eq(&first, &web.client_config(&id(CART)).0));
+    let first = web.client_config(&id(CART).into()).0;
+    assert!(Arc::ptr_eq(&first, &web.client_config(&id(CART).into()).0));
     for number in 0..2 * MAX_CLIENT_CONFIGS {
-        web.client_config(&id(&format!("spiffe://td1/ns/shop/sa/peer-{number}")));
+        web.client_config(&id(&format!("spiffe://td1/ns/shop/sa/peer-{number}")).into());
     }
     let clients = web.clients.lock().unwrap();
     assert_eq!((clients.ready.len(), clients.order.len()), (MAX_CLIENT_CONFIGS, MAX_CLIENT_CONFIGS));
-    assert!(!clients.ready.contains_key(&id(CART)), "the oldest goes first");
+    assert!(!clients.ready.contains_key(&id(CART).into()), "the oldest goes first");
 }
 
 #[test]
@@ -378,9 +379,14 @@ fn validity_counts_at_both_ends() {
         peer_identity(&[], None, &settings, &PeerRules::default(), *NOW).unwrap_err().0,
         Reason::CertificateMissing
     );
-    let mismatch =
-        peer_identity(std::slice::from_ref(&leaf), Some(&id(CART)), &settings, &PeerRules::default(), *NOW)
-            .unwrap_err();
+    let mismatch = peer_identity(
+        std::slice::from_ref(&leaf),
+        Some(&id(CART).into()),
+        &settings,
+        &PeerRules::default(),
+        *NOW,
+    )
+    .unwrap_err();
     assert_eq!(mismatch.0, Reason::IdentityMismatch);
 }
 
@@ -403,7 +409,7 @@ fn arbitrary_bytes_are_refused_without_panic() {
         }
         let certificate = CertificateDer::from(bytes.clone());
         if let Ok(peer) =
-            peer_identity(&[certificate], Some(&id(WEB)), &settings, &PeerRules::default(), *NOW)
+            peer_identity(&[certificate], Some(&id(WEB).into()), &settings, &PeerRules::default(), *NOW)
         {
             assert_eq!(peer.id, id(WEB));
             taken += usize::from(round % 3 != 0);
@@ -450,7 +456,7 @@ macro_rules! step {
 #[test]
 fn secrets_come_out_of_unbuffered_connections_and_agree() {
     let (web, cart) = (credentials(WEB), credentials(CART));
-    let (config, name) = web.client_config(&id(CART));
+    let (config, name) = web.client_config(&id(CART).into());
     let mut client = UnbufferedClientConnection::new(config, name).unwrap();
     let mut server = UnbufferedServerConnection::new(cart.server_config()).unwrap();
     let (mut to_client, mut to_server) = (Vec::new(), Vec::new());

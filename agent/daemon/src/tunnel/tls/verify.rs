@@ -9,10 +9,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use ambit_core::{
-    model::{SpiffeId, TrustDomain},
-    reason::Reason,
-};
+use ambit_core::{model::TrustDomain, reason::Reason};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, PeerMisbehaved,
     RootCertStore, SignatureScheme,
@@ -29,7 +26,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-use super::{federation::Anchors, revocation::Revocations};
+use super::{Expected, federation::Anchors, revocation::Revocations};
 use crate::identity::{Fault, Leaf, check_chain};
 
 /// Verifies a server: chain, use as server, and that it is the workload expected at that address.
@@ -38,7 +35,7 @@ pub(super) struct ServerVerifier {
     pub(super) anchors: Arc<Anchors>,
     pub(super) revocations: Arc<Revocations>,
     pub(super) algorithms: WebPkiSupportedAlgorithms,
-    pub(super) expected: SpiffeId,
+    pub(super) expected: Expected,
 }
 
 /// Verifies a client: chain, use as client, and that it is a workload of our trust domains.
@@ -60,10 +57,10 @@ pub(super) struct Refusal {
     pub(super) text: String,
 }
 
-/// Whether the certificate is for a workload of our trust domains, and for `expected` where one is given.
+/// Whether the certificate is for a workload of our trust domains, and for one that is `expected` where somebody is.
 pub(super) fn check_identity(
     leaf: &Leaf,
-    expected: Option<&SpiffeId>,
+    expected: Option<&Expected>,
     accepted: impl Fn(&TrustDomain) -> bool,
 ) -> Result<(), Refusal> {
     if !accepted(leaf.id.trust_domain()) {
@@ -71,7 +68,7 @@ pub(super) fn check_identity(
         return Err(Refusal { reason: Reason::TrustDomain, text });
     }
     match expected {
-        Some(expected) if expected != &leaf.id => {
+        Some(expected) if !expected.includes(&leaf.id) => {
             let text = format!("the peer is {}, expected was {expected}", leaf.id);
             Err(Refusal { reason: Reason::IdentityMismatch, text })
         }

@@ -27,6 +27,7 @@ fn entry(id: &str, hosts: &[&str], resolution: Resolution, created: i64) -> Serv
         selector: None,
         exported_to: ExportTo::All,
         subject_alt_names: vec![],
+        identities: None,
     }
 }
 

@@ -5,7 +5,7 @@ use crate::{
         mesh::tests::{captured, client, ips, mesh, name, namespace, pairs, pod, service, way},
         *,
     },
-    model::Labels,
+    model::{Labels, OriginalDst, SpiffeId},
 };
 use std::sync::Arc;
 
@@ -48,6 +48,7 @@ fn entry(
         selector: None,
         exported_to: ExportTo::All,
         subject_alt_names: vec![],
+        identities: None,
     }
 }
 
@@ -87,6 +88,41 @@ fn an_endpoint_that_is_a_pod_in_the_mesh_is_reached_by_the_tunnel() {
     assert_eq!(way(&mesh, &client(), AT, 0), "tunnel 10.0.0.1:8080");
     put(&mut mesh, entry("shop/api", "api.example.com", &[VIP], Resolution::Static, &["10.0.0.2"]));
     assert_eq!(way(&mesh, &client(), AT, 0), "plain 10.0.0.2:8080");
+}
+
+/// Whoever dials the pod itself, or by another entry, still expects the pod.
+#[test]
+fn identities_of_an_entry_are_those_of_who_is_dialled_by_it() {
+    let other: SpiffeId = "spiffe://td2/ns/shop/sa/web".parse().unwrap();
+    let identities = |mesh: &Mesh, dst: &str| {
+        let found = match mesh.route(&client(), OriginalDst(dst.parse().unwrap()), 0, |_| None) {
+            Route::Tunnel(endpoint) | Route::Plain(endpoint) => endpoint.identities,
+            Route::Resolve(named) => named.identities,
+            other => panic!("{dst} leads to {other:?}"),
+        };
+        found.map_or_else(Vec::new, |found| found.to_vec())
+    };
+    let mut mesh = mesh([pod("shop/web", &["10.0.0.1"])]);
+    for (resolution, endpoints) in [
+        (Resolution::Static, &["10.0.0.1"][..]),
+        (Resolution::Dns, &["10.0.0.1"]),
+        (Resolution::Dns, &["web.example.net"]),
+        (Resolution::DnsRoundRobin, &[]),
+    ] {
+        let entry = entry("shop/api", "api.example.com", &[VIP], resolution, endpoints);
+        put(&mut mesh, ServiceEntry { identities: Some([other.clone()].into()), ..entry });
+        assert_eq!(identities(&mesh, AT), [other.clone()], "{resolution:?} {endpoints:?}");
+    }
+    let Route::Resolve(named) = mesh.route(&client(), OriginalDst(AT.parse().unwrap()), 0, |_| None) else {
+        panic!("a name is resolved");
+    };
+    let found = mesh.route_named(&client(), &named, "10.0.0.1:8080".parse().unwrap(), 0);
+    assert!(matches!(found, Route::Tunnel(endpoint) if endpoint.identities == named.identities));
+
+    put(&mut mesh, entry("shop/plain", "b.example.com", &["198.18.9.8"], Resolution::Static, &["10.0.0.1"]));
+    for dst in ["10.0.0.1:8080", "198.18.9.8:80"] {
+        assert_eq!(identities(&mesh, dst), [], "{dst}");
+    }
 }
 
 #[test]

@@ -203,6 +203,29 @@ fn service_entries_are_read_whole() {
 }
 
 #[test]
+fn names_that_are_identities_count_for_endpoints_in_the_mesh() {
+    let with = |names: &str| {
+        format!("{{hosts: [x], addresses: [192.0.2.1], resolution: DNS, subjectAltNames: [{names}]}}")
+    };
+    let identities = |names: &str| {
+        let read = entry(&with(names));
+        read.identities.map_or_else(Vec::new, |all| all.iter().map(ToString::to_string).collect())
+    };
+    let own = "spiffe://td2/ns/shop/sa/web";
+    for (names, expected) in [
+        ("", &[][..]),
+        ("web.example.com, spiffe://td2/web, spiffe://td2/ns/shop/sa/*, td2/ns/shop/sa/web", &[]),
+        ("web.example.com, spiffe://td2/ns/shop/sa/web", &[own]),
+    ] {
+        assert_eq!(identities(names), expected, "{names}");
+    }
+    let many = vec![own; 65].join(", ");
+    assert_eq!(identities(&many).len(), 64);
+    let told = read(&object("ServiceEntry", &with(&many))).unsupported.unwrap();
+    assert!(told.contains("spec.subjectAltNames: of 65 identities the first 64"), "{told}");
+}
+
+#[test]
 fn hosts_that_nothing_tells_are_said_to_be_so() {
     for (spec, words) in [
         ("{hosts: ['*.example.com'], addresses: [192.0.2.1]}", "wildcard"),

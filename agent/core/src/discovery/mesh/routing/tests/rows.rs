@@ -46,6 +46,7 @@ fn scene() -> Mesh {
         selector: None,
         exported_to: ExportTo::All,
         subject_alt_names: vec![],
+        identities: None,
     })));
     mesh
 }
