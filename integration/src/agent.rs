@@ -64,6 +64,11 @@ impl Agent {
         self.extra = flags.iter().map(|flag| (*flag).to_owned()).collect();
     }
 
+    /// Has it watch a folder of its own, from the next start on.
+    pub fn watch(&mut self, manifests: &Path) {
+        manifests.clone_into(&mut self.paths.manifests);
+    }
+
     /// Has it run in the group with this `cgroup.procs`, from the next start on.
     pub fn enter(&mut self, group: PathBuf) {
         self.group = Some(group);
