@@ -1,21 +1,30 @@
 //! Two clusters on one flat network: pods of either reach services of both.
 
+mod federation;
+
 use std::{fs, io, net::Ipv4Addr, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{
-    Plan, Pod, Site, Test, installed,
+    Plan, Pod, Site, Test, bare, installed,
     site::{IN_FORCE, SECOND, SYSTEM},
 };
 use crate::{capture::is_tls, load::ports, process::eventually, tools::Attempt};
 
-pub(super) const TESTS: &[Test] = &[installed(
-    "clusters::two_of_them_are_one_mesh",
-    "services of one name, STRICT at both ends, a remote identity's policy, one API away for a minute, agents that start meanwhile",
-    two_clusters,
-)];
+pub(super) const TESTS: &[Test] = &[
+    installed(
+        "clusters::two_of_them_are_one_mesh",
+        "services of one name, STRICT at both ends, a remote identity's policy, one API away for a minute, agents that start meanwhile",
+        two_clusters,
+    ),
+    bare(
+        "clusters::trust_domains_are_federated",
+        "a CA and a trust domain for each: STRICT at both ends, policies by the other's principals, refused without its roots",
+        federation::two_trust_domains,
+    ),
+];
 
 /// Where the Secrets are that name other clusters.
 const SECRETS: &str = "ambit-clusters";
@@ -27,10 +36,14 @@ const SHOP: &str = "shop";
 const SETTINGS: [&str; 2] = ["multicluster.enabled=true", "multicluster.reader=true"];
 
 fn two_clusters(east: &mut Site) -> Result<()> {
-    beside(east, |east, west| {
+    let done = beside(east, |east, west| {
         settle(east, west)?;
         with_both(east, west)
-    })
+    });
+    // The next test has one cluster again.
+    east.upgrade(&["multicluster.enabled=false"])?;
+    forget_others(east)?;
+    done
 }
 
 /// Does something with this cluster and another one, which is gone afterwards.
@@ -43,10 +56,12 @@ fn beside(east: &mut Site, work: impl FnOnce(&mut Site, &mut Site) -> Result<()>
     west.down()?;
     // A second attempt begins anew.
     let _: io::Result<()> = fs::remove_dir_all(folder);
-    // The next test has one cluster again.
-    east.upgrade(&["multicluster.enabled=false"])?;
-    east.cluster.api.kubectl(&["delete", "namespace", SECRETS, "--ignore-not-found"])?;
     done.with_context(|| format!("{:?}", kept))
+}
+
+/// Takes away what names other clusters.
+fn forget_others(site: &Site) -> Result<()> {
+    site.cluster.api.kubectl(&["delete", "namespace", SECRETS, "--ignore-not-found"]).map(drop)
 }
 
 /// Installs ambit in the other cluster under the root of this one, and has each read the other.

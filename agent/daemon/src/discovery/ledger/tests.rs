@@ -1,5 +1,7 @@
 mod authorization;
 
+use std::time::Instant;
+
 use ambit_core::{model::Labels, policy::MtlsMode};
 
 use super::*;
