@@ -28,9 +28,13 @@ pub(super) const TESTS: &[Test] = &[
 
 /// Where the Secrets are that name other clusters.
 const SECRETS: &str = "ambit-clusters";
+/// Where agents keep what they know of other clusters.
+const STATE_DIR: &str = "/var/lib/ambit";
 /// What the clusters are called.
 const EAST: &str = "east";
 const WEST: &str = "west";
+/// Where the pods of the west are.
+const WEST_PODS: &str = "198.19.11.0/24";
 /// The namespace of the test, of one name in both.
 const SHOP: &str = "shop";
 const SETTINGS: [&str; 2] = ["multicluster.enabled=true", "multicluster.reader=true"];
@@ -77,7 +81,7 @@ fn settle(east: &Site, west: &mut Site) -> Result<()> {
     let name = format!("clusterName={EAST}");
     east.upgrade(&[SETTINGS.as_slice(), &[&name]].concat())?;
     let west = &*west;
-    read_by(east, west, WEST, &[])?;
+    read_by(east, west, WEST, &["--pod-networks", WEST_PODS])?;
     read_by(west, east, EAST, &[])
 }
 
@@ -278,6 +282,7 @@ fn while_away(east: &Site, pods: &Pods) -> Result<usize> {
     ensure!(tally.failed == 0 && tally.good > 1_000, "{tally:?}");
     east.kill_agent("a")?;
     remembered(east, pods).context("what an agent knows that starts while the API of the west is away")?;
+    never_read(east, pods).context("an agent that knows nothing of the west")?;
     Ok(tally.good)
 }
 
@@ -291,6 +296,31 @@ fn remembered(east: &Site, pods: &Pods) -> Result<()> {
     ensure!(cluster["objects"].as_u64().is_some_and(|objects| objects > 5), "{cluster:#}");
     eventually(30 * SECOND, || must_answer(east, &pods.client, pods.web.ip))?;
     encrypted(east, pods)
+}
+
+/// What no agent of the node has ever read is not sent there in plaintext, as long as it is known where pods of the west are.
+fn never_read(east: &Site, pods: &Pods) -> Result<()> {
+    let mut rm = east.cluster.access().on_node("a", "find")?;
+    crate::process::must(rm.args([STATE_DIR, "-mindepth", "1", "-delete"]))?;
+    east.kill_agent("a")?;
+    eventually(60 * SECOND, || {
+        let cluster = cluster_of(east)?;
+        ensure!(cluster["synced"].is_null() && cluster["remembered"].is_null(), "{cluster:#}");
+        east.ambit("a", &["status", "--ready"])?.ok()
+    })?;
+    let capture = east.capture("a", "never-read")?;
+    for to in [pods.web.ip, pods.service] {
+        must_be_refused(east, &pods.client, to)?;
+    }
+    let seen = capture.stop()?;
+    ensure!(!seen.contains("hello"), "plaintext went to a cluster of which nothing is known");
+    let log = east.agents_log()?;
+    let why = "which has not been read yet";
+    ensure!(
+        log.lines().any(|line| line.contains("no_endpoint") && line.contains(why)),
+        "no line says {why:?}"
+    );
+    Ok(())
 }
 
 /// A kubeconfig that cannot be used is told and changes nothing; without the Secret the cluster is gone.

@@ -34,6 +34,7 @@ use super::{
     Change, Delta, Destination, EndpointSlice, ForeignProbe, Namespace, Pod, Service, Settings,
     join::{self, Backends},
     rules::Rules,
+    service_entry::Prefix,
 };
 use crate::model::{ObjectName, ServiceName, Workload};
 use entries::Entries;
@@ -66,6 +67,8 @@ pub struct Mesh {
     shared_uids: RedBlackTreeSetSync<Arc<str>>,
     /// Namespaces of other clusters, by cluster and name.
     remote_namespaces: HashTrieMapSync<Arc<str>, HashTrieMapSync<Arc<str>, Arc<Namespace>>>,
+    /// The pods' networks of those other clusters of which nothing else is known.
+    unread: RedBlackTreeMapSync<Arc<str>, Vec<Prefix>>,
     /// Addresses that pods of more than one cluster claim.
     disputed: RedBlackTreeSetSync<IpAddr>,
     /// The pods that claim an address; the first one has it.
@@ -129,6 +132,10 @@ impl Mesh {
             Change::RemoteNamespaceGone { cluster, name } => {
                 self.put_remote_namespace(&cluster, &name, None, &mut delta);
             }
+            Change::ClusterUnread { cluster, networks } => {
+                self.put_unread(&cluster, networks, &mut delta);
+            }
+            Change::ClusterKnown(cluster) => self.put_unread(&cluster, Vec::new(), &mut delta),
             Change::Node(node) => self.put_node(&node.name, node.zone.as_ref()),
             Change::NodeGone(name) => self.put_node(&name, None),
             Change::Pod(pod) => self.put_pod(&pod.name.clone(), Some(pod), &mut delta),

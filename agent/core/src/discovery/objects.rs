@@ -112,6 +112,15 @@ pub enum Change {
         /// The namespace's name.
         name: Arc<str>,
     },
+    /// Of another cluster nothing is known yet but the networks of its pods.
+    ClusterUnread {
+        /// That cluster.
+        cluster: Arc<str>,
+        /// The networks.
+        networks: Vec<Prefix>,
+    },
+    /// Another cluster has been read, or is none of ours any more.
+    ClusterKnown(Arc<str>),
     /// A node as it is now.
     Node(Arc<Node>),
     /// A node is gone.

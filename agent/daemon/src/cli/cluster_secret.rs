@@ -4,6 +4,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use ambit_core::discovery::Prefix;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use k8s_openapi::{ByteString, api::core::v1::Secret};
@@ -34,7 +35,8 @@ Examples:
   ambit cluster-secret --account | kubectl --context west apply -f -
   ambit cluster-secret --context west --name west | kubectl --context east apply -f -
   ambit cluster-secret --kubeconfig west.conf --name west --server https://203.0.113.7:6443
-  ambit cluster-secret --context west --name west --trust-domain west.example | kubectl apply -f -")]
+  ambit cluster-secret --context west --name west --trust-domain west.example | kubectl apply -f -
+  ambit cluster-secret --context west --name west --pod-networks 10.8.0.0/14 | kubectl apply -f -")]
 pub(super) struct ClusterSecretArgs {
     /// What the other cluster is called: its own --cluster-id (in the chart: clusterName)
     #[arg(long, value_name = "NAME", required_unless_present = "account")]
@@ -51,6 +53,9 @@ pub(super) struct ClusterSecretArgs {
     /// The trust domain of its identities, if it is another than that of the agents that read it
     #[arg(long, value_name = "DOMAIN")]
     trust_domain: Option<ambit_core::model::TrustDomain>,
+    /// The networks of its pods: nothing goes there before agents have read it
+    #[arg(long, value_name = "CIDR[,CIDR]", value_delimiter = ',', value_parser = network)]
+    pod_networks: Vec<Prefix>,
     /// The namespace that ambit is installed in, in the other cluster
     #[arg(
         long,
@@ -67,8 +72,15 @@ pub(super) struct ClusterSecretArgs {
     #[arg(long, value_name = "NAME", default_value = READER)]
     token_secret: DnsName,
     /// Print the account that agents read a cluster as, to be applied there
-    #[arg(long, conflicts_with_all = ["name", "kubeconfig", "context", "server", "trust_domain"])]
+    #[arg(long, conflicts_with_all = ["name", "kubeconfig", "context", "server", "trust_domain", "pod_networks"])]
     account: bool,
+}
+
+fn network(text: &str) -> Result<Prefix, String> {
+    let bad = || format!("{text:?} is no network such as 10.8.0.0/14");
+    let (address, len) = text.split_once('/').ok_or_else(bad)?;
+    let (address, len) = (address.parse().map_err(|_| bad())?, len.parse().map_err(|_| bad())?);
+    Prefix::new(address, len).ok_or_else(bad)
 }
 
 pub(super) fn run(args: &ClusterSecretArgs) -> anyhow::Result<()> {
@@ -130,6 +142,10 @@ fn secret(args: &ClusterSecretArgs, name: &str, server: &str, token: &Token) -> 
     let mut annotations = BTreeMap::from([("networking.istio.io/cluster", name.to_owned())]);
     if let Some(domain) = &args.trust_domain {
         annotations.insert("ambit.dev/trust-domain", domain.to_string());
+    }
+    if !args.pod_networks.is_empty() {
+        let networks: Vec<String> = args.pod_networks.iter().map(ToString::to_string).collect();
+        annotations.insert("ambit.dev/pod-networks", networks.join(","));
     }
     let object = json!({
         "apiVersion": "v1",
@@ -194,14 +210,19 @@ mod tests {
 
     #[tokio::test]
     async fn agents_take_what_is_printed() {
-        let args = ["ambit", "--name", "West_1", "--trust-domain", "west.example"];
+        let networks = "198.19.11.7/24,fd00:198::/48";
+        let args =
+            ["ambit", "--name", "West_1", "--trust-domain", "west.example", "--pod-networks", networks];
         let args = Cli::parse_from(args).args;
         let token = Token { token: "t".into(), ca: ByteString(b"not looked at".to_vec()) };
         let text = secret(&args, "West_1", "https://192.0.2.1:6443", &token).unwrap();
         let object: serde_json::Value = serde_yaml_ng::from_str(&text).unwrap();
         assert_eq!(object["metadata"]["name"], "ambit-remote-secret-west-1");
         assert_eq!(object["metadata"]["labels"]["istio/multiCluster"], "true");
-        assert_eq!(object["metadata"]["annotations"]["ambit.dev/trust-domain"], "west.example");
+        let annotations = &object["metadata"]["annotations"];
+        assert_eq!(annotations["ambit.dev/trust-domain"], "west.example");
+        assert_eq!(annotations["ambit.dev/pod-networks"], "198.19.11.0/24,fd00:198::/48");
+        assert!(Cli::try_parse_from(["ambit", "--name", "w", "--pod-networks", "198.19.11.0"]).is_err());
         let kubeconfig = object["stringData"]["West_1"].as_str().unwrap();
         let config = crate::cluster::remote_config(kubeconfig).await;
         // The certificate in it is none: everything before that was taken.

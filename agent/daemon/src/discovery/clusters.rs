@@ -129,6 +129,12 @@ impl Clusters {
         self.by_name.remove(name);
     }
 
+    /// Whether it has been read, or what an earlier agent knew of it is in force.
+    pub(super) fn is_known(&self, name: &str) -> bool {
+        let status = self.by_name.get(name).map(|standing| &standing.status);
+        status.is_some_and(|status| status.synced.is_some() || status.remembered.is_some())
+    }
+
     /// Its objects have been read to their end.
     pub(super) fn read(&mut self, name: &str) {
         if let Some(standing) = self.by_name.get_mut(name) {
@@ -207,9 +213,12 @@ mod tests {
         assert!(all.are_read_or_silent(), "it has stopped in the middle");
         all.set_failure("west", Kind::Pod, None);
         assert!(!all.are_read_or_silent());
+        assert!(!all.is_known("west") && !all.is_known("north"));
         all.remember(&west, &TrustDomain::default(), SystemTime::UNIX_EPOCH);
+        assert!(all.is_known("west"));
         assert!(!all.are_read_or_silent(), "what was known is no reason not to wait for what is");
         all.read("west");
+        assert!(all.is_known("west"));
         assert!(all.are_read() && all.are_read_or_silent());
         assert!(all.statuses().all(|status| status.remembered.is_none()));
         // By another Secret: it has been read once, and that stays.

@@ -31,7 +31,7 @@ use ambit_core::{
 };
 use serde_json::Value;
 
-pub(super) use fields::FieldError;
+pub(super) use fields::{FieldError, network};
 pub(crate) use remote::ClusterLocal;
 pub(crate) use table::Kind;
 pub(super) use table::{Origins, Report, Row, SECURITY_GROUP, Unreadable};

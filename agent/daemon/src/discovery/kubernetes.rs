@@ -161,7 +161,7 @@ impl Hub {
             if let Some(cluster) = self.cluster() {
                 info!(%cluster, "the objects of another cluster have been read");
                 // Its objects are in force before anybody relies on it.
-                shared.update(|_| ());
+                shared.update(|ledger| ledger.set_unread(cluster, None));
                 return shared.clusters.send_modify(|clusters| clusters.read(cluster));
             }
             shared.update(Ledger::complete);

@@ -99,9 +99,10 @@ pub(super) fn route(
 pub(super) fn unroutable(error: &RouteError) -> Refusal {
     let reason = match error {
         RouteError::UnknownPort { .. } => Reason::UnknownPort,
-        RouteError::NoEndpoint { .. } | RouteError::Contested { .. } | RouteError::Unjudged { .. } => {
-            Reason::NoEndpoint
-        }
+        RouteError::NoEndpoint { .. }
+        | RouteError::Contested { .. }
+        | RouteError::Unjudged { .. }
+        | RouteError::Unread { .. } => Reason::NoEndpoint,
         RouteError::NotRegistered { .. } => Reason::EgressDenied,
         RouteError::SourceRange { .. } => Reason::SourceRange,
     };

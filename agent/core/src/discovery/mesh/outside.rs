@@ -34,6 +34,7 @@ impl Mesh {
     pub fn captures_everything_of(&self, namespace: &str) -> bool {
         self.settings.observe_outbound
             || self.entries.captures_a_range
+            || !self.unread.is_empty()
             || self.outbound_policy(namespace) == OutboundPolicy::RegistryOnly
     }
 
@@ -70,7 +71,7 @@ impl Mesh {
     /// The way to an address that a name has led to.
     pub fn route_named(&self, client: &Workload, named: &Named, to: SocketAddr, random: u64) -> Route {
         let to = SocketAddr::new(to.ip().to_canonical(), to.port());
-        let within = self.cluster_route(client, to, &Preferences::random(random));
+        let within = self.known_route(client, to, &Preferences::random(random));
         let route = within.unwrap_or_else(|| match self.unknown(&named.service, to) {
             Some(endpoint) => Route::Plain(endpoint),
             None => Route::Passthrough,

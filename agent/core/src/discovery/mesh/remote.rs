@@ -1,4 +1,5 @@
-//! What other clusters of one flat network bring: namespaces that opt their pods in, and addresses that two clusters claim.
+//! What other clusters of one flat network bring: namespaces that opt their pods in, addresses that two clusters claim, and networks of
+//! which nothing else is known yet.
 //!
 //! Promises that nothing of another cluster takes the place of what this one has. Services stay this cluster's; endpoint slices
 //! of others speak for those of the same name.
@@ -9,7 +10,7 @@ use rpds::HashTrieMapSync;
 
 use super::{Mesh, change, withdraw};
 use crate::{
-    discovery::{Change, Delta, Destination, Namespace, Pod},
+    discovery::{Change, Delta, Destination, Namespace, Pod, Prefix},
     model::{ObjectName, Workload},
 };
 
@@ -65,6 +66,25 @@ impl Mesh {
     pub(super) fn is_unjudged(&self, ip: IpAddr) -> bool {
         let owner = self.by_ip.get(&ip).and_then(|claimants| claimants.first());
         owner.is_some_and(|owner| !self.is_judged(&owner.pod) && !self.node_ips.contains_key(&ip))
+    }
+
+    /// The cluster that has not been read and one of whose pods may have an address.
+    pub(super) fn unread_at(&self, ip: IpAddr) -> Option<&Arc<str>> {
+        let mut unread = self.unread.iter();
+        unread.find(|(_, networks)| networks.iter().any(|network| network.contains(ip))).map(|(name, _)| name)
+    }
+
+    /// As long as there is one, all has to be captured: who is there is not known.
+    pub(super) fn put_unread(&mut self, cluster: &Arc<str>, networks: Vec<Prefix>, delta: &mut Delta) {
+        let before = self.unread.is_empty();
+        if networks.is_empty() {
+            self.unread.remove_mut(cluster);
+        } else {
+            self.unread.insert_mut(Arc::clone(cluster), networks);
+        }
+        if before != self.unread.is_empty() {
+            delta.reconsider_pods();
+        }
     }
 
     pub(super) fn put_remote_namespace(

@@ -131,6 +131,14 @@ pub enum RouteError {
         /// The address.
         address: IpAddr,
     },
+    /// The address is in a network of another cluster's pods, of which none is known: plaintext might reach one that is in the mesh.
+    #[error("{address} is in a network of the pods of cluster {cluster}, which has not been read yet")]
+    Unread {
+        /// The address.
+        address: IpAddr,
+        /// The cluster.
+        cluster: Arc<str>,
+    },
 }
 
 impl Mesh {
@@ -154,12 +162,25 @@ impl Mesh {
         preferences: &Preferences<'_>,
     ) -> Route {
         let dst = SocketAddr::new(dst.0.ip().to_canonical(), dst.0.port());
-        let within = self.cluster_route(client, dst, preferences);
+        let within = self.known_route(client, dst, preferences);
         within.unwrap_or_else(|| self.route_outside(client, dst, preferences))
     }
 
+    /// The way to what is a cluster's: nowhere where that may be a pod's of which nothing is known yet.
+    pub(super) fn known_route(
+        &self,
+        client: &Workload,
+        dst: SocketAddr,
+        preferences: &Preferences<'_>,
+    ) -> Option<Route> {
+        self.cluster_route(client, dst, preferences).or_else(|| {
+            let cluster = Arc::clone(self.unread_at(dst.ip())?);
+            Some(Route::Refuse(RouteError::Unread { address: dst.ip(), cluster }))
+        })
+    }
+
     /// The way to a pod, a service or a node, if it is one of those.
-    pub(super) fn cluster_route(
+    fn cluster_route(
         &self,
         client: &Workload,
         dst: SocketAddr,

@@ -132,6 +132,7 @@ pub(super) fn way(mesh: &Mesh, client: &Workload, dst: &str, random: u64) -> Str
         Route::Refuse(RouteError::NoEndpoint { .. }) => "no endpoint".into(),
         Route::Refuse(RouteError::Contested { .. }) => "contested".into(),
         Route::Refuse(RouteError::Unjudged { .. }) => "unjudged".into(),
+        Route::Refuse(RouteError::Unread { .. }) => "unread".into(),
         Route::Refuse(RouteError::NotRegistered { .. }) => "not registered".into(),
         Route::Refuse(RouteError::SourceRange { .. }) => "out of range".into(),
         Route::Resolve(named) => {

@@ -129,7 +129,7 @@ pub(super) fn address(field: &str, text: &str) -> Result<IpAddr, FieldError> {
 }
 
 /// An address, or a network in CIDR notation.
-pub(super) fn network(field: &str, text: &str) -> Result<Prefix, FieldError> {
+pub(in crate::discovery) fn network(field: &str, text: &str) -> Result<Prefix, FieldError> {
     let Some((ip, len)) = text.split_once('/') else { return Ok(Prefix::single(address(field, text)?)) };
     let bad = || FieldError::new(field, format_args!("{:?} is no network", cut(text)));
     let ip: IpAddr = ip.parse().map_err(|_| bad())?;

@@ -112,7 +112,7 @@ impl Memory {
             if let Some(problem) = problem {
                 let text = format!(
                     "what was last known of cluster {cluster} cannot be read, or not all of it: {problem}. Until its API has answered, \
-                     connections to its pods that are not known go as they are dialled"
+                     connections to its pods that are not known go as they are dialled, unless its Secret says where they are"
                 );
                 problems.push((Origin::file(&path), text));
             }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use ambit_core::{
-    discovery::Settings,
+    discovery::{Prefix, Settings},
     model::{ObjectName, TrustDomain},
 };
 use data_encoding::BASE64;
@@ -39,7 +39,7 @@ use crate::{
     discovery::{
         Origin, RemoteClusters,
         clusters::Clusters,
-        kinds::{Kind, Row},
+        kinds::{Kind, Row, network},
     },
     error::with_causes,
 };
@@ -48,10 +48,14 @@ use crate::{
 const SELECTOR: &str = "istio/multiCluster=true";
 /// The annotation of the Secret that says in which trust domain the identities of its clusters are; else they are in our own.
 const TRUST_DOMAIN: &str = "ambit.dev/trust-domain";
+/// The annotation that says in which networks the pods of its clusters are, with commas between.
+const POD_NETWORKS: &str = "ambit.dev/pod-networks";
 /// What is read of another cluster.
 const KINDS: [Kind; 3] = [Kind::Namespace, Kind::Pod, Kind::EndpointSlice];
 /// Clusters that are read.
 pub(super) const MAX_CLUSTERS: usize = 32;
+/// Networks of pods that a Secret names.
+const MAX_NETWORKS: usize = 64;
 /// The longest kubeconfig, in bytes.
 const MAX_KUBECONFIG: usize = 256 * 1024;
 /// How long the first complete state waits for other clusters.
@@ -154,6 +158,8 @@ struct Wanted {
     secret: String,
     kubeconfig: Result<String, String>,
     trust_domain: TrustDomain,
+    /// Where its pods are.
+    networks: Vec<Prefix>,
 }
 
 impl Remotes {
@@ -196,6 +202,7 @@ impl Remotes {
             self.update(|clusters| clusters.remove(&name));
             self.hub.write(|ledger| {
                 ledger.set_source_problem(&Origin::Cluster(Arc::clone(&name)), None);
+                ledger.set_unread(&name, None);
                 ledger.forget_cluster(&name);
             });
         }
@@ -226,6 +233,9 @@ impl Remotes {
 
     /// Reads a cluster as its Secret says, from now on. If that cannot be used, all stays as it was.
     async fn read(&mut self, name: &Arc<str>, by: Wanted) {
+        if !self.is_known(name) {
+            self.hub.write(|ledger| ledger.set_unread(name, Some(by.networks.clone())));
+        }
         let config = match &by.kubeconfig {
             Ok(text) => cluster::remote_config(text).await.map_err(|error| with_causes(&error)),
             Err(problem) => Err(problem.clone()),
@@ -274,6 +284,10 @@ impl Remotes {
         }
     }
 
+    fn is_known(&self, name: &str) -> bool {
+        self.hub.shared.upgrade().is_some_and(|shared| shared.clusters.borrow().is_known(name))
+    }
+
     /// Those that are read, and those that cannot be.
     fn known(&self) -> Vec<Arc<str>> {
         let Some(shared) = self.hub.shared.upgrade() else { return Vec::new() };
@@ -320,15 +334,31 @@ fn wanted(
 fn wanted_of(secret: &ObjectName, object: &Value, value: &Value, own: &TrustDomain) -> Wanted {
     let stated = object.pointer("/metadata/annotations").and_then(|all| all.get(TRUST_DOMAIN)?.as_str());
     let trust_domain = stated.map_or_else(|| Ok(own.clone()), |text| text.trim().parse::<TrustDomain>());
-    let kubeconfig = match &trust_domain {
-        Ok(_) => kubeconfig(value),
-        Err(error) => Err(format!("the annotation {TRUST_DOMAIN}: {error}")),
+    let stated = object.pointer("/metadata/annotations").and_then(|all| all.get(POD_NETWORKS)?.as_str());
+    let networks = stated.map_or_else(|| Ok(Vec::new()), networks);
+    let kubeconfig = match (&trust_domain, &networks) {
+        (Ok(_), Ok(_)) => kubeconfig(value),
+        (Err(error), _) => Err(format!("the annotation {TRUST_DOMAIN}: {error}")),
+        (_, Err(error)) => Err(format!("the annotation {error}")),
     };
     Wanted {
         secret: secret.to_string(),
         kubeconfig,
         trust_domain: trust_domain.unwrap_or_else(|_| own.clone()),
+        networks: networks.unwrap_or_default(),
     }
+}
+
+fn networks(text: &str) -> Result<Vec<Prefix>, String> {
+    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+    let networks: Vec<Prefix> = parts
+        .map(|part| network(POD_NETWORKS, part))
+        .collect::<Result<_, _>>()
+        .map_err(|error| error.to_string())?;
+    if networks.len() > MAX_NETWORKS {
+        return Err(format!("{POD_NETWORKS}: more than {MAX_NETWORKS} networks"));
+    }
+    Ok(networks)
 }
 
 /// No word of it is ever said in a message.

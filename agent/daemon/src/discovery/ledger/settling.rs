@@ -3,7 +3,7 @@
 use std::{net::IpAddr, sync::Arc, time::Instant};
 
 use ambit_core::{
-    discovery::{Change as MeshChange, Pod},
+    discovery::{Change as MeshChange, Pod, Prefix},
     model::ObjectName,
     policy::Change as PolicyChange,
 };
@@ -45,6 +45,15 @@ impl Ledger {
             return None;
         }
         std::mem::take(&mut self.changed).then(|| self.world())
+    }
+
+    /// Nothing is known of another cluster but the networks of its pods, or more than that now.
+    pub(in crate::discovery) fn set_unread(&mut self, cluster: &Arc<str>, networks: Option<Vec<Prefix>>) {
+        let cluster = Arc::clone(cluster);
+        self.enforce(Change::Mesh(match networks {
+            Some(networks) => MeshChange::ClusterUnread { cluster, networks },
+            None => MeshChange::ClusterKnown(cluster),
+        }));
     }
 
     /// Decides which version of a name is in force, and applies it to mesh and policies if that is another one.

@@ -1,7 +1,10 @@
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::{
     discovery::{
-        Change, EndpointSlice, Service, TargetPort,
+        Change, EndpointSlice, EntryAddress, EntryEndpoint, EntryPort, EntryProtocol, ExportTo, Resolution,
+        Service, ServiceEntry, TargetPort,
         mesh::tests::{client, mesh, name, namespace, pairs, pod, service, slice, way},
     },
     model::DATAPLANE_LABEL,
@@ -114,6 +117,67 @@ fn a_pod_elsewhere_is_captured_until_its_namespace_is_known() {
     mesh.apply(namespace_elsewhere("shop", true));
     assert!(captured(&mesh));
     assert_eq!(dialled(&mesh), "tunnel 10.1.0.1:80");
+}
+
+#[test]
+fn nothing_goes_to_a_cluster_that_has_not_been_read() {
+    let mut mesh = mesh([pod("shop/own", &["10.1.0.9"])]);
+    let networks =
+        |text: &str| text.split(' ').map(|ip| Prefix::new(ip.parse().unwrap(), 16).unwrap()).collect();
+    let unread = |cluster: &str, text: &str| Change::ClusterUnread {
+        cluster: cluster.into(),
+        networks: networks(text),
+    };
+    let entry = |at: &str| ServiceEntry {
+        name: name("shop/api"),
+        created: None,
+        hosts: vec!["api.example.com".into()],
+        wildcards: vec![],
+        addresses: vec![Prefix::single("198.18.9.9".parse().unwrap())],
+        no_vips: false,
+        ports: vec![EntryPort {
+            number: 80,
+            name: "http".into(),
+            target: 8080,
+            protocol: EntryProtocol::Http,
+        }],
+        resolution: Resolution::Static,
+        endpoints: vec![EntryEndpoint {
+            address: EntryAddress::Ip(at.parse().unwrap()),
+            ports: BTreeMap::new(),
+        }],
+        selector: None,
+        exported_to: ExportTo::All,
+        subject_alt_names: vec![],
+        identities: None,
+    };
+    mesh.apply(Change::ServiceEntry(Arc::new(entry("10.1.0.1"))));
+    for (dst, before, while_unread) in [
+        ("10.1.0.1:80", "pass", "unread"),
+        ("10.1.0.9:80", "tunnel 10.1.0.9:80", "tunnel 10.1.0.9:80"),
+        ("[fd01::1]:80", "pass", "unread"),
+        ("10.2.0.1:80", "pass", "pass"),
+        // Whoever names it, too.
+        ("198.18.9.9:80", "plain 10.1.0.1:8080", "unread"),
+    ] {
+        let mut mesh = mesh.clone();
+        assert_eq!(way(&mesh, &client(), dst, 0), before, "{dst}");
+        let delta = mesh.apply(unread("west", "10.1.0.0 fd01::"));
+        assert!(delta.reconsiders_pods() && mesh.captures_everything_of("shop"), "who is there is not known");
+        assert_eq!(way(&mesh, &client(), dst, 0), while_unread, "{dst}");
+        let delta = mesh.apply(unread("north", "10.1.0.0"));
+        assert!(!delta.reconsiders_pods(), "all is captured already");
+        mesh.apply(Change::ClusterKnown(west()));
+        assert!(mesh.captures_everything_of("shop"), "there is another one");
+        mesh.apply(Change::ClusterKnown("north".into()));
+        assert!(!mesh.captures_everything_of("shop"));
+        assert_eq!(way(&mesh, &client(), dst, 0), before, "{dst}");
+    }
+    // What has been read goes before what is only said.
+    mesh.apply(unread("west", "10.1.0.0"));
+    mesh.apply(namespace_elsewhere("shop", true));
+    mesh.apply(Change::Pod(Arc::new(elsewhere("shop/web-1", "10.1.0.1"))));
+    assert_eq!(way(&mesh, &client(), "10.1.0.1:80", 0), "tunnel 10.1.0.1:80");
 }
 
 #[test]

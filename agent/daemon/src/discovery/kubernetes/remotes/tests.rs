@@ -38,6 +38,33 @@ fn a_key_is_a_cluster() {
 }
 
 #[test]
+fn a_secret_says_where_the_pods_of_its_clusters_are() {
+    let of = |text: Option<&str>| {
+        let mut object = secret(&[("west", "w")], None);
+        object["metadata"]["annotations"] = json!({POD_NETWORKS: text});
+        let secrets = BTreeMap::from([(ObjectName::new("ambit-system", "a"), object)]);
+        let (mut all, _) = wanted(&secrets, "here", &TrustDomain::default());
+        let by = all.remove("west").unwrap();
+        let networks: Vec<String> = by.networks.iter().map(ToString::to_string).collect();
+        (networks.join(" "), by.kubeconfig.err().unwrap_or_default())
+    };
+    for (text, networks) in [
+        (None, ""),
+        (Some(""), ""),
+        (Some("198.19.11.7/24, fd00:198::/48,198.19.12.1"), "198.19.11.0/24 fd00:198::/48 198.19.12.1"),
+    ] {
+        assert_eq!(of(text), (networks.to_owned(), String::new()), "{text:?}");
+    }
+    let many = vec!["198.19.11.0/24"; MAX_NETWORKS + 1].join(",");
+    for (text, words) in
+        [("198.19.0.0/33", "is no network"), ("west", "pod-networks: "), (&many, "more than 64 networks")]
+    {
+        let (networks, error) = of(Some(text));
+        assert!(networks.is_empty() && error.contains(words), "{text}: {error}");
+    }
+}
+
+#[test]
 fn what_is_wrong_with_a_secret_is_told() {
     let (all, problems) = named(&[
         ("a", secret(&[("west", "first")], None)),
