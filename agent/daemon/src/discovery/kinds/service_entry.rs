@@ -176,7 +176,7 @@ fn hosts(list: &[String]) -> Result<(Names, Names), FieldError> {
 }
 
 /// The names that are identities of workloads. A SPIFFE ID of another form is nobody's in the mesh; a server outside may have it.
-fn identities(names: &Names, ignored: &mut Vec<String>) -> Option<Arc<[SpiffeId]>> {
+fn identities(names: &[Arc<str>], ignored: &mut Vec<String>) -> Option<Arc<[SpiffeId]>> {
     let all: Vec<SpiffeId> = names.iter().filter_map(|name| name.parse().ok()).collect();
     if all.len() > MAX_IDENTITIES {
         ignored.push(format!(

@@ -12,7 +12,7 @@ use super::{Change, InForce, Key, Kind, Ledger, Stated, World, problems};
 
 impl Ledger {
     /// The node's CNI gave addresses to a pod.
-    pub(super) fn assign_addresses(&mut self, uid: &str, ips: &[IpAddr], now: Instant) {
+    pub(in crate::discovery) fn assign_addresses(&mut self, uid: &str, ips: &[IpAddr], now: Instant) {
         let known = self.mesh.pod_by_uid(uid).map(|pod| Key { kind: Kind::Pod, name: pod.name.clone() });
         let pod = known.and_then(|key| pod(&self.in_force.get(&key)?.change).cloned());
         let before = pod.as_ref().map_or_else(Vec::new, |pod| pod.ips.clone());
@@ -23,7 +23,7 @@ impl Ledger {
     }
 
     /// Brings the world up to date with the origins; none if nothing changed.
-    pub(super) fn settle(&mut self) -> Option<World> {
+    pub(in crate::discovery) fn settle(&mut self) -> Option<World> {
         for key in std::mem::take(&mut self.stale) {
             self.settle_name(key);
         }
