@@ -8,7 +8,7 @@ use ambit_core::{
     policy::Change as PolicyChange,
 };
 
-use super::{Change, InForce, Key, Kind, Ledger, Stated, World, problems};
+use super::{Change, Claim, InForce, Key, Kind, Ledger, Stated, World, problems};
 
 impl Ledger {
     /// The node's CNI gave addresses to a pod.
