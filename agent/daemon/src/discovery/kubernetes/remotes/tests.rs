@@ -56,9 +56,11 @@ fn a_secret_says_where_the_pods_of_its_clusters_are() {
         assert_eq!(of(text), (networks.to_owned(), String::new()), "{text:?}");
     }
     let many = vec!["198.19.11.0/24"; MAX_NETWORKS + 1].join(",");
-    for (text, words) in
-        [("198.19.0.0/33", "is no network"), ("west", "pod-networks: "), (&many, "more than 64 networks")]
-    {
+    for (text, words) in [
+        ("198.19.0.0/33", "is no network"),
+        ("west", "pod-networks: "),
+        (many.as_str(), "more than 64 networks"),
+    ] {
         let (networks, error) = of(Some(text));
         assert!(networks.is_empty() && error.contains(words), "{text}: {error}");
     }
