@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use super::{
     HOST, fetch,
-    outside::{self, Outside, certificate, entry, rule},
+    outside::{self, Listener, Outside, certificate, entry, rule},
     refused, served, told_of, unreached,
 };
 use crate::{
