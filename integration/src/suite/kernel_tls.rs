@@ -75,8 +75,6 @@ const AUTO: &[&str] = &["--kernel-tls", "auto"];
 const FORCE: &[&str] = &["--kernel-tls", "force"];
 /// Agents that have been replaced let go on what is open for as long as it takes others to start.
 const PATIENT: &[&str] = &["--drain", "3m"];
-/// Mebibytes over each family: emulation is slow.
-const SOME: u32 = 48;
 
 /// How long a step may take under emulation.
 const LONG: Duration = Duration::from_mins(1);
@@ -249,7 +247,7 @@ fn forced(world: &mut World) -> Result<()> {
 }
 
 fn arrive(world: &mut World) -> Result<()> {
-    transfers::arrive(world, "b", SOME)
+    transfers::arrive_some(world, "b")
 }
 
 fn again(world: &mut World) -> Result<()> {
