@@ -22,12 +22,17 @@ const POLL: Duration = Duration::from_millis(5);
 /// How many times as long every limit is as it says: more than once where a machine is emulated.
 pub const PATIENCE: &str = "AMBIT_TEST_PATIENCE";
 
-/// The end of a wait that has this limit, on this machine.
-pub fn deadline(limit: Duration) -> Instant {
+/// What [`PATIENCE`] says.
+pub fn patience() -> u32 {
     static TIMES: LazyLock<u32> = LazyLock::new(|| {
         std::env::var(PATIENCE).ok().and_then(|times| times.parse().ok()).unwrap_or(1).max(1)
     });
-    Instant::now() + limit * *TIMES
+    *TIMES
+}
+
+/// The end of a wait that has this limit, on this machine.
+pub fn deadline(limit: Duration) -> Instant {
+    Instant::now() + limit * patience()
 }
 
 /// What a finished command left.

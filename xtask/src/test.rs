@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead as _, BufReader},
     path::PathBuf,
-    process::{ExitCode, Stdio},
+    process::{Command, ExitCode, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -30,6 +30,7 @@ use crate::{
     cargo xtask test --peers spire            some of them\n  \
     cargo xtask test --peers soak             those that take many minutes: outages, twenty pods rolled\n  \
     cargo xtask test --kernel 6.1 wire::      those of one topic, on Debian's Linux 6.1 under emulation\n  \
+    cargo xtask test --kernel 6.12 --unit-only tunnel::   the daemon's unit tests there\n  \
     cargo xtask test --list [--kube|--peers]          their names, and what each shows")]
 pub(crate) struct Args {
     /// Leave out lints and unit tests.
@@ -57,9 +58,9 @@ pub(crate) struct Args {
     /// Install with this setting of the chart, too.
     #[arg(long, value_name = "KEY=VALUE", requires = "kube")]
     set: Vec<String>,
-    /// Run the end-to-end tests, and nothing else, on Debian's newest kernel of this series: under qemu without KVM, several
-    /// times slower. Tests with tight limits of time may fail for that alone.
-    #[arg(long, value_name = "SERIES", conflicts_with_all = ["kube", "peers", "unit_only", "list"])]
+    /// Run the end-to-end tests, or with --unit-only the daemon's unit tests, and nothing else, on Debian's newest kernel of this
+    /// series: under qemu without KVM, several times slower. Tests with tight limits of time may fail for that alone.
+    #[arg(long, value_name = "SERIES", conflicts_with_all = ["kube", "peers", "list"])]
     kernel: Option<Series>,
     /// Run the end-to-end tests that take many minutes instead of the others.
     #[arg(long, conflicts_with_all = ["unit_only", "kube", "peers"])]
@@ -86,7 +87,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if args.list {
         return Call::new("list")?.words([verb]).become_it();
     }
-    if args.unit_only {
+    if args.unit_only && args.kernel.is_none() {
         lint::all()?;
         println!("\n{} passed, 0 failed", unit()?);
         return Ok(ExitCode::SUCCESS);
@@ -113,11 +114,18 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         }
         setup::kernel_programs()?;
         let kernel = Kernel::newest(series)?;
-        let daemon = build::daemon_or(binary)?;
-        let call = Call::for_binary(binary, verb)?.value("--release", &kernel.release);
-        let call = call.value("--kernel", &kernel.folder).value("--binary", daemon);
-        let call = call.value("--logs", logs).words(["--"]);
-        return args.asked(call.flag("--soak", args.soak)).become_it();
+        let program = if args.unit_only { unit_program()? } else { build::daemon_or(binary)? };
+        let call = match args.unit_only {
+            true => Call::new(verb)?,
+            false => Call::for_binary(binary, verb)?,
+        };
+        let call = call.value("--release", &kernel.release).value("--kernel", &kernel.folder);
+        let call = call.value("--binary", program).value("--logs", logs).flag("--unit", args.unit_only);
+        let call = call.words(["--"]);
+        return match args.unit_only {
+            true => call.words([&args.filter]).become_it(),
+            false => args.asked(call.flag("--soak", args.soak)).become_it(),
+        };
     }
     setup::test_programs()?;
     let passed = if args.e2e_only || args.soak {
@@ -141,10 +149,8 @@ impl Args {
 
 /// Runs the unit tests of every crate; returns how many passed. One that fails is an error.
 pub(crate) fn unit() -> Result<usize> {
-    let object = ebpf::object()?;
+    let mut test = unit_tests()?;
     step("Running the unit tests", || {
-        let mut test = workspace::cargo();
-        test.args(["test", "--workspace", "--exclude", "ambit-ebpf"]).env("AMBIT_EBPF_OBJECT", object);
         let mut child = test.stdout(Stdio::piped()).spawn().context("cannot start cargo test")?;
         let stdout = child.stdout.take().context("its output")?;
         let mut passed = 0;
@@ -160,6 +166,28 @@ pub(crate) fn unit() -> Result<usize> {
     })
 }
 
+/// Builds the unit tests; returns the program of the daemon's.
+fn unit_program() -> Result<PathBuf> {
+    let mut build = unit_tests()?;
+    build.args(["--no-run", "--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
+    let told = step("Building the unit tests", || workspace::output(&mut build))?;
+    told.lines().find_map(daemon_tests).context("cargo test told of no unit tests of the daemon")
+}
+
+fn unit_tests() -> Result<Command> {
+    let mut test = workspace::cargo();
+    test.args(["test", "--workspace", "--exclude", "ambit-ebpf"]).env("AMBIT_EBPF_OBJECT", ebpf::object()?);
+    Ok(test)
+}
+
+/// The program in one of cargo's messages, if it is that of the unit tests of the daemon's library.
+fn daemon_tests(message: &str) -> Option<PathBuf> {
+    let message: serde_json::Value = serde_json::from_str(message).ok()?;
+    let is_library = message["target"]["kind"].as_array()?.iter().any(|kind| kind == "lib");
+    let is_it = is_library && message["target"]["name"] == "ambit" && message["profile"]["test"] == true;
+    message["executable"].as_str().filter(|_| is_it).map(PathBuf::from)
+}
+
 /// The count in a line `test result: ok. 12 passed; 0 failed; …`, or 0.
 fn passed_in(line: &str) -> usize {
     line.strip_prefix("test result: ok. ")
@@ -170,7 +198,26 @@ fn passed_in(line: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::passed_in;
+    use super::*;
+
+    #[test]
+    fn the_daemons_unit_tests_are_told_from_other_programs() {
+        let message = |kind: &str, name: &str, test: bool| {
+            format!(
+                r#"{{"reason":"compiler-artifact","target":{{"kind":["{kind}"],"name":"{name}"}},"profile":{{"test":{test}}},"executable":"/t/{name}-1"}}"#
+            )
+        };
+        assert_eq!(daemon_tests(&message("lib", "ambit", true)), Some("/t/ambit-1".into()));
+        for other in [
+            message("bin", "ambit", true),
+            message("lib", "ambit_core", true),
+            message("lib", "ambit", false),
+            r#"{"reason":"build-finished","success":true}"#.to_owned(),
+            "no JSON".to_owned(),
+        ] {
+            assert_eq!(daemon_tests(&other), None, "{other}");
+        }
+    }
 
     #[test]
     fn counts_are_read_from_result_lines() {

@@ -67,14 +67,14 @@ pub(super) const TESTS: &[Test] = &[
         "kernel_tls::an_agent_hands_over_beneath_them",
         "what is open goes on, what comes next is carried by the new agent",
         &[],
-        |world| with_kernel([true, true], world, handover),
+        |world| with_kernel_and([true, true], PATIENT, world, handover),
     ),
 ];
 
 const AUTO: &[&str] = &["--kernel-tls", "auto"];
 const FORCE: &[&str] = &["--kernel-tls", "force"];
-/// Mebibytes over each family: emulation is slow.
-const SOME: u32 = 48;
+/// Agents that have been replaced let go on what is open for as long as it takes others to start.
+const PATIENT: &[&str] = &["--drain", "3m"];
 
 /// How long a step may take under emulation.
 const LONG: Duration = Duration::from_mins(1);
@@ -112,9 +112,20 @@ fn kernel() -> Result<Kernel> {
 /// Starts the agents of both nodes, and does `work` with them: those marked have their records in the kernel where there is one that
 /// takes them, and otherwise are told to try.
 fn with_kernel(ends: [bool; 2], world: &mut World, work: fn(&mut World) -> Result<()>) -> Result<()> {
+    with_kernel_and(ends, &[], world, work)
+}
+
+/// The same with other flags beside.
+fn with_kernel_and(
+    ends: [bool; 2],
+    flags: &[&str],
+    world: &mut World,
+    work: fn(&mut World) -> Result<()>,
+) -> Result<()> {
     let wanted = if kernel()? == Kernel::Without { AUTO } else { FORCE };
     for (agent, by_kernel) in world.agents.iter_mut().zip(ends) {
-        agent.set_flags(if by_kernel { wanted } else { &["--kernel-tls", "off"] });
+        let own = if by_kernel { wanted } else { &["--kernel-tls", "off"] };
+        agent.set_flags(&[own, flags].concat());
     }
     world.start_agents()?;
     work(world)?;
@@ -236,7 +247,7 @@ fn forced(world: &mut World) -> Result<()> {
 }
 
 fn arrive(world: &mut World) -> Result<()> {
-    transfers::arrive(world, "b", SOME)
+    transfers::arrive_some(world, "b")
 }
 
 fn again(world: &mut World) -> Result<()> {

@@ -21,6 +21,7 @@ use serde::Serialize;
 use socket2::{Domain, SockRef, Socket, Type};
 
 use super::servers::serve;
+use crate::process;
 
 /// How `transfers` transfers.
 #[derive(Clone, Debug, clap::Args)]
@@ -68,7 +69,7 @@ const ENDS: [End; 5] = [End::Both, End::ClientFirst, End::ServerFirst, End::Clie
 /// In place of a transfer's first byte: what has the server found amiss?
 const QUESTION: u8 = 0xff;
 const HEADER: usize = 25;
-/// How long nothing may move.
+/// How long nothing may move, on a machine that is not emulated.
 const STALL: Duration = Duration::from_secs(60);
 const LONGEST: u64 = 32 << 20;
 const PIECE: usize = 1 << 20;
@@ -91,7 +92,7 @@ pub(super) fn server(listen: SocketAddr) -> Result<()> {
         let mut header = [0; HEADER];
         stream.read_exact(&mut header[..1])?;
         if header[0] == QUESTION {
-            let deadline = Instant::now() + STALL;
+            let deadline = process::deadline(STALL);
             while active.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
                 thread::sleep(Duration::from_millis(20));
             }
@@ -134,7 +135,7 @@ pub(super) fn run(how: &Transfers) -> Result<TransferTally> {
     });
     tally.failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
     let mut stream = TcpStream::connect(how.to)?;
-    stream.set_read_timeout(Some(2 * STALL))?;
+    stream.set_read_timeout(Some(2 * STALL * process::patience()))?;
     stream.write_all(&[QUESTION])?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).context("what the server has found")?;
@@ -255,8 +256,9 @@ fn joined(sent: thread::ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
 }
 
 fn patient(stream: &TcpStream) -> io::Result<()> {
-    stream.set_read_timeout(Some(STALL))?;
-    stream.set_write_timeout(Some(STALL))
+    let stall = STALL * process::patience();
+    stream.set_read_timeout(Some(stall))?;
+    stream.set_write_timeout(Some(stall))
 }
 
 /// Sends so many, and FIN.

@@ -1,4 +1,4 @@
-//! The end-to-end tests on another kernel than the machine's: Debian's of a series, under qemu, without KVM.
+//! The end-to-end tests, or unit tests, on another kernel than the machine's: Debian's of a series, under qemu, without KVM.
 //!
 //! The guest has the machine's own root file system, read-only with memory on top, and tells what its tests say through a
 //! shared folder. Which kernel it is, and where it comes from, is for `cargo xtask`; the tests are the verb `test`'s.
@@ -73,18 +73,21 @@ pub struct Args {
     /// Where its `vmlinuz` and `lib/modules` are.
     #[arg(long)]
     kernel: PathBuf,
-    /// The daemon.
+    /// The daemon, or a program of unit tests.
     #[arg(long)]
     binary: PathBuf,
+    /// It is a program of unit tests.
+    #[arg(long)]
+    unit: bool,
     /// Where logs of tests that fail, and what the kernel says, are kept.
     #[arg(long)]
     logs: PathBuf,
-    /// Arguments of the verb `test`.
+    /// Arguments of the verb `test`, or of that program.
     #[arg(last = true)]
     test: Vec<String>,
 }
 
-/// Runs the verb `test` on the kernel.
+/// Runs the verb `test`, or unit tests, on the kernel.
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
     sandbox::supervised(|sandbox| {
         let Args { release, logs, .. } = args;
@@ -186,6 +189,10 @@ fn guest(args: &Args) -> Result<String> {
     let exports: String =
         environment.iter().map(|(name, value)| format!("export {name}={}\n", quoted(value))).collect();
     let arguments: String = args.test.iter().map(|argument| format!(" {}", quoted(argument))).collect();
+    let tests = match args.unit {
+        true => format!("ambit{arguments} >&2"),
+        false => format!("harness test --binary /run/programs/ambit --logs {logs}{arguments}"),
+    };
     Ok(format!(
         "set -e\n\
          trap 'echo b >/proc/sysrq-trigger' EXIT\n\
@@ -205,7 +212,7 @@ fn guest(args: &Args) -> Result<String> {
          ulimit -n 65536\n\
          echo \"==> Linux $(uname -r) is up\" >&2\n\
          code=0\n\
-         /run/programs/harness test --binary /run/programs/ambit --logs {logs}{arguments} || code=$?\n\
+         /run/programs/{tests} || code=$?\n\
          echo $code >{SHARED}/{RESULT}\n"
     ))
 }

@@ -97,21 +97,40 @@ async fn a_server_that_waits_for_no_preface_is_still_judged_by_streams() {
     assert_eq!(refused.status(), StatusCode::FORBIDDEN);
 }
 
-#[tokio::test]
-async fn a_stream_that_its_client_resets_is_reset() {
+/// A request whose head the application has, with both ends of what follows.
+struct Begun {
+    _client: client::SendRequest<Bytes>,
+    answer: client::ResponseFuture,
+    up: h2::SendStream<Bytes>,
+    application: server::Connection<TcpStream, Bytes>,
+    request: Request<h2::RecvStream>,
+    respond: server::SendResponse<Bytes>,
+}
+
+async fn begin() -> Begun {
     let Pair { client, server, .. } = pair_under(no_admin()).await;
     let (mut client, connection) = client::handshake(client).await.unwrap();
     tokio::spawn(connection);
-    let request = Request::get("http://cart/wait").body(()).unwrap();
-    let (_answer, mut up) = client.send_request(request, false).unwrap();
+    let request = Request::post("http://cart/upload").body(()).unwrap();
+    let (answer, up) = client.send_request(request, false).unwrap();
     let (socket, _) = server.accept().await.unwrap();
-    let mut connection = server::handshake::<_>(socket).await.unwrap();
-    let (_request, mut respond) = timeout(SOON, connection.accept()).await.unwrap().unwrap().unwrap();
+    let mut application = server::handshake(socket).await.unwrap();
+    let (request, respond) = timeout(SOON, application.accept()).await.unwrap().unwrap().unwrap();
+    Begun { _client: client, answer, up, application, request, respond }
+}
+
+/// More than an application has room for that reads nothing.
+const MUCH: Bytes = Bytes::from_static(&[b'x'; 200_000]);
+
+#[tokio::test]
+async fn a_stream_that_its_client_resets_is_reset() {
+    let Begun { _client, answer: _answer, mut up, mut application, request: _request, mut respond } =
+        begin().await;
     up.send_reset(Code::CANCEL);
     let reset = async {
         tokio::select! {
             code = std::future::poll_fn(|cx| respond.poll_reset(cx)) => code.unwrap(),
-            _ = connection.accept() => panic!("the connection ended"),
+            _ = application.accept() => panic!("the connection ended"),
         }
     };
     assert_eq!(timeout(SOON, reset).await.expect("in time"), Code::CANCEL);
@@ -120,20 +139,13 @@ async fn a_stream_that_its_client_resets_is_reset() {
 /// It may want no more of a request that it has answered (RFC 9113, section 8.1).
 #[tokio::test]
 async fn who_answers_early_has_the_client_stop() {
-    let Pair { client, server, .. } = pair_under(no_admin()).await;
-    let (mut client, connection) = client::handshake(client).await.unwrap();
-    tokio::spawn(connection);
-    let request = Request::post("http://cart/upload").body(()).unwrap();
-    let (answer, mut up) = client.send_request(request, false).unwrap();
-    up.send_data(Bytes::from_static(&[b'x'; 200_000]), false).unwrap();
-    let (socket, _) = server.accept().await.unwrap();
-    let mut connection = server::handshake::<_>(socket).await.unwrap();
-    let (request, mut respond) = timeout(SOON, connection.accept()).await.unwrap().unwrap().unwrap();
+    let Begun { _client, answer, mut up, mut application, request, mut respond } = begin().await;
+    up.send_data(MUCH, false).unwrap();
     let mut down = respond.send_response(Response::new(()), false).unwrap();
     down.send_data(Bytes::from_static(b"enough"), true).unwrap();
     // Its library tells the client to stop.
     drop((request, respond, down));
-    tokio::spawn(async move { while connection.accept().await.is_some() {} });
+    tokio::spawn(async move { while application.accept().await.is_some() {} });
     let answer = timeout(SOON, answer).await.expect("in time").unwrap();
     assert_eq!((answer.status(), &*text(&mut answer.into_body()).await), (StatusCode::OK, "enough"));
     let stopped = timeout(SOON, std::future::poll_fn(|cx| up.poll_reset(cx))).await.expect("in time");
@@ -144,17 +156,10 @@ async fn who_answers_early_has_the_client_stop() {
 #[tokio::test]
 async fn a_request_that_its_client_gives_up_is_reset_though_it_is_stuck() {
     for answered in [None, Some(false), Some(true)] {
-        let Pair { client, server, .. } = pair_under(no_admin()).await;
-        let (mut client, connection) = client::handshake(client).await.unwrap();
-        tokio::spawn(connection);
-        let request = Request::post("http://cart/upload").body(()).unwrap();
-        let (answer, mut up) = client.send_request(request, false).unwrap();
-        up.send_data(Bytes::from_static(&[b'x'; 200_000]), false).unwrap();
-        let (socket, _) = server.accept().await.unwrap();
-        let mut connection = server::handshake::<_>(socket).await.unwrap();
-        let (request, mut respond) = timeout(SOON, connection.accept()).await.unwrap().unwrap().unwrap();
+        let Begun { _client, answer, mut up, mut application, request, mut respond } = begin().await;
+        up.send_data(MUCH, false).unwrap();
         let _down = answered.map(|ended| respond.send_response(Response::new(()), ended).unwrap());
-        let driven = tokio::spawn(async move { while connection.accept().await.is_some() {} });
+        let driven = tokio::spawn(async move { while application.accept().await.is_some() {} });
         let mut body = request.into_body();
         // All that it has room for (RFC 9113, section 6.9.2), and no word that it has more.
         let mut taken = 0;
