@@ -46,6 +46,7 @@ pub(crate) use self::{
     reason::handshake_reason,
     revocation::Revocations,
 };
+use super::secret::Ear;
 use crate::identity::{Clock, Leaf, Svid, TrustBundle};
 
 /// The one application protocol offered and accepted.
@@ -311,6 +312,7 @@ impl Shared {
         config.send_tls13_tickets = 1;
         config.max_early_data_size = 0;
         config.enable_secret_extraction = true;
+        config.key_log = Arc::new(Ear);
         Ok(config)
     }
 
@@ -324,6 +326,7 @@ impl Shared {
         config.enable_sni = false;
         config.enable_early_data = false;
         config.enable_secret_extraction = true;
+        config.key_log = Arc::new(Ear);
         config.resumption = fresh_tickets();
         Ok(config)
     }

@@ -225,8 +225,8 @@ impl Receiver {
         }
         self.hand_over = false;
         if let (Records::Here(opener), Some(offload)) = (&self.opening, share.offload()) {
-            let (sequence, secrets) = opener.keys();
-            if let Some(opening) = offload.receive(tcp, sequence, secrets) {
+            let (sequence, secret) = opener.secret();
+            if let Some(opening) = offload.receive(tcp, sequence, secret) {
                 self.opening = Records::Kernel(opening);
             }
         }
@@ -268,8 +268,8 @@ impl Receiver {
         let (content, len) = kernel::take_record(tcp, room)?;
         match content {
             Some(TlsGetRecordType::Handshake) => {
-                if let Some((sequence, secrets)) = keys.handshake_message(&room[..len])? {
-                    opening.renew(tcp, sequence, &secrets)?;
+                if keys.handshake_message(&room[..len])? {
+                    opening.renew(tcp)?;
                 }
             }
             Some(TlsGetRecordType::Alert) => self.closed = is_end(&room[..len])?,
@@ -355,10 +355,8 @@ impl Receiver {
             match content {
                 ContentType::Data => self.plain = start..start + plain,
                 ContentType::Handshake => {
-                    if let Some((sequence, secrets)) =
-                        keys.handshake_message(&buffer[start..start + plain])?
-                    {
-                        *opener = Opener::new(sequence, secrets)?;
+                    if keys.handshake_message(&buffer[start..start + plain])? {
+                        opener.renew()?;
                     }
                 }
                 ContentType::Alert => self.closed = is_end(&buffer[start..start + plain])?,
