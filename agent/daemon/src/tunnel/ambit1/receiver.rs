@@ -40,7 +40,8 @@ pub(super) struct Receiver {
     next: usize,
     plain: Range<usize>,
     pieces: Pieces,
-    control: Option<Control>,
+    /// On the heap, as it is seldom there.
+    control: Option<Box<Control>>,
     closed: bool,
     waiting: Waiting,
 }
@@ -88,7 +89,7 @@ impl Receiver {
                 return Poll::Ready(Ok(Some(Received::Data)));
             }
             if let Some(control) = self.control.take() {
-                return Poll::Ready(Ok(Some(Received::Control(control))));
+                return Poll::Ready(Ok(Some(Received::Control(*control))));
             }
             let more = self.open(keys)?;
             if !self.pieces.is_empty() || self.control.is_some() {
@@ -164,7 +165,7 @@ impl Receiver {
             }
             loop {
                 let Ok(more) = self.open(keys) else { return false };
-                match self.control.take() {
+                match self.control.take().as_deref() {
                     _ if !self.pieces.is_empty() => return false,
                     Some(Control::Ping) => {}
                     Some(_) => return false,
@@ -376,7 +377,7 @@ impl Receiver {
             match event {
                 Some(Event::Data(data)) => self.pieces.push(&(end - data.len()..end)),
                 // Data before a control frame is delivered first: it stands in `pieces`.
-                Some(Event::Control(control)) => self.control = Some(control),
+                Some(Event::Control(control)) => self.control = Some(Box::new(control)),
                 None => {}
             }
             self.plain.start = end;
