@@ -17,7 +17,7 @@ use super::{
     admission::Place,
     describe, distrusted, facts,
     order::{Arrivals, Turn},
-    requests, unconnected,
+    requests, unboxed, unconnected,
     waiting::{admit, refuse},
     within,
 };
@@ -80,7 +80,7 @@ pub(super) async fn carry<D: Dial>(
     arrival: Box<Arrival>,
     arrivals: &Arrivals,
 ) {
-    let Arrival { client, source, destination, order, place } = *arrival;
+    let Arrival { client, source, destination, order, place } = unboxed(arrival);
     // Plaintext keeps the order of connections; streams of a tunnel have numbers of their own.
     let turn = arrivals.turn(source.0.ip(), destination.0.port(), order);
     let called = Called::known(&shared.feed.world(), source, destination, pod.pod.uid());

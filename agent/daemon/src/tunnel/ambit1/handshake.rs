@@ -111,7 +111,7 @@ trait Side {
 
     fn process<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
     fn state(&self) -> &CommonState;
-    fn keys(self, secrets: Secrets) -> Result<(Sealer, Opener, Tickets), TunnelError>;
+    fn keys(self: Box<Self>, secrets: Secrets) -> Result<(Sealer, Opener, Tickets), TunnelError>;
 }
 
 impl Side for UnbufferedClientConnection {
@@ -125,7 +125,7 @@ impl Side for UnbufferedClientConnection {
         self
     }
 
-    fn keys(self, secrets: Secrets) -> Result<(Sealer, Opener, Tickets), TunnelError> {
+    fn keys(self: Box<Self>, secrets: Secrets) -> Result<(Sealer, Opener, Tickets), TunnelError> {
         let (ExtractedSecrets { tx, rx }, kernel) = self.dangerous_into_kernel_connection()?;
         let (own, peer) = secrets.behind(&tx.1, &rx.1)?;
         Ok((Sealer::new(tx.0, own)?, Opener::new(rx.0, peer)?, Tickets::Taken(Box::new(kernel))))
@@ -143,7 +143,7 @@ impl Side for UnbufferedServerConnection {
         self
     }
 
-    fn keys(self, secrets: Secrets) -> Result<(Sealer, Opener, Tickets), TunnelError> {
+    fn keys(self: Box<Self>, secrets: Secrets) -> Result<(Sealer, Opener, Tickets), TunnelError> {
         let (ExtractedSecrets { tx, rx }, _) = self.dangerous_into_kernel_connection()?;
         let (peer, own) = secrets.behind(&rx.1, &tx.1)?;
         Ok((Sealer::new(tx.0, own)?, Opener::new(rx.0, peer)?, Tickets::Given))
