@@ -58,12 +58,15 @@ impl FromStr for TrustDomain {
 
 /// A workload identity of exactly the form `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`: a SPIFFE ID
 /// (SPIFFE-ID specification, section 2) with the path that Istio gives to a service account. `Display` prints the URI,
-/// `FromStr` takes nothing but it.
+/// `FromStr` takes nothing but it. As long as a pointer: every connection has two.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SpiffeId {
+pub struct SpiffeId(Arc<SpiffeIdParts>);
+
+#[derive(PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct SpiffeIdParts {
     trust_domain: TrustDomain,
-    namespace: Arc<str>,
-    service_account: Arc<str>,
+    namespace: Box<str>,
+    service_account: Box<str>,
 }
 
 impl SpiffeId {
@@ -80,28 +83,30 @@ impl SpiffeId {
                 return Err(ParseSpiffeIdError::Segment(part.chars().take(256).collect()));
             }
         }
-        Ok(Self { trust_domain, namespace: namespace.into(), service_account: service_account.into() })
+        let (namespace, service_account) = (namespace.into(), service_account.into());
+        Ok(Self(Arc::new(SpiffeIdParts { trust_domain, namespace, service_account })))
     }
 
     /// The trust domain.
     pub fn trust_domain(&self) -> &TrustDomain {
-        &self.trust_domain
+        &self.0.trust_domain
     }
 
     /// The Kubernetes namespace.
     pub fn namespace(&self) -> &str {
-        &self.namespace
+        &self.0.namespace
     }
 
     /// The Kubernetes service account.
     pub fn service_account(&self) -> &str {
-        &self.service_account
+        &self.0.service_account
     }
 }
 
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "spiffe://{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+        let SpiffeIdParts { trust_domain, namespace, service_account } = &*self.0;
+        write!(f, "spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}")
     }
 }
 

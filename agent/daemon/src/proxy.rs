@@ -191,8 +191,7 @@ impl Proxy {
     pub(crate) async fn follow_trust(&self) {
         let Shared { wallet, pool, .. } = &*self.0;
         let mut trust = wallet.subscribe();
-        loop {
-            trust.changed().await;
+        while trust.changed().await.is_ok() {
             pool.sweep(|key, peer| wallet.recheck(&key.own, peer).is_ok());
         }
     }
@@ -269,6 +268,12 @@ struct Placed {
     place: Place,
 }
 
+/// What is in a box, whose room is free from then on. One that is emptied where it stands keeps its room to the end of its scope.
+#[allow(clippy::boxed_local, reason = "the box is what it is about")]
+fn unboxed<T>(boxed: Box<T>) -> T {
+    *boxed
+}
+
 /// One of our pods, as its connections know it.
 struct Pod<D> {
     pod: Arc<D>,
@@ -301,7 +306,7 @@ impl<D> Pod<D> {
     /// Ends once the verdict on a live connection has turned to a refusal, or `also` refuses it.
     async fn until_denied(
         &self,
-        facts: Facts<'_>,
+        facts: &Facts<'_>,
         meta: &Meta,
         telemetry: &Telemetry,
         also: impl Fn(&WorkloadPolicy) -> Result<(), Refusal>,
@@ -311,9 +316,9 @@ impl<D> Pod<D> {
         loop {
             let policy = follow.borrow_and_update().clone();
             if before.is_none_or(|before| !before.rehearses_as(&policy)) {
-                rehearse(&policy, &facts, meta, telemetry);
+                rehearse(&policy, facts, meta, telemetry);
             }
-            let verdict = allowed(policy::decide(&policy, &facts)).and_then(|()| also(&policy));
+            let verdict = allowed(policy::decide(&policy, facts)).and_then(|()| also(&policy));
             if let Err(refusal) = verdict {
                 return refusal;
             }

@@ -10,6 +10,7 @@ mod kernel;
 mod origination;
 mod plain;
 mod pool;
+mod secret;
 pub(crate) mod session;
 mod socket;
 mod splice;

@@ -94,7 +94,7 @@ struct Shared {
     schedule: Mutex<Schedule>,
     /// The schedule changed from outside.
     wake: Notify,
-    /// Grows when the trust bundle of an identity has changed.
+    /// Grows when the trust bundle of an identity has changed, or what else peers are judged by.
     trust: watch::Sender<u64>,
     issued: AtomicU64,
     failed: AtomicU64,
@@ -193,9 +193,16 @@ impl KeyStore {
         slot.svid.load().as_ref().map(|svid| svid.trust.clone())
     }
 
-    /// A number that grows whenever an identity trusts other roots than before, published after the roots themselves.
+    /// A number that grows whenever an identity trusts other roots than before, published after the roots themselves, and by
+    /// [`Self::revise`]. It begins with 1.
     pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
         self.0.shared.trust.subscribe()
+    }
+
+    /// Tells the same of what else peers are judged by, once it has changed: who follows both, as every connection does, follows one
+    /// number.
+    pub(crate) fn revise(&self) {
+        self.0.shared.trust.send_modify(|generation| *generation += 1);
     }
 
     /// How attempts have ended since the start.

@@ -15,7 +15,7 @@ use super::{
     describe, distrusted,
     outbound::{CONNECT, Call, Way, is_itself},
     sessions::Opened,
-    unconnected, within,
+    unboxed, unconnected, within,
 };
 use crate::{
     capture::{Dial, bound_buffers, end_cleanly},
@@ -58,7 +58,7 @@ impl<D: Dial> Call<'_, D> {
         endpoint: &Endpoint,
         order: Order,
     ) -> Carried {
-        let opened = Box::pin(self.opened(*placed, client, endpoint, order)).await?;
+        let opened = Box::pin(self.opened(unboxed(placed), client, endpoint, order)).await?;
         let Some(Opened { app, place: _place, mut stream, peer, connection }) = opened else { return Ok(()) };
         let ended = select! {
             ended = self.exchanged(app, &mut stream, &connection) => ended,
@@ -87,7 +87,9 @@ impl<D: Dial> Call<'_, D> {
             let dial = self.pod.pod.dial_plain(self.routed.source.ip(), resolver);
             within(CONNECT, dial).await.map_err(|error| unconnected("the resolver", resolver, &error))
         };
-        let Some((app, place, mut server)) = self.reached(*placed, dial).await? else { return Ok(()) };
+        let Some((app, place, mut server)) = self.reached(unboxed(placed), dial).await? else {
+            return Ok(());
+        };
         bound_buffers(&server, place.buffers());
         let connection = self.shared.telemetry.open(describe::outbound(self.routed, None));
         let ended = self.exchanged(app, &mut server, &connection).await;

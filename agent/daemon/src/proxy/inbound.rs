@@ -17,7 +17,7 @@ use super::{
     admission::Place,
     describe, distrusted, facts,
     order::{Arrivals, Turn},
-    requests, unconnected,
+    requests, unboxed, unconnected,
     waiting::{admit, refuse},
     within,
 };
@@ -80,7 +80,7 @@ pub(super) async fn carry<D: Dial>(
     arrival: Box<Arrival>,
     arrivals: &Arrivals,
 ) {
-    let Arrival { client, source, destination, order, place } = *arrival;
+    let Arrival { client, source, destination, order, place } = unboxed(arrival);
     // Plaintext keeps the order of connections; streams of a tunnel have numbers of their own.
     let turn = arrivals.turn(source.0.ip(), destination.0.port(), order);
     let called = Called::known(&shared.feed.world(), source, destination, pod.pod.uid());
@@ -101,7 +101,8 @@ pub(super) async fn carry<D: Dial>(
     // On the heap while it lasts: a connection lives long, and what it is at first is big.
     match place.begin(Box::pin(call.begin(client, turn))).await {
         Ok(Begun::Tunnel(session)) => call.tunnel(session, &place).await,
-        Ok(Begun::Plaintext(client, app)) => call.plaintext(client, app).await,
+        // On the heap by itself: it is big, and a tunnel needs no room for it.
+        Ok(Begun::Plaintext(client, app)) => Box::pin(call.plaintext(client, app)).await,
         Ok(Begun::Gone) => {}
         Err(refusal) => call.refuse(&refusal),
     }
@@ -202,8 +203,7 @@ impl<D: Dial> Call<'_, D> {
     async fn plaintext(&self, client: TcpStream, app: TcpStream) {
         let connection = self.shared.telemetry.open(describe::inbound(self.called, None, None));
         let leg = Plain::new(client, self.pod.share.clone());
-        // On the heap: it is big, and lasts.
-        let (ended, _leg) = Box::pin(self.carried(None, &connection).carry(app, leg)).await;
+        let (ended, _leg) = self.carried(None, &connection).carry(app, leg).await;
         match ended {
             Ok(()) => connection.finish(&Ending::Closed),
             // A reset is all that this peer can be told.

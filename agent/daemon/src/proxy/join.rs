@@ -20,7 +20,7 @@ use super::{
     describe, distrusted, inbound,
     inbound::Called,
     neighbours::Neighbour,
-    outbound, party,
+    outbound, party, unboxed,
     waiting::{admit, unless_given_up},
 };
 use crate::{
@@ -71,7 +71,7 @@ pub(super) async fn carry<D: Dial>(
         let pressure = shared.memory.borrow().pressure;
         (called, neighbour.lane.enter(party(&world, source.ip()), pressure))
     };
-    let Placed { client: app, place: near_place } = *placed;
+    let Placed { client: app, place: near_place } = unboxed(placed);
     let (Some(workload), Ok(far_place)) = (&called.workload, &place) else {
         let text = "the called pod is not known at the address that was called";
         let refusal = place.err().unwrap_or_else(|| Refusal::new(Reason::NotReady, text));

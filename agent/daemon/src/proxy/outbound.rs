@@ -20,7 +20,7 @@ use super::{
     order::Numbers,
     pressure::Broken,
     relay::{Meter, Relay},
-    requests, unconnected,
+    requests, unboxed, unconnected,
     waiting::{admit, refuse, unless_given_up},
     within,
 };
@@ -179,23 +179,23 @@ impl<D: Dial> Call<'_, D> {
                 return self.tunnel_by_rule(placed, client, endpoint, *order, rule).await;
             }
             Way::Tunnel(client, endpoint, _) if is_itself(client, &endpoint.workload) => {
-                return self.to_itself(*placed, client, endpoint).await;
+                return self.to_itself(unboxed(placed), client, endpoint).await;
             }
             Way::Tunnel(client, endpoint, order) => {
                 return self.tunnel(placed, client, endpoint, *order).await;
             }
             Way::Plain(endpoint) if let Some(rule) = &endpoint.rule => {
-                return Box::pin(self.governed(*placed, endpoint, rule)).await;
+                return Box::pin(self.governed(unboxed(placed), endpoint, rule)).await;
             }
             Way::Plain(endpoint) => {
-                return self.plain(*placed, "the destination", endpoint.addr.0, None).await;
+                return self.plain(unboxed(placed), "the destination", endpoint.addr.0, None).await;
             }
             Way::Passthrough => {
-                return self.plain(*placed, "the destination", routed.original_dst.0, None).await;
+                return self.plain(unboxed(placed), "the destination", routed.original_dst.0, None).await;
             }
-            Way::Observed => return Box::pin(self.observed(*placed)).await,
+            Way::Observed => return Box::pin(self.observed(unboxed(placed))).await,
             Way::ByName(refusal) => {
-                let Placed { client, place } = *placed;
+                let Placed { client, place } = unboxed(placed);
                 Box::pin(self.by_name(client, refusal, place)).await;
             }
             Way::Resolve(_) => self.refuse(placed.client, &unknown_client()),

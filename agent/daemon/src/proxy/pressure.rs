@@ -3,7 +3,7 @@
 //! connections that live as well. When that is not enough, no more connections are taken but the few that every pod may have, and
 //! the pod whose connections hold most loses some of those that are stuck: the whole agent would go otherwise.
 
-use std::{mem, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use ambit_core::reason::{Reason, Refusal};
 use tokio::{
@@ -123,9 +123,9 @@ impl Shared {
                 _ = memory.changed() => {}
                 () = Box::pin(sleep_until(looks.next)) => {
                     relay.adopt_patience(pod);
-                    if looks.looked(relay.moved()) {
-                        relay.rest();
-                    }
+                    // Whether anything passes or not: big keys are made anew in less time than a message takes, once a second at most.
+                    relay.rest();
+                    looks.looked(relay.moved());
                     continue;
                 }
             }
@@ -191,7 +191,6 @@ struct Looks {
     next: Instant,
     pause: Duration,
     moved: u64,
-    first: bool,
 }
 
 const FIRST_LOOK: Duration = Duration::from_millis(100);
@@ -199,17 +198,13 @@ const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(64)];
 
 impl Looks {
     fn new(now: Instant) -> Self {
-        Self { next: now + FIRST_LOOK, pause: PAUSES[0], moved: 0, first: true }
+        Self { next: now + FIRST_LOOK, pause: PAUSES[0], moved: 0 }
     }
 
-    /// Answers whether it is to rest: nothing has passed since the look before, or this is the first. What is big and was needed
-    /// to begin should not lie about for longer between what stays, and having it made once more costs less than a message.
-    fn looked(&mut self, moved: u64) -> bool {
-        let rests = moved == self.moved;
-        self.pause = if rests { (self.pause * 2).min(PAUSES[1]) } else { PAUSES[0] };
+    fn looked(&mut self, moved: u64) {
+        self.pause = if moved == self.moved { (self.pause * 2).min(PAUSES[1]) } else { PAUSES[0] };
         self.moved = moved;
         self.next += self.pause;
-        rests | mem::take(&mut self.first)
     }
 }
 
@@ -218,9 +213,14 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn what_nothing_passes_through_rests() {
+    async fn where_nothing_passes_looks_are_seldom() {
         let mut looks = Looks::new(Instant::now());
-        assert_eq!([5, 5, 5, 6, 6].map(|moved| looks.looked(moved)), [true, true, true, false, true]);
+        let pauses = [5, 5, 5, 6, 6].map(|moved| {
+            let before = looks.next;
+            looks.looked(moved);
+            (looks.next - before).as_secs()
+        });
+        assert_eq!(pauses, [1, 2, 4, 1, 2]);
     }
 
     #[test]

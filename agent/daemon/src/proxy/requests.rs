@@ -41,18 +41,18 @@ pub(super) struct Call<'a, D> {
 impl<D: Dial> Call<'_, D> {
     /// Carries it to its end, or until policy refuses what it carries.
     pub(super) async fn carry<L: Leg>(&self, app: TcpStream, mut leg: L) -> (Result<(), Cut>, L) {
-        let policy = self.pod.policy.borrow().clone();
-        match policy::outlook(&policy, &self.facts) {
+        let outlook = policy::outlook(&self.pod.policy.borrow(), &self.facts);
+        match outlook {
             Outlook::Same(Decision::Deny(refusal)) => (Err(Cut::here(refusal)), leg),
             Outlook::Same(Decision::Allow) if !self.wants_requests() => {
-                self.relay(app, leg, self.facts, Looked::Not).await
+                self.relay(app, leg, &self.facts, &Looked::Not).await
             }
             _ => match Box::pin(self.looked_at(&app, &mut leg)).await {
                 Ok(Looked::Requests) => (Ok(()), leg),
                 Ok(looked @ (Looked::Other { .. } | Looked::Not)) => {
                     let sni = looked.server_name().map(str::to_owned);
                     let facts = Facts { sni: sni.as_deref(), admitted: looked.admitted(), ..self.facts };
-                    self.relay(app, leg, facts, looked).await
+                    self.relay(app, leg, &facts, &looked).await
                 }
                 Err(cut) => (Err(cut), leg),
             },
@@ -141,8 +141,8 @@ impl<D: Dial> Call<'_, D> {
         &self,
         app: TcpStream,
         leg: L,
-        facts: Facts<'_>,
-        looked: Looked,
+        facts: &Facts<'_>,
+        looked: &Looked,
     ) -> (Result<(), Cut>, L) {
         let Self { shared, pod, connection, .. } = self;
         let mut relay = Relay::new(app, leg);

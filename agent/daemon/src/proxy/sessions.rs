@@ -16,7 +16,7 @@ use super::{
     describe, distrusted,
     outbound::{CONNECT, Call, Outbound},
     relay::Relay,
-    unconnected,
+    unboxed, unconnected,
     waiting::{admit, unless_given_up},
     within,
 };
@@ -51,7 +51,7 @@ impl<D: Dial> Call<'_, D> {
         order: Order,
     ) -> Carried {
         // On the heap while it lasts: a connection lives long, and dialling and the handshake are big.
-        let opened = Box::pin(self.opened(*placed, client, endpoint, order)).await?;
+        let opened = Box::pin(self.opened(unboxed(placed), client, endpoint, order)).await?;
         let Some(Opened { app, place: _place, stream, peer, connection }) = opened else { return Ok(()) };
         let mut relay = Relay::new(app, stream);
         let meter = Outbound(&connection);

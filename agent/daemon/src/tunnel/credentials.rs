@@ -16,7 +16,7 @@ use ambit_core::{
 };
 use arc_swap::ArcSwap;
 use rustls_pki_types::CertificateDer;
-use tokio::{select, sync::watch};
+use tokio::sync::watch;
 
 use self::peers::Peers;
 use super::{
@@ -39,8 +39,6 @@ struct Shared {
     made: Mutex<HashMap<SpiffeId, Arc<Credentials>>>,
     peers: Peers,
     rules: ArcSwap<PeerRules>,
-    /// Grows with every change of the rules, after the rules themselves.
-    revised: watch::Sender<u64>,
 }
 
 impl Wallet {
@@ -53,7 +51,6 @@ impl Wallet {
             made: Mutex::default(),
             peers: Peers::default(),
             rules: ArcSwap::default(),
-            revised: watch::Sender::new(0),
         };
         Self(Arc::new(shared))
     }
@@ -97,7 +94,7 @@ impl Wallet {
         self.0
             .rules
             .rcu(|rules| PeerRules { revocations: revocations.clone(), federation: federation(rules) });
-        self.0.revised.send_modify(|revision| *revision += 1);
+        self.0.keys.revise();
     }
 
     /// Makes `roots` what identities of the foreign trust domain `domain` are judged by. The error says which root cannot be
@@ -114,7 +111,7 @@ impl Wallet {
             let federation = federation.map_or_else(|_| rules.federation.clone(), Arc::new);
             PeerRules { revocations: rules.revocations.clone(), federation }
         });
-        self.0.revised.send_modify(|revision| *revision += 1);
+        self.0.keys.revise();
         Ok(())
     }
 
@@ -124,7 +121,7 @@ impl Wallet {
             revocations: rules.revocations.clone(),
             federation: Arc::new(rules.federation.without(domain)),
         });
-        self.0.revised.send_modify(|revision| *revision += 1);
+        self.0.keys.revise();
     }
 
     /// Who the peer of a finished handshake with `held` is, resumed or not: see [`tls::peer_identity`].
@@ -196,19 +193,21 @@ impl Wallet {
             if let Err(refused) = self.recheck(own, peer) {
                 return refused;
             }
-            trust.changed().await;
+            if trust.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
         }
     }
 
     /// Tells of changed roots and rules.
-    pub(crate) fn subscribe(&self) -> TrustChanges {
-        TrustChanges { roots: self.0.keys.subscribe(), rules: self.0.revised.subscribe() }
+    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.0.keys.subscribe()
     }
 
     /// Taken before roots and revocations are read, so that a change in between is judged again.
     fn generation(&self) -> u64 {
         // The store begins with 1, so that no generation is 0, which a new connection has.
-        *self.0.keys.subscribe().borrow() + *self.0.revised.borrow()
+        *self.0.keys.subscribe().borrow()
     }
 }
 
@@ -223,25 +222,6 @@ impl Deref for Held {
 
     fn deref(&self) -> &Credentials {
         &self.credentials
-    }
-}
-
-/// Changes of what peers are judged by.
-pub(crate) struct TrustChanges {
-    roots: watch::Receiver<u64>,
-    rules: watch::Receiver<u64>,
-}
-
-impl TrustChanges {
-    /// Waits for the next change; for ever if there can be none. Cancel safe.
-    pub(crate) async fn changed(&mut self) {
-        let ended = select! {
-            changed = self.roots.changed() => changed.is_err(),
-            changed = self.rules.changed() => changed.is_err(),
-        };
-        if ended {
-            std::future::pending::<()>().await;
-        }
     }
 }
 

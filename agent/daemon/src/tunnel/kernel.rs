@@ -8,7 +8,7 @@
 mod probe;
 
 use std::{
-    fmt, io,
+    fmt, io, mem,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -18,7 +18,6 @@ use nix::{
     libc,
     sys::socket::{TlsGetRecordType, sockopt::TlsCryptoInfo},
 };
-use rustls::ConnectionTrafficSecrets;
 use tokio::{
     io::Interest,
     net::TcpStream,
@@ -27,7 +26,10 @@ use tokio::{
 use zeroize::Zeroize as _;
 
 pub(crate) use self::probe::{Ability, probe};
-use super::TunnelError;
+use super::{
+    TunnelError,
+    secret::{Cipher, TrafficKeys, TrafficSecret},
+};
 use crate::{
     capture::{
         attach_tls, next_opened, next_sealed, open_by_kernel, receive_record, seal_by_kernel, send_record,
@@ -70,25 +72,15 @@ impl Offload {
     }
 
     /// Hands over what is sent from now on: record `sequence` is the next one. TCP must have got all that was sealed before.
-    pub(super) fn send(
-        &self,
-        tcp: &TcpStream,
-        sequence: u64,
-        secrets: &ConnectionTrafficSecrets,
-    ) -> Option<Outgoing> {
-        let handed_over = Outgoing::new(tcp, self.ability, sequence, secrets);
+    pub(super) fn send(&self, tcp: &TcpStream, sequence: u64, secret: &TrafficSecret) -> Option<Outgoing> {
+        let handed_over = Outgoing::new(tcp, self.ability, sequence, secret);
         self.counts.sending.tell(handed_over.is_ok());
         handed_over.inspect_err(|error| self.refused("that a tunnel sends", error)).ok()
     }
 
     /// Hands over what is received: the next byte begins record `sequence`.
-    pub(super) fn receive(
-        &self,
-        tcp: &TcpStream,
-        sequence: u64,
-        secrets: &ConnectionTrafficSecrets,
-    ) -> Option<Opening> {
-        let handed_over = Opening::new(tcp, self.ability, sequence, secrets);
+    pub(super) fn receive(&self, tcp: &TcpStream, sequence: u64, secret: &TrafficSecret) -> Option<Opening> {
+        let handed_over = Opening::new(tcp, self.ability, sequence, secret);
         self.counts.receiving.tell(handed_over.is_ok());
         handed_over.inspect_err(|error| self.refused("that a tunnel receives", error)).ok()
     }
@@ -110,8 +102,10 @@ pub(super) struct Outgoing {
     /// The number of the first record under the keys in force, and how many there have been since, at most.
     first: u64,
     sealed: u64,
-    /// The next keys, for when the peer has been told.
-    next: Option<Box<(u64, ConnectionTrafficSecrets)>>,
+    /// What the keys in force are made of.
+    secret: TrafficSecret,
+    /// The peer is about to be told new ones.
+    renewing: bool,
     look: Option<Look>,
 }
 
@@ -130,17 +124,9 @@ impl fmt::Debug for Outgoing {
 }
 
 impl Outgoing {
-    fn new(
-        tcp: &TcpStream,
-        ability: Ability,
-        sequence: u64,
-        secrets: &ConnectionTrafficSecrets,
-    ) -> io::Result<Self> {
+    fn new(tcp: &TcpStream, ability: Ability, sequence: u64, secret: &TrafficSecret) -> io::Result<Self> {
         let before = taken_by_tcp(tcp)?;
-        let mut cipher = crypto_info(sequence, secrets)?;
-        let taken = seal_by_kernel(tcp, &cipher);
-        wipe(&mut cipher);
-        taken?;
+        let cipher = handed_over(sequence, secret, |keys| seal_by_kernel(tcp, keys))?;
         Ok(Self {
             ability,
             cipher,
@@ -149,7 +135,8 @@ impl Outgoing {
             records: 0,
             first: sequence,
             sealed: sequence,
-            next: None,
+            secret: secret.clone(),
+            renewing: false,
             look: None,
         })
     }
@@ -196,20 +183,19 @@ impl Outgoing {
     }
 
     /// Has the keys follow that the peer is about to be told.
-    pub(super) fn renew(&mut self, sequence: u64, secrets: ConnectionTrafficSecrets) {
-        self.next = Some(Box::new((sequence, secrets)));
+    pub(super) fn renew(&mut self) {
+        self.renewing = true;
     }
 
     /// Goes on with the next keys, if the peer has been told of any.
     pub(super) fn renewed(&mut self, tcp: &TcpStream) -> Result<(), TunnelError> {
-        let Some(next) = self.next.take() else { return Ok(()) };
-        let (sequence, secrets) = *next;
+        if !mem::take(&mut self.renewing) {
+            return Ok(());
+        }
         self.records += next_sealed(tcp, &self.cipher)? - self.first;
-        let mut keys = crypto_info(sequence, &secrets)?;
-        let taken = seal_by_kernel(tcp, &keys);
-        wipe(&mut keys);
-        taken.map_err(TunnelError::Keys)?;
-        (self.first, self.sealed) = (sequence, sequence);
+        self.secret = self.secret.next()?;
+        handed_over(0, &self.secret, |keys| seal_by_kernel(tcp, keys)).map_err(TunnelError::Keys)?;
+        (self.first, self.sealed) = (0, 0);
         Ok(())
     }
 
@@ -251,37 +237,30 @@ impl Outgoing {
 }
 
 /// What is received through a socket whose records the kernel opens.
-#[derive(Debug)]
 pub(super) struct Opening {
     ability: Ability,
     cipher: TlsCryptoInfo,
+    /// What the keys in force are made of.
+    secret: TrafficSecret,
+}
+
+impl fmt::Debug for Opening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opening").field("ability", &self.ability).finish_non_exhaustive()
+    }
 }
 
 impl Opening {
-    fn new(
-        tcp: &TcpStream,
-        ability: Ability,
-        sequence: u64,
-        secrets: &ConnectionTrafficSecrets,
-    ) -> io::Result<Self> {
-        let mut cipher = crypto_info(sequence, secrets)?;
-        let taken = open_by_kernel(tcp, &cipher);
-        wipe(&mut cipher);
-        taken?;
-        Ok(Self { ability, cipher })
+    fn new(tcp: &TcpStream, ability: Ability, sequence: u64, secret: &TrafficSecret) -> io::Result<Self> {
+        let cipher = handed_over(sequence, secret, |keys| open_by_kernel(tcp, keys))?;
+        Ok(Self { ability, cipher, secret: secret.clone() })
     }
 
     /// Goes on with the keys that the peer has told.
-    pub(super) fn renew(
-        &mut self,
-        tcp: &TcpStream,
-        sequence: u64,
-        secrets: &ConnectionTrafficSecrets,
-    ) -> Result<(), TunnelError> {
-        let mut keys = crypto_info(sequence, secrets)?;
-        let taken = open_by_kernel(tcp, &keys);
-        wipe(&mut keys);
-        taken.map_err(TunnelError::Keys)
+    pub(super) fn renew(&mut self, tcp: &TcpStream) -> Result<(), TunnelError> {
+        self.secret = self.secret.next()?;
+        let taken = handed_over(0, &self.secret, |keys| open_by_kernel(tcp, keys));
+        taken.map(drop).map_err(TunnelError::Keys)
     }
 
     /// Records under the keys in force, where these are the last ones.
@@ -317,42 +296,49 @@ pub(super) fn failed(error: io::Error) -> TunnelError {
     }
 }
 
+/// Has the kernel take the keys that are made of `secret`; answers with the cipher, its keys wiped out.
+fn handed_over(
+    sequence: u64,
+    secret: &TrafficSecret,
+    take: impl FnOnce(&TlsCryptoInfo) -> io::Result<()>,
+) -> io::Result<TlsCryptoInfo> {
+    let keys = secret.keys().map_err(io::Error::other)?;
+    let mut info = crypto_info(sequence, &keys)?;
+    let taken = take(&info);
+    wipe(&mut info);
+    taken.map(|()| info)
+}
+
 /// Keys as the kernel takes them: AES-GCM's nonce in two parts, the salt in front.
-fn crypto_info(sequence: u64, secrets: &ConnectionTrafficSecrets) -> io::Result<TlsCryptoInfo> {
+fn crypto_info(sequence: u64, keys: &TrafficKeys) -> io::Result<TlsCryptoInfo> {
     let rec_seq = sequence.to_be_bytes();
     let info = |cipher_type| libc::tls_crypto_info { version: libc::TLS_1_3_VERSION, cipher_type };
     let fits = |_| io::Error::from(io::ErrorKind::InvalidData);
-    Ok(match secrets {
-        ConnectionTrafficSecrets::Aes128Gcm { key, iv } => {
-            let (salt, iv) = iv.as_ref().split_at(4);
-            TlsCryptoInfo::Aes128Gcm(libc::tls12_crypto_info_aes_gcm_128 {
-                info: info(libc::TLS_CIPHER_AES_GCM_128),
-                iv: iv.try_into().map_err(fits)?,
-                key: key.as_ref().try_into().map_err(fits)?,
-                salt: salt.try_into().map_err(fits)?,
-                rec_seq,
-            })
-        }
-        ConnectionTrafficSecrets::Aes256Gcm { key, iv } => {
-            let (salt, iv) = iv.as_ref().split_at(4);
-            TlsCryptoInfo::Aes256Gcm(libc::tls12_crypto_info_aes_gcm_256 {
-                info: info(libc::TLS_CIPHER_AES_GCM_256),
-                iv: iv.try_into().map_err(fits)?,
-                key: key.as_ref().try_into().map_err(fits)?,
-                salt: salt.try_into().map_err(fits)?,
-                rec_seq,
-            })
-        }
-        ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => {
+    let (salt, rest) = keys.iv().split_at(4);
+    Ok(match keys.cipher() {
+        Cipher::Aes128Gcm => TlsCryptoInfo::Aes128Gcm(libc::tls12_crypto_info_aes_gcm_128 {
+            info: info(libc::TLS_CIPHER_AES_GCM_128),
+            iv: rest.try_into().map_err(fits)?,
+            key: keys.key().try_into().map_err(fits)?,
+            salt: salt.try_into().map_err(fits)?,
+            rec_seq,
+        }),
+        Cipher::Aes256Gcm => TlsCryptoInfo::Aes256Gcm(libc::tls12_crypto_info_aes_gcm_256 {
+            info: info(libc::TLS_CIPHER_AES_GCM_256),
+            iv: rest.try_into().map_err(fits)?,
+            key: keys.key().try_into().map_err(fits)?,
+            salt: salt.try_into().map_err(fits)?,
+            rec_seq,
+        }),
+        Cipher::ChaCha20Poly1305 => {
             TlsCryptoInfo::Chacha20Poly1305(libc::tls12_crypto_info_chacha20_poly1305 {
                 info: info(libc::TLS_CIPHER_CHACHA20_POLY1305),
-                iv: iv.as_ref().try_into().map_err(fits)?,
-                key: key.as_ref().try_into().map_err(fits)?,
+                iv: *keys.iv(),
+                key: keys.key().try_into().map_err(fits)?,
                 salt: [],
                 rec_seq,
             })
         }
-        _ => return Err(io::ErrorKind::Unsupported.into()),
     })
 }
 

@@ -48,6 +48,7 @@ use self::{
     federation::Anchors,
     verify::{ClientVerifier, Refusal, ServerVerifier},
 };
+use super::secret::Ear;
 use crate::identity::{Clock, Leaf, Svid, TrustBundle};
 
 /// The one application protocol offered and accepted.
@@ -313,6 +314,7 @@ impl Shared {
         config.send_tls13_tickets = 1;
         config.max_early_data_size = 0;
         config.enable_secret_extraction = true;
+        config.key_log = Arc::new(Ear);
         Ok(config)
     }
 
@@ -326,6 +328,7 @@ impl Shared {
         config.enable_sni = false;
         config.enable_early_data = false;
         config.enable_secret_extraction = true;
+        config.key_log = Arc::new(Ear);
         config.resumption = fresh_tickets();
         Ok(config)
     }

@@ -22,7 +22,7 @@ use crate::{
         describe,
         outbound::{CONNECT, Call, Outbound, Routed, Way, is_itself, unknown_client, unroutable},
         relay::{Meter, Relay},
-        unconnected,
+        unboxed, unconnected,
         waiting::{admit, unless_given_up},
         within,
     },
@@ -115,11 +115,11 @@ impl<D: Dial> Call<'_, D> {
         };
         match permitted.await {
             Ok((None, _slot)) if is_itself(client, &endpoint.workload) => {
-                self.to_itself(*placed, client, endpoint).await
+                self.to_itself(unboxed(placed), client, endpoint).await
             }
             Ok((None, _slot)) => self.tunnel(placed, client, endpoint, order).await,
             Ok((Some(outside), _slot)) => {
-                Box::pin(self.governed_tunnel(*placed, client, endpoint, &outside)).await
+                Box::pin(self.governed_tunnel(unboxed(placed), client, endpoint, &outside)).await
             }
             Err(refusal) => {
                 self.refuse(placed.client, &refusal);

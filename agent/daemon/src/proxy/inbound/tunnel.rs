@@ -41,7 +41,7 @@ impl<D: Dial> Call<'_, D> {
             let outdated = self.shared.wallet.renewed_since(&self.workload.identity, session.since());
             if outdated && patience == TUNNEL_IDLE {
                 patience = LAST_OPEN;
-                if session.go_away().await.is_err() {
+                if Box::pin(session.go_away()).await.is_err() {
                     break None;
                 }
             }
@@ -55,7 +55,7 @@ impl<D: Dial> Call<'_, D> {
                 },
                 Next::Drain => {
                     patience = LAST_OPEN;
-                    match session.go_away().await {
+                    match Box::pin(session.go_away()).await {
                         Ok(()) => continue,
                         Err(_) => break None,
                     }

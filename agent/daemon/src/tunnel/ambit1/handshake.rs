@@ -9,7 +9,7 @@ use std::{
 
 use ambit_core::reason::Reason;
 use rustls::{
-    ClientConfig, CommonState, ServerConfig,
+    ClientConfig, CommonState, ExtractedSecrets, ServerConfig,
     client::{ClientConnectionData, UnbufferedClientConnection},
     pki_types::{CertificateDer, ServerName},
     server::{ServerConnectionData, UnbufferedServerConnection},
@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use super::{
-    link::{Kernel, Link},
+    link::{Link, Tickets},
     record::{ContentType, HEADER_LEN, Opener, Sealer, TRAILER_LEN},
 };
 use crate::{
@@ -30,6 +30,7 @@ use crate::{
     tunnel::{
         TunnelError,
         buffer::{SMALL, Share},
+        secret::Secrets,
         session::PeerFacts,
         tls::{self, ALPN, PeerIdentity},
     },
@@ -91,8 +92,7 @@ async fn run<S: Side>(
     share: &Arc<Share>,
     verify: impl Verify,
 ) -> Result<Box<Link>, TunnelError> {
-    let input = vec![0; FIRST_ROOM];
-    let mut driver = Driver { tcp, side, input, filled: 0, shown: 0, records: 0, output: Vec::new() };
+    let mut driver = Driver::new(tcp, side);
     match timeout(PATIENCE, driver.drive(party, share)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
@@ -111,7 +111,7 @@ trait Side {
 
     fn process<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
     fn state(&self) -> &CommonState;
-    fn keys(self) -> Result<(Sealer, Opener, Kernel), TunnelError>;
+    fn keys(self: Box<Self>, secrets: Secrets) -> Result<(Sealer, Opener, Tickets), TunnelError>;
 }
 
 impl Side for UnbufferedClientConnection {
@@ -125,10 +125,10 @@ impl Side for UnbufferedClientConnection {
         self
     }
 
-    fn keys(self) -> Result<(Sealer, Opener, Kernel), TunnelError> {
-        let (secrets, kernel) = self.dangerous_into_kernel_connection()?;
-        let (tx, rx) = (secrets.tx, secrets.rx);
-        Ok((Sealer::new(tx.0, tx.1)?, Opener::new(rx.0, rx.1)?, Kernel::Client(Box::new(kernel))))
+    fn keys(self: Box<Self>, secrets: Secrets) -> Result<(Sealer, Opener, Tickets), TunnelError> {
+        let (ExtractedSecrets { tx, rx }, kernel) = self.dangerous_into_kernel_connection()?;
+        let (own, peer) = secrets.behind(&tx.1, &rx.1)?;
+        Ok((Sealer::new(tx.0, own)?, Opener::new(rx.0, peer)?, Tickets::Taken(Box::new(kernel))))
     }
 }
 
@@ -143,16 +143,18 @@ impl Side for UnbufferedServerConnection {
         self
     }
 
-    fn keys(self) -> Result<(Sealer, Opener, Kernel), TunnelError> {
-        let (secrets, kernel) = self.dangerous_into_kernel_connection()?;
-        let (tx, rx) = (secrets.tx, secrets.rx);
-        Ok((Sealer::new(tx.0, tx.1)?, Opener::new(rx.0, rx.1)?, Kernel::Server(Box::new(kernel))))
+    fn keys(self: Box<Self>, secrets: Secrets) -> Result<(Sealer, Opener, Tickets), TunnelError> {
+        let (ExtractedSecrets { tx, rx }, _) = self.dangerous_into_kernel_connection()?;
+        let (peer, own) = secrets.behind(&rx.1, &tx.1)?;
+        Ok((Sealer::new(tx.0, own)?, Opener::new(rx.0, peer)?, Tickets::Given))
     }
 }
 
 struct Driver<S> {
     tcp: TcpStream,
     side: Box<S>,
+    /// What rustls has told so far.
+    secrets: Secrets,
     input: Vec<u8>,
     filled: usize,
     /// How much of the input rustls is shown: whole records only, and one more each time it asks.
@@ -170,6 +172,11 @@ enum Next {
 }
 
 impl<S: Side> Driver<S> {
+    fn new(tcp: TcpStream, side: Box<S>) -> Self {
+        let (secrets, input) = (Secrets::default(), vec![0; FIRST_ROOM]);
+        Self { tcp, side, secrets, input, filled: 0, shown: 0, records: 0, output: Vec::new() }
+    }
+
     async fn drive(&mut self, party: IpAddr, share: &Share) -> Result<(), TunnelError> {
         // What a record asks for may be a signature; what is asked for without one is little.
         let mut turn = None;
@@ -192,7 +199,9 @@ impl<S: Side> Driver<S> {
     }
 
     fn step(&mut self) -> Result<Next, TunnelError> {
+        let listening = self.secrets.listen();
         let UnbufferedStatus { discard, state, .. } = self.side.process(&mut self.input[..self.shown]);
+        drop(listening);
         let next = match state {
             Ok(ConnectionState::EncodeTlsData(mut data)) => {
                 encode(&mut self.output, |room| data.encode(room)).map(|()| Next::Again)
@@ -278,12 +287,12 @@ impl<S: Side> Driver<S> {
             Some(protocol) if protocol == ALPN => verify(state.peer_certificates().unwrap_or_default()),
             _ => Err((Reason::TlsHandshake, "the peer does not speak ambit/1".to_owned())),
         };
-        let (mut sealer, opener, kernel) = self.side.keys()?;
+        let (mut sealer, opener, tickets) = self.side.keys(self.secrets)?;
         match verified {
             Ok(peer) => {
                 let facts = PeerFacts { peer, group, resumed };
                 let early = &self.input[..self.filled];
-                Ok(Box::new(Link::new(self.tcp, (sealer, opener, kernel), facts, early, share.clone())))
+                Ok(Box::new(Link::new(self.tcp, (sealer, opener, tickets), facts, early, share.clone())))
             }
             Err((reason, text)) => {
                 const BAD_CERTIFICATE: u8 = 42;
@@ -318,3 +327,6 @@ fn encode(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,10 +11,7 @@ use ambit_core::{
     frame::{Control, Open},
     reason::{Reason, Refusal},
 };
-use rustls::{
-    ConnectionTrafficSecrets, client::ClientConnectionData, kernel::KernelConnection,
-    server::ServerConnectionData,
-};
+use rustls::{client::ClientConnectionData, kernel::KernelConnection};
 use tokio::{
     net::TcpStream,
     time::{timeout, timeout_at},
@@ -67,18 +64,19 @@ impl fmt::Debug for Link {
     }
 }
 
-/// What rustls keeps for what comes behind the handshake: new keys, and session tickets.
-pub(super) enum Kernel {
-    Client(Box<KernelConnection<ClientConnectionData>>),
-    Server(Box<KernelConnection<ServerConnectionData>>),
+/// What becomes of session tickets.
+pub(super) enum Tickets {
+    /// This end gives them.
+    Given,
+    /// rustls takes them. It keeps a copy of the peer's certificates for that, and more that nobody needs.
+    Taken(Box<KernelConnection<ClientConnectionData>>),
+    /// The peer has said something else: those come right behind the handshake that are worth waiting for.
+    PassedOver,
 }
 
-/// The number of a record, and the keys that are in force from it on.
-pub(super) type NewKeys = (u64, ConnectionTrafficSecrets);
-
-/// The keys of both directions, as far as they change.
+/// What comes behind the handshake.
 pub(super) struct Keys {
-    kernel: Kernel,
+    tickets: Tickets,
     /// The peer asked for new keys of ours.
     asked: bool,
 }
@@ -86,7 +84,7 @@ pub(super) struct Keys {
 impl Link {
     pub(super) fn new(
         tcp: TcpStream,
-        (sealer, opener, kernel): (Sealer, Opener, Kernel),
+        (sealer, opener, tickets): (Sealer, Opener, Tickets),
         facts: PeerFacts,
         early: &[u8],
         share: Arc<Share>,
@@ -103,7 +101,7 @@ impl Link {
             tcp: Arc::new(tcp),
             sender,
             receiver,
-            keys: Keys { kernel, asked: false },
+            keys: Keys { tickets, asked: false },
             facts,
             share,
             since: now,
@@ -260,6 +258,7 @@ impl Link {
     /// The next bytes or frame; `None` at the peer's end.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Received>, TunnelError>> {
         let received = ready!(self.receiver.poll_next(cx, &self.tcp, &mut self.keys, &self.share));
+        self.keys.pass_over_tickets();
         if let Ok(Some(Received::Control(Control::GoAway))) = received {
             self.last = true;
         }
@@ -309,36 +308,37 @@ impl Keys {
         if !mem::take(&mut self.asked) && !sender.is_worn() {
             return Ok(false);
         }
-        let (sequence, secrets) = match &mut self.kernel {
-            Kernel::Client(kernel) => kernel.update_tx_secret()?,
-            Kernel::Server(kernel) => kernel.update_tx_secret()?,
-        };
-        sender.renew(&KEY_UPDATE_NOT_REQUESTED, sequence, secrets)?;
+        sender.renew(&KEY_UPDATE_NOT_REQUESTED)?;
         Ok(true)
     }
 
-    /// Tickets and key updates, the only handshake messages behind the handshake (RFC 8446 §4.6). Answers with the number of the
-    /// next record and its keys, if these are new.
-    pub(super) fn handshake_message(&mut self, mut message: &[u8]) -> Result<Option<NewKeys>, TunnelError> {
+    /// Takes no more tickets.
+    fn pass_over_tickets(&mut self) {
+        if let Tickets::Taken(_) = self.tickets {
+            self.tickets = Tickets::PassedOver;
+        }
+    }
+
+    /// Tickets and key updates, the only handshake messages behind the handshake (RFC 8446 §4.6). Answers whether the next record is
+    /// under new keys.
+    pub(super) fn handshake_message(&mut self, mut message: &[u8]) -> Result<bool, TunnelError> {
         const NEW_SESSION_TICKET: u8 = 4;
         const KEY_UPDATE: u8 = 24;
-        let mut new = None;
         while let Some((header, rest)) = message.split_first_chunk::<4>() {
             let len = u32::from_be_bytes([0, header[1], header[2], header[3]]) as usize;
             let (body, rest) = rest.split_at_checked(len).ok_or(TunnelError::Record)?;
             message = rest;
-            match (header[0], &mut self.kernel, body) {
-                (NEW_SESSION_TICKET, Kernel::Client(kernel), _) => kernel.handle_new_session_ticket(body)?,
-                (KEY_UPDATE, kernel, [requested @ (0 | 1)]) => {
-                    new = Some(match kernel {
-                        Kernel::Client(kernel) => kernel.update_rx_secret()?,
-                        Kernel::Server(kernel) => kernel.update_rx_secret()?,
-                    });
+            match (header[0], &mut self.tickets, body) {
+                (NEW_SESSION_TICKET, Tickets::Taken(kernel), _) => kernel.handle_new_session_ticket(body)?,
+                (NEW_SESSION_TICKET, Tickets::PassedOver, _) => {}
+                // Nothing of the record may stand behind it (RFC 8446 §5.1).
+                (KEY_UPDATE, _, [requested @ (0 | 1)]) if message.is_empty() => {
                     self.asked |= *requested == 1;
+                    return Ok(true);
                 }
                 _ => return Err(TunnelError::Unexpected("TLS handshake")),
             }
         }
-        Ok(new)
+        if message.is_empty() { Ok(false) } else { Err(TunnelError::Record) }
     }
 }

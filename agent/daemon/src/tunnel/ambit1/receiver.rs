@@ -40,7 +40,8 @@ pub(super) struct Receiver {
     next: usize,
     plain: Range<usize>,
     pieces: Pieces,
-    control: Option<Control>,
+    /// On the heap, as it is seldom there.
+    control: Option<Box<Control>>,
     closed: bool,
     waiting: Waiting,
 }
@@ -88,7 +89,7 @@ impl Receiver {
                 return Poll::Ready(Ok(Some(Received::Data)));
             }
             if let Some(control) = self.control.take() {
-                return Poll::Ready(Ok(Some(Received::Control(control))));
+                return Poll::Ready(Ok(Some(Received::Control(*control))));
             }
             let more = self.open(keys)?;
             if !self.pieces.is_empty() || self.control.is_some() {
@@ -164,7 +165,7 @@ impl Receiver {
             }
             loop {
                 let Ok(more) = self.open(keys) else { return false };
-                match self.control.take() {
+                match self.control.take().as_deref() {
                     _ if !self.pieces.is_empty() => return false,
                     Some(Control::Ping) => {}
                     Some(_) => return false,
@@ -225,8 +226,8 @@ impl Receiver {
         }
         self.hand_over = false;
         if let (Records::Here(opener), Some(offload)) = (&self.opening, share.offload()) {
-            let (sequence, secrets) = opener.keys();
-            if let Some(opening) = offload.receive(tcp, sequence, secrets) {
+            let (sequence, secret) = opener.secret();
+            if let Some(opening) = offload.receive(tcp, sequence, secret) {
                 self.opening = Records::Kernel(opening);
             }
         }
@@ -268,8 +269,8 @@ impl Receiver {
         let (content, len) = kernel::take_record(tcp, room)?;
         match content {
             Some(TlsGetRecordType::Handshake) => {
-                if let Some((sequence, secrets)) = keys.handshake_message(&room[..len])? {
-                    opening.renew(tcp, sequence, &secrets)?;
+                if keys.handshake_message(&room[..len])? {
+                    opening.renew(tcp)?;
                 }
             }
             Some(TlsGetRecordType::Alert) => self.closed = is_end(&room[..len])?,
@@ -355,10 +356,8 @@ impl Receiver {
             match content {
                 ContentType::Data => self.plain = start..start + plain,
                 ContentType::Handshake => {
-                    if let Some((sequence, secrets)) =
-                        keys.handshake_message(&buffer[start..start + plain])?
-                    {
-                        *opener = Opener::new(sequence, secrets)?;
+                    if keys.handshake_message(&buffer[start..start + plain])? {
+                        opener.renew()?;
                     }
                 }
                 ContentType::Alert => self.closed = is_end(&buffer[start..start + plain])?,
@@ -378,7 +377,7 @@ impl Receiver {
             match event {
                 Some(Event::Data(data)) => self.pieces.push(&(end - data.len()..end)),
                 // Data before a control frame is delivered first: it stands in `pieces`.
-                Some(Event::Control(control)) => self.control = Some(control),
+                Some(Event::Control(control)) => self.control = Some(Box::new(control)),
                 None => {}
             }
             self.plain.start = end;

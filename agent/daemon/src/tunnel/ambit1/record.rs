@@ -3,12 +3,12 @@
 use std::{fmt, io::IoSliceMut};
 
 use ambit_core::frame::{self, FrameType};
-use aws_lc_rs::aead::{
-    AES_128_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey,
-};
-use rustls::ConnectionTrafficSecrets;
+use aws_lc_rs::aead::{Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 
-use crate::tunnel::TunnelError;
+use crate::tunnel::{
+    TunnelError,
+    secret::{TrafficKeys, TrafficSecret},
+};
 
 /// Bytes of a record's header.
 pub(super) const HEADER_LEN: usize = 5;
@@ -39,56 +39,57 @@ pub(super) enum ContentType {
 
 /// One direction's key and sequence number.
 struct Keys {
-    secrets: ConnectionTrafficSecrets,
-    /// The same with all that is computed from it, ten times as long: made for the next record where it is missing.
+    secret: TrafficSecret,
+    iv: [u8; NONCE_LEN],
+    /// The key with all that is computed from it, ten times as long as the secret: made for the next record where it is missing.
     expanded: Option<LessSafeKey>,
     sequence: u64,
 }
 
 impl Keys {
-    fn new(sequence: u64, secrets: ConnectionTrafficSecrets) -> Result<Self, TunnelError> {
-        let (algorithm, key, _) = parts(&secrets)?;
-        let expanded = Some(expanded(algorithm, key)?);
-        Ok(Self { secrets, expanded, sequence })
+    fn new(sequence: u64, secret: TrafficSecret) -> Result<Self, TunnelError> {
+        let keys = secret.keys()?;
+        Ok(Self { secret, iv: *keys.iv(), expanded: Some(expanded(&keys)?), sequence })
+    }
+
+    /// Goes on under new keys (RFC 8446 §4.6.3).
+    fn renew(&mut self) -> Result<(), TunnelError> {
+        *self = Self::new(0, self.secret.next()?)?;
+        Ok(())
     }
 
     /// The key, and the nonce of the next record (RFC 8446 §5.3).
     fn next(&mut self) -> Result<(&LessSafeKey, Nonce), TunnelError> {
-        let (algorithm, key, iv) = parts(&self.secrets)?;
-        let mut nonce: [u8; NONCE_LEN] = iv.try_into().map_err(|_| TunnelError::Record)?;
+        let mut nonce = self.iv;
         for (byte, mask) in nonce[4..].iter_mut().zip(self.sequence.to_be_bytes()) {
             *byte ^= mask;
         }
         self.sequence += 1;
         let key = match &mut self.expanded {
             Some(key) => key,
-            slot @ None => slot.insert(expanded(algorithm, key)?),
+            slot @ None => slot.insert(expanded(&self.secret.keys()?)?),
         };
         Ok((key, Nonce::assume_unique_for_key(nonce)))
     }
 }
 
-fn parts(secrets: &ConnectionTrafficSecrets) -> Result<(&'static Algorithm, &[u8], &[u8]), TunnelError> {
-    Ok(match secrets {
-        ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&AES_128_GCM, key.as_ref(), iv.as_ref()),
-        ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (&AES_256_GCM, key.as_ref(), iv.as_ref()),
-        ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => {
-            (&CHACHA20_POLY1305, key.as_ref(), iv.as_ref())
-        }
-        _ => return Err(rustls::Error::General("a cipher suite without known keys".into()).into()),
-    })
-}
-
-fn expanded(algorithm: &'static Algorithm, key: &[u8]) -> Result<LessSafeKey, TunnelError> {
-    UnboundKey::new(algorithm, key).map(LessSafeKey::new).map_err(|_| TunnelError::Record)
+fn expanded(keys: &TrafficKeys) -> Result<LessSafeKey, TunnelError> {
+    let key = UnboundKey::new(keys.cipher().aead(), keys.key());
+    key.map(LessSafeKey::new).map_err(|_| TunnelError::Record)
 }
 
 /// Seals what is sent.
 pub(super) struct Sealer(Keys);
 
 impl Sealer {
-    pub(super) fn new(sequence: u64, secrets: ConnectionTrafficSecrets) -> Result<Self, TunnelError> {
-        Keys::new(sequence, secrets).map(Self)
+    /// Record `sequence` is the next one.
+    pub(super) fn new(sequence: u64, secret: TrafficSecret) -> Result<Self, TunnelError> {
+        Keys::new(sequence, secret).map(Self)
+    }
+
+    /// Goes on under new keys.
+    pub(super) fn renew(&mut self) -> Result<(), TunnelError> {
+        self.0.renew()
     }
 
     /// Keeps no more than it needs while nothing is sent.
@@ -101,9 +102,9 @@ impl Sealer {
         self.0.sequence
     }
 
-    /// The number of the next record, and what it is sealed with.
-    pub(super) fn keys(&self) -> (u64, &ConnectionTrafficSecrets) {
-        (self.0.sequence, &self.0.secrets)
+    /// The number of the next record, and the secret behind what it is sealed with.
+    pub(super) fn secret(&self) -> (u64, &TrafficSecret) {
+        (self.0.sequence, &self.0.secret)
     }
 
     /// Seals the `len` bytes of plaintext that stand behind the room for a header in `record`; returns the record's
@@ -138,8 +139,14 @@ impl fmt::Debug for Sealer {
 }
 
 impl Opener {
-    pub(super) fn new(sequence: u64, secrets: ConnectionTrafficSecrets) -> Result<Self, TunnelError> {
-        Keys::new(sequence, secrets).map(Self)
+    /// Record `sequence` is the next one.
+    pub(super) fn new(sequence: u64, secret: TrafficSecret) -> Result<Self, TunnelError> {
+        Keys::new(sequence, secret).map(Self)
+    }
+
+    /// Goes on under new keys.
+    pub(super) fn renew(&mut self) -> Result<(), TunnelError> {
+        self.0.renew()
     }
 
     /// Keeps no more than it needs while nothing comes.
@@ -147,9 +154,9 @@ impl Opener {
         self.0.expanded = None;
     }
 
-    /// The number of the next record, and what it is opened with.
-    pub(super) fn keys(&self) -> (u64, &ConnectionTrafficSecrets) {
-        (self.0.sequence, &self.0.secrets)
+    /// The number of the next record, and the secret behind what it is opened with.
+    pub(super) fn secret(&self) -> (u64, &TrafficSecret) {
+        (self.0.sequence, &self.0.secret)
     }
 
     /// Opens one whole record in place; returns its content type and the length of its plaintext, which stands right
@@ -265,18 +272,14 @@ fn record_header(len: usize) -> [u8; HEADER_LEN] {
 
 #[cfg(test)]
 mod tests {
-    use rustls::crypto::cipher::{AeadKey, Iv};
-
     use super::*;
-
-    fn secrets() -> ConnectionTrafficSecrets {
-        ConnectionTrafficSecrets::Aes256Gcm { key: AeadKey::from([7; 32]), iv: Iv::copy(&[9; NONCE_LEN]) }
-    }
 
     #[test]
     fn who_rests_keeps_little_and_goes_on_with_the_same_key() {
-        let (mut sealer, mut opener) =
-            (Sealer::new(3, secrets()).unwrap(), Opener::new(3, secrets()).unwrap());
+        let (mut sealer, mut opener) = (
+            Sealer::new(3, TrafficSecret::known()).unwrap(),
+            Opener::new(3, TrafficSecret::known()).unwrap(),
+        );
         for number in 0..6_u8 {
             let mut record = [0; HEADER_LEN + 1 + TRAILER_LEN];
             record[HEADER_LEN] = number;

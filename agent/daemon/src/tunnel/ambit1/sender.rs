@@ -10,7 +10,6 @@ use std::{
 };
 
 use ambit_core::frame::{self, Control, FrameType};
-use rustls::ConnectionTrafficSecrets;
 use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream};
 
@@ -81,8 +80,8 @@ impl Sender {
     /// Has the kernel seal what is sent, if it will. Nothing may wait to be sent.
     pub(super) fn hand_over(&mut self, tcp: &TcpStream, offload: &Offload) {
         if let Sealing::Here(sealer) = &self.sealing {
-            let (sequence, secrets) = sealer.keys();
-            if let Some(outgoing) = offload.send(tcp, sequence, secrets) {
+            let (sequence, secret) = sealer.secret();
+            if let Some(outgoing) = offload.send(tcp, sequence, secret) {
                 self.sealing = Sealing::Kernel(Box::new(outgoing));
             }
         }
@@ -108,18 +107,15 @@ impl Sender {
     }
 
     /// Tells the peer new keys by `message`, and goes on with them.
-    pub(super) fn renew(
-        &mut self,
-        message: &[u8],
-        sequence: u64,
-        secrets: ConnectionTrafficSecrets,
-    ) -> Result<(), TunnelError> {
+    pub(super) fn renew(&mut self, message: &[u8]) -> Result<(), TunnelError> {
         self.push(message, ContentType::Handshake)?;
         match &mut self.sealing {
-            Sealing::Here(sealer) => *sealer = Sealer::new(sequence, secrets)?,
-            Sealing::Kernel(outgoing) => outgoing.renew(sequence, secrets),
+            Sealing::Here(sealer) => sealer.renew(),
+            Sealing::Kernel(outgoing) => {
+                outgoing.renew();
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     /// Keeps no more than it needs while nothing is sent.

@@ -7,13 +7,12 @@ use std::{
 };
 
 use nix::sys::socket::TlsGetRecordType;
-use rustls::{
-    ConnectionTrafficSecrets,
-    crypto::cipher::{AeadKey, Iv, NONCE_LEN},
-};
 
 use super::{crypto_info, is_record};
-use crate::capture::{attach_tls, open_by_kernel, receive_record, seal_by_kernel, send_record};
+use crate::{
+    capture::{attach_tls, open_by_kernel, receive_record, seal_by_kernel, send_record},
+    tunnel::secret::{Cipher, TrafficKeys},
+};
 
 /// How long a step may take on loopback.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -73,9 +72,7 @@ fn pair() -> io::Result<(TcpStream, TcpStream)> {
 
 /// Keys that protect nothing.
 fn use_keys(from: &TcpStream, to: &TcpStream, number: u8) -> io::Result<()> {
-    let (key, iv) = (AeadKey::from([number; 32]), Iv::copy(&[number; NONCE_LEN]));
-    let secrets = ConnectionTrafficSecrets::Aes256Gcm { key, iv };
-    let keys = crypto_info(0, &secrets)?;
+    let keys = crypto_info(0, &TrafficKeys::worthless(Cipher::Aes256Gcm, number))?;
     seal_by_kernel(from, &keys)?;
     open_by_kernel(to, &keys)
 }
