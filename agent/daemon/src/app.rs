@@ -37,16 +37,17 @@ use crate::{
     config::AgentConfig,
     error::with_causes,
     instance::{Claim, Readiness, RunDir, Signals, TAKEOVER},
+    proxy::BusyPoll,
 };
 
 /// Runs the agent of one node until SIGTERM or SIGINT, or until another agent has taken over. Enrolled pods stay closed
 /// after it: the next agent, or `ambit uninstall`, opens them.
-pub(crate) async fn run(config: AgentConfig) -> anyhow::Result<()> {
+pub(crate) async fn run(config: AgentConfig, busy: Arc<BusyPoll>) -> anyhow::Result<()> {
     let claim = RunDir::claim_or_succeed(&config.run_dir, &config.node)?;
     let readiness = Readiness::default();
     let (objects, enrolment) = (readiness.gate(config.source.gate()), readiness.gate("pods"));
     let mut background = JoinSet::new();
-    let handles = Handles::open(&config, readiness, &mut background).await?;
+    let handles = Handles::open(&config, busy, readiness, &mut background).await?;
     let (mut node, attaching) = handles.node(&config)?;
     handles.connect(&config, objects, &mut background);
     if let Some(own) = RunDir::own_socket_path(&config.run_dir, &config.instance) {

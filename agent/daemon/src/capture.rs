@@ -53,7 +53,7 @@ pub(crate) use self::{
     pinned::Pinned,
     pod::{Accepted, Dial, PodNet},
     queries::{QuerySocket, RESTED},
-    socket::{bound_buffers, end_cleanly, is_at_mark, reset_on_drop, wake_at},
+    socket::{bound_buffers, end_cleanly, is_at_mark, reset_on_drop, wake_at, widen},
 };
 use self::{destinations::Destinations, kubelet::Kubelet, programs::Programs};
 

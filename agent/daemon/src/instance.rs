@@ -13,7 +13,7 @@ mod succession;
 
 use std::{io, path::PathBuf};
 
-pub(crate) use capacity::{Capacity, MemoryUse};
+pub(crate) use capacity::{Capacity, MemoryUse, has_processor_limit};
 pub(crate) use draining::{drained, end_superseded};
 pub(crate) use readiness::{Gate, REPLACED, Readiness, TAKEOVER};
 pub(crate) use run_dir::{Claim, RunDir, Successor};

@@ -3,6 +3,7 @@
 
 mod admission;
 mod attempts;
+mod busy;
 mod choices;
 mod describe;
 mod dns;
@@ -38,6 +39,7 @@ use ambit_core::{
 };
 use tokio::sync::watch;
 
+pub(crate) use self::busy::BusyPoll;
 use self::{
     admission::{Admission, Lane, Place},
     choices::Choices,
@@ -73,6 +75,7 @@ struct Shared {
     pool: Pool,
     budget: Budget,
     admission: Admission,
+    busy: Arc<BusyPoll>,
     neighbours: Arc<Neighbours<PodNet>>,
     egress: Egress,
     dns: Responder,
@@ -94,16 +97,24 @@ pub(crate) struct Judges {
     pub(crate) trusted_proxies: usize,
 }
 
+/// How bytes are carried.
+#[derive(Default)]
+pub(crate) struct Manner {
+    /// Connections between two pods of this node need no tunnel.
+    pub(crate) join: bool,
+    /// What tasks share that look for the next message before their thread sleeps.
+    pub(crate) busy: Arc<BusyPoll>,
+}
+
 impl Proxy {
-    /// Over the snapshots and keys of this node, within what the process may hold. Connections between two of its pods need no
-    /// tunnel where `join` says so.
+    /// Over the snapshots and keys of this node, within what the process may hold.
     pub(crate) fn new(
         feed: Feed,
         wallet: Wallet,
         telemetry: Telemetry,
         judges: Judges,
         capacity: Capacity,
-        join: bool,
+        manner: Manner,
     ) -> Self {
         let Judges { providers, tokens, trusted_proxies } = judges;
         let dns = Responder::new(feed.clone(), telemetry.clone(), capacity.files);
@@ -117,7 +128,8 @@ impl Proxy {
             pool: Pool::new(capacity.files),
             budget: Budget::new(capacity.memory),
             admission: Admission::new(capacity),
-            neighbours: Neighbours::new(join),
+            busy: manner.busy,
+            neighbours: Neighbours::new(manner.join),
             egress: Egress::default(),
             dns,
             memory: watch::Sender::default(),

@@ -491,6 +491,12 @@ impl Connection {
         self.live.series.sent.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Payload bytes so far, both ways.
+    pub(crate) fn moved(&self) -> u64 {
+        let Live { client_to_server, server_to_client, .. } = &*self.live;
+        client_to_server.load(Ordering::Relaxed) + server_to_client.load(Ordering::Relaxed)
+    }
+
     /// Counts and logs the end.
     pub(crate) fn finish(mut self, ending: &Ending) {
         self.end(ending);

@@ -28,7 +28,7 @@ use crate::{
     identity::KeyStore,
     instance::{Capacity, Gate, MemoryUse, Readiness, Signals},
     jwt::Tokens,
-    proxy::{Judges, Proxy},
+    proxy::{BusyPoll, Judges, Manner, Proxy},
     telemetry::{self, Telemetry},
     tunnel::Wallet,
 };
@@ -55,6 +55,7 @@ impl Handles {
     /// Builds them; what has to go on for ever is spawned into `background`. Must be called in a tokio runtime.
     pub(super) async fn open(
         config: &AgentConfig,
+        busy: Arc<BusyPoll>,
         readiness: Readiness,
         background: &mut JoinSet<()>,
     ) -> anyhow::Result<Self> {
@@ -76,8 +77,8 @@ impl Handles {
             tokens: tokens.clone(),
             trusted_proxies: config.trusted_proxies,
         };
-        let join = config.local_traffic == LocalTraffic::Join;
-        let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone(), judges, capacity, join);
+        let manner = Manner { join: config.local_traffic == LocalTraffic::Join, busy };
+        let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone(), judges, capacity, manner);
         if let Some(folder) = &config.egress_files {
             proxy.set_egress_files(folder.clone());
         }

@@ -152,6 +152,15 @@ pub(crate) fn wake_at(stream: &impl AsFd, bytes: usize) {
     let _: io::Result<()> = set(&SockRef::from(stream), libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes);
 }
 
+/// Has the kernel announce room for `bytes` more on a connection that streams. It sizes a receive buffer by what is read in one
+/// round trip, which on the same machine is less than what is read at once; it goes on making it bigger as it likes. Without effect
+/// on a buffer that [`bound_buffers`] has cut.
+pub(crate) fn widen(stream: &impl AsFd, bytes: usize) {
+    // A socket whose reader asks for so much at once gets the room for it (`tcp_set_rcvlowat`), and keeps it.
+    wake_at(stream, bytes);
+    wake_at(stream, 1);
+}
+
 /// Whether the next byte of `stream` is an urgent one: a read ends in front of it (tcp(7), `SIOCATMARK`).
 pub(crate) fn is_at_mark(stream: &impl AsFd) -> bool {
     const SIOCATMARK: libc::Ioctl = 0x8905;

@@ -1,6 +1,6 @@
 //! `ambit agent`: settings to configuration, then the agent on a runtime.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Args;
 use tokio::runtime::Builder;
@@ -8,7 +8,9 @@ use tokio::runtime::Builder;
 use super::{process, supervise};
 use crate::{
     app,
-    config::{AgentConfig, AgentSettings, Location},
+    config::{AgentConfig, AgentSettings, BusyPolling, Location},
+    instance,
+    proxy::BusyPoll,
     telemetry,
 };
 
@@ -40,6 +42,19 @@ pub(super) struct AgentArgs {
 
 const SUPERVISE: &str = "AMBIT_SUPERVISE";
 
+/// How long it pays to look for what comes next: most answers of what answers at once take less, through two agents.
+const BUSY: Duration = Duration::from_micros(200);
+
+fn busy_poll(setting: BusyPolling) -> Arc<BusyPoll> {
+    BusyPoll::new(match setting {
+        BusyPolling::Off => Duration::ZERO,
+        // Looks would use up what messages need.
+        BusyPolling::Auto if instance::has_processor_limit() => Duration::ZERO,
+        BusyPolling::Auto => BUSY,
+        BusyPolling::For(window) => window,
+    })
+}
+
 /// Runs the agent until it is told to stop or cannot go on; the latter goes to the log and leaves only the exit code.
 pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     process::begin_with_small_heap();
@@ -53,7 +68,9 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     supervise::end_with_parent()?;
     config.prepare_folders()?;
     let _log = telemetry::init_logging(&config.log_filter, config.log_format)?;
+    let busy = busy_poll(config.busy_poll);
+    let parks = busy.clone();
     let mut runtime = Builder::new_multi_thread();
-    runtime.worker_threads(config.workers).thread_name("ambit");
-    process::run(&mut runtime, "the agent", app::run(config))
+    runtime.worker_threads(config.workers).thread_name("ambit").on_thread_park(move || parks.stand_aside());
+    process::run(&mut runtime, "the agent", app::run(config, busy))
 }

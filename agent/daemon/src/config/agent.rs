@@ -17,8 +17,8 @@ use super::{
     folders::{CniDirs, private_folder},
     settings::read,
     values::{
-        CaTrust, DataplaneLabel, HttpTelemetry, IssuerKind, KernelTls, LocalTraffic, Location, MapEntries,
-        MetricsAuth, OutboundPolicy, PostQuantum, Sampling, Switch, VaultPath, VipNetworks,
+        BusyPolling, CaTrust, DataplaneLabel, HttpTelemetry, IssuerKind, KernelTls, LocalTraffic, Location,
+        MapEntries, MetricsAuth, OutboundPolicy, PostQuantum, Sampling, Switch, VaultPath, VipNetworks,
     },
 };
 use crate::{
@@ -133,6 +133,8 @@ pub(crate) struct AgentConfig {
     pub(crate) local_traffic: LocalTraffic,
     /// Whether the kernel seals and opens the records of tunnels.
     pub(crate) kernel_tls: KernelTls,
+    /// How long who has passed on a message looks for the next one, 1 µs to 1 ms.
+    pub(crate) busy_poll: BusyPolling,
     /// The file of certificate revocation lists.
     pub(crate) crl_file: Option<PathBuf>,
     /// Trust domains beside our own whose identities are accepted.
@@ -293,6 +295,7 @@ impl AgentConfig {
             post_quantum: settings.post_quantum.unwrap_or_default(),
             local_traffic: settings.local_traffic.unwrap_or_default(),
             kernel_tls: settings.kernel_tls.unwrap_or_default(),
+            busy_poll: settings.busy_poll.unwrap_or_default(),
             crl_file: settings.crl_file.map(|path| path.0),
             trust_domain_aliases,
             trust_bundles,

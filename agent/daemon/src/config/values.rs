@@ -16,7 +16,7 @@ use crate::telemetry;
 
 pub(crate) use addresses::{IpBlocks, ListenAddr, LoopbackAddr, ServiceAddr, Url};
 pub(crate) use amounts::{
-    Drain, Hold, KeyRefresh, MapEntries, Rate, TrustedProxies, Ttl, Wait, Window, Workers,
+    BusyPolling, Drain, Hold, KeyRefresh, MapEntries, Rate, TrustedProxies, Ttl, Wait, Window, Workers,
 };
 pub(crate) use label::DataplaneLabel;
 pub(crate) use names::{

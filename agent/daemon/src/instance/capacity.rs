@@ -61,7 +61,11 @@ impl MemoryUse {
             let limit = number(&group.join(file)).filter(|limit| *limit < 1 << 50)?;
             Some(Self { group, version, limit })
         };
-        own_groups(&groups).into_iter().chain(roots).filter_map(limited).min_by_key(|group| group.limit)
+        own_groups(&groups, "memory")
+            .into_iter()
+            .chain(roots)
+            .filter_map(limited)
+            .min_by_key(|group| group.limit)
     }
 
     /// What is used, in percent; socket buffers are in it.
@@ -77,11 +81,29 @@ impl MemoryUse {
     }
 }
 
-/// The groups that a process that sees the host's hierarchy is in.
-fn own_groups(groups: &str) -> Vec<(PathBuf, Version)> {
+/// Whether the cgroup of this process may use the processors only for a part of the time.
+pub(crate) fn has_processor_limit() -> bool {
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let roots = [("/sys/fs/cgroup".into(), Version::Two), ("/sys/fs/cgroup/cpu".into(), Version::One)];
+    own_groups(&groups, "cpu").iter().chain(&roots).any(|(group, version)| limits_processors(group, *version))
+}
+
+fn limits_processors(group: &Path, version: Version) -> bool {
+    let (file, unlimited) = match version {
+        Version::One => ("cpu.cfs_quota_us", "-1"),
+        Version::Two => ("cpu.max", "max"),
+    };
+    let quota = fs::read_to_string(group.join(file)).unwrap_or_default();
+    quota.split_whitespace().next().is_some_and(|quota| quota != unlimited)
+}
+
+/// The groups that a process that sees the host's hierarchy is in, of version 1 that of this controller.
+fn own_groups(groups: &str, controller: &str) -> Vec<(PathBuf, Version)> {
     let own = groups.lines().filter_map(|line| match line.splitn(3, ':').collect::<Vec<_>>()[..] {
         [_, "", path] => Some((format!("/sys/fs/cgroup{path}").into(), Version::Two)),
-        [_, "memory", path] => Some((format!("/sys/fs/cgroup/memory{path}").into(), Version::One)),
+        [_, controllers, path] if controllers.split(',').any(|one| one == controller) => {
+            Some((format!("/sys/fs/cgroup/{controllers}{path}").into(), Version::One))
+        }
         _ => None,
     });
     own.collect()
@@ -116,8 +138,25 @@ mod tests {
             ("/sys/fs/cgroup/memory/x".into(), Version::One),
             ("/sys/fs/cgroup/kubepods.slice/cri-1.scope".into(), Version::Two),
         ];
-        assert_eq!(own_groups(groups), own);
-        assert!(own_groups("nonsense").is_empty());
+        assert_eq!(own_groups(groups, "memory"), own);
+        assert!(own_groups("nonsense", "memory").is_empty());
+        let cpu = PathBuf::from("/sys/fs/cgroup/cpu,cpuacct/y");
+        assert_eq!(own_groups("5:cpu,cpuacct:/y\n4:memory:/x\n", "cpu"), [(cpu, Version::One)]);
+    }
+
+    #[test]
+    fn a_limit_of_processor_time_is_told_from_none() {
+        let folder = tempfile::TempDir::new().unwrap();
+        for (version, file, text, limits) in [
+            (Version::Two, "cpu.max", "max 100000\n", false),
+            (Version::Two, "cpu.max", "50000 100000\n", true),
+            (Version::One, "cpu.cfs_quota_us", "-1\n", false),
+            (Version::One, "cpu.cfs_quota_us", "20000\n", true),
+        ] {
+            fs::write(folder.path().join(file), text).unwrap();
+            assert_eq!(limits_processors(folder.path(), version), limits, "{file}: {text}");
+        }
+        assert!(!limits_processors(Path::new("/nowhere"), Version::Two));
     }
 
     #[test]

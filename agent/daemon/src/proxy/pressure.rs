@@ -15,6 +15,7 @@ use tokio::{
 use super::{
     Shared,
     admission::SMALLEST_BUFFER,
+    busy::Looks,
     relay::{Meter, Relay},
 };
 use crate::{
@@ -111,21 +112,21 @@ impl Shared {
         let mut memory = self.memory.subscribe();
         // What it was born with is known already.
         let mut cut = memory.borrow_and_update().pressure > Pressure::None;
-        let mut looks = Looks::new(Instant::now());
+        let (mut looks, mut asks) = (Looks::new(&self.busy), Asks::new(Instant::now()));
         loop {
             select! {
                 biased;
-                ended = relay.run(meter) => {
+                ended = relay.run(&mut looks, meter) => {
                     Box::pin(relay.end_patience(&ended)).await;
                     return ended.map_err(Broken::Leg);
                 }
                 // The sender lives as long as `self`.
                 _ = memory.changed() => {}
-                () = Box::pin(sleep_until(looks.next)) => {
+                () = Box::pin(sleep_until(asks.next)) => {
                     relay.adopt_patience(pod);
                     // Whether anything passes or not: big keys are made anew in less time than a message takes, once a second at most.
                     relay.rest();
-                    looks.looked(relay.moved());
+                    asks.asked(relay.moved());
                     continue;
                 }
             }
@@ -154,17 +155,17 @@ impl Shared {
     ) -> Refusal {
         let mut memory = self.memory.subscribe();
         let mut cut = memory.borrow_and_update().pressure > Pressure::None;
-        let mut looks = Looks::new(Instant::now());
+        let mut asks = Asks::new(Instant::now());
         loop {
             select! {
                 // The sender lives as long as `self`.
                 _ = memory.changed() => {}
-                () = Box::pin(sleep_until(looks.next)) => {
+                () = Box::pin(sleep_until(asks.next)) => {
                     if let Some(patience) = pod.patience(app) {
                         // It fails only for what is no socket.
                         let _ = patience.set_on(client);
                     }
-                    looks.looked(0);
+                    asks.asked(0);
                     continue;
                 }
             }
@@ -187,7 +188,7 @@ impl Shared {
 
 /// When it is looked next how long an application waits for the other end: soon after the connection stands, as such things are
 /// set then, and the more seldom the longer nothing passes.
-struct Looks {
+struct Asks {
     next: Instant,
     pause: Duration,
     moved: u64,
@@ -196,12 +197,12 @@ struct Looks {
 const FIRST_LOOK: Duration = Duration::from_millis(100);
 const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(64)];
 
-impl Looks {
+impl Asks {
     fn new(now: Instant) -> Self {
         Self { next: now + FIRST_LOOK, pause: PAUSES[0], moved: 0 }
     }
 
-    fn looked(&mut self, moved: u64) {
+    fn asked(&mut self, moved: u64) {
         self.pause = if moved == self.moved { (self.pause * 2).min(PAUSES[1]) } else { PAUSES[0] };
         self.moved = moved;
         self.next += self.pause;
@@ -214,11 +215,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn where_nothing_passes_looks_are_seldom() {
-        let mut looks = Looks::new(Instant::now());
+        let mut asks = Asks::new(Instant::now());
         let pauses = [5, 5, 5, 6, 6].map(|moved| {
-            let before = looks.next;
-            looks.looked(moved);
-            (looks.next - before).as_secs()
+            let before = asks.next;
+            asks.asked(moved);
+            (asks.next - before).as_secs()
         });
         assert_eq!(pauses, [1, 2, 4, 1, 2]);
     }

@@ -18,10 +18,11 @@ use tokio::{
     time::{Instant, Sleep, sleep, timeout_at},
 };
 
+use super::busy::Looks;
 use crate::{
     capture::{
         Dial, Patience, acknowledge_at_once, answered_probe, bound_buffers, end_cleanly, failure,
-        fall_silent, probe_when_idle,
+        fall_silent, probe_when_idle, widen,
     },
     tunnel::{ANSWERED_WITHIN, Leg, LegError, Moved, TunnelError},
 };
@@ -37,6 +38,11 @@ const HALF_CLOSED: Duration = Duration::from_millis(500);
 /// What an application has said in so many pieces without an answer is a stream. Its kernel may keep small pieces back until
 /// those before are acknowledged (RFC 896), and segments are long on the way to us.
 const STREAM: u32 = 2;
+
+/// What has filled most of a buffer so many times is bulk, and gets so much room in the kernel.
+const MUCH: usize = 64 << 10;
+const BULK: u8 = 4;
+const BULK_ROOM: usize = 1 << 20;
 
 /// Counts bytes as they pass.
 pub(super) trait Meter {
@@ -66,6 +72,8 @@ struct State {
     down: Direction,
     /// Times that bytes have come from the application since the last went to it.
     unanswered: u32,
+    /// Times that much has come from the application at once.
+    much: u8,
     /// An application that has ended its direction is asked now and then whether there is anything left of it.
     probed: bool,
     /// What one of the two sockets has failed of, while the last words from it are passed on.
@@ -73,6 +81,10 @@ struct State {
 }
 
 impl State {
+    fn moved(&self) -> u64 {
+        self.up.bytes + self.down.bytes
+    }
+
     /// Whether anything may still come from the application.
     fn sends(&self) -> bool {
         !self.up.ended && matches!(self.failed.as_deref(), None | Some(LegError::App(_)))
@@ -81,6 +93,20 @@ impl State {
     /// Whether anything may still come for the application.
     fn delivers(&self) -> bool {
         !self.down.ended && !matches!(self.failed.as_deref(), Some(LegError::App(_)))
+    }
+
+    /// Bytes have come from `app`, which may be a stream, or a great deal of one.
+    fn came_from(&mut self, app: &TcpStream, bytes: usize) {
+        self.unanswered = self.unanswered.saturating_add(1);
+        if self.unanswered == STREAM {
+            acknowledge_at_once(app);
+        }
+        if bytes >= MUCH && self.much < BULK {
+            self.much += 1;
+            if self.much == BULK {
+                widen(app, BULK_ROOM);
+            }
+        }
     }
 
     /// Sending has met `error`. An error unless what has come the other way can still be delivered.
@@ -148,7 +174,7 @@ impl<L: Leg> Relay<L> {
 
     /// Bytes that have passed, both ways.
     pub(super) fn moved(&self) -> u64 {
-        self.state.up.bytes + self.state.down.bytes
+        self.state.moved()
     }
 
     /// Waits for the other end as long as the application at this one does.
@@ -191,8 +217,9 @@ impl<L: Leg> Relay<L> {
     }
 
     /// Relays until both directions have ended. Cancel safe: it can be called again.
-    pub(super) async fn run(&mut self, meter: &impl Meter) -> Result<(), LegError> {
-        let ended = self.run_steps(meter).await;
+    /// Between messages it `looks` for the next.
+    pub(super) async fn run(&mut self, looks: &mut Looks<'_>, meter: &impl Meter) -> Result<(), LegError> {
+        let ended = self.run_steps(looks, meter).await;
         if matches!(ended, Ok(()) | Err(LegError::AppLeft | LegError::PeerLeft)) {
             // Who is left keeps its end, and is told nothing but that there is no other if it writes.
             end_cleanly(&self.app);
@@ -201,7 +228,7 @@ impl<L: Leg> Relay<L> {
         ended
     }
 
-    async fn run_steps(&mut self, meter: &impl Meter) -> Result<(), LegError> {
+    async fn run_steps(&mut self, looks: &mut Looks<'_>, meter: &impl Meter) -> Result<(), LegError> {
         let Self { app, leg, state, begun, .. } = self;
         let (app, socket) = (&*app, leg.socket());
         let mut steps = Steps {
@@ -219,7 +246,8 @@ impl<L: Leg> Relay<L> {
         if steps.leg.awaits_answer() && Box::pin(steps.run_until_answered(meter, *begun)).await?.is_ready() {
             return Ok(());
         }
-        poll_fn(|cx| steps.poll(cx, meter)).await
+        let moved = |steps: &Steps<'_, L>| steps.state.moved();
+        poll_fn(|cx| looks.poll(cx, &mut steps, moved, |steps, cx| steps.poll(cx, meter))).await
     }
 }
 
@@ -285,10 +313,7 @@ impl<L: Leg> Steps<'_, L> {
                 up = match self.leg.poll_send_from(cx, self.app) {
                     Poll::Ready(Ok(step)) => {
                         meter.app_sent(self.state.up.add(step));
-                        self.state.unanswered = self.state.unanswered.saturating_add(1);
-                        if self.state.unanswered == STREAM {
-                            acknowledge_at_once(self.app);
-                        }
+                        self.state.came_from(self.app, step.bytes);
                         !step.end
                     }
                     Poll::Ready(Err(error)) => {

@@ -1,7 +1,7 @@
 //! What a connection to one of our applications carries, once both of its ends stand: bytes that nobody looks at where policy is sure
 //! of them, requests that are judged one by one where it is not, and what is neither by the rules for other protocols.
 
-use std::{future::poll_fn, io, net::SocketAddr};
+use std::{future::poll_fn, io, net::SocketAddr, pin::pin};
 
 use ambit_core::{
     discovery::PortProtocol,
@@ -13,7 +13,9 @@ use http::request::Parts;
 use tokio::{net::TcpStream, select};
 
 use super::{
-    Cut, Pod, Shared, allowed, distrusted, external,
+    Cut, Pod, Shared, allowed,
+    busy::Looks,
+    distrusted, external,
     pressure::Broken,
     relay::{Meter, Relay},
 };
@@ -96,13 +98,20 @@ impl<D: Dial> Call<'_, D> {
         };
         let stuck = Stuck::default();
         let socket = leg.socket();
-        let carried = select! {
-            biased;
-            refusal = self.until_all_denied() => return Err(Cut::here(refusal)),
-            refusal = self.shared.until_given_up(&*self.pod.pod, app, &socket, &stuck) => {
-                return Err(Cut::here(refusal));
+        let mut looks = Looks::new(&self.shared.busy);
+        let carried = {
+            let mut carried = pin!(carry(leg, app, &gate, share, &stuck, begun));
+            let moved = |_: &_| self.connection.moved();
+            select! {
+                biased;
+                refusal = self.until_all_denied() => return Err(Cut::here(refusal)),
+                refusal = self.shared.until_given_up(&*self.pod.pod, app, &socket, &stuck) => {
+                    return Err(Cut::here(refusal));
+                }
+                carried = poll_fn(|cx| looks.poll(cx, &mut carried, moved, |work, cx| work.as_mut().poll(cx))) => {
+                    carried.map_err(cut_by_leg)?
+                }
             }
-            carried = carry(leg, app, &gate, share, &stuck, begun) => carried.map_err(cut_by_leg)?,
         };
         if !carried {
             // All has been said, and the client does not leave.

@@ -121,7 +121,8 @@ impl Node {
         let settings = TlsSettings { post_quantum: Default::default(), trust_domains: vec![domain] };
         let wallet = Wallet::new(keys.clone(), settings, clock);
         let capacity = Capacity { files: 1 << 20, memory: 1 << 30 };
-        let proxy = Proxy::new(feed, wallet, Telemetry::new(), Judges::default(), capacity, false);
+        let proxy =
+            Proxy::new(feed, wallet, Telemetry::new(), Judges::default(), capacity, Manner::default());
         Self { proxy, neighbours: Neighbours::new(join), keys, renewed, _dir: dir }
     }
 

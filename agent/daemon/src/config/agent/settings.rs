@@ -6,11 +6,12 @@ use crate::{
     config::{
         settings::settings,
         values::{
-            CaTrust, ClusterId, ClusterLocalServices, CollectorUrl, ConfigMapKey, DataplaneLabel, DnsName,
-            Drain, ExtensionProviders, Hold, HttpTelemetry, IpBlocks, IssuerKind, KernelTls, KeyRefresh,
-            ListenAddr, LocalTraffic, Location, Locations, LogFilter, LoopbackAddr, MapEntries, MetricsAuth,
-            Namespace, ObjectName, OutboundPolicy, PostQuantum, Sampling, ServerName, ServiceAddr, Switch,
-            TrustBundles, TrustDomains, TrustedProxies, Ttl, Url, VaultPath, VipNetworks, Workers,
+            BusyPolling, CaTrust, ClusterId, ClusterLocalServices, CollectorUrl, ConfigMapKey,
+            DataplaneLabel, DnsName, Drain, ExtensionProviders, Hold, HttpTelemetry, IpBlocks, IssuerKind,
+            KernelTls, KeyRefresh, ListenAddr, LocalTraffic, Location, Locations, LogFilter, LoopbackAddr,
+            MapEntries, MetricsAuth, Namespace, ObjectName, OutboundPolicy, PostQuantum, Sampling,
+            ServerName, ServiceAddr, Switch, TrustBundles, TrustDomains, TrustedProxies, Ttl, Url, VaultPath,
+            VipNetworks, Workers,
         },
     },
     telemetry::LogFormat,
@@ -123,6 +124,8 @@ settings! {
     local_traffic: LocalTraffic, "AMBIT_LOCAL_TRAFFIC", "HOW";
     /// Whether the kernel seals and opens the TLS records of tunnels, once a handshake is over: off, auto (where it can do all of it, from Linux 6.14 on) or force (also where it cannot renew keys, so that a tunnel ends with them; no start without kernel TLS) [default: off]
     kernel_tls: KernelTls, "AMBIT_KERNEL_TLS", "WHEN";
+    /// How long who has passed on a message looks for the next one before its thread sleeps, as waking it takes longer than a message: off, auto (200us, unless the agent's cgroup has a CPU limit) or a time from 1us to 1ms [default: auto]
+    busy_poll: BusyPolling, "AMBIT_BUSY_POLL", "TIME";
     /// A file of certificate revocation lists, PEM or DER; watched
     crl_file: Location, "AMBIT_CRL_FILE", "FILE";
     /// Trust domains beside our own whose identities are accepted, joined by commas

@@ -75,6 +75,7 @@ fn defaults_are_those_of_the_help() {
             post_quantum: PostQuantum::Offer,
             local_traffic: LocalTraffic::Join,
             kernel_tls: KernelTls::Off,
+            busy_poll: BusyPolling::Auto,
             crl_file: None,
             trust_domain_aliases: vec![],
             trust_bundles: vec![],
@@ -95,7 +96,7 @@ fn a_file_sets_everything_and_a_flag_goes_above_it() {
          metrics-addr: '[::]:15020'\nlog: info,access=warn\nlog-format: json\nsvid-ttl: 90s\n\
          trust-domain: td1\ncluster-domain: k8s.test\nroot-namespace: mesh\n\
          dataplane-label: istio.io/dataplane-mode=ambient,none\ncgroup-root: /cg\nbpf-root: /bpf\n\
-         workers: 3\npost-quantum: off\n",
+         workers: 3\npost-quantum: off\nbusy-poll: 150us\n",
     );
     let config = resolve(&["--config", &path, "--node", "n9", "--workers", "5"]).unwrap();
     assert_eq!((config.node.as_str(), config.workers), ("n9", 5));
@@ -109,6 +110,7 @@ fn a_file_sets_everything_and_a_flag_goes_above_it() {
     assert_eq!(config.dataplane_label.disabled, "none");
     assert_eq!(config.cgroup_root.as_deref(), Some(Path::new("/cg")));
     assert_eq!(config.post_quantum, PostQuantum::Off);
+    assert_eq!(config.busy_poll, BusyPolling::For(Duration::from_micros(150)));
     assert_eq!(resolve(&["--config", &path]).unwrap().workers, 3);
 }
 

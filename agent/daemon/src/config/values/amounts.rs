@@ -2,6 +2,9 @@
 
 use std::{collections::BTreeMap, num::NonZeroUsize, str::FromStr, time::Duration};
 
+/// Of looking for the next message: longer than that, the thread should sleep.
+const MIN_BUSY: Duration = Duration::from_micros(1);
+const MAX_BUSY: Duration = Duration::from_millis(1);
 const MIN_TTL: Duration = Duration::from_secs(10);
 const MAX_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
 const MAX_DRAIN: Duration = Duration::from_secs(3600);
@@ -123,6 +126,33 @@ impl FromStr for Workers {
             .filter(|workers| workers.get() <= MAX_WORKERS)
             .map(Self)
             .ok_or_else(|| format!("use a whole number from 1 to {MAX_WORKERS}"))
+    }
+}
+
+/// How long who has passed on a message looks for the next one before its thread sleeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum BusyPolling {
+    /// It does not.
+    Off,
+    /// As long as is good where the agent may use as much of the processors as is left.
+    #[default]
+    Auto,
+    /// So long.
+    For(Duration),
+}
+
+impl FromStr for BusyPolling {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self::Off),
+            "auto" => Ok(Self::Auto),
+            _ => match duration(text) {
+                Ok(window) if (MIN_BUSY..=MAX_BUSY).contains(&window) => Ok(Self::For(window)),
+                _ => Err("use off, auto, or a time from 1us to 1ms, as 200us".to_owned()),
+            },
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::*;
+use super::{super::BusyPoll, *};
 use crate::tunnel::{
     Plain, Share, TunnelError,
     session::Stream,
@@ -40,7 +40,7 @@ type Running = JoinHandle<(Result<(), LegError>, Direction, Direction)>;
 
 fn start<L: Leg + Send + 'static>(mut relay: Relay<L>, tell: impl Fn(L) + Send + 'static) -> Running {
     tokio::spawn(async move {
-        let ended = relay.run(&Silent).await;
+        let ended = relay.run(&mut Looks::new(&BusyPoll::default()), &Silent).await;
         let (up, down) = relay.directions();
         if ended.is_err() {
             // As the proxy does: the application's socket resets when it is dropped, the peer is told.
@@ -289,7 +289,11 @@ async fn the_answer_waits_for_the_first_bytes_but_not_for_long() {
     assert!(relay.leg.holds_answer());
     let started = Instant::now();
     let counts = Counts::default();
-    assert!(timeout(Duration::from_millis(100), relay.run(&counts)).await.is_err());
+    assert!(
+        timeout(Duration::from_millis(100), relay.run(&mut Looks::new(&BusyPoll::default()), &counts))
+            .await
+            .is_err()
+    );
     assert!(!relay.leg.holds_answer() && started.elapsed() >= ANSWER);
     assert_eq!((counts.sent.get(), counts.got.get()), (0, 0));
 }
@@ -303,10 +307,14 @@ async fn only_an_application_that_stays_half_closed_is_asked_whether_it_is_still
     let mut relay = Relay::new(agent, stream);
     app.write_all(b"question").await.unwrap();
     app.shutdown().await.unwrap();
-    assert!(timeout(HALF_CLOSED / 2, relay.run(&Silent)).await.is_err());
+    assert!(
+        timeout(HALF_CLOSED / 2, relay.run(&mut Looks::new(&BusyPoll::default()), &Silent)).await.is_err()
+    );
     assert_eq!(relay.directions().0, Direction { bytes: 8, ended: true });
     assert!(!SockRef::from(&relay.app).keepalive().unwrap(), "not yet");
-    assert!(timeout(2 * HALF_CLOSED, relay.run(&Silent)).await.is_err());
+    assert!(
+        timeout(2 * HALF_CLOSED, relay.run(&mut Looks::new(&BusyPoll::default()), &Silent)).await.is_err()
+    );
     assert!(SockRef::from(&relay.app).keepalive().unwrap());
 }
 
@@ -327,7 +335,12 @@ async fn a_relay_that_was_stopped_goes_on_where_it_was() {
     });
     let counts = Counts::default();
     let mut relay = Relay::new(outer, client_stream);
-    let stopped = async { while timeout(Duration::from_millis(1), relay.run(&counts)).await.is_err() {} };
+    let stopped = async {
+        while timeout(Duration::from_millis(1), relay.run(&mut Looks::new(&BusyPoll::default()), &counts))
+            .await
+            .is_err()
+        {}
+    };
     let end = async {
         let got = read_all(&mut server).await.unwrap();
         server.shutdown().await.unwrap();

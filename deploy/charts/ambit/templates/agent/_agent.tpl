@@ -108,6 +108,8 @@ seLinuxOptions:
   value: {{ .Values.localTraffic | default "join" }}
 - name: AMBIT_KERNEL_TLS
   value: {{ .Values.kernelTls | default "off" | quote }}
+- name: AMBIT_BUSY_POLL
+  value: {{ .Values.busyPoll | default "auto" | quote }}
 - name: AMBIT_OUTBOUND_POLICY
   value: {{ .Values.egress.outboundPolicy }}
 - name: AMBIT_OBSERVE_OUTBOUND

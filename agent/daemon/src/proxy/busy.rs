@@ -1,0 +1,178 @@
+//! Busy polling: who has just passed on a message looks for what comes next, for some microseconds, before its thread sleeps. Waking
+//! a thread whose processor has gone to sleep takes several times as long as the message does.
+//!
+//! Promises that one task of the agent at most looks at a time, that its processor is offered to others before each look, and that a
+//! task whose looks bring nothing seldom looks: what looking costs is bounded by what it spares.
+
+use std::{
+    pin::pin,
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    task::{Context, Poll},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::task::yield_now;
+
+/// What is longer is no message but part of a stream. Its next part comes soon, and nobody waits for it.
+const MESSAGE: u64 = 32 << 10;
+
+/// After how many messages a task looks for the first time: who carries one request and its answer never does.
+const FIRST: u16 = 4;
+
+/// How many messages at most pass between two looks that bring nothing.
+const SELDOM: u16 = 255;
+
+/// For how long another thread takes it for granted that somebody looks.
+const BEAT: Duration = Duration::from_millis(2);
+
+/// What the tasks of an agent share.
+#[derive(Debug, Default)]
+pub(crate) struct BusyPoll {
+    /// How long it is looked; zero is never.
+    window: Duration,
+    /// A task looks.
+    taken: AtomicBool,
+    /// Looks so far.
+    looks: AtomicU32,
+    /// Threads that stand aside.
+    aside: Mutex<u32>,
+    ended: Condvar,
+}
+
+impl BusyPoll {
+    /// Each time for `window`, or never if that is zero.
+    pub(crate) fn new(window: Duration) -> Arc<Self> {
+        Arc::new(Self { window, ..Self::default() })
+    }
+
+    /// Keeps a thread of the runtime that has nothing to do from sleeping in its own way as long as a task on another thread looks:
+    /// it would wait for the sockets' events in that one's place, and tokio would have it woken after each look, to see whether there
+    /// is more to do. Whatever comes meanwhile, the thread of the task that looks does. To be called before a thread parks.
+    pub(crate) fn stand_aside(&self) {
+        if !self.taken.load(Ordering::Acquire) {
+            return;
+        }
+        let mut aside = self.aside.lock().unwrap_or_else(PoisonError::into_inner);
+        *aside += 1;
+        while self.taken.load(Ordering::Acquire) {
+            let looks = self.looks.load(Ordering::Relaxed);
+            let waited = self.ended.wait_timeout(aside, BEAT);
+            aside = waited.unwrap_or_else(PoisonError::into_inner).0;
+            if self.looks.load(Ordering::Relaxed) == looks {
+                // It does something that takes long. There may be more to do.
+                break;
+            }
+        }
+        *aside -= 1;
+    }
+}
+
+/// One task's part in it.
+#[derive(Debug)]
+pub(super) struct Looks<'a> {
+    busy: &'a BusyPoll,
+    turn: Option<Turn<'a>>,
+    /// Messages to let pass.
+    pass: u16,
+    /// How many these were after the last look that brought nothing.
+    pause: u16,
+}
+
+/// It looks. Another may when this is dropped.
+#[derive(Debug)]
+struct Turn<'a> {
+    busy: &'a BusyPoll,
+    since: Instant,
+    looks: u32,
+}
+
+impl<'a> Looks<'a> {
+    pub(super) fn new(busy: &'a BusyPoll) -> Self {
+        Self { busy, turn: None, pass: FIRST, pause: 0 }
+    }
+
+    /// Polls `work`, which has moved so many bytes by now as `moved` says. If it waits, it may be polled again as soon as the runtime
+    /// has looked for events.
+    pub(super) fn poll<W, T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        work: &mut W,
+        moved: impl Fn(&W) -> u64,
+        poll: impl FnOnce(&mut W, &mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        let before = moved(work);
+        let polled = poll(work, cx);
+        if polled.is_pending() && !self.busy.window.is_zero() {
+            let moved = moved(work) - before;
+            let looks = if moved == 0 { self.goes_on() } else { self.begins(moved) };
+            if looks {
+                // Polled once, it has the task woken when the runtime has looked for events without waiting for any.
+                let _: Poll<()> = pin!(yield_now()).poll(cx);
+            } else {
+                self.turn = None;
+            }
+        } else {
+            self.turn = None;
+        }
+        polled
+    }
+
+    /// Whether to look for what comes after a message of so many bytes.
+    fn begins(&mut self, bytes: u64) -> bool {
+        match self.turn.as_ref().map(|turn| turn.looks) {
+            // What was there at once would not have let the thread sleep.
+            Some(0) => self.was_in_vain(),
+            Some(_) => self.pause /= 2,
+            None => {}
+        }
+        if bytes > MESSAGE {
+            return false;
+        }
+        if self.pass > 0 {
+            self.pass -= 1;
+            return false;
+        }
+        match &mut self.turn {
+            Some(turn) => (turn.since, turn.looks) = (Instant::now(), 0),
+            None if self.busy.taken.swap(true, Ordering::Acquire) => return false,
+            turn => *turn = Some(Turn { busy: self.busy, since: Instant::now(), looks: 0 }),
+        }
+        true
+    }
+
+    /// Whether to look once more, as nothing has come.
+    fn goes_on(&mut self) -> bool {
+        let Some(turn) = &mut self.turn else { return false };
+        turn.looks += 1;
+        self.busy.looks.fetch_add(1, Ordering::Relaxed);
+        // Others may have what this waits for on their processor.
+        thread::yield_now();
+        if turn.since.elapsed() < self.busy.window {
+            return true;
+        }
+        self.was_in_vain();
+        false
+    }
+
+    fn was_in_vain(&mut self) {
+        self.pause = (self.pause * 2 + 1).min(SELDOM);
+        self.pass = self.pause;
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let busy = self.busy;
+        busy.taken.store(false, Ordering::SeqCst);
+        if *busy.aside.lock().unwrap_or_else(PoisonError::into_inner) > 0 {
+            busy.ended.notify_all();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
