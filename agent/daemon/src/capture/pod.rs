@@ -10,7 +10,7 @@ use std::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ambit_core::model::{ClientAddr, OriginalDst, PodAddr};
@@ -33,6 +33,7 @@ use super::{
     parking::{self, Client, Parking},
     queries::{Queries, QuerySocket},
     routing, socket,
+    spares::Spares,
 };
 
 /// How many dials to the applications of one pod may wait to be taken at a time. Each has a place in a map that all pods of
@@ -125,6 +126,8 @@ pub(crate) struct PodNet {
     listeners: Vec<(SocketAddr, TcpListener)>,
     parking: OnceLock<Parking>,
     dials: Semaphore,
+    /// For dials to the applications.
+    spares: Spares,
     /// Addresses beside the pod's own at which it was called, and for whose interfaces there is a route.
     others: Mutex<HashSet<IpAddr>>,
     released: watch::Sender<bool>,
@@ -163,6 +166,7 @@ impl PodNet {
             listeners,
             parking,
             dials,
+            spares: Spares::default(),
             others,
             released,
             captures_everything,
@@ -321,11 +325,23 @@ impl PodNet {
     }
 
     async fn try_deliver(&self, client: ClientAddr, app: PodAddr, attempt: u32) -> io::Result<TcpStream> {
-        let socket = self.netns.run(|| socket::transparent(client.0, attempt))?;
-        self.mark(&socket, SOCKET_DELIVERY)?;
-        let own = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let v6 = client.0.is_ipv6();
+        let socket = self.spares.take(v6, Instant::now(), |count| self.delivery_sockets(v6, count))?;
+        let own = socket::bind_delivery(&socket, client.0, attempt)?;
         let _recorded = self.maps.record(self.flow(canonical(own), app))?;
         socket::connect_nearby(socket, app.0).await
+    }
+
+    /// So many sockets inside the pod, ready to be bound.
+    fn delivery_sockets(&self, v6: bool, count: usize) -> io::Result<Vec<socket2::Socket>> {
+        let sockets: Vec<_> = self.netns.run(|| (0..count).map(|_| socket::transparent(v6)).collect())?;
+        sockets.iter().try_for_each(|socket| self.mark(socket, SOCKET_DELIVERY))?;
+        Ok(sockets)
+    }
+
+    /// Lets go of what it keeps for connections that do not come.
+    pub(super) fn tidy(&self, now: Instant) {
+        self.spares.tidy(now);
     }
 
     /// A connection from `source` to the application, as the inbound hook sees it.

@@ -58,13 +58,13 @@ pub(super) fn listen(ip: IpAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// A socket that connects in the name of `client`, whose address is not this host's, from a port of the `attempt`-th
-/// choice.
-pub(super) fn transparent(client: SocketAddr, attempt: u32) -> io::Result<Socket> {
-    let socket = tcp(client.is_ipv6())?;
-    let (level, name) = match client.ip() {
-        IpAddr::V4(_) => (libc::SOL_IP, libc::IP_TRANSPARENT),
-        IpAddr::V6(_) => (libc::SOL_IPV6, libc::IPV6_TRANSPARENT),
+/// A socket that may connect in the name of a client, whose address is not this host's.
+pub(super) fn transparent(v6: bool) -> io::Result<Socket> {
+    let socket = tcp(v6)?;
+    let (level, name) = if v6 {
+        (libc::SOL_IPV6, libc::IPV6_TRANSPARENT)
+    } else {
+        (libc::SOL_IP, libc::IP_TRANSPARENT)
     };
     set(&socket, level, name, 1)?;
     socket.set_mark(DELIVERY_MARK)?;
@@ -72,8 +72,14 @@ pub(super) fn transparent(client: SocketAddr, attempt: u32) -> io::Result<Socket
     ready_for_application(&socket)?;
     // A port may serve several dials to different destinations, and is no obstacle to a server that wants to listen on it.
     socket.set_reuse_address(true)?;
-    socket.bind(&SocketAddr::new(client.ip(), delivery_port(client.port(), attempt)).into())?;
     Ok(socket)
+}
+
+/// Gives such a socket the address of `client`, and a port of the `attempt`-th choice: the address that it has then.
+pub(super) fn bind_delivery(socket: &Socket, client: SocketAddr, attempt: u32) -> io::Result<SocketAddr> {
+    let own = SocketAddr::new(client.ip(), delivery_port(client.port(), attempt));
+    socket.bind(&own.into())?;
+    Ok(own)
 }
 
 /// Leaves the source port to connect(2) where only the address is bound: it may serve connections to other destinations.

@@ -15,6 +15,7 @@ use std::{
 use tokio::{
     io::{Interest, Ready},
     net::TcpStream,
+    task::yield_now,
     time::{Instant, Sleep, sleep, timeout_at},
 };
 
@@ -37,6 +38,10 @@ const HALF_CLOSED: Duration = Duration::from_millis(500);
 /// What an application has said in so many pieces without an answer is a stream. Its kernel may keep small pieces back until
 /// those before are acknowledged (RFC 896), and segments are long on the way to us.
 const STREAM: u32 = 2;
+
+/// How often others have a turn before the other end is told of a connection whose application has not said anything: most clients speak at
+/// once, and then that word and theirs are one packet.
+const WORDS: u32 = 2;
 
 /// Counts bytes as they pass.
 pub(super) trait Meter {
@@ -204,6 +209,12 @@ impl<L: Leg> Relay<L> {
     async fn run_steps(&mut self, meter: &impl Meter) -> Result<(), LegError> {
         let Self { app, leg, state, begun, .. } = self;
         let (app, socket) = (&*app, leg.socket());
+        for _ in 0..WORDS {
+            if !leg.awaits_words(app)? {
+                break;
+            }
+            yield_now().await;
+        }
         let mut steps = Steps {
             app,
             leg,

@@ -157,6 +157,12 @@ pub(crate) trait Leg: AsyncRead + AsyncWrite + Unpin {
         Ok(())
     }
 
+    /// Whether the other end has not been told of the connection yet, as `app` has not said anything that could go with that word.
+    /// It is told by the next step.
+    fn awaits_words(&mut self, _app: &TcpStream) -> Result<bool, LegError> {
+        Ok(false)
+    }
+
     /// Whether the other end has yet to say that the connection stands.
     fn awaits_answer(&self) -> bool {
         false
@@ -393,6 +399,11 @@ impl Leg for Stream {
     fn answer(&mut self) -> Result<(), LegError> {
         let Self::Ambit1(stream) = self;
         stream.answer()
+    }
+
+    fn awaits_words(&mut self, app: &TcpStream) -> Result<bool, LegError> {
+        let Self::Ambit1(stream) = self;
+        stream.awaits_words(app)
     }
 
     fn awaits_answer(&self) -> bool {

@@ -2,10 +2,12 @@
 //! own, a read or write that the kernel cuts short tells that there is no more to be had: nobody asks again before an event.
 
 use std::{
-    io::{self, IoSlice, Read as _, Write as _},
+    io::{self, IoSlice, Read as _},
+    pin::pin,
     task::{Context, Poll, ready},
 };
 
+use nix::libc;
 use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream};
 
@@ -39,19 +41,61 @@ pub(super) fn poll_read_records(
     poll_take(cx, socket, room, |_| true)
 }
 
+/// Reads what a socket has at this moment of which tokio knows nothing yet, as it is new; [`ErrorKind::WouldBlock`] if there is nothing.
+///
+/// [`ErrorKind::WouldBlock`]: io::ErrorKind::WouldBlock
+pub(super) fn read_new(socket: &TcpStream, room: &mut [u8]) -> io::Result<usize> {
+    (&*SockRef::from(socket)).read(room)
+}
+
+/// How bytes are written.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Manner {
+    /// Tokio may know nothing of the socket yet, as that is new: it is tried, which spares it a round of events.
+    pub(crate) new: bool,
+    /// More is written, or the direction is ended, at once: that goes out in the same packet (tcp(7), `MSG_MORE`).
+    pub(crate) more: bool,
+}
+
+impl Manner {
+    fn flags(self) -> libc::c_int {
+        if self.more { libc::MSG_MORE } else { 0 }
+    }
+}
+
 /// Writes what the socket takes, of which there is something.
 pub(crate) fn poll_write(cx: &mut Context<'_>, socket: &TcpStream, bytes: &[u8]) -> Poll<io::Result<usize>> {
-    poll_put(cx, socket, bytes.len(), |raw| (&**raw).write(bytes))
+    poll_write_as(cx, socket, bytes, Manner::default())
+}
+
+/// The same in a manner.
+pub(super) fn poll_write_as(
+    cx: &mut Context<'_>,
+    socket: &TcpStream,
+    bytes: &[u8],
+    manner: Manner,
+) -> Poll<io::Result<usize>> {
+    poll_put(cx, socket, bytes.len(), manner.new, |raw| raw.send_with_flags(bytes, manner.flags()))
 }
 
 /// The same for bytes in pieces.
-pub(crate) fn poll_write_vectored(
+pub(super) fn poll_write_vectored(
     cx: &mut Context<'_>,
     socket: &TcpStream,
     pieces: &[IoSlice<'_>],
+    manner: Manner,
 ) -> Poll<io::Result<usize>> {
     let len = pieces.iter().map(|piece| piece.len()).sum();
-    poll_put(cx, socket, len, |raw| (&**raw).write_vectored(pieces))
+    poll_put(cx, socket, len, manner.new, |raw| raw.send_vectored_with_flags(pieces, manner.flags()))
+}
+
+/// Whether it is known that the other end of a readable socket has ended.
+pub(super) fn is_read_closed(cx: &mut Context<'_>, socket: &TcpStream) -> bool {
+    // It is ready, so that this leaves no waiter behind.
+    match pin!(socket.ready(Interest::READABLE)).poll(cx) {
+        Poll::Ready(Ok(ready)) => ready.is_read_closed(),
+        _ => false,
+    }
 }
 
 /// Ends one direction of a socket.
@@ -83,10 +127,22 @@ fn poll_put(
     cx: &mut Context<'_>,
     socket: &TcpStream,
     len: usize,
+    new: bool,
     mut write: impl FnMut(&SockRef<'_>) -> io::Result<usize>,
 ) -> Poll<io::Result<usize>> {
     loop {
-        ready!(socket.poll_write_ready(cx))?;
+        match socket.poll_write_ready(cx)? {
+            Poll::Ready(()) => {}
+            // Who waits is called by the first event, and no event can be missed.
+            Poll::Pending if new => {
+                return match write(&SockRef::from(socket)) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+                    Ok(0) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    written => Poll::Ready(written),
+                };
+            }
+            Poll::Pending => return Poll::Pending,
+        }
         match attempt(socket, Interest::WRITABLE, len, &mut write, |_| false)? {
             Some(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
             Some(written) => return Poll::Ready(Ok(written)),

@@ -282,9 +282,9 @@ impl Link {
         }
     }
 
-    /// Seals what `source` has at this moment, or else only what is held.
-    pub(super) fn take_now(&mut self, source: &TcpStream) -> Result<(), LegError> {
-        self.sender.read_now(source, &self.share)
+    /// Seals what `source` has at this moment, or else only what is held; or nothing, if `patient`, which it answers with `false`.
+    pub(super) fn take_now(&mut self, source: &TcpStream, patient: bool) -> Result<bool, LegError> {
+        self.sender.read_now(source, &self.share, patient)
     }
 
     /// Seals the front of `bytes`; answers how many that is.

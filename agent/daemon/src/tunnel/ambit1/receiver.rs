@@ -23,7 +23,8 @@ use crate::tunnel::{
     TunnelError,
     buffer::{Buffer, FULL, Share, Waiting},
     kernel::{self, Opening},
-    socket, tls,
+    socket::{self, Manner},
+    tls,
 };
 
 /// `buffer[pieces]` are bytes of the stream, `buffer[plain]` is opened and not yet decoded, and what is between `next` and
@@ -103,12 +104,15 @@ impl Receiver {
         }
     }
 
-    /// Writes bytes of the stream to `sink`, some of those that are here; answers how many.
+    /// Writes bytes of the stream to `sink`, some of those that are here; answers how many. The end goes with them where that is
+    /// here as well, if `sink` is told of it before anything is waited for. Nothing has been written to a `new` one.
     pub(super) fn poll_write_to(
         &mut self,
         cx: &mut Context<'_>,
         sink: &TcpStream,
+        new: bool,
     ) -> Poll<io::Result<usize>> {
+        let manner = Manner { new, more: matches!(self.control, Some(Control::Fin)) };
         let bytes = self.buffer.as_deref().unwrap_or_default();
         let mut slices = [IoSlice::new(&[]); PIECES];
         let mut count = 0;
@@ -117,8 +121,8 @@ impl Receiver {
             count += 1;
         }
         let written = match &slices[..count] {
-            [piece] => ready!(socket::poll_write(cx, sink, piece))?,
-            pieces => ready!(socket::poll_write_vectored(cx, sink, pieces))?,
+            [piece] => ready!(socket::poll_write_as(cx, sink, piece, manner))?,
+            pieces => ready!(socket::poll_write_vectored(cx, sink, pieces, manner))?,
         };
         self.delivered(written);
         Poll::Ready(Ok(written))
