@@ -4,7 +4,7 @@
 mod held;
 mod origins;
 
-use std::{collections::BTreeMap, fmt, io, os::fd::AsRawFd, path::Path};
+use std::{collections::BTreeMap, fmt, io, mem, os::fd::AsRawFd, path::Path};
 
 use ambit_ebpf_common::{
     Addr, CAPTURE_EVERYTHING, Counters, DestinationKey, FAMILY_V4, FAMILY_V6, FLOW_DELIVERY, Flow,
@@ -332,6 +332,13 @@ impl Maps {
 pub(super) struct Recorded<'a> {
     maps: &'a Maps,
     flow: Flow,
+}
+
+impl Recorded<'_> {
+    /// Leaves it to the programs to take it off: once the application's end of the connection stands, or the dial is no more.
+    pub(super) fn leave(self) {
+        mem::forget(self);
+    }
 }
 
 impl Drop for Recorded<'_> {

@@ -91,10 +91,15 @@ pub(crate) trait Dial: Send + Sync + 'static {
         dst: SocketAddr,
     ) -> impl Future<Output = io::Result<TcpStream>> + Send;
 
-    /// Connects to the pod's application in the name of `client`. Dropping the connection resets it until
+    /// Connects to the pod's application in the name of `client`, which `has_spoken` if the first bytes for the application are
+    /// written at once: then the application is told of the connection together with them. Dropping the connection resets it until
     /// [`end_cleanly`](super::end_cleanly).
-    fn deliver(&self, client: ClientAddr, app: PodAddr)
-    -> impl Future<Output = io::Result<TcpStream>> + Send;
+    fn deliver(
+        &self,
+        client: ClientAddr,
+        app: PodAddr,
+        has_spoken: bool,
+    ) -> impl Future<Output = io::Result<TcpStream>> + Send;
 
     /// A connection to where one of the pod's wanted to go, or to the pod's own application, came about.
     fn answered(&self, destination: SocketAddr);
@@ -324,12 +329,26 @@ impl PodNet {
         }
     }
 
-    async fn try_deliver(&self, client: ClientAddr, app: PodAddr, attempt: u32) -> io::Result<TcpStream> {
+    async fn try_deliver(
+        &self,
+        client: ClientAddr,
+        app: PodAddr,
+        has_spoken: bool,
+        attempt: u32,
+    ) -> io::Result<TcpStream> {
         let v6 = client.0.is_ipv6();
         let socket = self.spares.take(v6, Instant::now(), |count| self.delivery_sockets(v6, count))?;
         let own = socket::bind_delivery(&socket, client.0, attempt)?;
-        let _recorded = self.maps.record(self.flow(canonical(own), app))?;
-        socket::connect_nearby(socket, app.0).await
+        if has_spoken {
+            socket::end_handshake_with_data(&socket);
+        }
+        let recorded = self.maps.record(self.flow(canonical(own), app))?;
+        let stream = socket::connect_nearby(socket, app.0).await?;
+        if has_spoken {
+            // The application's end does not stand yet.
+            recorded.leave();
+        }
+        Ok(stream)
     }
 
     /// So many sockets inside the pod, ready to be bound.
@@ -436,12 +455,12 @@ impl Dial for PodNet {
         Ok(stream)
     }
 
-    async fn deliver(&self, client: ClientAddr, app: PodAddr) -> io::Result<TcpStream> {
+    async fn deliver(&self, client: ClientAddr, app: PodAddr, has_spoken: bool) -> io::Result<TcpStream> {
         let _place = self.dials.acquire().await.map_err(io::Error::other)?;
         self.know_interface(app.0.ip()).await;
         let mut attempt = 0;
         let stream = loop {
-            match self.try_deliver(client, app, attempt).await {
+            match self.try_deliver(client, app, has_spoken, attempt).await {
                 Err(error)
                     if matches!(
                         error.kind(),

@@ -251,6 +251,12 @@ impl Session {
         }))
     }
 
+    /// Whether something of the stream has come with its beginning.
+    pub(crate) fn has_spoken(&self) -> bool {
+        let Self::Ambit1(link) = self;
+        link.has_more()
+    }
+
     /// Takes the stream that [`Self::next`] has brought. A client that waits for that learns of it at once, another one with the
     /// first bytes, or by [`Leg::answer`].
     pub(crate) fn accept_stream(self) -> Stream {

@@ -136,7 +136,8 @@ impl<D: Dial> Call<'_, D> {
     ) -> Option<(TcpStream, Connection, Stream)> {
         let meta = describe::inbound(self.called, Some((session.facts(), reused)), Some(&incoming));
         let peer = session.facts().peer.clone();
-        let app = match place.begin_stream(Box::pin(self.admit(&peer, &incoming))).await {
+        let admitted = Box::pin(self.admit(&peer, &incoming, session.has_spoken()));
+        let app = match place.begin_stream(admitted).await {
             Ok(app) => app,
             Err(refusal) => {
                 self.refuse_as(&refusal, &meta, Some(&peer));

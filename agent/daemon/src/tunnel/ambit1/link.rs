@@ -161,6 +161,11 @@ impl Link {
         }
     }
 
+    /// Whether something has come behind what was taken.
+    pub(in crate::tunnel) fn has_more(&self) -> bool {
+        self.receiver.has_more()
+    }
+
     /// Sends one control frame.
     pub(super) async fn send(&mut self, control: &Control) -> Result<(), TunnelError> {
         self.sender.push(&control.encode(), ContentType::Data)?;

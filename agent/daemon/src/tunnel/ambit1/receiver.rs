@@ -310,6 +310,11 @@ impl Receiver {
         }
     }
 
+    /// Whether something has come that nobody has taken.
+    pub(super) fn has_more(&self) -> bool {
+        !self.pieces.is_empty() || !self.is_empty()
+    }
+
     /// Whether it has bytes for a stream, or has no room for what has come.
     pub(super) fn is_stuck(&self) -> bool {
         !self.pieces.is_empty() || self.waiting.is_some()
