@@ -62,11 +62,8 @@ pub(super) fn listen(ip: IpAddr) -> io::Result<Socket> {
 /// A socket that may connect in the name of a client, whose address is not this host's.
 pub(super) fn transparent(v6: bool) -> io::Result<Socket> {
     let socket = tcp(v6)?;
-    let (level, name) = if v6 {
-        (libc::SOL_IPV6, libc::IPV6_TRANSPARENT)
-    } else {
-        (libc::SOL_IP, libc::IP_TRANSPARENT)
-    };
+    let (level, name) =
+        if v6 { (libc::SOL_IPV6, libc::IPV6_TRANSPARENT) } else { (libc::SOL_IP, libc::IP_TRANSPARENT) };
     set(&socket, level, name, 1)?;
     socket.set_mark(DELIVERY_MARK)?;
     socket.set_tcp_nodelay(true)?;

@@ -280,7 +280,6 @@ impl<'a> Outcome<'a> {
 struct PartyFields<'a> {
     workload: Option<&'a str>,
     namespace: Option<&'a str>,
-    cluster: Option<&'a str>,
     identity: Option<String>,
 }
 
@@ -291,7 +290,6 @@ impl<'a> PartyFields<'a> {
         Self {
             workload: name.map(|name| &*name.name),
             namespace: name.map(|name| &*name.namespace),
-            cluster: name.map(cluster_of),
             identity: party.identity.as_ref().filter(|_| proven).map(ToString::to_string),
         }
     }

@@ -64,7 +64,8 @@ impl Recent {
     }
 
     fn place(&self, meta: &Meta) -> MutexGuard<'_, Option<Known>> {
-        let number = |party: &Party| party.workload.as_ref().map_or(0, |workload| Arc::as_ptr(workload).addr());
+        let number =
+            |party: &Party| party.workload.as_ref().map_or(0, |workload| Arc::as_ptr(workload).addr());
         // Of what is aligned so the last bits say nothing.
         let mixed = (number(&meta.source) >> 4).wrapping_mul(31) ^ (number(&meta.destination) >> 4);
         let at = (mixed ^ (mixed >> 8)).wrapping_add(meta.direction as usize) % PLACES;
