@@ -57,7 +57,7 @@ use metrics::Metrics;
 use observed::Observed;
 use pace::Pace;
 use traces::Traces;
-use traffic::{Flag, TrafficLabels};
+use traffic::Flag;
 
 /// The cluster name in metrics and the access log: Istio's default, without which Kiali drops the series.
 pub(crate) const CLUSTER: &str = "Kubernetes";

@@ -111,10 +111,13 @@ impl Held {
                 return self.poll_piped(cx, sink);
             }
             let mut buffer = ready!(share.poll_take(cx, &mut self.waiting));
-            let read = ready!(socket::poll_read_urgent(cx, source, &mut buffer)).map_err(Failed::Source)?;
+            let closed = socket::is_read_closed(cx, source);
+            let read = socket::poll_read_urgent(cx, source, &mut buffer, closed);
+            let read = ready!(read).map_err(Failed::Source)?;
             if read > 0 {
                 self.bulky = if read < MUCH { 0 } else { self.bulky.saturating_add(1) };
-                let read = read + self.look_behind(cx, source, failed, &mut buffer[read..]);
+                let behind = if closed && !failed { self.look_behind(source, &mut buffer[read..]) } else { 0 };
+                let read = read + behind;
                 self.bytes = Some((buffer, 0..read));
             } else if failed {
                 return Poll::Ready(Err(Failed::Source(io::ErrorKind::ConnectionReset.into())));
@@ -135,15 +138,9 @@ impl Held {
         Poll::Ready(Ok(Moved { bytes, end: false }))
     }
 
-    /// Of a source that has ended, or failed, reads what it has behind what was read, so that its end can go out with that.
-    fn look_behind(
-        &mut self,
-        cx: &mut Context<'_>,
-        source: &TcpStream,
-        failed: bool,
-        room: &mut [u8],
-    ) -> usize {
-        if failed || room.is_empty() || !socket::is_read_closed(cx, source) {
+    /// Of a source that has ended reads what it has behind what was read, so that its end can go out with that.
+    fn look_behind(&mut self, source: &TcpStream, room: &mut [u8]) -> usize {
+        if room.is_empty() {
             return 0;
         }
         match source.try_read(room) {

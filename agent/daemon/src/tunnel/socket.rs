@@ -22,13 +22,15 @@ pub(crate) fn poll_read(
     poll_take(cx, socket, room, |_| false)
 }
 
-/// The same where urgent data may be among the rest: a read that is cut short in front of it is not the last.
+/// The same where urgent data may be among the rest: a read that is cut short in front of it is not the last. Neither is one of a
+/// socket whose other end `has_ended`, as what is behind it is read at once.
 pub(super) fn poll_read_urgent(
     cx: &mut Context<'_>,
     socket: &TcpStream,
     room: &mut [u8],
+    has_ended: bool,
 ) -> Poll<io::Result<usize>> {
-    poll_take(cx, socket, room, |raw| is_at_mark(&**raw))
+    poll_take(cx, socket, room, |raw| has_ended || is_at_mark(&**raw))
 }
 
 /// The same where the kernel opens records: a read is cut short in front of one that is no data, and who does not ask again is not
@@ -45,7 +47,18 @@ pub(super) fn poll_read_records(
 ///
 /// [`ErrorKind::WouldBlock`]: io::ErrorKind::WouldBlock
 pub(super) fn read_new(socket: &TcpStream, room: &mut [u8]) -> io::Result<usize> {
-    (&*SockRef::from(socket)).read(room)
+    let mut told = false;
+    let wanted = room.len();
+    let read = |raw: &SockRef<'_>| {
+        told = true;
+        (&**raw).read(room)
+    };
+    let known = attempt(socket, Interest::READABLE, wanted, read, |raw| is_at_mark(&**raw))?;
+    match known {
+        Some(read) => Ok(read),
+        None if told => Err(io::ErrorKind::WouldBlock.into()),
+        None => (&*SockRef::from(socket)).read(room),
+    }
 }
 
 /// How bytes are written.
