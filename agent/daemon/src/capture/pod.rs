@@ -117,6 +117,11 @@ pub(crate) trait Dial: Send + Sync + 'static {
         None
     }
 
+    /// Whether the pod has been let go, or enrolled anew in another network namespace.
+    fn is_released(&self) -> bool {
+        false
+    }
+
     /// Ends once the pod has been let go, or enrolled anew in another network namespace: what runs may finish, and nothing
     /// begins here any more.
     fn until_released(&self) -> impl Future<Output = ()> + Send;
@@ -505,6 +510,10 @@ impl Dial for PodNet {
             local_port: u32::from(local.port()),
         })?;
         Some(Patience::told(&told))
+    }
+
+    fn is_released(&self) -> bool {
+        *self.released.borrow()
     }
 
     async fn until_released(&self) {

@@ -17,7 +17,9 @@ use super::{
     admission::Place,
     describe, distrusted, facts,
     order::{Arrivals, Turn},
-    requests, unconnected,
+    requests,
+    settled::Settled,
+    unconnected,
     waiting::{admit, refuse},
     within,
 };
@@ -245,6 +247,7 @@ impl<D: Dial> Call<'_, D> {
             facts: self.facts(peer),
             peer,
             connection,
+            settled: Settled::default(),
         }
     }
 

@@ -187,7 +187,10 @@ impl<D: Dial> Ends<'_, D> {
             select! {
                 biased;
                 (ended, _leg) = carried.carry(server_app, leg) => Ok(ended),
-                refused = shared.wallet.until_distrusted(&client.identity, &server) => Err(distrusted(refused)),
+                refused = async {
+                    carried.settled.reached().await;
+                    shared.wallet.until_distrusted(&client.identity, &server).await
+                } => Err(distrusted(refused)),
             }
         };
         // The leg is gone, which counted for it.

@@ -116,7 +116,8 @@ impl Held {
             let read = ready!(read).map_err(Failed::Source)?;
             if read > 0 {
                 self.bulky = if read < MUCH { 0 } else { self.bulky.saturating_add(1) };
-                let behind = if closed && !failed { self.look_behind(source, &mut buffer[read..]) } else { 0 };
+                let behind =
+                    if closed && !failed { self.look_behind(source, &mut buffer[read..]) } else { 0 };
                 let read = read + behind;
                 self.bytes = Some((buffer, 0..read));
             } else if failed {

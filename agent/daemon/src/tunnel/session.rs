@@ -243,12 +243,21 @@ impl Session {
     /// Waits for the client's next stream; `None` once the client has closed the session or has kept silent for `idle`. Cancel
     /// safe. Then follows [`Self::accept_stream`] or [`Self::refuse_stream`].
     pub(crate) async fn next(&mut self, idle: Duration) -> Result<Option<Incoming>, TunnelError> {
+        self.next_within(idle).await.unwrap_or(Ok(None))
+    }
+
+    /// The same, but that nothing is closed if the client keeps silent for so long: then it is `None`.
+    pub(crate) async fn next_within(
+        &mut self,
+        limit: Duration,
+    ) -> Option<Result<Option<Incoming>, TunnelError>> {
         let Self::Ambit1(link) = self;
-        Ok(link.next_open(idle).await?.map(|open| {
+        let incoming = |open: frame::Open| {
             let frame::Open { original_dst, service, trace, order: frame::Order { epoch, number }, waits } =
                 open;
             Incoming { original_dst, service, trace, order: Order { epoch, number }, waits }
-        }))
+        };
+        Some(link.next_open(limit).await?.map(|open| open.map(incoming)))
     }
 
     /// Whether something of the stream has come with its beginning.

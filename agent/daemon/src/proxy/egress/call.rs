@@ -22,6 +22,7 @@ use crate::{
         describe,
         outbound::{CONNECT, Call, Outbound, Routed, Way, is_itself, unknown_client, unroutable},
         relay::{Meter, Relay},
+        settled::Settled,
         unconnected,
         waiting::{admit, unless_given_up},
         within,
@@ -157,7 +158,9 @@ impl<D: Dial> Call<'_, D> {
         let mut relay = Relay::new(app, leg);
         let meter = Outbound(&connection);
         let ended = select! {
-            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter) => ended.map_err(Cut::by_relay),
+            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter, &Settled::default()) => {
+                ended.map_err(Cut::by_relay)
+            }
             refused = self.shared.wallet.until_distrusted(&client.identity, &facts.peer) => {
                 Err(Cut::here(crate::proxy::distrusted(refused)))
             }
@@ -237,7 +240,7 @@ impl<D: Dial> Call<'_, D> {
         let meter = Bounded { inner: Outbound(&connection), moved: AtomicU64::new(0) };
         let ending = select! {
             biased;
-            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter) => match ended {
+            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter, &Settled::default()) => match ended {
                 Ok(()) => Ending::Closed,
                 Err(broken) => Cut::by_relay(broken).ending(),
             },

@@ -232,7 +232,8 @@ impl Sender {
         let closed = socket::is_read_closed(cx, source);
         let mut buffer = ready!(share.poll_take(cx, &mut self.waiting));
         let mut batch = self.batch(&mut buffer);
-        let mut bytes = ready!(socket::poll_read_urgent(cx, source, batch.first(), closed)).map_err(LegError::App)?;
+        let mut bytes =
+            ready!(socket::poll_read_urgent(cx, source, batch.first(), closed)).map_err(LegError::App)?;
         let mut end = bytes == 0;
         if end && let Source::Failed = self.source {
             return Poll::Ready(Err(LegError::App(io::ErrorKind::ConnectionReset.into())));
