@@ -37,6 +37,8 @@ use ambit_core::discovery::{Delta, Destination};
 use ambit_ebpf_common::{Counters, ProbeKey, addr};
 use tokio::sync::watch;
 
+#[cfg(test)]
+pub(crate) use self::liveness::segments_received;
 pub(crate) use self::{
     cgroup::{CgroupUid, Cgroups, Found},
     check::{Finding, Verdict, check_host},

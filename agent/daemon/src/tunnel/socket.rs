@@ -186,3 +186,59 @@ fn attempt(
         _ => Ok(moved),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, time::Duration};
+
+    use tokio::{
+        io::AsyncReadExt as _,
+        net::TcpListener,
+        time::{sleep, timeout},
+    };
+
+    use super::*;
+    use crate::capture::segments_received;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), async {
+            listener.accept().await
+        });
+        (near.unwrap(), far.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn the_end_goes_out_with_what_was_said_to_be_followed_by_it() {
+        let (near, mut far) = pair().await;
+        let before = segments_received(&far).unwrap();
+        let manner = Manner { new: true, more: true };
+        assert_eq!(poll_fn(|cx| poll_write_as(cx, &near, b"the end", manner)).await.unwrap(), 7);
+        shut(&near).unwrap();
+        let mut received = Vec::new();
+        timeout(Duration::from_secs(5), far.read_to_end(&mut received)).await.unwrap().unwrap();
+        assert_eq!((&received[..], segments_received(&far).unwrap() - before), (&b"the end"[..], 1));
+    }
+
+    #[tokio::test]
+    async fn a_new_socket_is_read_and_written_before_tokio_knows_of_it() {
+        let (near, far) = pair().await;
+        let raw = near.into_std().unwrap();
+        let near = TcpStream::from_std(raw).unwrap();
+        let mut room = [0; 8];
+        assert_eq!(read_new(&near, &mut room).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let cx = &mut Context::from_waker(std::task::Waker::noop());
+        let manner = Manner { new: true, more: false };
+        assert!(matches!(poll_write_as(cx, &near, b"words", manner), Poll::Ready(Ok(5))));
+        assert!(matches!(poll_write(cx, &near, b"words"), Poll::Pending), "nobody has asked for events");
+        far.writable().await.unwrap();
+        assert_eq!(far.try_write(b"answer").unwrap(), 6);
+        sleep(Duration::from_millis(20)).await;
+        assert_eq!(read_new(&near, &mut room).unwrap(), 6);
+        assert_eq!(read_new(&near, &mut room).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        // What comes later is told of all the same.
+        assert_eq!(far.try_write(b"more").unwrap(), 4);
+        let more = poll_fn(|cx| poll_read(cx, &near, &mut room));
+        assert_eq!(timeout(Duration::from_secs(5), more).await.unwrap().unwrap(), 4);
+    }
+}
