@@ -157,8 +157,9 @@ impl<D: Dial> Call<'_, D> {
         bound_buffers(&app, place.buffers());
         let mut relay = Relay::new(app, leg);
         let meter = Outbound(&connection);
+        let settled = Settled::default();
         let ended = select! {
-            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter, &Settled::default()) => {
+            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter, &settled) => {
                 ended.map_err(Cut::by_relay)
             }
             refused = self.shared.wallet.until_distrusted(&client.identity, &facts.peer) => {
@@ -238,9 +239,10 @@ impl<D: Dial> Call<'_, D> {
         slot: Option<Slot>,
     ) {
         let meter = Bounded { inner: Outbound(&connection), moved: AtomicU64::new(0) };
+        let settled = Settled::default();
         let ending = select! {
             biased;
-            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter, &Settled::default()) => match ended {
+            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter, &settled) => match ended {
                 Ok(()) => Ending::Closed,
                 Err(broken) => Cut::by_relay(broken).ending(),
             },
