@@ -371,6 +371,9 @@ impl<L: Leg> Steps<'_, L> {
         {
             return Poll::Ready(Err(*failed));
         }
+        if self.brief {
+            return Poll::Pending;
+        }
         if (!sends || self.leg.is_sending()) && poll_fails(&mut self.app_fails, cx, self.app).is_ready() {
             if self.state.up.ended && answered_probe(self.app) {
                 return Poll::Ready(Err(LegError::AppLeft));

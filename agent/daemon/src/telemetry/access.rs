@@ -123,7 +123,7 @@ impl fmt::Debug for Complete<'_> {
         out.word("dst.addr", Some(meta.destination_addr))?;
         out.text("dst.service", service(meta))?;
         party(&mut out, DESTINATION, &meta.destination, meta)?;
-        out.quoted("direction", Some(direction(meta)))?;
+        out.plain("direction", &[direction(meta)])?;
         out.number("bytes_sent", Some(bytes_sent))?;
         out.number("bytes_recv", Some(bytes_recv))?;
         out.quoted("duration", Some(format_args!("{}ms", live.since.elapsed().as_millis())))?;
@@ -131,7 +131,7 @@ impl fmt::Debug for Complete<'_> {
         out.text("reason", outcome.reason)?;
         out.text("policy", outcome.policy)?;
         out.text("rule", outcome.rule)?;
-        out.quoted("security", Some(meta.security.label()))?;
+        out.plain("security", &[meta.security.label()])?;
         out.word("dst.original_addr", meta.original_dst)?;
         out.word("connection", meta.id)?;
         out.number("unsaid", (*unsaid > 0).then_some(unsaid))
@@ -152,8 +152,12 @@ fn party(
     let name = party.workload.as_ref().map(|workload| &workload.name);
     out.text(workload, name.map(|name| &*name.name))?;
     out.text(namespace, name.map(|name| &*name.namespace))?;
-    // It is made of letters, digits and a few signs.
-    out.quoted(identity, party.identity.as_ref().filter(|_| meta.security.is_proven()))?;
+    if let Some(id) = party.identity.as_ref().filter(|_| meta.security.is_proven()) {
+        // As it is displayed: letters, digits and a few signs.
+        let parts =
+            ["spiffe://", id.trust_domain().as_str(), "/ns/", id.namespace(), "/sa/", id.service_account()];
+        out.plain(identity, &parts)?;
+    }
     out.text(cluster, name.map(cluster_of))
 }
 

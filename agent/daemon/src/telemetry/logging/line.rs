@@ -92,11 +92,19 @@ impl<'f, 'b> FieldWriter<'f, 'b> {
     /// Any text, if there is one.
     pub(crate) fn text(&mut self, name: &str, value: Option<&str>) -> fmt::Result {
         let Some(value) = value else { return Ok(()) };
-        if is_plain(value) {
-            return self.quoted(name, Some(value));
-        }
         self.key(name)?;
+        if is_plain(value) {
+            return self.parts(&["\"", value, "\""]);
+        }
         if self.0.alternate() { write!(self.0, "{}", Json(value)) } else { write!(self.0, "{value:?}") }
+    }
+
+    /// Text in parts, which have no sign in them that would be escaped.
+    pub(crate) fn plain(&mut self, name: &str, parts: &[&str]) -> fmt::Result {
+        self.key(name)?;
+        self.parts(&["\""])?;
+        self.parts(parts)?;
+        self.parts(&["\""])
     }
 
     /// What has no sign in it that would be escaped.
@@ -119,7 +127,11 @@ impl<'f, 'b> FieldWriter<'f, 'b> {
 
     fn key(&mut self, name: &str) -> fmt::Result {
         let (before, after) = if self.0.alternate() { (",\"", "\":") } else { (" ", "=") };
-        [before, name, after].into_iter().try_for_each(|part| self.0.write_str(part))
+        self.parts(&[before, name, after])
+    }
+
+    fn parts(&mut self, parts: &[&str]) -> fmt::Result {
+        parts.iter().try_for_each(|part| self.0.write_str(part))
     }
 }
 
@@ -242,6 +254,9 @@ struct OneLine<'a>(&'a str);
 
 impl fmt::Display for OneLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if is_plain(self.0) {
+            return f.write_str(self.0);
+        }
         self.0.chars().try_for_each(|c| {
             if c.is_control() { write!(f, "{}", c.escape_default()) } else { f.write_char(c) }
         })

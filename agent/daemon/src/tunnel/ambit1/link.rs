@@ -148,6 +148,7 @@ impl Link {
         limit: Duration,
     ) -> Option<Result<Option<Open>, TunnelError>> {
         let deadline = tokio::time::Instant::now() + limit;
+        self.receiver.set_rests(true);
         if self.wears_out()
             && let Err(error) = self.go_away().await
         {

@@ -43,6 +43,8 @@ pub(super) struct Receiver {
     pieces: Pieces,
     control: Option<Control>,
     closed: bool,
+    /// No stream is open.
+    rests: bool,
     waiting: Waiting,
 }
 
@@ -71,6 +73,7 @@ impl Receiver {
             pieces: Pieces::default(),
             control: None,
             closed: false,
+            rests: false,
             waiting: Waiting::default(),
         }
     }
@@ -192,10 +195,16 @@ impl Receiver {
         share: &Arc<Share>,
     ) -> Poll<Result<bool, TunnelError>> {
         self.tidy();
+        self.grow(share);
         self.hand_over(tcp, share);
         if self.buffer.is_none() {
             ready!(tcp.poll_read_ready(cx))?;
-            self.buffer = Some(ready!(share.poll_take(cx, &mut self.waiting)));
+            // What a stream begins with is mostly little, and is held until the application is connected.
+            let small = if self.rests { share.try_take_small() } else { None };
+            self.buffer = match small {
+                Some(small) => Some(small),
+                None => Some(ready!(share.poll_take(cx, &mut self.waiting))),
+            };
         }
         let room = self.room()?;
         let Some(buffer) = &mut self.buffer else { return Poll::Ready(Ok(true)) };
@@ -219,6 +228,20 @@ impl Receiver {
                 self.shrink(share);
                 Poll::Pending
             }
+        }
+    }
+
+    /// A record of a stream that does not end where a small buffer ends is part of much: a full one takes its place.
+    fn grow(&mut self, share: &Arc<Share>) {
+        if !self.rests
+            && self.plain.is_empty()
+            && self.buffer.as_ref().is_some_and(|buffer| buffer.len() < FULL)
+            && let Some(mut buffer) = share.try_take()
+            && buffer.len() == FULL
+            && let Some(small) = self.buffer.take()
+        {
+            buffer[..self.filled].copy_from_slice(&small[..self.filled]);
+            self.buffer = Some(buffer);
         }
     }
 
@@ -308,6 +331,11 @@ impl Receiver {
         if let Records::Here(opener) = &mut self.opening {
             opener.rest();
         }
+    }
+
+    /// Whether a stream is waited for.
+    pub(super) fn set_rests(&mut self, rests: bool) {
+        self.rests = rests;
     }
 
     /// Whether something has come that nobody has taken.

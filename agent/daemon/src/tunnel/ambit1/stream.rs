@@ -47,6 +47,7 @@ impl Stream {
 
     /// The server's end of a stream whose OPEN has come. ACCEPT goes out with the first bytes, or by [`Self::answer`].
     pub(in crate::tunnel) fn accepted(mut link: Box<Link>) -> Self {
+        link.receiver().set_rests(false);
         link.sender().hold(&Control::Accept);
         Self { link, opens: false, awaits_accept: false, new: true, ended: false, shut: false }
     }
