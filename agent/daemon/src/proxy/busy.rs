@@ -38,6 +38,8 @@ pub(crate) struct BusyPoll {
     taken: AtomicBool,
     /// Looks so far.
     looks: AtomicU32,
+    /// Messages so far, of all tasks.
+    messages: AtomicU32,
     /// Threads that stand aside.
     aside: Mutex<u32>,
     ended: Condvar,
@@ -88,6 +90,8 @@ struct Turn<'a> {
     busy: &'a BusyPoll,
     since: Instant,
     looks: u32,
+    /// How many messages there had been when it began.
+    messages: u32,
 }
 
 impl<'a> Looks<'a> {
@@ -123,6 +127,7 @@ impl<'a> Looks<'a> {
 
     /// Whether to look for what comes after a message of so many bytes.
     fn begins(&mut self, bytes: u64) -> bool {
+        let messages = self.busy.messages.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         match self.turn.as_ref().map(|turn| turn.looks) {
             // What was there at once would not have let the thread sleep.
             Some(0) => self.was_in_vain(),
@@ -137,9 +142,9 @@ impl<'a> Looks<'a> {
             return false;
         }
         match &mut self.turn {
-            Some(turn) => (turn.since, turn.looks) = (Instant::now(), 0),
+            Some(turn) => (turn.since, turn.looks, turn.messages) = (Instant::now(), 0, messages),
             None if self.busy.taken.swap(true, Ordering::Acquire) => return false,
-            turn => *turn = Some(Turn { busy: self.busy, since: Instant::now(), looks: 0 }),
+            turn => *turn = Some(Turn { busy: self.busy, since: Instant::now(), looks: 0, messages }),
         }
         true
     }
@@ -149,10 +154,13 @@ impl<'a> Looks<'a> {
         let Some(turn) = &mut self.turn else { return false };
         turn.looks += 1;
         self.busy.looks.fetch_add(1, Ordering::Relaxed);
-        // Others may have what this waits for on their processor.
-        thread::yield_now();
-        if turn.since.elapsed() < self.busy.window {
-            return true;
+        // What others pass on keeps threads awake without that.
+        if self.busy.messages.load(Ordering::Relaxed) == turn.messages {
+            // Whoever has what this waits for may want its processor.
+            thread::yield_now();
+            if turn.since.elapsed() < self.busy.window {
+                return true;
+            }
         }
         self.was_in_vain();
         false

@@ -9,14 +9,16 @@ use ambit_core::reason::{Reason, Refusal};
 use tokio::{
     net::TcpStream,
     select,
-    time::{Instant, sleep, sleep_until},
+    task::yield_now,
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 
 use super::{
     Shared,
     admission::SMALLEST_BUFFER,
     busy::Looks,
-    relay::{Meter, Relay},
+    relay::{ANSWER, Meter, Relay},
+    settled::Settled,
 };
 use crate::{
     capture::{Dial, bound_buffers},
@@ -102,17 +104,26 @@ impl Shared {
     }
 
     /// Relays for `pod` until both directions have ended, with as little memory as there is, and waiting for the other end as
-    /// long as the application does.
+    /// long as the application does. With the first look at it the connection has `settled`.
     pub(super) async fn relay<L: Leg>(
         &self,
         pod: &impl Dial,
         relay: &mut Relay<L>,
         meter: &impl Meter,
+        settled: &Settled,
     ) -> Result<(), Broken> {
-        let mut memory = self.memory.subscribe();
         // What it was born with is known already.
-        let mut cut = memory.borrow_and_update().pressure > Pressure::None;
+        let mut cut = self.memory.borrow().pressure > Pressure::None;
         let (mut looks, mut asks) = (Looks::new(&self.busy), Asks::new(Instant::now()));
+        if let Ok(ended) = timeout_at(asks.next, relay.begin(&mut looks, meter)).await {
+            return ended.map_err(Broken::Leg);
+        }
+        asks.ask(pod, relay);
+        settled.set();
+        // Those who wait for that have a look of their own.
+        yield_now().await;
+        let mut memory = self.memory.subscribe();
+        memory.mark_changed();
         loop {
             select! {
                 biased;
@@ -123,10 +134,7 @@ impl Shared {
                 // The sender lives as long as `self`.
                 _ = memory.changed() => {}
                 () = Box::pin(sleep_until(asks.next)) => {
-                    relay.adopt_patience(pod);
-                    // Whether anything passes or not: big keys are made anew in less time than a message takes, once a second at most.
-                    relay.rest();
-                    asks.asked(relay.moved());
+                    asks.ask(pod, relay);
                     continue;
                 }
             }
@@ -194,12 +202,21 @@ struct Asks {
     moved: u64,
 }
 
-const FIRST_LOOK: Duration = Duration::from_millis(100);
+/// As soon as an answer that is held goes out.
+const FIRST_LOOK: Duration = ANSWER;
 const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(64)];
 
 impl Asks {
     fn new(now: Instant) -> Self {
         Self { next: now + FIRST_LOOK, pause: PAUSES[0], moved: 0 }
+    }
+
+    /// Asks what is to be known of `relay`, and has it rest, whether anything passes or not: big keys are made anew in less time than
+    /// a message takes, once a second at most.
+    fn ask<L: Leg>(&mut self, pod: &impl Dial, relay: &mut Relay<L>) {
+        relay.adopt_patience(pod);
+        relay.rest();
+        self.asked(relay.moved());
     }
 
     fn asked(&mut self, moved: u64) {

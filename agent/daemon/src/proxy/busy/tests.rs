@@ -96,6 +96,15 @@ fn one_looks_at_a_time() {
 }
 
 #[test]
+fn who_is_not_alone_looks_no_more() {
+    let busy = BusyPoll::new(LONG);
+    let (mut one, mut other) = (warm(&busy), warm(&busy));
+    assert!(moved(&mut one, 100) && moved(&mut one, 0));
+    assert!(!moved(&mut other, 100), "the turn is taken");
+    assert!(!moved(&mut one, 0), "somebody else has something to do");
+}
+
+#[test]
 fn nobody_looks_where_that_is_off() {
     let busy = BusyPoll::default();
     let mut looks = warm(&busy);

@@ -46,7 +46,7 @@ async fn tasks_of_connections_stay_small() {
     let inbound = inbound::carry(shared, &pod, arrival, &web.arrivals);
     let (app, stream) = pair().await;
     let connection = shared.telemetry.open(describe::outbound(&routed, None));
-    let carrying = requests::Call {
+    let carrying = crate::proxy::requests::Call {
         shared,
         pod: &pod,
         workload: client,

@@ -11,6 +11,7 @@ use ambit_core::model::PodAddr;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
+    select,
     time::{sleep, timeout},
 };
 
