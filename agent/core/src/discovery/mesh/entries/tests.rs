@@ -111,7 +111,7 @@ fn identities_of_an_entry_are_those_of_who_is_dialled_by_it() {
     ] {
         let entry = entry("shop/api", "api.example.com", &[VIP], resolution, endpoints);
         put(&mut mesh, ServiceEntry { identities: Some([other.clone()].into()), ..entry });
-        assert_eq!(identities(&mesh, AT), [other.clone()], "{resolution:?} {endpoints:?}");
+        assert_eq!(identities(&mesh, AT), std::slice::from_ref(&other), "{resolution:?} {endpoints:?}");
     }
     let Route::Resolve(named) = mesh.route(&client(), OriginalDst(AT.parse().unwrap()), 0, |_| None) else {
         panic!("a name is resolved");
@@ -280,8 +280,7 @@ fn a_rule_has_what_it_speaks_of_captured() {
     mesh.apply(rule("shop/s", "*"));
     assert_eq!(captured(&mesh), ["10.96.0.1", "198.18.9.9:80"]);
     assert!(mesh.captures_everything_of("shop"), "a network can only be captured with all else");
-    let found =
-        mesh.route(&client(), crate::model::OriginalDst("198.18.10.7:80".parse().unwrap()), 0, |_| None);
+    let found = mesh.route(&client(), OriginalDst("198.18.10.7:80".parse().unwrap()), 0, |_| None);
     let Route::Plain(endpoint) = found else { panic!("{found:?}") };
     let rule = endpoint.rule.expect("a rule");
     assert_eq!((&*rule.host, rule.settings.rule.to_string()), ("y.example.com", "shop/s".to_owned()));

@@ -47,7 +47,8 @@ async fn over(
         (Driver::new(sockets.0, Box::new(client)), Driver::new(sockets.1, Box::new(server)));
     let (share, party) = (Share::alone(), IpAddr::V4(Ipv4Addr::LOCALHOST));
     let ended = tokio::join!(client.drive(party, &share), server.drive(party, &share));
-    (ended.0.unwrap(), ended.1.unwrap());
+    ended.0.unwrap();
+    ended.1.unwrap();
     (client, server)
 }
 
