@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use serde_json::Value;
 
 use super::programs::{Told, Way};
+use crate::process;
 
 /// What a program sees differently. Users read of it in `docs/compatibility.md`.
 struct Difference {
@@ -82,7 +83,7 @@ const fn differs(program: &'static str, what: &'static [&'static str], why: &'st
     Difference { program, what, why }
 }
 
-/// By how much times may differ: far less than a retransmission, more than a busy machine is late.
+/// By how much times may differ: far less than a retransmission, more than a busy machine is late. An emulated one is later.
 const TOLERANCE_MS: f64 = 600.0;
 /// How many times larger one amount may be than the other: what is under way stands in the buffers of three connections instead
 /// of one, which the kernel makes as large as it likes.
@@ -155,7 +156,7 @@ fn differing<'a>(plain: &'a Told, meshed: &'a Told) -> BTreeSet<&'a str> {
 fn same(one: &Value, other: &Value) -> bool {
     let both = |key: &str| Some((one.get(key)?.as_f64()?, other.get(key)?.as_f64()?));
     if let Some((one, other)) = both("ms") {
-        return (one - other).abs() <= TOLERANCE_MS;
+        return (one - other).abs() <= TOLERANCE_MS * f64::from(process::patience());
     }
     if let Some((one, other)) = both("about") {
         let (small, large) = (one.min(other), one.max(other));
