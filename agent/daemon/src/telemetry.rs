@@ -57,7 +57,7 @@ use metrics::Metrics;
 use observed::Observed;
 use pace::Pace;
 use traces::Traces;
-use traffic::{Flag, TrafficLabels};
+use traffic::Flag;
 
 /// The cluster name in metrics and the access log: Istio's default, without which Kiali drops the series.
 pub(crate) const CLUSTER: &str = "Kubernetes";
@@ -244,7 +244,7 @@ impl Telemetry {
     /// Counts a connection as open until the value returned is finished or dropped.
     pub(crate) fn open(&self, meta: Meta) -> Connection {
         let metrics = &self.0.metrics;
-        let series = metrics.traffic.series(TrafficLabels::of(&meta));
+        let series = metrics.traffic.series_of(&meta);
         series.opened.fetch_add(1, Ordering::Relaxed);
         metrics.sockets_open(meta.direction).inc();
         if meta.direction == Direction::Inbound && meta.security == Security::Plaintext {
@@ -259,7 +259,7 @@ impl Telemetry {
     /// Counts a connection that this agent refused before it was opened, and logs it unless there are too many of its kind.
     pub(crate) fn refuse(&self, meta: &Meta, refusal: &Refusal) {
         let metrics = &self.0.metrics;
-        metrics.traffic.series(TrafficLabels::of(meta)).fail(Flag::of(refusal.reason));
+        metrics.traffic.series_of(meta).fail(Flag::of(refusal.reason));
         metrics.refused(meta, refusal.reason);
         self.denied(meta, refusal, false);
         if let Some(unsaid) = self.0.pace.line(meta, refusal.reason, Instant::now()) {

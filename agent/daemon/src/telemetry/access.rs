@@ -4,14 +4,15 @@
 //! and come last. The lines of a connection at its two ends have the same `connection`: the ports of `src.addr` differ, as the
 //! tunnel comes from a port of its own. Requests have a line each under `access::request`. Byte counts are from our own pod's view, unlike the metrics: `bytes_sent` is what our pod sent.
 
-use std::{borrow::Cow, sync::atomic::Ordering, time::Duration};
+use std::{borrow::Cow, fmt, sync::atomic::Ordering, time::Duration};
 
 use ambit_core::reason::{Reason, Refusal};
 use http::StatusCode;
 use tracing::{Level, enabled, event};
 
 use super::{
-    Direction, Ending, Meta, Party, RequestEnd, ResponseFlag, cluster_of, live::Live, request::Head,
+    Direction, Ending, Meta, Party, RequestEnd, ResponseFlag, cluster_of, live::Live, logging::FieldWriter,
+    request::Head,
 };
 
 const TARGET: &str = "access";
@@ -95,47 +96,69 @@ pub(super) fn refused(meta: &Meta, refusal: &Refusal, unsaid: u64) {
 
 /// `connection complete`: an error line if the connection broke or was cut, as were `unsaid` others of the same pod and reason.
 pub(super) fn ended(live: &Live, ending: &Ending, unsaid: u64) {
-    let outcome = Outcome::of(ending);
+    let complete = Complete { live, outcome: Outcome::of(ending), unsaid };
     // The level of an event is fixed at its place in the code, hence two places.
-    macro_rules! complete {
-        ($level:expr) => {
-            if enabled!(target: TARGET, $level) {
-                let meta = &live.meta;
-                let source = PartyFields::of(&meta.source, meta);
-                let destination = PartyFields::of(&meta.destination, meta);
-                let (bytes_sent, bytes_recv) = own_view(live);
-                event!(
-                    target: TARGET,
-                    $level,
-                    src.addr = %meta.source_addr,
-                    src.workload = source.workload,
-                    src.namespace = source.namespace,
-                    src.identity = source.identity,
-                    src.cluster = source.cluster,
-                    dst.addr = %meta.destination_addr,
-                    dst.service = service(meta),
-                    dst.workload = destination.workload,
-                    dst.namespace = destination.namespace,
-                    dst.identity = destination.identity,
-                    dst.cluster = destination.cluster,
-                    direction = direction(meta),
-                    bytes_sent,
-                    bytes_recv,
-                    duration = format!("{}ms", live.since.elapsed().as_millis()),
-                    error = outcome.error.as_deref(),
-                    reason = outcome.reason,
-                    policy = outcome.policy,
-                    rule = outcome.rule,
-                    security = meta.security.label(),
-                    dst.original_addr = meta.original_dst.map(tracing::field::display),
-                    connection = meta.id.map(tracing::field::display),
-                    unsaid = (unsaid > 0).then_some(unsaid),
-                    "connection complete"
-                );
-            }
-        };
+    if complete.outcome.error.is_some() {
+        event!(target: TARGET, Level::ERROR, fields = ?complete, "connection complete");
+    } else {
+        event!(target: TARGET, Level::INFO, fields = ?complete, "connection complete");
     }
-    if outcome.error.is_some() { complete!(Level::ERROR) } else { complete!(Level::INFO) }
+}
+
+/// The fields of `connection complete`.
+struct Complete<'a> {
+    live: &'a Live,
+    outcome: Outcome<'a>,
+    unsaid: u64,
+}
+
+impl fmt::Debug for Complete<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { live, outcome, unsaid } = self;
+        let meta = &live.meta;
+        let (bytes_sent, bytes_recv) = own_view(live);
+        let mut out = FieldWriter::new(f);
+        out.word("src.addr", Some(meta.source_addr))?;
+        party(&mut out, SOURCE, &meta.source, meta)?;
+        out.word("dst.addr", Some(meta.destination_addr))?;
+        out.text("dst.service", service(meta))?;
+        party(&mut out, DESTINATION, &meta.destination, meta)?;
+        out.plain("direction", &[direction(meta)])?;
+        out.number("bytes_sent", Some(bytes_sent))?;
+        out.number("bytes_recv", Some(bytes_recv))?;
+        out.quoted("duration", Some(format_args!("{}ms", live.since.elapsed().as_millis())))?;
+        out.text("error", outcome.error.as_deref())?;
+        out.text("reason", outcome.reason)?;
+        out.text("policy", outcome.policy)?;
+        out.text("rule", outcome.rule)?;
+        out.plain("security", &[meta.security.label()])?;
+        out.word("dst.original_addr", meta.original_dst)?;
+        out.word("connection", meta.id)?;
+        out.number("unsaid", (*unsaid > 0).then_some(unsaid))
+    }
+}
+
+/// Names of the fields of one end: workload, namespace, identity, cluster.
+const SOURCE: [&str; 4] = ["src.workload", "src.namespace", "src.identity", "src.cluster"];
+const DESTINATION: [&str; 4] = ["dst.workload", "dst.namespace", "dst.identity", "dst.cluster"];
+
+/// What is known of one end.
+fn party(
+    out: &mut FieldWriter<'_, '_>,
+    [workload, namespace, identity, cluster]: [&str; 4],
+    party: &Party,
+    meta: &Meta,
+) -> fmt::Result {
+    let name = party.workload.as_ref().map(|workload| &workload.name);
+    out.text(workload, name.map(|name| &*name.name))?;
+    out.text(namespace, name.map(|name| &*name.namespace))?;
+    if let Some(id) = party.identity.as_ref().filter(|_| meta.security.is_proven()) {
+        // As it is displayed: letters, digits and a few signs.
+        let parts =
+            ["spiffe://", id.trust_domain().as_str(), "/ns/", id.namespace(), "/sa/", id.service_account()];
+        out.plain(identity, &parts)?;
+    }
+    out.text(cluster, name.map(cluster_of))
 }
 
 /// `request complete`: a warning if it has no answer of the application.
@@ -261,7 +284,6 @@ impl<'a> Outcome<'a> {
 struct PartyFields<'a> {
     workload: Option<&'a str>,
     namespace: Option<&'a str>,
-    cluster: Option<&'a str>,
     identity: Option<String>,
 }
 
@@ -272,7 +294,6 @@ impl<'a> PartyFields<'a> {
         Self {
             workload: name.map(|name| &*name.name),
             namespace: name.map(|name| &*name.namespace),
-            cluster: name.map(cluster_of),
             identity: party.identity.as_ref().filter(|_| proven).map(ToString::to_string),
         }
     }

@@ -12,7 +12,7 @@ use tracing_subscriber::{EnvFilter, filter, layer::SubscriberExt, util::Subscrib
 
 pub(crate) use queue::LogGuard;
 
-pub(super) use line::Lines;
+pub(super) use line::{FieldWriter, Lines};
 
 /// How a log line looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -3,6 +3,8 @@
 //! A connection looks its series up once and keeps it. Labels name workloads, never addresses; the number of label sets
 //! is bounded: idle ones make room, and what still does not fit is counted under `unknown`.
 
+mod recent;
+
 use std::{
     collections::HashMap,
     fmt,
@@ -23,6 +25,7 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter},
 };
 
+use self::recent::Recent;
 use super::{Direction, Meta, Party, cluster_of};
 
 /// The most label sets kept. One takes about 1 KB here and 5 KB of a scrape.
@@ -210,6 +213,7 @@ pub(super) struct Traffic {
     table: RwLock<Shelf>,
     /// Where connections go that found no room, by direction.
     overflow: [(Arc<TrafficLabels>, Arc<Series>); 2],
+    recent: Recent,
 }
 
 #[derive(Debug)]
@@ -223,7 +227,25 @@ impl Traffic {
         let overflow = [Direction::Outbound, Direction::Inbound].map(|direction| {
             (Arc::new(TrafficLabels::unknown(direction)), Arc::new(Series::new(Instant::now())))
         });
-        Self { table: RwLock::new(Shelf { series: Table::new(), swept: None }), overflow }
+        let table = RwLock::new(Shelf { series: Table::new(), swept: None });
+        Self { table, overflow, recent: Recent::default() }
+    }
+
+    /// The counters for connections such as `meta` tells of, made on first use.
+    pub(super) fn series_of(&self, meta: &Meta) -> Arc<Series> {
+        if let Some(series) = self.recent.series(meta) {
+            series.touch(Instant::now());
+            return series;
+        }
+        let series = self.series(TrafficLabels::of(meta));
+        if !self.is_overflow(&series) {
+            self.recent.remember(meta, &series);
+        }
+        series
+    }
+
+    fn is_overflow(&self, series: &Arc<Series>) -> bool {
+        self.overflow.iter().any(|(_, overflow)| Arc::ptr_eq(overflow, series))
     }
 
     /// The counters for `labels`, made on first use.

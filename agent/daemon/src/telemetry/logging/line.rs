@@ -77,6 +77,64 @@ impl<'writer> FormatFields<'writer> for Lines {
     }
 }
 
+/// What an event calls a value that is many fields: its `Debug` writes them by [`FieldWriter`]. Of lines that each connection has, this
+/// spares a copy of each field.
+const FIELDS: &str = "fields";
+
+/// Writes fields as a line has them: as JSON into a formatter in its alternate form, as text otherwise.
+pub(crate) struct FieldWriter<'f, 'b>(&'f mut fmt::Formatter<'b>);
+
+impl<'f, 'b> FieldWriter<'f, 'b> {
+    pub(crate) fn new(formatter: &'f mut fmt::Formatter<'b>) -> Self {
+        Self(formatter)
+    }
+
+    /// Any text, if there is one.
+    pub(crate) fn text(&mut self, name: &str, value: Option<&str>) -> fmt::Result {
+        let Some(value) = value else { return Ok(()) };
+        self.key(name)?;
+        if is_plain(value) {
+            return self.parts(&["\"", value, "\""]);
+        }
+        if self.0.alternate() { write!(self.0, "{}", Json(value)) } else { write!(self.0, "{value:?}") }
+    }
+
+    /// Text in parts, which have no sign in them that would be escaped.
+    pub(crate) fn plain(&mut self, name: &str, parts: &[&str]) -> fmt::Result {
+        self.key(name)?;
+        self.parts(&["\""])?;
+        self.parts(parts)?;
+        self.parts(&["\""])
+    }
+
+    /// What has no sign in it that would be escaped.
+    pub(crate) fn quoted(&mut self, name: &str, value: Option<impl fmt::Display>) -> fmt::Result {
+        let Some(value) = value else { return Ok(()) };
+        self.key(name)?;
+        write!(self.0, "\"{value}\"")
+    }
+
+    /// What has no blank in it either, as addresses have none.
+    pub(crate) fn word(&mut self, name: &str, value: Option<impl fmt::Display>) -> fmt::Result {
+        if self.0.alternate() { self.quoted(name, value) } else { self.number(name, value) }
+    }
+
+    pub(crate) fn number(&mut self, name: &str, value: Option<impl fmt::Display>) -> fmt::Result {
+        let Some(value) = value else { return Ok(()) };
+        self.key(name)?;
+        write!(self.0, "{value}")
+    }
+
+    fn key(&mut self, name: &str) -> fmt::Result {
+        let (before, after) = if self.0.alternate() { (",\"", "\":") } else { (" ", "=") };
+        self.parts(&[before, name, after])
+    }
+
+    fn parts(&mut self, parts: &[&str]) -> fmt::Result {
+        parts.iter().try_for_each(|part| self.0.write_str(part))
+    }
+}
+
 /// Collects the fields of one event, each with its separator in front: ` k=v` or `,"k":v`.
 struct Fields {
     format: LogFormat,
@@ -162,6 +220,14 @@ impl Visit for Fields {
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        if field.name() == FIELDS {
+            // Writing into a String does not fail.
+            let _ = match self.format {
+                LogFormat::Text => write!(self.rendered, "{value:?}"),
+                LogFormat::Json => write!(self.rendered, "{value:#?}"),
+            };
+            return;
+        }
         let text = format!("{value:?}");
         let bare = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'=' | b'\\');
         if self.format == LogFormat::Text
@@ -188,6 +254,9 @@ struct OneLine<'a>(&'a str);
 
 impl fmt::Display for OneLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if is_plain(self.0) {
+            return f.write_str(self.0);
+        }
         self.0.chars().try_for_each(|c| {
             if c.is_control() { write!(f, "{}", c.escape_default()) } else { f.write_char(c) }
         })
