@@ -22,6 +22,7 @@ mod queries;
 mod routing;
 mod segment;
 mod socket;
+mod spares;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -29,12 +30,15 @@ use std::{
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Instant,
 };
 
 use ambit_core::discovery::{Delta, Destination};
 use ambit_ebpf_common::{Counters, ProbeKey, addr};
 use tokio::sync::watch;
 
+#[cfg(test)]
+pub(crate) use self::liveness::segments_received;
 pub(crate) use self::{
     cgroup::{CgroupUid, Cgroups, Found},
     check::{Finding, Verdict, check_host},
@@ -404,7 +408,10 @@ impl Capture {
     }
 
     /// Takes rule, route and sysctls off the namespaces of pods that were let go and carry nothing any more.
+    /// Of the others what they keep for connections that do not come goes.
     pub(crate) async fn tidy(&mut self) {
+        let now = Instant::now();
+        self.pods.values().for_each(|pod| pod.tidy(now));
         let in_use = |pod: &Arc<PodNet>| Arc::strong_count(pod) > 1;
         // One that has come back, or has connections from an earlier stay, keeps them.
         let kept: HashSet<u64> =

@@ -18,6 +18,7 @@ mod pressure;
 mod relay;
 mod requests;
 mod sessions;
+mod settled;
 mod waiting;
 
 use std::{
@@ -46,6 +47,7 @@ use self::{
     neighbours::{Neighbour, Neighbours},
     order::{Arrivals, Numbers},
     pressure::Broken,
+    settled::Settled,
 };
 use crate::{
     authz::Providers,
@@ -298,9 +300,11 @@ impl<D> Pod<D> {
         }
     }
 
-    /// Ends once the verdict on a live connection has turned to a refusal, or `also` refuses it.
+    /// Ends once the verdict on a live connection has turned to a refusal, or `also` refuses it. Changes are followed once it has
+    /// `settled`.
     async fn until_denied(
         &self,
+        settled: &Settled,
         facts: Facts<'_>,
         meta: &Meta,
         telemetry: &Telemetry,
@@ -318,6 +322,7 @@ impl<D> Pod<D> {
                 return refusal;
             }
             before = Some(policy);
+            settled.reached().await;
             if follow.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }

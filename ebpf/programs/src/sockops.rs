@@ -61,12 +61,13 @@ fn connecting(ctx: &SockOpsContext) {
     }
 }
 
-/// The agent takes a flow off when its connect returns: this is for an agent that dies in between, and for probes. It takes an
-/// original destination off when it accepts: this is for a connect that is given up, which the agent learns so.
+/// A dial of the agent's is through when the application's end stands, or the agent takes it off: this is for one that fails, for an agent
+/// that dies in between, and for probes. The agent takes an original destination off when it accepts: this is for a connect that is
+/// given up, which the agent learns so. Nothing that follows matters.
 #[inline(always)]
 fn state_changed(ctx: &SockOpsContext) {
     let state = ctx.arg(1);
-    if state == TCP_ESTABLISHED || state == TCP_SYN_SENT {
+    if state == TCP_SYN_SENT {
         return;
     }
     let Some(socket) = socket(ctx) else {
@@ -76,9 +77,12 @@ fn state_changed(ctx: &SockOpsContext) {
         if ctx.arg(0) == TCP_SYN_SENT && state == TCP_CLOSE {
             let _: Result<(), i32> = ORIGINS.remove(origin_key(ctx, socket));
         }
+    } else if state == TCP_ESTABLISHED {
+        return;
     } else if let Some((flow, _)) = exempt(ctx, socket) {
         let _: Result<(), i32> = BYPASS.remove(flow);
     }
+    let _: Result<(), i32> = ctx.set_cb_flags(0);
 }
 
 #[inline(always)]
@@ -103,22 +107,27 @@ fn accepted(ctx: &SockOpsContext) {
     if PODS.get_ptr(netns).is_some() {
         let flow = own_flow(ctx, netns);
         patience::established(ctx, &flow);
-        if is_inside(&flow) {
+        if is_captured(&flow) {
             pacing::stop(ctx);
+        } else if is_delivery(&flow) {
+            pacing::stop(ctx);
+            // The inbound hook has no more to say of it.
+            let _: Result<(), i32> = BYPASS.remove(flow);
         }
     }
 }
 
-/// Whether the other end of an accepted connection is in the same network namespace: the agent, which has recorded its dial to
-/// the application and has not come back from it, or an application that was captured and waits for the agent to accept.
+/// Whether the other end of an accepted connection is an application that was captured and waits for the agent to accept.
 #[inline(always)]
-fn is_inside(flow: &Flow) -> bool {
+fn is_captured(flow: &Flow) -> bool {
     let Flow { netns, remote, local, remote_port, local_port } = *flow;
-    if remote == local {
-        return ORIGINS
-            .get_ptr(OriginKey { netns, addr: remote, port: remote_port, to: local_port })
-            .is_some();
-    }
+    remote == local
+        && ORIGINS.get_ptr(OriginKey { netns, addr: remote, port: remote_port, to: local_port }).is_some()
+}
+
+/// Whether it is the agent, which has recorded its dial to the application.
+#[inline(always)]
+fn is_delivery(flow: &Flow) -> bool {
     // SAFETY: entries are never edited in place.
     unsafe { BYPASS.get(flow) }.is_some_and(|owner| *owner == FLOW_DELIVERY)
 }

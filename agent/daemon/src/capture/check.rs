@@ -166,7 +166,8 @@ fn try_in_namespace(cgroup_root: Option<PathBuf>) -> Vec<Finding> {
         finding("network namespace", Ok(format!("entered, cookie {}", netns.cookie()))),
         finding(
             "transparent sockets",
-            socket::transparent((Ipv4Addr::new(192, 0, 2, 1), 0).into(), 0)
+            socket::transparent(false)
+                .and_then(|socket| socket::bind_delivery(&socket, (Ipv4Addr::new(192, 0, 2, 1), 0).into(), 0))
                 .map(|_| "bound".to_owned())
                 .map_err(text),
         ),

@@ -38,6 +38,12 @@ pub(crate) fn path(stream: &impl AsFd) -> Option<Path> {
     })
 }
 
+/// How many segments have come.
+#[cfg(test)]
+pub(crate) fn segments_received(stream: &impl AsFd) -> io::Result<u32> {
+    tcp_info(stream).map(|info| info.tcpi_segs_in)
+}
+
 /// Whether a connection that has failed was reset in answer to a keepalive probe: the other end has not broken off, its kernel
 /// has forgotten it.
 pub(crate) fn answered_probe(stream: &impl AsFd) -> bool {

@@ -2,8 +2,9 @@
 //! held for no longer. What the agent alone writes follows changes; it is read only where an earlier agent may have written.
 
 mod held;
+mod origins;
 
-use std::{collections::BTreeMap, fmt, io, os::fd::AsRawFd, path::Path};
+use std::{collections::BTreeMap, fmt, io, mem, os::fd::AsRawFd, path::Path};
 
 use ambit_ebpf_common::{
     Addr, CAPTURE_EVERYTHING, Counters, DestinationKey, FAMILY_V4, FAMILY_V6, FLOW_DELIVERY, Flow,
@@ -18,6 +19,7 @@ use nix::libc;
 
 use super::{CaptureError, pod::PodNet};
 use held::{Held, Locked, Operations};
+use origins::Origins;
 
 /// The maps by name that all programs of a node share; each is pinned.
 pub(super) const NAMES: [&str; 13] = [
@@ -57,7 +59,7 @@ pub(super) struct Maps {
     room_for_destinations: usize,
     settings: Locked<Array<MapData, u32>>,
     sockets: Locked<SkStorage<MapData, Socket>>,
-    origins: Locked<HashMap<MapData, OriginKey, Origin>>,
+    origins: Origins,
     bypass: Locked<HashMap<MapData, Flow, u32>>,
     listeners: Locked<SockHash<MapData, ListenerKey>>,
     counters: Locked<PerCpuHashMap<MapData, u64, Counters>>,
@@ -91,7 +93,7 @@ impl Maps {
             pods: Locked::new(map(ebpf, "PODS")?),
             destinations: Locked::new(Held::new(map(ebpf, "DESTINATIONS")?)),
             sockets: Locked::new(map(ebpf, "SOCKETS")?),
-            origins: Locked::new(map(ebpf, "ORIGINS")?),
+            origins: Origins::new(ebpf.take_map(origins::MAP).ok_or(CaptureError::NoPrograms)?)?,
             bypass: Locked::new(map(ebpf, "BYPASS")?),
             listeners: Locked::new(map(ebpf, "LISTENERS")?),
             counters: Locked::new(map(ebpf, "COUNTERS")?),
@@ -143,17 +145,12 @@ impl Maps {
 
     /// Where a connection that has been accepted was going; what comes with the same key later is another.
     pub(super) fn take_origin(&self, key: &OriginKey) -> Option<Origin> {
-        self.origins.several(|origins, operations| {
-            operations.add(2);
-            let origin = origins.get(key, 0).ok();
-            let _: Result<(), MapError> = origins.remove(key);
-            origin
-        })
+        self.origins.take(key)
     }
 
     /// Whether an application still wants to connect, and has not been accepted.
     pub(super) fn has_origin(&self, key: &OriginKey) -> bool {
-        self.origins.once(|origins| origins.get(key, 0).is_ok())
+        self.origins.has(key)
     }
 
     /// Has the inbound hook let through a dial that is about to be made, as long as what is answered lives. One that cannot
@@ -335,6 +332,13 @@ impl Maps {
 pub(super) struct Recorded<'a> {
     maps: &'a Maps,
     flow: Flow,
+}
+
+impl Recorded<'_> {
+    /// Leaves it to the programs to take it off: once the application's end of the connection stands, or the dial is no more.
+    pub(super) fn leave(self) {
+        mem::forget(self);
+    }
 }
 
 impl Drop for Recorded<'_> {

@@ -71,6 +71,14 @@ impl Client {
         matches!(self, Self::Waiting(_))
     }
 
+    /// Whether it is connected, and has sent bytes that nobody has read.
+    pub(crate) fn has_spoken(&self) -> bool {
+        match self {
+            Self::Connected(stream) => socket::has_bytes(stream),
+            Self::Waiting(_) => false,
+        }
+    }
+
     /// Ends once it does not wait any more; never if it is connected.
     pub(crate) async fn until_given_up(&mut self) {
         match self {

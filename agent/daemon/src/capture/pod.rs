@@ -10,7 +10,7 @@ use std::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ambit_core::model::{ClientAddr, OriginalDst, PodAddr};
@@ -33,6 +33,7 @@ use super::{
     parking::{self, Client, Parking},
     queries::{Queries, QuerySocket},
     routing, socket,
+    spares::Spares,
 };
 
 /// How many dials to the applications of one pod may wait to be taken at a time. Each has a place in a map that all pods of
@@ -90,10 +91,15 @@ pub(crate) trait Dial: Send + Sync + 'static {
         dst: SocketAddr,
     ) -> impl Future<Output = io::Result<TcpStream>> + Send;
 
-    /// Connects to the pod's application in the name of `client`. Dropping the connection resets it until
+    /// Connects to the pod's application in the name of `client`, which `has_spoken` if the first bytes for the application are
+    /// written at once: then the application is told of the connection together with them. Dropping the connection resets it until
     /// [`end_cleanly`](super::end_cleanly).
-    fn deliver(&self, client: ClientAddr, app: PodAddr)
-    -> impl Future<Output = io::Result<TcpStream>> + Send;
+    fn deliver(
+        &self,
+        client: ClientAddr,
+        app: PodAddr,
+        has_spoken: bool,
+    ) -> impl Future<Output = io::Result<TcpStream>> + Send;
 
     /// A connection to where one of the pod's wanted to go, or to the pod's own application, came about.
     fn answered(&self, destination: SocketAddr);
@@ -111,6 +117,11 @@ pub(crate) trait Dial: Send + Sync + 'static {
         None
     }
 
+    /// Whether the pod has been let go, or enrolled anew in another network namespace.
+    fn is_released(&self) -> bool {
+        false
+    }
+
     /// Ends once the pod has been let go, or enrolled anew in another network namespace: what runs may finish, and nothing
     /// begins here any more.
     fn until_released(&self) -> impl Future<Output = ()> + Send;
@@ -125,6 +136,8 @@ pub(crate) struct PodNet {
     listeners: Vec<(SocketAddr, TcpListener)>,
     parking: OnceLock<Parking>,
     dials: Semaphore,
+    /// For dials to the applications.
+    spares: Spares,
     /// Addresses beside the pod's own at which it was called, and for whose interfaces there is a route.
     others: Mutex<HashSet<IpAddr>>,
     released: watch::Sender<bool>,
@@ -163,6 +176,7 @@ impl PodNet {
             listeners,
             parking,
             dials,
+            spares: Spares::default(),
             others,
             released,
             captures_everything,
@@ -320,12 +334,38 @@ impl PodNet {
         }
     }
 
-    async fn try_deliver(&self, client: ClientAddr, app: PodAddr, attempt: u32) -> io::Result<TcpStream> {
-        let socket = self.netns.run(|| socket::transparent(client.0, attempt))?;
-        self.mark(&socket, SOCKET_DELIVERY)?;
-        let own = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
-        let _recorded = self.maps.record(self.flow(canonical(own), app))?;
-        socket::connect_nearby(socket, app.0).await
+    async fn try_deliver(
+        &self,
+        client: ClientAddr,
+        app: PodAddr,
+        has_spoken: bool,
+        attempt: u32,
+    ) -> io::Result<TcpStream> {
+        let v6 = client.0.is_ipv6();
+        let socket = self.spares.take(v6, Instant::now(), |count| self.delivery_sockets(v6, count))?;
+        let own = socket::bind_delivery(&socket, client.0, attempt)?;
+        if has_spoken {
+            socket::end_handshake_with_data(&socket);
+        }
+        let recorded = self.maps.record(self.flow(canonical(own), app))?;
+        let stream = socket::connect_nearby(socket, app.0).await?;
+        if has_spoken {
+            // The application's end does not stand yet.
+            recorded.leave();
+        }
+        Ok(stream)
+    }
+
+    /// So many sockets inside the pod, ready to be bound.
+    fn delivery_sockets(&self, v6: bool, count: usize) -> io::Result<Vec<socket2::Socket>> {
+        let sockets: Vec<_> = self.netns.run(|| (0..count).map(|_| socket::transparent(v6)).collect())?;
+        sockets.iter().try_for_each(|socket| self.mark(socket, SOCKET_DELIVERY))?;
+        Ok(sockets)
+    }
+
+    /// Lets go of what it keeps for connections that do not come.
+    pub(super) fn tidy(&self, now: Instant) {
+        self.spares.tidy(now);
     }
 
     /// A connection from `source` to the application, as the inbound hook sees it.
@@ -420,12 +460,12 @@ impl Dial for PodNet {
         Ok(stream)
     }
 
-    async fn deliver(&self, client: ClientAddr, app: PodAddr) -> io::Result<TcpStream> {
+    async fn deliver(&self, client: ClientAddr, app: PodAddr, has_spoken: bool) -> io::Result<TcpStream> {
         let _place = self.dials.acquire().await.map_err(io::Error::other)?;
         self.know_interface(app.0.ip()).await;
         let mut attempt = 0;
         let stream = loop {
-            match self.try_deliver(client, app, attempt).await {
+            match self.try_deliver(client, app, has_spoken, attempt).await {
                 Err(error)
                     if matches!(
                         error.kind(),
@@ -470,6 +510,10 @@ impl Dial for PodNet {
             local_port: u32::from(local.port()),
         })?;
         Some(Patience::told(&told))
+    }
+
+    fn is_released(&self) -> bool {
+        *self.released.borrow()
     }
 
     async fn until_released(&self) {

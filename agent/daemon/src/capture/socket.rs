@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    mem::MaybeUninit,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd},
@@ -58,22 +59,32 @@ pub(super) fn listen(ip: IpAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// A socket that connects in the name of `client`, whose address is not this host's, from a port of the `attempt`-th
-/// choice.
-pub(super) fn transparent(client: SocketAddr, attempt: u32) -> io::Result<Socket> {
-    let socket = tcp(client.is_ipv6())?;
-    let (level, name) = match client.ip() {
-        IpAddr::V4(_) => (libc::SOL_IP, libc::IP_TRANSPARENT),
-        IpAddr::V6(_) => (libc::SOL_IPV6, libc::IPV6_TRANSPARENT),
-    };
+/// A socket that may connect in the name of a client, whose address is not this host's.
+pub(super) fn transparent(v6: bool) -> io::Result<Socket> {
+    let socket = tcp(v6)?;
+    let (level, name) =
+        if v6 { (libc::SOL_IPV6, libc::IPV6_TRANSPARENT) } else { (libc::SOL_IP, libc::IP_TRANSPARENT) };
     set(&socket, level, name, 1)?;
     socket.set_mark(DELIVERY_MARK)?;
     socket.set_tcp_nodelay(true)?;
     ready_for_application(&socket)?;
     // A port may serve several dials to different destinations, and is no obstacle to a server that wants to listen on it.
     socket.set_reuse_address(true)?;
-    socket.bind(&SocketAddr::new(client.ip(), delivery_port(client.port(), attempt)).into())?;
     Ok(socket)
+}
+
+/// Gives such a socket the address of `client`, and a port of the `attempt`-th choice: the address that it has then.
+pub(super) fn bind_delivery(socket: &Socket, client: SocketAddr, attempt: u32) -> io::Result<SocketAddr> {
+    let own = SocketAddr::new(client.ip(), delivery_port(client.port(), attempt));
+    socket.bind(&own.into())?;
+    Ok(own)
+}
+
+/// Has the last packet of the handshake of a connection that is to be made wait for the first bytes, for a fifth of a second at most
+/// (tcp(7), `TCP_DEFER_ACCEPT`, which does that where it is set on the side that connects).
+pub(super) fn end_handshake_with_data(socket: &Socket) {
+    // It fails only for what is no socket.
+    let _: io::Result<()> = set(socket, libc::SOL_TCP, libc::TCP_DEFER_ACCEPT, 1);
 }
 
 /// Leaves the source port to connect(2) where only the address is bound: it may serve connections to other destinations.
@@ -159,6 +170,13 @@ pub(crate) fn is_at_mark(stream: &impl AsFd) -> bool {
     // SAFETY: the request writes one integer.
     let result = unsafe { libc::ioctl(stream.as_fd().as_raw_fd(), SIOCATMARK, &raw mut at_mark) };
     result == 0 && at_mark != 0
+}
+
+/// Whether a read of `stream` would bring a byte at once.
+pub(super) fn has_bytes(stream: &impl AsFd) -> bool {
+    let mut byte = [MaybeUninit::uninit()];
+    let peek = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    SockRef::from(stream).recv_with_flags(&mut byte, peek).is_ok_and(|bytes| bytes > 0)
 }
 
 /// The cookie of the network namespace that `socket` belongs to.

@@ -17,7 +17,9 @@ use super::{
     admission::Place,
     describe, distrusted, facts,
     order::{Arrivals, Turn},
-    requests, unconnected,
+    requests,
+    settled::Settled,
+    unconnected,
     waiting::{admit, refuse},
     within,
 };
@@ -162,13 +164,13 @@ impl<D: Dial> Call<'_, D> {
             }
         }
         allowed?;
-        let app = self.deliver(turn).await?;
+        let app = self.deliver(turn, false).await?;
         self.plaintext_or_tunnel(client, app).await
     }
 
     /// A client that waits is connected once the application is, and else told what the application would have told it.
     async fn answer(&self, client: Client, turn: Turn) -> Result<Recognised, Refusal> {
-        let app = match self.deliver(turn).await {
+        let app = match self.deliver(turn, false).await {
             Ok(app) => app,
             Err(refusal) => {
                 refuse(client, &refusal);
@@ -245,14 +247,21 @@ impl<D: Dial> Call<'_, D> {
             facts: self.facts(peer),
             peer,
             connection,
+            settled: Settled::default(),
         }
     }
 
-    /// The application, if the client may come to it.
-    pub(super) async fn admit(&self, peer: &PeerIdentity, incoming: &Incoming) -> Result<TcpStream, Refusal> {
+    /// The application, if the client may come to it, which may have spoken already.
+    pub(super) async fn admit(
+        &self,
+        peer: &PeerIdentity,
+        incoming: &Incoming,
+        has_spoken: bool,
+    ) -> Result<TcpStream, Refusal> {
         self.verdict(Some(peer))?;
         let Called { source, destination, .. } = self.called;
-        self.deliver(self.arrivals.turn(source.0.ip(), destination.0.port(), incoming.order)).await
+        let turn = self.arrivals.turn(source.0.ip(), destination.0.port(), incoming.order);
+        self.deliver(turn, has_spoken).await
     }
 
     /// Ends once the peer of this tunnel is not believed any more.
@@ -271,10 +280,11 @@ impl<D: Dial> Call<'_, D> {
     }
 
     /// Connects to the application when it is the connection's turn.
-    async fn deliver(&self, turn: Turn) -> Result<TcpStream, Refusal> {
+    async fn deliver(&self, turn: Turn, has_spoken: bool) -> Result<TcpStream, Refusal> {
         turn.wait().await;
         let Called { source, destination, .. } = *self.called;
-        let app = within(CONNECT, self.pod.pod.deliver(source, destination)).await.map_err(|error| {
+        let delivered = self.pod.pod.deliver(source, destination, has_spoken);
+        let app = within(CONNECT, delivered).await.map_err(|error| {
             self.pod.pod.unanswered(destination.0);
             unconnected("the application at", destination.0, &error)
         })?;

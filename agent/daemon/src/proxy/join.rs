@@ -114,7 +114,8 @@ impl<D: Dial> Ends<'_, D> {
         far_place: Place,
     ) -> Result<Option<Met>, Box<Missed>> {
         let Placed { client: mut app, mut place } = placed;
-        let taken = Box::pin(self.near.patiently(self.answer(client, endpoint, far_place)));
+        let has_spoken = app.has_spoken();
+        let taken = Box::pin(self.near.patiently(self.answer(client, endpoint, far_place, has_spoken)));
         let taken = match place.begin(unless_given_up(&mut app, taken)).await {
             Ok(Ok(taken)) => taken,
             Ok(Err(refusal)) => {
@@ -145,6 +146,7 @@ impl<D: Dial> Ends<'_, D> {
         client: &Workload,
         endpoint: &Endpoint,
         mut place: Place,
+        has_spoken: bool,
     ) -> Result<Result<Taken, Refusal>, Refusal> {
         let Self { near, far, .. } = self;
         let (wallet, telemetry) = (&near.shared.wallet, &near.shared.telemetry);
@@ -162,7 +164,7 @@ impl<D: Dial> Ends<'_, D> {
                 return Ok(Err(refusal));
             }
         };
-        Ok(match place.begin(far.admit(&client, &self.incoming)).await {
+        Ok(match place.begin(far.admit(&client, &self.incoming, has_spoken)).await {
             Ok(app) => Ok(Taken { app, place, client, server }),
             Err(refusal) => {
                 let meta = describe::joined_inbound(far.called, &client.id, &self.incoming);
@@ -185,7 +187,10 @@ impl<D: Dial> Ends<'_, D> {
             select! {
                 biased;
                 (ended, _leg) = carried.carry(server_app, leg) => Ok(ended),
-                refused = shared.wallet.until_distrusted(&client.identity, &server) => Err(distrusted(refused)),
+                refused = async {
+                    carried.settled.reached().await;
+                    shared.wallet.until_distrusted(&client.identity, &server).await
+                } => Err(distrusted(refused)),
             }
         };
         // The leg is gone, which counted for it.

@@ -20,7 +20,9 @@ use super::{
     order::Numbers,
     pressure::Broken,
     relay::{Meter, Relay},
-    requests, unconnected,
+    requests,
+    settled::Settled,
+    unconnected,
     waiting::{admit, refuse, unless_given_up},
     within,
 };
@@ -258,6 +260,7 @@ impl<D: Dial> Call<'_, D> {
                 facts,
                 peer: None,
                 connection: &connection,
+                settled: Settled::default(),
             };
             let (ended, _client) =
                 Box::pin(call.carry(server, Plain::new(app, self.pod.share.clone()))).await;
@@ -268,7 +271,8 @@ impl<D: Dial> Call<'_, D> {
             return Ok(());
         }
         let mut relay = Relay::new(app, Plain::new(server, self.pod.share.clone()));
-        let ended = self.shared.relay(&*self.pod.pod, &mut relay, &Outbound(&connection)).await;
+        let meter = Outbound(&connection);
+        let ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter, &Settled::default()).await;
         let ending = match ended {
             Ok(()) | Err(Broken::Leg(LegError::AppLeft)) => Ending::Closed,
             Err(Broken::Leg(_)) => Ending::Reset,

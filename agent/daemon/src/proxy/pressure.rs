@@ -9,13 +9,15 @@ use ambit_core::reason::{Reason, Refusal};
 use tokio::{
     net::TcpStream,
     select,
-    time::{Instant, sleep, sleep_until},
+    task::yield_now,
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 
 use super::{
     Shared,
     admission::SMALLEST_BUFFER,
-    relay::{Meter, Relay},
+    relay::{ANSWER, Meter, Relay},
+    settled::Settled,
 };
 use crate::{
     capture::{Dial, bound_buffers},
@@ -101,17 +103,26 @@ impl Shared {
     }
 
     /// Relays for `pod` until both directions have ended, with as little memory as there is, and waiting for the other end as
-    /// long as the application does.
+    /// long as the application does. With the first look at it the connection has `settled`.
     pub(super) async fn relay<L: Leg>(
         &self,
         pod: &impl Dial,
         relay: &mut Relay<L>,
         meter: &impl Meter,
+        settled: &Settled,
     ) -> Result<(), Broken> {
-        let mut memory = self.memory.subscribe();
         // What it was born with is known already.
-        let mut cut = memory.borrow_and_update().pressure > Pressure::None;
+        let mut cut = self.memory.borrow().pressure > Pressure::None;
         let mut looks = Looks::new(Instant::now());
+        if let Ok(ended) = timeout_at(looks.next, relay.begin(meter)).await {
+            return ended.map_err(Broken::Leg);
+        }
+        looks.look(pod, relay);
+        settled.set();
+        // Those who wait for that have a look of their own.
+        yield_now().await;
+        let mut memory = self.memory.subscribe();
+        memory.mark_changed();
         loop {
             select! {
                 biased;
@@ -122,10 +133,7 @@ impl Shared {
                 // The sender lives as long as `self`.
                 _ = memory.changed() => {}
                 () = Box::pin(sleep_until(looks.next)) => {
-                    relay.adopt_patience(pod);
-                    if looks.looked(relay.moved()) {
-                        relay.rest();
-                    }
+                    looks.look(pod, relay);
                     continue;
                 }
             }
@@ -194,12 +202,21 @@ struct Looks {
     first: bool,
 }
 
-const FIRST_LOOK: Duration = Duration::from_millis(100);
+/// As soon as an answer that is held goes out.
+const FIRST_LOOK: Duration = ANSWER;
 const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(64)];
 
 impl Looks {
     fn new(now: Instant) -> Self {
         Self { next: now + FIRST_LOOK, pause: PAUSES[0], moved: 0, first: true }
+    }
+
+    /// Has a look at `relay`.
+    fn look<L: Leg>(&mut self, pod: &impl Dial, relay: &mut Relay<L>) {
+        relay.adopt_patience(pod);
+        if self.looked(relay.moved()) {
+            relay.rest();
+        }
     }
 
     /// Answers whether it is to rest: nothing has passed since the look before, or this is the first. What is big and was needed

@@ -15,7 +15,8 @@ use std::{
 use tokio::{
     io::{Interest, Ready},
     net::TcpStream,
-    time::{Instant, Sleep, sleep, timeout_at},
+    task::yield_now,
+    time::{Instant, Sleep, sleep, sleep_until, timeout_at},
 };
 
 use crate::{
@@ -28,7 +29,7 @@ use crate::{
 
 /// How long the word that a connection stands waits for the application's first bytes, to go out with them. The client's
 /// agent only learns from it that there will be no refusal. As long as the agent sleeps at most, so that it wakes no thread.
-const ANSWER: Duration = Duration::from_millis(50);
+pub(super) const ANSWER: Duration = Duration::from_millis(50);
 
 /// How long an application that has ended its direction is left alone before it is asked whether there is anything left of it.
 /// Most connections are over by then, and the asking costs as much as a packet. Shorter than any pause between two looks.
@@ -37,6 +38,10 @@ const HALF_CLOSED: Duration = Duration::from_millis(500);
 /// What an application has said in so many pieces without an answer is a stream. Its kernel may keep small pieces back until
 /// those before are acknowledged (RFC 896), and segments are long on the way to us.
 const STREAM: u32 = 2;
+
+/// How often others have a turn before the other end is told of a connection whose application has not said anything: most clients speak at
+/// once, and then that word and theirs are one packet.
+const WORDS: u32 = 2;
 
 /// Counts bytes as they pass.
 pub(super) trait Meter {
@@ -192,7 +197,17 @@ impl<L: Leg> Relay<L> {
 
     /// Relays until both directions have ended. Cancel safe: it can be called again.
     pub(super) async fn run(&mut self, meter: &impl Meter) -> Result<(), LegError> {
-        let ended = self.run_steps(meter).await;
+        let ended = self.run_steps(meter, false).await;
+        self.end(ended)
+    }
+
+    /// The same without an eye on the clock, for who stops it after [`ANSWER`] at the latest and goes on with [`Self::run`].
+    pub(super) async fn begin(&mut self, meter: &impl Meter) -> Result<(), LegError> {
+        let ended = self.run_steps(meter, true).await;
+        self.end(ended)
+    }
+
+    fn end(&mut self, ended: Result<(), LegError>) -> Result<(), LegError> {
         if matches!(ended, Ok(()) | Err(LegError::AppLeft | LegError::PeerLeft)) {
             // Who is left keeps its end, and is told nothing but that there is no other if it writes.
             end_cleanly(&self.app);
@@ -201,9 +216,15 @@ impl<L: Leg> Relay<L> {
         ended
     }
 
-    async fn run_steps(&mut self, meter: &impl Meter) -> Result<(), LegError> {
+    async fn run_steps(&mut self, meter: &impl Meter, brief: bool) -> Result<(), LegError> {
         let Self { app, leg, state, begun, .. } = self;
         let (app, socket) = (&*app, leg.socket());
+        for _ in 0..WORDS {
+            if !leg.awaits_words(app)? {
+                break;
+            }
+            yield_now().await;
+        }
         let mut steps = Steps {
             app,
             leg,
@@ -212,11 +233,16 @@ impl<L: Leg> Relay<L> {
             app_fails: None,
             leg_fails: None,
             half_closed: None,
+            brief,
         };
-        if steps.leg.holds_answer() && Box::pin(steps.run_until_answer(meter)).await?.is_ready() {
+        let holds_answer = !brief && steps.leg.holds_answer();
+        if holds_answer && Box::pin(steps.run_until_answer(meter, *begun)).await?.is_ready() {
             return Ok(());
         }
-        if steps.leg.awaits_answer() && Box::pin(steps.run_until_answered(meter, *begun)).await?.is_ready() {
+        if !brief
+            && steps.leg.awaits_answer()
+            && Box::pin(steps.run_until_answered(meter, *begun)).await?.is_ready()
+        {
             return Ok(());
         }
         poll_fn(|cx| steps.poll(cx, meter)).await
@@ -234,6 +260,8 @@ struct Steps<'a, L> {
     leg_fails: Option<Fails<'a>>,
     /// When the application is asked whether there is anything left of it.
     half_closed: Option<Pin<Box<Sleep>>>,
+    /// Whoever runs it stops it soon.
+    brief: bool,
 }
 
 type Fails<'a> = Pin<Box<dyn Future<Output = io::Result<Ready>> + Send + 'a>>;
@@ -249,8 +277,8 @@ fn poll_fails<'a>(
 
 impl<L: Leg> Steps<'_, L> {
     /// Relays for as long as the answer is held, but not for long.
-    async fn run_until_answer(&mut self, meter: &impl Meter) -> Result<Poll<()>, LegError> {
-        let mut late = pin!(sleep(ANSWER));
+    async fn run_until_answer(&mut self, meter: &impl Meter, begun: Instant) -> Result<Poll<()>, LegError> {
+        let mut late = pin!(sleep_until(begun + ANSWER));
         poll_fn(|cx| {
             if let Poll::Ready(ended) = self.poll(cx, meter) {
                 return Poll::Ready(ended.map(Poll::Ready));
@@ -323,7 +351,7 @@ impl<L: Leg> Steps<'_, L> {
         if self.state.up.ended && self.state.down.ended {
             return Poll::Ready(Ok(()));
         }
-        if self.state.up.ended && !self.state.probed {
+        if self.state.up.ended && !self.state.probed && !self.brief {
             let half_closed = self.half_closed.get_or_insert_with(|| Box::pin(sleep(HALF_CLOSED)));
             if half_closed.as_mut().poll(cx).is_ready() {
                 probe_when_idle(self.app);
@@ -342,6 +370,9 @@ impl<L: Leg> Steps<'_, L> {
             && let Some(failed) = self.state.failed.take()
         {
             return Poll::Ready(Err(*failed));
+        }
+        if self.brief {
+            return Poll::Pending;
         }
         if (!sends || self.leg.is_sending()) && poll_fails(&mut self.app_fails, cx, self.app).is_ready() {
             if self.state.up.ended && answered_probe(self.app) {

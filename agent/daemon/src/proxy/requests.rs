@@ -16,6 +16,7 @@ use super::{
     Cut, Pod, Shared, allowed, distrusted, external,
     pressure::Broken,
     relay::{Meter, Relay},
+    settled::Settled,
 };
 use crate::{
     authz::Subject,
@@ -36,6 +37,7 @@ pub(super) struct Call<'a, D> {
     /// The client, if it has proved its identity.
     pub(super) peer: Option<&'a PeerIdentity>,
     pub(super) connection: &'a Connection,
+    pub(super) settled: Settled,
 }
 
 impl<D: Dial> Call<'_, D> {
@@ -47,15 +49,19 @@ impl<D: Dial> Call<'_, D> {
             Outlook::Same(Decision::Allow) if !self.wants_requests() => {
                 self.relay(app, leg, self.facts, Looked::Not).await
             }
-            _ => match Box::pin(self.looked_at(&app, &mut leg)).await {
-                Ok(Looked::Requests) => (Ok(()), leg),
-                Ok(looked @ (Looked::Other { .. } | Looked::Not)) => {
-                    let sni = looked.server_name().map(str::to_owned);
-                    let facts = Facts { sni: sni.as_deref(), admitted: looked.admitted(), ..self.facts };
-                    self.relay(app, leg, facts, looked).await
+            _ => {
+                // What it goes by is followed from its beginning on.
+                self.settled.set();
+                match Box::pin(self.looked_at(&app, &mut leg)).await {
+                    Ok(Looked::Requests) => (Ok(()), leg),
+                    Ok(looked @ (Looked::Other { .. } | Looked::Not)) => {
+                        let sni = looked.server_name().map(str::to_owned);
+                        let facts = Facts { sni: sni.as_deref(), admitted: looked.admitted(), ..self.facts };
+                        self.relay(app, leg, facts, looked).await
+                    }
+                    Err(cut) => (Err(cut), leg),
                 }
-                Err(cut) => (Err(cut), leg),
-            },
+            }
         }
     }
 
@@ -144,17 +150,20 @@ impl<D: Dial> Call<'_, D> {
         facts: Facts<'_>,
         looked: Looked,
     ) -> (Result<(), Cut>, L) {
-        let Self { shared, pod, connection, .. } = self;
+        let Self { shared, pod, connection, settled, .. } = self;
         let mut relay = Relay::new(app, leg);
         let meter = ToApplication(connection);
         let ended = select! {
             biased;
-            refusal = pod.until_denied(facts, connection.meta(), &shared.telemetry, |policy| match looked {
+            refusal = pod.until_denied(settled, facts, connection.meta(), &shared.telemetry, |policy| match looked {
                 Looked::Not => self.counts_requests(policy),
                 Looked::Requests | Looked::Other { .. } => Ok(()),
             }) => Err(Cut::here(refusal)),
-            refusal = self.until_distrusted() => Err(Cut::here(refusal)),
-            ended = shared.relay(&*pod.pod, &mut relay, &meter) => ended.map_err(cut),
+            refusal = async {
+                settled.reached().await;
+                self.until_distrusted().await
+            } => Err(Cut::here(refusal)),
+            ended = shared.relay(&*pod.pod, &mut relay, &meter, settled) => ended.map_err(cut),
         };
         (ended, relay.into_leg())
     }

@@ -16,6 +16,7 @@ use super::{
     describe, distrusted,
     outbound::{CONNECT, Call, Outbound},
     relay::Relay,
+    settled::Settled,
     unconnected,
     waiting::{admit, unless_given_up},
     within,
@@ -29,6 +30,9 @@ use crate::{
 /// How long a tunnel that rests is believed to lead to its peer. After that nothing of the application's is said on it before
 /// the peer has answered, so that it can still go another way.
 const PROVEN: Duration = Duration::from_secs(1);
+
+/// A session, and for how long it has waited if it was there already.
+type Found = (Session, Option<Duration>);
 
 /// A connection that the other end has taken, or may still refuse where nobody waits to know.
 pub(super) struct Opened {
@@ -52,11 +56,16 @@ impl<D: Dial> Call<'_, D> {
         let Some(Opened { app, place: _place, stream, peer, connection }) = opened else { return Ok(()) };
         let mut relay = Relay::new(app, stream);
         let meter = Outbound(&connection);
+        let settled = Settled::default();
         let ended = select! {
-            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter) => ended.map_err(Cut::by_relay),
-            refused = self.shared.wallet.until_distrusted(&client.identity, &peer) => {
-                Err(Cut::here(distrusted(refused)))
+            biased;
+            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter, &settled) => {
+                ended.map_err(Cut::by_relay)
             }
+            refused = async {
+                settled.reached().await;
+                self.shared.wallet.until_distrusted(&client.identity, &peer).await
+            } => Err(Cut::here(distrusted(refused))),
         };
         match ended {
             Ok(()) => {
@@ -88,9 +97,15 @@ impl<D: Dial> Call<'_, D> {
     ) -> Result<Option<Opened>, Box<Missed>> {
         let Placed { client: mut app, mut place } = placed;
         let (connection, peer, stream) = loop {
-            // On the heap by itself: everyone who passes on a future has room for it twice.
-            let session = Box::pin(self.patiently(self.session(client, endpoint, place.buffers())));
-            let (session, rested) = match place.begin(unless_given_up(&mut app, session)).await {
+            let found = match self.rested(client, endpoint) {
+                Ok(rested) => place.begin(std::future::ready(Ok(rested))).await,
+                Err(outdated) => {
+                    let session = self.session(client, endpoint, outdated, place.buffers());
+                    // On the heap by itself: everyone who passes on a future has room for it twice.
+                    place.begin(unless_given_up(&mut app, Box::pin(self.patiently(session)))).await
+                }
+            };
+            let (session, rested) = match found {
                 Ok(found) => found,
                 Err(refusal) => return Err(Missed::before(Placed { client: app, place }, refusal)),
             };
@@ -146,14 +161,8 @@ impl<D: Dial> Call<'_, D> {
         unless_given_up(app, self.patiently(answer)).await
     }
 
-    /// A session that has waited in the pool, and for how long, or a new one. One from before our certificate was renewed serves
-    /// only where no new one can be made.
-    async fn session(
-        &self,
-        client: &Workload,
-        endpoint: &Endpoint,
-        buffers: Option<usize>,
-    ) -> Result<(Session, Option<Duration>), Refusal> {
+    /// A session that has waited in the pool; none, or one from before our certificate was renewed, if there is no better one.
+    fn rested(&self, client: &Workload, endpoint: &Endpoint) -> Result<Found, Option<Found>> {
         let key = self.key(client, endpoint);
         let Shared { wallet, telemetry, pool, .. } = self.shared;
         let mut outdated = None;
@@ -161,20 +170,33 @@ impl<D: Dial> Call<'_, D> {
             if wallet.recheck(&client.identity, &session.facts().peer).is_err() {
                 continue;
             }
-            if !wallet.renewed_since(&client.identity, session.since()) {
+            let renewed = wallet.renewed_since(&client.identity, session.since());
+            let found = (session, Some(rested));
+            if !renewed {
                 telemetry.tunnel_reused();
-                return Ok((session, Some(rested)));
+                return Ok(found);
             }
-            outdated = Some((session, rested));
+            outdated = Some(found);
         }
+        Err(outdated)
+    }
+
+    /// A new session, or the outdated one where none can be made.
+    async fn session(
+        &self,
+        client: &Workload,
+        endpoint: &Endpoint,
+        outdated: Option<Found>,
+        buffers: Option<usize>,
+    ) -> Result<Found, Refusal> {
         match (self.dialled(client, endpoint, buffers).await, outdated) {
             (Ok(session), outdated) => {
                 outdated.map(|(outdated, _)| tokio::spawn(outdated.close(None)));
                 Ok((session, None))
             }
-            (Err(_), Some((outdated, rested))) => {
-                telemetry.tunnel_reused();
-                Ok((outdated, Some(rested)))
+            (Err(_), Some(outdated)) => {
+                self.shared.telemetry.tunnel_reused();
+                Ok(outdated)
             }
             (Err(refusal), None) => Err(refusal),
         }

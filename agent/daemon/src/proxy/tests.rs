@@ -69,7 +69,7 @@ impl Dial for Scripted {
         Self::connect(self.peer).await
     }
 
-    async fn deliver(&self, _: ClientAddr, _: PodAddr) -> io::Result<TcpStream> {
+    async fn deliver(&self, _: ClientAddr, _: PodAddr, _: bool) -> io::Result<TcpStream> {
         Self::connect(self.app).await
     }
 

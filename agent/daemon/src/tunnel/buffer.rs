@@ -170,7 +170,12 @@ impl Share {
         }
     }
 
-    /// The same if that is possible at once.
+    /// A small buffer if that is possible at once: for little, and for what is mostly little.
+    pub(super) fn try_take_small(self: &Arc<Self>) -> Option<Buffer> {
+        self.reserve_small().ok().map(|len| Buffer::new(self.clone(), len))
+    }
+
+    /// The same of any size.
     pub(super) fn try_take(self: &Arc<Self>) -> Option<Buffer> {
         self.reserve().ok().map(|len| Buffer::new(self.clone(), len))
     }
@@ -221,12 +226,17 @@ impl Share {
     }
 
     fn reserve(&self) -> Result<usize, Short> {
-        let Limits { agent, pod, full, reserve } = self.limits;
+        let Limits { agent, full, .. } = self.limits;
         let used = self.agent.used.load(Ordering::SeqCst);
-        let free = agent.saturating_sub(used);
         if used + FULL <= agent / 2 && add_within(&self.used, FULL, full) {
             return Ok(self.count(FULL));
         }
+        self.reserve_small()
+    }
+
+    fn reserve_small(&self) -> Result<usize, Short> {
+        let Limits { agent, pod, reserve, .. } = self.limits;
+        let free = agent.saturating_sub(self.agent.used.load(Ordering::SeqCst));
         if add_within(&self.used, SMALL, pod.min(free).max(reserve)) {
             return Ok(self.count(SMALL));
         }

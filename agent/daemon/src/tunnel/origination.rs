@@ -132,7 +132,8 @@ impl<L: Leg> Leg for Originated<L> {
             ready!(self.poll_drain(cx))?;
             ready!(app.poll_read_ready(cx)).map_err(LegError::App)?;
             let mut buffer = ready!(self.share.poll_take(cx, &mut self.sending_waits));
-            let read = ready!(socket::poll_read_urgent(cx, app, &mut buffer)).map_err(LegError::App)?;
+            let read =
+                ready!(socket::poll_read_urgent(cx, app, &mut buffer, false)).map_err(LegError::App)?;
             if read == 0 {
                 if self.app_failed {
                     return Poll::Ready(Err(LegError::App(io::ErrorKind::ConnectionReset.into())));

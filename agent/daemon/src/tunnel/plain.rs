@@ -1,7 +1,7 @@
 //! The leg to an end that speaks plaintext: a socket, and what is on its way each way.
 
 use std::{
-    io,
+    io, mem,
     ops::Range,
     pin::Pin,
     sync::Arc,
@@ -17,7 +17,7 @@ use tokio::{
 use super::{
     buffer::{Buffer, Share, Waiting},
     session::{Leg, LegError, Moved},
-    socket,
+    socket::{self, Manner},
     splice::Piped,
 };
 use crate::capture::{bound_buffers, failure};
@@ -39,12 +39,29 @@ pub(crate) struct Plain {
 /// Bytes between a read and a write.
 #[derive(Debug, Default)]
 struct Held {
+    /// Nothing has been read, and nothing written, by which tokio would have come to know the sockets.
+    begun: bool,
+    written: bool,
     bytes: Option<(Buffer, Range<usize>)>,
+    /// What the source has behind them.
+    behind: Behind,
     /// In place of these, while there is much to move.
     piped: Option<Box<Piped>>,
     /// Reads in a row that have brought much.
     bulky: u8,
     waiting: Waiting,
+}
+
+/// What follows the bytes that are held.
+#[derive(Debug, Default)]
+enum Behind {
+    /// A read will tell.
+    #[default]
+    Unknown,
+    /// Nothing: the source has ended its direction.
+    End,
+    /// An error, which the kernel tells once.
+    Failure(io::Error),
 }
 
 /// What counts as much, and how many such reads there are before bytes go by a pipe: of small ones a copy costs less.
@@ -78,7 +95,10 @@ impl Held {
         if self.piped.is_some() {
             return self.poll_piped(cx, sink);
         }
-        if self.bytes.is_none() {
+        if self.bytes.is_none() && !mem::replace(&mut self.begun, true) {
+            self.read_new(source, share).map_err(Failed::Source)?;
+        }
+        if self.bytes.is_none() && matches!(self.behind, Behind::Unknown) {
             // An idle connection holds no buffer.
             ready!(source.poll_read_ready(cx)).map_err(Failed::Source)?;
             if self.bulky >= BULKY
@@ -91,21 +111,58 @@ impl Held {
                 return self.poll_piped(cx, sink);
             }
             let mut buffer = ready!(share.poll_take(cx, &mut self.waiting));
-            let read = ready!(socket::poll_read_urgent(cx, source, &mut buffer)).map_err(Failed::Source)?;
+            let closed = socket::is_read_closed(cx, source);
+            let read = socket::poll_read_urgent(cx, source, &mut buffer, closed);
+            let read = ready!(read).map_err(Failed::Source)?;
             if read > 0 {
                 self.bulky = if read < MUCH { 0 } else { self.bulky.saturating_add(1) };
+                let behind =
+                    if closed && !failed { self.look_behind(source, &mut buffer[read..]) } else { 0 };
+                let read = read + behind;
                 self.bytes = Some((buffer, 0..read));
             } else if failed {
                 return Poll::Ready(Err(Failed::Source(io::ErrorKind::ConnectionReset.into())));
             }
         }
         let Some((buffer, range)) = &self.bytes else {
+            if let Behind::Failure(error) = mem::take(&mut self.behind) {
+                return Poll::Ready(Err(Failed::Source(error)));
+            }
             socket::shut(sink).map_err(Failed::Sink)?;
             return Poll::Ready(Ok(Moved { bytes: 0, end: true }));
         };
-        let bytes = ready!(socket::poll_write(cx, sink, &buffer[range.clone()])).map_err(Failed::Sink)?;
+        let more = matches!(self.behind, Behind::End);
+        let manner = Manner { new: !mem::replace(&mut self.written, true), more };
+        let written = socket::poll_write_as(cx, sink, &buffer[range.clone()], manner);
+        let bytes = ready!(written).map_err(Failed::Sink)?;
         self.pass(bytes);
         Poll::Ready(Ok(Moved { bytes, end: false }))
+    }
+
+    /// Of a source that has ended reads what it has behind what was read, so that its end can go out with that.
+    fn look_behind(&mut self, source: &TcpStream, room: &mut [u8]) -> usize {
+        if room.is_empty() {
+            return 0;
+        }
+        match source.try_read(room) {
+            Ok(0) => self.behind = Behind::End,
+            Ok(read) => return read,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => self.behind = Behind::Failure(error),
+        }
+        0
+    }
+
+    /// Takes what `source` has at this moment, if that is anything but its end.
+    fn read_new(&mut self, source: &TcpStream, share: &Arc<Share>) -> io::Result<()> {
+        let Some(mut buffer) = share.try_take() else { return Ok(()) };
+        match socket::read_new(source, &mut buffer) {
+            Ok(0) => {}
+            Ok(read) => self.bytes = Some((buffer, 0..read)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     fn poll_piped(&mut self, cx: &mut Context<'_>, sink: &TcpStream) -> Poll<Result<Moved, Failed>> {

@@ -157,6 +157,12 @@ pub(crate) trait Leg: AsyncRead + AsyncWrite + Unpin {
         Ok(())
     }
 
+    /// Whether the other end has not been told of the connection yet, as `app` has not said anything that could go with that word.
+    /// It is told by the next step.
+    fn awaits_words(&mut self, _app: &TcpStream) -> Result<bool, LegError> {
+        Ok(false)
+    }
+
     /// Whether the other end has yet to say that the connection stands.
     fn awaits_answer(&self) -> bool {
         false
@@ -237,12 +243,27 @@ impl Session {
     /// Waits for the client's next stream; `None` once the client has closed the session or has kept silent for `idle`. Cancel
     /// safe. Then follows [`Self::accept_stream`] or [`Self::refuse_stream`].
     pub(crate) async fn next(&mut self, idle: Duration) -> Result<Option<Incoming>, TunnelError> {
+        self.next_within(idle).await.unwrap_or(Ok(None))
+    }
+
+    /// The same, but that nothing is closed if the client keeps silent for so long: then it is `None`.
+    pub(crate) async fn next_within(
+        &mut self,
+        limit: Duration,
+    ) -> Option<Result<Option<Incoming>, TunnelError>> {
         let Self::Ambit1(link) = self;
-        Ok(link.next_open(idle).await?.map(|open| {
+        let incoming = |open: frame::Open| {
             let frame::Open { original_dst, service, trace, order: frame::Order { epoch, number }, waits } =
                 open;
             Incoming { original_dst, service, trace, order: Order { epoch, number }, waits }
-        }))
+        };
+        Some(link.next_open(limit).await?.map(|open| open.map(incoming)))
+    }
+
+    /// Whether something of the stream has come with its beginning.
+    pub(crate) fn has_spoken(&self) -> bool {
+        let Self::Ambit1(link) = self;
+        link.has_more()
     }
 
     /// Takes the stream that [`Self::next`] has brought. A client that waits for that learns of it at once, another one with the
@@ -393,6 +414,11 @@ impl Leg for Stream {
     fn answer(&mut self) -> Result<(), LegError> {
         let Self::Ambit1(stream) = self;
         stream.answer()
+    }
+
+    fn awaits_words(&mut self, app: &TcpStream) -> Result<bool, LegError> {
+        let Self::Ambit1(stream) = self;
+        stream.awaits_words(app)
     }
 
     fn awaits_answer(&self) -> bool {

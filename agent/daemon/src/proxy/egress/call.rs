@@ -22,6 +22,7 @@ use crate::{
         describe,
         outbound::{CONNECT, Call, Outbound, Routed, Way, is_itself, unknown_client, unroutable},
         relay::{Meter, Relay},
+        settled::Settled,
         unconnected,
         waiting::{admit, unless_given_up},
         within,
@@ -156,8 +157,11 @@ impl<D: Dial> Call<'_, D> {
         bound_buffers(&app, place.buffers());
         let mut relay = Relay::new(app, leg);
         let meter = Outbound(&connection);
+        let settled = Settled::default();
         let ended = select! {
-            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter) => ended.map_err(Cut::by_relay),
+            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter, &settled) => {
+                ended.map_err(Cut::by_relay)
+            }
             refused = self.shared.wallet.until_distrusted(&client.identity, &facts.peer) => {
                 Err(Cut::here(crate::proxy::distrusted(refused)))
             }
@@ -235,9 +239,10 @@ impl<D: Dial> Call<'_, D> {
         slot: Option<Slot>,
     ) {
         let meter = Bounded { inner: Outbound(&connection), moved: AtomicU64::new(0) };
+        let settled = Settled::default();
         let ending = select! {
             biased;
-            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter) => match ended {
+            ended = self.shared.relay(&*self.pod.pod, &mut relay, &meter, &settled) => match ended {
                 Ok(()) => Ending::Closed,
                 Err(broken) => Cut::by_relay(broken).ending(),
             },

@@ -19,6 +19,7 @@ use crate::{
         describe,
         outbound::{CONNECT, Call, Outbound},
         relay::Relay,
+        settled::Settled,
         unconnected,
         waiting::admit,
         within,
@@ -105,7 +106,7 @@ impl<D: Dial> Call<'_, D> {
         let connection = self.shared.telemetry.open(meta);
         let mut relay = Relay::new(app, Plain::new(server, self.pod.share.clone()));
         let meter = Outbound(&connection);
-        let ending = match self.shared.relay(&*self.pod.pod, &mut relay, &meter).await {
+        let ending = match self.shared.relay(&*self.pod.pod, &mut relay, &meter, &Settled::default()).await {
             Ok(()) => Ending::Closed,
             Err(broken) => Cut::by_relay(broken).ending(),
         };

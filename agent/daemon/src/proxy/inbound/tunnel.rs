@@ -15,6 +15,9 @@ use crate::{
 
 /// How long a tunnel may rest. Longer than clients keep theirs, so that none is closed under their hands.
 const TUNNEL_IDLE: Duration = Duration::from_secs(90);
+/// How soon the next stream follows the one before where there are many. No longer than the agent sleeps at most, so that it wakes no
+/// thread.
+const SOON: Duration = Duration::from_millis(50);
 /// How long a client may take to begin a stream that has crossed our word that there be no other.
 const LAST_OPEN: Duration = Duration::from_secs(1);
 
@@ -27,6 +30,16 @@ enum Next {
     /// The peer is not believed any more.
     Distrusted(Refusal),
     Failed(TunnelError),
+}
+
+impl Next {
+    fn of(next: Result<Option<Incoming>, TunnelError>) -> Self {
+        match next {
+            Ok(Some(incoming)) => Self::Stream(Box::new(incoming)),
+            Ok(None) => Self::Over,
+            Err(error) => Self::Failed(error),
+        }
+    }
 }
 
 impl<D: Dial> Call<'_, D> {
@@ -74,17 +87,21 @@ impl<D: Dial> Call<'_, D> {
         Box::pin(session.close(tell)).await;
     }
 
-    /// Waits for what comes next on a tunnel.
+    /// Waits for what comes next on a tunnel. Often that is another stream soon: what else may come is followed only if not.
     async fn next_stream(&self, session: &mut Session, peer: &PeerIdentity, patience: Duration) -> Next {
+        if let Some(next) = session.next_within(SOON).await {
+            let distrusted_now = self.shared.wallet.recheck(&self.workload.identity, peer).err();
+            return match distrusted_now {
+                _ if self.pod.pod.is_released() => Next::Over,
+                Some(refused) => Next::Distrusted(distrusted(refused)),
+                None => Next::of(next),
+            };
+        }
         select! {
             biased;
             () = self.pod.pod.until_released() => Next::Over,
             refused = self.until_distrusted(peer) => Next::Distrusted(distrusted(refused)),
-            next = session.next(patience) => match next {
-                Ok(Some(incoming)) => Next::Stream(Box::new(incoming)),
-                Ok(None) => Next::Over,
-                Err(error) => Next::Failed(error),
-            },
+            next = session.next(patience) => Next::of(next),
             () = self.shared.until_draining(), if patience == TUNNEL_IDLE => Next::Drain,
         }
     }
@@ -136,7 +153,8 @@ impl<D: Dial> Call<'_, D> {
     ) -> Option<(TcpStream, Connection, Stream)> {
         let meta = describe::inbound(self.called, Some((session.facts(), reused)), Some(&incoming));
         let peer = session.facts().peer.clone();
-        let app = match place.begin_stream(Box::pin(self.admit(&peer, &incoming))).await {
+        let admitted = Box::pin(self.admit(&peer, &incoming, session.has_spoken()));
+        let app = match place.begin_stream(admitted).await {
             Ok(app) => app,
             Err(refusal) => {
                 self.refuse_as(&refusal, &meta, Some(&peer));

@@ -141,24 +141,36 @@ impl Link {
         self.send(&Control::GoAway).await
     }
 
-    /// Waits for the client's next stream; `None` once it has closed the connection or has kept silent for `idle`.
-    pub(in crate::tunnel) async fn next_open(&mut self, idle: Duration) -> Result<Option<Open>, TunnelError> {
-        let deadline = tokio::time::Instant::now() + idle;
-        if self.wears_out() {
-            self.go_away().await?;
+    /// Waits for the client's next stream, which is `None` once it has closed the connection; nothing at all if it keeps silent for
+    /// `limit`.
+    pub(in crate::tunnel) async fn next_open(
+        &mut self,
+        limit: Duration,
+    ) -> Option<Result<Option<Open>, TunnelError>> {
+        let deadline = tokio::time::Instant::now() + limit;
+        self.receiver.set_rests(true);
+        if self.wears_out()
+            && let Err(error) = self.go_away().await
+        {
+            return Some(Err(error));
         }
         loop {
-            let received = timeout_at(deadline, std::future::poll_fn(|cx| self.poll_next(cx))).await;
-            match received {
+            let received = timeout_at(deadline, std::future::poll_fn(|cx| self.poll_next(cx))).await.ok()?;
+            return Some(match received {
                 // An idle client that dies ends no stream.
-                Err(_) | Ok(Ok(None) | Err(TunnelError::Io(_))) => return Ok(None),
-                Ok(Err(error)) => return Err(error),
-                Ok(Ok(Some(Received::Control(Control::Open(open))))) => return Ok(Some(open)),
-                Ok(Ok(Some(Received::Control(Control::Ping)))) => {}
-                Ok(Ok(Some(Received::Control(_)))) => return Err(TunnelError::Unexpected("control")),
-                Ok(Ok(Some(Received::Data))) => return Err(TunnelError::Unexpected("DATA")),
-            }
+                Ok(None) | Err(TunnelError::Io(_)) => Ok(None),
+                Err(error) => Err(error),
+                Ok(Some(Received::Control(Control::Open(open)))) => Ok(Some(open)),
+                Ok(Some(Received::Control(Control::Ping))) => continue,
+                Ok(Some(Received::Control(_))) => Err(TunnelError::Unexpected("control")),
+                Ok(Some(Received::Data)) => Err(TunnelError::Unexpected("DATA")),
+            });
         }
+    }
+
+    /// Whether something has come behind what was taken.
+    pub(in crate::tunnel) fn has_more(&self) -> bool {
+        self.receiver.has_more()
     }
 
     /// Sends one control frame.
@@ -282,9 +294,9 @@ impl Link {
         }
     }
 
-    /// Seals what `source` has at this moment, or else only what is held.
-    pub(super) fn take_now(&mut self, source: &TcpStream) -> Result<(), LegError> {
-        self.sender.read_now(source, &self.share)
+    /// Seals what `source` has at this moment, or else only what is held; or nothing, if `patient`, which it answers with `false`.
+    pub(super) fn take_now(&mut self, source: &TcpStream, patient: bool) -> Result<bool, LegError> {
+        self.sender.read_now(source, &self.share, patient)
     }
 
     /// Seals the front of `bytes`; answers how many that is.

@@ -23,7 +23,8 @@ use crate::tunnel::{
     TunnelError,
     buffer::{Buffer, FULL, Share, Waiting},
     kernel::{self, Opening},
-    socket, tls,
+    socket::{self, Manner},
+    tls,
 };
 
 /// `buffer[pieces]` are bytes of the stream, `buffer[plain]` is opened and not yet decoded, and what is between `next` and
@@ -42,6 +43,8 @@ pub(super) struct Receiver {
     pieces: Pieces,
     control: Option<Control>,
     closed: bool,
+    /// No stream is open.
+    rests: bool,
     waiting: Waiting,
 }
 
@@ -70,6 +73,7 @@ impl Receiver {
             pieces: Pieces::default(),
             control: None,
             closed: false,
+            rests: false,
             waiting: Waiting::default(),
         }
     }
@@ -103,12 +107,15 @@ impl Receiver {
         }
     }
 
-    /// Writes bytes of the stream to `sink`, some of those that are here; answers how many.
+    /// Writes bytes of the stream to `sink`, some of those that are here; answers how many. The end goes with them where that is
+    /// here as well, if `sink` is told of it before anything is waited for. Nothing has been written to a `new` one.
     pub(super) fn poll_write_to(
         &mut self,
         cx: &mut Context<'_>,
         sink: &TcpStream,
+        new: bool,
     ) -> Poll<io::Result<usize>> {
+        let manner = Manner { new, more: matches!(self.control, Some(Control::Fin)) };
         let bytes = self.buffer.as_deref().unwrap_or_default();
         let mut slices = [IoSlice::new(&[]); PIECES];
         let mut count = 0;
@@ -117,8 +124,8 @@ impl Receiver {
             count += 1;
         }
         let written = match &slices[..count] {
-            [piece] => ready!(socket::poll_write(cx, sink, piece))?,
-            pieces => ready!(socket::poll_write_vectored(cx, sink, pieces))?,
+            [piece] => ready!(socket::poll_write_as(cx, sink, piece, manner))?,
+            pieces => ready!(socket::poll_write_vectored(cx, sink, pieces, manner))?,
         };
         self.delivered(written);
         Poll::Ready(Ok(written))
@@ -188,10 +195,16 @@ impl Receiver {
         share: &Arc<Share>,
     ) -> Poll<Result<bool, TunnelError>> {
         self.tidy();
+        self.grow(share);
         self.hand_over(tcp, share);
         if self.buffer.is_none() {
             ready!(tcp.poll_read_ready(cx))?;
-            self.buffer = Some(ready!(share.poll_take(cx, &mut self.waiting)));
+            // What a stream begins with is mostly little, and is held until the application is connected.
+            let small = if self.rests { share.try_take_small() } else { None };
+            self.buffer = match small {
+                Some(small) => Some(small),
+                None => Some(ready!(share.poll_take(cx, &mut self.waiting))),
+            };
         }
         let room = self.room()?;
         let Some(buffer) = &mut self.buffer else { return Poll::Ready(Ok(true)) };
@@ -215,6 +228,20 @@ impl Receiver {
                 self.shrink(share);
                 Poll::Pending
             }
+        }
+    }
+
+    /// A record of a stream that does not end where a small buffer ends is part of much: a full one takes its place.
+    fn grow(&mut self, share: &Arc<Share>) {
+        if !self.rests
+            && self.plain.is_empty()
+            && self.buffer.as_ref().is_some_and(|buffer| buffer.len() < FULL)
+            && let Some(mut buffer) = share.try_take()
+            && buffer.len() == FULL
+            && let Some(small) = self.buffer.take()
+        {
+            buffer[..self.filled].copy_from_slice(&small[..self.filled]);
+            self.buffer = Some(buffer);
         }
     }
 
@@ -304,6 +331,16 @@ impl Receiver {
         if let Records::Here(opener) = &mut self.opening {
             opener.rest();
         }
+    }
+
+    /// Whether a stream is waited for.
+    pub(super) fn set_rests(&mut self, rests: bool) {
+        self.rests = rests;
+    }
+
+    /// Whether something has come that nobody has taken.
+    pub(super) fn has_more(&self) -> bool {
+        !self.pieces.is_empty() || !self.is_empty()
     }
 
     /// Whether it has bytes for a stream, or has no room for what has come.

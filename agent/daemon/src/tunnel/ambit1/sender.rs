@@ -1,18 +1,15 @@
 //! The sending direction of a connection: what goes into records together, and what the socket has not yet taken.
 
 use std::{
-    io::{self, Read as _},
-    mem,
+    io, mem,
     ops::Range,
-    pin::pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use ambit_core::frame::{self, Control, FrameType};
 use rustls::ConnectionTrafficSecrets;
-use socket2::SockRef;
-use tokio::{io::Interest, net::TcpStream};
+use tokio::net::TcpStream;
 
 use super::record::{self, Batch, ContentType, HEADER_LEN, REKEY_AFTER, Sealer, TRAILER_LEN};
 use crate::tunnel::{
@@ -232,10 +229,11 @@ impl Sender {
         }
         // An idle connection holds no buffer.
         ready!(source.poll_read_ready(cx)).map_err(LegError::App)?;
-        let closed = is_read_closed(cx, source);
+        let closed = socket::is_read_closed(cx, source);
         let mut buffer = ready!(share.poll_take(cx, &mut self.waiting));
         let mut batch = self.batch(&mut buffer);
-        let mut bytes = ready!(socket::poll_read_urgent(cx, source, batch.first())).map_err(LegError::App)?;
+        let mut bytes =
+            ready!(socket::poll_read_urgent(cx, source, batch.first(), closed)).map_err(LegError::App)?;
         let mut end = bytes == 0;
         if end && let Source::Failed = self.source {
             return Poll::Ready(Err(LegError::App(io::ErrorKind::ConnectionReset.into())));
@@ -250,16 +248,24 @@ impl Sender {
         Poll::Ready(self.seal(buffer, Moved { bytes, end }).map_err(LegError::Tunnel))
     }
 
-    /// The same with what `source` has at this moment, or else only with what is held.
-    pub(super) fn read_now(&mut self, source: &TcpStream, share: &Arc<Share>) -> Result<(), LegError> {
+    /// The same with what `source` has at this moment, or else only with what is held; or with nothing, if `patient`, which it
+    /// answers with `false`.
+    pub(super) fn read_now(
+        &mut self,
+        source: &TcpStream,
+        share: &Arc<Share>,
+        patient: bool,
+    ) -> Result<bool, LegError> {
         let Some(mut buffer) = share.try_take() else {
-            return self.release().map_err(LegError::Tunnel);
+            return self.release().map(|()| true).map_err(LegError::Tunnel);
         };
         let mut batch = self.batch(&mut buffer);
-        // Not by tokio: of a new socket it knows nothing before it has asked the kernel for events.
-        let read = self.at_once((&*SockRef::from(source)).read(batch.first()));
+        let read = self.at_once(socket::read_new(source, batch.first()));
+        if patient && read.is_none() && matches!(self.source, Source::Sound) {
+            return Ok(false);
+        }
         let moved = Moved { bytes: read.unwrap_or(0), end: read == Some(0) };
-        self.seal(buffer, moved).map_err(LegError::Tunnel)
+        self.seal(buffer, moved).map(|()| true).map_err(LegError::Tunnel)
     }
 
     /// The same with the front of `bytes`; answers how many that is.
@@ -353,14 +359,5 @@ impl Sealing {
         if let Self::Kernel(outgoing) = self {
             outgoing.wrote(bytes);
         }
-    }
-}
-
-/// Whether it is known that the other end of a readable socket has ended.
-fn is_read_closed(cx: &mut Context<'_>, socket: &TcpStream) -> bool {
-    // It is ready, so that this leaves no waiter behind.
-    match pin!(socket.ready(Interest::READABLE)).poll(cx) {
-        Poll::Ready(Ok(ready)) => ready.is_read_closed(),
-        _ => false,
     }
 }

@@ -30,6 +30,8 @@ pub(crate) struct Stream {
     /// OPEN has not gone out: it goes at once, with the bytes that are there.
     opens: bool,
     awaits_accept: bool,
+    /// Nothing has been written to the application's socket.
+    new: bool,
     /// FIN has come.
     ended: bool,
     /// FIN has gone, by [`AsyncWrite::poll_shutdown`].
@@ -40,13 +42,14 @@ impl Stream {
     /// The client's end. OPEN goes out with the first bytes, or with the first flush.
     pub(in crate::tunnel) fn open(mut link: Box<Link>, open: Open) -> Self {
         link.sender().hold(&Control::Open(open));
-        Self { link, opens: true, awaits_accept: true, ended: false, shut: false }
+        Self { link, opens: true, awaits_accept: true, new: true, ended: false, shut: false }
     }
 
     /// The server's end of a stream whose OPEN has come. ACCEPT goes out with the first bytes, or by [`Self::answer`].
     pub(in crate::tunnel) fn accepted(mut link: Box<Link>) -> Self {
+        link.receiver().set_rests(false);
         link.sender().hold(&Control::Accept);
-        Self { link, opens: false, awaits_accept: false, ended: false, shut: false }
+        Self { link, opens: false, awaits_accept: false, new: true, ended: false, shut: false }
     }
 
     /// Whether ACCEPT waits for the application's first bytes.
@@ -57,6 +60,12 @@ impl Stream {
     /// Has ACCEPT go out with the next flush.
     pub(in crate::tunnel) fn answer(&mut self) -> Result<(), LegError> {
         self.link.sender().release().map_err(LegError::Tunnel)
+    }
+
+    /// Whether OPEN still waits for the application's first bytes, of which there are none.
+    pub(in crate::tunnel) fn awaits_words(&mut self, app: &TcpStream) -> Result<bool, LegError> {
+        self.opens = self.opens && !self.link.take_now(app, true)?;
+        Ok(self.opens)
     }
 
     /// Has OPEN go out by itself, and waits for ACCEPT.
@@ -130,7 +139,7 @@ impl Stream {
         app: &TcpStream,
     ) -> Poll<Result<Moved, LegError>> {
         if mem::take(&mut self.opens) {
-            self.link.take_now(app)?;
+            self.link.take_now(app, false)?;
         }
         if self.ended
             && let Poll::Ready(cut) = self.poll_cut(cx)
@@ -146,7 +155,8 @@ impl Stream {
         app: &TcpStream,
     ) -> Poll<Result<Moved, LegError>> {
         if ready!(self.poll_data(cx))? {
-            let bytes = ready!(self.link.receiver().poll_write_to(cx, app)).map_err(LegError::App)?;
+            let new = mem::take(&mut self.new);
+            let bytes = ready!(self.link.receiver().poll_write_to(cx, app, new)).map_err(LegError::App)?;
             return Poll::Ready(Ok(Moved { bytes, end: false }));
         }
         socket::shut(app).map_err(LegError::App)?;
