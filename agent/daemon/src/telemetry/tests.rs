@@ -10,7 +10,10 @@ use std::{
 use ambit_core::model::Labels;
 use tracing_subscriber::layer::SubscriberExt;
 
-use super::{traffic::MAX_SERIES, *};
+use super::{
+    traffic::{MAX_SERIES, TrafficLabels},
+    *,
+};
 
 fn workload(namespace: &str, name: &str, labels: &[(&str, &str)]) -> Arc<Workload> {
     Arc::new(Workload {
