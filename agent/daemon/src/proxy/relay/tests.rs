@@ -285,9 +285,9 @@ async fn the_answer_waits_for_the_first_bytes_but_not_for_long() {
     client.flush().await.unwrap();
     server.next(SOON).await.unwrap();
     let (_app, agent) = pair().await;
+    let started = Instant::now();
     let mut relay = Relay::new(agent, server.accept_stream());
     assert!(relay.leg.holds_answer());
-    let started = Instant::now();
     let counts = Counts::default();
     assert!(
         timeout(Duration::from_millis(100), relay.run(&mut Looks::new(&BusyPoll::default()), &counts))
