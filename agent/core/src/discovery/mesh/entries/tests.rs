@@ -280,8 +280,7 @@ fn a_rule_has_what_it_speaks_of_captured() {
     mesh.apply(rule("shop/s", "*"));
     assert_eq!(captured(&mesh), ["10.96.0.1", "198.18.9.9:80"]);
     assert!(mesh.captures_everything_of("shop"), "a network can only be captured with all else");
-    let found =
-        mesh.route(&client(), crate::model::OriginalDst("198.18.10.7:80".parse().unwrap()), 0, |_| None);
+    let found = mesh.route(&client(), OriginalDst("198.18.10.7:80".parse().unwrap()), 0, |_| None);
     let Route::Plain(endpoint) = found else { panic!("{found:?}") };
     let rule = endpoint.rule.expect("a rule");
     assert_eq!((&*rule.host, rule.settings.rule.to_string()), ("y.example.com", "shop/s".to_owned()));
