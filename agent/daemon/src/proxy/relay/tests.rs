@@ -405,6 +405,8 @@ async fn what_was_said_before_a_reset_arrives() {
             other.write_all(b"unread").await.unwrap();
             let sent = pattern(100_000 + 1_000 * round);
             one.write_all(&sent).await.unwrap();
+            // What it does not read is there, and what it has sent has gone.
+            one.readable().await.unwrap();
             sleep(Duration::from_millis(5)).await;
             drop(one);
             let mut got = Vec::new();
