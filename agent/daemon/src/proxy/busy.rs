@@ -128,11 +128,13 @@ impl<'a> Looks<'a> {
     /// Whether to look for what comes after a message of so many bytes.
     fn begins(&mut self, bytes: u64) -> bool {
         let messages = self.busy.messages.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-        match self.turn.as_ref().map(|turn| turn.looks) {
-            // What was there at once would not have let the thread sleep.
-            Some(0) => self.was_in_vain(),
-            Some(_) => self.pause /= 2,
-            None => {}
+        if let Some(Turn { messages: before, looks, .. }) = self.turn {
+            if messages != before.wrapping_add(1) {
+                // Others have kept the threads awake.
+                self.was_in_vain();
+            } else if looks > 0 {
+                self.pause /= 2;
+            }
         }
         if bytes > MESSAGE {
             return false;
