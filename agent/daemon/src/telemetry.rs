@@ -491,10 +491,10 @@ impl Connection {
         self.live.series.sent.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Payload bytes so far, both ways.
-    pub(crate) fn moved(&self) -> u64 {
+    /// Payload bytes so far, to the server and to the client.
+    pub(crate) fn moved(&self) -> [u64; 2] {
         let Live { client_to_server, server_to_client, .. } = &*self.live;
-        client_to_server.load(Ordering::Relaxed) + server_to_client.load(Ordering::Relaxed)
+        [client_to_server, server_to_client].map(|bytes| bytes.load(Ordering::Relaxed))
     }
 
     /// Counts and logs the end.

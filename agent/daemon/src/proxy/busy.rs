@@ -20,6 +20,9 @@ use tokio::task::yield_now;
 /// What is longer is no message but part of a stream. Its next part comes soon, and nobody waits for it.
 const MESSAGE: u64 = 32 << 10;
 
+/// What has passed the same way so many times in a row is a stream, however little it was each time.
+const STREAM: u8 = 3;
+
 /// After how many messages a task looks for the first time: who carries one request and its answer never does.
 const FIRST: u16 = 4;
 
@@ -78,6 +81,9 @@ impl BusyPoll {
 pub(super) struct Looks<'a> {
     busy: &'a BusyPoll,
     turn: Option<Turn<'a>>,
+    /// Which way the last message went, and how many before it went the same way in a row.
+    way: usize,
+    row: u8,
     /// Messages to let pass.
     pass: u16,
     /// How many these were after the last look that brought nothing.
@@ -96,23 +102,24 @@ struct Turn<'a> {
 
 impl<'a> Looks<'a> {
     pub(super) fn new(busy: &'a BusyPoll) -> Self {
-        Self { busy, turn: None, pass: FIRST, pause: 0 }
+        Self { busy, turn: None, way: 0, row: 0, pass: FIRST, pause: 0 }
     }
 
-    /// Polls `work`, which has moved so many bytes by now as `moved` says. If it waits, it may be polled again as soon as the runtime
+    /// Polls `work`, which has moved so many bytes each way by now as `moved` says. If it waits, it may be polled again as soon as the runtime
     /// has looked for events.
     pub(super) fn poll<W, T>(
         &mut self,
         cx: &mut Context<'_>,
         work: &mut W,
-        moved: impl Fn(&W) -> u64,
+        moved: impl Fn(&W) -> [u64; 2],
         poll: impl FnOnce(&mut W, &mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {
         let before = moved(work);
         let polled = poll(work, cx);
         if polled.is_pending() && !self.busy.window.is_zero() {
-            let moved = moved(work) - before;
-            let looks = if moved == 0 { self.goes_on() } else { self.begins(moved) };
+            let after = moved(work);
+            let moved = [0, 1].map(|way| after[way] - before[way]);
+            let looks = if moved == [0, 0] { self.goes_on() } else { self.begins(moved) };
             if looks {
                 // Polled once, it has the task woken when the runtime has looked for events without waiting for any.
                 let _: Poll<()> = pin!(yield_now()).poll(cx);
@@ -125,8 +132,8 @@ impl<'a> Looks<'a> {
         polled
     }
 
-    /// Whether to look for what comes after a message of so many bytes.
-    fn begins(&mut self, bytes: u64) -> bool {
+    /// Whether to look for what comes after a message of so many bytes, one way or both.
+    fn begins(&mut self, bytes: [u64; 2]) -> bool {
         let messages = self.busy.messages.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         if let Some(Turn { messages: before, looks, .. }) = self.turn {
             if messages != before.wrapping_add(1) {
@@ -136,7 +143,11 @@ impl<'a> Looks<'a> {
                 self.pause /= 2;
             }
         }
-        if bytes > MESSAGE {
+        let way = usize::from(bytes[1] > 0);
+        let both = bytes[0] > 0 && bytes[1] > 0;
+        self.row = if way == self.way && !both { self.row.saturating_add(1) } else { 0 };
+        self.way = way;
+        if self.row >= STREAM || bytes[0] + bytes[1] > MESSAGE {
             return false;
         }
         if self.pass > 0 {

@@ -86,10 +86,6 @@ struct State {
 }
 
 impl State {
-    fn moved(&self) -> u64 {
-        self.up.bytes + self.down.bytes
-    }
-
     /// Whether anything may still come from the application.
     fn sends(&self) -> bool {
         !self.up.ended && matches!(self.failed.as_deref(), None | Some(LegError::App(_)))
@@ -179,7 +175,7 @@ impl<L: Leg> Relay<L> {
 
     /// Bytes that have passed, both ways.
     pub(super) fn moved(&self) -> u64 {
-        self.state.moved()
+        self.state.up.bytes + self.state.down.bytes
     }
 
     /// Waits for the other end as long as the application at this one does.
@@ -277,7 +273,7 @@ impl<L: Leg> Relay<L> {
         {
             return Ok(());
         }
-        let moved = |steps: &Steps<'_, L>| steps.state.moved();
+        let moved = |steps: &Steps<'_, L>| [steps.state.up.bytes, steps.state.down.bytes];
         poll_fn(|cx| looks.poll(cx, &mut steps, moved, |steps, cx| steps.poll(cx, meter))).await
     }
 }

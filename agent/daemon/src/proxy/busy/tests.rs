@@ -19,22 +19,30 @@ impl Wake for Woken {
     }
 }
 
-/// Has `looks` told that so many bytes have moved; answers whether the task is polled again by itself.
+/// Has `looks` told that so many bytes have moved, both ways; answers whether the task is polled again by itself.
 fn moved(looks: &mut Looks<'_>, bytes: u64) -> bool {
+    moved_so(looks, [bytes.min(1), bytes.saturating_sub(1)])
+}
+
+fn moved_so(looks: &mut Looks<'_>, bytes: [u64; 2]) -> bool {
     let woken = Arc::new(Woken::default());
     let waker = Waker::from(woken.clone());
-    let wait = |total: &mut u64, _: &mut Context<'_>| {
-        *total += bytes;
+    let wait = |total: &mut [u64; 2], _: &mut Context<'_>| {
+        *total = bytes;
         Poll::<()>::Pending
     };
-    let polled = looks.poll(&mut Context::from_waker(&waker), &mut 0, |total| *total, wait);
+    let polled = looks.poll(&mut Context::from_waker(&waker), &mut [0; 2], |total| *total, wait);
     assert!(polled.is_pending());
     woken.0.load(Ordering::Relaxed) > 0
 }
 
 fn ended(looks: &mut Looks<'_>) {
-    let ended =
-        looks.poll(&mut Context::from_waker(Waker::noop()), &mut 0, |total| *total, |_, _| Poll::Ready(()));
+    let ended = looks.poll(
+        &mut Context::from_waker(Waker::noop()),
+        &mut [0; 2],
+        |total| *total,
+        |_, _| Poll::Ready(()),
+    );
     assert!(ended.is_ready());
 }
 
@@ -82,6 +90,16 @@ fn who_finds_the_next_message_always_looks_and_who_has_company_seldom() {
     assert!((0..1000).all(|_| moved(&mut one, 100)), "there at the first look, each time");
     let looked = (0..1000).filter(|_| moved(&mut one, 100) | moved(&mut other, 100)).count();
     assert!(looked < 40, "{looked} of 1000");
+}
+
+#[test]
+fn nobody_looks_behind_pieces_that_all_go_the_same_way() {
+    let busy = BusyPoll::new(LONG);
+    let mut looks = warm(&busy);
+    let pieces: Vec<bool> = (0..6).map(|_| moved_so(&mut looks, [100, 0])).collect();
+    assert_eq!(pieces, [true, true, true, false, false, false]);
+    assert!(moved_so(&mut looks, [0, 100]), "an answer");
+    assert!(moved_so(&mut looks, [100, 0]), "and the next request");
 }
 
 #[test]
