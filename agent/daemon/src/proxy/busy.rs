@@ -29,6 +29,9 @@ const FIRST: u16 = 4;
 /// How many messages at most pass between two looks that bring nothing.
 const SELDOM: u16 = 255;
 
+/// How many messages pass before the next look where others compute.
+const CROWDED: u16 = 1023;
+
 /// For how long another thread takes it for granted that somebody looks.
 const BEAT: Duration = Duration::from_millis(2);
 
@@ -170,9 +173,16 @@ impl<'a> Looks<'a> {
         // What others pass on keeps threads awake without that.
         if self.busy.messages.load(Ordering::Relaxed) == turn.messages {
             // Whoever has what this waits for may want its processor.
+            let offered = turn.since.elapsed();
             thread::yield_now();
-            if turn.since.elapsed() < self.busy.window {
+            let elapsed = turn.since.elapsed();
+            if elapsed < self.busy.window {
                 return true;
+            }
+            if elapsed - offered > self.busy.window / 2 {
+                // Somebody computes. Who sleeps is woken before that is over, who offers it is not.
+                (self.pause, self.pass) = (SELDOM, CROWDED);
+                return false;
             }
         }
         self.was_in_vain();
