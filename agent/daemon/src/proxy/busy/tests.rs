@@ -69,7 +69,7 @@ fn who_has_passed_on_a_message_looks_until_there_is_another() {
 
 #[test]
 fn who_looks_in_vain_seldom_looks() {
-    let busy = BusyPoll::new(NONE);
+    let busy = BusyPoll::new(LONG);
     let mut looks = warm(&busy);
     let mut pauses = Vec::new();
     for _ in 0..11 {
@@ -77,7 +77,8 @@ fn who_looks_in_vain_seldom_looks() {
         while !moved(&mut looks, 100) {
             passed += 1;
         }
-        assert!(!moved(&mut looks, 0), "the time is over");
+        looks.was_in_vain();
+        looks.turn = None;
         pauses.push(passed);
     }
     assert_eq!(pauses, [0, 1, 3, 7, 15, 31, 63, 127, 255, 255, 255]);
@@ -121,6 +122,16 @@ fn who_is_not_alone_looks_no_more() {
     assert!(moved(&mut one, 100) && moved(&mut one, 0));
     assert!(!moved(&mut other, 100), "the turn is taken");
     assert!(!moved(&mut one, 0), "somebody else has something to do");
+}
+
+#[test]
+fn who_has_given_its_time_to_somebody_else_lets_many_pass() {
+    let busy = BusyPoll::new(NONE);
+    let mut looks = warm(&busy);
+    assert!(moved(&mut looks, 100));
+    assert!(!moved(&mut looks, 0), "all of the time went by while others had the processor");
+    assert!((0..CROWDED).all(|_| !moved(&mut looks, 100)));
+    assert!(moved(&mut looks, 100));
 }
 
 #[test]
