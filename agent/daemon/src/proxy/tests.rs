@@ -142,9 +142,17 @@ impl Node {
         &self,
         listener: TcpListener,
         source: &'static str,
+        cart: Serving<Scripted>,
+    ) -> JoinHandle<()> {
+        Self::capture_by(self.proxy.clone(), listener, source, cart)
+    }
+
+    fn capture_by(
+        proxy: Proxy,
+        listener: TcpListener,
+        source: &'static str,
         mut cart: Serving<Scripted>,
     ) -> JoinHandle<()> {
-        let proxy = self.proxy.clone();
         tokio::spawn(async move {
             loop {
                 let (stream, peer) = listener.accept().await.unwrap();
@@ -264,6 +272,32 @@ async fn a_connection_goes_through_a_tunnel_and_the_next_one_reuses_it() {
     node.proxy.drain();
     ask(node.connect(&mut web).await, &server).await;
     assert_eq!(node.metric("ambit_handshakes_total", &["source"]), 2);
+}
+
+#[tokio::test]
+async fn a_tunnel_that_hardly_rests_ends_as_well_when_its_server_drains() {
+    let node = Node::new().await;
+    let (agent, server) = (listener().await, listener().await);
+    let (mut web, _) = node.pod("web", Some(agent.local_addr().unwrap()), None);
+    let Shared { feed, wallet, .. } = &*node.proxy.0;
+    let capacity = Capacity { files: 1 << 20, memory: 1 << 30 };
+    let (feed, wallet, judges) = (feed.clone(), wallet.clone(), Judges::default());
+    let far = Proxy::new(feed, wallet, Telemetry::new(), judges, capacity, Manner::default());
+    let cart = Arc::new(Scripted { uid: "cart".into(), peer: None, app: Some(server.local_addr().unwrap()) });
+    let (_policy, followed) = watch::channel(Arc::default());
+    let cart = Serving::new(&far.0, &node.neighbours, cart, followed);
+    Node::capture_by(far.clone(), agent, WEB, cart);
+    for _ in 0..3 {
+        ask(node.connect(&mut web).await, &server).await;
+        node.until("istio_tcp_sockets_open", &[], 0).await;
+    }
+    assert_eq!(node.metric("ambit_handshakes_total", &["source"]), 1);
+    far.drain();
+    for _ in 0..5 {
+        ask(node.connect(&mut web).await, &server).await;
+        node.until("istio_tcp_sockets_open", &[], 0).await;
+    }
+    assert!(node.metric("ambit_handshakes_total", &["source"]) > 1, "the tunnel goes on");
 }
 
 #[tokio::test]

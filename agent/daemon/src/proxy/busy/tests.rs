@@ -151,12 +151,21 @@ fn other_threads_stand_aside_until_nobody_looks() {
     // Somebody has, and does something else now: it comes back.
     busy.stand_aside();
     let parked = busy.clone();
-    let other = thread::spawn(move || parked.stand_aside());
+    let other = thread::spawn(move || {
+        let mut times = 0;
+        while parked.taken.load(Ordering::Relaxed) {
+            parked.stand_aside();
+            times += 1;
+        }
+        times
+    });
     let begun = Instant::now();
     while begun.elapsed() < 20 * BEAT {
         assert!(moved(&mut looks, 0));
     }
     ended(&mut looks);
-    other.join().unwrap();
+    // It has waited for a beat at least whenever it came back, as it does where the one that looks is kept from it.
+    let (times, longest) = (other.join().unwrap(), begun.elapsed().as_millis() / BEAT.as_millis() + 2);
+    assert!(times <= longest, "{times} times");
     assert_eq!(*busy.aside.lock().unwrap(), 0);
 }

@@ -89,7 +89,8 @@ impl<D: Dial> Call<'_, D> {
 
     /// Waits for what comes next on a tunnel. Often that is another stream soon: what else may come is followed only if not.
     async fn next_stream(&self, session: &mut Session, peer: &PeerIdentity, patience: Duration) -> Next {
-        if let Some(next) = session.next_within(SOON).await {
+        let drains = patience == TUNNEL_IDLE && self.shared.is_draining();
+        if !drains && let Some(next) = session.next_within(SOON).await {
             let distrusted_now = self.shared.wallet.recheck(&self.workload.identity, peer).err();
             return match distrusted_now {
                 _ if self.pod.pod.is_released() => Next::Over,
