@@ -3,8 +3,11 @@
 //! A frame is a 4-byte header — type, then the payload's length in 24 bits, big-endian — and a payload. One stream at a
 //! time runs on a connection: OPEN from the client, ACCEPT or DENY from the server, DATA both ways, one FIN each way.
 //! After both FINs the next OPEN may follow. RESET ends the stream and the connection. PING carries nothing and has no
-//! answer. GOAWAY, from the server, asks for no further OPEN; one that has crossed it is served. All input is hostile:
+//! answer. GOAWAY, from the server, asks for no further OPEN; one that has crossed it is served. Small messages of many
+//! streams may share one more connection, the bundle ([`parcel`]); MARK says where they belong. All input is hostile:
 //! every length is bounded, and a frame out of place is an error.
+
+pub mod parcel;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -44,6 +47,8 @@ pub enum FrameType {
     Ping = 7,
     /// Server to client: no stream but those already begun will be taken on this connection.
     GoAway = 8,
+    /// Either way: so many parcels of this stream, which have gone over the bundle, come before what follows here.
+    Mark = 9,
 }
 
 impl FrameType {
@@ -57,6 +62,7 @@ impl FrameType {
             6 => Self::Reset,
             7 => Self::Ping,
             8 => Self::GoAway,
+            9 => Self::Mark,
             _ => return None,
         })
     }
@@ -82,6 +88,17 @@ pub struct Open {
     pub order: Order,
     /// The application is not connected before the answer is here: it has nothing to say until then.
     pub waits: bool,
+    /// Which strand of a bundle it may be, if any.
+    pub strand: Option<Strand>,
+}
+
+/// A stream's name on the bundle beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Strand {
+    /// A random number that the client's agent has chosen. Bundles are told apart by that and by the two pods.
+    pub bundle: u64,
+    /// The stream's; 0 is the bundle itself, whose DATA is [`parcel`]s.
+    pub number: u32,
 }
 
 /// Where a connection stands among others that were numbered in the same place.
@@ -93,13 +110,28 @@ pub struct Order {
     pub number: u64,
 }
 
+/// The payload of MARK: numbers of parcels of the stream since its OPEN, modulo 2^32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// How many have gone this way.
+    pub parcels: u32,
+    /// How many of the other direction the application has got.
+    pub taken: u32,
+}
+
+/// Bytes of a MARK frame.
+pub const MARK_LEN: usize = HEADER_LEN + 4 + 4;
+
 /// A frame with no stream bytes in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Control {
     /// See [`FrameType::Open`].
     Open(Open),
     /// See [`FrameType::Accept`].
-    Accept,
+    Accept {
+        /// The server takes parcels of the stream from the bundle that OPEN names.
+        bundles: bool,
+    },
     /// See [`FrameType::Deny`].
     Deny(Refusal),
     /// See [`FrameType::Fin`].
@@ -110,6 +142,8 @@ pub enum Control {
     Ping,
     /// See [`FrameType::GoAway`].
     GoAway,
+    /// See [`FrameType::Mark`].
+    Mark(Mark),
 }
 
 impl Control {
@@ -124,9 +158,16 @@ impl Control {
                 payload.extend(open.order.epoch.to_be_bytes());
                 payload.extend(open.order.number.to_be_bytes());
                 payload.push(u8::from(open.waits));
+                if let Some(Strand { bundle, number }) = open.strand {
+                    payload.extend(bundle.to_be_bytes());
+                    payload.extend(number.to_be_bytes());
+                }
                 FrameType::Open
             }
-            Self::Accept => FrameType::Accept,
+            Self::Accept { bundles } => {
+                payload.extend(bundles.then_some(1));
+                FrameType::Accept
+            }
             Self::Deny(refusal) => {
                 put_refusal(&mut payload, refusal);
                 FrameType::Deny
@@ -138,6 +179,11 @@ impl Control {
             }
             Self::Ping => FrameType::Ping,
             Self::GoAway => FrameType::GoAway,
+            Self::Mark(Mark { parcels, taken }) => {
+                payload.extend(parcels.to_be_bytes());
+                payload.extend(taken.to_be_bytes());
+                FrameType::Mark
+            }
         };
         let mut bytes = header(frame, payload.len()).to_vec();
         bytes.append(&mut payload);
@@ -157,8 +203,9 @@ impl Control {
                 },
                 // Agents before 0.2 end here.
                 waits: !input.bytes.is_empty() && input.array()? != [0],
+                strand: input.strand()?,
             }),
-            FrameType::Accept => Self::Accept,
+            FrameType::Accept => Self::Accept { bundles: payload.first() == Some(&1) },
             FrameType::Deny => {
                 let reason = Reason::from_code(input.u16()?);
                 Self::Deny(input.refusal(reason)?)
@@ -172,6 +219,10 @@ impl Control {
             }
             FrameType::Ping => Self::Ping,
             FrameType::GoAway => Self::GoAway,
+            FrameType::Mark => Self::Mark(Mark {
+                parcels: u32::from_be_bytes(input.array()?),
+                taken: u32::from_be_bytes(input.array()?),
+            }),
             FrameType::Data => return Err(FrameError::Malformed(frame)),
         })
     }
@@ -336,6 +387,15 @@ impl<'a> Payload<'a> {
             rule: self.last_text()?,
             field: self.last_text()?,
         })
+    }
+
+    /// None where agents do not bundle.
+    fn strand(&mut self) -> Result<Option<Strand>, FrameError> {
+        if self.bytes.is_empty() {
+            return Ok(None);
+        }
+        let bundle = u64::from_be_bytes(self.array()?);
+        Ok(Some(Strand { bundle, number: u32::from_be_bytes(self.array()?) }))
     }
 
     /// A text that older agents do not send.

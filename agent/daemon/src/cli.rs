@@ -203,6 +203,7 @@ mod tests {
             ("ambit agent --post-quantum yes", "off, offer, prefer or require"),
             ("ambit agent --local-traffic yes", "use join or encrypt"),
             ("ambit agent --kernel-tls yes", "use off, auto or force"),
+            ("ambit agent --bundles yes", "use off, auto or force"),
             ("ambit agent --busy-poll 200", "use off, auto, or a time from 1us to 1ms"),
             ("ambit agent --busy-poll 2ms", "use off, auto, or a time from 1us to 1ms"),
             ("ambit agent --dataplane-label enabled", "KEY=ENABLED"),

@@ -3,6 +3,7 @@
 
 mod admission;
 mod attempts;
+mod bundles;
 mod busy;
 mod choices;
 mod describe;
@@ -51,6 +52,7 @@ use self::{
     pressure::Broken,
     settled::Settled,
 };
+pub(crate) use crate::tunnel::Bundling;
 use crate::{
     authz::Providers,
     capture::{Accepted, Client, Dial, PodNet, QuerySocket},
@@ -60,7 +62,7 @@ use crate::{
     instance::{Capacity, MemoryUse},
     jwt::Tokens,
     telemetry::{Connection, Direction, Ending, Meta, Telemetry},
-    tunnel::{Ability, Budget, LegError, Offload, Pool, PoolKey, Share, Wallet},
+    tunnel::{Ability, Budget, Bundles, LegError, Offload, Pool, PoolKey, Share, Wallet},
 };
 
 /// Both directions for all pods of the node. Cheap to clone.
@@ -75,6 +77,7 @@ struct Shared {
     tokens: Tokens,
     trusted_proxies: usize,
     pool: Pool,
+    bundles: Bundles,
     budget: Budget,
     admission: Admission,
     busy: Arc<BusyPoll>,
@@ -106,6 +109,8 @@ pub(crate) struct Manner {
     pub(crate) join: bool,
     /// What tasks share that look for the next message before their thread sleeps.
     pub(crate) busy: Arc<BusyPoll>,
+    /// Whether small messages of many streams share packets.
+    pub(crate) bundling: Bundling,
 }
 
 impl Proxy {
@@ -128,6 +133,7 @@ impl Proxy {
             tokens,
             trusted_proxies,
             pool: Pool::new(capacity.files),
+            bundles: Bundles::new(manner.bundling),
             budget: Budget::new(capacity.memory),
             admission: Admission::new(capacity),
             busy: manner.busy,
@@ -198,6 +204,7 @@ impl Proxy {
     /// Closes idle connections between agents that are too old, or of pods that are not `local` any more.
     pub(crate) fn sweep(&self, local: impl Fn(&str) -> bool) {
         self.0.pool.sweep(|key: &PoolKey, _| local(&key.pod));
+        self.0.bundles.sweep();
         self.0.providers.sweep(local);
     }
 

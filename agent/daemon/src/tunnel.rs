@@ -3,6 +3,7 @@
 
 mod ambit1;
 mod buffer;
+mod bundle;
 mod credentials;
 mod detect;
 mod joined;
@@ -20,12 +21,13 @@ mod turns;
 use std::io;
 
 use ambit_core::{
-    frame::FrameError,
+    frame::{FrameError, parcel::ParcelError},
     reason::{Reason, Refusal},
 };
 
 pub(crate) use self::{
     buffer::{Budget, Buffer, Hold, Share, Waiting},
+    bundle::{Bundle, Bundles, Bundling, Served, Strand, StrandId, carry as carry_bundle},
     credentials::Wallet,
     detect::{First, first_bytes, judge, server_name},
     joined::{Count, Joined},
@@ -67,6 +69,9 @@ pub(crate) enum TunnelError {
     /// The peer's frames make no sense.
     #[error(transparent)]
     Frame(#[from] FrameError),
+    /// What the peer sends on a bundle makes no sense.
+    #[error(transparent)]
+    Parcel(#[from] ParcelError),
     /// The peer's frame is well-formed, but not where it may be.
     #[error("the peer sent a {0} frame where none may be")]
     Unexpected(&'static str),
@@ -85,9 +90,12 @@ impl TunnelError {
             Self::Handshake { reason, .. } => *reason,
             Self::Timeout(_) => Reason::Timeout,
             Self::Io(_) | Self::Closed | Self::Keys(_) => Reason::Reset,
-            Self::Record | Self::Alert(_) | Self::Frame(_) | Self::Unexpected(_) | Self::Tls(_) => {
-                Reason::ProtocolError
-            }
+            Self::Record
+            | Self::Alert(_)
+            | Self::Frame(_)
+            | Self::Parcel(_)
+            | Self::Unexpected(_)
+            | Self::Tls(_) => Reason::ProtocolError,
         }
     }
 }

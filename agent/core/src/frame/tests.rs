@@ -8,6 +8,7 @@ fn examples() -> Vec<Control> {
             trace: None,
             order: Order::default(),
             waits: false,
+            strand: None,
         }),
         Control::Open(Open {
             original_dst: "[fd00:198::7]:80".parse().unwrap(),
@@ -15,8 +16,10 @@ fn examples() -> Vec<Control> {
             trace: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00".into()),
             order: Order { epoch: u64::MAX, number: 1 },
             waits: true,
+            strand: Some(Strand { bundle: u64::MAX - 1, number: 7 }),
         }),
-        Control::Accept,
+        Control::Accept { bundles: false },
+        Control::Accept { bundles: true },
         Control::Deny(Refusal {
             reason: Reason::PolicyDenied,
             policy: Some("shop/default".into()),
@@ -29,6 +32,7 @@ fn examples() -> Vec<Control> {
         Control::Reset(Refusal { policy: Some("shop/p".into()), ..Refusal::new(Reason::PolicyDenied, "no") }),
         Control::Ping,
         Control::GoAway,
+        Control::Mark(Mark { parcels: u32::MAX - 2, taken: 3 }),
     ]
 }
 

@@ -23,12 +23,12 @@ use crate::{
     authz::Providers,
     capture::{Capture, CaptureSettings, Cgroups, Pinned},
     cluster::Authorizer,
-    config::{AgentConfig, LocalTraffic, SourceConfig},
+    config::{AgentConfig, Bundles, LocalTraffic, SourceConfig},
     discovery::Feed,
     identity::KeyStore,
     instance::{Capacity, Gate, MemoryUse, Readiness, Signals},
     jwt::Tokens,
-    proxy::{BusyPoll, Judges, Manner, Proxy},
+    proxy::{Bundling, BusyPoll, Judges, Manner, Proxy},
     telemetry::{self, Telemetry},
     tunnel::Wallet,
 };
@@ -77,7 +77,12 @@ impl Handles {
             tokens: tokens.clone(),
             trusted_proxies: config.trusted_proxies,
         };
-        let manner = Manner { join: config.local_traffic == LocalTraffic::Join, busy };
+        let bundling = match config.bundles {
+            Bundles::Off => Bundling::Off,
+            Bundles::Auto => Bundling::Auto,
+            Bundles::Force => Bundling::Force,
+        };
+        let manner = Manner { join: config.local_traffic == LocalTraffic::Join, busy, bundling };
         let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone(), judges, capacity, manner);
         if let Some(folder) = &config.egress_files {
             proxy.set_egress_files(folder.clone());

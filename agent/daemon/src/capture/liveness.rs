@@ -98,6 +98,11 @@ struct Keepalive {
 }
 
 impl Patience {
+    /// Whether the application has said how long what it says may go unanswered by the other kernel.
+    pub(crate) fn has_user_timeout(&self) -> bool {
+        self.user_timeout.is_some()
+    }
+
     pub(super) fn told(told: &ambit_ebpf_common::Patience) -> Self {
         // What the kernel takes at most (tcp(7)), and what it does by default.
         let seconds = |told: u32, default: u32| match told {

@@ -17,8 +17,9 @@ use super::{
     folders::{CniDirs, private_folder},
     settings::read,
     values::{
-        BusyPolling, CaTrust, DataplaneLabel, HttpTelemetry, IssuerKind, KernelTls, LocalTraffic, Location,
-        MapEntries, MetricsAuth, OutboundPolicy, PostQuantum, Sampling, Switch, VaultPath, VipNetworks,
+        Bundles, BusyPolling, CaTrust, DataplaneLabel, HttpTelemetry, IssuerKind, KernelTls, LocalTraffic,
+        Location, MapEntries, MetricsAuth, OutboundPolicy, PostQuantum, Sampling, Switch, VaultPath,
+        VipNetworks,
     },
 };
 use crate::{
@@ -135,6 +136,8 @@ pub(crate) struct AgentConfig {
     pub(crate) kernel_tls: KernelTls,
     /// How long who has passed on a message looks for the next one, 1 µs to 1 ms.
     pub(crate) busy_poll: BusyPolling,
+    /// Whether small messages of many connections between two pods share packets.
+    pub(crate) bundles: Bundles,
     /// The file of certificate revocation lists.
     pub(crate) crl_file: Option<PathBuf>,
     /// Trust domains beside our own whose identities are accepted.
@@ -296,6 +299,7 @@ impl AgentConfig {
             local_traffic: settings.local_traffic.unwrap_or_default(),
             kernel_tls: settings.kernel_tls.unwrap_or_default(),
             busy_poll: settings.busy_poll.unwrap_or_default(),
+            bundles: settings.bundles.unwrap_or_default(),
             crl_file: settings.crl_file.map(|path| path.0),
             trust_domain_aliases,
             trust_bundles,

@@ -27,7 +27,8 @@ pub(crate) use observing::{CollectorUrl, HttpTelemetry, Sampling};
 pub(crate) use outbound::{OutboundPolicy, Switch, VipNetworks};
 pub(crate) use providers::ExtensionProviders;
 pub(crate) use trust::{
-    CaTrust, IssuerKind, KernelTls, LocalTraffic, MetricsAuth, PostQuantum, TrustBundles, TrustDomains,
+    Bundles, CaTrust, IssuerKind, KernelTls, LocalTraffic, MetricsAuth, PostQuantum, TrustBundles,
+    TrustDomains,
 };
 
 /// A path, made absolute where it is given.

@@ -29,6 +29,9 @@ const FIRST: u16 = 4;
 /// How many messages at most pass between two looks that bring nothing.
 const SELDOM: u16 = 255;
 
+/// How many messages of others between two of its own keep a task from looking: threads are awake then.
+const COMPANY: u32 = 8;
+
 /// How many messages pass before the next look where others compute.
 const CROWDED: u16 = 1023;
 
@@ -87,6 +90,8 @@ pub(super) struct Looks<'a> {
     /// Which way the last message went, and how many before it went the same way in a row.
     way: usize,
     row: u8,
+    /// How many messages of all tasks there were with its last one.
+    seen: u32,
     /// Messages to let pass.
     pass: u16,
     /// How many these were after the last look that brought nothing.
@@ -105,7 +110,7 @@ struct Turn<'a> {
 
 impl<'a> Looks<'a> {
     pub(super) fn new(busy: &'a BusyPoll) -> Self {
-        Self { busy, turn: None, way: 0, row: 0, pass: FIRST, pause: 0 }
+        Self { busy, turn: None, way: 0, row: 0, seen: 0, pass: FIRST, pause: 0 }
     }
 
     /// Polls `work`, which has moved so many bytes each way by now as `moved` says. If it waits, it may be polled again as soon as the runtime
@@ -146,6 +151,8 @@ impl<'a> Looks<'a> {
                 self.pause /= 2;
             }
         }
+        let company = messages.wrapping_sub(self.seen).wrapping_sub(1);
+        self.seen = messages;
         let way = usize::from(bytes[1] > 0);
         let both = bytes[0] > 0 && bytes[1] > 0;
         self.row = if way == self.way && !both { self.row.saturating_add(1) } else { 0 };
@@ -155,6 +162,9 @@ impl<'a> Looks<'a> {
         }
         if self.pass > 0 {
             self.pass -= 1;
+            return false;
+        }
+        if company >= COMPANY {
             return false;
         }
         match &mut self.turn {

@@ -1,6 +1,6 @@
 //! DNS over TCP of pods that opt in: the same ways as any connection's, but for messages that the agent answers itself.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use ambit_core::{discovery::Endpoint, model::Workload};
 use tokio::{
@@ -54,7 +54,7 @@ impl<D: Dial> Call<'_, D> {
     async fn names_by_tunnel(
         &self,
         placed: Box<Placed>,
-        client: &Workload,
+        client: &Arc<Workload>,
         endpoint: &Endpoint,
         order: Order,
     ) -> Carried {

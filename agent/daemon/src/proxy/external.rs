@@ -209,13 +209,17 @@ impl<D: Dial> AsPod<'_, D> {
         let source = self.source(endpoint.addr.0)?;
         let session = new_session(self.shared, self.pod, source, self.workload, endpoint, None).await?;
         let peer = session.facts().peer.clone();
-        let mut stream = session.open(Incoming {
-            original_dst: endpoint.addr.0,
-            service: endpoint.service.as_ref().map(|service| service.host.to_string()),
-            trace: None,
-            order: Numbers::new().next(endpoint.addr),
-            waits: true,
-        });
+        let mut stream = session.open(
+            Incoming {
+                original_dst: endpoint.addr.0,
+                service: endpoint.service.as_ref().map(|service| service.host.to_string()),
+                trace: None,
+                order: Numbers::new().next(endpoint.addr),
+                waits: true,
+                strand: None,
+            },
+            None,
+        );
         let confirmed = timeout(ANSWERED_WITHIN, stream.confirmed(false)).await;
         let late = || {
             let text = "the other agent does not say whether the provider answers";

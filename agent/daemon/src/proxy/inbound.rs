@@ -265,7 +265,7 @@ impl<D: Dial> Call<'_, D> {
     }
 
     /// Ends once the peer of this tunnel is not believed any more.
-    async fn until_distrusted(&self, peer: &PeerIdentity) -> (Reason, String) {
+    pub(super) async fn until_distrusted(&self, peer: &PeerIdentity) -> (Reason, String) {
         self.shared.wallet.until_distrusted(&self.workload.identity, peer).await
     }
 

@@ -86,8 +86,14 @@ pub(super) async fn carry<D: Dial>(
         workload,
         buffers: far_place.buffers(),
     };
-    let incoming =
-        Incoming { original_dst: near.routed.original_dst.0, service: None, trace: None, order, waits: true };
+    let incoming = Incoming {
+        original_dst: near.routed.original_dst.0,
+        service: None,
+        trace: None,
+        order,
+        waits: true,
+        strand: None,
+    };
     let ends = Ends { near, far, incoming };
     let Ok(far_place) = place else { return Ok(()) };
     let near_placed = Placed { client: app, place: near_place };

@@ -117,7 +117,7 @@ pub(super) fn unknown_client() -> Refusal {
 
 /// Carries one connection to its end, by one of the endpoints that it may go to.
 pub(super) async fn carry<D: Dial>(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     pod: &Pod<D>,
     mut placed: Box<Placed>,
     mut routed: Box<Routed>,
@@ -145,7 +145,7 @@ pub(super) fn is_itself(client: &Workload, destination: &Workload) -> bool {
 }
 
 pub(super) struct Call<'a, D> {
-    pub(super) shared: &'a Shared,
+    pub(super) shared: &'a Arc<Shared>,
     pub(super) pod: &'a Pod<D>,
     pub(super) routed: &'a Routed,
     pub(super) tried: &'a Tried,

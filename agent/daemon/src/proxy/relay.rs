@@ -191,7 +191,7 @@ impl<L: Leg> Relay<L> {
 
     /// Is as patient as at first when another connection may follow. An application that is about to find out by itself that
     /// nobody answers is left to that, and meets silence.
-    pub(super) async fn end_patience(&self, ended: &Result<(), LegError>) {
+    pub(super) async fn end_patience(&mut self, ended: &Result<(), LegError>) {
         let Some(patience) = self.patience.as_deref() else { return };
         match ended {
             Ok(()) => self.leg.set_patience(&Patience::default()),

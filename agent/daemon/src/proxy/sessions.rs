@@ -25,7 +25,7 @@ use crate::{
     capture::{Client, Dial, bound_buffers},
     telemetry::{Connection, Direction, Ending, Meta},
     tunnel::{
-        ANSWERED_WITHIN, Incoming, LegError, Order, PoolKey, Session, Stream,
+        ANSWERED_WITHIN, Incoming, LegError, Order, PoolKey, Session, Strand, Stream,
         tls::{Expected, PeerIdentity},
     },
 };
@@ -50,7 +50,7 @@ impl<D: Dial> Call<'_, D> {
     pub(super) async fn tunnel(
         &self,
         placed: Box<Placed>,
-        client: &Workload,
+        client: &Arc<Workload>,
         endpoint: &Endpoint,
         order: Order,
     ) -> Carried {
@@ -94,7 +94,7 @@ impl<D: Dial> Call<'_, D> {
     pub(super) async fn opened(
         &self,
         placed: Placed,
-        client: &Workload,
+        client: &Arc<Workload>,
         endpoint: &Endpoint,
         order: Order,
     ) -> Result<Option<Opened>, Box<Missed>> {
@@ -117,13 +117,19 @@ impl<D: Dial> Call<'_, D> {
                 || rested.is_some_and(|rested| rested >= PROVEN)
                 || self.pod.choices.is_doubtful(endpoint.addr.0);
             let facts = session.facts().clone();
-            let mut stream = session.open(Incoming {
+            let strand = self.shared.bundles.join(&self.key(client, endpoint));
+            let incoming = Incoming {
                 original_dst: self.routed.original_dst.0,
                 service: endpoint.service.as_ref().map(|service| service.host.to_string()),
                 trace: None,
                 order,
                 waits,
-            });
+                strand: strand.as_ref().map(Strand::name),
+            };
+            if let Some(strand) = &strand {
+                self.keep_bundle(strand.bundle(), client, endpoint);
+            }
+            let mut stream = session.open(incoming, strand);
             let confirmed = if waits { self.confirmed(&mut app, &mut stream, reused).await } else { Ok(()) };
             // One that has rested may have ended, and its end was on the way, or it leads nowhere any more. Then those that have
             // rested longer do not either.
@@ -167,7 +173,7 @@ impl<D: Dial> Call<'_, D> {
     /// A session that has waited in the pool; none, or one from before our certificate was renewed, if there is no better one.
     fn rested(&self, client: &Workload, endpoint: &Endpoint) -> Result<Found, Option<Found>> {
         let key = self.key(client, endpoint);
-        let Shared { wallet, telemetry, pool, .. } = self.shared;
+        let Shared { wallet, telemetry, pool, .. } = &**self.shared;
         let mut outdated = None;
         while let Some((session, rested)) = pool.take(&key) {
             if wallet.recheck(&client.identity, &session.facts().peer).is_err() {

@@ -96,7 +96,7 @@ impl<C: Count> Leg for Joined<C> {
         self.plain.failure()
     }
 
-    fn set_patience(&self, _: &Patience) {}
+    fn set_patience(&mut self, _: &Patience) {}
 
     fn bound_buffers(&self, bytes: usize) {
         self.plain.bound_buffers(bytes);

@@ -28,6 +28,7 @@ use super::{
     TunnelError,
     ambit1::{self, Link, Verify},
     buffer::Share,
+    bundle::Strand,
     tls::PeerIdentity,
 };
 use crate::capture::{Patience, failure, path};
@@ -57,6 +58,8 @@ pub(crate) struct Incoming {
     pub(crate) order: Order,
     /// The application is not connected before the answer is here.
     pub(crate) waits: bool,
+    /// Which strand of a bundle it may be.
+    pub(crate) strand: Option<frame::Strand>,
 }
 
 /// Where a connection stands among others that were numbered in the same place.
@@ -169,7 +172,7 @@ pub(crate) trait Leg: AsyncRead + AsyncWrite + Unpin {
     }
 
     /// Has the kernel wait for its other end as long as told.
-    fn set_patience(&self, patience: &Patience) {
+    fn set_patience(&mut self, patience: &Patience) {
         // It fails only for what is no socket.
         let _: io::Result<()> = patience.set_on(&self.socket());
     }
@@ -232,12 +235,15 @@ impl Session {
         link.since()
     }
 
-    /// Begins a stream, on the client. Nothing waits for the peer's answer: it comes with the first bytes, as may a refusal.
-    pub(crate) fn open(self, stream: Incoming) -> Stream {
+    /// Begins a stream, on the client. Nothing waits for the peer's answer: it comes with the first bytes, as may a refusal. Small messages
+    /// may go by the bundle of its `strand`, which the stream names.
+    pub(crate) fn open(self, stream: Incoming, strand: Option<Strand>) -> Stream {
         let Self::Ambit1(link) = self;
-        let Incoming { original_dst, service, trace, order: Order { epoch, number }, waits } = stream;
+        let Incoming { original_dst, service, trace, order: Order { epoch, number }, waits, strand: name } =
+            stream;
         let order = frame::Order { epoch, number };
-        Stream::Ambit1(ambit1::Stream::open(link, frame::Open { original_dst, service, trace, order, waits }))
+        let open = frame::Open { original_dst, service, trace, order, waits, strand: name };
+        Stream::Ambit1(ambit1::Stream::open(link, open, strand))
     }
 
     /// Waits for the client's next stream; `None` once the client has closed the session or has kept silent for `idle`. Cancel
@@ -253,9 +259,9 @@ impl Session {
     ) -> Option<Result<Option<Incoming>, TunnelError>> {
         let Self::Ambit1(link) = self;
         let incoming = |open: frame::Open| {
-            let frame::Open { original_dst, service, trace, order: frame::Order { epoch, number }, waits } =
-                open;
-            Incoming { original_dst, service, trace, order: Order { epoch, number }, waits }
+            let frame::Open { original_dst, service, trace, order, waits, strand } = open;
+            let frame::Order { epoch, number } = order;
+            Incoming { original_dst, service, trace, order: Order { epoch, number }, waits, strand }
         };
         Some(link.next_open(limit).await?.map(|open| open.map(incoming)))
     }
@@ -267,10 +273,10 @@ impl Session {
     }
 
     /// Takes the stream that [`Self::next`] has brought. A client that waits for that learns of it at once, another one with the
-    /// first bytes, or by [`Leg::answer`].
-    pub(crate) fn accept_stream(self) -> Stream {
+    /// first bytes, or by [`Leg::answer`]. Small messages may go by the bundle of its `strand`.
+    pub(crate) fn accept_stream(self, strand: Option<Strand>) -> Stream {
         let Self::Ambit1(link) = self;
-        Stream::Ambit1(ambit1::Stream::accepted(link))
+        Stream::Ambit1(ambit1::Stream::accepted(link, strand))
     }
 
     /// Refuses it, and closes the session.
@@ -337,6 +343,12 @@ impl Stream {
         poll_fn(|cx| stream.poll_confirmed(cx)).await
     }
 
+    /// Whether further streams might begin on its session at `now`.
+    pub(super) fn is_valid(&self, now: SystemTime) -> bool {
+        let Self::Ambit1(stream) = self;
+        stream.is_valid(now)
+    }
+
     /// Breaks the session off; the peer is told nothing, and what is on its way to it will not be repeated.
     pub(crate) fn abort(self) {
         let Self::Ambit1(stream) = self;
@@ -389,6 +401,11 @@ impl Leg for Stream {
     fn holds_answer(&mut self) -> bool {
         let Self::Ambit1(stream) = self;
         stream.holds_answer()
+    }
+
+    fn set_patience(&mut self, patience: &Patience) {
+        let Self::Ambit1(stream) = self;
+        stream.set_patience(patience);
     }
 
     fn rest(&mut self) {

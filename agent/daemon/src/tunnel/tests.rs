@@ -85,10 +85,10 @@ impl Sides {
     /// Both ends of a stream; OPEN has gone and been taken.
     pub(crate) async fn streams(&self) -> (Stream, Stream) {
         let (client, mut server) = self.sessions().await;
-        let mut client = client.open(incoming());
+        let mut client = client.open(incoming(), None);
         client.flush().await.unwrap();
         assert_eq!(server.next(SOON).await.unwrap(), Some(incoming()));
-        let mut server = server.accept_stream();
+        let mut server = server.accept_stream(None);
         server.flush().await.unwrap();
         (client, server)
     }
@@ -110,6 +110,7 @@ pub(crate) fn incoming() -> Incoming {
         trace: None,
         order: Order::default(),
         waits: false,
+        strand: None,
     }
 }
 
@@ -195,10 +196,10 @@ async fn streams_follow_one_another_with_new_keys_on_the_way() {
     assert_eq!(peers, (id(SERVER), id(CLIENT)));
     for len in [0, 1, 16_379, 16_380, 16_381, 131_040, 5_000_000] {
         let (up, down) = (pattern(len), pattern(len / 2));
-        let mut sending = client.open(incoming());
+        let mut sending = client.open(incoming(), None);
         sending.flush().await.unwrap();
         assert_eq!(server.next(SOON).await.unwrap(), Some(incoming()));
-        let mut receiving = server.accept_stream();
+        let mut receiving = server.accept_stream(None);
         let (_, received) = tokio::join!(send(&mut sending, up.clone()), drain(&mut receiving));
         assert!(received.unwrap() == up, "{len} bytes up");
         let (_, received) = tokio::join!(send(&mut receiving, down.clone()), drain(&mut sending));
@@ -219,12 +220,12 @@ async fn frames_travel_with_the_data_beside_them() {
     app.shutdown().await.unwrap();
     ended(&agent).await;
     // The end has company only if it is known before the bytes are sent: the second step finds it.
-    let mut stream = client.open(incoming());
+    let mut stream = client.open(incoming(), None);
     let first = send_from(&mut stream, &agent).await.unwrap();
     assert_eq!(first, Moved { bytes: 5, end: false });
     assert_eq!(send_from(&mut stream, &agent).await.unwrap(), Moved { bytes: 0, end: true });
     assert_eq!(server.next(SOON).await.unwrap(), Some(incoming()));
-    let mut received = server.accept_stream();
+    let mut received = server.accept_stream(None);
     assert_eq!(drain(&mut received).await.unwrap(), b"hello");
     let (mut app, agent) = pair().await;
     app.write_all(b"bye").await.unwrap();
@@ -239,7 +240,7 @@ async fn an_open_waits_for_nothing() {
     let sides = Sides::new();
     let (client, mut server) = sides.sessions().await;
     let (_app, agent) = pair().await;
-    let mut stream = client.open(incoming());
+    let mut stream = client.open(incoming(), None);
     assert_eq!(send_from(&mut stream, &agent).await.unwrap(), Moved { bytes: 0, end: false });
     assert_eq!(server.next(SOON).await.unwrap(), Some(incoming()));
 }
@@ -278,7 +279,7 @@ async fn a_refusal_arrives_whatever_the_client_has_sent_behind_its_open() {
         rule: Some("rules[1]".into()),
         ..Refusal::new(Reason::PolicyDenied, "no")
     };
-    let mut client = client.open(incoming());
+    let mut client = client.open(incoming(), None);
     send(&mut client, pattern(100_000)).await;
     server.next(SOON).await.unwrap();
     let close = tokio::spawn(server.refuse_stream(refusal.clone()));
@@ -314,7 +315,7 @@ async fn legs_are_read_and_written_as_any_other_socket() {
     assert_eq!(answer, b"thanks");
     // Both directions have ended: another stream can follow.
     let (client, mut server) = (client.into_session(), server.into_session());
-    client.open(incoming()).flush().await.unwrap();
+    client.open(incoming(), None).flush().await.unwrap();
     assert_eq!(server.next(SOON).await.unwrap(), Some(incoming()));
 }
 
@@ -418,7 +419,7 @@ async fn keys_are_renewed_while_both_talk() {
     assert!(received.0 == sent && received.1 == sent);
     // What follows is under the last keys.
     let (client, mut server) = (client.into_session(), server.into_session());
-    let mut client = client.open(incoming());
+    let mut client = client.open(incoming(), None);
     client.flush().await.unwrap();
     assert_eq!(server.next(SOON).await.unwrap(), Some(incoming()));
 }
@@ -491,7 +492,7 @@ async fn a_handshake_that_comes_bit_by_bit_is_one_all_the_same() {
     tokio::spawn(trickle(far.0, near.1));
     let (client, server) = sides.connect_over((client, server), SERVER).await;
     let (client, mut server) = (client.unwrap(), server.unwrap());
-    let mut client = client.open(incoming());
+    let mut client = client.open(incoming(), None);
     client.flush().await.unwrap();
     assert_eq!(
         server.next(SOON).await.unwrap(),
@@ -553,12 +554,12 @@ async fn no_stream_follows_where_the_server_has_asked_for_none() {
     let sides = Sides::new();
     let pool = Pool::default();
     let (client, mut server) = sides.sessions().await;
-    let mut sending = client.open(incoming());
+    let mut sending = client.open(incoming(), None);
     sending.flush().await.unwrap();
     // It crosses our word on the way, and is served.
     server.go_away().await.unwrap();
     assert_eq!(server.next(SOON).await.unwrap(), Some(incoming()));
-    let mut receiving = server.accept_stream();
+    let mut receiving = server.accept_stream(None);
     let (_, received) = tokio::join!(send(&mut sending, pattern(9)), drain(&mut receiving));
     assert_eq!(received.unwrap(), pattern(9));
     let (_, received) = tokio::join!(send(&mut receiving, pattern(7)), drain(&mut sending));

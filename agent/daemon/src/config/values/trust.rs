@@ -170,6 +170,31 @@ impl FromStr for KernelTls {
     }
 }
 
+/// Whether small messages of many connections between two pods share packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Bundles {
+    /// Each connection's go by themselves.
+    Off,
+    /// While many connections speak at a time.
+    #[default]
+    Auto,
+    /// Wherever there are two, however seldom they speak.
+    Force,
+}
+
+impl FromStr for Bundles {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self::Off),
+            "auto" => Ok(Self::Auto),
+            "force" => Ok(Self::Force),
+            _ => Err("use off, auto or force".to_owned()),
+        }
+    }
+}
+
 /// Trust domains joined by commas.
 #[derive(Clone, Debug)]
 pub(crate) struct TrustDomains(pub(crate) Vec<TrustDomain>);

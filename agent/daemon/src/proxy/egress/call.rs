@@ -2,7 +2,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -102,7 +105,7 @@ impl<D: Dial> Call<'_, D> {
     pub(in crate::proxy) async fn tunnel_by_rule(
         &self,
         placed: Box<Placed>,
-        client: &Workload,
+        client: &Arc<Workload>,
         endpoint: &Endpoint,
         order: Order,
         rule: &ClientRule,
@@ -211,13 +214,17 @@ impl<D: Dial> Call<'_, D> {
     ) -> Result<(Originated<Stream>, PeerFacts), Refusal> {
         let session = self.dialled(client, endpoint, buffers).await?;
         let facts = session.facts().clone();
-        let mut stream = session.open(Incoming {
-            original_dst: self.routed.original_dst.0,
-            service: endpoint.service.as_ref().map(|service| service.host.to_string()),
-            trace: None,
-            order: Order { epoch: rand::random(), number: 0 },
-            waits: true,
-        });
+        let mut stream = session.open(
+            Incoming {
+                original_dst: self.routed.original_dst.0,
+                service: endpoint.service.as_ref().map(|service| service.host.to_string()),
+                trace: None,
+                order: Order { epoch: rand::random(), number: 0 },
+                waits: true,
+                strand: None,
+            },
+            None,
+        );
         stream.confirmed(false).await.map_err(|error| {
             let text = error.to_string();
             Cut::by_leg(error).refusal.unwrap_or_else(|| Refusal::new(Reason::Reset, text))

@@ -126,6 +126,12 @@ impl<D: Dial> Call<'_, D> {
         place: &Place,
     ) -> Option<Session> {
         let peer = session.facts().peer.clone();
+        if let Some(strand) = incoming.strand
+            && strand.number == 0
+        {
+            Box::pin(self.bundle(session, strand, &peer)).await;
+            return None;
+        }
         let called = self.called_by(&peer);
         let workload = called.workload.as_ref().unwrap_or(self.workload);
         let call = Call { called: &called, workload, ..*self };
@@ -164,7 +170,9 @@ impl<D: Dial> Call<'_, D> {
             }
         };
         let connection = self.shared.telemetry.open(meta);
-        let mut stream = session.accept_stream();
+        let strand =
+            incoming.strand.and_then(|strand| self.shared.bundles.enter(&self.served(&peer), strand));
+        let mut stream = session.accept_stream(strand);
         if incoming.waits
             && let Err(error) = stream.answer()
         {

@@ -281,12 +281,12 @@ async fn connections_whose_readers_are_stuck_hold_little_and_leave_room_for_othe
 async fn the_answer_waits_for_the_first_bytes_but_not_for_long() {
     let sides = Sides::new();
     let (client, mut server) = sides.sessions().await;
-    let mut client = client.open(incoming());
+    let mut client = client.open(incoming(), None);
     client.flush().await.unwrap();
     server.next(SOON).await.unwrap();
     let (_app, agent) = pair().await;
     let started = Instant::now();
-    let mut relay = Relay::new(agent, server.accept_stream());
+    let mut relay = Relay::new(agent, server.accept_stream(None));
     assert!(relay.leg.holds_answer());
     let counts = Counts::default();
     assert!(

@@ -27,6 +27,7 @@ use crate::{
     tunnel::{
         TunnelError,
         buffer::Share,
+        bundle::Strand,
         kernel,
         session::{LegError, Moved, PeerFacts},
         socket,
@@ -277,18 +278,19 @@ impl Link {
         Poll::Ready(received)
     }
 
-    /// Moves up to a batch of records from `source`, under new keys if they are due.
+    /// Moves up to a batch of records from `source`, under new keys if they are due; or a small message by the bundle of `strand`.
     pub(super) fn poll_send_from(
         &mut self,
         cx: &mut Context<'_>,
         source: &TcpStream,
+        mut strand: Option<&mut Strand>,
     ) -> Poll<Result<Moved, LegError>> {
         loop {
             if let Some(moved) = ready!(self.poll_flush(cx))? {
                 return Poll::Ready(Ok(moved));
             }
             if !self.keys.renew(&mut self.sender)? {
-                ready!(self.sender.poll_read_from(cx, source, &self.share))?;
+                ready!(self.sender.poll_read_from(cx, source, &self.share, strand.as_deref_mut()))?;
             }
         }
     }

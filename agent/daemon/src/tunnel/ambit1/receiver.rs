@@ -41,6 +41,8 @@ pub(super) struct Receiver {
     next: usize,
     plain: Range<usize>,
     pieces: Pieces,
+    /// Bytes of all streams that have been delivered.
+    data: u64,
     /// On the heap, as it is seldom there.
     control: Option<Box<Control>>,
     closed: bool,
@@ -72,6 +74,7 @@ impl Receiver {
             next: 0,
             plain: 0..0,
             pieces: Pieces::default(),
+            data: 0,
             control: None,
             closed: false,
             rests: false,
@@ -144,7 +147,13 @@ impl Receiver {
         self.delivered(copied);
     }
 
+    /// Bytes of all streams that have been delivered.
+    pub(super) fn data(&self) -> u64 {
+        self.data
+    }
+
     fn delivered(&mut self, bytes: usize) {
+        self.data += bytes as u64;
         self.pieces.advance(bytes);
         if self.pieces.is_empty() {
             self.pieces.clear();

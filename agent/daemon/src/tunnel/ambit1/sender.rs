@@ -7,13 +7,14 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use ambit_core::frame::{self, Control, FrameType};
+use ambit_core::frame::{self, Control, FrameType, MARK_LEN, parcel};
 use tokio::net::TcpStream;
 
 use super::record::{self, Batch, ContentType, HEADER_LEN, REKEY_AFTER, Sealer, TRAILER_LEN};
 use crate::tunnel::{
     TunnelError,
     buffer::{Buffer, Share, Waiting},
+    bundle::Strand,
     kernel::{Offload, Outgoing},
     session::{LegError, Moved},
     socket,
@@ -36,6 +37,8 @@ pub(super) struct Sender {
     last: bool,
     /// Bytes of the stream, and perhaps its end, that are in `batch`.
     moved: Option<Moved>,
+    /// Bytes of all streams that have been sealed.
+    data: u64,
     waiting: Waiting,
     source: Source,
 }
@@ -69,6 +72,7 @@ impl Sender {
             record: None,
             last: false,
             moved: None,
+            data: 0,
             waiting: Waiting::default(),
             source: Source::Sound,
         }
@@ -137,6 +141,20 @@ impl Sender {
     /// Whether a frame still waits for company.
     pub(super) fn holds(&self) -> bool {
         !self.held.is_empty()
+    }
+
+    /// Bytes of all streams that have been sealed.
+    pub(super) fn data(&self) -> u64 {
+        self.data
+    }
+
+    /// Has the peer told of parcels that have gone over the bundle, in front of whatever is sent next.
+    pub(super) fn mark(&mut self, strand: &mut Strand) {
+        if !self.holds()
+            && let Some(mark) = strand.take_mark()
+        {
+            self.hold(&Control::Mark(mark));
+        }
     }
 
     /// Whether the socket has not taken all of a batch, or none can be had.
@@ -211,12 +229,13 @@ impl Sender {
     }
 
     /// Has ready what `source` has, up to a batch of records, with FIN behind it if `source` has ended. All that was ready before
-    /// must have been flushed.
+    /// must have been flushed. A small message goes by the bundle of `strand` if that takes it: then nothing is left to flush.
     pub(super) fn poll_read_from(
         &mut self,
         cx: &mut Context<'_>,
         source: &TcpStream,
         share: &Arc<Share>,
+        strand: Option<&mut Strand>,
     ) -> Poll<Result<(), LegError>> {
         if let Source::Failing(_) = self.source
             && let Source::Failing(error) = mem::replace(&mut self.source, Source::Failed)
@@ -227,7 +246,10 @@ impl Sender {
         ready!(source.poll_read_ready(cx)).map_err(LegError::App)?;
         let closed = socket::is_read_closed(cx, source);
         let mut buffer = ready!(share.poll_take(cx, &mut self.waiting));
-        let mut batch = self.batch(&mut buffer);
+        let mut strand = strand.filter(|_| !self.holds());
+        let marks = strand.as_ref().is_some_and(|strand| strand.is_unmarked());
+        let front = if marks { MARK_LEN } else { self.held.len() };
+        let mut batch = self.batch(&mut buffer, front);
         let mut bytes =
             ready!(socket::poll_read_urgent(cx, source, batch.first(), closed)).map_err(LegError::App)?;
         let mut end = bytes == 0;
@@ -241,7 +263,15 @@ impl Sender {
             end = more == Some(0) && matches!(self.source, Source::Sound);
             bytes += more.unwrap_or(0);
         }
-        Poll::Ready(self.seal(buffer, Moved { bytes, end }).map_err(LegError::Tunnel))
+        let moved = Moved { bytes, end };
+        if let Some(strand) = &mut strand {
+            if !end && bytes <= parcel::MAX && strand.offer(&batch.first()[..bytes], self.data) {
+                self.moved = Some(moved);
+                return Poll::Ready(Ok(()));
+            }
+            self.mark(strand);
+        }
+        Poll::Ready(self.seal(buffer, moved).map_err(LegError::Tunnel))
     }
 
     /// The same with what `source` has at this moment, or else only with what is held; or with nothing, if `patient`, which it
@@ -255,7 +285,7 @@ impl Sender {
         let Some(mut buffer) = share.try_take() else {
             return self.release().map(|()| true).map_err(LegError::Tunnel);
         };
-        let mut batch = self.batch(&mut buffer);
+        let mut batch = self.batch(&mut buffer, self.held.len());
         let read = self.at_once(socket::read_new(source, batch.first()));
         if patient && read.is_none() && matches!(self.source, Source::Sound) {
             return Ok(false);
@@ -272,7 +302,7 @@ impl Sender {
         share: &Arc<Share>,
     ) -> Poll<Result<usize, TunnelError>> {
         let mut buffer = ready!(share.poll_take(cx, &mut self.waiting));
-        let mut batch = self.batch(&mut buffer);
+        let mut batch = self.batch(&mut buffer, self.held.len());
         let len = batch.fill(bytes);
         self.seal(buffer, Moved { bytes: len, end: false })?;
         Poll::Ready(Ok(len))
@@ -292,14 +322,12 @@ impl Sender {
         }
     }
 
-    /// Room in `buffer` behind what is held.
-    fn batch<'b>(&self, buffer: &'b mut [u8]) -> Batch<'b> {
+    /// Room in `buffer` behind a frame of `front` bytes, if any.
+    fn batch<'b>(&self, buffer: &'b mut [u8], front: usize) -> Batch<'b> {
         match &self.sealing {
-            Sealing::Here(_) if self.holds() => {
-                Batch::Records(&mut buffer[HEADER_LEN + self.held.len() + TRAILER_LEN..])
-            }
+            Sealing::Here(_) if front > 0 => Batch::Records(&mut buffer[HEADER_LEN + front + TRAILER_LEN..]),
             Sealing::Here(_) => Batch::Records(buffer),
-            Sealing::Kernel(_) => Batch::Frame(&mut buffer[self.held.len()..]),
+            Sealing::Kernel(_) => Batch::Frame(&mut buffer[front..]),
         }
     }
 
@@ -313,6 +341,7 @@ impl Sender {
             wire += self.seal_held(&mut buffer[wire..])?;
         }
         self.batch = Some((buffer, 0..wire));
+        self.data += moved.bytes as u64;
         self.moved = Some(moved);
         Ok(())
     }

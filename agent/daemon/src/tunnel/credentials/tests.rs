@@ -78,7 +78,7 @@ async fn serve(wallet: Wallet, listener: TcpListener, cut: Arc<AtomicUsize>) {
             select! {
                 () = async move {
                     while let Ok(Some(_)) = session.next(SOON).await {
-                        let mut stream = session.accept_stream();
+                        let mut stream = session.accept_stream(None);
                         stream.flush().await.unwrap();
                         assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
                         stream.shutdown().await.unwrap();
@@ -117,8 +117,9 @@ async fn call(wallet: &Wallet, pool: &Pool, addr: std::net::SocketAddr) -> Resul
     let (peer, own) = (session.facts().peer.clone(), id(CLIENT));
     let run = async {
         let order = Order::default();
-        let mut stream =
-            session.open(Incoming { original_dst: addr, service: None, trace: None, order, waits: false });
+        let incoming =
+            Incoming { original_dst: addr, service: None, trace: None, order, waits: false, strand: None };
+        let mut stream = session.open(incoming, None);
         stream.flush().await?;
         sleep(Duration::from_millis(2)).await;
         stream.shutdown().await?;

@@ -110,6 +110,8 @@ seLinuxOptions:
   value: {{ .Values.kernelTls | default "off" | quote }}
 - name: AMBIT_BUSY_POLL
   value: {{ .Values.busyPoll | default "auto" | quote }}
+- name: AMBIT_BUNDLES
+  value: {{ .Values.bundles | default "auto" | quote }}
 - name: AMBIT_OUTBOUND_POLICY
   value: {{ .Values.egress.outboundPolicy }}
 - name: AMBIT_OBSERVE_OUTBOUND
