@@ -5,6 +5,7 @@
 mod addresses;
 mod attacks;
 mod authorization;
+mod bundles;
 mod certificates;
 mod cni;
 mod connect;
@@ -125,6 +126,7 @@ pub fn tests() -> Vec<Test> {
         evasion::TESTS,
         &attacks::tests(),
         load::TESTS,
+        bundles::TESTS,
         failure::TESTS,
         peers_gone::TESTS,
         upgrade::TESTS,

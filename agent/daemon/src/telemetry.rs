@@ -4,6 +4,7 @@
 //! metrics at once. Everything here is synchronous and bounded; nothing waits for a reader.
 
 mod access;
+mod bundles;
 mod checks;
 mod dns;
 mod expiring;
@@ -37,6 +38,7 @@ use ambit_core::{
     reason::{Reason, Refusal, Rehearsed},
 };
 
+pub(crate) use bundles::BundleCounts;
 pub(crate) use checks::CheckResult;
 pub(crate) use dns::DnsResult;
 pub(crate) use grpc::GrpcMessages;
@@ -325,6 +327,11 @@ impl Telemetry {
     /// Counts of the directions of tunnels whose records the kernel has taken.
     pub(crate) fn kernel_tls(&self) -> KernelTlsCounts {
         self.0.metrics.kernel_tls.clone()
+    }
+
+    /// Counts of small messages that share packets.
+    pub(crate) fn bundles(&self) -> BundleCounts {
+        self.0.metrics.bundles.clone()
     }
 
     /// Counts a query by DNS, or what came as an answer.

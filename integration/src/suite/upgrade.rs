@@ -78,7 +78,7 @@ fn under_load(world: &mut World) -> Result<()> {
 }
 
 /// Starts the new agent, waits until it serves, stops the old one and waits for its end.
-fn upgrade(world: &mut World, node: usize) -> Result<()> {
+pub(super) fn upgrade(world: &mut World, node: usize) -> Result<()> {
     let agent = &mut world.agents[node];
     let mark = agent.mark();
     let new = agent.successor()?;

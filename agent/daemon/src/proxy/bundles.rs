@@ -127,6 +127,7 @@ async fn finish<D: Dial>(
     distrusted_now: impl Future<Output = (ambit_core::reason::Reason, String)>,
     idle: Duration,
 ) -> Result<(), LegError> {
+    let counts = shared.telemetry.bundles();
     let leaves = async {
         select! {
             () = shared.until_draining() => {}
@@ -139,7 +140,7 @@ async fn finish<D: Dial>(
         biased;
         refused = distrusted_now => Err(LegError::Here(distrusted(refused))),
         () = leaves => Ok(()),
-        ended = carry_bundle(bundle, &mut stream, idle) => ended,
+        ended = carry_bundle(bundle, &mut stream, idle, &counts) => ended,
     };
     let tell: Option<Refusal> = match &ended {
         Ok(()) => None,

@@ -16,7 +16,7 @@ use prometheus_client::{
 use self::{certificates::Certificates, clusters::Clusters, tokens::Tokens};
 pub(crate) use self::{clusters::RemoteCluster, tokens::IssuerKeys};
 use super::{
-    Direction, Meta, checks::Checks, dns::DnsCounts, kernel_tls::KernelTlsCounts,
+    Direction, Meta, bundles::BundleCounts, checks::Checks, dns::DnsCounts, kernel_tls::KernelTlsCounts,
     policy_metrics::PolicyMetrics, process::Process, requests::Requests, traces::SpanCounts,
     traffic::Traffic,
 };
@@ -39,6 +39,7 @@ pub(super) struct Metrics {
     pub(super) tunnel_reuse: Counter,
     pub(super) tunnels_given_up: Counter,
     pub(super) kernel_tls: KernelTlsCounts,
+    pub(super) bundles: BundleCounts,
     pub(super) dns: DnsCounts,
     pub(super) policy_wakes: Counter,
     pub(super) enrolled_pods: Gauge,
@@ -125,6 +126,7 @@ impl Metrics {
         let checks = Checks::register(&mut registry);
         let dns = DnsCounts::register(&mut registry);
         let kernel_tls = KernelTlsCounts::register(&mut registry);
+        let bundles = BundleCounts::register(&mut registry);
 
         let build = Family::<BuildLabels, Gauge>::default();
         build.get_or_create(&BuildLabels { component: "ambit", tag: env!("CARGO_PKG_VERSION") }).set(1);
@@ -151,6 +153,7 @@ impl Metrics {
             tunnel_reuse: Counter::default(),
             tunnels_given_up: Counter::default(),
             kernel_tls,
+            bundles,
             dns,
             policy_wakes: Counter::default(),
             enrolled_pods: Gauge::default(),

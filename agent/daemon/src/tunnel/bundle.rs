@@ -155,6 +155,8 @@ struct State {
     round: u32,
     /// Parcels that the connection has not taken.
     out: Vec<u8>,
+    /// How many these are.
+    parcels: u64,
     /// Who takes them, or makes the connection.
     carrier: Option<Waker>,
     /// It has been woken, and has not come yet.
@@ -181,6 +183,7 @@ impl Bundle {
             stand: Stand::Down,
             round: 0,
             out: Vec::new(),
+            parcels: 0,
             carrier: None,
             woken: false,
             kept: false,
@@ -235,6 +238,7 @@ impl Bundle {
             Stand::Up if dense && state.out.len() < ROOM => {
                 state.out.extend_from_slice(&head.encode());
                 state.out.extend_from_slice(bytes);
+                state.parcels += 1;
                 (true, true)
             }
             // Somebody may make the connection.
@@ -314,7 +318,7 @@ impl Bundle {
 impl State {
     /// All strands are told that what they have said may be lost.
     fn broken(&mut self) -> Vec<Waker> {
-        self.out = Vec::new();
+        (self.out, self.parcels) = (Vec::new(), 0);
         self.inboxes.values().filter_map(|inbox| inbox.break_off()).collect()
     }
 }

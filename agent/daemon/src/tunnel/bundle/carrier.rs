@@ -15,7 +15,10 @@ use tokio::{
 };
 
 use super::{Bundle, Stand, lock};
-use crate::tunnel::{LegError, Stream, TunnelError};
+use crate::{
+    telemetry::BundleCounts,
+    tunnel::{LegError, Stream, TunnelError},
+};
 
 /// Bytes that are read at a time, one parcel at least.
 const READ: usize = 32 << 10;
@@ -26,9 +29,16 @@ const REVIEW: Duration = Duration::from_secs(5);
 
 /// Carries what the streams of `bundle` say over `stream` until either end has had enough: this one when nothing has passed for `idle`, or no
 /// further stream should begin on its connection. When this is dropped early, or it fails, what was on its way is lost.
-pub(crate) async fn carry(bundle: &Bundle, stream: &mut Stream, idle: Duration) -> Result<(), LegError> {
+pub(crate) async fn carry(
+    bundle: &Bundle,
+    stream: &mut Stream,
+    idle: Duration,
+    counts: &BundleCounts,
+) -> Result<(), LegError> {
+    counts.open.inc();
     let mut carrier = Carrier {
         bundle,
+        counts,
         round: bundle.attach(),
         cleanly: false,
         stream,
@@ -51,6 +61,7 @@ pub(crate) async fn carry(bundle: &Bundle, stream: &mut Stream, idle: Duration) 
 
 struct Carrier<'a> {
     bundle: &'a Bundle,
+    counts: &'a BundleCounts,
     round: u32,
     cleanly: bool,
     stream: &'a mut Stream,
@@ -73,6 +84,7 @@ struct Carrier<'a> {
 
 impl Drop for Carrier<'_> {
     fn drop(&mut self) {
+        self.counts.open.dec();
         self.bundle.detach(self.round, self.cleanly);
     }
 }
@@ -178,6 +190,8 @@ impl Carrier<'_> {
             return false;
         }
         mem::swap(&mut state.out, &mut self.output);
+        self.counts.messages.inc_by(mem::take(&mut state.parcels));
+        self.counts.batches.inc();
         self.unmoved = 0;
         true
     }
