@@ -246,8 +246,8 @@ impl Sender {
         ready!(source.poll_read_ready(cx)).map_err(LegError::App)?;
         let closed = socket::is_read_closed(cx, source);
         let mut buffer = ready!(share.poll_take(cx, &mut self.waiting));
-        let mut strand = strand.filter(|_| !self.holds());
-        let marks = strand.as_ref().is_some_and(|strand| strand.is_unmarked());
+        let free = !self.holds();
+        let marks = free && strand.as_ref().is_some_and(|strand| strand.is_unmarked());
         let front = if marks { MARK_LEN } else { self.held.len() };
         let mut batch = self.batch(&mut buffer, front);
         let mut bytes =
@@ -264,12 +264,15 @@ impl Sender {
             bytes += more.unwrap_or(0);
         }
         let moved = Moved { bytes, end };
-        if let Some(strand) = &mut strand {
-            if !end && bytes <= parcel::MAX && strand.offer(&batch.first()[..bytes], self.data) {
+        if let Some(strand) = strand {
+            if free && !end && bytes <= parcel::MAX && strand.offer(&batch.first()[..bytes], self.data) {
                 self.moved = Some(moved);
                 return Poll::Ready(Ok(()));
             }
             self.mark(strand);
+            if end {
+                strand.end();
+            }
         }
         Poll::Ready(self.seal(buffer, moved).map_err(LegError::Tunnel))
     }

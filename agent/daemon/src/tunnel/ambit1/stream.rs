@@ -323,6 +323,7 @@ impl AsyncWrite for Stream {
         if !self.shut {
             self.link.sender().release().map_err(LegError::Tunnel)?;
             self.mark().map_err(LegError::Tunnel)?;
+            self.strand.iter_mut().for_each(|strand| strand.end());
             self.link.sender().hold(&Control::Fin);
             self.shut = true;
         }

@@ -88,6 +88,8 @@ pub(crate) struct Strand {
     inbox: Arc<Inbox>,
     /// The peer takes parcels.
     accepted: bool,
+    /// FIN has gone, or goes next.
+    ended: bool,
     /// Parcels that it has sent, and how many of these its own connection has been told of.
     pub(super) sent: u32,
     marked: u32,
@@ -108,6 +110,7 @@ impl Strand {
             number,
             inbox,
             accepted: false,
+            ended: false,
             sent: 0,
             marked: 0,
             got: 0,
@@ -146,7 +149,8 @@ impl Strand {
     /// Takes a message, behind `before` bytes on the stream's own connection, if it goes by the bundle.
     pub(crate) fn offer(&mut self, bytes: &[u8], before: u64) -> bool {
         let waiting = self.sent.wrapping_sub(self.inbox.taken.load(Ordering::Relaxed));
-        let may = self.accepted && bytes.len() <= MAX && waiting < WINDOW && !self.inbox.is_broken();
+        let may =
+            self.accepted && !self.ended && bytes.len() <= MAX && waiting < WINDOW && !self.inbox.is_broken();
         let len = bytes.len() as u16;
         let taken =
             may && self.bundle.offer(Head { strand: self.number, taken: self.got, before, len }, bytes);
@@ -159,7 +163,12 @@ impl Strand {
 
     /// Whether there is something of parcels that the peer has to be told before more goes over the stream's own connection.
     pub(crate) fn is_unmarked(&self) -> bool {
-        self.marked != self.sent || self.told != self.got
+        !self.ended && (self.marked != self.sent || self.told != self.got)
+    }
+
+    /// The stream has ended this way: nothing more goes.
+    pub(crate) fn end(&mut self) {
+        self.ended = true;
     }
 
     /// What the peer has to be told, and is told now.

@@ -312,3 +312,24 @@ fn a_bundle_is_kept_by_one_once_there_are_many_streams() {
     numbers.dedup();
     assert_eq!(numbers.len(), MANY);
 }
+
+#[tokio::test]
+async fn who_has_ended_says_nothing_more_of_what_it_gets() {
+    let ends = Ends::new();
+    let (mut client, mut server) = ends.stream().await;
+    let (_other, _far) = ends.stream().await;
+    let _carried = ends.connect().await;
+    client.shutdown().await.unwrap();
+    let mut nothing = Vec::new();
+    timeout(SOON, server.read_to_end(&mut nothing)).await.unwrap().unwrap();
+    // Parcels may still come the other way, and be taken.
+    say(&mut server, b"late").await;
+    assert_eq!(hear(&mut client, 4).await, b"late");
+    assert_eq!(sent(&server), 1);
+    let cut = ambit_core::reason::Refusal::new(ambit_core::reason::Reason::Reset, "gone");
+    tokio::spawn(client.close(Some(cut)));
+    let (_app, agent) = crate::tunnel::tests::pair().await;
+    let ended =
+        timeout(SOON, poll_fn(|cx| crate::tunnel::Leg::poll_send_from(&mut server, cx, &agent))).await;
+    assert!(matches!(ended, Ok(Err(LegError::Reset(_)))), "{ended:?}");
+}
