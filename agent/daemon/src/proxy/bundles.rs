@@ -3,7 +3,7 @@
 
 use std::{future::poll_fn, net::IpAddr, sync::Arc, time::Duration};
 
-use ambit_core::{discovery::Endpoint, model::Workload, reason::Refusal};
+use ambit_core::{discovery::Endpoint, model::Workload, reason::Reason};
 use tokio::{
     io::AsyncWriteExt as _,
     select,
@@ -124,7 +124,7 @@ async fn finish<D: Dial>(
     pod: &Pod<D>,
     bundle: &Bundle,
     mut stream: Stream,
-    distrusted_now: impl Future<Output = (ambit_core::reason::Reason, String)>,
+    distrusted_now: impl Future<Output = (Reason, String)>,
     idle: Duration,
 ) -> Result<(), LegError> {
     let counts = shared.telemetry.bundles();
@@ -142,11 +142,7 @@ async fn finish<D: Dial>(
         () = leaves => Ok(()),
         ended = carry_bundle(bundle, &mut stream, idle, &counts) => ended,
     };
-    let tell: Option<Refusal> = match &ended {
-        Ok(()) => None,
-        Err(LegError::Here(refusal)) => Some(refusal.clone()),
-        Err(_) => None,
-    };
+    let tell = if let Err(LegError::Here(refusal)) = &ended { Some(refusal.clone()) } else { None };
     stream.close(tell).await;
     ended
 }

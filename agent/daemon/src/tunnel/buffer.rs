@@ -48,7 +48,7 @@ struct Limits {
 }
 
 /// Where there is a gigabyte of memory or more. Where there is less, buffers are a quarter of it.
-const LIMITS: Limits = Limits { agent: 256 << 20, pod: 64 << 20, full: 3 << 20, reserve: 256 << 10 };
+const LIMITS: Limits = Limits { agent: 256 << 20, pod: 64 << 20, full: 5 << 19, reserve: 256 << 10 };
 
 impl Limits {
     fn within(memory: u64) -> Self {

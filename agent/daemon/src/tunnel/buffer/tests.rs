@@ -147,5 +147,5 @@ fn an_agent_with_little_memory_has_few_buffers() {
     assert_eq!(Limits::within(1 << 30), LIMITS);
     assert_eq!(Limits::within(64 << 30), LIMITS);
     let small = Limits::within(128 << 20);
-    assert_eq!((small.agent, small.pod, small.full), (32 << 20, 8 << 20, 3 << 20));
+    assert_eq!((small.agent, small.pod, small.full), (32 << 20, 8 << 20, 5 << 19));
 }

@@ -2,7 +2,11 @@
 
 use std::{future::poll_fn, time::Duration};
 
-use ambit_core::model::PodAddr;
+use ambit_core::{
+    frame::parcel::WINDOW,
+    model::PodAddr,
+    reason::{Reason, Refusal},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     task::JoinHandle,
@@ -14,8 +18,8 @@ use crate::{
     identity::testing::id,
     telemetry::BundleCounts,
     tunnel::{
-        Incoming, LegError, Stream, TunnelError,
-        tests::{Sides, incoming, pattern},
+        Incoming, Leg, LegError, Stream, TunnelError,
+        tests::{Sides, incoming, pair, pattern},
     },
 };
 
@@ -210,11 +214,7 @@ async fn who_does_not_read_holds_up_nobody_else() {
         say(&mut server, b"quick").await;
         assert_eq!(hear(&mut client, 5).await, b"quick");
     }
-    assert_eq!(sent(&slow), parcel_window(), "the rest takes the stream's own connection");
-}
-
-fn parcel_window() -> u32 {
-    ambit_core::frame::parcel::WINDOW
+    assert_eq!(sent(&slow), WINDOW, "the rest takes the stream's own connection");
 }
 
 #[tokio::test]
@@ -230,7 +230,7 @@ async fn a_bundle_that_breaks_off_breaks_what_may_be_lost_and_nothing_else() {
         assert!(end.await.is_err_and(|error| error.is_cancelled()));
     }
     // Nobody has told this one that its word has arrived.
-    let broken = poll_fn(|cx| crate::tunnel::Leg::poll_readable(&mut lost, cx)).await;
+    let broken = poll_fn(|cx| Leg::poll_readable(&mut lost, cx)).await;
     assert!(matches!(broken, Err(LegError::Tunnel(TunnelError::Closed))), "{broken:?}");
     // This one had nothing on the way, and goes on over its own connection.
     for _ in 0..5 {
@@ -263,7 +263,7 @@ async fn a_peer_that_sends_more_than_it_may_is_cut() {
     let carried =
         tokio::spawn(async move { carry(&bundle, &mut server, LONG, &BundleCounts::default()).await });
     let head = Head { strand: number, taken: 0, before: u64::MAX, len: 1 };
-    for _ in 0..parcel_window() + 1 {
+    for _ in 0..WINDOW + 1 {
         client.write_all(&[head.encode().as_slice(), b"x"].concat()).await.unwrap();
     }
     client.flush().await.unwrap();
@@ -326,10 +326,9 @@ async fn who_has_ended_says_nothing_more_of_what_it_gets() {
     say(&mut server, b"late").await;
     assert_eq!(hear(&mut client, 4).await, b"late");
     assert_eq!(sent(&server), 1);
-    let cut = ambit_core::reason::Refusal::new(ambit_core::reason::Reason::Reset, "gone");
+    let cut = Refusal::new(Reason::Reset, "gone");
     tokio::spawn(client.close(Some(cut)));
-    let (_app, agent) = crate::tunnel::tests::pair().await;
-    let ended =
-        timeout(SOON, poll_fn(|cx| crate::tunnel::Leg::poll_send_from(&mut server, cx, &agent))).await;
+    let (_app, agent) = pair().await;
+    let ended = timeout(SOON, poll_fn(|cx| Leg::poll_send_from(&mut server, cx, &agent))).await;
     assert!(matches!(ended, Ok(Err(LegError::Reset(_)))), "{ended:?}");
 }
