@@ -35,16 +35,25 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 /// Connections that speak at a time.
-const MANY: &str = "40";
+const MANY: u32 = 40;
 
 /// Connections that exchange messages until they are told to end.
 struct Busy(Process);
 
 impl Busy {
-    fn start(world: &World, connections: &str, rest_ms: &str) -> Result<Self> {
+    fn start(world: &World, connections: u32, rest_ms: &str) -> Result<Self> {
         let to = format!("{}:{}", world.pod("b").v4, ports::ECHO);
         let mut command = load::tool(&world.pod("a").netns)?;
-        command.args(["many", "--to", &to, "--connections", connections, "--rounds", "2", "--hold"]);
+        command.args([
+            "many",
+            "--to",
+            &to,
+            "--connections",
+            &connections.to_string(),
+            "--rounds",
+            "2",
+            "--hold",
+        ]);
         command.args(["--busy-every-ms", rest_ms]);
         let mut process = Process::start(&mut command, &world.folder.join("busy.log"))?;
         process.wait_for("holding", 30 * SECOND)?;
@@ -52,13 +61,13 @@ impl Busy {
     }
 
     /// Ends them; none may have failed.
-    fn end(mut self, connections: &str) -> Result<()> {
+    fn end(mut self, connections: u32) -> Result<()> {
         self.0.close_input();
         ensure!(self.0.wait(30 * SECOND)?.success(), "{}", self.0.output());
         let output = self.0.output();
         let tally = output.lines().find_map(|line| serde_json::from_str::<Value>(line).ok());
         let tally = tally.with_context(|| format!("no tally: {output}"))?;
-        ensure!(tally["failed"] == 0 && tally["good"].to_string() == connections, "{tally}");
+        ensure!(tally["failed"] == 0 && tally["good"] == connections, "{tally}");
         Ok(())
     }
 }
@@ -93,10 +102,10 @@ fn shared_packets(world: &mut World) -> Result<()> {
 
 fn where_many_speak(world: &mut World) -> Result<()> {
     world.must_reach("a", "b")?;
-    let few = Busy::start(world, "4", "0")?;
+    let few = Busy::start(world, 4, "0")?;
     thread::sleep(SECOND);
     ensure!(sent(world, 0)? == [0.0, 0.0], "four connections have a bundle");
-    few.end("4")?;
+    few.end(4)?;
     let seldom = Busy::start(world, MANY, "250")?;
     thread::sleep(SECOND);
     ensure!(sent(world, 0)? == [0.0, 0.0], "connections that seldom speak have a bundle");

@@ -226,7 +226,7 @@ impl Bundle {
         // Who keeps it may have nothing left to do.
         let carrier = if state.inboxes.is_empty() { state.carrier.take() } else { None };
         drop(state);
-        carrier.map(Waker::wake);
+        carrier.into_iter().for_each(Waker::wake);
     }
 
     /// Takes one message of a stream, if it goes by the bundle.
@@ -248,7 +248,7 @@ impl Bundle {
         let carrier =
             if tells && !mem::replace(&mut state.woken, true) { state.carrier.take() } else { None };
         drop(state);
-        carrier.map(Waker::wake);
+        carrier.into_iter().for_each(Waker::wake);
         taken
     }
 
@@ -286,7 +286,7 @@ impl Bundle {
         }
         let carrier = state.carrier.take();
         drop(state);
-        carrier.map(Waker::wake);
+        carrier.into_iter().for_each(Waker::wake);
     }
 
     /// A connection stands. One before it that has not ended has broken off.
