@@ -39,10 +39,10 @@ use crate::{
 const RETIREMENT: f64 = 0.2;
 /// How long the last frame may take to be sent.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// How long the peer may take nothing of what stands in front of the reason why a stream is cut. One whose application does not take
-/// what came before does not get to it, and learns by a RST that it is to wait no longer.
-const LAST_WORD: Duration = Duration::from_millis(100);
-/// How often it is looked whether it takes something.
+/// After so many looks that find that the peer takes nothing of what stands in front of the reason why a stream is cut, it learns by a
+/// RST that it is to wait no longer: an application that does not take what came before has its agent not get to the reason.
+const LOOKS: u32 = 5;
+/// The time between two of them.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// A connection to a peer whose identity has been verified.
@@ -320,19 +320,18 @@ impl Link {
     }
 }
 
-/// Waits for `farewell` as long as the peer takes something: `None` once it has taken nothing for [`LAST_WORD`], or [`FAREWELL`] is over.
+/// Waits for `farewell` as long as the peer takes something: `None` after [`LOOKS`] that find otherwise, or once [`FAREWELL`] is over.
 async fn while_taken<T>(tcp: &TcpStream, farewell: impl Future<Output = T>) -> Option<T> {
     let mut farewell = pin!(farewell);
-    let begun = Instant::now();
-    let (mut taken, mut since) = (acknowledged(tcp), begun);
-    while since.elapsed() < LAST_WORD && begun.elapsed() < FAREWELL {
+    let end = Instant::now() + FAREWELL;
+    let (mut taken, mut idle) = (acknowledged(tcp), 0);
+    while idle < LOOKS && Instant::now() < end {
         if let Ok(said) = timeout(LOOK, farewell.as_mut()).await {
             return Some(said);
         }
         let now = acknowledged(tcp);
-        if now.is_none() || now != taken {
-            (taken, since) = (now, Instant::now());
-        }
+        idle = if now.is_some() && now == taken { idle + 1 } else { 0 };
+        taken = now;
     }
     None
 }
