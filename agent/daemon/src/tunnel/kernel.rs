@@ -228,11 +228,16 @@ impl Outgoing {
     fn is_drained(&self, tcp: &TcpStream) -> io::Result<bool> {
         let records = self.records + next_sealed(tcp, &self.cipher)? - self.first;
         let all = self.before + self.plain + records * OVERHEAD;
-        match taken_by_tcp(tcp) {
-            Ok(taken) => Ok(taken >= all),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            Err(error) => Err(error),
+        let drained = match taken_by_tcp(tcp) {
+            Ok(taken) => taken >= all,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
+            Err(error) => return Err(error),
+        };
+        if !drained {
+            // Of a connection that is gone the kernel tells once, and takes records for it from then on: an error if it is.
+            tcp.peer_addr()?;
         }
+        Ok(drained)
     }
 }
 

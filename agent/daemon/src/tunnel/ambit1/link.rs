@@ -2,6 +2,7 @@
 
 use std::{
     fmt, io, mem,
+    pin::pin,
     sync::Arc,
     task::{Context, Poll, ready},
     time::{Duration, SystemTime},
@@ -14,7 +15,7 @@ use ambit_core::{
 use rustls::{client::ClientConnectionData, kernel::KernelConnection};
 use tokio::{
     net::TcpStream,
-    time::{timeout, timeout_at},
+    time::{Instant, error::Elapsed, timeout, timeout_at},
 };
 
 use super::{
@@ -23,7 +24,7 @@ use super::{
     sender::Sender,
 };
 use crate::{
-    capture::{bound_buffers, reset_on_drop},
+    capture::{bound_buffers, reset_on_drop, taken_by_tcp, unacknowledged},
     tunnel::{
         TunnelError,
         buffer::Share,
@@ -39,9 +40,11 @@ use crate::{
 const RETIREMENT: f64 = 0.2;
 /// How long the last frame may take to be sent.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// How long the peer may take to read why a stream is cut. One whose application does not take what came before does not get
-/// to it, and learns by a RST that it is to wait no longer.
-const LAST_WORD: Duration = Duration::from_millis(100);
+/// After so many looks that find that the peer takes nothing of what stands in front of the reason why a stream is cut, it learns by a
+/// RST that it is to wait no longer: an application that does not take what came before has its agent not get to the reason.
+const LOOKS: u32 = 5;
+/// The time between two of them.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// A connection to a peer whose identity has been verified.
 pub(crate) struct Link {
@@ -146,7 +149,7 @@ impl Link {
         &mut self,
         limit: Duration,
     ) -> Option<Result<Option<Open>, TunnelError>> {
-        let deadline = tokio::time::Instant::now() + limit;
+        let deadline = Instant::now() + limit;
         self.receiver.set_rests(true);
         if self.wears_out()
             && let Err(error) = self.go_away().await
@@ -187,14 +190,18 @@ impl Link {
         if self.sender.is_clogged() && matches!(&last, Some(Control::Reset(refusal)) if says_all(refusal)) {
             return self.abort();
         }
-        let patience = if cut { LAST_WORD } else { FAREWELL };
+        let tcp = self.tcp.clone();
         let farewell = async {
             self.send_last(last.as_ref()).await?;
             if last.is_some() { Ok(self.drain().await?) } else { Ok::<_, TunnelError>(()) }
         };
-        // Otherwise the peer may be gone: then there is nobody to say goodbye to.
-        if !matches!(timeout(patience, farewell).await, Ok(Ok(()))) && cut {
-            reset_on_drop(&*self.tcp);
+        if cut {
+            if !matches!(while_taken(&tcp, farewell).await, Some(Ok(()))) {
+                reset_on_drop(&*tcp);
+            }
+        } else {
+            // Otherwise the peer may be gone: then there is nobody to say goodbye to.
+            let _: Result<_, Elapsed> = timeout(FAREWELL, farewell).await;
         }
     }
 
@@ -315,6 +322,27 @@ impl Link {
     }
 }
 
+/// Waits for `farewell` as long as the peer takes something: `None` after [`LOOKS`] that find otherwise, or once [`FAREWELL`] is over.
+async fn while_taken<T>(tcp: &TcpStream, farewell: impl Future<Output = T>) -> Option<T> {
+    let mut farewell = pin!(farewell);
+    let end = Instant::now() + FAREWELL;
+    let (mut taken, mut idle) = (acknowledged(tcp), 0);
+    while idle < LOOKS && Instant::now() < end {
+        if let Ok(said) = timeout(LOOK, farewell.as_mut()).await {
+            return Some(said);
+        }
+        let now = acknowledged(tcp);
+        idle = if now.is_some() && now == taken { idle + 1 } else { 0 };
+        taken = now;
+    }
+    None
+}
+
+/// Bytes that the peer's TCP has taken; `None` while that changes too fast to tell.
+fn acknowledged(tcp: &TcpStream) -> Option<u64> {
+    Some(taken_by_tcp(tcp).ok()?.saturating_sub(unacknowledged(tcp).ok()?))
+}
+
 impl Keys {
     /// Tells the peer new keys and goes on with them (RFC 8446 §4.6.3), if that is due; answers whether it was.
     fn renew(&mut self, sender: &mut Sender) -> Result<bool, TunnelError> {
@@ -356,3 +384,6 @@ impl Keys {
         if message.is_empty() { Ok(false) } else { Err(TunnelError::Record) }
     }
 }
+
+#[cfg(test)]
+mod tests;
