@@ -63,7 +63,7 @@ impl<D> Drop for Keeper<D> {
 impl<D: Dial> Keeper<D> {
     async fn keep(self) {
         while poll_fn(|cx| self.bundle.poll_wanted(cx)).await {
-            if self.shared.is_draining() {
+            if self.shared.is_draining() || self.pod.pod.is_released() {
                 return;
             }
             if let Err(error) = Box::pin(self.carry()).await {

@@ -263,7 +263,6 @@ impl Bundle {
     pub(crate) fn poll_wanted(&self, cx: &mut Context<'_>) -> Poll<bool> {
         let mut state = lock(&self.state);
         if state.inboxes.is_empty() {
-            state.kept = false;
             return Poll::Ready(false);
         }
         if mem::take(&mut state.woken) {
@@ -293,6 +292,7 @@ impl Bundle {
     fn attach(&self) -> u32 {
         let mut state = lock(&self.state);
         let lost = if state.stand == Stand::Down { Vec::new() } else { state.broken() };
+        (state.out, state.parcels) = (Vec::new(), 0);
         state.stand = Stand::Up;
         state.round = state.round.wrapping_add(1);
         let round = state.round;
@@ -310,6 +310,7 @@ impl Bundle {
         let lost = if cleanly { Vec::new() } else { state.broken() };
         state.stand = Stand::Down;
         state.woken = false;
+        (state.out, state.parcels) = (Vec::new(), 0);
         drop(state);
         lost.into_iter().for_each(Waker::wake);
     }
@@ -317,8 +318,7 @@ impl Bundle {
 
 impl State {
     /// All strands are told that what they have said may be lost.
-    fn broken(&mut self) -> Vec<Waker> {
-        (self.out, self.parcels) = (Vec::new(), 0);
+    fn broken(&self) -> Vec<Waker> {
         self.inboxes.values().filter_map(|inbox| inbox.break_off()).collect()
     }
 }

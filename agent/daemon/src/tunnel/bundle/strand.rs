@@ -149,8 +149,8 @@ impl Strand {
     /// Takes a message, behind `before` bytes on the stream's own connection, if it goes by the bundle.
     pub(crate) fn offer(&mut self, bytes: &[u8], before: u64) -> bool {
         let waiting = self.sent.wrapping_sub(self.inbox.taken.load(Ordering::Relaxed));
-        let may =
-            self.accepted && !self.ended && bytes.len() <= MAX && waiting < WINDOW && !self.inbox.is_broken();
+        let fits = (1..=MAX).contains(&bytes.len()) && waiting < WINDOW;
+        let may = fits && self.accepted && !self.ended && !self.inbox.is_broken();
         let len = bytes.len() as u16;
         let taken =
             may && self.bundle.offer(Head { strand: self.number, taken: self.got, before, len }, bytes);

@@ -140,8 +140,10 @@ async fn small_messages_of_many_streams_go_over_one_connection() {
             assert_eq!(hear(client, word.len()).await, word.as_bytes());
         }
     }
-    for (client, server) in &streams {
+    for (client, server) in &mut streams {
         assert_eq!((sent(client), sent(server)), (50, 50));
+        assert_eq!(client.write(b"").await.unwrap(), 0);
+        assert_eq!(sent(client), 50, "nothing is no message");
     }
     // The end comes behind all that was said.
     for (client, server) in &mut streams {
@@ -331,4 +333,20 @@ async fn who_has_ended_says_nothing_more_of_what_it_gets() {
     let (_app, agent) = pair().await;
     let ended = timeout(SOON, poll_fn(|cx| Leg::poll_send_from(&mut server, cx, &agent))).await;
     assert!(matches!(ended, Ok(Err(LegError::Reset(_)))), "{ended:?}");
+}
+
+#[test]
+fn nobody_else_keeps_it_before_who_did_has_left() {
+    let bundles = Bundles::new(Bundling::Force);
+    let join = || [0; 2].map(|_| bundles.join(&key()).unwrap());
+    let strands = join();
+    let bundle = strands[0].bundle().clone();
+    assert!(bundle.is_to_be_kept());
+    drop(strands);
+    let wanted = bundle.poll_wanted(&mut Context::from_waker(Waker::noop()));
+    assert_eq!(wanted, Poll::Ready(false), "there are no streams");
+    let _strands = join();
+    assert!(!bundle.is_to_be_kept(), "two connections would break each other off");
+    bundle.give_up();
+    assert!(bundle.is_to_be_kept());
 }
