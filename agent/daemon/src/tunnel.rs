@@ -26,7 +26,7 @@ use ambit_core::{
 };
 
 pub(crate) use self::{
-    buffer::{Budget, Buffer, Hold, Share, Waiting},
+    buffer::{Budget, Buffer, Hold, Share, Waiting, call_in_spares, give_back_spares},
     bundle::{Bundle, Bundles, Bundling, Served, Strand, StrandId, carry as carry_bundle},
     credentials::Wallet,
     detect::{First, first_bytes, judge, server_name},

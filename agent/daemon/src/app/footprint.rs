@@ -12,6 +12,7 @@ use crate::{
     capture::{give_back_heap, let_go_of_code},
     instance::Readiness,
     proxy::Proxy,
+    tunnel::call_in_spares,
 };
 
 const TICK: Duration = Duration::from_secs(1);
@@ -41,6 +42,8 @@ pub(super) async fn keep_small(readiness: Readiness, proxy: Proxy) {
 }
 
 async fn give_back() {
+    // Most threads get to that before the next time.
+    call_in_spares();
     let done = spawn_blocking(|| {
         give_back_heap();
         let_go_of_code()

@@ -12,6 +12,7 @@ use crate::{
     instance,
     proxy::BusyPoll,
     telemetry,
+    tunnel::give_back_spares,
 };
 
 #[derive(Debug, Args)]
@@ -71,6 +72,9 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     let busy = busy_poll(config.busy_poll);
     let parks = busy.clone();
     let mut runtime = Builder::new_multi_thread();
-    runtime.worker_threads(config.workers).thread_name("ambit").on_thread_park(move || parks.stand_aside());
+    runtime.worker_threads(config.workers).thread_name("ambit").on_thread_park(move || {
+        give_back_spares();
+        parks.stand_aside();
+    });
     process::run(&mut runtime, "the agent", app::run(config, busy))
 }

@@ -7,13 +7,13 @@
 mod waiting;
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::HashMap,
     net::IpAddr,
     ops::{Deref, DerefMut},
     sync::{
         Arc, Mutex, OnceLock, PoisonError, Weak,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
 };
@@ -59,6 +59,24 @@ impl Limits {
 
 thread_local! {
     static SPARE: RefCell<[Vec<Box<[u8]>>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+    /// Of the calls below, the last that the thread has heard.
+    static HEARD: Cell<u32> = const { Cell::new(0) };
+}
+
+/// How many times threads have been called to give their spare buffers back.
+static CALLS: AtomicU32 = AtomicU32::new(0);
+
+/// Has each thread give its spare buffers back when it has nothing to do next.
+pub(crate) fn call_in_spares() {
+    CALLS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Gives this thread's back if they have been called in. To be called before a thread of the runtime parks.
+pub(crate) fn give_back_spares() {
+    let calls = CALLS.load(Ordering::Relaxed);
+    if HEARD.replace(calls) != calls {
+        SPARE.with_borrow_mut(|spare| *spare = [Vec::new(), Vec::new()]);
+    }
 }
 
 /// The buffers of an agent, and its time for handshakes.

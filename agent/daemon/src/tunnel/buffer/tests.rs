@@ -149,3 +149,15 @@ fn an_agent_with_little_memory_has_few_buffers() {
     let small = Limits::within(128 << 20);
     assert_eq!((small.agent, small.pod, small.full), (32 << 20, 8 << 20, 5 << 19));
 }
+
+#[test]
+fn spare_buffers_are_given_back_when_they_are_called_in() {
+    let share = Share::alone();
+    let spare = || SPARE.with_borrow(|spare| spare.iter().map(Vec::len).sum::<usize>());
+    drop(share.try_take().unwrap());
+    drop(share.try_take_small().unwrap());
+    assert_eq!(spare(), 2);
+    call_in_spares();
+    give_back_spares();
+    assert_eq!(spare(), 0);
+}
