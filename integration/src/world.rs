@@ -59,6 +59,8 @@ impl World {
 
     /// Builds the scene with its servers running and its agents not yet started.
     pub fn build(sandbox: &Sandbox, name: &str, binary: &Path, flags: &[&str]) -> Result<Self> {
+        // The CNI plugin is a link to it, in a folder of its own.
+        let binary = &binary.canonicalize().with_context(|| format!("the daemon {}", binary.display()))?;
         sandbox.remember_binary(binary)?;
         let folder = sandbox.folder().join(name);
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
