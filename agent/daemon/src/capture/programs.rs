@@ -1,5 +1,7 @@
 //! Loading and attaching the programs, in the place of what an earlier agent left, without a gap.
 
+mod copies;
+
 use std::{
     fmt,
     fs::{self, File},
@@ -17,6 +19,7 @@ use aya::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
+use self::copies::Copies;
 use super::{
     CaptureError, CaptureSettings, filesystem,
     maps::{self, Maps},
@@ -60,8 +63,7 @@ pub(super) struct Programs {
     node_dir: PathBuf,
     maps_dir: PathBuf,
     cgroup: File,
-    /// Loads the programs over the pinned maps. Kept, because making one reads the kernel's types: many milliseconds.
-    loader: EbpfLoader<'static>,
+    copies: Copies,
     ebpf: Ebpf,
     maps: Arc<Maps>,
     /// Whether the hooks of the host's cgroup are this process's own.
@@ -109,7 +111,7 @@ impl Programs {
             node_dir,
             maps_dir,
             cgroup,
-            loader,
+            copies: Copies::by(loader),
             ebpf,
             maps,
             attached: false,
@@ -164,7 +166,7 @@ impl Programs {
     /// Removes everything if no pod is enrolled.
     pub(super) fn forget(&self) {
         if pins::pinned_pods(&self.node_dir).is_empty() {
-            pins::remove_node(&self.node_dir);
+            self.copies.end(|| drop(pins::remove_node(&self.node_dir)));
         }
     }
 
@@ -184,7 +186,7 @@ impl Programs {
 
     /// Inbound first, then outbound: a pod that can be reached only by its agent may call out.
     pub(super) fn admit(&mut self, pod: &PodNet) -> Result<(), CaptureError> {
-        let mut ebpf = self.loader.load(OBJECT)?;
+        let mut ebpf = self.copies.next()?;
         maps::set_netns(&mut ebpf, pod.cookie())?;
         if pod.parking().is_none()
             && let Err(error) = park(&mut ebpf, pod)
@@ -196,11 +198,7 @@ impl Programs {
         }
         self.maps.add_listeners(pod)?;
         let program: &mut SkLookup = program(&mut ebpf, INBOUND)?;
-        let link = program
-            .load()
-            .and_then(|()| program.attach(pod.netns()))
-            .and_then(|id| program.take_link(id))
-            .map_err(at(INBOUND))?;
+        let link = program.attach(pod.netns()).and_then(|id| program.take_link(id)).map_err(at(INBOUND))?;
         pins::pin(FdLink::from(link), &pins::pod_path(&self.node_dir, pod.uid(), pod.cookie()))?;
         self.forget_older(pod);
         if pod.captures_dns() {
@@ -260,7 +258,9 @@ fn park(ebpf: &mut Ebpf, pod: &PodNet) -> Result<(), CaptureError> {
         .map_err(failed("enter"))?;
     let Some(parking) = parking.transpose()? else { return Ok(()) };
     let program: &mut SocketFilter = program(ebpf, PARK)?;
-    program.load().map_err(at(PARK))?;
+    if program.fd().is_err() {
+        program.load().map_err(at(PARK))?;
+    }
     let filter = program.fd().map_err(at(PARK))?;
     pod.park(parking, filter.as_fd()).map_err(failed("attach the filter to the agent's listeners"))
 }
@@ -291,6 +291,17 @@ pub(super) fn rehearse(cgroup: &File, netns: BorrowedFd<'_>) -> Result<Vec<Rehea
     let loaded = program::<SocketFilter>(&mut ebpf, PARK).and_then(|filter| filter.load().map_err(at(PARK)));
     done.push((PARK, loaded));
     Ok(done)
+}
+
+/// Loads what a pod has for itself, over the pinned maps of all: the kernel looks at every path through the programs.
+fn load_copy(loader: &mut EbpfLoader<'static>) -> Result<Ebpf, CaptureError> {
+    let mut ebpf = loader.load(OBJECT)?;
+    let inbound: &mut SkLookup = program(&mut ebpf, INBOUND)?;
+    inbound.load().map_err(at(INBOUND))?;
+    let filter: &mut SocketFilter = program(&mut ebpf, PARK)?;
+    // Who attaches it loads it again if this has failed, and tells why that fails.
+    let _: Result<(), aya::programs::ProgramError> = filter.load();
+    Ok(ebpf)
 }
 
 /// Loads the programs over the maps pinned in a folder, which are made if they are not there, or over maps of their own.
