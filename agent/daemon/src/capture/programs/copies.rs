@@ -12,7 +12,7 @@ use aya::{Ebpf, EbpfLoader};
 use tokio::{task::spawn_blocking, time::sleep};
 
 use super::load_copy;
-use crate::capture::CaptureError;
+use crate::capture::{CaptureError, give_back_heap};
 
 /// How long no pod may have come before a copy is made for the next one: many at a time each make their own, and do not wait for it.
 const QUIET: Duration = Duration::from_millis(100);
@@ -80,6 +80,9 @@ impl Shared {
             Ok(copy) => workshop.spare = Some(copy),
             Err(error) => tracing::debug!(%error, "the next pod's programs cannot be loaded ahead"),
         }
+        drop(workshop);
+        // Reading the object takes several times what is left of it.
+        give_back_heap();
     }
 
     fn lock(&self) -> MutexGuard<'_, Workshop> {
