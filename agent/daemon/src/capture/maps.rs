@@ -42,7 +42,7 @@ pub(super) const NAMES: [&str; 13] = [
 const BPF_NOEXIST: u64 = 1;
 
 /// The map of one copy of the pods' programs.
-const NETNS: &str = "NETNS";
+pub(super) const NETNS: &str = "NETNS";
 
 /// Tells a copy of the pods' programs which network namespace it is for.
 pub(super) fn set_netns(ebpf: &mut Ebpf, cookie: u64) -> Result<(), CaptureError> {

@@ -37,6 +37,10 @@ use super::{
     socket,
 };
 
+/// The maps of one copy of the pods' programs: what waits, and what has answered lately.
+pub(super) const RING: &str = "PARKED";
+pub(super) const ANSWERED: &str = answered::MAP;
+
 /// SYNs of one pod that wait at a time. A further one is lost, and comes again.
 const WAITING: usize = 2048;
 /// How long a SYN that was sent again may take to become a connection. The client's next retransmission has it sent once
@@ -213,7 +217,6 @@ impl std::fmt::Debug for Parking {
 impl Parking {
     /// Over the maps of the pod's own copy of the programs; must run inside the pod's network namespace, and a tokio runtime.
     pub(super) fn open(ebpf: &mut Ebpf, v4: bool, v6: bool) -> Result<Self, CaptureError> {
-        const RING: &str = "PARKED";
         let map = |name: &'static str, ebpf: &mut Ebpf| ebpf.take_map(name).ok_or(CaptureError::NoPrograms);
         let at = |map: &'static str| move |source: MapError| CaptureError::Map { map, source };
         let ring = RingBuf::try_from(map(RING, ebpf)?).map_err(at(RING))?;

@@ -23,7 +23,7 @@ use self::copies::Copies;
 use super::{
     CaptureError, CaptureSettings, filesystem,
     maps::{self, Maps},
-    parking::Parking,
+    parking::{self, Parking},
     pins,
     pod::PodNet,
 };
@@ -299,8 +299,15 @@ fn load_copy(loader: &mut EbpfLoader<'static>) -> Result<Ebpf, CaptureError> {
     let inbound: &mut SkLookup = program(&mut ebpf, INBOUND)?;
     inbound.load().map_err(at(INBOUND))?;
     let filter: &mut SocketFilter = program(&mut ebpf, PARK)?;
-    // Who attaches it loads it again if this has failed, and tells why that fails.
-    let _: Result<(), aya::programs::ProgramError> = filter.load();
+    // Who attaches it loads it again if this fails, and tells why that does.
+    if filter.load().is_ok() {
+        // The programs hold what they use. Descriptors are needed of what is the pod's own.
+        let own = [maps::NETNS, parking::RING, parking::ANSWERED];
+        let others = ebpf.maps().map(|(name, _)| name.to_owned()).filter(|name| !own.contains(&&**name));
+        for name in others.collect::<Vec<_>>() {
+            ebpf.take_map(&name);
+        }
+    }
     Ok(ebpf)
 }
 

@@ -150,20 +150,14 @@ impl Carrier<'_> {
 
     fn hand_out(&mut self) -> Result<(), LegError> {
         let mut input = &self.input[..self.filled];
-        let state = lock(&self.bundle.state);
-        while let Some((head, bytes)) = parcel::next(&mut input).map_err(TunnelError::from)? {
-            // What comes for a stream that was cut a moment ago is for nobody.
-            if let Some(inbox) = state.inboxes.get(&head.strand) {
-                self.wakers.extend(inbox.put(head, bytes)?);
-            }
-        }
-        drop(state);
+        let handed = hand_out(self.bundle, &mut input, &mut self.wakers);
         let left = input.len();
         self.input.copy_within(self.filled - left..self.filled, 0);
         self.filled = left;
         self.unmoved = 0;
+        // Also those of whom the rest is nothing that can be taken: nobody else wakes them.
         self.wakers.drain(..).for_each(Waker::wake);
-        Ok(())
+        Ok(handed?)
     }
 
     /// Takes what is to go out, once those that were ready have said it; `false` if there is nothing yet.
@@ -206,6 +200,18 @@ impl Carrier<'_> {
         self.written = 0;
         Poll::Ready(Ok(()))
     }
+}
+
+/// Hands the parcels in `input` to their streams, whose wakers are to be woken whatever comes of it.
+fn hand_out(bundle: &Bundle, input: &mut &[u8], wakers: &mut Vec<Waker>) -> Result<(), TunnelError> {
+    let state = lock(&bundle.state);
+    while let Some((head, bytes)) = parcel::next(input)? {
+        // What comes for a stream that was cut a moment ago is for nobody.
+        if let Some(inbox) = state.inboxes.get(&head.strand) {
+            wakers.extend(inbox.put(head, bytes)?);
+        }
+    }
+    Ok(())
 }
 
 fn failed(error: io::Error) -> LegError {
