@@ -173,6 +173,8 @@ fn wait_for(world: &mut World) -> Result<()> {
 
 fn nobody_answers(world: &mut World) -> Result<()> {
     world.must_reach("a", "b")?;
+    // The agent has made ready for another pod by then, which takes a few files.
+    thread::sleep(SECOND);
     let open_files = world.agents[0].open_files()?;
     let node = world.topology.nodes[1].netns.clone();
     for server in ["d", "b"] {

@@ -305,6 +305,8 @@ fn half_open(world: &mut World) -> Result<()> {
     let files = |world: &World| -> Result<[usize; 2]> {
         Ok([world.agents[0].open_files()?, world.agents[1].open_files()?])
     };
+    // The agents have made ready for another pod by then, which takes a few files.
+    thread::sleep(SECOND);
     let before = files(world)?;
     let mut ends = Vec::new();
     for _ in 0..CONNECTIONS {
