@@ -18,7 +18,7 @@ pub(crate) use ca::{CaConfig, CaServiceSettings};
 pub(crate) use error::ConfigError;
 pub(crate) use folders::CniDirs;
 pub(crate) use values::{
-    Bundles, BusyPolling, ConfigMapKey, DataplaneLabel, DnsName, ExtensionProviders, HttpTelemetry,
+    Bundling, BusyPolling, ConfigMapKey, DataplaneLabel, DnsName, ExtensionProviders, HttpTelemetry,
     KernelTls, LocalTraffic, Location, Namespace, ObjectName, OutboundPolicy, PostQuantum, TrustDomains,
     Wait, Window,
 };

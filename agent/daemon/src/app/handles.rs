@@ -23,7 +23,7 @@ use crate::{
     authz::Providers,
     capture::{Capture, CaptureSettings, Cgroups, Pinned},
     cluster::Authorizer,
-    config::{AgentConfig, Bundles, LocalTraffic, SourceConfig},
+    config::{self, AgentConfig, LocalTraffic, SourceConfig},
     discovery::Feed,
     identity::KeyStore,
     instance::{Capacity, Gate, MemoryUse, Readiness, Signals},
@@ -78,9 +78,9 @@ impl Handles {
             trusted_proxies: config.trusted_proxies,
         };
         let bundling = match config.bundles {
-            Bundles::Off => Bundling::Off,
-            Bundles::Auto => Bundling::Auto,
-            Bundles::Force => Bundling::Force,
+            config::Bundling::Off => Bundling::Off,
+            config::Bundling::Auto => Bundling::Auto,
+            config::Bundling::Force => Bundling::Force,
         };
         let manner = Manner { join: config.local_traffic == LocalTraffic::Join, busy, bundling };
         let proxy = Proxy::new(feed.clone(), wallet.clone(), telemetry.clone(), judges, capacity, manner);

@@ -17,7 +17,7 @@ use super::{
     folders::{CniDirs, private_folder},
     settings::read,
     values::{
-        Bundles, BusyPolling, CaTrust, DataplaneLabel, HttpTelemetry, IssuerKind, KernelTls, LocalTraffic,
+        Bundling, BusyPolling, CaTrust, DataplaneLabel, HttpTelemetry, IssuerKind, KernelTls, LocalTraffic,
         Location, MapEntries, MetricsAuth, OutboundPolicy, PostQuantum, Sampling, Switch, VaultPath,
         VipNetworks,
     },
@@ -137,7 +137,7 @@ pub(crate) struct AgentConfig {
     /// How long who has passed on a message looks for the next one, 1 µs to 1 ms.
     pub(crate) busy_poll: BusyPolling,
     /// Whether small messages of many connections between two pods share packets.
-    pub(crate) bundles: Bundles,
+    pub(crate) bundles: Bundling,
     /// The file of certificate revocation lists.
     pub(crate) crl_file: Option<PathBuf>,
     /// Trust domains beside our own whose identities are accepted.

@@ -9,6 +9,7 @@ mod observing;
 mod outbound;
 mod providers;
 mod trust;
+mod words;
 
 use std::{path::PathBuf, str::FromStr};
 
@@ -24,11 +25,11 @@ pub(crate) use names::{
     ServerNames, VaultPath,
 };
 pub(crate) use observing::{CollectorUrl, HttpTelemetry, Sampling};
-pub(crate) use outbound::{OutboundPolicy, Switch, VipNetworks};
+pub(crate) use outbound::VipNetworks;
 pub(crate) use providers::ExtensionProviders;
-pub(crate) use trust::{
-    Bundles, CaTrust, IssuerKind, KernelTls, LocalTraffic, MetricsAuth, PostQuantum, TrustBundles,
-    TrustDomains,
+pub(crate) use trust::{TrustBundles, TrustDomains};
+pub(crate) use words::{
+    Bundling, CaTrust, IssuerKind, KernelTls, LocalTraffic, MetricsAuth, OutboundPolicy, PostQuantum, Switch,
 };
 
 /// A path, made absolute where it is given.

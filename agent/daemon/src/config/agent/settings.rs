@@ -6,7 +6,7 @@ use crate::{
     config::{
         settings::settings,
         values::{
-            Bundles, BusyPolling, CaTrust, ClusterId, ClusterLocalServices, CollectorUrl, ConfigMapKey,
+            Bundling, BusyPolling, CaTrust, ClusterId, ClusterLocalServices, CollectorUrl, ConfigMapKey,
             DataplaneLabel, DnsName, Drain, ExtensionProviders, Hold, HttpTelemetry, IpBlocks, IssuerKind,
             KernelTls, KeyRefresh, ListenAddr, LocalTraffic, Location, Locations, LogFilter, LoopbackAddr,
             MapEntries, MetricsAuth, Namespace, ObjectName, OutboundPolicy, PostQuantum, Sampling,
@@ -127,7 +127,7 @@ settings! {
     /// How long who has passed on a message looks for the next one before its thread sleeps, as waking it takes longer than a message: off, auto (200us, unless the agent's cgroup has a CPU limit) or a time from 1us to 1ms [default: auto]
     busy_poll: BusyPolling, "AMBIT_BUSY_POLL", "TIME";
     /// Whether small messages of many connections between two pods share packets between the nodes: off, auto (while many connections speak at a time) or force (wherever there are two connections; for trying it out) [default: auto]
-    bundles: Bundles, "AMBIT_BUNDLES", "WHEN";
+    bundles: Bundling, "AMBIT_BUNDLES", "WHEN";
     /// A file of certificate revocation lists, PEM or DER; watched
     crl_file: Location, "AMBIT_CRL_FILE", "FILE";
     /// Trust domains beside our own whose identities are accepted, joined by commas

@@ -75,7 +75,7 @@ fn defaults_are_those_of_the_help() {
             post_quantum: PostQuantum::Offer,
             local_traffic: LocalTraffic::Join,
             kernel_tls: KernelTls::Off,
-            bundles: Bundles::Auto,
+            bundles: Bundling::Auto,
             busy_poll: BusyPolling::Auto,
             crl_file: None,
             trust_domain_aliases: vec![],
