@@ -3,7 +3,7 @@
 use std::{future::poll_fn, time::Duration};
 
 use ambit_core::{
-    frame::parcel::WINDOW,
+    frame::parcel::{HEADER_LEN, WINDOW},
     model::PodAddr,
     reason::{Reason, Refusal},
 };
@@ -249,28 +249,54 @@ async fn a_bundle_that_breaks_off_breaks_what_may_be_lost_and_nothing_else() {
     assert_eq!(sent(&new), 1);
 }
 
-#[tokio::test]
-async fn a_peer_that_sends_more_than_it_may_is_cut() {
-    let ends = Ends::new();
+/// A client that says over the bundle of `stream`, a server's end, what the test likes, and what becomes of that bundle.
+async fn hostile(ends: &Ends, stream: &Stream) -> (Stream, JoinHandle<Result<(), LegError>>) {
     let (client, mut server) = ends.sides.sessions().await;
-    let (_near, far) = ends.stream().await;
-    let Stream::Ambit1(stream) = &far;
-    let (number, bundle) =
-        (stream.strand().unwrap().name().number, stream.strand().unwrap().bundle().clone());
+    let Stream::Ambit1(stream) = stream;
+    let bundle = stream.strand().unwrap().bundle().clone();
     let mut client = client.open(Incoming { strand: Some(bundle.name()), ..incoming() }, None);
     client.flush().await.unwrap();
     server.next(SOON).await.unwrap();
     let mut server = server.accept_stream(None);
     server.flush().await.unwrap();
-    let carried =
-        tokio::spawn(async move { carry(&bundle, &mut server, LONG, &BundleCounts::default()).await });
-    let head = Head { strand: number, taken: 0, before: u64::MAX, len: 1 };
+    let carried = async move { carry(&bundle, &mut server, LONG, &BundleCounts::default()).await };
+    (client, tokio::spawn(carried))
+}
+
+/// A parcel for `stream` of one byte, and how many bytes of its own connection come before it.
+fn parcel(stream: &Stream, before: u64) -> Vec<u8> {
+    let Stream::Ambit1(stream) = stream;
+    let head = Head { strand: stream.strand().unwrap().name().number, taken: 0, before, len: 1 };
+    [head.encode().as_slice(), b"x"].concat()
+}
+
+#[tokio::test]
+async fn a_peer_that_sends_more_than_it_may_is_cut() {
+    let ends = Ends::new();
+    let (_near, far) = ends.stream().await;
+    let (mut client, carried) = hostile(&ends, &far).await;
     for _ in 0..WINDOW + 1 {
-        client.write_all(&[head.encode().as_slice(), b"x"].concat()).await.unwrap();
+        client.write_all(&parcel(&far, u64::MAX)).await.unwrap();
     }
     client.flush().await.unwrap();
     let ended = timeout(SOON, carried).await.unwrap().unwrap();
     assert!(matches!(ended, Err(LegError::Tunnel(TunnelError::Unexpected("parcel")))), "{ended:?}");
+}
+
+#[tokio::test]
+async fn what_has_come_in_front_of_nonsense_is_heard() {
+    let ends = Ends::new();
+    let (_near, mut far) = ends.stream().await;
+    let (mut client, carried) = hostile(&ends, &far).await;
+    // Both in one record, with somebody waiting for the first.
+    let said = [parcel(&far, 2), vec![0; HEADER_LEN]].concat();
+    let (heard, ended) = tokio::join!(hear(&mut far, 1), async {
+        tokio::task::yield_now().await;
+        say(&mut client, &said).await;
+        timeout(SOON, carried).await.unwrap().unwrap()
+    });
+    assert_eq!(heard, b"x");
+    assert!(matches!(ended, Err(LegError::Tunnel(TunnelError::Parcel(_)))), "{ended:?}");
 }
 
 #[tokio::test]
