@@ -86,8 +86,9 @@ const fn differs(program: &'static str, what: &'static [&'static str], why: &'st
 /// By how much times may differ: far less than a retransmission, more than a busy machine is late. An emulated one is later.
 const TOLERANCE_MS: f64 = 600.0;
 /// How many times larger one amount may be than the other: what is under way stands in the buffers of three connections instead
-/// of one, which the kernel makes as large as it likes.
-const TOLERANCE_FACTOR: f64 = 24.0;
+/// of one, which the kernel makes as large as it likes. An agent reads as fast as it is written to until its own reader is full, and the
+/// faster it does, the larger the kernel makes that buffer meanwhile: where tcp_rmem allows 32 MB, up to 24 MB were seen beside 0.8.
+const TOLERANCE_FACTOR: f64 = 40.0;
 
 /// Demands that all programs saw the same, but for what is listed, and that what is listed differs; answers with a line about
 /// it.
